@@ -1,0 +1,29 @@
+"""Local rank, binned and noisy-channel mutual information, and clustering of saved checkpoints.
+
+Importing the package is cheap: torch comes in with the first name that needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ibscan.api import Run, cluster, mi, rank, scan
+    from ibscan.training import save
+
+__version__ = "0.1.0"
+__all__ = ["Run", "__version__", "cluster", "mi", "rank", "save", "scan"]
+
+_ROOMS = {name: "ibscan.api" for name in ("Run", "cluster", "mi", "rank", "scan")} | {"save": "ibscan.training"}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module's attribute may be anything
+    if name == "noisy":
+        raise AttributeError("ibscan.noisy comes in a later version, with the network channel it trains for.")
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'ibscan' has no attribute {name!r}")
+    # `scan` is also the name of the engine's module: the function wins once it has been asked for.
+    value = getattr(importlib.import_module(_ROOMS[name]), name)
+    globals()[name] = value
+    return value

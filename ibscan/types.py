@@ -1,0 +1,311 @@
+"""The nouns every room shares, and the two protocols: Network and Measure."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "At",
+    "Checkpoint",
+    "Estimate",
+    "Layer",
+    "Measure",
+    "Network",
+    "Probe",
+    "Quantity",
+    "Result",
+    "Series",
+    "Status",
+    "Streams",
+    "TensorInfo",
+    "Variable",
+]
+
+At: TypeAlias = Literal["pre", "post"]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+class Status(IntEnum):
+    """What a value means, or why there is none; stored as int8 beside every measured variable."""
+
+    OK = 0
+    NOT_MEASURED = 1
+    SATURATED = 2
+    DEAD = 3
+    NONFINITE = 4
+    FAILED = 5
+    OUT_OF_MEMORY = 6
+    UNRESOLVED = 7
+    LOWER_BOUND = 8
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Name-free description of a stored tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One saved state of the network: where it lies and what it says of itself, never its weights.
+
+    `name` is the path relative to the series' folder, as tables show it. `value` is the coordinate of a sweep
+    (say a loss weight), where the series is one. `tensors` maps state-dict names, wrapper prefixes already stripped,
+    to shape and dtype, in stored order.
+    """
+
+    path: Path
+    name: str
+    sha256: str
+    size: int
+    format: str
+    epoch: float | None
+    step: int | None
+    value: float | None
+    step_source: str
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    state_key: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """The checkpoints of one run in order, and what was left out of it.
+
+    `axis` names the coordinate that tables and plots use: `epoch`, `step`, or a sweep's own name. `skipped` maps a
+    file's name to the reason it was skipped; `notices` are sentences for standard error.
+    """
+
+    checkpoints: tuple[Checkpoint, ...]
+    axis: str = "epoch"
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+
+    def without(self, done: Callable[[Checkpoint], bool]) -> Series:
+        """Return the series less the checkpoints for which `done` holds: this is all that resuming is."""
+        return dataclasses.replace(self, checkpoints=tuple(c for c in self.checkpoints if not done(c)))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The fixed inputs, and labels where they are classes, on which everything is measured.
+
+    `x` has shape (N, ...). `y` (N,) holds indices into `labels`, the label values present in sorted order, or is
+    None where there are no labels or they are not classes. `sha256` is the hash of the whole probe after its
+    arguments (scale, mean, std, shape) were applied; a sample keeps it.
+    """
+
+    x: Array
+    y: Array | None
+    labels: tuple[int | str, ...]
+    sha256: str
+    source: str
+
+    def sampled(self, rows: int | None, seed: int) -> Probe:
+        """Return the first `rows` rows of one seeded permutation, so that smaller samples nest; None takes all.
+
+        Permuted even when every row is taken, so that "the first 64 rows" is a random subset of an ordered probe.
+        """
+        order = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 0x70726F62]))).permutation(len(self.x))
+        order = order if rows is None else order[:rows]
+        return dataclasses.replace(self, x=self.x[order], y=None if self.y is None else self.y[order])
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A called module whose output is measured: dotted name, kind (`Linear`, ...), width in units.
+
+    `post_range` is the closed range of its post-activation where the network states one (tanh: (-1, 1)).
+    """
+
+    name: str
+    kind: str
+    width: int
+    post_range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a number is: file key, symbol, unit, meaning, and the dimensions beyond (checkpoint, layer).
+
+    `per_layer` is False for what belongs to the checkpoint as a whole. `counted` marks integer counts and exact
+    coordinates, which carry no status. `default_shown` is False for histograms and spectra, which exports give only
+    when asked by name.
+    """
+
+    key: str
+    symbol: str
+    unit: str
+    long_name: str
+    dims: tuple[str, ...] = ()
+    per_layer: bool = True
+    counted: bool = False
+    default_shown: bool = True
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Values with their uncertainty and status, arrays (C, L, *dims) or (C, *dims).
+
+    A NaN value never stands without a status other than OK. `stderr`, `lower`, `upper`, `minimum`, `maximum` are
+    stored as `_se`, `_lower`, `_upper`, `_min`, `_max` and share the status. `rows` overrides the measure's number
+    of probe rows where this quantity used fewer. Counted quantities have `status` None.
+    """
+
+    value: Array
+    status: Array | None
+    stderr: Array | None = None
+    lower: Array | None = None
+    upper: Array | None = None
+    minimum: Array | None = None
+    maximum: Array | None = None
+    rows: int | None = None
+
+    COMPANIONS: ClassVar[Mapping[str, str]] = {
+        "stderr": "se",
+        "lower": "lower",
+        "upper": "upper",
+        "minimum": "min",
+        "maximum": "max",
+    }
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A named array of a result: dimension names, values (float64, int64, int8 or str objects), attributes."""
+
+    dims: tuple[str, ...]
+    values: Array
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:  # noqa: ANN401 - numpy's protocol
+        return np.array(self.values, dtype=dtype, copy=copy)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Named arrays that know what they are: what is written to, and read from, one HDF5 file.
+
+    `coordinates` holds the dimension scales (a variable named like its dimension) and the auxiliary coordinates
+    (`epoch`, `layer_width`, ...); `variables` what was measured, with companions and statuses. Root attributes are
+    strings, integers, floats.
+    """
+
+    coordinates: Mapping[str, Variable]
+    variables: Mapping[str, Variable]
+    attrs: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Variable:
+        return self.variables[name] if name in self.variables else self.coordinates[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.variables or name in self.coordinates
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The `settings` attribute, decoded."""
+        decoded: dict[str, Any] = json.loads(self.attrs.get("settings", "{}"))
+        return decoded
+
+    def status(self, name: str) -> Array | None:
+        """Return the status array that `name` shares, or None where it has none (counts, coordinates)."""
+        for other in str(self[name].attrs.get("ancillary_variables", "")).split():
+            if other.endswith("_status"):
+                return self.variables[other].values
+        return None
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Counter-based random numbers: a stream depends on (seed, measure, layer index, draw) alone.
+
+    Not on file, epoch, noise, order or device, so that order, sharding and resuming cannot matter and curves over
+    epochs and noise are smooth. (Errors of neighbouring epochs are then correlated.)
+    """
+
+    seed: int
+
+    def generator(self, measure: str, layer: int, draw: int) -> np.random.Generator:
+        """Return the generator of one draw: Philox keyed by the four numbers."""
+        key = [self.seed, zlib.crc32(measure.encode()), layer, draw]
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+Visit: TypeAlias = "Callable[[int, torch.Tensor, torch.Tensor, slice], None]"
+VisitFactor: TypeAlias = "Callable[[int, torch.Tensor, slice], None]"
+
+
+class Network(Protocol):
+    """C checkpoints of one architecture that answer questions about every layer (C = 1 for large ones).
+
+    What is visited is float64 whatever `dtype` the forward pass ran in, lives on `device`, and is not kept: a
+    visitor reduces or clones. Layers are named by their index in `layers`, the order of first call.
+    """
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Layers in the order of first call."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """C, the number of checkpoints stacked."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors live."""
+        ...
+
+    @property
+    def output(self) -> str:
+        """Name of the last layer's activation (`identity`, `softmax`, `sigmoid`, ...)."""
+        ...
+
+    def walk(self, x: Array, visit: Visit) -> None:
+        """Call visit(layer, pre, post, rows) with (C, n, D) tensors, rows in blocks, layers in order."""
+        ...
+
+    def jacobians(self, x: Array, visit: VisitFactor, *, at: At) -> None:
+        """Call visit(layer, factor, rows); factor (C, n, D, k) has the singular values of d layer / d x."""
+        ...
+
+
+class Measure(Protocol):
+    """Frozen parameters plus one pure call."""
+
+    quantities: ClassVar[tuple[Quantity, ...]]
+    name: ClassVar[str]
+
+    @property
+    def at(self) -> At:
+        """Where it looks: before or after the activation."""
+        ...
+
+    @property
+    def samples(self) -> int | None:
+        """Probe rows at most; None for all."""
+        ...
+
+    @property
+    def coordinates(self) -> Mapping[str, Sequence[float] | Sequence[str] | Sequence[int]]:
+        """Values along the dimensions of its quantities beyond (checkpoint, layer)."""
+        ...
+
+    def __call__(self, network: Network, probe: Probe, streams: Streams) -> Mapping[str, Estimate]:
+        """Measure every layer of every stacked checkpoint; one Estimate for each quantity key."""
+        ...

@@ -1,0 +1,1 @@
+"""One file a measure: frozen parameters and one pure call."""

@@ -1,0 +1,99 @@
+"""How a checkpoint does on the probe: the check that probe and model belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from ibscan.types import At, Estimate, Network, Probe, Quantity, Status, Streams
+
+__all__ = ["ProbeFit", "decisions"]
+
+# Outputs whose loss is a cross entropy; of others (tanh, relu, ...) only the decision is known.
+LOGITS = ("identity", "softmax", "sigmoid")
+
+
+@dataclass(frozen=True)
+class ProbeFit:
+    """Accuracy and cross entropy on the probe, where labels are classes and fit the output.
+
+    Labels fit where the output has one unit a label value, in sorted order, or one unit for two values.
+
+    Args:
+        samples: Probe rows at most.
+    """
+
+    samples: int | None = 4096
+
+    name: ClassVar[str] = "probe_fit"
+    primary: ClassVar[tuple[str, ...]] = ()
+    quantities: ClassVar[tuple[Quantity, ...]] = (
+        Quantity("probe_accuracy", "accuracy", "1", "share of probe rows the network decides rightly", per_layer=False),
+        Quantity("probe_loss", "loss", "nat", "mean cross entropy on the probe", per_layer=False),
+    )
+
+    @property
+    def at(self) -> At:
+        """The network's output."""
+        return "post"
+
+    @property
+    def coordinates(self) -> Mapping[str, Sequence[float]]:
+        """None."""
+        return {}
+
+    def __call__(self, network: Network, probe: Probe, streams: Streams) -> Mapping[str, Estimate]:  # noqa: ARG002
+        """Measure every checkpoint; exact.
+
+        Args:
+            network: C checkpoints.
+            probe: N rows, already sampled.
+            streams: Not used.
+
+        Returns:
+            Accuracy, 0 to 1, and loss in nats, shape (C,).
+        """
+        accuracy, loss = np.full(network.size, np.nan), np.full(network.size, np.nan)
+        status = np.full(network.size, Status.NOT_MEASURED, dtype=np.int8)
+        losses = status.copy()
+        if fits(network, probe):
+            scores = _scores(network, probe)
+            labels = torch.as_tensor(probe.y, device=network.device)
+            for c in range(network.size):
+                if not bool(torch.isfinite(scores[c]).all()):
+                    status[c] = losses[c] = Status.NONFINITE
+                    continue
+                accuracy[c], status[c] = float((scores[c].argmax(1) == labels).to(torch.float64).mean()), Status.OK
+                if network.output in LOGITS:
+                    loss[c], losses[c] = float(functional.cross_entropy(scores[c], labels)), Status.OK
+        return {"probe_accuracy": Estimate(accuracy, status), "probe_loss": Estimate(loss, losses)}
+
+
+def fits(network: Network, probe: Probe) -> bool:
+    """Return whether the output's width is the number of label values (or 1 for two)."""
+    width, labels = network.layers[-1].width, len(probe.labels)
+    return probe.y is not None and labels > 1 and (width == labels or (width == 1 and labels == 2))
+
+
+def decisions(network: Network, probe: Probe) -> torch.Tensor | None:
+    """Return the class each row is decided for, shape (C, N), or None where the labels do not fit the output."""
+    return _scores(network, probe).argmax(-1) if fits(network, probe) else None
+
+
+def _scores(network: Network, probe: Probe) -> torch.Tensor:
+    """Return logits (C, N, classes): pre-activations, and (0, p) for a single unit, whose sigmoid is halved at 0."""
+    last = len(network.layers) - 1
+    width = network.layers[last].width
+    scores = torch.zeros(network.size, len(probe.x), max(2, width), dtype=torch.float64, device=network.device)
+
+    def keep(layer: int, pre: torch.Tensor, post: torch.Tensor, rows: slice) -> None:  # noqa: ARG001
+        if layer == last:
+            scores[:, rows, -width:] = pre.flatten(2)
+
+    network.walk(probe.x, keep)
+    return scores

@@ -1,0 +1,126 @@
+"""The read-out channel: information through Gaussian noise added at the measured layer alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from ibscan.measures.activations import input_weights, is_saturated, layer_status, layers_in_turn
+from ibscan.numerics.mixture import collapsed, gaussian_cap, pairwise_bounds, readout_information
+from ibscan.types import Array, At, Estimate, Network, Probe, Quantity, Status, Streams
+
+__all__ = ["ReadoutInformation"]
+
+# Cells of one (checkpoint, layer, noise), in the order they are stored.
+FIELDS = ("xt", "xt_se", "xt_lower", "xt_upper", "ty", "ty_se", "cap")
+
+
+@dataclass(frozen=True)
+class ReadoutInformation:
+    """I(X; T+Z) and I(T+Z; Y) of the deterministic layer T with Gaussian noise Z at that layer.
+
+    Args:
+        noise: Standard deviations, > 0, activation units.
+        tolerance: Target half width of the 95 % interval, nats.
+        max_draws: Draws of one cell at most.
+        at: `post` (the definition) or `pre`.
+        samples: Probe rows at most.
+
+    Source:
+        Goldfeld et al. 2019, arXiv 1810.05728; bounds of Kolchinsky and Tracey 2017.
+    """
+
+    noise: tuple[float, ...] = (0.1,)
+    tolerance: float = 0.05
+    max_draws: int = 65536
+    at: At = "post"
+    samples: int | None = 4096
+
+    name: ClassVar[str] = "mi_readout"
+    primary: ClassVar[tuple[str, ...]] = ("mi_readout_xt",)
+    quantities: ClassVar[tuple[Quantity, ...]] = (
+        Quantity("mi_readout_xt", "I(X; T+Z)", "nat", "information of the layer's noisy read-out about the input", ("noise",)),
+        Quantity("mi_readout_ty", "I(T+Z; Y)", "nat", "information of the layer's noisy read-out about the label", ("noise",)),
+        Quantity("mi_readout_cap", "cap of I(X; T+Z)", "nat", "smallest proven upper bound: H(X) or Gaussian", ("noise",)),
+    )
+
+    @property
+    def coordinates(self) -> Mapping[str, Sequence[float]]:
+        """The noise levels."""
+        return {"noise": self.noise}
+
+    def __call__(self, network: Network, probe: Probe, streams: Streams) -> Mapping[str, Estimate]:
+        """Measure every layer of every checkpoint at every noise level.
+
+        Args:
+            network: C checkpoints.
+            probe: N rows, already sampled: they are the population.
+            streams: Standard normals, common to checkpoints and noise levels.
+
+        Returns:
+            Values with Monte-Carlo standard errors, pairwise bounds and caps; nats.
+        """
+        weights, ceiling = input_weights(probe)
+        joint = torch.as_tensor(weights, device=network.device)
+        shape = (network.size, len(network.layers), len(self.noise))
+        cells = {field: np.full(shape, np.nan) for field in FIELDS}
+        status = np.full(shape, Status.OK, dtype=np.int8)
+        for layer, values in layers_in_turn(network, probe.x, self.at):
+            for c in range(network.size):
+                state = layer_status(values[c])
+                for k, noise in enumerate(self.noise):
+                    place = (c, layer, k)
+                    if state is Status.OK:
+                        status[place] = self._cell(cells, place, values[c], joint, noise, ceiling, streams)
+                    else:
+                        status[place] = state
+                        if state is Status.DEAD:
+                            for field in FIELDS:
+                                cells[field][place] = 0.0
+        labelled = status if probe.y is not None else np.full(shape, Status.NOT_MEASURED, dtype=np.int8)
+        if probe.y is None:
+            cells["ty"][:], cells["ty_se"][:] = np.nan, np.nan
+        capped = np.where(np.isin(status, (Status.DEAD, Status.NONFINITE)), status, Status.OK).astype(np.int8)
+        return {
+            "mi_readout_xt": Estimate(
+                cells["xt"], status, stderr=cells["xt_se"], lower=cells["xt_lower"], upper=cells["xt_upper"]
+            ),
+            "mi_readout_ty": Estimate(cells["ty"], labelled, stderr=cells["ty_se"]),
+            "mi_readout_cap": Estimate(cells["cap"], capped),
+        }
+
+    def _cell(
+        self,
+        cells: Mapping[str, Array],
+        place: tuple[int, int, int],
+        values: torch.Tensor,
+        joint: torch.Tensor,
+        noise: float,
+        ceiling: float,
+        streams: Streams,
+    ) -> Status:
+        # Centred before anything else, so that a constant offset of the units costs no digits.
+        centres, weights, first = collapsed(values - values.mean(0), joint)
+        share = weights.sum(1)
+        chosen = first.cpu().numpy()
+
+        def normals(draw: int) -> torch.Tensor:
+            # Drawn for every row and then chosen, so that merging centres does not shift the others' noise.
+            full = streams.generator(self.name, place[1], draw).standard_normal(tuple(values.shape))
+            return torch.as_tensor(full[chosen], device=values.device)
+
+        found = readout_information(
+            centres, weights, noise, normals, tolerance=self.tolerance, max_draws=self.max_draws
+        )
+        lower, upper = pairwise_bounds(centres, share, noise)
+        cap = min(ceiling, gaussian_cap(centres, share, noise))
+        numbers = (found.xt, found.xt_se, lower, upper, found.ty, found.ty_se, cap)
+        for field, number in zip(FIELDS, numbers, strict=True):
+            cells[field][place] = number
+        if not found.resolved:
+            return Status.UNRESOLVED
+        return Status.SATURATED if is_saturated(found.xt, ceiling) else Status.OK

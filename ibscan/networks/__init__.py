@@ -1,0 +1,1 @@
+"""Weights to something that can be asked about every layer."""

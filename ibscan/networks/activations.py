@@ -1,0 +1,76 @@
+"""The activations a chain may have: value, slope, and the range their definition states."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+__all__ = ["ACTIVATIONS", "OUTPUTS", "Activation"]
+
+ROOT_TWO = math.sqrt(2.0)
+ROOT_TWO_PI = math.sqrt(2.0 * math.pi)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise activation with torch's default parameters.
+
+    `slope` agrees with torch's autograd, its convention at kinks included (relu'(0) = 0). `span` is the closed range
+    of values where the definition states a finite one.
+    """
+
+    name: str
+    value: Callable[[torch.Tensor], torch.Tensor]
+    slope: Callable[[torch.Tensor], torch.Tensor]
+    span: tuple[float, float] | None = None
+
+
+def _tanh_slope(p: torch.Tensor) -> torch.Tensor:
+    # 1 - tanh(p)^2 cancels once the unit saturates; 4 e / (1 + e)^2 with e = exp(-2|p|) keeps every digit.
+    e = torch.exp(-2.0 * p.abs())
+    return 4.0 * e / (1.0 + e).square()
+
+
+def _sigmoid_slope(p: torch.Tensor) -> torch.Tensor:
+    e = torch.exp(-p.abs())
+    return e / (1.0 + e).square()
+
+
+def _gelu_slope(p: torch.Tensor) -> torch.Tensor:
+    # erfc rather than 1 + erf: far on the negative side the sum would cancel to zero.
+    return 0.5 * torch.special.erfc(-p / ROOT_TWO) + p * torch.exp(-0.5 * p.square()) / ROOT_TWO_PI
+
+
+def _silu_slope(p: torch.Tensor) -> torch.Tensor:
+    return torch.sigmoid(p) + p * _sigmoid_slope(p)
+
+
+def _softplus_slope(p: torch.Tensor) -> torch.Tensor:
+    # torch's softplus is the identity beyond its threshold of 20.
+    return torch.where(p > 20.0, torch.ones_like(p), torch.sigmoid(p))
+
+
+def _elu_slope(p: torch.Tensor) -> torch.Tensor:
+    return torch.where(p > 0.0, torch.ones_like(p), torch.exp(p.clamp(max=0.0)))
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    a.name: a
+    for a in (
+        Activation("tanh", torch.tanh, _tanh_slope, (-1.0, 1.0)),
+        Activation("relu", torch.relu, lambda p: (p > 0.0).to(p.dtype)),
+        Activation("leaky_relu", functional.leaky_relu, lambda p: torch.where(p > 0.0, 1.0, 0.01).to(p.dtype)),
+        Activation("sigmoid", torch.sigmoid, _sigmoid_slope, (0.0, 1.0)),
+        Activation("gelu", functional.gelu, _gelu_slope),
+        Activation("silu", functional.silu, _silu_slope),
+        Activation("softplus", functional.softplus, _softplus_slope),
+        Activation("elu", functional.elu, _elu_slope),
+        Activation("identity", lambda p: p, torch.ones_like),
+    )
+}
+
+OUTPUTS = (*ACTIVATIONS, "softmax")

@@ -1,0 +1,155 @@
+"""A plain chain of Linear layers, weights stacked over checkpoints, Jacobian in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ibscan.networks.activations import ACTIVATIONS
+from ibscan.networks.resolve import ChainSpec
+from ibscan.numerics.jacobian import carried, row_factor, softmax_carried
+from ibscan.types import Array, At, Layer, Visit, VisitFactor
+
+__all__ = ["Chain", "stacked_chain"]
+
+# Numbers a block of rows may hold at one layer: constants, not free memory, so that a run can be repeated bit for bit.
+ACTIVATION_BUDGET = 2**24
+FACTOR_BUDGET = 2**23
+
+
+@dataclass(frozen=True)
+class Chain:
+    """C chains of one architecture: p_1 = W_1 x + b_1, p_{l+1} = W_{l+1} phi(p_l) + b_{l+1}.
+
+    `weights` holds (C, out, in), `biases` (C, 1, out) or None where a layer has none, both in the dtype of the
+    forward pass; what is visited is float64.
+    """
+
+    layers: tuple[Layer, ...]
+    weights: tuple[torch.Tensor, ...]
+    biases: tuple[torch.Tensor | None, ...]
+    activation: str
+    output: str
+
+    @property
+    def size(self) -> int:
+        """C, the number of checkpoints stacked."""
+        return self.weights[0].shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.weights[0].device
+
+    @property
+    def inputs(self) -> int:
+        """Numbers in one row of the probe."""
+        return self.weights[0].shape[2]
+
+    def walk(self, x: Array, visit: Visit) -> None:
+        """Call visit(layer, pre, post, rows) for every block of rows, layers in order.
+
+        Args:
+            x: Probe rows, shape (N, ...), flattened here.
+            visit: Is given the layer's index, pre and post of shape (C, n, D), float64, and the rows as a slice.
+        """
+        for rows, block in self._blocks(x, ACTIVATION_BUDGET // (self.size * self._widest())):
+            for layer, pre, post in self._forward(block):
+                visit(layer, pre.to(torch.float64), post.to(torch.float64), rows)
+
+    def jacobians(self, x: Array, visit: VisitFactor, *, at: At) -> None:
+        """Call visit(layer, factor, rows) with a matrix that has the singular values of d layer / d x.
+
+        Args:
+            x: Probe rows, shape (N, ...), flattened here.
+            visit: Is given the layer's index, a factor of shape (C, n, D, k), or (C, 1, D, k) where it is the same
+                for every row, float64, and the rows as a slice.
+            at: `pre` for the pre-activation, `post` for what follows it.
+
+        Source:
+            Patel and Shwartz-Ziv 2024, section 2; the first layer's row space is factored out once for all rows.
+        """
+        weights = [weight.to(torch.float64) for weight in self.weights]
+        first = row_factor(weights[0]).unsqueeze(1)
+        cost = self.size * self._widest() * first.shape[-1]
+        for rows, block in self._blocks(x, FACTOR_BUDGET // cost):
+            factor = first
+            for layer, pre, post in self._forward(block):
+                slope = self._slope(layer, pre.to(torch.float64))
+                if at == "pre":
+                    visit(layer, factor, rows)
+                elif slope is None:
+                    visit(layer, softmax_carried(post.to(torch.float64), factor), rows)
+                else:
+                    visit(layer, slope.unsqueeze(-1) * factor, rows)
+                if slope is not None and layer + 1 < len(weights):
+                    factor = carried(weights[layer + 1], slope, factor)
+
+    def _forward(self, block: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        post = block.expand(self.size, *block.shape)
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            pre = post @ weight.mT if bias is None else torch.baddbmm(bias, post, weight.mT)
+            post = self._value(layer)(pre)
+            yield layer, pre, post
+
+    def _value(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        name = self.activation if layer + 1 < len(self.layers) else self.output
+        return _softmax if name == "softmax" else ACTIVATIONS[name].value
+
+    def _slope(self, layer: int, pre: torch.Tensor) -> torch.Tensor | None:
+        name = self.activation if layer + 1 < len(self.layers) else self.output
+        return None if name == "softmax" else ACTIVATIONS[name].slope(pre)
+
+    def _blocks(self, x: Array, size: int) -> Iterator[tuple[slice, torch.Tensor]]:
+        flat = x.reshape(len(x), -1)
+        size = max(1, size)
+        for start in range(0, len(flat), size):
+            rows = slice(start, min(start + size, len(flat)))
+            yield rows, torch.as_tensor(flat[rows]).to(self.device, self.weights[0].dtype)
+
+    def _widest(self) -> int:
+        return max(self.inputs, *(layer.width for layer in self.layers))
+
+
+def _softmax(p: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(p, dim=-1)
+
+
+def stacked_chain(
+    spec: ChainSpec,
+    order: Sequence[str],
+    states: Sequence[Mapping[str, torch.Tensor]],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Chain:
+    """Stack the tensors of C checkpoints into one chain.
+
+    Args:
+        spec: Activations.
+        order: Layer names in order of call, as `chain_order` gives them.
+        states: One mapping from state-dict name to tensor for each checkpoint.
+        device: Where to measure.
+        dtype: Of the forward pass; what is measured is float64 all the same.
+
+    Returns:
+        The network.
+    """
+
+    def stack(key: str) -> torch.Tensor:
+        return torch.stack([state[key].to(dtype) for state in states]).to(device)
+
+    prefixes = [f"{name}." if name else "" for name in order]
+    weights = tuple(stack(f"{prefix}weight") for prefix in prefixes)
+    biases = tuple(
+        stack(f"{prefix}bias").unsqueeze(1) if f"{prefix}bias" in states[0] else None for prefix in prefixes
+    )
+    spans = [ACTIVATIONS[spec.activation].span] * (len(order) - 1)
+    spans.append((0.0, 1.0) if spec.output == "softmax" else ACTIVATIONS[spec.output].span)
+    layers = tuple(
+        Layer(name or "linear", "Linear", weight.shape[1], span)
+        for name, weight, span in zip(order, weights, spans, strict=True)
+    )
+    return Chain(layers, weights, biases, spec.activation, spec.output)

@@ -1,0 +1,1 @@
+"""Pure functions on tensors, named for the mathematics; they know no file, no layer, no epoch."""

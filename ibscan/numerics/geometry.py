@@ -1,0 +1,63 @@
+"""Geometry of class means: the neural-collapse statistics and the nearest-mean rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["ClassGeometry", "class_geometry"]
+
+# Eigenvalues of Sigma_B below this share of the largest are rounding, and their inverses would be noise.
+PINV_CUTOFF = 1e-10
+
+
+@dataclass(frozen=True)
+class ClassGeometry:
+    """NC1, the two parts of NC2 (dimensionless), and the class whose mean each row is nearest to, shape (n,)."""
+
+    nc1: float
+    equinorm: float
+    equiangle: float
+    nearest: torch.Tensor
+
+
+def class_geometry(points: torch.Tensor, labels: torch.Tensor, classes: int) -> ClassGeometry:
+    """Return neural-collapse statistics of the class means.
+
+    mu_c are the class means, mu_G their unweighted mean, Sigma_B the mean over classes of the outer products of
+    mu_c - mu_G, Sigma_W the mean over classes of the within-class covariance with divisor n_c.
+
+    Args:
+        points: Shape (n, d), finite, float64.
+        labels: Class of each row, 0 .. classes - 1, every one present, shape (n,).
+        classes: C >= 2.
+
+    Returns:
+        NC1 = tr(Sigma_W pinv(Sigma_B)) / C, equinorm = std / mean of ||mu_c - mu_G||, equiangle = mean over pairs of
+        |cos + 1/(C-1)|, all 0 for a simplex without spread, NaN where the class means coincide; nearest class.
+
+    Source:
+        Papyan, Han, Donoho 2020, arXiv 2008.08186, section 2.
+    """
+    # A common offset would swamp the spread.
+    points = points - points.mean(0)
+    member = torch.zeros(classes, len(points), dtype=points.dtype, device=points.device)
+    member[labels, torch.arange(len(points), device=points.device)] = 1.0
+    member /= member.sum(1, keepdim=True)
+    mean = member @ points
+    offset = mean - mean.mean(0)
+    # Sigma_W is only ever seen through the at most C - 1 directions that Sigma_B has: project, never form d x d.
+    _, sigma, directions = torch.linalg.svd(offset / classes**0.5, full_matrices=False)
+    sigma, directions = sigma[: classes - 1], directions[: classes - 1]
+    kept = sigma.square() > PINV_CUTOFF * sigma[0].square()
+    spread = (points - mean[labels]) @ directions[kept].mT
+    within = (member @ spread.square()).mean(0)
+    nc1 = float((within / sigma[kept].square()).sum()) / classes if bool(kept.any()) else float("nan")
+    length = offset.square().sum(1).sqrt()
+    cosine = (offset @ offset.mT) / (length.unsqueeze(1) * length)
+    off_diagonal = ~torch.eye(classes, dtype=torch.bool, device=points.device)
+    equiangle = float((cosine[off_diagonal] + 1.0 / (classes - 1)).abs().mean())
+    equinorm = float(length.std(correction=0) / length.mean())
+    nearest = torch.cdist(points, mean, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+    return ClassGeometry(nc1, equinorm, equiangle, nearest)

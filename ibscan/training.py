@@ -1,0 +1,163 @@
+"""What a training loop imports: `save` writes one self-describing checkpoint, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save as serialise
+from torch import nn
+
+from ibscan.errors import UsageError
+from ibscan.networks.resolve import parse_spec
+
+__all__ = ["save"]
+
+MODULE_NAMES: dict[type[nn.Module], str] = {
+    nn.Tanh: "tanh",
+    nn.ReLU: "relu",
+    nn.LeakyReLU: "leaky_relu",
+    nn.Sigmoid: "sigmoid",
+    nn.GELU: "gelu",
+    nn.SiLU: "silu",
+    nn.Softplus: "softplus",
+    nn.ELU: "elu",
+    nn.Identity: "identity",
+    nn.Softmax: "softmax",
+}
+
+
+def save(
+    folder: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    epoch: float | None = None,
+    step: int | None = None,
+    value: float | None = None,
+    spec: str | None = None,
+    noise: float | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> Path:
+    """Write the model's state as `epoch-00012.safetensors` (or `step-...`), with what ibscan needs to read it.
+
+    Args:
+        folder: Where the run's checkpoints lie; made if absent.
+        model: The network; its state dict is stored as it is, on the CPU.
+        epoch: Epochs of training so far; 0 before the first.
+        step: Optimiser steps so far. One of epoch and step is needed.
+        value: Coordinate of a sweep (say the weight of a KL term), where the series is one.
+        spec: `mlp:ACT` or `mlp:ACT:OUT`; may be left out for an `nn.Sequential` of Linear layers and known
+            activations with default parameters.
+        noise: Standard deviation of the channel noise the network was trained with, activation units; None for none.
+        metrics: Numbers to keep beside the weights, such as losses.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        UsageError: Neither epoch nor step, an impossible number, or a spec that cannot be read or inferred.
+
+    Example:
+        >>> import tempfile, torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+        >>> with tempfile.TemporaryDirectory() as run:
+        ...     save(run, net, epoch=12, metrics={"loss": 0.3}).name
+        'epoch-00012.safetensors'
+    """
+    if epoch is None and step is None:
+        raise UsageError("ibscan.save: neither epoch nor step was given; a checkpoint without either has no place in a series.")
+    spec = inferred_spec(model) if spec is None else spec
+    if spec.startswith("mlp:"):
+        parse_spec(spec)
+    metadata = {"ibscan.model": spec}
+    numbers: dict[str, float | None] = {"epoch": epoch, "step": step, "value": value, "noise": noise}
+    numbers |= {f"metric.{name}": number for name, number in (metrics or {}).items()}
+    for name, number in numbers.items():
+        if number is not None:
+            metadata[f"ibscan.{name}"] = _number(name, number)
+    stem = f"epoch-{_label(epoch)}" if epoch is not None else f"step-{_label(step or 0)}"
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    path = place / f"{stem}.safetensors"
+    _replace(path, _ordered(serialise(tensors, metadata=metadata)))
+    return path
+
+
+def inferred_spec(model: nn.Module) -> str:
+    """Read `mlp:ACT:OUT` off an `nn.Sequential` of Linear layers and one kind of known activation.
+
+    Args:
+        model: The network.
+
+    Returns:
+        The spec.
+
+    Raises:
+        UsageError: The model is anything else; the sentence says which module did not fit.
+    """
+    names: list[str] = []
+    for position, module in enumerate(model.children() if isinstance(model, nn.Sequential) else [model]):
+        name = "linear" if isinstance(module, nn.Linear) else MODULE_NAMES.get(type(module), "")
+        # An activation with other than default parameters (nn.LeakyReLU(0.2)) prints differently, and is another function.
+        plain = isinstance(module, nn.Linear | nn.Softmax | nn.ReLU) or not name or repr(module) == repr(type(module)())
+        if not name or not plain:
+            raise UsageError(
+                f"ibscan.save: module {position} is {module!r}, and only an nn.Sequential of Linear layers and known "
+                "activations with default parameters describes itself; give spec='mlp:ACT' or 'mlp:ACT:OUT'."
+            )
+        names.append(name)
+    last = len(names) - 1 - names[::-1].index("linear") if "linear" in names else -1
+    hidden, output = names[:last], names[last + 1 :]
+    kinds = set(hidden) - {"linear"}
+    # Between two Linear layers exactly one activation; "linear linear" would be an identity in between.
+    alternates = all((a == "linear") != (b == "linear") for a, b in zip(hidden, names[1 : last + 1], strict=False))
+    if last < 0 or len(kinds) > 1 or len(output) > 1 or not alternates or names[0] != "linear":
+        raise UsageError(
+            f"ibscan.save: the modules in order are {', '.join(names)}, which no mlp:ACT:OUT describes; "
+            "a plain chain has one kind of activation between its Linear layers."
+        )
+    activation = kinds.pop() if kinds else "identity"
+    return f"mlp:{activation}:{output[0]}" if output else f"mlp:{activation}"
+
+
+def _number(name: str, number: float) -> str:
+    if isinstance(number, bool) or not math.isfinite(number) or (name in ("epoch", "step", "noise") and number < 0):
+        raise UsageError(f"ibscan.save: {name} is {number!r}, but a finite number (for epoch, step, noise: >= 0) was expected.")
+    return repr(int(number)) if float(number).is_integer() else repr(float(number))
+
+
+def _label(number: float) -> str:
+    return f"{int(number):05d}" if float(number).is_integer() else f"{number:09.3f}"
+
+
+def _ordered(blob: bytes) -> bytes:
+    # The library writes metadata in an order that changes from run to run; sorted, equal states give equal hashes.
+    (length,) = struct.unpack("<Q", blob[:8])
+    header = json.loads(blob[8 : 8 + length])
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + blob[8 + length :]
+
+
+def _replace(path: Path, blob: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(blob)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    # The rename itself is only durable once the folder is.
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,230 @@
+"""The named arrays of a probe file: their shapes first, their numbers only when asked for."""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load as load_safetensors
+
+from ibscan.errors import InputError, UsageError
+from ibscan.inputs.archives import check_directory, load_archive, read_archive
+from ibscan.inputs.containers import is_tensor
+from ibscan.inputs.described import StoredTensor, check_tensor
+from ibscan.inputs.files import Snapshot, content_kind, snapshot
+from ibscan.inputs.matlab import read_stored, stored_arrays
+from ibscan.inputs.tensorfiles import read_tensor_header
+from ibscan.types import Array
+
+__all__ = ["MAX_ARRAY_BYTES", "NamedArrays", "named_arrays"]
+
+MAX_ARRAY_BYTES = 4 << 30
+MOST_SIZES = 64
+NOW = "what works now is .npz, .npy, .safetensors, .pt, IDX and .mat (version 5 to 7)"
+
+
+@dataclass(frozen=True)
+class NamedArrays:
+    """Shapes by name, and the arrays that were picked from them."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    picked: Mapping[str, Array]
+
+
+Pick = Callable[[Mapping[str, tuple[int, ...]]], Sequence[str]]
+
+
+def named_arrays(path: Path, name: str, pick: Pick) -> NamedArrays:
+    """Read the arrays that `pick` chooses from the shapes a probe file states.
+
+    Args:
+        path: The file, `.npz .npy .safetensors .pt .mat`, recognised by content.
+        name: What to call it in a message.
+        pick: From shapes by name to the names wanted; may raise.
+
+    Returns:
+        All shapes, and the arrays wanted.
+
+    Raises:
+        InputError: Damaged, unsafe, of Python objects, or too large.
+        UsageError: A format that comes in a later version.
+    """
+    with snapshot(path, name) as shot:
+        head = shot.stream.read(1024)
+        shot.stream.seek(0)
+        kind = content_kind(head)
+        if kind == "zip" and b"data.pkl" in head[:300]:
+            kind = "torch"
+        if kind not in READERS:
+            raise _refusal(kind, path, name)
+        return READERS[kind](shot, name, pick)
+
+
+def _refusal(kind: str, path: Path, name: str) -> InputError | UsageError:
+    if kind == "hdf5":
+        what = "a MATLAB 7.3 file (save it with -v7)" if path.suffix == ".mat" else "an HDF5 file"
+        return UsageError(f"{name}: is {what}, and reading HDF5 probes comes in a later version; {NOW}.")
+    if path.suffix == ".csv":
+        return UsageError(f"{name}: reading .csv probes comes in a later version; {NOW}.")
+    if kind == "empty":
+        return InputError(f"{name}: has zero bytes; save or copy the probe again.")
+    if kind == "lfs":
+        return InputError(f"{name}: is a Git LFS pointer, not the data; run `git lfs pull` in its folder.")
+    return InputError(f"{name}: its content is no probe that can be read ({kind}); {NOW}.")
+
+
+def _checked_size(shape: Sequence[int], itemsize: int, key: str, name: str) -> None:
+    size = math.prod(shape) * itemsize
+    if size > MAX_ARRAY_BYTES:
+        raise InputError(
+            f"{name}: array {key!r} of shape {tuple(shape)} takes {size} bytes, at most {MAX_ARRAY_BYTES} are read; "
+            "save fewer rows."
+        )
+
+
+def _npy_header(stream: BinaryIO, key: str, name: str, size: int) -> tuple[int, ...]:
+    # The boundary to a foreign reader: a damaged header makes numpy raise ValueError, SyntaxError, TypeError, ...
+    try:
+        version = np.lib.format.read_magic(stream)
+        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = reader(stream)
+    except Exception as error:  # noqa: BLE001 - see above
+        raise InputError(
+            f"{name}: array {key!r} has no readable numpy header ({_brief(error)}); save it again."
+        ) from None
+    if dtype.hasobject:
+        raise InputError(
+            f"{name}: array {key!r} holds Python objects, which are never unpickled; save it as plain numbers or "
+            "strings."
+        )
+    if dtype.names:
+        raise InputError(f"{name}: array {key!r} is a structured array; save its columns as plain arrays.")
+    if len(shape) > MOST_SIZES or not all(0 <= size < 2**63 for size in shape):
+        raise InputError(
+            f"{name}: array {key!r} states a shape of {len(shape)} sizes that none can have; save it again."
+        )
+    _checked_size(shape, dtype.itemsize, key, name)
+    wanted = stream.tell() + math.prod(shape) * dtype.itemsize
+    if wanted != size:
+        raise InputError(
+            f"{name}: array {key!r} should take {wanted} bytes and has {size}; it is truncated or damaged, save it "
+            "again."
+        )
+    return tuple(shape)
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def _npy(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
+    shapes = {"x": _npy_header(shot.stream, "x", name, shot.size)}
+    pick(shapes)
+    shot.stream.seek(0)
+    return NamedArrays(shapes, {"x": np.lib.format.read_array(shot.stream, allow_pickle=False)})
+
+
+def _npz(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
+    check_directory(shot, name)
+    # The boundary to a foreign reader: a damaged zip makes zipfile raise nearly anything.
+    try:
+        with zipfile.ZipFile(shot.stream) as archive:
+            entries = {
+                one.filename.removesuffix(".npy"): one for one in archive.infolist() if one.filename.endswith(".npy")
+            }
+            if not entries:
+                raise InputError(f"{name}: is a zip archive without arrays; {NOW}.")
+            shapes = {}
+            for key, entry in entries.items():
+                with archive.open(entry) as stream:
+                    shapes[key] = _npy_header(io.BytesIO(stream.read(70_000)), key, name, entry.file_size)
+            picked = {}
+            for key in pick(shapes):
+                with archive.open(entries[key]) as stream:
+                    picked[key] = np.lib.format.read_array(stream, allow_pickle=False)
+    except (InputError, UsageError):
+        raise
+    except Exception as error:  # noqa: BLE001 - zipfile raises BadZipFile, RuntimeError, struct.error, zlib.error, EOFError, ...
+        raise InputError(f"{name}: is a damaged npz archive ({_brief(error)}); copy or save it again.") from None
+    return NamedArrays(shapes, picked)
+
+
+def _safetensors(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
+    header = read_tensor_header(shot.stream, shot.size, name)
+    shapes = {key: info.shape for key, info in header.tensors.items()}
+    wanted = pick(shapes)
+    for key in wanted:
+        _checked_size(shapes[key], 8, key, name)
+    # The boundary to a foreign reader; its own error class is not the only one it raises.
+    try:
+        if shot.blob is not None:
+            loaded = load_safetensors(shot.blob)
+            return NamedArrays(shapes, {key: _as_numpy(loaded[key]) for key in wanted})
+        with safe_open(shot.stream.name, "pt", device="cpu") as file:
+            return NamedArrays(shapes, {key: _as_numpy(file.get_tensor(key).clone()) for key in wanted})
+    except Exception as error:  # noqa: BLE001 - see above
+        raise InputError(f"{name}: the safetensors library cannot read it ({_brief(error)}); save it again.") from None
+
+
+def _torch(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
+    described = _tensors_of(read_archive(shot, name, "zip" if shot.stream.read(2) == b"PK" else "pickle").value)
+    if not described:
+        raise InputError(
+            f"{name}: holds no tensors; expected a dict of tensors such as {{'x': ..., 'y': ...}}, or a pair (x, y)."
+        )
+    shapes = {key: tensor.shape for key, tensor in described.items()}
+    wanted = pick(shapes)
+    for key in wanted:
+        stored: StoredTensor = described[key]
+        check_tensor(key, stored, name)
+        _checked_size(stored.shape, 8, key, name)
+    shot.stream.seek(0)
+    loaded = _tensors_of(load_archive(shot.stream, name))
+    return NamedArrays(shapes, {key: _as_numpy(loaded[key]) for key in wanted})
+
+
+def _tensors_of(tree: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever was saved, or its description
+    if is_tensor(tree):
+        return {"x": tree}
+    if isinstance(tree, tuple | list) and 1 <= len(tree) <= 2 and all(is_tensor(part) for part in tree):
+        return dict(zip(("x", "y"), tree, strict=False))
+    if isinstance(tree, Mapping):
+        return {str(key): value for key, value in tree.items() if is_tensor(value)}
+    return {}
+
+
+def _as_numpy(tensor: torch.Tensor) -> Array:
+    tensor = tensor.detach()
+    # numpy has neither bfloat16 nor the 8-bit floats; float32 holds all of them exactly.
+    small = tensor.dtype.is_floating_point and tensor.dtype not in (torch.float16, torch.float32, torch.float64)
+    array: Array = (tensor.float() if small else tensor).resolve_conj().numpy()
+    return array
+
+
+def _mat(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
+    listed = stored_arrays(shot.stream, shot.size, name)
+    if not listed:
+        raise InputError(f"{name}: holds no plain numeric array; {NOW}.")
+    shapes = {key: array.shape for key, array in listed.items()}
+    wanted = pick(shapes)
+    for key in wanted:
+        _checked_size(shapes[key], 8, key, name)
+    return NamedArrays(shapes, {key: read_stored(shot.stream, listed[key], name) for key in wanted})
+
+
+READERS: dict[str, Callable[[Snapshot, str, Pick], NamedArrays]] = {
+    "npy": _npy,
+    "zip": _npz,
+    "torch": _torch,
+    "pickle": _torch,
+    "safetensors": _safetensors,
+    "mat": _mat,
+}

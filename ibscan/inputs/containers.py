@@ -1,0 +1,169 @@
+"""Which set of tensors in a saved object is the network's state, and the names it has without wrapper prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ibscan.errors import CheckpointError
+from ibscan.inputs.described import StoredTensor
+
+__all__ = ["chosen_set", "stripped_names", "tensor_sets"]
+
+RAW = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
+AVERAGED = (
+    "ema",
+    "ema_state_dict",
+    "state_dict_ema",
+    "model_ema",
+    "model_state_dict_ema",
+    "ema_model",
+    "ema_weights",
+    "ema_params",
+    "params_ema",
+    "averaged",
+)
+DEPTH = 3
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+def is_tensor(value: object) -> bool:
+    """Tell whether a value is a tensor, or the description of one."""
+    return isinstance(value, torch.Tensor | StoredTensor)
+
+
+def tensor_kind(tensor: torch.Tensor | StoredTensor) -> str:
+    """Return dense, sparse, quantised, ... of a description; a loaded tensor was checked before."""
+    return tensor.kind if isinstance(tensor, StoredTensor) else "dense"
+
+
+def tensor_sets(tree: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401 - whatever was saved
+    """Return every set of named tensors in a saved object, by its dotted key; the empty key is the object itself.
+
+    Works on what `torch.load` returned and on what `read_archive` described.
+
+    Args:
+        tree: The object.
+
+    Returns:
+        Key to name to tensor; values that are no tensors are left out.
+    """
+    sets: dict[str, dict[str, Any]] = {}
+    if isinstance(tree, Mapping):
+        _collect(tree, "", sets, DEPTH)
+    return sets
+
+
+def _collect(tree: Mapping[Any, Any], key: str, sets: dict[str, dict[str, Any]], depth: int) -> None:
+    direct = {name: value for name, value in tree.items() if isinstance(name, str) and is_tensor(value)}
+    if direct:
+        sets[key] = direct
+    for name, value in tree.items():
+        # Optimizers keep their moments in nested tables: only the top level and known containers are looked into.
+        if depth and isinstance(name, str) and isinstance(value, Mapping) and (not key or name in RAW + AVERAGED):
+            _collect(value, f"{key}.{name}" if key else name, sets, depth - 1 if name in RAW + AVERAGED else 0)
+
+
+def chosen_set(tree: Any, name: str, state_key: str | None, weights: str | None) -> tuple[str, dict[str, Any]]:  # noqa: ANN401
+    """Return the one set of tensors that is the network's state, never choosing between several.
+
+    Args:
+        tree: The saved object, or its description.
+        name: What to call the file in a message.
+        state_key: The key of the set (`--state-key`), or None.
+        weights: `raw`, `ema` or None (`--weights`).
+
+    Returns:
+        The key of the set, and its tensors by stored name.
+
+    Raises:
+        CheckpointError: No tensors, or several sets and nothing that says which.
+    """
+    sets = tensor_sets(tree)
+    if state_key is not None:
+        if state_key in sets:
+            return state_key, sets[state_key]
+        raise CheckpointError(
+            f"{name}: holds no tensors under {state_key!r}; --state-key may be one of {_listed(sets)}."
+        )
+    averaged = [key for key in sets if key and any(part in AVERAGED for part in key.split("."))]
+    raw = [key for key in sets if key and all(part in RAW for part in key.split("."))]
+    if not raw and "" in sets and _is_state(sets[""]):
+        raw = [""]
+    if weights is None and raw and averaged:
+        raise CheckpointError(
+            f"{name}: holds raw weights ({_listed(raw)}) beside averaged ones ({_listed(averaged)}); "
+            "say which with --weights raw or --weights ema."
+        )
+    found = averaged if weights == "ema" else raw if weights == "raw" else raw or averaged
+    if len(found) == 1:
+        return found[0], sets[found[0]]
+    if found:
+        raise CheckpointError(
+            f"{name}: holds several sets of tensors ({_listed(found)}); say which with --state-key {found[0]}."
+        )
+    if sets and weights is not None:
+        raise CheckpointError(
+            f"{name}: holds no {weights} weights, only {_listed(sets)}; leave --weights out, or use --state-key."
+        )
+    named = [key for key in sets if key]
+    if named:
+        raise CheckpointError(
+            f"{name}: holds tensors under {_listed(named)}, none of which is a usual name; say which with --state-key "
+            f"{named[0]}."
+        )
+    raise CheckpointError(f"{name}: holds no named tensors; expected a state dict, as model.state_dict() gives.")
+
+
+def _is_state(tensors: Mapping[str, Any]) -> bool:
+    # Beside a state dict under another key, a loose random state or running loss is no network.
+    return any(
+        (len(tensor.shape) > 0 or tensor_kind(tensor) != "dense") and "rng" not in key
+        for key, tensor in tensors.items()
+    )
+
+
+def _listed(keys: Mapping[str, Any] | Sequence[str]) -> str:
+    words = [key or "(top level)" for key in keys]
+    return ", ".join(words[:6]) + (f" and {len(words) - 6} more" if len(words) > 6 else "") if words else "(none)"
+
+
+def stripped_names(stored: Sequence[str]) -> dict[str, str]:
+    """Return the names without wrapper prefixes, as path components, wherever and however often they stand.
+
+    `module` is also a name people give: it goes only where everything beside it goes through it. If two names would
+    become one, all names stay as they are.
+
+    Args:
+        stored: Names as in the file.
+
+    Returns:
+        Stored name to stripped name, in the same order.
+
+    Example:
+        >>> stripped_names(["module._orig_mod.fc1.weight", "module._orig_mod.fc2.weight"])
+        {'module._orig_mod.fc1.weight': 'fc1.weight', 'module._orig_mod.fc2.weight': 'fc2.weight'}
+        >>> stripped_names(["module.weight", "head.weight"])
+        {'module.weight': 'module.weight', 'head.weight': 'head.weight'}
+    """
+    children: dict[tuple[str, ...], set[str]] = {}
+    split = {name: tuple(name.split(".")) for name in stored}
+    for parts in split.values():
+        if any(wrapper in parts for wrapper in WRAPPERS):
+            for depth in range(len(parts)):
+                children.setdefault(parts[:depth], set()).add(parts[depth])
+    for parts in split.values():
+        for depth in range(len(parts)):
+            if parts[:depth] in children:
+                children[parts[:depth]].add(parts[depth])
+    names = {}
+    for name, parts in split.items():
+        kept = [
+            part
+            for depth, part in enumerate(parts)
+            if not (part in WRAPPERS[1:] or (part == "module" and children.get(parts[:depth]) == {"module"}))
+        ]
+        names[name] = ".".join(kept)
+    return names if len(set(names.values())) == len(names) and all(names.values()) else {name: name for name in stored}

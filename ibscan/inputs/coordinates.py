@@ -1,0 +1,258 @@
+"""Epoch, step and sweep value of a checkpoint: from the file, a sidecar, its name, or the series' own pattern."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ibscan.errors import CheckpointError, UsageError
+
+__all__ = [
+    "Coordinates",
+    "compiled_pattern",
+    "first_known",
+    "numbers_in_metadata",
+    "numbers_in_name",
+    "numbers_in_object",
+]
+
+SUFFIX = re.compile(r"(\.(safetensors|pth|pt|ckpt|bin|tar|th))+$", re.IGNORECASE)
+# A number as names hold it: digits, perhaps a fraction or an exponent, with no letter or digit right behind it.
+NUMBER = r"(\d+(?:\.\d+)?(?:e\d+)?)(?![0-9a-zA-Z])"
+BEFORE = r"(?<![a-zA-Z])"
+EPOCH = re.compile(rf"{BEFORE}(?:epochs?|ep)[-_=. ]?{NUMBER}", re.IGNORECASE)
+STEP = re.compile(
+    rf"{BEFORE}(?:global[-_]?steps?|steps?|iterations?|iters?|iter[-_]num|it)[-_=. ]?{NUMBER}", re.IGNORECASE
+)
+SAVED = re.compile(rf"{BEFORE}(?:checkpoint|ckpt|chkpt|cp)[-_=. ]?{NUMBER}", re.IGNORECASE)
+VERSION = re.compile(r"-v\d+$")
+STATED = re.compile(r"[A-Za-z_]+[A-Za-z0-9_]*=[-+0-9.eE]+")
+BARE = re.compile(rf"(?<![0-9a-zA-Z.]){NUMBER}")
+STEP_KEYS = ("step", "global_step", "iter", "iter_num", "iteration")
+LARGEST_STEP = 2**63 - 1
+SIDECAR_BYTES = 64 << 20
+PLACEHOLDER = re.compile(r"\{(epoch|step|value:[^{}]+)\}")
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """What one source says; None where it says nothing. `source` is one of Checkpoint.step_source's words."""
+
+    epoch: float | None = None
+    step: int | None = None
+    value: float | None = None
+    source: str = "order"
+
+
+def first_known(*found: Coordinates) -> Coordinates:
+    """Merge sources, the earlier winning number by number; the source is that of the epoch, else step, else value."""
+    epoch = next((one for one in found if one.epoch is not None), None)
+    step = next((one for one in found if one.step is not None), None)
+    value = next((one for one in found if one.value is not None), None)
+    leading = epoch or step or value
+    return Coordinates(
+        epoch.epoch if epoch else None,
+        step.step if step else None,
+        value.value if value else None,
+        leading.source if leading else "order",
+    )
+
+
+def numbers_in_name(name: str) -> Coordinates:
+    """Read epoch and step from a file or folder name.
+
+    A number counts where it follows `epoch` or `ep`, or `step`, `global_step`, `iter`, `iteration`, `it`. One after
+    `checkpoint` or `ckpt`, and the only bare number of a name (`model_12`, `100/`), is a step unless the name says
+    epoch. `val_loss=0.02`, `-v1` and numbers inside words are neither; of several bare numbers none is chosen.
+
+    Args:
+        name: The last component of a path.
+
+    Returns:
+        What the name says.
+
+    Example:
+        >>> numbers_in_name("epoch=3-step=1000-v1.ckpt")
+        Coordinates(epoch=3.0, step=1000, value=None, source='name')
+        >>> numbers_in_name("checkpoint-12.pth.tar").step, numbers_in_name("val_loss=0.02.pt").step
+        (12, None)
+    """
+    stem = VERSION.sub("", SUFFIX.sub("", name))
+    epoch, step = EPOCH.search(stem), STEP.search(stem)
+    if epoch is None and step is None:
+        step = SAVED.search(stem)
+    found = step[1] if step else None
+    if epoch is None and step is None:
+        bare = [number for number in BARE.findall(STATED.sub(" ", stem)) if "." not in number]
+        found = bare[0] if len(bare) == 1 else None
+    return Coordinates(_named_epoch(epoch), _named_step(found, name), None, "name")
+
+
+def _named_epoch(match: re.Match[str] | None) -> float | None:
+    # A name is no statement: a number no epoch can have is part of the name, and no reason to refuse the file.
+    number = math.inf if match is None else float(match[1])
+    return number if math.isfinite(number) else None
+
+
+def _named_step(digits: str | None, name: str) -> int | None:
+    try:
+        return None if digits is None else whole_step(digits, name)
+    except CheckpointError:
+        return None
+
+
+def whole_step(found: Any, name: str) -> int:  # noqa: ANN401 - a number, or its digits
+    """Return a step as an integer of 64 bits.
+
+    Args:
+        found: A number, or a string of one.
+        name: What to call the file in a message.
+
+    Returns:
+        The step.
+
+    Raises:
+        CheckpointError: Negative, fractional, not finite, or too large.
+    """
+    try:
+        number = int(found) if isinstance(found, int) or str(found).isdigit() else float(found)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or number != int(number) or not 0 <= int(number) <= LARGEST_STEP:
+        raise CheckpointError(
+            f"{name}: states step {found}, but a whole number from 0 to {LARGEST_STEP} was expected; {WAY_OUT}"
+        )
+    return int(number)
+
+
+WAY_OUT = "name the number with a pattern under [series] in ibscan.toml, or save it again."
+
+
+def _finite(found: Any, what: str, name: str, *, signed: bool = False) -> float:  # noqa: ANN401 - a number, or its digits
+    try:
+        number = float(found)
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number) or (number < 0 and not signed):
+        expected = "a finite number" if signed else "a finite number from 0"
+        raise CheckpointError(f"{name}: states {what} {found}, but {expected} was expected; {WAY_OUT}")
+    return number
+
+
+def numbers_in_metadata(metadata: Mapping[str, str], name: str) -> Coordinates:
+    """Read `ibscan.epoch`, `ibscan.step`, `ibscan.value`, and plain `epoch` and `step`, of safetensors metadata.
+
+    Args:
+        metadata: The strings.
+        name: What to call the file in a message.
+
+    Returns:
+        What the metadata says.
+
+    Raises:
+        CheckpointError: A number that cannot be read.
+    """
+    epoch = metadata.get("ibscan.epoch", metadata.get("epoch"))
+    step = metadata.get("ibscan.step", metadata.get("step"))
+    value = metadata.get("ibscan.value")
+    return Coordinates(
+        None if epoch is None else _finite(epoch, "epoch", name),
+        None if step is None else whole_step(step, name),
+        None if value is None else _finite(value, "ibscan.value", name, signed=True),
+        "metadata",
+    )
+
+
+def numbers_in_object(scalars: Mapping[str, int | float], name: str) -> Coordinates:
+    """Read `epoch` and the step (`step`, `global_step`, `iter`, `iter_num`, `iteration`) at the top of a saved object.
+
+    Args:
+        scalars: The plain numbers at the top level.
+        name: What to call the file in a message.
+
+    Returns:
+        What the file says.
+
+    Raises:
+        CheckpointError: A negative or non-finite number.
+    """
+    epoch = scalars.get("epoch")
+    step = next((scalars[key] for key in STEP_KEYS if key in scalars), None)
+    return Coordinates(
+        None if epoch is None else _finite(epoch, "epoch", name),
+        None if step is None else whole_step(step, name),
+        None,
+        "file",
+    )
+
+
+def numbers_in_sidecar(folder: Path, name: str) -> Coordinates:
+    """Read `trainer_state.json` beside a folder's weights; an absent or unreadable one says nothing."""
+    path = folder / "trainer_state.json"
+    try:
+        if not path.is_file() or path.stat().st_size > SIDECAR_BYTES:
+            return Coordinates()
+        state = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return Coordinates()
+    if not isinstance(state, dict):
+        return Coordinates()
+    epoch, step = (
+        found if isinstance(found, int | float) and not isinstance(found, bool) else None
+        for found in (state.get("epoch"), state.get("global_step"))
+    )
+    return Coordinates(
+        None if epoch is None else _finite(epoch, "epoch", f"{name} (trainer_state.json)"),
+        None if step is None else whole_step(step, f"{name} (trainer_state.json)"),
+        None,
+        "sidecar",
+    )
+
+
+def compiled_pattern(pattern: str, where: str) -> tuple[re.Pattern[str], str | None]:
+    """Turn `epoch-{epoch}.safetensors` into a regular expression, and the sweep's own name if it has one.
+
+    Args:
+        pattern: With `{epoch}`, `{step}` or `{value:NAME}`, each at most once.
+        where: The manifest's name, for a message.
+
+    Returns:
+        The expression (groups `epoch`, `step`, `value`) and NAME or None.
+
+    Raises:
+        UsageError: No placeholder, an unknown one, or one twice.
+    """
+    pieces = PLACEHOLDER.split(pattern)
+    names = [piece.partition(":")[0] for piece in pieces[1::2]]
+    if not names or len(set(names)) < len(names) or any(mark in literal for literal in pieces[::2] for mark in "{}"):
+        raise UsageError(
+            f"{where}: pattern {pattern!r} cannot be read; expected a file name with {{epoch}}, {{step}} or "
+            f"{{value:NAME}}, "
+            "each at most once."
+        )
+    numbers = {"epoch": r"\d+(?:\.\d+)?", "step": r"\d+", "value": r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"}
+    expression = re.escape(pieces[0])
+    for name, literal in zip(names, pieces[2::2], strict=True):
+        expression += f"(?P<{name}>{numbers[name]}){re.escape(literal)}"
+    own = next((piece.partition(":")[2] for piece in pieces[1::2] if piece.startswith("value:")), None)
+    return re.compile(expression), own
+
+
+def numbers_by_pattern(expression: re.Pattern[str], name: str) -> Coordinates | None:
+    """Return what the pattern reads in a name (the whole of it, its folder, or its last part), or None."""
+    parts = name.split("/")
+    found = next((match for text in (name, *reversed(parts)) if (match := expression.fullmatch(text))), None)
+    if found is None:
+        return None
+    groups = found.groupdict()
+    return Coordinates(
+        None if groups.get("epoch") is None else float(groups["epoch"]),
+        None if groups.get("step") is None else whole_step(groups["step"], name),
+        None if groups.get("value") is None else float(groups["value"]),
+        "pattern",
+    )

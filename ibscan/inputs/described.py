@@ -1,0 +1,219 @@
+"""Descriptions of what a pickle holds (tensors, storages, calls), and which calls are plain data."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ibscan.errors import CheckpointError
+
+__all__ = [
+    "Called",
+    "Global",
+    "Storage",
+    "StoredTensor",
+    "check_tensor",
+    "is_harmless",
+    "plain_number",
+    "rebuilt_tensor",
+]
+
+STORAGES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+    "QInt8Storage": "qint8",
+    "QUInt8Storage": "quint8",
+    "QInt32Storage": "qint32",
+    "UntypedStorage": "uint8",
+}
+STORAGE_GLOBALS = {
+    f"{module}.{name}": dtype for name, dtype in STORAGES.items() for module in ("torch", "torch.storage", "torch.cuda")
+}
+DTYPE_GLOBALS = {
+    str(value): str(value).removeprefix("torch.") for value in vars(torch).values() if isinstance(value, torch.dtype)
+}
+NUMPY_SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+NUMPY_ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
+DENSE = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
+WRAPPED = (
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_parameter_with_state",
+    "torch.nn.parameter.Parameter",
+)
+OTHER_TENSORS = {
+    "torch._utils._rebuild_qtensor": "quantised",
+    "torch._utils._rebuild_sparse_tensor": "sparse",
+    "torch._utils._rebuild_meta_tensor_no_storage": "meta",
+    "torch._utils._rebuild_nested_tensor": "nested",
+}
+PLAIN = (
+    "collections.OrderedDict",
+    "collections.Counter",
+    "torch.Size",
+    "torch.device",
+    "torch.serialization._get_layout",
+    "torch._tensor._rebuild_from_type_v2",
+    "torch.Tensor",
+    "torch.per_tensor_affine",
+    "torch.per_channel_affine",
+    "_codecs.encode",
+    "builtins.set",
+    "builtins.complex",
+    "builtins.bytearray",
+    "numpy.dtype",
+    "numpy.ndarray",
+)
+MOST_SIZES = 64
+# The list is shorter than the library's: what is not on it is refused before the library is asked.
+KNOWN = {*PLAIN, *NUMPY_SCALARS, *NUMPY_ARRAYS, *DENSE, *WRAPPED, *OTHER_TENSORS, *STORAGE_GLOBALS, *DTYPE_GLOBALS}
+
+
+@dataclass(frozen=True)
+class Global:
+    """A name the pickle would import."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Called:
+    """A call the pickle would make, by name, with its arguments and the state set afterwards."""
+
+    name: str
+    args: tuple[Any, ...]
+    state: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A block of numbers stored beside the pickle."""
+
+    key: str
+    dtype: str
+    elements: int
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes an element."""
+        return int(getattr(torch, self.dtype).itemsize)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A tensor as the pickle describes it; `kind` is dense, quantised, sparse, meta, nested or unreadable."""
+
+    kind: str
+    dtype: str
+    shape: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    offset: int = 0
+    storage: Storage | None = None
+
+
+def is_harmless(name: str, args: tuple[Any, ...]) -> bool:
+    """Tell whether a call on the list of plain data is one: bytearray(10**12) would take all memory."""
+    if name == "builtins.bytearray":
+        return not args or isinstance(args[0], bytes | str)
+    if name in NUMPY_ARRAYS:
+        return len(args) == 3 and args[1] == (0,) and args[0] == Global("numpy.ndarray")
+    if name == "numpy.dtype":
+        return bool(args) and isinstance(args[0], str) and bool(re.fullmatch(r"[<>|=]?[biufcSU]\d{0,4}", args[0]))
+    return name in KNOWN and name not in STORAGE_GLOBALS and name not in DTYPE_GLOBALS and name != "torch.Tensor"
+
+
+def rebuilt_tensor(args: tuple[Any, ...]) -> StoredTensor:
+    """Return the dense tensor that torch's rebuild call with these arguments makes."""
+    storage, offset, shape, stride = args[:4]
+    shape, stride = _sizes(shape), _sizes(stride)
+    if not isinstance(storage, Storage) or type(offset) is not int or shape is None or stride is None:
+        return StoredTensor("unreadable", "unknown")
+    later = next(
+        (DTYPE_GLOBALS[part.name] for part in args[4:] if isinstance(part, Global) and part.name in DTYPE_GLOBALS), None
+    )
+    return StoredTensor("dense", later or storage.dtype, shape, stride, offset, storage)
+
+
+def other_tensor(kind: str, args: tuple[Any, ...]) -> StoredTensor:
+    """Return the description of a tensor that is not dense."""
+    # A sparse tensor keeps its parts (indices, values, sizes) one tuple deeper.
+    parts = [inner for part in args for inner in (part if isinstance(part, tuple) else (part,))]
+    dtypes = [part.dtype for part in parts if isinstance(part, Storage | StoredTensor)]
+    shape = next((sizes for part in (*args, *parts) if (sizes := _sizes(part))), ())
+    return StoredTensor(kind, dtypes[-1] if dtypes else kind, shape)
+
+
+def _sizes(found: Any) -> tuple[int, ...] | None:  # noqa: ANN401 - from the file
+    if isinstance(found, Called) and found.name == "torch.Size" and found.args:
+        found = found.args[0]
+    if (
+        isinstance(found, tuple | list)
+        and len(found) <= MOST_SIZES
+        and all(type(size) is int and 0 <= size < 2**63 for size in found)
+    ):
+        return tuple(found)
+    return None
+
+
+def plain_number(value: Any) -> int | float | None:  # noqa: ANN401 - a description
+    """Return the number a description stands for (an int, a float, a numpy scalar), or None."""
+    if isinstance(value, Called) and value.name in NUMPY_SCALARS and len(value.args) == 2:
+        dtype, raw = value.args
+        if not (isinstance(dtype, Called) and isinstance(raw, bytes) and dtype.args):
+            return None
+        swapped = bool(dtype.state) and dtype.state[0][1] == ">"
+        try:
+            kind = np.dtype(str(dtype.args[0])).newbyteorder(">" if swapped else "<")
+        except TypeError:
+            return None
+        if kind.kind not in "iuf" or kind.itemsize != len(raw):
+            return None
+        number = np.frombuffer(raw, kind)[0].item()
+        return number if isinstance(number, int | float) else None
+    # Python refuses to print integers of many thousand digits, so none leaves here.
+    if isinstance(value, bool) or (isinstance(value, int) and value.bit_length() > 1024):
+        return None
+    return value if isinstance(value, int | float) else None
+
+
+def check_tensor(stored: str, tensor: StoredTensor, name: str) -> None:
+    """Refuse a tensor that is not dense, or claims more elements than are stored.
+
+    Args:
+        stored: Its name in the file.
+        tensor: Its description.
+        name: What to call the file in a message.
+
+    Raises:
+        CheckpointError: A sparse or quantised tensor, or a 1.5 KB file that holds 10^12 elements of stride 0.
+    """
+    if tensor.kind != "dense" or tensor.storage is None:
+        raise CheckpointError(
+            f"{name}: {stored!r} is a {tensor.kind} tensor; a dense one was expected. Save a plain copy."
+        )
+    if len(tensor.stride) != len(tensor.shape):
+        raise CheckpointError(
+            f"{name}: {stored!r} has {len(tensor.shape)} sizes and {len(tensor.stride)} strides; the file is damaged."
+        )
+    count, reach = 1, 1
+    for size, stride in zip(tensor.shape, tensor.stride, strict=True):
+        count, reach = count * size, reach + (size - 1) * stride
+    held = tensor.storage.elements * tensor.storage.itemsize // int(getattr(torch, tensor.dtype).itemsize)
+    if count and (count > held or tensor.offset < 0 or tensor.offset + reach > held):
+        raise CheckpointError(
+            f"{name}: {stored!r} of shape {tensor.shape} claims {count} elements, but its storage holds {held}; "
+            "refused."
+        )

@@ -1,0 +1,69 @@
+"""Labels as they come (integers, integral floats, one-hot rows, strings) to class indices, where they are classes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ibscan.errors import InputError
+from ibscan.types import Array
+
+__all__ = ["class_indices"]
+
+UNMEASURED = "label quantities are not measured."
+
+
+def class_indices(found: Array, rows: int, source: str) -> tuple[Array | None, tuple[int | str, ...], tuple[str, ...]]:
+    """Return class indices, the label values they stand for in sorted order, and notices.
+
+    Args:
+        found: Labels as stored: (N,), (N, 1) or (1, N) of integers, integral floats or strings, or one-hot (N, K).
+        rows: N.
+        source: The probe as the user named it, for a message.
+
+    Returns:
+        Indices (N,) int64 and the labels, or None and an empty tuple where they are not classes, with one sentence.
+
+    Raises:
+        InputError: Their length is not N.
+    """
+    y = found
+    if y.ndim == 2 and y.size == rows and 1 in y.shape:
+        y = y.reshape(rows)
+    if y.ndim == 0 or y.shape[0] != rows:
+        shape = f"shape {found.shape}" if found.ndim != 1 else f"length {len(found)}"
+        raise InputError(
+            f"{source}: the labels have {shape}, but the inputs have length {rows} ({rows} rows); give one label a row."
+        )
+    if y.ndim > 1:
+        hot = _one_hot(y)
+        if hot is None:
+            return (
+                None,
+                (),
+                (f"{source}: the labels of shape {found.shape} are no classes (nor one-hot), so {UNMEASURED}",),
+            )
+        y = hot
+    if y.dtype.kind in "SU":
+        texts = np.char.decode(y, "utf-8", "replace") if y.dtype.kind == "S" else y
+        words, indices = np.unique(texts, return_inverse=True)
+        return indices.astype(np.int64), tuple(str(word) for word in words), ()
+    if y.dtype.kind == "f":
+        if not np.isfinite(y).all() or (y != np.floor(y)).any() or np.abs(y).max(initial=0) >= 2**53:
+            return (
+                None,
+                (),
+                (f"{source}: the labels are not whole numbers, so no classes (regression targets?); {UNMEASURED}",),
+            )
+    elif y.dtype.kind not in "biu":
+        return None, (), (f"{source}: the labels are of type {y.dtype}, which is no class; {UNMEASURED}",)
+    values, indices = np.unique(y, return_inverse=True)
+    return indices.astype(np.int64), tuple(int(value) for value in values), ()
+
+
+def _one_hot(y: Array) -> Array | None:
+    if y.ndim != 2 or y.dtype.kind not in "biuf" or y.shape[1] < 2:
+        return None
+    ones = y == 1
+    if not (ones | (y == 0)).all() or not (ones.sum(axis=1) == 1).all():
+        return None
+    return np.asarray(ones.argmax(axis=1))

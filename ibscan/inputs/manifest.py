@@ -1,0 +1,125 @@
+"""`ibscan.toml`: how a series describes itself."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ibscan.errors import CheckpointError, InputError, UsageError
+from ibscan.inputs.arguments import KNOWN as PROBE_ARGUMENTS
+from ibscan.inputs.arguments import checked_arguments
+from ibscan.inputs.coordinates import compiled_pattern
+from ibscan.inputs.files import regular_stat, unreadable
+
+__all__ = ["Manifest", "read_manifest"]
+
+MAX_BYTES = 1 << 20
+KEYS: dict[str, dict[str, type[Any]]] = {
+    "model": {"spec": str, "args": dict},
+    "probe": {"path": str, **dict.fromkeys(PROBE_ARGUMENTS, object)},
+    "series": {"pattern": str, "axis": str},
+}
+WORDS: dict[type[Any], str] = {str: "a string", dict: "a table"}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `ibscan.toml` says; absent parts are None or empty.
+
+    `probe_path` is resolved and absolute; `probe_selection` is what follows its `#`.
+    """
+
+    path: Path
+    model_spec: str | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    probe_path: Path | None = None
+    probe_selection: str = ""
+    probe_arguments: Mapping[str, Any] = field(default_factory=dict)
+    pattern: str | None = None
+    axis: str | None = None
+
+
+def read_manifest(folder: Path, *, trust: bool) -> Manifest | None:
+    """Read `ibscan.toml` of a run folder.
+
+    Args:
+        folder: The folder of the checkpoints.
+        trust: Whether a probe outside the folder is allowed (`--trust`).
+
+    Returns:
+        The manifest, or None where there is no such file.
+
+    Raises:
+        UsageError: Unknown key, wrong type, broken TOML, over 1 MiB.
+        InputError: The probe lies outside the folder, or the file may not be read.
+    """
+    path = folder / "ibscan.toml"
+    if not path.exists() and not path.is_symlink():
+        return None
+    tables = _tables(path)
+    model, probe, series = (tables.get(name, {}) for name in ("model", "probe", "series"))
+    file, _, selection = probe.get("path", "").partition("#")
+    if series.get("pattern") is not None:
+        compiled_pattern(series["pattern"], str(path))
+    if series.get("axis") in ("", "index"):
+        raise UsageError(
+            f"{path}: axis is {series['axis']!r}, but epoch, step, or the NAME of {{value:NAME}} was expected."
+        )
+    arguments = {key: value for key, value in probe.items() if key != "path"}
+    return Manifest(
+        path=path,
+        model_spec=model.get("spec"),
+        model_args=model.get("args", {}),
+        probe_path=_inside(folder, file, path, trust=trust) if file else None,
+        probe_selection=selection,
+        probe_arguments=checked_arguments(arguments, f"{path}, [probe]"),
+        pattern=series.get("pattern"),
+        axis=series.get("axis"),
+    )
+
+
+def _tables(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        size = regular_stat(path, str(path)).st_size
+        if size > MAX_BYTES:
+            raise UsageError(f"{path}: has {size} bytes, and at most {MAX_BYTES} were expected; is it another file?")
+        tables = tomllib.loads(path.read_bytes().decode())
+    except CheckpointError as error:
+        raise InputError(str(error)) from None
+    except OSError as error:
+        raise InputError(unreadable(path, str(path), error)) from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: is no readable TOML ({error}); mend it or move it away.") from None
+    for name, table in tables.items():
+        if name not in KEYS:
+            raise UsageError(f"{path}: [{name}] is not known; known are {', '.join(f'[{known}]' for known in KEYS)}.")
+        if not isinstance(table, dict):
+            raise UsageError(f"{path}: {name} is {table!r}, but a table [{name}] was expected.")
+        for key, value in table.items():
+            _check_entry(path, name, key, value)
+    return tables
+
+
+def _check_entry(path: Path, table: str, key: str, value: Any) -> None:  # noqa: ANN401 - decoded TOML
+    if key not in KEYS[table]:
+        raise UsageError(f"{path}: {key!r} in [{table}] is not known; known are {', '.join(KEYS[table])}.")
+    wanted = KEYS[table][key]
+    if not isinstance(value, wanted):
+        raise UsageError(f"{path}: {key} in [{table}] is {value!r}, but {WORDS[wanted]} was expected.")
+
+
+def _inside(folder: Path, file: str, path: Path, *, trust: bool) -> Path:
+    try:
+        resolved = (folder / file).resolve()
+        outside = not resolved.is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path}: the probe path {file!r} cannot be followed ({error}).") from None
+    if (outside or Path(file).is_absolute()) and not trust:
+        raise InputError(
+            f"{path}: the probe path {file!r} leads outside the folder, to {resolved}; "
+            "give it as --probe, or allow it with --trust if you trust whoever wrote this file."
+        )
+    return resolved

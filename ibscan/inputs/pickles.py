@@ -1,0 +1,285 @@
+"""A pickle read without running it: its opcodes are followed on a stack of descriptions, and nothing is imported.
+
+What the pickle would call is listed by name, so that an unsafe global is named and never executed; what a state dict
+needs (tensors, numbers, names) is described well enough to list a checkpoint without loading it.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from ibscan.inputs.described import (
+    DENSE,
+    KNOWN,
+    OTHER_TENSORS,
+    STORAGE_GLOBALS,
+    WRAPPED,
+    Called,
+    Global,
+    Storage,
+    is_harmless,
+    other_tensor,
+    rebuilt_tensor,
+)
+
+__all__ = ["BrokenPickle", "PickleReading", "read_pickle"]
+
+MAX_OPERATIONS = 1_000_000
+
+# Opcodes of later protocols, which the safe reader of torch does not take.
+LATER = {"FRAME", "STACK_GLOBAL", "MEMOIZE", "SHORT_BINUNICODE", "BINUNICODE8", "NEWOBJ_EX", "ADDITEMS", "FROZENSET"}
+MARK = object()
+
+
+class BrokenPickle(Exception):  # noqa: N818 - says what the file is; turned into a CheckpointError by the caller
+    """The opcodes do not make sense: cut off, damaged, or far too many."""
+
+
+@dataclass(frozen=True)
+class PickleReading:
+    """What a pickle holds: the described object, names it would import that are not plain data, and its storages."""
+
+    value: Any
+    unsafe: tuple[str, ...]
+    storages: dict[str, Storage]
+    later_protocol: bool
+
+
+@dataclass
+class _Machine:
+    stack: list[Any] = field(default_factory=list)
+    memo: dict[int, Any] = field(default_factory=dict)
+    unsafe: dict[str, None] = field(default_factory=dict)
+    storages: dict[str, Storage] = field(default_factory=dict)
+    later: bool = False
+
+    def popped_to_mark(self) -> list[Any]:
+        items: list[Any] = []
+        while (item := self.stack.pop()) is not MARK:
+            items.append(item)
+        return items[::-1]
+
+
+def read_pickle(stream: BinaryIO) -> PickleReading:
+    """Follow one pickle to its end without importing or calling anything it names.
+
+    Args:
+        stream: Where the pickle begins; left just after it.
+
+    Returns:
+        The reading.
+
+    Raises:
+        BrokenPickle: Truncated, damaged, or more than a million operations.
+    """
+    machine = _Machine()
+    count = 0
+    try:
+        with warnings.catch_warnings():
+            # An odd escape in a damaged name is no matter for the user.
+            warnings.simplefilter("ignore")
+            for opcode, argument, _ in pickletools.genops(stream):
+                count += 1
+                if count > MAX_OPERATIONS:
+                    raise BrokenPickle(f"more than {MAX_OPERATIONS} pickle operations, far beyond a state dict")
+                machine.later |= opcode.name in LATER
+                _follow(machine, opcode.name, argument)
+        value = machine.stack.pop()
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+    ) as error:
+        raise BrokenPickle(
+            f"the pickle breaks off or makes no sense ({str(error)[:80] or type(error).__name__})"
+        ) from None
+    return PickleReading(value, tuple(machine.unsafe), machine.storages, machine.later)
+
+
+def _follow(machine: _Machine, name: str, argument: Any) -> None:  # noqa: ANN401 - an opcode's argument
+    stack = machine.stack
+    match name:
+        case "PROTO" | "FRAME" | "STOP":
+            pass
+        case "MARK":
+            stack.append(MARK)
+        case "BINPUT" | "LONG_BINPUT" | "PUT":
+            machine.memo[argument] = stack[-1]
+        case "MEMOIZE":
+            machine.memo[len(machine.memo)] = stack[-1]
+        case "BINGET" | "LONG_BINGET" | "GET":
+            stack.append(machine.memo[argument])
+        case "NONE":
+            stack.append(None)
+        case "NEWTRUE" | "NEWFALSE":
+            stack.append(name == "NEWTRUE")
+        case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE" | "EMPTY_SET":
+            stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": set}[name]())
+        case "POP":
+            stack.pop()
+        case "POP_MARK":
+            machine.popped_to_mark()
+        case "DUP":
+            stack.append(stack[-1])
+        case (
+            "GLOBAL"
+            | "INST"
+            | "STACK_GLOBAL"
+            | "REDUCE"
+            | "NEWOBJ"
+            | "NEWOBJ_EX"
+            | "OBJ"
+            | "BUILD"
+            | "BINPERSID"
+            | "PERSID"
+        ):
+            _follow_object(machine, name, argument)
+        case "EXT1" | "EXT2" | "EXT4":
+            machine.unsafe[f"extension {argument}"] = None
+            stack.append(Called("extension", ()))
+        case _ if argument is not None:
+            stack.append(argument)
+        case _:
+            _follow_collection(machine, name)
+
+
+def _follow_collection(machine: _Machine, name: str) -> None:
+    stack = machine.stack
+    match name:
+        case "TUPLE1" | "TUPLE2" | "TUPLE3":
+            count = int(name[-1])
+            if len(stack) < count:
+                raise BrokenPickle("the pickle takes more than it has put")
+            stack[-count:] = [tuple(stack[-count:])]
+        case "TUPLE" | "LIST" | "FROZENSET":
+            items = machine.popped_to_mark()
+            stack.append(tuple(items) if name == "TUPLE" else items)
+        case "DICT":
+            items = machine.popped_to_mark()
+            table: dict[Any, Any] = {}
+            _update(table, items)
+            stack.append(table)
+        case "APPEND":
+            item = stack.pop()
+            _extend(stack[-1], [item])
+        case "APPENDS" | "ADDITEMS":
+            items = machine.popped_to_mark()
+            _extend(stack[-1], items)
+        case "SETITEM":
+            value, key = stack.pop(), stack.pop()
+            _update(stack[-1], [key, value])
+        case "SETITEMS":
+            items = machine.popped_to_mark()
+            _update(stack[-1], items)
+        case _:
+            raise BrokenPickle(f"the pickle uses {name}, which no state dict needs")
+
+
+def _extend(target: Any, items: list[Any]) -> None:  # noqa: ANN401 - whatever the pickle put there
+    if isinstance(target, list):
+        target.extend(items)
+
+
+def _update(target: Any, items: list[Any]) -> None:  # noqa: ANN401 - whatever the pickle put there
+    for key in items[::2]:
+        # Hashing a tuple of a million nested tuples overflows the stack of the process, not Python's own.
+        if isinstance(key, tuple) and any(isinstance(part, tuple) for part in key):
+            raise BrokenPickle("the pickle uses nested tuples as keys, which no state dict needs")
+    if isinstance(target, dict):
+        target.update(zip(items[::2], items[1::2], strict=True))
+
+
+def _follow_object(machine: _Machine, name: str, argument: Any) -> None:  # noqa: ANN401 - an opcode's argument
+    stack = machine.stack
+    match name:
+        case "GLOBAL" | "STACK_GLOBAL":
+            pair = argument.split(" ", 1) if name == "GLOBAL" else [stack.pop(), stack.pop()][::-1]
+            stack.append(_named(machine, *pair))
+        case "INST" | "OBJ":
+            items = machine.popped_to_mark()
+            target = _named(machine, *argument.split(" ", 1)) if name == "INST" else items.pop(0)
+            stack.append(_called(machine, target, tuple(items)))
+        case "REDUCE" | "NEWOBJ":
+            args, target = stack.pop(), stack.pop()
+            stack.append(_called(machine, target, tuple(args)))
+        case "NEWOBJ_EX":
+            _, args, target = stack.pop(), stack.pop(), stack.pop()
+            stack.append(_called(machine, target, tuple(args)))
+        case "BUILD":
+            state = stack.pop()
+            if isinstance(stack[-1], Called):
+                stack[-1].state.append(state)
+                _check_state(machine, stack[-1], state)
+        case _:
+            stack.append(_stored(machine, stack.pop() if name == "BINPERSID" else None))
+
+
+def _named(machine: _Machine, module: Any, name: Any) -> Global:  # noqa: ANN401 - from the file
+    full = f"{module}.{name}".replace("__builtin__.", "builtins.", 1)
+    if full not in KNOWN:
+        machine.unsafe[full] = None
+    return Global(full)
+
+
+def _stored(machine: _Machine, pid: Any) -> Storage | None:  # noqa: ANN401 - from the file
+    if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] in ("storage", b"storage")):
+        if isinstance(pid, tuple) and pid[:1] == ("module",):
+            machine.unsafe.setdefault("torch.nn.modules (a module with its source)")
+            return None
+        raise BrokenPickle("the pickle refers to something stored that is no tensor data")
+    kind, key, elements = pid[1], str(pid[2]), pid[4]
+    dtype = STORAGE_GLOBALS.get(kind.name) if isinstance(kind, Global) else None
+    if (
+        dtype is None
+        or type(elements) is not int
+        or not 0 <= elements < 2**63
+        or any(part is not None for part in pid[5:])
+    ):
+        raise BrokenPickle("the pickle describes a storage this version does not read")
+    storage = Storage(key, dtype, elements)
+    # The same block may be seen under a typed and an untyped name, never with two sizes.
+    first = machine.storages.setdefault(key, storage)
+    if first.elements * first.itemsize != elements * storage.itemsize:
+        raise BrokenPickle(f"the pickle gives stored block {key!r} two sizes")
+    return storage
+
+
+def _called(machine: _Machine, target: Any, args: tuple[Any, ...]) -> Any:  # noqa: ANN401 - a description
+    name = target.name if isinstance(target, Global) else ""
+    if not name:
+        machine.unsafe.setdefault("a computed function")
+        return Called("", args)
+    if name == "torch._tensor._rebuild_from_type_v2" and len(args) >= 3 and isinstance(args[0], Global):
+        return _called(machine, args[0], tuple(args[2]))
+    if name in DENSE:
+        return rebuilt_tensor(args)
+    if name in WRAPPED:
+        return args[0]
+    if name in OTHER_TENSORS:
+        return other_tensor(OTHER_TENSORS[name], args)
+    if name == "collections.OrderedDict":
+        return dict(args[0]) if args else {}
+    if name == "_codecs.encode" and len(args) == 2 and all(isinstance(part, str) for part in args):
+        return args[0].encode("latin-1") if args[1] in ("latin1", "latin-1") else args[0].encode()
+    if not is_harmless(name, args):
+        machine.unsafe[f"{name} called with {_brief(args)}"] = None
+    return Called(name, args)
+
+
+def _brief(args: tuple[Any, ...]) -> str:
+    words = ", ".join(repr(part) if isinstance(part, int | str) else type(part).__name__ for part in args)
+    return f"({words[:60]})"
+
+
+def _check_state(machine: _Machine, target: Called, state: Any) -> None:  # noqa: ANN401 - from the file
+    # A dtype with fields or a subarray can point beyond its own bytes.
+    if target.name == "numpy.dtype" and not (isinstance(state, tuple) and state[2:5] == (None, None, None)):
+        machine.unsafe["numpy.dtype with fields"] = None

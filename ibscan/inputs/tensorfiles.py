@@ -1,0 +1,180 @@
+"""The header of a safetensors file, read and checked here before the library sees the file."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from ibscan.errors import CheckpointError
+from ibscan.types import TensorInfo
+
+__all__ = ["DTYPES", "TensorFile", "read_tensor_header"]
+
+MAX_HEADER_BYTES = 32 << 20
+MAX_TENSORS = 100_000
+MOST_SIZES = 64
+
+# Name in the file: name in torch, bits an element.
+DTYPES: dict[str, tuple[str, int]] = {
+    "BOOL": ("bool", 8),
+    "U8": ("uint8", 8),
+    "I8": ("int8", 8),
+    "U16": ("uint16", 16),
+    "I16": ("int16", 16),
+    "U32": ("uint32", 32),
+    "I32": ("int32", 32),
+    "U64": ("uint64", 64),
+    "I64": ("int64", 64),
+    "F8_E4M3": ("float8_e4m3fn", 8),
+    "F8_E5M2": ("float8_e5m2", 8),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", 8),
+    "F8_E5M2FNUZ": ("float8_e5m2fnuz", 8),
+    "F8_E8M0": ("float8_e8m0fnu", 8),
+    "F16": ("float16", 16),
+    "BF16": ("bfloat16", 16),
+    "F32": ("float32", 32),
+    "F64": ("float64", 64),
+    "C64": ("complex64", 64),
+}
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """What a safetensors header says: tensors in stored order (by offset), and the metadata strings."""
+
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+
+
+def read_tensor_header(stream: BinaryIO, size: int, name: str) -> TensorFile:
+    """Read and check the header of a safetensors file.
+
+    Args:
+        stream: The file, from its start.
+        size: Its length in bytes.
+        name: What to call it in a message.
+
+    Returns:
+        Tensors and metadata.
+
+    Raises:
+        CheckpointError: Truncated, padded, overlapping, of unknown dtype, or otherwise not what the format allows.
+    """
+    start = stream.read(8)
+    if len(start) < 8:
+        raise CheckpointError(
+            f"{name}: is truncated: a safetensors file has at least 8 bytes, found {size}; copy it again."
+        )
+    (length,) = struct.unpack("<Q", start)
+    if length > size - 8:
+        raise CheckpointError(
+            f"{name}: its safetensors header states a length of {length} bytes, but the file has {size}; "
+            "it is truncated or no safetensors file, copy or save it again."
+        )
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"{name}: its safetensors header is {length} bytes long, at most {MAX_HEADER_BYTES} were expected; "
+            "no checkpoint needs that many names."
+        )
+    entries = _entries(stream.read(length), name)
+    metadata = _metadata(entries.pop("__metadata__", {}), name)
+    if len(entries) > MAX_TENSORS:
+        raise CheckpointError(f"{name}: names {len(entries)} tensors, at most {MAX_TENSORS} were expected.")
+    spans = [(*_span(entry, key, name), key) for key, entry in entries.items()]
+    spans.sort(key=lambda span: span[:2])
+    _check_spans(spans, size - 8 - length, name)
+    return TensorFile({key: _info(entries[key]) for *_, key in spans}, metadata)
+
+
+def _entries(header: bytes, name: str) -> dict[str, Any]:
+    doubled: list[str] = []
+
+    def collected(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = dict(pairs)
+        if len(keys) < len(pairs):
+            seen: set[str] = set()
+            doubled.extend(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        return keys
+
+    try:
+        entries = json.loads(header.decode(), object_pairs_hook=collected)
+    except (ValueError, RecursionError):
+        raise CheckpointError(
+            f"{name}: its safetensors header is not readable JSON; the file is damaged, copy or save it again."
+        ) from None
+    if doubled:
+        raise CheckpointError(f"{name}: its safetensors header has the name {doubled[0]!r} twice; save it again.")
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{name}: its safetensors header is no table of tensors; save it again.")
+    return entries
+
+
+def _metadata(found: Any, name: str) -> dict[str, str]:  # noqa: ANN401 - decoded JSON
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise CheckpointError(
+            f"{name}: its safetensors metadata must map strings to strings, and does not; save it again."
+        )
+    return dict(found)
+
+
+def _span(entry: Any, key: str, name: str) -> tuple[int, int]:  # noqa: ANN401 - decoded JSON
+    fits = isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"}
+    shape, offsets = (entry["shape"], entry["data_offsets"]) if fits else ((), ())
+    if not (_is_sizes(shape) and _is_sizes(offsets) and len(offsets) == 2 and isinstance(entry["dtype"], str)):
+        raise CheckpointError(
+            f"{name}: the safetensors header entry of {key!r} lacks dtype, shape or data_offsets; save it again."
+        )
+    if entry["dtype"] not in DTYPES:
+        raise CheckpointError(
+            f"{name}: {key!r} has dtype {entry['dtype']!r}, which is not known here; known are {', '.join(DTYPES)}."
+        )
+    begin, end = entry["data_offsets"]
+    bits = math.prod(shape) * DTYPES[entry["dtype"]][1]
+    if (end - begin) * 8 != bits:
+        raise CheckpointError(
+            f"{name}: {key!r} of shape {tuple(shape)} and dtype {entry['dtype']} takes {bits // 8} bytes, "
+            f"but its offsets {begin} to {end} span {end - begin}; the file is damaged."
+        )
+    return begin, end
+
+
+def _is_sizes(found: Any) -> bool:  # noqa: ANN401 - decoded JSON
+    return (
+        isinstance(found, list)
+        and len(found) <= MOST_SIZES
+        and all(type(size) is int and 0 <= size < 2**63 for size in found)
+    )
+
+
+def _check_spans(spans: list[tuple[int, int, str]], available: int, name: str) -> None:
+    reached = 0
+    for begin, end, key in spans:
+        if begin != reached:
+            what = (
+                "overlaps the tensor before it"
+                if begin < reached
+                else f"leaves a gap of {begin - reached} bytes before it"
+            )
+            raise CheckpointError(
+                f"{name}: {key!r} begins at byte {begin} of the data and {what} (expected {reached}); the file is "
+                "damaged."
+            )
+        reached = end
+    if reached != available:
+        what = (
+            f"{reached - available} bytes are missing (truncated)"
+            if reached > available
+            else (f"{available - reached} bytes too many follow them")
+        )
+        raise CheckpointError(
+            f"{name}: its tensors take {reached} bytes, but {available} follow the header: {what}; copy or save it "
+            "again."
+        )
+
+
+def _info(entry: Mapping[str, Any]) -> TensorInfo:
+    return TensorInfo(tuple(entry["shape"]), DTYPES[entry["dtype"]][0])

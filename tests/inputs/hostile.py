@@ -1,0 +1,180 @@
+"""Builders of hostile and damaged files, one a row of the table in test_hostile.py; all tiny and made on the spot."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import socket
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from safetensors.torch import save as safetensors_bytes
+
+
+def state(width: int = 3) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "0.weight": torch.randn(width, 4, generator=generator),
+        "0.bias": torch.zeros(width),
+        "2.weight": torch.randn(2, width, generator=generator),
+        "2.bias": torch.zeros(2),
+    }
+
+
+def torch_bytes(content: object, *, zipped: bool = True) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream, _use_new_zipfile_serialization=zipped)
+    return stream.getvalue()
+
+
+class Evil:
+    """Pickles to a call of os.system that writes the canary."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.system, (f"echo ran > {self.canary}",)
+
+
+def header_bytes(header: object, data: bytes = b"", length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def entry(begin: int, end: int, dtype: str = "F32") -> dict[str, object]:
+    return {"dtype": dtype, "shape": [(end - begin) // 4], "data_offsets": [begin, end]}
+
+
+def rezipped(blob: bytes, compression: int = zipfile.ZIP_STORED, **extra: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(blob)) as old, zipfile.ZipFile(stream, "w", compression) as new:
+        for name in old.namelist():
+            if name not in extra:
+                new.writestr(name, old.read(name))
+        for name, content in extra.items():
+            new.writestr(name, content)
+    return stream.getvalue()
+
+
+def flipped(blob: bytes, needle: bytes) -> bytes:
+    place = blob.index(needle)
+    return blob[:place] + bytes([blob[place] ^ 1]) + blob[place + 1 :]
+
+
+def many_entries(path: Path) -> None:
+    """A zip whose directory claims a million entries, without a million entries."""
+    blob = bytearray(torch_bytes(state()))
+    wide = blob.rfind(b"PK\x06\x06")
+    place = blob.rfind(b"PK\x05\x06")
+    if wide >= 0:
+        struct.pack_into("<Q", blob, wide + 32, 1_000_000)
+    struct.pack_into("<I", blob, place + 12, 60 << 20)
+    path.write_bytes(blob)
+
+
+def many_names(path: Path) -> None:
+    # One shared entry keeps the builder fast; the header is what is refused.
+    text = "{" + ",".join(f'"t{i}":0' for i in range(150_000)) + "}"
+    path.write_bytes(header_bytes(text.encode()))
+
+
+def many_operations(path: Path) -> None:
+    body = b"\x80\x02}" + b"K\x010" * 500_100 + b"."
+    path.write_bytes(rezipped(torch_bytes(state()), **{"archive/data.pkl": body}))
+
+
+def stride_bomb(path: Path) -> None:
+    path.write_bytes(torch_bytes({"fc.weight": torch.zeros(1).as_strided((10**6, 10**6), (0, 0))}))
+
+
+def legacy_storage_bomb(path: Path) -> None:
+    blob = torch_bytes({"fc.weight": torch.zeros(77)}, zipped=False)
+    # The element count stands in the pickle as BININT1 77: make it four bytes, 2 * 10^9.
+    place = blob.index(b"K\x4d", blob.index(b"storage"))
+    path.write_bytes(blob[:place] + b"J" + struct.pack("<i", 2_000_000_000) + blob[place + 2 :])
+
+
+def bytearray_bomb(path: Path) -> None:
+    body = b"\x80\x02}X\x01\x00\x00\x00ac__builtin__\nbytearray\n\x8a\x06\x00\x00\x00\x00\x00\x01\x85Rs."
+    path.write_bytes(rezipped(torch_bytes(state()), **{"archive/data.pkl": body}))
+
+
+def numpy_bomb(path: Path) -> None:
+    body = (
+        b"\x80\x02}X\x01\x00\x00\x00acnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+        b"\x8a\x06\x00\x00\x00\x00\x00\x01\x85c_codecs\nencode\nX\x01\x00\x00\x00bX\x06\x00\x00\x00latin1\x86R\x87Rs."
+    )
+    path.write_bytes(rezipped(torch_bytes(state()), **{"archive/data.pkl": body}))
+
+
+def with_pickle(body: bytes) -> bytes:
+    return rezipped(torch_bytes(state()), **{"archive/data.pkl": b"\x80\x02" + body + b"."})
+
+
+def deep_key(path: Path) -> None:
+    path.write_bytes(with_pickle(b"})" + b"\x85" * 100_000 + b"K\x01s"))
+
+
+def deep_call(path: Path) -> None:
+    rebuild = b"ctorch._tensor\n_rebuild_from_type_v2\n"
+    # call(rebuild, type, (rebuild, type, (...))): every level asks for one more.
+    path.write_bytes(with_pickle((rebuild + b"N") * 5_000 + b")" + b"\x87" * 4_999 + b"R"))
+
+
+def socket_file(path: Path) -> None:
+    # A socket's path is short by law, so it is bound by its name alone.
+    here = Path.cwd()
+    os.chdir(path.parent)
+    try:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+def tar_file(path: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("storages"), io.BytesIO(b""))
+
+
+def hdf5_file(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["w"] = np.zeros(3)
+
+
+def zip_of(path: Path, *names: str) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x")
+
+
+class Net(torch.nn.Sequential):
+    """A module of our own, to be pickled whole."""
+
+
+def whole_module(path: Path) -> None:
+    torch.save(torch.nn.Sequential(torch.nn.Linear(2, 2)), path)
+
+
+def quantised(path: Path) -> None:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save({"fc.weight": torch.quantize_per_tensor(torch.zeros(2, 2), 0.1, 0, torch.qint8)}, path)
+
+
+def plain_pickle(content: object, protocol: int = 4) -> bytes:
+    return pickle.dumps(content, protocol=protocol)
+
+
+GOOD = safetensors_bytes(state())
+F8 = entry(0, 8)

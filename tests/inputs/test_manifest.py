@@ -1,0 +1,88 @@
+"""`ibscan.toml`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ibscan.errors import IbscanError, InputError, UsageError
+from ibscan.inputs.manifest import read_manifest
+
+WHOLE = """
+[model]
+spec = "mlp:tanh:softmax"
+args = { width = 512 }
+[probe]
+path = "data/probe.npz#x=F,y=y"
+scale = 255
+shape = [1, 28, 28]
+[series]
+pattern = "epoch-{epoch}.safetensors"
+axis = "epoch"
+"""
+
+
+def test_whole_and_absent(tmp_path: Path):
+    assert read_manifest(tmp_path, trust=False) is None
+    (tmp_path / "ibscan.toml").write_text(WHOLE)
+    manifest = read_manifest(tmp_path, trust=False)
+    assert manifest is not None
+    assert manifest.path == tmp_path / "ibscan.toml"
+    assert (manifest.model_spec, manifest.model_args) == ("mlp:tanh:softmax", {"width": 512})
+    assert manifest.probe_path == (tmp_path / "data" / "probe.npz").resolve()
+    assert manifest.probe_selection == "x=F,y=y"
+    assert manifest.probe_arguments == {"scale": 255, "shape": [1, 28, 28]}
+    assert (manifest.pattern, manifest.axis) == ("epoch-{epoch}.safetensors", "epoch")
+    (tmp_path / "ibscan.toml").write_text("")
+    empty = read_manifest(tmp_path, trust=False)
+    assert empty is not None
+    assert (empty.model_spec, empty.probe_path, empty.pattern, empty.axis) == (None, None, None, None)
+
+
+REFUSED: list[tuple[str, type[IbscanError], str]] = [
+    ("[model", UsageError, "no readable TOML"),
+    ("\x00", UsageError, "no readable TOML"),
+    ("[modle]\n", UsageError, r"\[modle\] is not known"),
+    ("model = 3", UsageError, "a table"),
+    ("[model]\nspek = 'a'", UsageError, "'spek' in"),
+    ("[model]\nspec = 3", UsageError, "a string was expected"),
+    ("[model]\nargs = 'a'", UsageError, "a table was expected"),
+    ("[probe]\nscale = 0", UsageError, "scale is 0"),
+    ("[probe]\nscale = 'a'", UsageError, "scale is 'a'"),
+    ("[probe]\nmean = nan", UsageError, "mean is nan"),
+    ("[series]\npattern = 'a'", UsageError, "pattern 'a'"),
+    ("[series]\npattern = '{epoch}{epoch}'", UsageError, "at most once"),
+    ("[series]\npattern = '{epochs}'", UsageError, "cannot be read"),
+    ("[series]\naxis = ''", UsageError, "axis is ''"),
+    ("[probe]\npath = '../p.npz'", InputError, "--trust"),
+    ("[probe]\npath = '/p.npz'", InputError, "--trust"),
+    ("[probe]\npath = 'link/p.npz'", InputError, "--trust"),
+    ("# " + "x" * (1 << 20), UsageError, "1048576"),
+]
+
+
+@pytest.mark.parametrize(("text", "error", "words"), REFUSED, ids=[row[0][:20] for row in REFUSED])
+def test_refused(text: str, error: type[IbscanError], words: str, tmp_path: Path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    (folder / "ibscan.toml").write_text(text)
+    with pytest.raises(error, match=words):
+        read_manifest(folder, trust=False)
+
+
+def test_trust_lets_the_probe_lie_outside(tmp_path: Path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "ibscan.toml").write_text("[probe]\npath = '../p.npz'")
+    manifest = read_manifest(folder, trust=True)
+    assert manifest is not None
+    assert manifest.probe_path == (tmp_path / "p.npz").resolve()
+
+
+def test_never_opened(tmp_path: Path):
+    os.mkfifo(tmp_path / "ibscan.toml")
+    with pytest.raises(InputError, match="named pipe"):
+        read_manifest(tmp_path, trust=False)

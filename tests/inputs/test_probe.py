@@ -1,0 +1,408 @@
+"""Probe files of every kind, their arguments, and their labels."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import scipy.sparse
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from inputs.hostile import Evil, flipped, rezipped, torch_bytes
+from safetensors.torch import save as safetensors_bytes
+
+from ibscan.errors import IbscanError, InputError, UsageError
+from ibscan.inputs.arrays import named_arrays
+from ibscan.inputs.labels import class_indices
+from ibscan.inputs.matlab import read_stored, stored_arrays
+from ibscan.inputs.probe import find_probe, parse_arguments, read_probe
+
+X = np.linspace(-1, 1, 15, dtype=np.float32).reshape(5, 3)
+Y = np.array([2, 0, 2, 5, 0])
+
+
+def npz(path: Path, **arrays: np.ndarray) -> str:
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def idx(path: Path, array: np.ndarray, zipped: bool = False) -> Path:
+    code = {"uint8": 8, "float32": 13}[array.dtype.name]
+    blob = bytes([0, 0, code, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    blob += array.astype(array.dtype.newbyteorder(">")).tobytes()
+    path.write_bytes(gzip.compress(blob) if zipped else blob)
+    return path
+
+
+def every_format(folder: Path) -> list[str]:
+    npz(folder / "a.npz", x=X, y=Y)
+    np.savez_compressed(folder / "b.npz", X=X, labels=Y)
+    (folder / "c.safetensors").write_bytes(safetensors_bytes({"inputs": torch.tensor(X), "targets": torch.tensor(Y)}))
+    (folder / "d.pt").write_bytes(torch_bytes({"x": torch.tensor(X), "y": torch.tensor(Y)}))
+    (folder / "e.pt").write_bytes(torch_bytes((torch.tensor(X), torch.tensor(Y)), zipped=False))
+    scipy.io.savemat(folder / "f.mat", {"F": X, "y": Y.astype(float)})
+    scipy.io.savemat(folder / "g.mat", {"data": X, "label": Y[:, None]}, do_compression=True)
+    return [str(folder / name) for name in ("a.npz", "b.npz", "c.safetensors", "d.pt", "e.pt", "f.mat", "g.mat")]
+
+
+def test_every_format_gives_the_same_probe(tmp_path: Path):
+    probes = [read_probe(spec, {}) for spec in every_format(tmp_path)]
+    assert len({probe.sha256 for probe, _ in probes}) == 1
+    for probe, notices in probes:
+        assert probe.x.dtype == np.float64
+        assert probe.x.flags.c_contiguous
+        assert (probe.x == X.astype(np.float64)).all()
+        assert probe.labels == (0, 2, 5)
+        assert probe.y is not None
+        assert probe.y.tolist() == [1, 0, 1, 2, 0]
+        assert notices == ()
+
+
+MAT_DTYPES = ["float64", "float32", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool"]
+
+
+@pytest.mark.parametrize("dtype", MAT_DTYPES)
+@pytest.mark.parametrize("packed", [False, True])
+def test_matlab_arrays_are_those_of_scipy(dtype: str, packed: bool, tmp_path: Path):
+    path = tmp_path / "a.mat"
+    numbers = np.random.default_rng(0).integers(0, 2, (4, 3, 2)).astype(dtype)
+    others = {
+        "c": np.array([1, "a"], object),
+        "s": {"field": 1},
+        "z": np.eye(2) * 1j,
+        "sparse": scipy.sparse.eye_array(3).tocsc(),
+    }
+    words = np.array(["cat", "ant", "cat", "zebra"])
+    scipy.io.savemat(path, {"x": numbers, "y": words, "one": np.ones((1, 1)), **others}, do_compression=packed)
+    expected = scipy.io.loadmat(path, chars_as_strings=True)
+    found = named_arrays(path, "a.mat", list)
+    assert set(found.shapes) == {"x", "y", "one"}
+    assert found.picked["x"].dtype == dtype
+    assert (found.picked["x"] == expected["x"]).all()
+    assert found.picked["y"].tolist() == words.tolist()
+    assert found.picked["one"].shape == (1, 1)
+
+
+@given(st.data())
+@settings(max_examples=300)
+def test_no_damaged_matlab_byte_ends_the_process(data: st.DataObject):
+    stream = io.BytesIO()
+    scipy.io.savemat(stream, {"x": X, "y": Y[:, None]}, do_compression=data.draw(st.booleans()))
+    blob = bytearray(stream.getvalue())
+    blob[data.draw(st.integers(120, len(blob) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        arrays = stored_arrays(io.BytesIO(blob), len(blob), "a.mat")
+        for array in arrays.values():
+            if np.prod(array.shape, dtype=float) < 1e6:
+                read_stored(io.BytesIO(blob), array, "a.mat")
+    except InputError as error:
+        assert str(error).startswith("a.mat: ")  # noqa: PT017 - both outcomes are fine
+
+
+def test_npy_has_no_labels(tmp_path: Path):
+    np.save(tmp_path / "probe.npy", np.asfortranarray(X))
+    probe, notices = read_probe(str(tmp_path / "probe.npy"), {})
+    assert (probe.x == X).all()
+    assert probe.x.flags.c_contiguous
+    assert probe.y is None
+    assert probe.labels == ()
+    assert "no labels" in notices[0]
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("separator", ["-", "."])
+def test_idx(zipped: bool, separator: str, tmp_path: Path):
+    end = ".gz" if zipped else ""
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    for split, labels in (("train", [3, 1]), ("t10k", [7, 7])):
+        idx(tmp_path / f"{split}-images{separator}idx3-ubyte{end}", pixels, zipped)
+        idx(tmp_path / f"{split}-labels{separator}idx1-ubyte{end}", np.array(labels, np.uint8), zipped)
+    with pytest.raises(UsageError, match=r"#train|#test"):
+        read_probe(str(tmp_path), {"scale": 255})
+    with pytest.raises(UsageError, match="no such split"):
+        read_probe(f"{tmp_path}#validation", {"scale": 255})
+    test, _ = read_probe(f"{tmp_path}#test", {"scale": 255})
+    assert test.labels == (7,)
+    train, _ = read_probe(f"{tmp_path}#train", {"scale": 255, "shape": [12]})
+    assert train.labels == (1, 3)
+    assert (train.x == pixels.reshape(2, 12) / 255).all()
+    file, _ = read_probe(str(tmp_path / f"train-images{separator}idx3-ubyte{end}"), {"scale": 255, "shape": [12]})
+    assert file.sha256 == train.sha256
+
+
+def test_one_split_needs_no_name(tmp_path: Path):
+    idx(tmp_path / "train-images-idx3-ubyte", np.zeros((2, 2, 2), np.float32))
+    probe, notices = read_probe(str(tmp_path), {})
+    assert probe.x.shape == (2, 2, 2)
+    assert "no labels" in notices[0]
+
+
+def test_choice_of_arrays(tmp_path: Path):
+    spec = npz(tmp_path / "a#b.npz", x_train=X, y_train=Y, x_test=X[:2], y_test=Y[:2])
+    with pytest.raises(UsageError, match=r"x_train \(5, 3\).*#x="):
+        read_probe(spec, {})
+    probe, _ = read_probe(f"{spec}#x=x_test,y=y_test", {})
+    assert len(probe.x) == 2
+    assert probe.labels == (0, 2)
+    with pytest.raises(UsageError, match="no array 'z'"):
+        read_probe(f"{spec}#x=z", {})
+    with pytest.raises(UsageError, match="expected #x=KEY,y=KEY"):
+        read_probe(f"{spec}#train", {})
+    both = npz(tmp_path / "both.npz", x=X, inputs=X, y=Y)
+    with pytest.raises(UsageError, match="which array is x"):
+        read_probe(both, {})
+    unlabelled, notices = read_probe(f"{both}#x=x,y=", {})
+    assert unlabelled.y is None
+    assert "no labels" in notices[0]
+    only = npz(tmp_path / "only.npz", strange=X, y=Y)
+    assert read_probe(only, {})[0].labels == (0, 2, 5)
+
+
+def test_arguments_in_their_order(tmp_path: Path):
+    spec = npz(tmp_path / "a.npz", x=np.arange(12, dtype=np.uint8).reshape(2, 6), y=np.array([0, 1]))
+    with pytest.raises(UsageError, match=r"integers from 0 to 11.*scale=255.*scale=1"):
+        read_probe(spec, {})
+    plain, _ = read_probe(spec, {"scale": 1})
+    assert plain.x.max() == 11
+    probe, _ = read_probe(spec, {"shape": [2, 3], "std": 0.5, "mean": 0.1, "scale": 10})
+    assert probe.x.shape == (2, 2, 3)
+    assert np.allclose(probe.x.ravel(), (np.arange(12) / 10 - 0.1) / 0.5, rtol=1e-15)
+    assert probe.sha256 != plain.sha256
+    lists, _ = read_probe(spec, {"scale": 1, "mean": list(range(6))})
+    assert (lists.x == [[0] * 6, [6] * 6]).all()
+    with pytest.raises(UsageError, match="does not broadcast"):
+        read_probe(spec, {"scale": 1, "mean": [1, 2]})
+    with pytest.raises(UsageError, match="7 numbers a row"):
+        read_probe(spec, {"scale": 1, "shape": [7]})
+
+
+def test_small_integers_and_booleans_need_no_scale(tmp_path: Path):
+    for x in (np.eye(3, dtype=np.int8), -np.eye(3, dtype=np.int64), np.eye(3, dtype=bool)):
+        assert (read_probe(npz(tmp_path / "a.npz", x=x), {})[0].x == x).all()
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "scale",
+        "scales=1",
+        "scale=0",
+        "scale=-1",
+        "scale=nan",
+        "std=0",
+        "mean=NaN",
+        "mean=abc",
+        "scale=true",
+        "shape=3",
+        "shape=[0]",
+        "shape=[]",
+        "shape=[1.5]",
+        "std=Infinity",
+        "mean=[]",
+    ],
+)
+def test_arguments_not_allowed(item: str):
+    with pytest.raises(UsageError):
+        parse_arguments([item])
+
+
+def test_parse_arguments():
+    items = ["scale=255", "mean=0.1307", "std=[0.1, 0.2]", "shape=[1,28,28]"]
+    assert parse_arguments(items) == {"scale": 255, "mean": 0.1307, "std": [0.1, 0.2], "shape": [1, 28, 28]}
+    with pytest.raises(UsageError, match="scale, mean, std, shape"):
+        parse_arguments(["scal=1"])
+    with pytest.raises(UsageError, match="twice"):
+        parse_arguments(["scale=1", "scale=2"])
+
+
+# Probes that cannot be used: a row an input.
+
+REFUSED = [
+    ("rows", {"x": np.zeros((0, 3))}, InputError, ("0 rows", "(0, 3)")),
+    ("nan", {"x": np.array([[1.0], [np.nan]])}, InputError, ("NaN", "row 1")),
+    ("inf", {"x": np.array([[np.inf, 0.0]])}, InputError, ("infinite",)),
+    ("length", {"x": X, "y": Y[:4]}, InputError, ("length 4", "length 5")),
+    ("length-1n", {"x": X, "y": Y[None, :4]}, InputError, ("(1, 4)", "length 5")),
+    ("scalar", {"x": X, "y": np.array(3)}, InputError, ("shape ()",)),
+    ("flat", {"x": X[:, 0]}, InputError, ("(5,)", "shape=[1]")),
+    ("complex", {"x": X.astype(complex)}, InputError, ("complex128",)),
+    ("strings", {"x": np.array([["a"]])}, InputError, ("real numbers",)),
+    ("objects", {"x": np.array([[1, "a"]], dtype=object)}, InputError, ("Python objects",)),
+    ("pixels", {"x": np.full((2, 2), 255, np.uint8)}, UsageError, ("scale=255", "scale=1")),
+    ("negative", {"x": np.full((2, 2), -2)}, UsageError, ("scale=1",)),
+]
+
+
+@pytest.mark.parametrize(("name", "arrays", "error", "words"), REFUSED, ids=[row[0] for row in REFUSED])
+def test_refused_arrays(
+    name: str, arrays: dict[str, np.ndarray], error: type[IbscanError], words: tuple[str, ...], tmp_path: Path
+):
+    np.savez(tmp_path / f"{name}.npz", allow_pickle=True, **arrays)
+    with pytest.raises(error) as raised:
+        read_probe(str(tmp_path / f"{name}.npz"), {})
+    assert type(raised.value) is error
+    for word in (f"{name}.npz", *words):
+        assert word in str(raised.value)
+
+
+def bomb(path: Path) -> None:
+    """An npz that states 2^40 numbers in its header."""
+    np.savez(path, x=np.zeros((2, 2)))
+    with zipfile.ZipFile(path) as archive:
+        blob = archive.read("x.npy").replace(b"(2, 2)", b"(1099511627776, 2)".ljust(18))
+    path.write_bytes(rezipped(path.read_bytes(), **{"x.npy": blob}))
+
+
+def damaged(path: Path) -> None:
+    np.savez(path, x=np.full((4, 4), 1.5))
+    path.write_bytes(flipped(path.read_bytes(), b"\xf8\x3f"))
+
+
+def evil_labels(path: Path) -> None:
+    path.write_bytes(torch_bytes({"x": torch.zeros(2, 2), "y": Evil(path.parent / "canary")}))
+
+
+def idx_bomb(path: Path) -> None:
+    path.write_bytes(gzip.compress(b"\0\0\x08\x03" + struct.pack(">3I", 2**31, 2**10, 2**10)))
+
+
+FILES = [
+    ("zero.npz", lambda path: path.write_bytes(b""), InputError, ("zero bytes",)),
+    ("text.npz", lambda path: path.write_text("x,y\n1,2\n"), InputError, ("text",)),
+    ("lfs.npz", lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), InputError, ("LFS",)),
+    ("cut.npz", lambda path: (np.savez(path, x=X), path.write_bytes(path.read_bytes()[:-40])), InputError, ("zip",)),
+    ("crc.npz", damaged, InputError, ("damaged",)),
+    ("bomb.npz", bomb, InputError, ("at most 4294967296",)),
+    ("cut.npy", lambda path: (np.save(path, X), path.write_bytes(path.read_bytes()[:-4])), InputError, ("truncated",)),
+    (
+        "cut.mat",
+        lambda path: (scipy.io.savemat(path, {"x": X}), path.write_bytes(path.read_bytes()[:-9])),
+        InputError,
+        ("damaged",),
+    ),
+    (
+        "cells.mat",
+        lambda path: scipy.io.savemat(path, {"x": np.array([1, "a"], object)}),
+        InputError,
+        ("no plain numeric",),
+    ),
+    (
+        "cut.safetensors",
+        lambda path: path.write_bytes(safetensors_bytes({"x": torch.ones(3, 3)})[:-4]),
+        InputError,
+        ("truncated",),
+    ),
+    ("evil.pt", evil_labels, InputError, ("posix.system", "not run")),
+    (
+        "stride.pt",
+        lambda path: path.write_bytes(torch_bytes({"x": torch.zeros(1).as_strided((10**6, 10**6), (0, 0))})),
+        InputError,
+        ("claims",),
+    ),
+    ("none.pt", lambda path: path.write_bytes(torch_bytes({"a": 1})), InputError, ("no tensors",)),
+    ("table.csv", lambda path: path.write_text("1,2\n"), UsageError, ("later version", ".npz")),
+    (
+        "data.h5",
+        lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 90),
+        UsageError,
+        ("later version", ".npz"),
+    ),
+    ("new.mat", lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 90), UsageError, ("7.3", "-v7")),
+    ("a-images-idx3-ubyte.gz", idx_bomb, InputError, ("more than a file",)),
+    (
+        "b-images-idx3-ubyte",
+        lambda path: path.write_bytes(b"\0\0\x08\x01" + struct.pack(">I", 9) + b"abc"),
+        InputError,
+        ("states shape",),
+    ),
+    ("x.gz", lambda path: path.write_bytes(gzip.compress(b"hello")), InputError, ("no IDX file",)),
+    ("fifo.npz", os.mkfifo, InputError, ("named pipe",)),
+]
+
+
+@pytest.mark.parametrize(("name", "build", "error", "words"), FILES, ids=[row[0] for row in FILES])
+def test_refused_files(name: str, build, error: type[IbscanError], words: tuple[str, ...], tmp_path: Path):
+    build(tmp_path / name)
+    with pytest.raises(error) as raised:
+        read_probe(str(tmp_path / name), {})
+    assert type(raised.value) is error
+    for word in (name, *words):
+        assert word in str(raised.value)
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "words"),
+    [
+        ("absent.npz", InputError, "does not exist"),
+        ("package.module:build", UsageError, "later version"),
+        ("build.py:probe", UsageError, "later version"),
+    ],
+)
+def test_refused_specs(spec: str, error: type[IbscanError], words: str):
+    with pytest.raises(error, match=words):
+        read_probe(spec, {})
+
+
+def test_find_probe(tmp_path: Path):
+    assert find_probe(tmp_path) is None
+    assert find_probe(tmp_path / "absent") is None
+    (tmp_path / "probe.py").write_text("")
+    npz(tmp_path / "probe.npz", x=X)
+    assert find_probe(tmp_path) == tmp_path / "probe.npz"
+    np.save(tmp_path / "probe.npy", X)
+    with pytest.raises(UsageError, match=r"probe\.npy, probe\.npz"):
+        find_probe(tmp_path)
+
+
+# Labels
+
+
+LABELS = [
+    ([3, 1, 3], [1, 0, 1], (1, 3)),
+    ([3.0, 1.0, -3.0], [2, 1, 0], (-3, 1, 3)),
+    ([[3], [1], [3]], [1, 0, 1], (1, 3)),
+    ([[3, 1, 3]], [1, 0, 1], (1, 3)),
+    ([True, False, True], [1, 0, 1], (0, 1)),
+    (["cat", "ant", "cat"], [1, 0, 1], ("ant", "cat")),
+    ([b"cat", b"ant", b"cat"], [1, 0, 1], ("ant", "cat")),
+    ([[0, 0, 1], [1, 0, 0], [0, 0, 1]], [1, 0, 1], (0, 2)),
+    ([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]], [1, 0, 1], (0, 1)),
+]
+
+
+@pytest.mark.parametrize(("found", "indices", "labels"), LABELS)
+def test_labels_as_they_come(found: list, indices: list[int], labels: tuple[int | str, ...]):
+    y, values, notices = class_indices(np.array(found), 3, "p")
+    assert y is not None
+    assert (y.tolist(), values, notices) == (indices, labels, ())
+    assert y.dtype == np.int64
+    assert all(type(value) in (int, str) for value in values)
+
+
+@pytest.mark.parametrize(
+    "found", [[0.5, 1.0, 2.0], [np.nan, 0, 1], [[0.1, 0.9]] * 3, [[1, 1]] * 3, [1j, 2, 3], [1e300, 0, 1]]
+)
+def test_labels_that_are_no_classes(found: list):
+    y, values, notices = class_indices(np.array(found), 3, "p")
+    assert y is None
+    assert values == ()
+    assert len(notices) == 1
+    assert "not measured" in notices[0]
+
+
+@given(st.lists(st.integers(-(2**50), 2**50), min_size=1))
+def test_indices_point_at_the_labels(values: list[int]):
+    for stored in (np.array(values), np.array(values, float)):
+        y, labels, _ = class_indices(stored, len(values), "p")
+        assert y is not None
+        assert [labels[index] for index in y] == values
+        assert list(labels) == sorted(set(values))

@@ -1,0 +1,474 @@
+"""Which checkpoints, in which order, on which axis; their tensors and names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from inputs.hostile import state, torch_bytes
+from safetensors.torch import save as safetensors_bytes
+
+import ibscan
+from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
+from ibscan.inputs.checkpoint import inspect_checkpoint, load_tensors
+from ibscan.inputs.containers import stripped_names
+from ibscan.inputs.coordinates import numbers_in_name
+from ibscan.inputs.discovery import natural_key
+from ibscan.inputs.files import snapshot
+from ibscan.inputs.manifest import read_manifest
+from ibscan.inputs.series import axis_values, read_series, select_epochs
+from ibscan.types import Checkpoint, Series
+
+
+def put(folder: Path, name: str, seed: int = 0, metadata: Mapping[str, str] | None = None, width: int = 3) -> Path:
+    """A safetensors file whose weights depend on the seed."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {key: tensor + seed for key, tensor in state(width).items()}
+    path.write_bytes(safetensors_bytes(tensors, metadata=dict(metadata or {})))
+    return path
+
+
+def names(series: Series) -> list[str]:
+    return [one.name for one in series.checkpoints]
+
+
+NAMES: list[tuple[str, float | None, int | None]] = [
+    ("epoch-0040.safetensors", 40, None),
+    ("epoch-00003.500.safetensors", 3.5, None),
+    ("epoch=3-step=1000.ckpt", 3, 1000),
+    ("epoch=3-step=1000-v1.ckpt", 3, 1000),
+    ("epoch=12-val_loss=0.02.ckpt", 12, None),
+    ("ckpt_12.pt", None, 12),
+    ("ckpt_ep7.pt", 7, None),
+    ("checkpoint-500", None, 500),
+    ("checkpoint-12.pth.tar", None, 12),
+    ("checkpoint_epoch_9.pth", 9, None),
+    ("step1000", None, 1000),
+    ("global_step143000", None, 143000),
+    ("iter_000500.pt", None, 500),
+    ("100", None, 100),
+    ("model_12.pt", None, 12),
+    ("step1e3.pt", None, 1000),
+    ("step-1000000000000000000.pt", None, 10**18),
+    ("model_best.pth", None, None),
+    ("val_loss=0.02.pt", None, None),
+    ("resnet18.pt", None, None),
+    ("mlp_784_10.pt", None, None),
+    ("last.ckpt", None, None),
+    ("20240101123000123456789.pt", None, None),
+    ("epoch1e999.pt", None, None),
+]
+
+
+@pytest.mark.parametrize(("name", "epoch", "step"), NAMES, ids=[row[0] for row in NAMES])
+def test_numbers_in_names(name: str, epoch: float | None, step: int | None):
+    found = numbers_in_name(name)
+    assert (found.epoch, found.step) == (epoch, step)
+
+
+@given(st.lists(st.integers(0, 10**6), unique=True))
+def test_natural_order_is_numeric_order(numbers: list[int]):
+    assert sorted((f"ckpt_{n}.pt" for n in numbers), key=natural_key) == [f"ckpt_{n}.pt" for n in sorted(numbers)]
+
+
+@given(st.lists(st.text(max_size=8)))
+def test_natural_order_takes_any_name(texts: list[str]):
+    sorted(texts, key=natural_key)
+
+
+def test_ten_comes_after_two_and_formats_mix(tmp_path: Path):
+    put(tmp_path, "ckpt_10.safetensors", 10)
+    (tmp_path / "ckpt_2.pt").write_bytes(torch_bytes(state()))
+    (tmp_path / "ckpt_1.bin").write_bytes(torch_bytes(state(), zipped=False))
+    (tmp_path / "ckpt_3").write_bytes(torch_bytes({"state_dict": state()}))
+    series = read_series([tmp_path])
+    assert names(series) == ["ckpt_1.bin", "ckpt_2.pt", "ckpt_3", "ckpt_10.safetensors"]
+    assert [one.format for one in series.checkpoints] == ["torch legacy", "torch zip", "torch zip", "safetensors"]
+    assert (series.axis, axis_values(series)) == ("step", [1, 2, 3, 10])
+    assert {one.step_source for one in series.checkpoints} == {"name"}
+    assert not series.skipped
+    assert not series.notices
+
+
+def test_the_number_inside_wins(tmp_path: Path):
+    put(tmp_path, "epoch-9.safetensors", metadata={"ibscan.epoch": "1", "note": "kept"})
+    (tmp_path / "epoch-8.pt").write_bytes(torch_bytes({"model": state(), "epoch": 2, "loss": 0.5}))
+    put(tmp_path, "epoch-3.safetensors", 3)
+    series = read_series([tmp_path])
+    assert [(one.epoch, one.step_source) for one in series.checkpoints] == [(1, "metadata"), (2, "file"), (3, "name")]
+    assert series.checkpoints[0].metadata == {"ibscan.epoch": "1", "note": "kept"}
+    assert series.checkpoints[1].metadata == {"epoch": "2", "loss": "0.5"}
+
+
+def test_what_save_writes_is_read_back(tmp_path: Path):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    for epoch in (0, 0.5, 12):
+        ibscan.save(tmp_path, model, epoch=epoch, step=int(epoch * 10), noise=0.1, metrics={"loss": 0.3})
+    series = read_series([tmp_path])
+    assert axis_values(series) == [0, 0.5, 12]
+    assert [one.step for one in series.checkpoints] == [0, 5, 120]
+    assert series.checkpoints[0].metadata["ibscan.noise"] == "0.1"
+    loaded = load_tensors(series.checkpoints[2])
+    assert list(loaded) == list(series.checkpoints[2].tensors)
+    assert all(loaded[key].equal(tensor) for key, tensor in model.state_dict().items())
+
+
+def test_folders_that_are_one_checkpoint_each(tmp_path: Path):
+    for step in (500, 1000):
+        folder = tmp_path / f"checkpoint-{step}"
+        put(folder, "model.safetensors", step)
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "epoch": step / 400}))
+        for extra in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
+            (folder / extra).write_bytes(b"never read")
+    put(tmp_path, "0/weights.safetensors")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "events.txt").write_text("x")
+    (tmp_path / "run.parts").mkdir()
+    put(tmp_path / "run.parts", "a-1.safetensors")
+    for step in (1, 2):
+        put(tmp_path / "other-run", f"step-{step}.safetensors")
+    series = read_series([tmp_path])
+    assert names(series) == [
+        "0/weights.safetensors",
+        "checkpoint-500/model.safetensors",
+        "checkpoint-1000/model.safetensors",
+    ]
+    assert series.axis == "step"
+    assert [one.step for one in series.checkpoints] == [0, 500, 1000]
+    assert series.checkpoints[2].step_source == "sidecar"
+    assert series.checkpoints[2].epoch == 2.5
+    assert not series.skipped
+    assert any("other-run" in notice for notice in series.notices)
+    # The same folders, as a shell's pattern gives them.
+    given_folders = read_series([tmp_path / "checkpoint-1000", tmp_path / "checkpoint-500"])
+    assert [one.step for one in given_folders.checkpoints] == [500, 1000]
+
+
+def test_what_is_never_a_checkpoint(tmp_path: Path):
+    put(tmp_path, "epoch-1.safetensors")
+    probe = put(tmp_path, "inputs.safetensors")
+    put(tmp_path, "probe.safetensors")
+    for name in ("optimizer.pt", "optimizer-3.pt", "rng_state_0.pth", "training_args.bin", "ibscan.toml", "data.bin"):
+        (tmp_path / name).write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "model.pt.tmp").write_bytes(b"x")
+    (tmp_path / "tmp-model.pt").write_bytes(b"x")
+    series = read_series([tmp_path], exclude=[probe])
+    assert names(series) == ["epoch-1.safetensors"]
+    assert not series.skipped
+    assert len(series.notices) == 2
+    assert all("unfinished save" in notice for notice in series.notices)
+
+
+def test_a_result_file_is_passed_over(tmp_path: Path):
+    import h5py
+
+    put(tmp_path, "epoch-1.safetensors")
+    for name in ("ibscan.h5", "other.weights.h5"):
+        with h5py.File(tmp_path / name, "w") as file:
+            file.attrs["format"] = "ibscan"
+    series = read_series([tmp_path])
+    assert names(series) == ["epoch-1.safetensors"]
+    assert not series.skipped
+
+
+def test_copies_are_dropped_with_a_notice(tmp_path: Path):
+    put(tmp_path, "epoch-1.safetensors", 1)
+    best = put(tmp_path, "epoch-2.safetensors", 2)
+    (tmp_path / "best.safetensors").write_bytes(best.read_bytes())
+    # The same tensors, another file.
+    (tmp_path / "last.pt").write_bytes(torch_bytes({"model": {k: t + 2 for k, t in state().items()}}))
+    put(tmp_path, "final.safetensors", 7)
+    series = read_series([tmp_path])
+    assert names(series) == ["epoch-1.safetensors", "epoch-2.safetensors"]
+    said = " ".join(series.notices)
+    assert "best.safetensors: holds the same weights as epoch-2.safetensors" in said
+    assert "last.pt: holds the same weights as epoch-2.safetensors" in said
+    assert "final.safetensors: no epoch or step" in said
+
+
+def test_a_copy_with_a_place_of_its_own_stays(tmp_path: Path):
+    put(tmp_path, "epoch-1.safetensors", 1)
+    put(tmp_path, "last.safetensors", 3, {"epoch": "3"})
+    assert names(read_series([tmp_path])) == ["epoch-1.safetensors", "last.safetensors"]
+
+
+def test_links_to_another_are_dropped(tmp_path: Path):
+    put(tmp_path, "run/epoch-1.safetensors", 1)
+    put(tmp_path, "run/checkpoint-2/model.safetensors", 2, {"epoch": "2"})
+    (tmp_path / "run/newest.safetensors").symlink_to("epoch-1.safetensors")
+    (tmp_path / "run/current").symlink_to("checkpoint-2")
+    (tmp_path / "link").symlink_to("run")
+    for folder in (tmp_path / "run", tmp_path / "link"):
+        series = read_series([folder])
+        assert names(series) == ["epoch-1.safetensors", "checkpoint-2/model.safetensors"]
+        assert len(series.notices) == 2
+        assert "newest.safetensors: is a link to epoch-1.safetensors" in " ".join(series.notices)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+def test_files_too_large_to_read_whole(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ibscan.inputs.files.SMALL_BYTES", 0)
+    path = tmp_path / f"step-1.{kind}"
+    path.write_bytes(torch_bytes(state()) if kind == "pt" else safetensors_bytes(state()))
+    checkpoint = inspect_checkpoint(path, path.name)
+    assert checkpoint.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert all(load_tensors(checkpoint)[name].equal(tensor) for name, tensor in state().items())
+
+
+def test_a_large_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ibscan.inputs.files.SMALL_BYTES", 0)
+    path = tmp_path / "step-1.safetensors"
+    path.write_bytes(safetensors_bytes(state()))
+    with pytest.raises(CheckpointError, match="changed while"), snapshot(path, path.name):
+        path.write_bytes(b"other")
+
+
+def test_a_step_twice_is_an_error(tmp_path: Path):
+    put(tmp_path, "epoch=1.safetensors", 1)
+    put(tmp_path, "epoch=1-v1.safetensors", 2)
+    with pytest.raises(InputError, match="epoch 1 occurs 2 times"):
+        read_series([tmp_path])
+
+
+def test_several_saves_in_one_epoch_are_ordered_by_step(tmp_path: Path):
+    for epoch, step in ((0, 10), (0, 20), (1, 100)):
+        put(tmp_path, f"epoch={epoch}-step={step}.safetensors", step)
+    series = read_series([tmp_path])
+    assert (series.axis, axis_values(series)) == ("step", [10, 20, 100])
+
+
+def test_where_only_the_order_is_known(tmp_path: Path):
+    for name in ("b.safetensors", "a10x.safetensors", "a2x.safetensors"):
+        put(tmp_path, name, len(name))
+    series = read_series([tmp_path])
+    assert names(series) == ["a2x.safetensors", "a10x.safetensors", "b.safetensors"]
+    assert (series.axis, axis_values(series)) == ("index", [0, 1, 2])
+    assert all((one.epoch, one.step, one.step_source) == (None, None, "order") for one in series.checkpoints)
+    put(tmp_path, "epoch-1.safetensors", 9)
+    mixed = read_series([tmp_path])
+    assert mixed.axis == "index"
+    assert "ordered by name" in " ".join(mixed.notices)
+
+
+def test_architecture_changes_midway(tmp_path: Path):
+    put(tmp_path, "epoch-1.safetensors")
+    put(tmp_path, "epoch-2.safetensors", width=5)
+    put(tmp_path, "epoch-3.safetensors", 3)
+    tensors = {key: tensor for key, tensor in state().items() if key != "2.bias"}
+    (tmp_path / "epoch-4.pt").write_bytes(torch_bytes(tensors))
+    series = read_series([tmp_path])
+    assert names(series) == ["epoch-1.safetensors", "epoch-3.safetensors"]
+    said = series.skipped["epoch-2.safetensors"]
+    for word in ("epoch-1.safetensors", "'0.", "(5", "(3", "one architecture"):
+        assert word in said
+    assert "'2.bias' of shape (2,) is in epoch-1.safetensors, but not in epoch-4.pt" in series.skipped["epoch-4.pt"]
+
+
+def test_a_mixed_list_of_files(tmp_path: Path):
+    paths = [put(tmp_path, "run/b/epoch-2.safetensors", 2), put(tmp_path, "run/a/epoch-1.safetensors", 1)]
+    series = read_series(paths)
+    assert names(series) == ["a/epoch-1.safetensors", "b/epoch-2.safetensors"]
+    with pytest.raises(InputError, match=r"absent\.pt: does not exist"):
+        read_series([*paths, tmp_path / "absent.pt"])
+    (tmp_path / "zero.pt").write_bytes(b"")
+    with pytest.raises(InputError, match=r"zero\.pt"):
+        read_series([tmp_path / "zero.pt"])
+
+
+# Containers, prefixes, dtypes
+
+
+CONTAINERS = ["state_dict", "model_state_dict", "model", "module", "net", "weights"]
+
+
+@pytest.mark.parametrize("key", CONTAINERS)
+def test_containers(key: str, tmp_path: Path):
+    path = tmp_path / "a.pt"
+    path.write_bytes(
+        torch_bytes({key: state(), "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "rng": torch.zeros(3)})
+    )
+    checkpoint = inspect_checkpoint(path, "a.pt")
+    assert checkpoint.state_key == key
+    assert load_tensors(checkpoint)["0.weight"].equal(state()["0.weight"])
+
+
+def test_nested_container_and_state_key(tmp_path: Path):
+    path = tmp_path / "a.pt"
+    path.write_bytes(torch_bytes({"model": {"state_dict": state()}, "critic": {"w": torch.ones(2)}}))
+    assert inspect_checkpoint(path, "a.pt").state_key == "model.state_dict"
+    other = inspect_checkpoint(path, "a.pt", state_key="critic")
+    assert load_tensors(other)["w"].equal(torch.ones(2))
+    with pytest.raises(CheckpointError, match=r"'actor'.*model.state_dict, critic"):
+        inspect_checkpoint(path, "a.pt", state_key="actor")
+
+
+def test_raw_and_averaged_weights(tmp_path: Path):
+    path = tmp_path / "a.pt"
+    path.write_bytes(torch_bytes({"state_dict": state(), "state_dict_ema": {k: t + 1 for k, t in state().items()}}))
+    for weights, shift in (("raw", 0), ("ema", 1)):
+        loaded = load_tensors(inspect_checkpoint(path, "a.pt", weights=weights))
+        assert loaded["0.bias"].equal(torch.full((3,), float(shift)))
+    path.write_bytes(torch_bytes({"ema": state()}))
+    assert inspect_checkpoint(path, "a.pt").state_key == "ema"
+    with pytest.raises(CheckpointError, match="no raw weights"):
+        inspect_checkpoint(path, "a.pt", weights="raw")
+
+
+def test_lightning(tmp_path: Path):
+    path = tmp_path / "epoch=9-step=9.ckpt"
+    content = {"pytorch-lightning_version": "2.4", "epoch": 3, "global_step": 40, "state_dict": state(), "loops": {}}
+    path.write_bytes(torch_bytes(content))
+    checkpoint = inspect_checkpoint(path, path.name)
+    assert (checkpoint.epoch, checkpoint.step, checkpoint.step_source) == (3, 40, "file")
+
+
+@given(
+    st.lists(st.sampled_from(["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"]), max_size=4)
+)
+def test_prefixes_in_any_order_and_number(wrappers: list[str]):
+    clean = list(state())
+    assert list(stripped_names([".".join([*wrappers, name]) for name in clean]).values()) == clean
+    inner = [name.replace(".", ".".join(["", *wrappers, ""]), 1) for name in clean]
+    assert list(stripped_names(inner).values()) == clean
+
+
+def test_prefixed_file_equals_the_clean_one(tmp_path: Path):
+    path = tmp_path / "a.pt"
+    path.write_bytes(torch_bytes({f"module._orig_mod.{name}": tensor for name, tensor in state().items()}))
+    checkpoint = inspect_checkpoint(path, "a.pt")
+    assert list(checkpoint.tensors) == list(state())
+    assert all(load_tensors(checkpoint)[name].equal(tensor) for name, tensor in state().items())
+
+
+def test_a_real_module_of_that_name_survives():
+    assert stripped_names(["module.weight", "head.weight"])["module.weight"] == "module.weight"
+    assert stripped_names(["_orig_mod.a", "a"]) == {"_orig_mod.a": "_orig_mod.a", "a": "a"}
+    assert stripped_names(["module"]) == {"module": "module"}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64", "float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_floating_dtypes_keep_their_stored_type(dtype: str, kind: str, tmp_path: Path):
+    tensors = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state().items()}
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(torch_bytes(tensors) if kind == "pt" else safetensors_bytes(tensors))
+    checkpoint = inspect_checkpoint(path, path.name)
+    assert {info.dtype for info in checkpoint.tensors.values()} == {dtype}
+    assert load_tensors(checkpoint)["0.weight"].float().equal(tensors["0.weight"].float())
+
+
+def test_integer_buffers_and_views_stay(tmp_path: Path):
+    base = torch.arange(12.0).reshape(3, 4)
+    content = {"fc.weight": base.t(), "bn.num_batches_tracked": torch.tensor(3), "p": torch.nn.Parameter(base[1:])}
+    path = tmp_path / "a.pt"
+    path.write_bytes(torch_bytes(content))
+    loaded = load_tensors(inspect_checkpoint(path, "a.pt"))
+    assert loaded["fc.weight"].equal(base.t())
+    assert loaded["p"].equal(base[1:])
+    assert loaded["bn.num_batches_tracked"].item() == 3
+    assert not loaded["p"].requires_grad
+
+
+# The manifest's pattern and axis
+
+
+def manifest_of(folder: Path, text: str):
+    (folder / "ibscan.toml").write_text(text)
+    return read_manifest(folder, trust=False)
+
+
+def test_pattern_beats_the_file_and_leaves_the_rest_out(tmp_path: Path):
+    put(tmp_path, "run7-e3.safetensors", metadata={"epoch": "99"})
+    put(tmp_path, "run7-e12.safetensors", 1)
+    put(tmp_path, "stray.safetensors", 2)
+    series = read_series(
+        [tmp_path], manifest=manifest_of(tmp_path, '[series]\npattern = "run7-e{epoch}.safetensors"\n')
+    )
+    assert axis_values(series) == [3, 12]
+    assert {one.step_source for one in series.checkpoints} == {"pattern"}
+    assert any("stray.safetensors" in notice for notice in series.notices)
+    with pytest.raises(NothingMatched, match="mend"):
+        read_series([tmp_path], manifest=manifest_of(tmp_path, '[series]\npattern = "x{epoch}"\n'))
+
+
+def test_a_sweep_by_its_own_name(tmp_path: Path):
+    for value in ("1e-3", "0.5", "1e-05"):
+        put(tmp_path, f"beta={value}.safetensors", len(value))
+    series = read_series(
+        [tmp_path], manifest=manifest_of(tmp_path, '[series]\npattern = "beta={value:beta}.safetensors"\n')
+    )
+    assert (series.axis, axis_values(series)) == ("beta", [1e-5, 1e-3, 0.5])
+    with pytest.raises(InputError, match="names the axis 'step'"):
+        read_series([tmp_path], manifest=manifest_of(tmp_path, '[series]\naxis = "step"\n'))
+
+
+def test_a_sweep_by_metadata(tmp_path: Path):
+    for index, value in enumerate((0.3, 0.1)):
+        put(tmp_path, f"run{index}.safetensors", index, {"ibscan.value": str(value), "ibscan.epoch": "50"})
+    series = read_series([tmp_path])
+    assert (series.axis, axis_values(series)) == ("value", [0.1, 0.3])
+
+
+# --epochs
+
+
+def series_at(epochs: list[float]) -> Series:
+    return Series(tuple(Checkpoint(Path("x"), f"{e}", "", 0, "", e, None, None, "name", {}) for e in epochs))
+
+
+SELECTIONS = [
+    ("0:20:10", [0, 10, 20]),
+    ("0:20", [0, 1, 2, 5, 10, 20]),
+    ("5:", [5, 10, 20, 50, 100]),
+    (":2", [0, 1, 2]),
+    ("::10", [0, 10, 20, 50, 100]),
+    ("1,10,100", [1, 10, 100]),
+    ("1, 10", [1, 10]),
+    ("last", [100]),
+    ("log:3", [0, 1, 10, 100]),
+    ("log:100", [0, 1, 2, 5, 10, 20, 50, 100]),
+    ("log:1", [100]),
+]
+
+
+@pytest.mark.parametrize(("spec", "expected"), SELECTIONS)
+def test_selection(spec: str, expected: list[float]):
+    assert axis_values(select_epochs(series_at([0, 1, 2, 5, 10, 20, 50, 100]), spec)) == expected
+
+
+@pytest.mark.parametrize(
+    "spec", ["", "x", "1:2:3:4", "0:10:0", "0:10:-1", "nan", "1_0", "inf:", "log:", "log:0", "log:x", "1,,2"]
+)
+def test_unreadable_selection(spec: str):
+    with pytest.raises(UsageError, match="expected start:stop:step"):
+        select_epochs(series_at([1, 2]), spec)
+
+
+def test_selection_that_matches_nothing_or_half():
+    with pytest.raises(NothingMatched, match="epoch runs from 1 to 2"):
+        select_epochs(series_at([1, 2]), "5:9")
+    half = select_epochs(series_at([1, 2]), "2,7")
+    assert axis_values(half) == [2]
+    assert "no checkpoint has epoch 7" in half.notices[0]
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, unique=True).map(sorted), st.integers(2, 60))
+def test_log_selection_keeps_both_ends(epochs: list[float], count: int):
+    kept = axis_values(select_epochs(series_at(epochs), f"log:{count}"))
+    assert kept[-1] == epochs[-1]
+    assert len(kept) <= count + 1
+    assert set(kept) <= set(epochs)
+
+
+def test_a_thousand_checkpoints(tmp_path: Path):
+    blob = safetensors_bytes(state())
+    for epoch in range(1000):
+        (tmp_path / f"epoch-{epoch}.safetensors").write_bytes(blob)
+    assert axis_values(read_series([tmp_path])) == list(range(1000))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Run", "__version__", "cluster", "mi", "rank", "save", "scan"]
 
-_ROOMS = {name: "ibscan.api" for name in ("Run", "cluster", "mi", "rank", "scan")} | {"save": "ibscan.training"}
+_ROOMS = dict.fromkeys(("Run", "cluster", "mi", "rank", "scan"), "ibscan.api") | {"save": "ibscan.training"}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module's attribute may be anything

@@ -9,7 +9,6 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors.torch import save as serialise
 from torch import nn
 
@@ -70,7 +69,9 @@ def save(
         'epoch-00012.safetensors'
     """
     if epoch is None and step is None:
-        raise UsageError("ibscan.save: neither epoch nor step was given; a checkpoint without either has no place in a series.")
+        raise UsageError(
+            "ibscan.save: neither epoch nor step was given, and a checkpoint without has no place in a run."
+        )
     spec = inferred_spec(model) if spec is None else spec
     if spec.startswith("mlp:"):
         parse_spec(spec)
@@ -104,7 +105,7 @@ def inferred_spec(model: nn.Module) -> str:
     names: list[str] = []
     for position, module in enumerate(model.children() if isinstance(model, nn.Sequential) else [model]):
         name = "linear" if isinstance(module, nn.Linear) else MODULE_NAMES.get(type(module), "")
-        # An activation with other than default parameters (nn.LeakyReLU(0.2)) prints differently, and is another function.
+        # An activation with other parameters (nn.LeakyReLU(0.2)) prints differently, and is another function.
         plain = isinstance(module, nn.Linear | nn.Softmax | nn.ReLU) or not name or repr(module) == repr(type(module)())
         if not name or not plain:
             raise UsageError(
@@ -128,7 +129,7 @@ def inferred_spec(model: nn.Module) -> str:
 
 def _number(name: str, number: float) -> str:
     if isinstance(number, bool) or not math.isfinite(number) or (name in ("epoch", "step", "noise") and number < 0):
-        raise UsageError(f"ibscan.save: {name} is {number!r}, but a finite number (for epoch, step, noise: >= 0) was expected.")
+        raise UsageError(f"ibscan.save: {name} is {number!r}; expected a finite number (epoch, step, noise: >= 0).")
     return repr(int(number)) if float(number).is_integer() else repr(float(number))
 
 

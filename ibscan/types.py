@@ -120,7 +120,7 @@ class Probe:
 
         Permuted even when every row is taken, so that "the first 64 rows" is a random subset of an ordered probe.
         """
-        order = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 0x70726F62]))).permutation(len(self.x))
+        order = Streams(seed).generator("probe", 0, 0).permutation(len(self.x))
         order = order if rows is None else order[:rows]
         return dataclasses.replace(self, x=self.x[order], y=None if self.y is None else self.y[order])
 
@@ -289,6 +289,7 @@ class Measure(Protocol):
     """Frozen parameters plus one pure call."""
 
     quantities: ClassVar[tuple[Quantity, ...]]
+    primary: ClassVar[tuple[str, ...]]  # keys whose cells are there wherever the measure was carried out
     name: ClassVar[str]
 
     @property

@@ -30,7 +30,12 @@ def layers_in_turn(network: Network, x: Array, at: At) -> Iterator[tuple[int, to
         values = torch.empty(network.size, len(x), layer.width, dtype=torch.float64, device=network.device)
 
         def keep(
-            index: int, pre: torch.Tensor, post: torch.Tensor, rows: slice, wanted: int = wanted, kept: torch.Tensor = values
+            index: int,
+            pre: torch.Tensor,
+            post: torch.Tensor,
+            rows: slice,
+            wanted: int = wanted,
+            kept: torch.Tensor = values,
         ) -> None:
             if index == wanted:
                 kept[:, rows] = (pre if at == "pre" else post).flatten(2)

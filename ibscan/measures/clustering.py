@@ -51,7 +51,14 @@ class Clustering:
             "distance_within", "pairs within", "1", "pairs of rows of one class", ("distance_bin",), True, True, False
         ),
         Quantity(
-            "distance_between", "pairs between", "1", "pairs of rows of two classes", ("distance_bin",), True, True, False
+            "distance_between",
+            "pairs between",
+            "1",
+            "pairs of rows of two classes",
+            ("distance_bin",),
+            True,
+            True,
+            False,
         ),
         Quantity(
             "distance_edge_low",
@@ -120,7 +127,10 @@ class Clustering:
                 edges[place] = histogram.edges.cpu().numpy()
                 if probe.y is None:
                     continue
-                numbers = {"distance_within_mean": histogram.within_mean, "distance_between_mean": histogram.between_mean}
+                numbers = {
+                    "distance_within_mean": histogram.within_mean,
+                    "distance_between_mean": histogram.between_mean,
+                }
                 if len(present) > 1:
                     numbers |= _geometry(values[c], classes, present, None if decided is None else decided[c])
                 if layer != len(network.layers) - 2:

@@ -55,7 +55,9 @@ class LocalRank:
             ("component",),
             default_shown=False,
         ),
-        Quantity("effective_rank", "exp H(sigma)", "1", "mean exponential of the entropy of normalised singular values"),
+        Quantity(
+            "effective_rank", "exp H(sigma)", "1", "mean exponential of the entropy of normalised singular values"
+        ),
         Quantity("stable_rank", "||J||_F^2/||J||_2^2", "1", "mean squared Frobenius over squared spectral norm"),
     )
 

@@ -43,9 +43,15 @@ class ReadoutInformation:
     name: ClassVar[str] = "mi_readout"
     primary: ClassVar[tuple[str, ...]] = ("mi_readout_xt",)
     quantities: ClassVar[tuple[Quantity, ...]] = (
-        Quantity("mi_readout_xt", "I(X; T+Z)", "nat", "information of the layer's noisy read-out about the input", ("noise",)),
-        Quantity("mi_readout_ty", "I(T+Z; Y)", "nat", "information of the layer's noisy read-out about the label", ("noise",)),
-        Quantity("mi_readout_cap", "cap of I(X; T+Z)", "nat", "smallest proven upper bound: H(X) or Gaussian", ("noise",)),
+        Quantity(
+            "mi_readout_xt", "I(X; T+Z)", "nat", "information of the layer's noisy read-out about the input", ("noise",)
+        ),
+        Quantity(
+            "mi_readout_ty", "I(T+Z; Y)", "nat", "information of the layer's noisy read-out about the label", ("noise",)
+        ),
+        Quantity(
+            "mi_readout_cap", "cap of I(X; T+Z)", "nat", "smallest proven upper bound: H(X) or Gaussian", ("noise",)
+        ),
     )
 
     @property

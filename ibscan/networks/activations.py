@@ -42,7 +42,8 @@ def _sigmoid_slope(p: torch.Tensor) -> torch.Tensor:
 
 def _gelu_slope(p: torch.Tensor) -> torch.Tensor:
     # erfc rather than 1 + erf: far on the negative side the sum would cancel to zero.
-    return 0.5 * torch.special.erfc(-p / ROOT_TWO) + p * torch.exp(-0.5 * p.square()) / ROOT_TWO_PI
+    below: torch.Tensor = torch.special.erfc(-p / ROOT_TWO)
+    return 0.5 * below + p * torch.exp(-0.5 * p.square()) / ROOT_TWO_PI
 
 
 def _silu_slope(p: torch.Tensor) -> torch.Tensor:

@@ -143,9 +143,7 @@ def stacked_chain(
 
     prefixes = [f"{name}." if name else "" for name in order]
     weights = tuple(stack(f"{prefix}weight") for prefix in prefixes)
-    biases = tuple(
-        stack(f"{prefix}bias").unsqueeze(1) if f"{prefix}bias" in states[0] else None for prefix in prefixes
-    )
+    biases = tuple(stack(f"{prefix}bias").unsqueeze(1) if f"{prefix}bias" in states[0] else None for prefix in prefixes)
     spans = [ACTIVATIONS[spec.activation].span] * (len(order) - 1)
     spans.append((0.0, 1.0) if spec.output == "softmax" else ACTIVATIONS[spec.output].span)
     layers = tuple(

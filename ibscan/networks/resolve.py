@@ -54,7 +54,9 @@ def parse_spec(spec: str) -> ChainSpec:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise UsageError(f"--model {spec}: {name!r} is no activation known here{hint}; known are {', '.join(known)}.")
+            raise UsageError(
+                f"--model {spec}: {name!r} is no activation known here{hint}; known are {', '.join(known)}."
+            )
     return ChainSpec(names[0], names[1] if len(names) == 2 else "identity")
 
 

@@ -80,7 +80,9 @@ def cell_entropy(cells: torch.Tensor, labels: torch.Tensor | None, classes: int)
     symbol, occupied = _symbols(cells)
     joint = torch.zeros(occupied, classes, dtype=torch.float64, device=cells.device)
     column = torch.zeros_like(symbol) if labels is None else labels
-    joint.index_put_((symbol, column), torch.ones(len(symbol), dtype=torch.float64, device=cells.device), accumulate=True)
+    joint.index_put_(
+        (symbol, column), torch.ones(len(symbol), dtype=torch.float64, device=cells.device), accumulate=True
+    )
     joint /= len(symbol)
     total = entropy(joint.sum(1))
     # H(cell) + H(Y) - H(cell, Y) is the same number with less to add up.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from ibscan.numerics.mixture import tiles
+from ibscan.numerics.tiling import mapped, tiles
 
 __all__ = ["DistanceHistogram", "distance_histogram"]
 
@@ -49,16 +48,61 @@ def distance_histogram(points: torch.Tensor, labels: torch.Tensor, bins: int = 1
     """
     order = torch.argsort(labels, stable=True)
     points, labels = points[order], labels[order]
-    largest = max((float(d.max()) for d, _ in _triangle(points, labels) if len(d)), default=0.0)
+    pieces = _triangle(labels)
+    largest = max(mapped(lambda piece: _largest(points, piece), pieces, points.device), default=0.0)
     edges = torch.linspace(0.0, largest, bins + 1, dtype=points.dtype, device=points.device)
     counts = torch.zeros(2, bins, dtype=torch.int64, device=points.device)
-    total = torch.zeros(2, dtype=points.dtype, device=points.device)
-    for distance, same in _triangle(points, labels):
-        cell = _cells(distance, edges)
-        counts[int(same)] += torch.bincount(cell, minlength=bins)
-        total[int(same)] += distance.sum()
-    mean = total / counts.sum(1)
-    return DistanceHistogram(counts[1], counts[0], edges, float(mean[1]), float(mean[0]))
+    total = [0.0, 0.0]
+    for piece, (count, length) in zip(
+        pieces, mapped(lambda piece: _tally(points, piece, edges), pieces, points.device), strict=True
+    ):
+        counts[int(piece.same)] += count
+        total[int(piece.same)] += length
+    pairs = counts.sum(1).tolist()
+    mean = [length / number if number else float("nan") for length, number in zip(total, pairs, strict=True)]
+    return DistanceHistogram(counts[1], counts[0], edges, mean[1], mean[0])
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A block of the upper triangle; `square` says that it straddles the diagonal, `same` that it is in one class."""
+
+    rows: slice
+    columns: slice
+    same: bool
+    square: bool = False
+
+
+def _triangle(labels: torch.Tensor) -> list[_Piece]:
+    """Return blocks that cover every unordered pair of sorted rows once, each within one class or between two."""
+    sizes = torch.unique_consecutive(labels, return_counts=True)[1].tolist()
+    pieces = []
+    start = 0
+    for size in sizes:
+        stop = start + size
+        for block in tiles(size, len(labels) - start, labels.device):
+            rows = slice(start + block.start, start + block.stop)
+            # Only the leading square straddles the diagonal; what is right of it counts whole.
+            pieces.append(_Piece(rows, rows, same=True, square=True))
+            pieces.append(_Piece(rows, slice(rows.stop, stop), same=True))
+            pieces.append(_Piece(rows, slice(stop, len(labels)), same=False))
+        start = stop
+    return [piece for piece in pieces if piece.columns.start < piece.columns.stop]
+
+
+def _largest(points: torch.Tensor, piece: _Piece) -> float:
+    return float(_distances(points[piece.rows], points[piece.columns]).max())
+
+
+def _tally(points: torch.Tensor, piece: _Piece, edges: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Return how many distances of a block fall into each cell, and their sum."""
+    block = _distances(points[piece.rows], points[piece.columns])
+    if piece.square:
+        distance = block[torch.ones(block.shape, dtype=torch.bool, device=block.device).triu_(1)]
+    else:
+        distance = block.flatten()
+    count = torch.bincount(_cells(distance, edges), minlength=len(edges) - 1)
+    return count, float(distance.sum())
 
 
 def _cells(distance: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
@@ -72,22 +116,6 @@ def _cells(distance: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
     near = ((scaled - scaled.round()).abs_() < EDGE_MARGIN).nonzero().squeeze(1)
     cell[near] = torch.bucketize(distance[near], edges[1:-1], right=True)
     return cell
-
-
-def _triangle(points: torch.Tensor, labels: torch.Tensor) -> Iterator[tuple[torch.Tensor, bool]]:
-    """Yield the distances of the upper triangle in flat pieces, each within one class or between two."""
-    classes = torch.unique_consecutive(labels, return_counts=True)[1].tolist()
-    starts = [sum(classes[:c]) for c in range(len(classes) + 1)]
-    for c, first in enumerate(starts[:-1]):
-        for rows in tiles(classes[c], len(points) - first, points.device):
-            low, high = first + rows.start, first + rows.stop
-            inside = _distances(points[low:high], points[low : starts[c + 1]])
-            above = torch.ones(high - low, high - low, dtype=torch.bool, device=points.device).triu_(1)
-            # Only the leading square straddles the diagonal; what is right of it counts whole.
-            yield inside[:, : high - low][above], True
-            yield inside[:, high - low :].flatten(), True
-            if starts[c + 1] < len(points):
-                yield _distances(points[low:high], points[starts[c + 1] :]).flatten(), False
 
 
 def _distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ def row_factor(weight: torch.Tensor) -> torch.Tensor:
     # Non-finite weights would make LAPACK raise; they stay visible in the product with their own row instead.
     if not bool(torch.isfinite(weight).all()):
         return weight
-    _, upper = torch.linalg.qr(weight.mT, mode="r")
+    upper: torch.Tensor = torch.linalg.qr(weight.mT, mode="r").R
     return upper.mT.contiguous()
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ibscan.numerics.tiling import mapped, tiles
+
 __all__ = [
     "Information",
     "collapsed",
@@ -21,9 +23,12 @@ __all__ = [
     "readout_information",
 ]
 
-# exp below -700 takes the slow path of subnormal numbers and adds nothing; above +700 a ratio of densities under its
-# own draw has probability < e^-700 (Markov's inequality), so the clamp never acts there.
-EXPONENT_LIMIT = 700.0
+# The own term of every sum is its weight w; one of e^-60 beside it changes the logarithm by 1e-26 / w, far below
+# rounding. Smaller exponentials would only take the slow path of subnormal numbers.
+LEAST_EXPONENT = -60.0
+# A ratio of densities beyond e^700 under its own draw has probability < e^-700 (Markov's inequality): the clamp never
+# acts, it only keeps infinity out.
+LARGEST_EXPONENT = 700.0
 # |a|^2 + |b|^2 - 2 a.b loses about 1e-16 max|s|^2; up to this ratio to noise^2 the exponent is right to 1e-8.
 EXPANSION_LIMIT = 1e8
 
@@ -149,16 +154,21 @@ def _paired_terms(
     prior = weights.sum(0)
     given = weights / weights.sum(1, keepdim=True)
     terms = torch.empty(2, len(owner), dtype=centres.dtype, device=centres.device)
-    for rows in tiles(len(owner), len(centres), centres.device):
+    squared = unit.square().sum(1)
+
+    def fill(rows: slice) -> None:
         z, own = normals[rows], owner[rows]
         # Own-centre reference: each term is a ratio to the density of the centre that made the draw, so no running
         # maximum is needed and the own term is exactly its weight.
-        exponent = squared_distances(unit[own] + z, unit).neg_().add_(z.square().sum(1, keepdim=True)).mul_(0.5)
-        joint = exponent.clamp_(-EXPONENT_LIMIT, EXPONENT_LIMIT).exp_() @ weights
+        exponent = squared_distances(unit[own] + z, unit, squared).neg_().add_(z.square().sum(1, keepdim=True))
+        exponent.mul_(0.5)
+        joint = exponent.clamp_(LEAST_EXPONENT, LARGEST_EXPONENT).exp_() @ weights
         total = joint.sum(1)
         terms[0, rows] = -total.log()
         ratio = joint.log() - total.log().unsqueeze(1) - prior.log()
         terms[1, rows] = torch.where(given[own] > 0, given[own] * ratio, 0.0).sum(1)
+
+    mapped(fill, tiles(len(owner), len(centres), centres.device), centres.device)
     return terms
 
 
@@ -178,13 +188,16 @@ def pairwise_bounds(centres: torch.Tensor, weights: torch.Tensor, noise: float) 
         Kullback-Leibler distances of equal Gaussians.
     """
     unit = (centres - weights @ centres) / noise
-    lower, upper = 0.0, 0.0
-    for rows in tiles(len(unit), len(unit), unit.device):
-        overlap = squared_distances(unit[rows], unit).mul_(-0.125).clamp_(min=-EXPONENT_LIMIT).exp_()
-        lower -= float(weights[rows] @ (overlap @ weights).log())
+    squared = unit.square().sum(1)
+
+    def sums(rows: slice) -> tuple[float, float]:
+        overlap = squared_distances(unit[rows], unit, squared).mul_(-0.125).clamp_(LEAST_EXPONENT, 0.0).exp_()
+        narrow = float(weights[rows] @ (overlap @ weights).log())
         # exp(-d^2/2) is the fourth power of exp(-d^2/8): two squarings are cheaper than a second exponential.
-        upper -= float(weights[rows] @ (overlap.square_().square_() @ weights).log())
-    return lower, upper
+        return narrow, float(weights[rows] @ (overlap.square_().square_() @ weights).log())
+
+    found = mapped(sums, tiles(len(unit), len(unit), unit.device), unit.device)
+    return -math.fsum(pair[0] for pair in found), -math.fsum(pair[1] for pair in found)
 
 
 def gaussian_cap(centres: torch.Tensor, weights: torch.Tensor, noise: float) -> float:
@@ -203,34 +216,17 @@ def gaussian_cap(centres: torch.Tensor, weights: torch.Tensor, noise: float) -> 
     return 0.5 * float(torch.log1p(sigma.square()).sum())
 
 
-def squared_distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def squared_distances(a: torch.Tensor, b: torch.Tensor, squared: torch.Tensor) -> torch.Tensor:
     """Return ||a_i - b_j||^2, shape (m, n), float64; by expansion where that is right to 1e-8, else from differences.
 
     Args:
         a: Shape (m, d), float64, centred.
         b: Shape (n, d), float64, centred.
+        squared: ||b_j||^2, shape (n,).
 
     Returns:
         Squared distances. Expansion may give values below zero by rounding.
     """
-    norms = b.square().sum(1)
-    if float(norms.max()) > EXPANSION_LIMIT:
+    if float(squared.max()) > EXPANSION_LIMIT:
         return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square_()
-    return torch.addmm(norms, a, b.mT, alpha=-2.0).add_(a.square().sum(1, keepdim=True))
-
-
-def tiles(rows: int, columns: int, device: torch.device) -> list[slice]:
-    """Return consecutive slices of `rows`, so that a (slice, columns) block of float64 stays small.
-
-    On the CPU a block of 2^19 numbers stays in the cache; a GPU needs 2^26 to be busy.
-
-    Args:
-        rows: Rows in all.
-        columns: Columns of a block.
-        device: Where the block will live.
-
-    Returns:
-        The slices, in order.
-    """
-    size = max(1, (2**19 if device.type == "cpu" else 2**26) // max(1, columns))
-    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+    return torch.addmm(squared, a, b.mT, alpha=-2.0).add_(a.square().sum(1, keepdim=True))

@@ -1,0 +1,270 @@
+"""From a request to a result: the one road behind the command line and the Python functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ibscan.errors import InputError, UsageError
+from ibscan.inputs.checkpoint import load_tensors
+from ibscan.networks.chain import stacked_chain
+from ibscan.planning import Plan, layer_names, planned
+from ibscan.request import Reporter, Request, Silent
+from ibscan.results.coverage import conflict, covers, rows_of
+from ibscan.results.join import first_difference, join
+from ibscan.results.parts import parts
+from ibscan.results.schema import build
+from ibscan.results.select import selected
+from ibscan.results.store import read, write
+from ibscan.scanning import Block, blocks, partition
+from ibscan.types import Checkpoint, Estimate, Result, Status
+
+__all__ = ["Run", "cluster", "mi", "rank", "run", "scan"]
+
+FAILURES = (Status.NONFINITE, Status.FAILED, Status.OUT_OF_MEMORY)
+PARTIAL = 4
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a scan gives: named arrays, the file they are in if any, and the exit code a command ends with."""
+
+    result: Result
+    output: Path | None
+    exit_code: int
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - a Variable, which numpy takes as an array
+        return self.result[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.result
+
+    def to_hdf5(self, path: str | PathLike[str]) -> None:
+        """Write the arrays as one HDF5 file, whole or not at all.
+
+        Raises:
+            ResourceError: The disk is full.
+        """
+        write(self.result, Path(path))
+
+
+def rank(ckpts: str | PathLike[str] | Sequence[str | PathLike[str]] = ".", **options: Any) -> Run:  # noqa: ANN401
+    """Measure local rank; see `scan` for the arguments."""
+    return run(_request("rank", ckpts, options))
+
+
+def mi(ckpts: str | PathLike[str] | Sequence[str | PathLike[str]] = ".", **options: Any) -> Run:  # noqa: ANN401
+    """Measure binned and noisy-channel mutual information; see `scan` for the arguments."""
+    return run(_request("mi", ckpts, options))
+
+
+def cluster(ckpts: str | PathLike[str] | Sequence[str | PathLike[str]] = ".", **options: Any) -> Run:  # noqa: ANN401
+    """Measure clustering; see `scan` for the arguments."""
+    return run(_request("cluster", ckpts, options))
+
+
+def scan(ckpts: str | PathLike[str] | Sequence[str | PathLike[str]] = ".", **options: Any) -> Run:  # noqa: ANN401
+    """Measure everything on a series of checkpoints.
+
+    Args:
+        ckpts: A folder, a file, or several files.
+        **options: The command line's, with underscores: `probe`, `probe_arg` (a mapping), `model`, `layers`, `at`,
+            `epochs`, `samples`, `eps`, `rel_eps`, `noise`, `bins`, `bin_width`, `bin_range`, `tolerance`, `seed`,
+            `device`, ... A repeatable option takes one value or several. `output` names a file to write and resume;
+            without it the result stays in memory.
+
+    Returns:
+        The run: `run["local_rank"]` is a named array, `run.to_hdf5(path)` writes the file.
+
+    Raises:
+        IbscanError: With the exit code of the README's table.
+    """
+    return run(_request("scan", ckpts, options))
+
+
+def run(request: Request, reporter: Reporter | None = None) -> Run:
+    """Carry out a scan verb.
+
+    Finished checkpoints lie as parts beside the output until all are there; the file is then written whole. The same
+    request again takes up what is missing.
+
+    Args:
+        request: What to measure, on what, and where to write; no output keeps the result in memory.
+        reporter: Told notices and progress.
+
+    Returns:
+        The cells asked for, the output, and 0 or 4 (a checkpoint or a cell failed).
+
+    Raises:
+        IbscanError: With the exit code of the README's table.
+        Interrupted: A signal; the parts stay.
+    """
+    reporter = reporter or Silent()
+    plan = planned(request, reporter)
+    stored = _stored(request, plan)
+    names = [layer_names(plan.order)[layer] for layer in plan.layers]
+    waiting = plan.series
+    # A measure that --force replaces is measured anew everywhere.
+    joining = stored is not None and conflict(stored, plan.measures, len(plan.probe.x)) is None
+    if stored is not None and request.resume and joining:
+        waiting = waiting.without(lambda checkpoint: covers(stored, checkpoint, plan.measures, names))
+    if request.output is None:
+        found, skipped = _scanned(plan, waiting.checkpoints, {}, None, reporter)
+        result = _joined(found)
+    else:
+        with parts(request.output, plan.part_key()) as kept:
+            finished = {key: part for part in kept.finished() for key in rows_of(part)} if request.resume else {}
+            found, skipped = _scanned(plan, waiting.checkpoints, finished, kept.add, reporter)
+            fresh = _joined(found)
+            result = (
+                fresh if stored is None else stored if fresh is None else join(stored, fresh, replace=request.force)
+            )
+            if result is not None:
+                result = _completed(result, plan, skipped)
+                write(result, request.output)
+            kept.remove()
+    skipped = {**plan.series.skipped, **skipped}
+    asked = None if result is None else _asked(result, plan)
+    if asked is None or not rows_of(asked):
+        reasons = " ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:3])
+        raise InputError(f"no checkpoint could be measured. {reasons}")
+    return Run(_completed(asked, plan, skipped), request.output, _exit_code(asked, skipped, request, reporter))
+
+
+def _request(verb: Any, ckpts: Any, options: Mapping[str, Any]) -> Request:  # noqa: ANN401 - whatever was called with
+    several = [ckpts] if isinstance(ckpts, str | PathLike) else list(ckpts)
+    fields = {field.name: field for field in dataclasses.fields(Request)}
+    values: dict[str, Any] = {}
+    for name, value in options.items():
+        if name not in fields or name in ("verb", "paths", "command"):
+            raise UsageError(f"ibscan.{verb}: there is no option {name!r}; the options are those of the command line.")
+        if str(fields[name].type).startswith("tuple["):
+            alone = isinstance(value, str | int | float)
+            value = (value,) if alone else tuple(value)
+        elif name in ("probe", "output") and value is not None:
+            value = str(value) if name == "probe" else Path(value)
+        values[name] = value
+    return Request(verb, tuple(Path(path) for path in several), command=f"ibscan.{verb}(...)", **values)
+
+
+def _stored(request: Request, plan: Plan) -> Result | None:
+    """Return the output as it is, if the request may join it; a file of another identity is refused or, forced, left."""
+    if request.output is None or not request.output.exists():
+        return None
+    stored = read(request.output)
+    difference = first_difference(stored, plan.attrs)
+    if difference is not None and request.force:
+        return None
+    if difference is None and not request.force:
+        difference = conflict(stored, plan.measures, len(plan.probe.x))
+    if difference is not None:
+        raise UsageError(
+            f"{request.output} holds another result: {difference}. Write elsewhere with -o, or replace it with --force."
+        )
+    return stored
+
+
+def _scanned(
+    plan: Plan,
+    checkpoints: Sequence[Checkpoint],
+    finished: Mapping[tuple[str, str], Result],
+    keep: Callable[[Result], None] | None,
+    reporter: Reporter,
+) -> tuple[list[Result], dict[str, str]]:
+    rows = max(min(len(plan.probe.x), measure.samples or len(plan.probe.x)) for measure in plan.measures)
+    units = sum(json.loads(plan.attrs["settings"])["widths"][1:])
+    cut = partition(checkpoints, units, rows)
+    # A block with one part missing is done again whole: its bits depend on what is stacked together.
+    ready = [all((c.sha256, c.name) in finished for c in block) for block in cut]
+    found = [finished[c.sha256, c.name] for block, done in zip(cut, ready, strict=True) if done for c in block]
+    todo = [block for block, done in zip(cut, ready, strict=True) if not done]
+    reporter.started(sum(len(block) for block in todo))
+    dtype = getattr(torch, json.loads(plan.attrs["settings"])["dtype"])
+    stack = partial(stacked_chain, plan.spec, plan.order, device=plan.device, dtype=dtype)
+    skipped: dict[str, str] = {}
+    for block in blocks(
+        todo, load_tensors, lambda states: stack(states=states), plan.measures, plan.probe, plan.attrs["seed"]
+    ):
+        for name, reason in block.skipped.items():
+            reporter.notice(f"skipped {name}: {reason}")
+        skipped.update(block.skipped)
+        if block.checkpoints:
+            whole = _built(block, plan)
+            for checkpoint in block.checkpoints:
+                part = selected(whole, checkpoints=[(checkpoint.sha256, checkpoint.name)])
+                if keep is not None:
+                    keep(part)
+                found.append(part)
+                reporter.advanced(checkpoint.name)
+    return found, skipped
+
+
+def _built(block: Block, plan: Plan) -> Result:
+    chosen = list(plan.layers)
+
+    def cut(estimate: Estimate) -> Estimate:
+        arrays = {field: getattr(estimate, field) for field in ("value", "status", *Estimate.COMPANIONS)}
+        kept: dict[str, Any] = {k: a if a is None else a[:, chosen] for k, a in arrays.items()}
+        return dataclasses.replace(estimate, **kept)
+
+    outcomes = []
+    for measure, estimates, rows in block.outcomes:
+        layered = {quantity.key for quantity in measure.quantities if quantity.per_layer}
+        outcomes.append((measure, {k: cut(e) if k in layered else e for k, e in estimates.items()}, rows))
+    layers = [layer for k, layer in enumerate(block.layers) if k in chosen]
+    return build(block.checkpoints, layers, outcomes, attrs=plan.attrs)
+
+
+def _joined(results: Sequence[Result]) -> Result | None:
+    """Join many results; pairwise as in a tournament, so that no array is copied more than log2(n) times."""
+    level = list(results)
+    while len(level) > 1:
+        level = [join(*level[k : k + 2]) if k + 1 < len(level) else level[k] for k in range(0, len(level), 2)]
+    return level[0] if level else None
+
+
+def _completed(result: Result, plan: Plan, skipped: Mapping[str, str]) -> Result:
+    present = {name for _, name in rows_of(result)}
+    left_out = {**json.loads(result.attrs.get("skipped", "{}")), **plan.series.skipped, **skipped}
+    left_out = {name: reason for name, reason in left_out.items() if name not in present}
+    whole = not left_out and not any(np.isin(array, FAILURES).any() for array in _statuses(result).values())
+    fresh = {name: plan.attrs[name] for name in ("created_at", "command", "device", "ibscan_version", "torch_version")}
+    attrs = {**result.attrs, **fresh, "skipped": json.dumps(left_out, sort_keys=True), "complete": int(whole)}
+    return dataclasses.replace(result, attrs=attrs)
+
+
+def _asked(result: Result, plan: Plan) -> Result:
+    coordinates: dict[str, Any] = {dim: list(v) for m in plan.measures for dim, v in m.coordinates.items()}
+    coordinates["layer"] = [layer_names(plan.order)[layer] for layer in plan.layers]
+    variables = [quantity.key for measure in plan.measures for quantity in measure.quantities]
+    variables += [name for name in result.variables if name.startswith("metric_")]
+    keys = [(c.sha256, c.name) for c in plan.series.checkpoints]
+    return selected(result, checkpoints=keys, variables=variables, coordinates=coordinates)
+
+
+def _statuses(result: Result) -> dict[str, Any]:
+    return {name: v.values for name, v in result.variables.items() if name.endswith("_status")}
+
+
+def _exit_code(result: Result, skipped: Mapping[str, str], request: Request, reporter: Reporter) -> int:
+    statuses = _statuses(result)
+    failed = sum(int(np.isin(array, FAILURES).sum()) for array in statuses.values())
+    unresolved = sum(int((array == Status.UNRESOLVED).sum()) for array in statuses.values())
+    if failed:
+        kinds = [s.name.lower() for s in FAILURES if any((array == s).any() for array in statuses.values())]
+        reporter.notice(f"{failed} cells could not be measured ({', '.join(kinds)}); running again tries them again.")
+    if unresolved:
+        reporter.notice(
+            f"{unresolved} cells are unresolved: --tolerance {request.tolerance:g} was not reached within --max-draws "
+            f"{request.max_draws}."
+        )
+    return PARTIAL if failed or skipped or (request.strict and unresolved) else 0

@@ -1,0 +1,134 @@
+"""The verbs: options to a request, a request to the engine, its result to standard output."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ibscan.cli.options import ALL, CHECKPOINTS, MI, PRINTING, RANK, RESULT, SCAN, taking
+from ibscan.cli.output import output_for
+from ibscan.errors import NothingMatched, UsageError
+
+if TYPE_CHECKING:
+    from ibscan.request import Request
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+PRINTED = {"every", "variable", "units", "format", "json", "quiet", "progress", "color", "debug"}
+DEFAULT_OUTPUT = Path("ibscan.h5")
+
+
+@app.callback(epilog="ibscan --version prints the version. Example: ibscan scan ckpts/ --channel readout")
+def ibscan() -> None:
+    """Local rank, binned and noisy-channel mutual information, and clustering of saved checkpoints."""
+
+
+@app.command(epilog="Example: ibscan rank ckpts/ --probe probe.npz --eps 0.01")
+@taking(CHECKPOINTS, SCAN, RANK, PRINTING, ALL)
+def rank(**options: Any) -> int:  # noqa: ANN401 - the signature is made of the option groups
+    """Local rank: how many directions of the input each layer still responds to."""
+    return _scanned("rank", options)
+
+
+@app.command(epilog="Example: ibscan mi ckpts/ --noise 0.1 --bins 30")
+@taking(CHECKPOINTS, SCAN, MI, PRINTING, ALL)
+def mi(**options: Any) -> int:  # noqa: ANN401
+    """Binned and noisy-channel mutual information, side by side."""
+    return _scanned("mi", options)
+
+
+@app.command(epilog="Example: ibscan cluster ckpts/ --epochs log:10")
+@taking(CHECKPOINTS, SCAN, PRINTING, ALL)
+def cluster(**options: Any) -> int:  # noqa: ANN401
+    """Clustering of representations: distances within and between classes, neural-collapse statistics."""
+    return _scanned("cluster", options)
+
+
+@app.command(epilog="Example: ibscan scan ckpts/ -o run.h5")
+@taking(CHECKPOINTS, SCAN, RANK, MI, PRINTING, ALL)
+def scan(**options: Any) -> int:  # noqa: ANN401
+    """Everything: local rank, mutual information and clustering in one file."""
+    return _scanned("scan", options)
+
+
+@app.command(name="ls", epilog="Example: ibscan ls ckpts/")
+@taking(CHECKPOINTS, ALL)
+def listing(**options: Any) -> int:  # noqa: ANN401
+    """The series as understood: order, numbers and their source, sizes, tensors, what was skipped and why."""
+    from ibscan.cli.listing import listed
+
+    if options["probe"] is not None:
+        raise UsageError("ls --probe comes in a later version; without it ls shows the series.")
+    return listed(_request("scan", options), output_for(options))
+
+
+@app.command(epilog="Example: ibscan show ibscan.h5 --units bits")
+@taking(RESULT, PRINTING, ALL)
+def show(**options: Any) -> int:  # noqa: ANN401
+    """The tables again, from a file."""
+    from ibscan.results.store import read
+
+    output_for(options).result(read(options["result"]))
+    return 0
+
+
+@app.command(epilog="Example: ibscan export ibscan.h5 --format csv > rows.csv")
+@taking(RESULT, PRINTING, ALL)
+def export(**options: Any) -> int:  # noqa: ANN401
+    """Tidy rows as csv, jsonl or tsv."""
+    from ibscan.results.store import read
+
+    if options["format"] == "table":
+        raise UsageError("--format table: export writes rows; expected csv, jsonl or tsv (ibscan show prints tables).")
+    options["format"] = "tsv" if options["format"] == "auto" else options["format"]
+    output_for(options).result(read(options["result"]))
+    return 0
+
+
+def _scanned(verb: str, options: Mapping[str, Any]) -> int:
+    from ibscan.api import run
+
+    out = output_for(options)
+    request = _request(verb, options)
+    with out.progress() as reporter:
+        done = run(request, reporter)
+    out.result(done.result)
+    out.notice(f"written to {done.output}")
+    return done.exit_code
+
+
+def _request(verb: str, options: Mapping[str, Any]) -> Request:
+    from ibscan.inputs.probe import parse_arguments
+    from ibscan.request import Request
+
+    # What was not typed keeps the request's own default.
+    given = {name: value for name, value in options.items() if name not in PRINTED and value is not None}
+    paths = _paths(given.pop("ckpts", None))
+    if "probe_arg" in given:
+        given["probe_arg"] = parse_arguments(given["probe_arg"])
+    if "model_arg" in given:
+        given["model_arg"] = dict.fromkeys(given["model_arg"])
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    given.setdefault("output", DEFAULT_OUTPUT)
+    command = shlex.join(["ibscan", *sys.argv[1:]])
+    return Request(verb, paths, command=command, **given)  # type: ignore[arg-type]
+
+
+def _paths(typed: list[str] | None) -> tuple[Path, ...]:
+    if typed == ["-"]:
+        typed = [line for line in sys.stdin.read().splitlines() if line]
+        if not typed:
+            raise NothingMatched("standard input named no checkpoint; expected one path a line.")
+    return tuple(Path(name) for name in typed or ["."])

@@ -1,0 +1,108 @@
+"""The outermost frame: signals, errors to sentences, exit codes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import signal
+import sys
+import traceback
+from types import FrameType
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from ibscan import __version__
+from ibscan.cli.commands import app
+from ibscan.cli.output import say
+from ibscan.errors import IbscanError, Interrupted
+
+__all__ = ["exit_code", "main"]
+
+BUG, RESOURCES = 1, 6
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    # Not an option of Typer's: those are read through a validation library that costs a third of --help's time.
+    if sys.argv[1:] == ["--version"]:
+        print(f"ibscan {__version__}")
+        return
+    _catch_signals()
+    code = exit_code(sys.argv[1:])
+    if code in (128 + signal.SIGPIPE, RESOURCES):
+        # What is still buffered cannot be written either, and the interpreter would say so on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def exit_code(arguments: list[str]) -> int:
+    """Carry out a command line; every error ends here, as a sentence on standard error.
+
+    Args:
+        arguments: Without the program's name.
+
+    Returns:
+        The exit code of the README's table.
+    """
+    debug = "--debug" in arguments
+    try:
+        return _invoked(arguments)
+    except typer.Exit as leave:
+        return leave.exit_code
+    except Interrupted as stop:
+        if stop.signal_number == signal.SIGPIPE:  # whoever read standard output has left: nothing to say
+            return 128 + stop.signal_number
+        again = shlex.join(["ibscan", *sys.argv[1:]])
+        say(f"stopped by {signal.Signals(stop.signal_number).name}; finished checkpoints are kept. To go on: {again}")
+        return 128 + stop.signal_number
+    except IbscanError as error:
+        if debug:
+            traceback.print_exc()
+        say(str(error))
+        return error.exit_code
+    except typer.TyperException as error:
+        say(f"{error.format_message()} See ibscan --help.")
+        return error.exit_code
+    except MemoryError:
+        say("memory ran out; fewer rows (--samples) or a smaller network need less.")
+        return RESOURCES
+    except OSError as error:
+        return _said(error)
+    except Exception as error:  # noqa: BLE001 - the last frame: a mistake of ours ends in a sentence, not a traceback
+        if debug:
+            traceback.print_exc()
+        say(f"this is a bug in ibscan ({type(error).__name__}: {error}). --debug shows where; please report it.")
+        return BUG
+
+
+def _invoked(arguments: list[str]) -> int:
+    group = get_command(app)
+    verb = group.commands.get(arguments[0]) if arguments and isinstance(group, TyperGroup) else None
+    if verb is None:
+        return group(arguments, prog_name="ibscan", standalone_mode=False) or 0
+    # Straight to the verb: parsing at the group first loads a validation library, a third of the time of --help.
+    return verb(arguments[1:], prog_name=f"ibscan {arguments[0]}", standalone_mode=False) or 0
+
+
+def _said(error: OSError) -> int:
+    reason = "no space is left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+    say(f"{error.filename or 'standard output'}: {reason}.")
+    return RESOURCES
+
+
+def _catch_signals() -> None:
+    stopping: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if stopping:  # asked twice: leave at once
+            os._exit(128 + number)
+        stopping.append(number)
+        raise Interrupted(number)
+
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays nohup
+            signal.signal(number, stop)

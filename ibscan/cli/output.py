@@ -1,0 +1,155 @@
+"""Where results and notices go: tables or rows on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ibscan.errors import Interrupted
+
+if TYPE_CHECKING:
+    from ibscan.types import Result
+    from ibscan.views.progress import Progress
+
+__all__ = ["Output", "output_for", "say"]
+
+
+def say(sentence: str) -> None:
+    """Print one line on standard error, whatever its encoding, names from files made harmless."""
+    from ibscan.views.console import escaped
+
+    stream = sys.stderr
+    line = f"ibscan: {escaped(sentence)}\n"
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    stream.write(line.encode(encoding, "replace").decode(encoding))
+    stream.flush()
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    # Taken before Typer sees it, which would end the program with another code.
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise Interrupted(signal.SIGPIPE) from None
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a command prints; `format` is table, tsv, csv or jsonl, never auto."""
+
+    format: str
+    units: str
+    every: bool
+    variable: str | None
+    color: str
+    quiet: bool
+    progress_mode: str
+
+    def notice(self, sentence: str) -> None:
+        """Say something on standard error, unless told to be quiet."""
+        if not self.quiet:
+            say(sentence)
+
+    def result(self, result: Result) -> None:
+        """Print a result's tables or rows on standard output."""
+        with _reader_may_leave():
+            self._result(result)
+
+    def _result(self, result: Result) -> None:
+        if self.format != "table":
+            from ibscan.results.export import rows, write_rows
+
+            write_rows(rows(result, units=self.units, variable=self.variable), self.format, sys.stdout)
+            return
+        from ibscan.views.console import console, unicode_ok
+        from ibscan.views.tables import tables
+
+        screen = console(sys.stdout, color=self.color)
+        for block in tables(
+            result,
+            units=self.units,
+            every=self.every,
+            variable=self.variable,
+            width=screen.width,
+            unicode=unicode_ok(sys.stdout),
+        ):
+            screen.print(block)
+
+    def rows(self, columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> None:
+        """Print rows that are not a result's on standard output."""
+        with _reader_may_leave():
+            self._rows(columns, rows)
+
+    def _rows(self, columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> None:
+        if self.format != "table":
+            from ibscan.results.export import write_rows
+
+            write_rows(rows, self.format, sys.stdout, columns)
+            return
+        from ibscan.views.console import console
+        from ibscan.views.tables import listing
+
+        console(sys.stdout, color=self.color).print(listing(columns, rows))
+
+    @contextmanager
+    def progress(self) -> Iterator[Reporting]:
+        """Yield a reporter whose progress line is gone from the screen at the end."""
+        reporting = Reporting(self)
+        try:
+            yield reporting
+        finally:
+            reporting.close()
+
+
+@dataclass
+class Reporting:
+    """Tells notices and progress on standard error."""
+
+    output: Output
+    _closing: list[Any] = field(default_factory=list)
+    _bar: Progress | None = None
+
+    def notice(self, sentence: str) -> None:
+        """Say a sentence."""
+        self.output.notice(sentence)
+
+    def started(self, total: int) -> None:
+        """Open the progress line; nothing to do opens none."""
+        from ibscan.views.progress import progress
+
+        mode = "off" if self.output.quiet or not total else self.output.progress_mode
+        opened = progress(total, stream=sys.stderr, mode=mode)
+        self._bar = opened.__enter__()
+        self._closing.append(opened)
+
+    def advanced(self, name: str) -> None:
+        """Count one more."""
+        if self._bar is not None:
+            self._bar.advance(name)
+
+    def close(self) -> None:
+        """Take the progress line off the screen."""
+        while self._closing:
+            self._closing.pop().__exit__(None, None, None)
+
+
+def output_for(options: Mapping[str, Any]) -> Output:
+    """Return how to print, from a command's options."""
+    form = "jsonl" if options["json"] else options["format"]
+    if form == "auto":
+        form = "table" if sys.stdout.isatty() else "tsv"
+    return Output(
+        form,
+        options.get("units", "nats"),
+        options.get("every", False),
+        options.get("variable"),
+        options["color"],
+        options["quiet"],
+        options["progress"],
+    )

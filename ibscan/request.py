@@ -1,0 +1,128 @@
+"""What a user may ask for: one frozen description, checked once, whether it was typed or called."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from ibscan.errors import UsageError
+from ibscan.types import At
+
+__all__ = ["VERBS", "Reporter", "Request", "Silent"]
+
+VERBS = ("rank", "mi", "cluster", "scan")
+Verb = Literal["rank", "mi", "cluster", "scan"]
+EPS = (0.001, 0.01, 0.1)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything a scan verb may be told; fields are named like the options of the command line.
+
+    Raises:
+        UsageError: A number out of its range, named as the option that sets it, or an option of a later version.
+    """
+
+    verb: Verb
+    paths: tuple[Path, ...] = (Path(),)
+    probe: str | None = None
+    probe_arg: Mapping[str, Any] = field(default_factory=dict)
+    model: str | None = None
+    model_arg: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    state_key: str | None = None
+    layers: tuple[str, ...] = ()
+    at: At | None = None
+    epochs: str | None = None
+    samples: int | Literal["all"] | None = None
+    eps: tuple[float, ...] = EPS
+    rel_eps: tuple[float, ...] = EPS
+    spectrum_rows: int | Literal["all"] = 64
+    noise: tuple[float, ...] = ()
+    channel: tuple[str, ...] = ()
+    bins: tuple[int, ...] = ()
+    bin_width: tuple[float, ...] = ()
+    bin_range: tuple[float, float] | None = None
+    tolerance: float = 0.05
+    max_replicas: int | None = None
+    max_draws: int = 65536
+    device: str = "auto"
+    dtype: Literal["float32", "float64"] = "float64"
+    seed: int = 0
+    output: Path | None = None
+    resume: bool = True
+    force: bool = False
+    strict: bool = False
+    trust: bool = False
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("eps", "rel_eps", "noise", "bin_width"):
+            for number in getattr(self, name):
+                _positive(f"--{name.replace('_', '-')}", number)
+        _positive("--tolerance", self.tolerance)
+        for name, least in (("bins", 1), ("samples", 1), ("spectrum_rows", 1), ("max_draws", 2), ("seed", 0)):
+            given = getattr(self, name)
+            for number in given if isinstance(given, tuple) else (given,):
+                if isinstance(number, int) and number < least:
+                    raise UsageError(f"--{name.replace('_', '-')} {number}: expected a whole number >= {least}.")
+        if self.bin_range is not None and not -math.inf < self.bin_range[0] < self.bin_range[1] < math.inf:
+            low, high = self.bin_range
+            raise UsageError(f"--bin-range {low}:{high}: expected LO:HI, finite, with LO < HI.")
+        for name, given, allowed in (
+            ("--at", self.at, ("pre", "post", None)),
+            ("--dtype", self.dtype, ("float32", "float64")),
+            ("--weights", self.weights, ("raw", "ema", None)),
+        ):
+            if given not in allowed:
+                raise UsageError(f"{name} {given}: expected {' or '.join(a for a in allowed if a)}.")
+        self._refuse_later()
+
+    def _refuse_later(self) -> None:
+        for channel in self.channel:
+            if channel not in ("network", "readout"):
+                raise UsageError(f"--channel {channel}: expected network or readout.")
+            if channel == "network":
+                raise UsageError("--channel network comes in a later version; this one measures --channel readout.")
+        if self.max_replicas is not None:
+            raise UsageError("--max-replicas belongs to the network channel, which comes in a later version.")
+        if self.model_arg:
+            raise UsageError("--model-arg belongs to --model module:callable, which comes in a later version.")
+
+
+def _positive(option: str, number: float) -> None:
+    if isinstance(number, bool) or not (math.isfinite(number) and number > 0):
+        raise UsageError(f"{option} {number}: expected a finite number > 0.")
+
+
+class Reporter(Protocol):
+    """What a run tells while it goes: the command line prints it, Python code may ignore it."""
+
+    def notice(self, sentence: str) -> None:
+        """Say something the user should know."""
+        ...
+
+    def started(self, total: int) -> None:
+        """So many checkpoints are to be measured."""
+        ...
+
+    def advanced(self, name: str) -> None:
+        """One more is finished."""
+        ...
+
+
+@dataclass(frozen=True)
+class Silent:
+    """A reporter that keeps everything to itself."""
+
+    def notice(self, sentence: str) -> None:
+        """Say nothing."""
+
+    def started(self, total: int) -> None:
+        """Say nothing."""
+
+    def advanced(self, name: str) -> None:
+        """Say nothing."""

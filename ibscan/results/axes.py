@@ -1,0 +1,151 @@
+"""The dimensions of a result: what their coordinates are called, how they are ordered, what fills a gap."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ibscan.types import Array, Result, Status, Variable
+
+__all__ = [
+    "AUXILIARY",
+    "DESCRIPTIONS",
+    "KINDS",
+    "checkpoint_keys",
+    "families",
+    "fill_value",
+    "is_fill",
+    "keys",
+    "natural",
+    "ordered",
+    "stored_text",
+    "strings",
+]
+
+AUXILIARY: Mapping[str, str] = {
+    "epoch": "checkpoint",
+    "step": "checkpoint",
+    "value": "checkpoint",
+    "checkpoint_name": "checkpoint",
+    "checkpoint_sha256": "checkpoint",
+    "step_source": "checkpoint",
+    "layer_type": "layer",
+    "layer_width": "layer",
+}
+
+KINDS: Mapping[str, str] = {
+    "checkpoint": "i",
+    "epoch": "f",
+    "step": "i",
+    "value": "f",
+    "checkpoint_name": "O",
+    "checkpoint_sha256": "O",
+    "step_source": "O",
+    "layer": "O",
+    "layer_type": "O",
+    "layer_width": "i",
+    "eps": "f",
+    "rel_eps": "f",
+    "noise": "f",
+    "binning": "O",
+    "component": "i",
+    "distance_bin": "i",
+}
+
+DESCRIPTIONS: Mapping[str, str] = {
+    "checkpoint": "index of the checkpoint in the series",
+    "epoch": "epoch of the checkpoint, NaN where unknown",
+    "step": "optimizer step of the checkpoint, -1 where unknown",
+    "value": "coordinate of the sweep, NaN where there is none",
+    "checkpoint_name": "path of the checkpoint relative to its series",
+    "checkpoint_sha256": "SHA-256 of the checkpoint",
+    "step_source": "where epoch and step were found",
+    "layer": "dotted path of the module, #2 for its second call",
+    "layer_type": "kind of module",
+    "layer_width": "units of the layer",
+    "eps": "absolute threshold on singular values",
+    "rel_eps": "threshold relative to the row's largest singular value",
+    "noise": "standard deviation of the Gaussian noise per unit, in activation units",
+    "binning": "how units were cut into cells",
+    "component": "place of the singular value in descending order, from 1",
+    "distance_bin": "index of the distance bin, from 0",
+}
+
+
+def stored_text(text: str) -> str:
+    """Return text as a UTF-8 file can hold it: bytes that are no UTF-8, and NUL, become visible escapes."""
+    # HDF5 strings end at a NUL, and a file name of undecodable bytes reaches Python as lone surrogates.
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def strings(values: Iterable[str]) -> Array:
+    """Return an object array of strings, one-dimensional whatever the values are."""
+    listed = [stored_text(value) for value in values]
+    array = np.empty(len(listed), dtype=object)
+    array[:] = listed
+    return array
+
+
+def fill_value(name: str, dtype: np.dtype[Any]) -> Any:  # noqa: ANN401 - a float, an int or a string
+    """Return what a variable holds where nothing was measured: NaN, NOT_MEASURED, -1 or an empty string."""
+    if dtype.kind == "f":
+        return float("nan")
+    if dtype.kind == "O":
+        return ""
+    return int(Status.NOT_MEASURED) if name.endswith("_status") and dtype.itemsize == 1 else -1
+
+
+def is_fill(values: Array, fill: Any) -> Array:  # noqa: ANN401 - as above
+    """Return where values equal their fill, NaN being equal to NaN."""
+    found: Array = np.isnan(values) if values.dtype.kind == "f" else np.asarray(values == fill)
+    return found
+
+
+def families(result: Result) -> dict[str, tuple[str, ...]]:
+    """Return, for each main variable, the companions it names, its status last where it has one."""
+    listed = {name: tuple(str(v.attrs.get("ancillary_variables", "")).split()) for name, v in result.variables.items()}
+    dependent = {other for others in listed.values() for other in others}
+    return {name: others for name, others in listed.items() if name not in dependent}
+
+
+def checkpoint_keys(result: Result) -> list[tuple[str, str]]:
+    """Return what tells one checkpoint from another: (sha256, name)."""
+    hashes, names = result["checkpoint_sha256"].values.tolist(), result["checkpoint_name"].values.tolist()
+    return list(zip(hashes, names, strict=True))
+
+
+def keys(result: Result, dimension: str) -> list[Hashable]:
+    """Return the places along a dimension as hashable keys."""
+    return [*checkpoint_keys(result)] if dimension == "checkpoint" else [*result.coordinates[dimension].values.tolist()]
+
+
+def natural(text: str) -> tuple[object, ...]:
+    """Return a sort key in which 10 comes after 2."""
+    parts = re.split(r"([0-9]+)", text)
+    # Compared as (length, digits): int() refuses numbers of more than 4300 digits, which a foreign file may hold.
+    numbers = [part.lstrip("0") for part in parts[1::2]]
+    return tuple(
+        part if place % 2 == 0 else (len(numbers[place // 2]), numbers[place // 2]) for place, part in enumerate(parts)
+    )
+
+
+def ordered(coordinates: Mapping[str, Variable], rows: int) -> list[int]:
+    """Return the order of checkpoints: by value, epoch or step, the first that all of them have, else by name."""
+
+    def column(name: str) -> Array:
+        return coordinates[name].values
+
+    names, hashes = column("checkpoint_name"), column("checkpoint_sha256")
+    leading: Sequence[Any] = [0] * rows
+    if np.isfinite(column("value")).all():
+        leading = column("value").tolist()
+    elif np.isfinite(column("epoch")).all():
+        leading = column("epoch").tolist()
+    elif (column("step") >= 0).all():
+        leading = column("step").tolist()
+    # Checkpoints of one epoch stand in the order of their steps, where all have one.
+    steps = column("step").tolist() if (column("step") >= 0).all() else [0] * rows
+    return sorted(range(rows), key=lambda row: (leading[row], steps[row], natural(str(names[row])), hashes[row]))

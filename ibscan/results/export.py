@@ -1,0 +1,212 @@
+"""A result as tidy rows, and rows as tsv, csv or jsonl."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any, Literal, TextIO
+
+import numpy as np
+
+from ibscan.errors import UsageError
+from ibscan.results.axes import families, fill_value, is_fill
+from ibscan.types import Result, Status
+
+__all__ = ["COLUMNS", "rows", "write_rows"]
+
+COLUMNS = (
+    "checkpoint",
+    "epoch",
+    "step",
+    "value",
+    "layer",
+    "at",
+    "variable",
+    "parameter",
+    "parameter_value",
+    "result",
+    "se",
+    "lower",
+    "upper",
+    "unit",
+    "status",
+)
+_BESIDE = ("se", "lower", "upper")
+_EXTREMES = ("min", "max")
+
+
+def rows(result: Result, *, units: str = "nats", variable: str | None = None) -> Iterator[dict[str, Any]]:
+    """Yield one row for each number, in the columns of `COLUMNS`; what is missing is None.
+
+    Args:
+        result: What to lay out.
+        units: `nats`, or `bits` to convert every value in nat with its errors and bounds.
+        variable: One variable, whatever it is; also its cells that were not measured. By default the scalars of every
+            layer and checkpoint that were measured, with `se`, `lower`, `upper` beside them.
+
+    Yields:
+        Rows by checkpoint, then by variable, layer and parameter.
+
+    Raises:
+        UsageError: There is no such variable, or no such unit.
+    """
+    if units not in ("nats", "bits"):
+        raise UsageError(f"units {units!r}: expected nats or bits.")
+    if variable is not None and variable not in result.variables:
+        near = difflib.get_close_matches(variable, result.variables, n=3, cutoff=0.5) or sorted(families(result))
+        raise UsageError(f"--variable {variable!r}: the result has no such variable; it has {', '.join(near)}.")
+    return _rows(result, units, variable)
+
+
+def write_rows(
+    rows: Iterable[Mapping[str, Any]], format: str, stream: TextIO, columns: Sequence[str] = COLUMNS
+) -> None:
+    """Write rows, in a header line and one line each (tsv, csv), or as one JSON object a line.
+
+    Control characters in names are written as escapes, so a row is a line. In csv a text that a spreadsheet would take
+    for a formula gets a leading apostrophe. Characters the stream cannot encode become escapes.
+
+    Args:
+        rows: Mappings; a column that is absent, None or NaN is left empty, null in JSON.
+        format: `tsv`, `csv` or `jsonl`.
+        stream: Where to; its OSError and BrokenPipeError pass through.
+        columns: Columns in order.
+
+    Raises:
+        UsageError: There is no such format.
+    """
+    if format not in ("tsv", "csv", "jsonl"):
+        raise UsageError(f"format {format!r}: expected tsv, csv or jsonl.")
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def put(line: str) -> None:
+        stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+
+    if format == "jsonl":
+        for row in rows:
+            put(json.dumps({name: _json_value(row.get(name)) for name in columns}, allow_nan=False))
+        return
+    separator: Literal["\t", ","] = "\t" if format == "tsv" else ","
+    cell = _tsv_cell if format == "tsv" else _csv_cell
+    put(separator.join(columns))
+    for row in rows:
+        put(separator.join(cell(row.get(name)) for name in columns))
+
+
+def _rows(result: Result, units: str, variable: str | None) -> Iterator[dict[str, Any]]:
+    listed = [variable] if variable is not None else _shown(result)
+    blocks = [_Cells(result, name, units, everything=variable is not None) for name in listed]
+    names = result["checkpoint_name"].values.tolist()
+    epochs = [_known(epoch) for epoch in result["epoch"].values.tolist()]
+    steps = [None if step < 0 else step for step in result["step"].values.tolist()]
+    values = [_known(value) for value in result["value"].values.tolist()]
+    for row, name in enumerate(names):
+        # A whole epoch is a count and is printed as one.
+        epoch = epochs[row]
+        whole = int(epoch) if epoch is not None and epoch.is_integer() else epoch
+        lead = {"checkpoint": name, "epoch": whole, "step": steps[row], "value": values[row]}
+        for block in blocks:
+            for cells in block.of(row):
+                yield {**lead, **cells}
+
+
+def _known(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+def _shown(result: Result) -> list[str]:
+    """Return the main variables shown by default, each followed by its extremes."""
+    listed: list[str] = []
+    for main, companions in families(result).items():
+        if result[main].attrs.get("shown", 1):
+            listed += [main, *(f"{main}_{end}" for end in _EXTREMES if f"{main}_{end}" in companions)]
+    return listed
+
+
+class _Cells:
+    """One variable, ready to be read row by row."""
+
+    def __init__(self, result: Result, name: str, units: str, *, everything: bool) -> None:
+        found = result[name]
+        unit = str(found.attrs.get("units", ""))
+        in_bits = unit == "nat" and units == "bits"
+        status = result.status(name)
+        fill = fill_value(name, found.values.dtype)
+        missing = is_fill(found.values, fill) if status is None else status == Status.NOT_MEASURED
+        self._arrays = {"result": found.values}
+        companions = str(found.attrs.get("ancillary_variables", "")).split()
+        for beside in _BESIDE:
+            if f"{name}_{beside}" in companions:
+                self._arrays[beside] = result[f"{name}_{beside}"].values
+        if in_bits:
+            self._arrays = {key: values / math.log(2) for key, values in self._arrays.items()}
+        self._fills = {"result": is_fill(found.values, fill)}
+        self._status, self._missing = status, missing & (not everything)
+        own = [dim for dim in found.dims if dim not in ("checkpoint", "layer")]
+        self._layers = result["layer"].values.tolist() if "layer" in found.dims else [None]
+        self._parameters = [result[dim].values.tolist() for dim in own]
+        self._fixed = {
+            "at": found.attrs.get("at"),
+            "variable": name,
+            "parameter": ",".join(own) or None,
+            "unit": "bit" if in_bits else unit or None,
+        }
+
+    def of(self, row: int) -> Iterator[dict[str, Any]]:
+        """Yield the cells of one checkpoint."""
+        columns = {key: values[row].ravel().tolist() for key, values in self._arrays.items()}
+        status = None if self._status is None else self._status[row].ravel().tolist()
+        missing, fills = self._missing[row].ravel().tolist(), self._fills["result"][row].ravel().tolist()
+        for place, (layer, *parameters) in enumerate(product(self._layers, *self._parameters)):
+            if missing[place]:
+                continue
+            yield {
+                "layer": layer,
+                **self._fixed,
+                "parameter_value": _parameter(parameters),
+                **{key: values[place] for key, values in columns.items()},
+                **({"result": None} if fills[place] else {}),
+                "status": None if status is None else Status(status[place]).name.lower(),
+            }
+
+
+def _parameter(values: Sequence[Any]) -> Any:  # noqa: ANN401 - a number, a name or nothing
+    if len(values) > 1:
+        return ",".join(map(str, values))
+    return values[0] if values else None
+
+
+def _json_value(value: Any) -> Any:  # noqa: ANN401 - a cell
+    if isinstance(value, np.generic):
+        value = value.item()
+    # NaN and Infinity are no JSON; the status says what they were.
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _text(value: Any) -> str:  # noqa: ANN401 - a cell
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _escaped(text: str) -> str:
+    if text.isprintable() and "\\" not in text:
+        return text
+    # The backslash too, so that an escape can be told from a name that looks like one.
+    return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _tsv_cell(value: Any) -> str:  # noqa: ANN401 - a cell
+    return _escaped(_text(value))
+
+
+def _csv_cell(value: Any) -> str:  # noqa: ANN401 - a cell
+    text = _escaped(_text(value))
+    if isinstance(value, str) and text.startswith(("=", "+", "-", "@")):
+        text = f"'{text}"
+    return f'"{text.replace(chr(34), chr(34) * 2)}"' if any(c in text for c in ',"') else text

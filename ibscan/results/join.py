@@ -1,0 +1,234 @@
+"""One mechanism that merges: parts of a run, verbs of one file, a series that grew."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ibscan.errors import UsageError
+from ibscan.results.axes import AUXILIARY, checkpoint_keys, families, fill_value, is_fill, keys, ordered, strings
+from ibscan.types import Array, Result, Status, Variable
+
+__all__ = ["first_difference", "join"]
+
+_WAY_OUT = "Write elsewhere with -o, or replace it with --force."
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The united coordinates, and where the places of either result are in them."""
+
+    coordinates: Mapping[str, Variable]
+    old: Mapping[str, Array]
+    new: Mapping[str, Array]
+
+    def index(self, places: Mapping[str, Array], dims: tuple[str, ...]) -> tuple[Array, ...]:
+        return np.ix_(*(places[dim] for dim in dims))
+
+    def shape(self, dims: tuple[str, ...]) -> tuple[int, ...]:
+        return tuple(len(self.coordinates[dim].values) for dim in dims)
+
+
+def join(old: Result, new: Result, *, replace: bool = False) -> Result:
+    """Return the union of two results; where both measured a cell, `new` wins.
+
+    Cells in neither are NaN, `not_measured` or -1. Checkpoints are the same if hash and name agree; they are ordered
+    by value, epoch, step or name, numeric parameters ascending, layers as `settings["layers"]` lists them.
+
+    Args:
+        old: What is there.
+        new: What comes.
+        replace: Let `new` replace what contradicts it: the whole of `old` if the identity differs, else a variable
+            with its companions, or the row of a checkpoint that changed.
+
+    Returns:
+        The union, with the attributes of `new` and the settings of both.
+
+    Raises:
+        UsageError: The two contradict each other and `replace` is False.
+    """
+    difference = first_difference(old, new.attrs)
+    if difference is not None:
+        if replace:
+            return new
+        raise UsageError(f"Results of different runs cannot be joined: {difference}. {_WAY_OUT}")
+    old = _without_changed_checkpoints(_without_changed_variables(old, new, replace), new, replace)
+    settings = _merged(old.settings, new.settings)
+    frame = _frame(old, new, settings.get("layers"))
+    variables = _united(old, new, frame)
+    used = {"checkpoint", "layer"} | {dim for variable in variables.values() for dim in variable.dims}
+    coordinates = {name: v for name, v in frame.coordinates.items() if set(v.dims) <= used}
+    attrs = {**old.attrs, **new.attrs}
+    if "settings" in attrs:
+        attrs["settings"] = json.dumps(settings, sort_keys=True)
+    if "skipped" in attrs:
+        measured = set(coordinates["checkpoint_name"].values.tolist())
+        before = json.loads(old.attrs.get("skipped", "{}"))
+        skipped = {name: reason for name, reason in before.items() if name not in measured}
+        attrs["skipped"] = json.dumps({**skipped, **json.loads(new.attrs.get("skipped", "{}"))}, sort_keys=True)
+    return Result(coordinates, variables, attrs)
+
+
+def first_difference(old: Result, new_attrs: Mapping[str, Any]) -> str | None:
+    """Say in what way a run is of another identity than a result.
+
+    Args:
+        old: The result there is.
+        new_attrs: The root attributes of the run: model, probe_sha256, seed, settings (JSON, of which the dtype).
+
+    Returns:
+        A clause naming the first difference and both values, or None.
+    """
+    settings = json.loads(new_attrs.get("settings", "{}"))
+    pairs = [(name, old.attrs.get(name), new_attrs.get(name)) for name in ("model", "probe_sha256", "seed")]
+    pairs.append(("dtype", old.settings.get("dtype"), settings.get("dtype")))
+    for name, there, here in pairs:
+        if there != here:
+            return f"{name} is {there!r} there and {here!r} in this run"
+    return None
+
+
+def _without_changed_variables(old: Result, new: Result, replace: bool) -> Result:
+    """Return `old` less the variables measured at another place, on other rows, or of another form."""
+    theirs, ours = families(old), families(new)
+    dropped: set[str] = set()
+    for name in theirs.keys() & ours.keys():
+        before, after = old[name], new[name]
+        pairs = [(key, before.attrs.get(key), after.attrs.get(key)) for key in ("at", "rows")]
+        pairs.append(("dimensions", before.dims, after.dims))
+        pairs.append(("kind", str(before.values.dtype), str(after.values.dtype)))
+        pairs.append(("status", old.status(name) is not None, new.status(name) is not None))
+        for key, there, here in pairs:
+            if there != here and not replace:
+                raise UsageError(f"{name} cannot be joined: its {key} is {there!r} there and {here!r} now. {_WAY_OUT}")
+            if there != here:
+                dropped |= {name, *theirs[name]}
+    if not dropped:
+        return old
+    variables = {name: v for name, v in old.variables.items() if name not in dropped}
+    used = {"checkpoint", "layer"} | {dim for v in variables.values() for dim in v.dims}
+    return Result({name: v for name, v in old.coordinates.items() if set(v.dims) <= used}, variables, old.attrs)
+
+
+def _without_changed_checkpoints(old: Result, new: Result, replace: bool) -> Result:
+    """Return `old` less the checkpoints whose file has another content by now."""
+    hashes = {name: sha for sha, name in checkpoint_keys(new)}
+    keep: list[int] = []
+    for row, (sha, name) in enumerate(checkpoint_keys(old)):
+        if hashes.get(name, sha) == sha:
+            keep.append(row)
+        elif not replace:
+            raise UsageError(
+                f"checkpoint {name!r} has changed: its SHA-256 is {sha[:12]}... in the result and "
+                f"{hashes[name][:12]}... now. {_WAY_OUT}"
+            )
+    if len(keep) == len(old["checkpoint"].values):
+        return old
+
+    def cut(variable: Variable) -> Variable:
+        values = variable.values[keep] if variable.dims[:1] == ("checkpoint",) else variable.values
+        return dataclasses.replace(variable, values=values)
+
+    return Result(
+        {name: cut(v) for name, v in old.coordinates.items()},
+        {name: cut(v) for name, v in old.variables.items()},
+        old.attrs,
+    )
+
+
+def _frame(old: Result, new: Result, layers: Any) -> _Frame:  # noqa: ANN401 - from JSON
+    dims = [name for r in (old, new) for name, variable in r.coordinates.items() if variable.dims == (name,)]
+    coordinates: dict[str, Variable] = {}
+    places: tuple[dict[str, Array], dict[str, Array]] = ({}, {})
+    for dim in dict.fromkeys(dims):
+        listed = [keys(result, dim) if dim in result.coordinates else [] for result in (old, new)]
+        union = _union(dim, listed[0], listed[1], layers)
+        auxiliary = [name for name, home in AUXILIARY.items() if home == dim]
+        columns = {name: _column(old, new, name, listed, union) for name in auxiliary if name in new or name in old}
+        if dim == "checkpoint":
+            order = ordered(columns, len(union))
+            union = [union[row] for row in order]
+            columns = {name: dataclasses.replace(v, values=v.values[order]) for name, v in columns.items()}
+        lookup = {key: place for place, key in enumerate(union)}
+        for side in (0, 1):
+            places[side][dim] = np.array([lookup[key] for key in listed[side]], dtype=np.intp)
+        source = (new if dim in new.coordinates else old).coordinates[dim]
+        coordinates[dim] = Variable((dim,), _scale(dim, union, source), source.attrs)
+        coordinates.update(columns)
+    return _Frame(coordinates, *places)
+
+
+def _union(dim: str, old: list[Hashable], new: list[Hashable], layers: Any) -> list[Any]:  # noqa: ANN401 - from JSON
+    union: list[Any] = list(dict.fromkeys([*old, *new]))
+    if dim == "layer" and isinstance(layers, list):
+        place = {name: index for index, name in enumerate(layers) if isinstance(name, str)}
+        return sorted(union, key=lambda name: place.get(name, len(place)))
+    if dim == "checkpoint" or any(isinstance(value, str) for value in union):
+        return union
+    return sorted(union)
+
+
+def _scale(dim: str, union: list[Any], source: Variable) -> Array:
+    if dim == "checkpoint":
+        return np.arange(len(union), dtype=np.int64)
+    return strings(union) if source.values.dtype.kind == "O" else np.array(union, dtype=source.values.dtype)
+
+
+def _column(old: Result, new: Result, name: str, listed: list[list[Hashable]], union: list[Hashable]) -> Variable:
+    """Return an auxiliary coordinate on the united places, as `new` knows it where it does."""
+    known: dict[Hashable, Any] = {}
+    for result, places in zip((old, new), listed, strict=True):
+        if name in result.coordinates:
+            known.update(zip(places, result.coordinates[name].values.tolist(), strict=True))
+    source = (new if name in new.coordinates else old).coordinates[name]
+    dtype = source.values.dtype
+    values = [known.get(key, fill_value(name, dtype)) for key in union]
+    return Variable(source.dims, strings(values) if dtype.kind == "O" else np.array(values, dtype=dtype), source.attrs)
+
+
+def _united(old: Result, new: Result, frame: _Frame) -> dict[str, Variable]:
+    theirs, ours = families(old), families(new)
+    variables: dict[str, Variable] = {}
+    for main in dict.fromkeys([*theirs, *ours]):
+        companions = list(dict.fromkeys([*theirs.get(main, ()), *ours.get(main, ())]))
+        companions.sort(key=lambda name: name.endswith("_status"))
+        measured = _measured(new, main) if main in ours else None
+        for name in (main, *companions):
+            source = new.variables.get(name) or old.variables[name]
+            fill = fill_value(name, source.values.dtype)
+            values = np.full(frame.shape(source.dims), fill, dtype=source.values.dtype)
+            if name in old.variables:
+                values[frame.index(frame.old, source.dims)] = old.variables[name].values
+            if measured is not None:
+                index = frame.index(frame.new, source.dims)
+                # A companion that only `old` has belongs to the value replaced, and goes with it.
+                arriving = new.variables[name].values if name in new.variables else fill
+                values[index] = np.where(measured, arriving, values[index])
+            attrs = {**(old.variables[name].attrs if name in old.variables else {}), **source.attrs}
+            if name == main and companions:
+                attrs["ancillary_variables"] = " ".join(companions)
+            variables[name] = Variable(source.dims, values, attrs)
+    return variables
+
+
+def _measured(result: Result, main: str) -> Array:
+    status, values = result.status(main), result[main].values
+    return ~is_fill(values, fill_value(main, values.dtype)) if status is None else status != Status.NOT_MEASURED
+
+
+def _merged(old: Any, new: Any) -> Any:  # noqa: ANN401 - JSON
+    """Return the union of two settings: objects key by key, lists of numbers or names as sets, else the newer."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {key: _merged(old.get(key, new.get(key)), new.get(key, old.get(key))) for key in {**old, **new}}
+    # Equal lists stay as they are: a pair or a list of widths is no set.
+    if isinstance(old, list) and isinstance(new, list) and old != new:
+        if all(isinstance(item, int | float) and not isinstance(item, bool) for item in (*old, *new)):
+            return sorted({*old, *new})
+        if all(isinstance(item, str) for item in (*old, *new)):
+            return list(dict.fromkeys([*old, *new]))
+    return new

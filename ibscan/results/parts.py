@@ -1,0 +1,179 @@
+"""Work in progress: finished checkpoints beside the output, and the lock that keeps a second run away."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ibscan.errors import IbscanError, InputError, ResourceError, UsageError
+from ibscan.results.axes import checkpoint_keys
+from ibscan.results.packed import packed, unpacked
+from ibscan.results.store import place, read, stray_pattern
+from ibscan.types import Result
+
+__all__ = ["Parts", "check_output", "parts"]
+
+_PART = re.compile(r"[0-9a-f]{16}\.npz")
+_NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The finished checkpoints of one run, one small file each, in `FILE.parts/`.
+
+    Made by `parts`, which holds the lock. `key` is the hash of everything that changes numbers; parts of another key
+    are of no use to this run.
+    """
+
+    folder: Path
+    key: str
+
+    def finished(self) -> list[Result]:
+        """Return the valid parts of this key, in no particular order of meaning; what cannot be used is deleted."""
+        found: list[Result] = []
+        for path in sorted(self.folder.iterdir()):
+            if not _PART.fullmatch(path.name):
+                if path.name.startswith(".ibscan-") and path.name.endswith(".tmp"):
+                    _deleted(path)
+                continue
+            result = unpacked(path, self.key)
+            if result is None:
+                _deleted(path)
+            else:
+                found.append(result)
+        return found
+
+    def add(self, result: Result) -> None:
+        """Keep a finished checkpoint, or several as one part.
+
+        Raises:
+            ResourceError: The disk is full.
+        """
+        name = hashlib.sha256(repr([self.key, *checkpoint_keys(result)]).encode()).hexdigest()[:16]
+        place(packed(result, self.key), self.folder / f"{name}.npz")
+
+    def remove(self) -> None:
+        """Delete the parts and, if nothing foreign lies in it, the folder; the lock is held until the end."""
+        for path in self.folder.iterdir():
+            if _PART.fullmatch(path.name) or (path.name.startswith(".ibscan-") and path.name.endswith(".tmp")):
+                _deleted(path)
+
+
+@contextmanager
+def parts(output: Path, key: str) -> Iterator[Parts]:
+    """Hold the lock of an output and its folder of parts.
+
+    Args:
+        output: The result file; the folder is `FILE.parts/` beside it.
+        key: Hash of everything that changes numbers.
+
+    Yields:
+        The parts. They stay when the block ends by an exception, or without `remove`; an empty folder goes.
+
+    Raises:
+        ResourceError: Another run holds the lock, or the folder cannot be made for want of space.
+        UsageError: The folder cannot be made.
+    """
+    target = Path(os.path.realpath(output))
+    folder = target.parent / f"{target.name}.parts"
+    lock = _locked(folder, output)
+    try:
+        for stray in target.parent.glob(stray_pattern(target)):
+            _deleted(stray)
+        yield Parts(folder, key)
+    finally:
+        # Still under the lock: nobody can have begun to use the folder.
+        if all(path.name == "lock" for path in folder.iterdir()):
+            _deleted(folder / "lock")
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        os.close(lock)
+
+
+def check_output(path: Path, inputs: Sequence[Path]) -> None:
+    """Refuse an output that could not be written in the end, before anything is computed.
+
+    Args:
+        path: Where the result shall go.
+        inputs: Files that are read, none of which may be overwritten.
+
+    Raises:
+        UsageError: A folder, an input, something that is no result of ibscan, a newer one, or no place to write.
+    """
+    try:
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder; expected the name of a file. Name one with -o.")
+        exists = path.exists() or path.is_symlink()
+        if exists and any(given.exists() and path.exists() and path.samefile(given) for given in inputs):
+            raise UsageError(f"{path}: is one of the inputs and would be overwritten. Name another file with -o.")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be an output ({_reason(error)}). Name another file with -o.") from error
+    if exists and path.exists():
+        try:
+            read(path)
+        except InputError as error:
+            raise UsageError(f"{error} It is not overwritten; name another file with -o.") from error
+    target = Path(os.path.realpath(path))
+    trial = target.parent / f".ibscan-{secrets.token_hex(6)}.tmp"
+    try:
+        # The output's own name is tried for its length, which the trial's cannot tell.
+        _name_fits(target)
+        trial.touch(exist_ok=False)
+        trial.unlink()
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path}: cannot be written ({_reason(error)}). Name a file in an existing, writable folder with -o."
+        ) from error
+
+
+def _name_fits(target: Path) -> None:
+    for name in (target, target.parent / f"{target.name}.parts"):
+        with contextlib.suppress(FileNotFoundError):
+            name.stat()
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _locked(folder: Path, output: Path) -> int:
+    """Return the descriptor that holds the lock; closing it lets go."""
+    while True:
+        try:
+            folder.mkdir(exist_ok=True)
+            descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:
+            if not folder.parent.is_dir():
+                raise UsageError(f"{output}: its folder does not exist. Name another place with -o.") from None
+            continue  # the run before was just removing the folder
+        except OSError as error:
+            kind: type[IbscanError] = ResourceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else UsageError
+            raise kind(f"{folder}: cannot be made or used ({_reason(error)}). Name another place with -o.") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS_HERE:
+                os.close(descriptor)
+                raise ResourceError(
+                    f"{output}: is being written by another run of ibscan, which holds {folder / 'lock'}. "
+                    "Wait for it, or name another file with -o."
+                ) from error
+        with contextlib.suppress(OSError):
+            # The run before may have removed the file between our opening and our locking it.
+            if os.fstat(descriptor).st_ino == (folder / "lock").stat().st_ino:
+                return descriptor
+        os.close(descriptor)
+
+
+def _deleted(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()

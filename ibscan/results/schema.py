@@ -1,0 +1,256 @@
+"""One block of checkpoints, measured, as a result in the shape of the file."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ibscan.results.axes import DESCRIPTIONS, KINDS, fill_value, stored_text, strings
+from ibscan.results.store import FORMAT_VERSION
+from ibscan.types import Array, Checkpoint, Estimate, Layer, Measure, Quantity, Result, Status, Variable
+
+__all__ = ["build"]
+
+_METRIC = "ibscan.metric."
+_COMPANION_NAMES = {
+    "se": "standard error of",
+    "lower": "lower end for",
+    "upper": "upper end for",
+    "min": "minimum over rows of",
+    "max": "maximum over rows of",
+}
+
+
+def build(
+    checkpoints: Sequence[Checkpoint],
+    layers: Sequence[Layer],
+    outcomes: Sequence[tuple[Measure, Mapping[str, Estimate], int]],
+    *,
+    attrs: Mapping[str, Any],
+    metrics: bool = True,
+) -> Result:
+    """Lay out what was measured on one block of checkpoints.
+
+    Measures that share a dimension (say `noise`) with different values get the union of them; what one did not
+    measure there is `not_measured`.
+
+    Args:
+        checkpoints: The C checkpoints of the block, in order.
+        layers: The L layers reported.
+        outcomes: For each measure what it returned, arrays (C, L, *dims) or (C, *dims), and the rows it used.
+        attrs: Root attributes; mappings and lists become JSON, None is left out.
+        metrics: Whether numbers in the checkpoints' metadata (`ibscan.metric.NAME`) become variables.
+
+    Returns:
+        Coordinates, variables with companions and statuses, and root attributes.
+
+    Raises:
+        ValueError: An estimate has another shape than its quantity declares.
+    """
+    coordinates = {**_checkpoint_coordinates(checkpoints), **_layer_coordinates(layers)}
+    axes = _axes(outcomes)
+    for dimension, values in axes.items():
+        coordinates[dimension] = Variable((dimension,), _axis(dimension, values), _described(dimension))
+    variables: dict[str, Variable] = {}
+    for measure, estimates, rows in outcomes:
+        for quantity in measure.quantities:
+            if quantity.key not in estimates:
+                continue
+            estimate = estimates[quantity.key]
+            lead = (len(checkpoints), len(layers)) if quantity.per_layer else (len(checkpoints),)
+            places = _places(quantity, measure, estimate, lead, axes)
+            used = rows if estimate.rows is None else estimate.rows
+            variables.update(_family(quantity, estimate, places, {"at": measure.at, "rows": int(used)}))
+    if metrics:
+        variables.update(_metrics(checkpoints, variables))
+    fixed = {"Conventions": "CF-1.11", "format": "ibscan", "format_version": FORMAT_VERSION}
+    return Result(coordinates, variables, {**fixed, **_plain(attrs)})
+
+
+def _described(name: str) -> dict[str, Any]:
+    return {"long_name": DESCRIPTIONS.get(name, name)}
+
+
+def _checkpoint_coordinates(checkpoints: Sequence[Checkpoint]) -> dict[str, Variable]:
+    def known(number: float | None) -> float:
+        return float("nan") if number is None else float(number)
+
+    columns: dict[str, Array] = {
+        "checkpoint": np.arange(len(checkpoints), dtype=np.int64),
+        "epoch": np.array([known(c.epoch) for c in checkpoints], dtype=np.float64),
+        # HDF5 holds 64 bits; a longer step is no step anyone took, and stays readable in the name.
+        "step": np.array(
+            [-1 if c.step is None or not 0 <= c.step < 2**63 else c.step for c in checkpoints], dtype=np.int64
+        ),
+        "value": np.array([known(c.value) for c in checkpoints], dtype=np.float64),
+        "checkpoint_name": strings(c.name for c in checkpoints),
+        "checkpoint_sha256": strings(c.sha256 for c in checkpoints),
+        "step_source": strings(c.step_source for c in checkpoints),
+    }
+    return {name: Variable(("checkpoint",), values, _described(name)) for name, values in columns.items()}
+
+
+def _layer_coordinates(layers: Sequence[Layer]) -> dict[str, Variable]:
+    columns: dict[str, Array] = {
+        "layer": strings(layer.name for layer in layers),
+        "layer_type": strings(layer.kind for layer in layers),
+        "layer_width": np.array([layer.width for layer in layers], dtype=np.int64),
+    }
+    return {name: Variable(("layer",), values, _described(name)) for name, values in columns.items()}
+
+
+def _values(quantity: Quantity, measure: Measure, estimate: Estimate, axis: int) -> list[Any]:
+    """Return the coordinate values of one of the quantity's own dimensions (`axis` counts from its first)."""
+    dimension = quantity.dims[axis]
+    length = estimate.value.shape[(2 if quantity.per_layer else 1) + axis]
+    given = measure.coordinates.get(dimension)
+    if given is None:
+        # What only the network decides is numbered: components from 1 (the first singular value), bins from 0.
+        return list(range(1, length + 1)) if dimension == "component" else list(range(length))
+    listed = [stored_text(v) if isinstance(v, str) else v for v in np.asarray(given, dtype=object).tolist()]
+    if len(listed) != length:
+        raise ValueError(f"{quantity.key}: {dimension} has {len(listed)} values, the estimate has {length}")
+    return listed
+
+
+def _axes(outcomes: Sequence[tuple[Measure, Mapping[str, Estimate], int]]) -> dict[str, list[Any]]:
+    """Return the union of coordinate values of each dimension: numbers ascending, names as they appear."""
+    found: dict[str, dict[Any, None]] = {}
+    for measure, estimates, _ in outcomes:
+        for quantity in measure.quantities:
+            if quantity.key in estimates:
+                for axis, dimension in enumerate(quantity.dims):
+                    values = _values(quantity, measure, estimates[quantity.key], axis)
+                    found.setdefault(dimension, {}).update(dict.fromkeys(values))
+    axes: dict[str, list[Any]] = {}
+    for dimension, union in found.items():
+        if not union:
+            continue
+        named = any(isinstance(value, str) for value in union)
+        axes[dimension] = list(union) if named else sorted(union)
+    return axes
+
+
+def _axis(dimension: str, values: list[Any]) -> Array:
+    if isinstance(values[0], str):
+        return strings(values)
+    # A noise typed as 1 is the same dimension as one typed as 0.5.
+    whole = KINDS.get(dimension, np.asarray(values).dtype.kind) == "i"
+    return np.asarray(values, dtype=np.int64 if whole else np.float64)
+
+
+def _places(
+    quantity: Quantity, measure: Measure, estimate: Estimate, lead: tuple[int, ...], axes: Mapping[str, list[Any]]
+) -> tuple[tuple[int, ...], tuple[Array, ...]]:
+    """Return the shape of the variable, and where along each axis the estimate's entries go."""
+    if estimate.value.shape[: len(lead)] != lead or estimate.value.ndim != len(lead) + len(quantity.dims):
+        raise ValueError(f"{quantity.key}: shape {estimate.value.shape}, expected {lead} and {quantity.dims}")
+    shape = lead + tuple(len(axes.get(dimension, ())) for dimension in quantity.dims)
+    index = [np.arange(n) for n in lead]
+    for axis, dimension in enumerate(quantity.dims):
+        lookup = {value: place for place, value in enumerate(axes.get(dimension, ()))}
+        index.append(np.array([lookup[v] for v in _values(quantity, measure, estimate, axis)], dtype=np.intp))
+    return shape, np.ix_(*index)
+
+
+def _spread(name: str, values: Array, places: tuple[tuple[int, ...], tuple[Array, ...]]) -> Array:
+    shape, index = places
+    filled = np.full(shape, fill_value(name, values.dtype), dtype=values.dtype)
+    filled[index] = values
+    return filled
+
+
+def _family(
+    quantity: Quantity,
+    estimate: Estimate,
+    places: tuple[tuple[int, ...], tuple[Array, ...]],
+    measured: Mapping[str, Any],
+) -> dict[str, Variable]:
+    """Return the main variable, its companions and its status."""
+    key = quantity.key
+    dims = (("checkpoint", "layer") if quantity.per_layer else ("checkpoint",)) + quantity.dims
+    common = {"units": quantity.unit, "symbol": quantity.symbol, **measured, "shown": int(quantity.default_shown)}
+    parts = {suffix: getattr(estimate, field) for field, suffix in Estimate.COMPANIONS.items()}
+    parts = {suffix: values for suffix, values in parts.items() if values is not None}
+    status = [] if estimate.status is None else [f"{key}_status"]
+
+    def variable(name: str, values: Array, long_name: str, ancillary: Sequence[str]) -> Variable:
+        integer = quantity.counted and name == key and np.asarray(values).dtype.kind in "iub"
+        array = np.asarray(values).astype(np.int64 if integer else np.float64)
+        attrs: dict[str, Any] = {"long_name": long_name, **common}
+        attrs["_FillValue"] = fill_value(name, array.dtype)
+        if ancillary:
+            attrs["ancillary_variables"] = " ".join(ancillary)
+        return Variable(dims, _spread(name, array, places), attrs)
+
+    family = {key: variable(key, estimate.value, quantity.long_name, [*(f"{key}_{s}" for s in parts), *status])}
+    for suffix, values in parts.items():
+        long_name = f"{_COMPANION_NAMES[suffix]} {quantity.long_name}"
+        family[f"{key}_{suffix}"] = variable(f"{key}_{suffix}", values, long_name, status)
+    if estimate.status is not None:
+        codes = _spread(f"{key}_status", np.asarray(estimate.status).astype(np.int8), places)
+        family[f"{key}_status"] = Variable(dims, codes, _status_attrs(key))
+    return family
+
+
+def _status_attrs(key: str) -> dict[str, Any]:
+    return {
+        "long_name": f"status of {key}",
+        "flag_values": np.array(list(Status), dtype=np.int8),
+        "flag_meanings": " ".join(status.name.lower() for status in Status),
+    }
+
+
+def _metrics(checkpoints: Sequence[Checkpoint], taken: Mapping[str, Variable]) -> dict[str, Variable]:
+    """Return `metric_NAME` for the numbers that checkpoints carry in their metadata."""
+    variables: dict[str, Variable] = {}
+    keys = sorted({key for c in checkpoints for key in c.metadata if key.startswith(_METRIC) and key != _METRIC})
+    for key in keys:
+        name = "metric_" + re.sub(r"[^A-Za-z0-9_]", "_", key.removeprefix(_METRIC))
+        parsed = [_number(c.metadata.get(key)) for c in checkpoints]
+        # Two names may become one, or one the status of another; the first keeps the place.
+        if {name, f"{name}_status"} & {*variables, *taken} or all(number is None for number in parsed):
+            continue
+        values = np.array([float("nan") if v is None or not math.isfinite(v) else v for v in parsed])
+        codes = [
+            Status.NOT_MEASURED if v is None else Status.OK if math.isfinite(v) else Status.NONFINITE for v in parsed
+        ]
+        attrs = {
+            "long_name": f"{stored_text(key.removeprefix(_METRIC))}, from the checkpoint's metadata",
+            "units": "1",
+            "symbol": stored_text(key.removeprefix(_METRIC)),
+            "shown": 1,
+            "_FillValue": float("nan"),
+            "ancillary_variables": f"{name}_status",
+        }
+        variables[name] = Variable(("checkpoint",), values, attrs)
+        variables[f"{name}_status"] = Variable(("checkpoint",), np.array(codes, dtype=np.int8), _status_attrs(name))
+    return variables
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None or "_" in text else float(text)
+    except ValueError:
+        return None
+
+
+def _plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return attributes as a file holds them: strings, integers, floats."""
+    plain: dict[str, Any] = {}
+    for name, value in attrs.items():
+        if isinstance(value, bool | int | np.bool_ | np.integer):
+            plain[name] = int(value)
+        elif isinstance(value, float | np.floating):
+            plain[name] = float(value)
+        elif isinstance(value, str | Path):
+            plain[name] = stored_text(str(value))
+        elif value is not None:
+            plain[name] = stored_text(json.dumps(value))
+    return plain

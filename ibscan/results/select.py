@@ -1,0 +1,68 @@
+"""Part of a result: some checkpoints, layers, parameters, variables."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from ibscan.results.coverage import rows_of
+from ibscan.types import Array, Result, Variable
+
+__all__ = ["selected"]
+
+
+def selected(
+    result: Result,
+    *,
+    checkpoints: Collection[tuple[str, str]] | None = None,
+    variables: Collection[str] | None = None,
+    coordinates: Mapping[str, Collection[Any]] | None = None,
+) -> Result:
+    """Return a result cut down to what is named; None keeps everything.
+
+    Args:
+        result: Any.
+        checkpoints: (sha256, name) of those to keep.
+        variables: Measured variables to keep, companions and statuses come along.
+        coordinates: Values to keep along a dimension, such as `{"eps": [0.01]}`.
+
+    Returns:
+        The cut result, in the order it had; dimensions no variable uses are gone.
+    """
+    keep: dict[str, Array] = {}
+    if checkpoints is not None:
+        keep["checkpoint"] = np.array([row for key, row in rows_of(result).items() if key in checkpoints], dtype=int)
+    for dim, values in (coordinates or {}).items():
+        if dim in result.coordinates:
+            keep[dim] = np.array([k for k, v in enumerate(result[dim].values.tolist()) if v in values], dtype=int)
+    names = _with_companions(result, variables)
+    kept = {name: _cut(variable, keep) for name, variable in result.variables.items() if name in names}
+    used = {"checkpoint", "layer"} | {dim for variable in kept.values() for dim in variable.dims}
+    scales = {
+        name: _cut(scale, keep)
+        for name, scale in result.coordinates.items()
+        if set(scale.dims) <= used and (name not in ("layer_type", "layer_width") or "layer" in used)
+    }
+    if "checkpoint" in keep:  # the index counts what is there
+        index = scales["checkpoint"]
+        scales["checkpoint"] = Variable(index.dims, np.arange(len(index.values)), index.attrs)
+    return Result(scales, kept, result.attrs)
+
+
+def _with_companions(result: Result, variables: Collection[str] | None) -> set[str]:
+    if variables is None:
+        return set(result.variables)
+    names = {name for name in variables if name in result.variables}
+    for name in list(names):
+        names.update(str(result[name].attrs.get("ancillary_variables", "")).split())
+    return names
+
+
+def _cut(variable: Variable, keep: Mapping[str, Array]) -> Variable:
+    values = variable.values
+    for axis, dim in enumerate(variable.dims):
+        if dim in keep:
+            values = np.take(values, keep[dim], axis)
+    return Variable(variable.dims, values, variable.attrs)

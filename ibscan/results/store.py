@@ -1,0 +1,224 @@
+"""One result file: HDF5 in the shape of netCDF4, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ibscan.errors import InputError, ResourceError, UsageError
+from ibscan.results.axes import AUXILIARY, stored_text
+from ibscan.results.decode import DIMENSIONS, FORMAT_VERSION, decoded
+from ibscan.types import Result, Variable
+
+__all__ = ["FORMAT_VERSION", "is_result", "place", "read", "stray_pattern", "write"]
+
+# Below this a chunk index costs more than compression saves.
+_WORTH_COMPRESSING = 8192
+_NOT_OURS_TO_WRITE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def write(result: Result, path: Path) -> None:
+    """Write a result so that a reader finds the old file or the new one, never a part of either.
+
+    The bytes go to a temporary file beside `path`, reach the disk, and are renamed into place.
+
+    Args:
+        result: What to write.
+        path: Exactly this file; a symbolic link is followed.
+
+    Raises:
+        UsageError: The place is a folder, does not exist or may not be written.
+        ResourceError: The disk is full or failed.
+    """
+    content = _encoded(result)
+    place(content + _seal(hashlib.sha256(content).hexdigest()), path)
+
+
+def place(content: bytes, path: Path) -> None:
+    """Write bytes as a file, whole or not at all.
+
+    Args:
+        content: The file's bytes.
+        path: Exactly this file; a symbolic link is followed.
+
+    Raises:
+        UsageError: The place is a folder, does not exist or may not be written.
+        ResourceError: The disk is full or failed.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.parent / f"{stray_pattern(target)[:-1]}{secrets.token_hex(6)}.tmp"
+    try:
+        _placed(content, temporary, target)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in _NOT_OURS_TO_WRITE:
+            raise UsageError(f"{path}: cannot be written ({reason}). Name another place with -o.") from error
+        raise ResourceError(
+            f"{path}: writing {len(content)} bytes failed ({reason}). Free space, or name another place with -o."
+        ) from error
+
+
+def stray_pattern(path: Path) -> str:
+    """Return the glob of temporary files that interrupted writes of `path` may have left beside it."""
+    # A hash instead of the name: the name may already be as long as the file system allows.
+    return f".ibscan-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}-*"
+
+
+def read(path: Path) -> Result:
+    """Read a result, trusting nothing in it.
+
+    Args:
+        path: A file that `write` made, or something hostile that looks like it.
+
+    Returns:
+        The result, equal to the one written.
+
+    Raises:
+        InputError: The file is missing, damaged, foreign, or of a newer format.
+    """
+    try:
+        described = path.stat()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path}: cannot be read ({reason}); expected a result file of ibscan.") from error
+    if not stat.S_ISREG(described.st_mode):
+        raise InputError(f"{path}: is not a regular file; expected a result file of ibscan.")
+    try:
+        if not _sound(path, described.st_size):
+            raise InputError(f"{path}: is damaged: its content does not have the SHA-256 written at its end.")
+        with h5py.File(path, "r", locking=False) as file:
+            return decoded(file, described.st_size, str(path))
+    except InputError:
+        raise
+    except Exception as error:
+        # The boundary to foreign HDF5, on which h5py raises OSError, KeyError, RuntimeError, ValueError and more.
+        what = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path}: is not a readable result file of ibscan ({what}). Expected HDF5 with format='ibscan'; "
+            "if it was cut short, run the scan again."
+        ) from error
+
+
+def is_result(path: Path) -> bool:
+    """Return whether a file says that it is a result of ibscan, of whatever version; nothing else is read."""
+    try:
+        if not path.is_file() or not _sound(path, path.stat().st_size):
+            return False
+        with h5py.File(path, "r", locking=False) as file:
+            attribute = file.attrs.get_id("format") if "format" in file.attrs else None
+            return attribute is not None and attribute.shape == () and file.attrs["format"] == "ibscan"
+    except Exception:  # noqa: BLE001 - the same boundary as in `read`
+        return False
+
+
+def _seal(digest: str) -> bytes:
+    """Return what stands behind the HDF5 content, where HDF5 does not look: the hash of all before it."""
+    return f"\nibscan {digest}\n".encode()
+
+
+def _sound(path: Path, size: int) -> bool:
+    """Return False if the file has a seal that its content does not match; one without (edited elsewhere) passes.
+
+    Small datasets have no checksum of their own, and on damaged text the HDF5 library crashes: a flipped bit has to be
+    found before the library sees it.
+    """
+    length = len(_seal("0" * 64))
+    if size < length:
+        return True
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        left = size - length
+        while left > 0 and (block := stream.read(min(left, 1 << 20))):
+            digest.update(block)
+            left -= len(block)
+        seal = stream.read(length)
+    return not seal.startswith(b"\nibscan ") or seal == _seal(digest.hexdigest())
+
+
+def _placed(content: bytes, temporary: Path, target: Path) -> None:
+    try:
+        # Made with open(), not mkstemp(): the file shall have the permissions that the umask gives.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        # Without this a crash of the machine may bring the old directory entry back.
+        os.fsync(folder)
+    except OSError:
+        pass  # some network file systems cannot; the rename itself is done
+    finally:
+        os.close(folder)
+
+
+def _encoded(result: Result) -> bytes:
+    """Return the file's bytes, made in memory.
+
+    On a full disk there is then one OSError instead of an HDF5 handle that cannot be closed.
+    """
+    with h5py.File("result", "w", driver="core", backing_store=False, track_order=True) as file:
+        for name, value in result.attrs.items():
+            _put_attribute(file.attrs, name, value)
+        everything = {**result.coordinates, **result.variables}
+        present = {name: variable for name, variable in everything.items() if variable.values.size}
+        _put_attribute(file.attrs, DIMENSIONS, json.dumps({name: variable.dims for name, variable in present.items()}))
+        datasets = {name: _put_dataset(file, name, variable) for name, variable in present.items()}
+        scales = [name for name in result.coordinates if name in present and present[name].dims == (name,)]
+        for name in scales:
+            datasets[name].make_scale(name)
+        for name, variable in present.items():
+            if name in scales:
+                continue
+            for axis, dimension in enumerate(variable.dims):
+                datasets[name].dims[axis].attach_scale(datasets[dimension])
+            auxiliary = [other for other, home in AUXILIARY.items() if home in variable.dims and other in present]
+            if auxiliary and name in result.variables:
+                _put_attribute(datasets[name].attrs, "coordinates", " ".join(auxiliary))
+        file.flush()
+        content: bytes = file.id.get_file_image()
+    return content
+
+
+def _put_dataset(file: h5py.File, name: str, variable: Variable) -> h5py.Dataset:
+    values, text = variable.values, variable.values.dtype.kind == "O"
+    if text:
+        dataset = file.create_dataset(name, shape=values.shape, dtype=h5py.string_dtype("utf-8"))
+        flat = [stored_text(str(value)) for value in values.ravel()]
+        dataset[...] = np.array(flat, dtype=object).reshape(values.shape)
+    else:
+        heavy = values.nbytes > _WORTH_COMPRESSING
+        options: dict[str, Any] = {"compression": "gzip", "shuffle": True, "fletcher32": True} if heavy else {}
+        if "_FillValue" in variable.attrs:
+            options["fillvalue"] = values.dtype.type(variable.attrs["_FillValue"])
+        dataset = file.create_dataset(name, data=values, **options)
+    for key, value in variable.attrs.items():
+        _put_attribute(dataset.attrs, key, values.dtype.type(value) if key == "_FillValue" and not text else value)
+    return dataset
+
+
+def _put_attribute(attributes: h5py.AttributeManager, name: str, value: Any) -> None:  # noqa: ANN401 - three kinds
+    if isinstance(value, str):
+        attributes.create(name, stored_text(value), dtype=h5py.string_dtype("utf-8"))
+    elif isinstance(value, bool):
+        attributes.create(name, int(value))
+    elif isinstance(value, np.generic | np.ndarray):
+        attributes.create(name, value)
+    else:
+        attributes.create(name, value, dtype=np.int64 if isinstance(value, int) else np.float64)

@@ -1,0 +1,170 @@
+"""The loop: a series of checkpoints, one network a block, the measures asked for; one finished block at a time.
+
+(Not `scan.py`: `ibscan.scan` is the function a user calls, and a module of that name would hide it.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ibscan.errors import CheckpointError
+from ibscan.types import Checkpoint, Estimate, Layer, Measure, Network, Probe, Status, Streams
+
+__all__ = ["Block", "blocks", "measured", "partition"]
+
+# Activations (checkpoints x rows x units) a stacked block may hold. Small networks on few rows are bound by the number
+# of calls and gain from stacking; beyond this one checkpoint alone is work enough, and a part is written after each.
+STACKED_ACTIVATIONS = 2**16
+LARGEST_BLOCK = 16
+# Below this width two threads cost more in waiting than they save in work.
+THREADED_WIDTH = 64
+
+
+@dataclass(frozen=True)
+class Block:
+    """Finished checkpoints with what was measured on them, and those that could not be read, with the reason.
+
+    `outcomes` holds (measure, estimates by quantity key, rows used), arrays (C, L, ...).
+    """
+
+    checkpoints: tuple[Checkpoint, ...]
+    layers: tuple[Layer, ...]
+    outcomes: tuple[tuple[Measure, Mapping[str, Estimate], int], ...]
+    skipped: Mapping[str, str]
+
+
+def partition(checkpoints: Sequence[Checkpoint], units: int, rows: int) -> list[tuple[Checkpoint, ...]]:
+    """Cut a series into blocks whose size depends on nothing but the sizes of the work.
+
+    So that a run taken up again forms the same blocks, and gives the same bits.
+
+    Args:
+        checkpoints: In order.
+        units: Units of all layers together.
+        rows: Largest number of probe rows any measure uses.
+
+    Returns:
+        Blocks in order.
+    """
+    size = max(1, min(LARGEST_BLOCK, STACKED_ACTIVATIONS // max(1, units * rows)))
+    return [tuple(checkpoints[k : k + size]) for k in range(0, len(checkpoints), size)]
+
+
+def blocks(
+    parts: Sequence[Sequence[Checkpoint]],
+    load: Callable[[Checkpoint], Mapping[str, torch.Tensor]],
+    stack: Callable[[Sequence[Mapping[str, torch.Tensor]]], Network],
+    measures: Sequence[Measure],
+    probe: Probe,
+    seed: int,
+) -> Iterator[Block]:
+    """Yield every block, measured.
+
+    Args:
+        parts: The series, cut by `partition`.
+        load: One checkpoint's tensors.
+        stack: Tensors of C checkpoints to a network.
+        measures: What to measure.
+        probe: The whole probe; each measure takes its own sample of it.
+        seed: Of samples and streams.
+
+    Yields:
+        Blocks in the order of the series.
+    """
+    for part in parts:
+        states: list[Mapping[str, torch.Tensor]] = []
+        read: list[Checkpoint] = []
+        skipped: dict[str, str] = {}
+        for checkpoint in part:
+            try:
+                states.append(load(checkpoint))
+                read.append(checkpoint)
+            except CheckpointError as error:
+                skipped[checkpoint.name] = str(error)
+        network = stack(states) if read else None
+        outcomes = () if network is None else tuple(_outcomes(network, states, stack, measures, probe, seed))
+        yield Block(tuple(read), () if network is None else network.layers, outcomes, skipped)
+
+
+def _outcomes(
+    network: Network,
+    states: Sequence[Mapping[str, torch.Tensor]],
+    stack: Callable[[Sequence[Mapping[str, torch.Tensor]]], Network],
+    measures: Sequence[Measure],
+    probe: Probe,
+    seed: int,
+) -> Iterator[tuple[Measure, Mapping[str, Estimate], int]]:
+    for measure in measures:
+        sample = probe.sampled(measure.samples, seed)
+        try:
+            found = measured(measure, network, sample, Streams(seed))
+        except (MemoryError, RuntimeError) as error:
+            if len(states) == 1:
+                found = _unmeasured(measure, network, _misfortune(error))
+            else:
+                # One of the stack spoils it for all: each alone.
+                alone = [next(_outcomes(stack([s]), [s], stack, [measure], probe, seed))[1] for s in states]
+                found = {key: _stacked([one[key] for one in alone]) for key in alone[0]}
+        yield measure, found, len(sample.x)
+
+
+def measured(measure: Measure, network: Network, sample: Probe, streams: Streams) -> Mapping[str, Estimate]:
+    """Return what a measure finds, on one thread where layers are too narrow for two.
+
+    Args:
+        measure: What to measure.
+        network: C checkpoints.
+        sample: Rows of the probe the measure uses.
+        streams: Random numbers.
+    """
+    narrow = max(layer.width for layer in network.layers) < THREADED_WIDTH and len(sample.x) <= 1024
+    with _threads(1 if narrow else torch.get_num_threads()), torch.no_grad():
+        return measure(network, sample, streams)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _misfortune(error: Exception) -> Status:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return Status.OUT_OF_MEMORY
+    if isinstance(error, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+        return Status.FAILED
+    # Any other RuntimeError is a mistake of ours, and hiding it in a status would keep it.
+    raise error
+
+
+def _unmeasured(measure: Measure, network: Network, status: Status) -> dict[str, Estimate]:
+    found = {}
+    for quantity in measure.quantities:
+        shape: tuple[int, ...] = (network.size, len(network.layers)) if quantity.per_layer else (network.size,)
+        shape += tuple(len(measure.coordinates.get(dim, (0,))) for dim in quantity.dims)
+        if quantity.counted:  # counts are integers, edges are not; neither has a status
+            absent = np.full(shape, -1, dtype=np.int64) if quantity.unit == "1" else np.full(shape, np.nan)
+            found[quantity.key] = Estimate(absent, None)
+        else:
+            found[quantity.key] = Estimate(np.full(shape, np.nan), np.full(shape, status, dtype=np.int8))
+    return found
+
+
+def _stacked(estimates: Sequence[Estimate]) -> Estimate:
+    def join(name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None:
+        arrays = [getattr(estimate, name) for estimate in estimates]
+        return None if any(array is None for array in arrays) else np.concatenate(arrays)
+
+    value = join("value")
+    assert value is not None
+    companions = {name: join(name) for name in Estimate.COMPANIONS}
+    return Estimate(value, join("status"), rows=estimates[0].rows, **companions)

@@ -1,0 +1,1 @@
+"""What a person sees: tables, a listing, a progress line."""

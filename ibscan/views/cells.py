@@ -1,0 +1,133 @@
+"""Numbers as they stand in a table: aligned, marked with their status, and their trend in a few characters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from ibscan.types import Array, Status
+
+__all__ = ["MEANINGS", "formatted", "mark", "number", "trend"]
+
+_MARKS = {
+    Status.OK: "",
+    Status.NOT_MEASURED: "-",
+    Status.SATURATED: "*",
+    Status.DEAD: "†",
+    Status.NONFINITE: "!",
+    Status.FAILED: "x",
+    Status.OUT_OF_MEMORY: "m",
+    Status.UNRESOLVED: "?",
+    Status.LOWER_BOUND: "+",
+}
+MEANINGS = {
+    Status.NOT_MEASURED: "not measured",
+    Status.SATURATED: "saturated: too close to its ceiling to tell anything apart",
+    Status.DEAD: "dead: the layer is constant over the probe",
+    Status.NONFINITE: "not finite: a NaN or infinity reaches the layer",
+    Status.FAILED: "failed",
+    Status.OUT_OF_MEMORY: "out of memory",
+    Status.UNRESOLVED: "unresolved: tolerance not reached within the budget",
+    Status.LOWER_BOUND: "lower bound",
+}
+_LEVELS = "▁▂▃▄▅▆▇█"
+_ASCII_LEVELS = "_.-=#"
+_MOST_DIGITS = 1e6
+
+
+def mark(status: Status, *, unicode: bool) -> str:
+    """Return the character that stands for a status behind a number."""
+    found = _MARKS[status]
+    return "#" if found == "†" and not unicode else found
+
+
+def number(value: float) -> str:
+    """Return a number on its own with four significant digits.
+
+    Example:
+        >>> number(8.317766), number(0.5), number(60000.0), number(1.25e-7)
+        ('8.318', '0.5', '60000', '1.25e-07')
+    """
+    return f"{value:.0f}" if value == round(value) and abs(value) < _MOST_DIGITS else f"{value:.4g}"
+
+
+def formatted(values: Array, statuses: Array | None, *, unicode: bool) -> list[str]:
+    """Return one column's cells: as many decimals for all, three or four digits, the status mark behind.
+
+    Args:
+        values: (C,) numbers.
+        statuses: (C,) codes, or None where there are none.
+        unicode: Whether marks may be beyond ASCII.
+
+    Returns:
+        C cells, to be aligned on the right.
+    """
+    codes = [Status.OK] * len(values) if statuses is None else [Status(code) for code in statuses.tolist()]
+    listed = [float(value) for value in values.tolist()]
+    decimals = _decimals(v for v, code in zip(listed, codes, strict=True) if code is not Status.NOT_MEASURED)
+    marks = [mark(code, unicode=unicode) for code in codes]
+    # One space for all where one cell is marked, so that digits stay below digits.
+    blank = " " if any(m and not math.isnan(v) for m, v in zip(marks, listed, strict=True)) else ""
+    cells: list[str] = []
+    for value, code, sign in zip(listed, codes, marks, strict=True):
+        if code is Status.NOT_MEASURED or math.isnan(value):
+            cells.append((sign or "nan") + blank)
+        else:
+            cells.append(_fixed(value, decimals) + (sign or blank))
+    return cells
+
+
+def trend(values: Array, length: int, *, unicode: bool) -> str:
+    """Return the course of values as one line of levels between their smallest and largest.
+
+    Args:
+        values: (C,) numbers in order; NaN leaves a gap.
+        length: Characters at most; more values are averaged in pieces.
+        unicode: Block elements, or ASCII.
+
+    Returns:
+        The line, empty where fewer than two values are finite.
+    """
+    if np.isfinite(values).sum() < 2:
+        return ""
+    pieces = [piece[np.isfinite(piece)] for piece in np.array_split(values, min(length, len(values)))]
+    # Halved before they are added: two numbers near the largest double would overflow.
+    means = [float(np.mean(piece / 2)) if len(piece) else math.nan for piece in pieces]
+    known = [mean for mean in means if not math.isnan(mean)]
+    low, span = min(known), max(known) - min(known)
+    levels = _LEVELS if unicode else _ASCII_LEVELS
+
+    def level(mean: float) -> str:
+        if math.isnan(mean):
+            return " "
+        # A constant is drawn low: its height says nothing.
+        return (
+            levels[0] if span <= 1e-9 * max(abs(low), abs(low + span)) else levels[_step(mean, low, span, len(levels))]
+        )
+
+    return "".join(level(mean) for mean in means)
+
+
+def _step(mean: float, low: float, span: float, levels: int) -> int:
+    return min(int((mean - low) / span * levels), levels - 1)
+
+
+def _decimals(values: Iterable[float]) -> int | None:
+    """Return the decimals that give the largest value three to four digits; None where they would not fit."""
+    magnitudes = [abs(value) for value in values if math.isfinite(value)]
+    largest = max(magnitudes, default=0.0)
+    if largest >= _MOST_DIGITS or 0 < largest < 0.01:
+        return None
+    if largest == round(largest) and all(magnitude == round(magnitude) for magnitude in magnitudes):
+        return 0
+    return 0 if largest >= 1000 else 1 if largest >= 100 else 2 if largest >= 10 else 3
+
+
+def _fixed(value: float, decimals: int | None) -> str:
+    if not math.isfinite(value):
+        return f"{value}"
+    # In a column of hundreds a value of 0.004 would otherwise read as nothing at all.
+    small = decimals is None or 0 < abs(value) < 10.0 ** (1 - decimals)
+    return f"{value:.3g}" if small else f"{value:.{decimals}f}"

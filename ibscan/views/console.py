@@ -1,0 +1,120 @@
+"""The screen as it is: with colour or without, narrow, not UTF-8, or not there at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from typing import IO, Any, Literal, cast
+
+from rich.console import Console
+
+__all__ = ["console", "escaped", "is_terminal", "unicode_ok"]
+
+Color = Literal["auto", "always", "never"]
+
+_GLYPHS = "▁▂▃▄▅▆▇█†─→≤×"
+
+
+@dataclass(frozen=True)
+class _Forgiving:
+    """A stream that writes what its encoding cannot express as escapes, where rich would raise."""
+
+    stream: IO[str]
+
+    @property
+    def encoding(self) -> str:
+        return getattr(self.stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        self.stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def isatty(self) -> bool:
+        return is_terminal(self.stream)
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+
+def console(stream: IO[str], *, color: str = "auto", width: int | None = None) -> Console:
+    """Return a console that prints text as it is: no markup, no emoji codes, no highlighting.
+
+    Args:
+        stream: Where to print.
+        color: `always`, `never`, or `auto`: on a terminal that is not dumb, and where FORCE_COLOR is set, unless
+            NO_COLOR is set. A typed `always` is stronger than NO_COLOR, as no-color.org has it.
+        width: Columns; None asks COLUMNS, then the terminal.
+
+    Returns:
+        The console. Without colour it writes no escape sequence whatever, bold included.
+    """
+    colored = color == "always" or (color == "auto" and _wants_color(stream))
+    return Console(
+        file=cast(IO[str], _Forgiving(stream)),
+        force_terminal=colored,
+        force_jupyter=False,
+        color_system="standard" if colored else None,
+        no_color=not colored,
+        width=max(1, width if width is not None else _width(stream)),
+        markup=False,
+        emoji=False,
+        highlight=False,
+        legacy_windows=False,
+    )
+
+
+def escaped(text: str) -> str:
+    r"""Return text for one line of a terminal: control and escape characters visible.
+
+    Args:
+        text: A name or a message, of whatever origin.
+
+    Returns:
+        The text; what is not printable (newlines, escape codes, direction marks, undecodable bytes) as `\x1b`, ...
+
+    Example:
+        >>> print(escaped("a\x1b[31m\nb"))
+        a\x1b[31m\nb
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def unicode_ok(stream: IO[str]) -> bool:
+    """Return whether the stream's encoding has the characters that tables use beyond ASCII."""
+    try:
+        _GLYPHS.encode(getattr(stream, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def is_terminal(stream: IO[str]) -> bool:
+    """Return whether the stream is a terminal; a closed one is none."""
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+def _wants_color(stream: IO[str]) -> bool:
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return is_terminal(stream) and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
+def _width(stream: Any) -> int:  # noqa: ANN401 - any stream
+    typed = os.environ.get("COLUMNS", "")
+    if typed.isascii() and typed.isdigit() and 0 < len(typed) < 6 and int(typed):
+        return int(typed)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (AttributeError, OSError, ValueError):
+        return shutil.get_terminal_size((80, 24)).columns or 80

@@ -1,0 +1,197 @@
+"""What every table of one result shares: which rows, which axis, which unit, and how a column is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Group as Stack
+from rich.text import Text
+
+from ibscan.types import Array, Result, Status
+from ibscan.views.cells import MEANINGS, formatted, mark, number, trend
+from ibscan.views.console import escaped
+from ibscan.views.grid import Column, Group, panels
+
+__all__ = ["Cells", "Frame", "block", "layered", "leaf", "measured", "name_of", "statement", "terms"]
+
+_MOST_ROWS = 12
+_TREND = 8
+_WHOLE = "checkpoint"
+
+
+@dataclass(frozen=True)
+class Cells:
+    """One column before it is text: heads, (C,) values and statuses over all checkpoints."""
+
+    heads: tuple[str, ...]
+    values: Array
+    statuses: Array | None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A result and how it is to be shown."""
+
+    result: Result
+    units: str
+    every: bool
+    width: int
+    unicode: bool
+
+    @property
+    def size(self) -> int:
+        """C, the number of checkpoints."""
+        return len(self.result["checkpoint"].values)
+
+    @property
+    def rows(self) -> list[int]:
+        """Checkpoints shown."""
+        return list(range(self.size)) if self.every else self.thinned(self.size, _MOST_ROWS)
+
+    def thinned(self, total: int, most: int) -> list[int]:
+        """Return at most `most` of `total` places, log-spaced, first and last among them."""
+        if total <= most:
+            return list(range(total))
+        spaced = np.geomspace(1, total, most).round().astype(int) - 1
+        # Close to the first, rounding makes neighbours equal; they are spread to the next free places.
+        places = np.maximum.accumulate(np.maximum(spaced, np.arange(most)))
+        return sorted({*places[:-1].tolist(), total - 1})
+
+    @property
+    def axis(self) -> tuple[str, list[str]]:
+        """Name of the series' axis and one label a checkpoint; names where the axis is not known of all."""
+        axis = self.result.settings.get("axis")
+        axis = axis if isinstance(axis, str) and axis else "epoch"
+        column = {"epoch": "epoch", "step": "step"}.get(axis, "value")
+        values = self.result[column].values
+        if (values >= 0).all() if column == "step" else np.isfinite(values).all():
+            return name_of(axis, self.unicode), [_coordinate(value) for value in values.tolist()]
+        names = self.result["checkpoint_name"].values.tolist()
+        return "checkpoint", [name_of(name, self.unicode) for name in names]
+
+    def scaled(self, name: str) -> Array:
+        """Return a variable's values in the unit asked for."""
+        found = self.result[name]
+        values = found.values.astype(np.float64)
+        return values / math.log(2) if self.units == "bits" and found.attrs.get("units") == "nat" else values
+
+    def unit(self, name: str) -> str:
+        """Return the unit asked for of a variable; empty for plain numbers."""
+        unit = str(self.result[name].attrs.get("units", ""))
+        shown = "bit" if self.units == "bits" and unit == "nat" else unit
+        return "" if shown == "1" else name_of(shown, self.unicode)
+
+    def column(self, cells: Cells) -> Column:
+        """Return a column of the checkpoints shown, and the trend over all."""
+        rows = self.rows
+        shown = None if cells.statuses is None else cells.statuses[rows]
+        texts = formatted(cells.values[rows], shown, unicode=self.unicode)
+        finite = cells.values if cells.statuses is None else _without_gaps(cells)
+        course = trend(finite, max(_TREND, *(len(text) for text in texts)), unicode=self.unicode)
+        return Column(cells.heads, tuple(texts), course)
+
+    @property
+    def lead(self) -> list[Column]:
+        """The axis, and how well the checkpoint does on the probe."""
+        name, labels = self.axis
+        rows = self.rows
+        columns = [Column((name,), tuple(labels[row] for row in rows), "trend" if self.size > 1 else "")]
+        if measured(self, "probe_accuracy", _WHOLE):
+            columns.append(self.column(leaf(self, "probe_accuracy", ("accuracy",), None)))
+        return columns
+
+
+def _coordinate(value: float) -> str:
+    return str(value) if isinstance(value, int) else str(int(value)) if value.is_integer() else f"{value:.6g}"
+
+
+def _without_gaps(cells: Cells) -> Array:
+    gaps = np.asarray(cells.statuses) == Status.NOT_MEASURED
+    return np.where(gaps, np.nan, cells.values)
+
+
+def name_of(text: str, unicode: bool) -> str:
+    """Return a name from a file as one line that the terminal can show."""
+    safe = escaped(text)
+    return safe if unicode else safe.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def measured(frame: Frame, name: str, *own: str) -> bool:
+    """Return whether a variable of these dimensions beyond (checkpoint, layer) is there, and any cell measured."""
+    dims = ("checkpoint",) if own == (_WHOLE,) else ("checkpoint", "layer", *own)
+    # What stands in a file under a known name need not be what this program would have written.
+    if name not in frame.result.variables or frame.result[name].dims != dims:
+        return False
+    status = frame.result.status(name)
+    return bool((status != Status.NOT_MEASURED).any()) if status is not None else frame.result[name].values.size > 0
+
+
+def leaf(frame: Frame, name: str, heads: tuple[str, ...], layer: int | None, *place: Any) -> Cells:  # noqa: ANN401
+    """Return one column of a variable: of a layer (None where it has none), at a place along its own dimensions."""
+    index = (slice(None), *(() if layer is None else (layer,)), *place)
+    values, status = frame.scaled(name)[index], frame.result.status(name)
+    found = frame.result[name].values
+    if status is None and found.dtype.kind in "iu":
+        # A count has no status; what it holds in place of a count is not measured.
+        status = np.where(found < 0, Status.NOT_MEASURED, Status.OK)
+    return Cells(heads, values, None if status is None else status[index])
+
+
+def layered(frame: Frame, leaves: Callable[[int], Sequence[Cells]], *, widths: bool = False) -> list[Group]:
+    """Return one group a layer, of the columns that `leaves` gives for its index."""
+    groups: list[Group] = []
+    for layer, name in enumerate(frame.result["layer"].values.tolist()):
+        title = name_of(name, frame.unicode)
+        if widths:
+            title += f" ({frame.result['layer_width'].values[layer]})"
+        groups.append(Group(title, tuple(frame.column(cells) for cells in leaves(layer))))
+    return groups
+
+
+def terms(frame: Frame, name: str, *, unit: bool = True) -> str:
+    """Return under what terms a variable was measured: unit, place, rows."""
+    attrs = frame.result[name].attrs
+    parts = [frame.unit(name)] if unit else []
+    parts += [f"at {name_of(attrs['at'], frame.unicode)}"] if attrs.get("at") else []
+    parts += [f"{attrs['rows']} probe rows"] if attrs.get("rows") else []
+    return ", ".join(part for part in parts if part)
+
+
+def block(frame: Frame, title: Sequence[str], groups: Sequence[Group], notes: Sequence[str]) -> Stack:
+    """Return a table with its title, its panels, and what needs saying below it."""
+    separator = " · " if frame.unicode else " - "
+    texts = [Text(separator.join(part for part in title if part), style="bold yellow", overflow="fold")]
+    texts += panels(frame.lead, groups, width=frame.width, unicode=frame.unicode)
+    texts += [Text(note, style="dim", overflow="fold") for note in (*_legend(frame, groups), *notes, *_thinning(frame))]
+    return Stack(*texts, Text(""))
+
+
+def _legend(frame: Frame, groups: Sequence[Group]) -> list[str]:
+    """Explain the marks that occur, and no others."""
+    cells = [
+        text.strip() for column in (*frame.lead[1:], *(c for g in groups for c in g.columns)) for text in column.cells
+    ]
+    seen: list[str] = []
+    for status, meaning in MEANINGS.items():
+        sign = mark(status, unicode=frame.unicode)
+        if any(text == sign or (status is not Status.NOT_MEASURED and text.endswith(sign)) for text in cells):
+            seen.append(f"{sign} {meaning}")
+    return ["; ".join(seen)] if seen else []
+
+
+def _thinning(frame: Frame) -> list[str]:
+    rows = len(frame.rows)
+    return (
+        [f"{rows} of {frame.size} checkpoints shown (--all shows every one); trend over all."]
+        if rows < frame.size
+        else []
+    )
+
+
+def statement(value: float, unit: str) -> str:
+    """Return a number with its unit."""
+    return f"{number(value)} {unit}".strip()

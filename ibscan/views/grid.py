@@ -1,0 +1,126 @@
+"""Columns of text under two-storeyed heads, in as many panels as the width asks for; nothing is ever cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from rich.text import Text
+
+__all__ = ["Column", "Group", "panels"]
+
+_GAP = "  "
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its heads from top to bottom, one cell a row, and its trend in the last row."""
+
+    heads: tuple[str, ...]
+    cells: tuple[str, ...]
+    trend: str = ""
+
+    @property
+    def width(self) -> int:
+        """Terminal cells of the widest entry."""
+        return max(cell_len(text) for text in (*self.heads, *self.cells, self.trend))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Columns under one name, a layer's."""
+
+    name: str
+    columns: tuple[Column, ...]
+
+
+def panels(lead: Sequence[Column], groups: Sequence[Group], *, width: int, unicode: bool) -> list[Text]:
+    """Lay out groups side by side after the lead columns, and in further panels where the width ends.
+
+    Args:
+        lead: Columns repeated in every panel.
+        groups: What is shown, in order; all columns have the same number of cells and heads.
+        width: Terminal cells.
+        unicode: Whether rules may use line drawing.
+
+    Returns:
+        One text a panel. A width in which not even one column fits gives one value a line, folded at the width.
+    """
+    room = width - sum(column.width + len(_GAP) for column in lead) + len(_GAP)
+    narrowest = [Group(group.name, (column,)) for group in groups for column in group.columns]
+    if any(_needed(group) > room for group in narrowest):
+        return [_listed(lead, groups)]
+    packed: list[list[Group]] = []
+    for group in _split(groups, room):
+        if packed and sum(_needed(other) for other in (*packed[-1], group)) <= room:
+            packed[-1].append(group)
+        else:
+            packed.append([group])
+    return [_panel(lead, row, unicode) for row in packed]
+
+
+def _needed(group: Group) -> int:
+    """Return the cells a group takes, the gap before it included."""
+    inner = sum(column.width for column in group.columns) + len(_GAP) * (len(group.columns) - 1)
+    return len(_GAP) + max(inner, cell_len(group.name))
+
+
+def _split(groups: Sequence[Group], room: int) -> Iterator[Group]:
+    """Yield groups, those too wide for any panel in pieces that fit."""
+    for group in groups:
+        piece: tuple[Column, ...] = ()
+        for column in group.columns:
+            if piece and _needed(Group(group.name, (*piece, column))) > room:
+                yield Group(group.name, piece)
+                piece = ()
+            piece = (*piece, column)
+        yield Group(group.name, piece)
+
+
+def _panel(lead: Sequence[Column], groups: Sequence[Group], unicode: bool) -> Text:
+    text = Text(no_wrap=True, overflow="ignore")
+    heads = max((len(column.heads) for group in groups for column in group.columns), default=0)
+    columns = [(column, column.width) for column in lead]
+    names = _GAP.join(" " * column.width for column in lead)
+    for group in groups:
+        inner = _needed(group) - len(_GAP)
+        names += _GAP + group.name + " " * (inner - cell_len(group.name))
+        slack = inner - sum(column.width for column in group.columns) - len(_GAP) * (len(group.columns) - 1)
+        columns += [(column, column.width + (slack if place == 0 else 0)) for place, column in enumerate(group.columns)]
+
+    def line(entries: Sequence[str]) -> str:
+        padded = (" " * (width - cell_len(entry)) + entry for entry, (_, width) in zip(entries, columns, strict=True))
+        return _GAP.join(padded).rstrip()
+
+    if any(group.name for group in groups):
+        text.append(names.rstrip() + "\n", style="bold")
+    for level in range(heads):
+        # Short heads stand at the bottom, next to the numbers.
+        entries = [
+            column.heads[level - heads + len(column.heads)] if level >= heads - len(column.heads) else ""
+            for column, _ in columns
+        ]
+        text.append(line(entries) + "\n", style="bold")
+    text.append(
+        ("─" if unicode else "-") * (sum(width for _, width in columns) + len(_GAP) * (len(columns) - 1)) + "\n",
+        style="dim",
+    )
+    for row in range(len(columns[0][0].cells)):
+        text.append(line([column.cells[row] for column, _ in columns]) + "\n")
+    if any(column.trend for group in groups for column in group.columns):
+        text.append(line([column.trend for column, _ in columns]) + "\n", style="cyan")
+    return text
+
+
+def _listed(lead: Sequence[Column], groups: Sequence[Group]) -> Text:
+    """Return one value a line, for widths in which no table fits; long words fold."""
+    text = Text(overflow="fold")
+    for row in range(len(lead[0].cells)):
+        text.append(", ".join(" ".join((*column.heads, column.cells[row])) for column in lead) + "\n", style="bold")
+        for group in groups:
+            for column in group.columns:
+                text.append(
+                    " ".join(part for part in (group.name, *column.heads, column.cells[row].strip()) if part) + "\n"
+                )
+    return text

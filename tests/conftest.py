@@ -1,0 +1,102 @@
+"""What several rooms' tests need: a small trained-like run folder, and the command line in this process."""
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ibscan
+from ibscan.cli.entry import exit_code
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has run: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+    def rows(self) -> list[dict[str, str]]:
+        """Decode tab-separated standard output."""
+        header, *lines = self.out.splitlines()
+        return [dict(zip(header.split("\t"), line.split("\t"), strict=True)) for line in lines]
+
+
+Run = Callable[..., Finished]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run `ibscan ARGUMENTS` in this process, where no signal or terminal is needed."""
+
+    def run(*arguments: object, inside: Path | None = None, stdin: str = "") -> Finished:
+        typed = [str(argument) for argument in arguments]
+        monkeypatch.setattr(sys, "argv", ["ibscan", *typed])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        out, err = io.StringIO(), io.StringIO()
+        before = Path.cwd()
+        if inside is not None:
+            os.chdir(inside)
+        try:
+            with redirect_stdout(out), redirect_stderr(err):
+                code = exit_code(typed)
+        finally:
+            os.chdir(before)
+        assert "Traceback" not in err.getvalue(), err.getvalue()
+        return Finished(code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+def chain(*widths: int, seed: int = 0, gain: float = 2.0) -> nn.Sequential:
+    """Return a tanh chain with weights large enough to bend."""
+    torch.manual_seed(seed)
+    modules: list[nn.Module] = []
+    for inputs, outputs in zip(widths, widths[1:], strict=False):
+        linear = nn.Linear(inputs, outputs)
+        linear.weight.data *= gain
+        modules += [linear, nn.Tanh()]
+    return nn.Sequential(*modules[:-1])
+
+
+def binary_probe(folder: Path, bits: int = 6) -> Path:
+    """Write probe.npz: every vector of so many bits, and a label that ignores some of them."""
+    x = ((np.arange(2**bits)[:, None] >> np.arange(bits)) & 1).astype(np.float32)
+    y = (x[:, 0] != x[:, 1]).astype(np.int64)
+    np.savez(folder / "probe.npz", x=x, y=y)
+    return folder / "probe.npz"
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Path:
+    """Make a self-describing folder of five checkpoints 6-5-4-2 and its probe of 64 rows."""
+    folder = tmp_path / "ckpts"
+    folder.mkdir()
+    for epoch in (0, 1, 3, 10, 30):
+        ibscan.save(folder, chain(6, 5, 4, 2, seed=epoch), epoch=epoch, metrics={"loss": 1.0 / (1 + epoch)})
+    binary_probe(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quiet_place(tmp_path: Path) -> Iterator[None]:
+    """Run every test in a folder of its own, so that a default output never lands in the project."""
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    yield
+    os.chdir(before)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=3, help="how often the kill test kills a run (long version: 40)")

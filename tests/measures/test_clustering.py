@@ -1,0 +1,165 @@
+"""Distances and neural collapse of whole layers: shapes, counts, statuses, NC4."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from oracles import forward, network_of, probe_of, random_chain
+from scipy.spatial.distance import pdist
+
+from ibscan.measures.clustering import Clustering
+from ibscan.types import Status, Streams
+
+NC = ("nc1", "nc2_equinorm", "nc2_equiangle", "nearest_mean_error")
+
+
+def rows_of(n, d, seed=0):
+    return np.random.default_rng(seed).standard_normal((n, d))
+
+
+def measured(chains, probe, activation="tanh", output="identity", **settings):
+    return Clustering(**settings)(network_of(chains, activation, output), probe, Streams(0))
+
+
+def labelled(n=45, d=4, classes=3, seed=0):
+    y = np.arange(n) % classes
+    return rows_of(n, d, seed) + 2.0 * rows_of(classes, d, seed + 1)[y], y
+
+
+def collapse(points, y):
+    """NC1 and the two parts of NC2 by pinv of the explicit matrix (more rows than units here, so it is exact)."""
+    classes = y.max() + 1
+    means = np.stack([points[y == c].mean(0) for c in range(classes)])
+    m = means - means.mean(0)
+    within = sum(np.atleast_2d(np.cov(points[y == c].T, ddof=0)) for c in range(classes)) / classes
+    norms = np.linalg.norm(m, axis=1)
+    cosine = (m @ m.T / np.outer(norms, norms))[~np.eye(classes, dtype=bool)]
+    nc1 = np.trace(within @ np.linalg.pinv(m.T @ m / classes, rcond=1e-10, hermitian=True)) / classes
+    return nc1, norms.std() / norms.mean(), np.abs(cosine + 1 / (classes - 1)).mean()
+
+
+@pytest.mark.parametrize("at", ["post", "pre"])
+def test_every_layer_against_numpy(at):
+    x, y = labelled()
+    chains = [random_chain((4, 6, 5, 3), seed) for seed in (1, 2)]
+    result = measured(chains, probe_of(x, y), at=at)
+    same = pdist(y[:, None].astype(float)) == 0
+    for c, chain in enumerate(chains):
+        for layer, pair in enumerate(forward(*chain, "tanh", "identity", torch.from_numpy(x))):
+            points, cell = pair[at == "post"].numpy(), (c, layer)
+            distance = pdist(points)
+            edges = np.linspace(0, distance.max(), 101)
+            assert result["distance_within"].value[cell].tolist() == np.histogram(distance[same], edges)[0].tolist()
+            assert result["distance_between"].value[cell].tolist() == np.histogram(distance[~same], edges)[0].tolist()
+            np.testing.assert_allclose(result["distance_edge_low"].value[cell], edges[:-1], rtol=1e-12, atol=1e-300)
+            np.testing.assert_allclose(result["distance_edge_high"].value[cell], edges[1:], rtol=1e-12)
+            assert result["distance_within_mean"].value[cell] == pytest.approx(distance[same].mean(), rel=1e-10)
+            assert result["distance_between_mean"].value[cell] == pytest.approx(distance[~same].mean(), rel=1e-10)
+            nc1, norm, angle = collapse(points, y)
+            assert result["nc1"].value[cell] == pytest.approx(nc1, rel=1e-10)
+            assert result["nc2_equinorm"].value[cell] == pytest.approx(norm, rel=1e-10)
+            assert result["nc2_equiangle"].value[cell] == pytest.approx(angle, rel=1e-10)
+            means = np.stack([points[y == k].mean(0) for k in range(3)])
+            nearest = ((points[:, None] - means[None]) ** 2).sum(-1).argmin(1)
+            assert result["nearest_mean_error"].value[cell] == (nearest != y).mean()
+            assert all(result[key].status[cell] == Status.OK for key in NC)
+
+
+def test_counts_sum_to_all_pairs_and_have_no_status():
+    x, y = labelled(50)
+    result = measured([random_chain((4, 5, 3), 1)], probe_of(x, y))
+    total = result["distance_within"].value + result["distance_between"].value
+    assert np.issubdtype(total.dtype, np.integer)
+    assert (total.sum(-1) == 50 * 49 // 2).all()
+    assert result["distance_within"].value.shape == (1, 2, 100)
+    for key in ("distance_within", "distance_between", "distance_edge_low", "distance_edge_high"):
+        assert result[key].status is None
+
+
+@pytest.mark.parametrize("output", ["identity", "softmax"])
+def test_nc4_is_measured_at_the_last_hidden_layer_only(output):
+    """Share of rows whose argmax differs from the nearest class mean of the last hidden layer."""
+    x, y = labelled(60)
+    chain = random_chain((4, 6, 5, 3), 3)
+    found = measured([chain], probe_of(x, y), output=output)["nc4"]
+    values = forward(*chain, "tanh", output, torch.from_numpy(x))
+    hidden = values[1][1].numpy()
+    means = np.stack([hidden[y == k].mean(0) for k in range(3)])
+    nearest = ((hidden[:, None] - means[None]) ** 2).sum(-1).argmin(1)
+    share = (values[2][1].numpy().argmax(1) != nearest).mean()
+    assert 0 < share < 1
+    assert found.value[0, 1] == share
+    assert found.status[0].tolist() == [Status.NOT_MEASURED, Status.OK, Status.NOT_MEASURED]
+    assert np.isnan(found.value[0, [0, 2]]).all()
+
+
+def test_nc4_of_a_single_sigmoid_unit():
+    """Decision at 0.5 after the sigmoid: methods.md section 4."""
+    x, y = labelled(60, classes=2)
+    chain = random_chain((4, 5, 1), 4)
+    found = measured([chain], probe_of(x, y), output="sigmoid")["nc4"]
+    values = forward(*chain, "tanh", "sigmoid", torch.from_numpy(x))
+    hidden = values[0][1].numpy()
+    means = np.stack([hidden[y == k].mean(0) for k in range(2)])
+    nearest = ((hidden[:, None] - means[None]) ** 2).sum(-1).argmin(1)
+    decision = values[1][1].numpy()[:, 0] > 0.5
+    assert 0 < decision.mean() < 1
+    assert found.value[0, 0] == (decision != nearest).mean()
+
+
+def test_nc4_needs_labels_that_fit_the_output():
+    x, y = labelled(60, classes=4)
+    result = measured([random_chain((4, 6, 5, 3), 3)], probe_of(x, y))
+    assert (result["nc4"].status == Status.NOT_MEASURED).all()
+    assert (result["nc1"].status == Status.OK).all()
+
+
+@pytest.mark.parametrize("y", [None, np.zeros(30, dtype=int)])
+def test_without_two_classes_collapse_is_not_measured(y):
+    result = measured([random_chain((4, 5, 3), 1)], probe_of(rows_of(30, 4), y))
+    for key in (*NC, "nc4", "distance_between_mean"):
+        assert (result[key].status == Status.NOT_MEASURED).all()
+        assert np.isnan(result[key].value).all()
+
+
+def test_a_label_value_absent_from_the_sample():
+    """Three label values, two present: statistics over the two; no class mean of nothing, no NaN."""
+    x, y = labelled(40, classes=2)
+    probe = probe_of(x, y * 2)
+    assert len(probe.labels) == 3
+    chain = random_chain((4, 5, 3), 1)
+    result = measured([chain], probe)
+    points = forward(*chain, "tanh", "identity", torch.from_numpy(x))[0][1].numpy()
+    assert result["nc1"].value[0, 0] == pytest.approx(collapse(points, y)[0], rel=1e-10)
+    means = np.stack([points[y == k].mean(0) for k in range(2)])
+    nearest = ((points[:, None] - means[None]) ** 2).sum(-1).argmin(1)
+    assert result["nearest_mean_error"].value[0, 0] == (nearest != y).mean()
+
+
+def test_dead_and_nonfinite_layers():
+    dead, broken = random_chain((4, 5, 3, 2), 2), random_chain((4, 5, 3, 2), 3)
+    dead[0][1].zero_()
+    broken[0][1][0, 0] = float("nan")
+    x, y = labelled(30, classes=2)
+    result = measured([dead, broken], probe_of(x, y))
+    for key in (*NC, "distance_within_mean", "distance_between_mean"):
+        found = result[key]
+        assert (found.status[0, 1:] == Status.DEAD).all()
+        assert (found.status[1, 1:] == Status.NONFINITE).all()
+        assert (found.status[:, 0] == Status.OK).all()
+        assert np.isnan(found.value[1, 1:]).all()
+        assert (found.status[np.isnan(found.value)] != Status.OK).all()
+    assert result["distance_within_mean"].value[0, 1:].tolist() == [0, 0]
+
+
+def test_collapsed_classes():
+    """One-hot inputs through the identity: a simplex without spread, all statistics 0 (methods.md 4)."""
+    y = np.arange(12) % 4
+    chain = [torch.eye(4, dtype=torch.float64)] * 2, [None, None]
+    result = measured([chain], probe_of(np.eye(4)[y], y), "relu")
+    for key in (*NC, "nc4", "distance_within_mean"):
+        assert result[key].value[0, 0] == pytest.approx(0.0, abs=1e-12)
+    assert result["distance_between_mean"].value[0, 0] == pytest.approx(math.sqrt(2), rel=1e-12)

@@ -1,0 +1,174 @@
+"""Histograms of pairwise distances against a double loop; counts are exact."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ibscan.numerics import distances
+from ibscan.numerics.distances import distance_histogram
+
+
+def points_of(n, d, seed, classes=3):
+    g = np.random.default_rng(seed)
+    return torch.from_numpy(g.normal(size=(n, d))), torch.from_numpy(g.integers(0, classes, n))
+
+
+def loop(points, labels):
+    """Return within and between distances of unordered pairs by a double loop."""
+    found = {True: [], False: []}
+    rows, marks = points.numpy(), labels.tolist()
+    for i in range(len(rows)):
+        for j in range(i):
+            found[marks[i] == marks[j]].append(math.sqrt(float(((rows[i] - rows[j]) ** 2).sum())))
+    return np.array(found[True]), np.array(found[False])
+
+
+@pytest.mark.parametrize("bins", [1, 7, 100])
+def test_against_a_double_loop(bins):
+    points, labels = points_of(60, 3, 1)
+    within, between = loop(points, labels)
+    result = distance_histogram(points, labels, bins)
+    edges = np.linspace(0, max(within.max(), between.max()), bins + 1)
+    np.testing.assert_allclose(result.edges.numpy(), edges, rtol=1e-12, atol=1e-300)
+    # Continuous data: no distance lies on an inner edge; numpy closes the last cell above.
+    assert result.within.tolist() == np.histogram(within, edges)[0].tolist()
+    assert result.between.tolist() == np.histogram(between, edges)[0].tolist()
+    assert result.within.dtype == result.between.dtype == torch.int64
+    assert result.within_mean == pytest.approx(within.mean(), rel=1e-10)
+    assert result.between_mean == pytest.approx(between.mean(), rel=1e-10)
+
+
+def test_a_hundred_bins_by_default():
+    points, labels = points_of(10, 2, 3)
+    assert len(distance_histogram(points, labels).within) == 100
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25, 3 * 2.0**-13])
+def test_lattice_distances_lie_on_edges(scale):
+    """Points 0 .. 10 on a line, ten bins: distance k is on edge k and belongs to cell [k, k + 1), 10 to the last.
+
+    11 - k pairs are at distance k; distances and edges are exact in float64 at these scales.
+    """
+    points = torch.arange(11, dtype=torch.float64)[:, None] * scale
+    result = distance_histogram(points, torch.zeros(11, dtype=torch.int64), 10)
+    assert result.within.tolist() == [0, 10, 9, 8, 7, 6, 5, 4, 3, 2 + 1]
+    assert result.between.tolist() == [0] * 10
+    assert math.isnan(result.between_mean)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1 / 3, 7e-5])
+def test_rounded_lattices_follow_the_stored_edges(scale):
+    """Where rounding puts a distance beside its edge, the edges that are stored decide: edge_k <= d < edge_k+1."""
+    points = torch.arange(11, dtype=torch.float64)[:, None] * scale
+    labels = torch.arange(11) % 2
+    result = distance_histogram(points, labels, 10)
+    inner = result.edges.numpy()[1:-1]
+    for found, got in zip(loop(points, labels), (result.within, result.between), strict=True):
+        cells = np.searchsorted(inner, found, side="right")
+        assert got.tolist() == np.bincount(cells, minlength=10).tolist()
+
+
+def test_saturated_corners_do_not_jitter():
+    """The 16 corners of {-1,1}^4, 8 bins of [0, 4]: distance 2 sqrt(h) at Hamming distance h, 16 C(4,h)/2 pairs."""
+    corners = torch.tensor([[1.0 if k >> b & 1 else -1.0 for b in range(4)] for k in range(16)], dtype=torch.float64)
+    result = distance_histogram(corners, torch.arange(16) % 2, 8)  # the label is the first unit's sign
+    total = (result.within + result.between).tolist()
+    # Cells of width 0.5: 2 -> 4, 2.83 -> 5, 3.46 -> 6, 4 -> 7 (closed).
+    assert total == [0, 0, 0, 0, 32, 48, 32, 8]
+    # Same first unit: 2 C(8,2) = 56 pairs at Hamming distances of {-1,1}^3: 24, 24, 8.
+    assert result.within.tolist() == [0, 0, 0, 0, 24, 24, 8, 0]
+
+
+def test_equal_points_are_at_zero():
+    result = distance_histogram(torch.full((12, 3), 0.1, dtype=torch.float64), torch.arange(12) % 2, 5)
+    assert (result.within + result.between).sum() == 66
+    assert result.within.sum() == 2 * 15
+    assert (result.within_mean, result.between_mean) == (0.0, 0.0)
+    assert torch.isfinite(result.edges).all()
+
+
+def test_duplicates_among_others_are_in_the_first_cell():
+    points, labels = points_of(20, 4, 5)
+    points = torch.cat([points, points])
+    result = distance_histogram(points, torch.cat([labels, labels]), 1000)
+    assert result.within[0] == 20  # every row and its copy, nothing else so near
+
+
+def test_one_row_has_no_pairs():
+    result = distance_histogram(torch.ones(1, 3, dtype=torch.float64), torch.zeros(1, dtype=torch.int64), 4)
+    assert result.within.tolist() == result.between.tolist() == [0] * 4
+    assert math.isnan(result.within_mean)
+    assert math.isnan(result.between_mean)
+
+
+@pytest.mark.parametrize("labels", [[0, 0], [0, 1]])
+def test_two_rows(labels):
+    points = torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=torch.float64)
+    result = distance_histogram(points, torch.tensor(labels), 4)
+    same = labels[0] == labels[1]
+    assert result.within.tolist() == ([0, 0, 0, 1] if same else [0] * 4)
+    assert result.between.tolist() == ([0] * 4 if same else [0, 0, 0, 1])
+    assert result.edges.tolist() == [0, 1.25, 2.5, 3.75, 5]
+    assert (result.within_mean if same else result.between_mean) == 5.0
+
+
+@pytest.mark.parametrize("offset", [1e6, -1e9])
+def test_an_offset_changes_nothing(offset):
+    """Points are multiples of 2^-10, so that the sums are exact in float64 and every digit is owed."""
+    points, labels = points_of(50, 4, 8)
+    points = torch.round(points * 1024) / 1024
+    base, moved = distance_histogram(points, labels, 30), distance_histogram(points + offset, labels, 30)
+    assert torch.equal(base.within, moved.within)
+    assert torch.equal(base.between, moved.between)
+    assert (moved.within_mean, moved.between_mean) == pytest.approx((base.within_mean, base.between_mean), rel=1e-10)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 64])
+def test_tile_boundaries(rows, monkeypatch):
+    points, labels = points_of(64, 3, 9)
+    whole = distance_histogram(points, labels, 20)
+    monkeypatch.setattr(
+        distances, "tiles", lambda n, *_: [slice(k, min(k + rows, n)) for k in range(0, n, rows)]
+    )
+    cut = distance_histogram(points, labels, 20)
+    assert torch.equal(cut.within, whole.within)
+    assert torch.equal(cut.between, whole.between)
+    assert (cut.within_mean, cut.between_mean) == pytest.approx((whole.within_mean, whole.between_mean), rel=1e-12)
+
+
+def test_many_rows_count_every_pair_once():
+    """n = 1500 spans several tiles of 2^19 numbers; scipy's pdist is the reference."""
+    from scipy.spatial.distance import pdist
+
+    points, labels = points_of(1500, 2, 10)
+    result = distance_histogram(points, labels, 50)
+    assert int((result.within + result.between).sum()) == 1500 * 1499 // 2
+    all_pairs = pdist(points.numpy())
+    assert (result.within + result.between).tolist() == np.histogram(all_pairs, 50, (0, all_pairs.max()))[0].tolist()
+    sizes = torch.bincount(labels).tolist()
+    assert int(result.within.sum()) == sum(s * (s - 1) // 2 for s in sizes)
+
+
+def test_permutation_and_rotation():
+    points, labels = points_of(60, 3, 11)
+    base = distance_histogram(points, labels, 20)
+    order = torch.from_numpy(np.random.default_rng(1).permutation(60))
+    rotation = torch.linalg.qr(torch.from_numpy(np.random.default_rng(2).normal(size=(3, 3))))[0]
+    other = distance_histogram((points @ rotation)[order], labels[order], 20)
+    assert torch.equal(other.within, base.within)
+    assert torch.equal(other.between, base.between)
+    assert (other.within_mean, other.between_mean) == pytest.approx((base.within_mean, base.between_mean), rel=1e-10)
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e150])
+def test_extreme_scales(scale):
+    """Squares are still finite and normal at these scales."""
+    points = torch.tensor([[0.0], [1.0], [3.0]], dtype=torch.float64) * scale
+    result = distance_histogram(points, torch.tensor([0, 0, 1]), 3)
+    assert result.within.tolist() == [0, 1, 0]
+    assert result.between.tolist() == [0, 0, 2]
+    assert result.between_mean == pytest.approx(2.5 * scale, rel=1e-10)

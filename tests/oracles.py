@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -37,7 +38,7 @@ def weight_entropy(weights):
 
 
 def line_entropy(points, weights, noise):
-    """h(S + Z) of a one-dimensional mixture by the trapezoidal rule (spectrally accurate: the integrand is analytic)."""
+    """h(S + Z) of a one-dimensional mixture by the trapezoidal rule (spectral accuracy)."""
     points, weights = np.asarray(points, dtype=float), np.asarray(weights, dtype=float) / np.sum(weights)
     t = np.arange(points.min() - 12 * noise, points.max() + 12 * noise, noise / 40)
     density = np.zeros_like(t)
@@ -101,6 +102,7 @@ def forward(weights, biases, activation, output, x):
 
 def full_jacobian(weights, biases, names, x, layer, at):
     """d layer / d x at every row by torch.func.jacrev, shape (n, D, d_in); `names` is (activation, output)."""
+
     def value(row):
         return forward(weights, biases, *names, row)[layer][at == "post"]
 
@@ -110,7 +112,7 @@ def full_jacobian(weights, biases, names, x, layer, at):
 def random_chain(widths, seed, bias=True, scale=1.0):
     """Weights and biases of one chain, Gaussian with deviation scale / sqrt(in), float64."""
     g = torch.Generator().manual_seed(seed)
-    pairs = list(zip(widths[:-1], widths[1:], strict=True))
+    pairs = list(itertools.pairwise(widths))
     weights = [torch.randn(o, i, generator=g, dtype=torch.float64) * scale / math.sqrt(i) for i, o in pairs]
     biases = [torch.randn(o, generator=g, dtype=torch.float64) * 0.3 if bias else None for _, o in pairs]
     return weights, biases

@@ -25,10 +25,10 @@ class ProbeFit:
     Labels fit where the output has one unit a label value, in sorted order, or one unit for two values.
 
     Args:
-        samples: Probe rows at most.
+        samples: Probe rows at most; all, so that the number does not depend on what else is measured.
     """
 
-    samples: int | None = 4096
+    samples: int | None = None
 
     name: ClassVar[str] = "probe_fit"
     primary: ClassVar[tuple[str, ...]] = ()

@@ -19,7 +19,8 @@ def singular_values(matrix: torch.Tensor) -> torch.Tensor:
     Returns:
         Shape (..., min(D, k)), >= 0.
     """
-    return torch.linalg.svdvals(matrix)
+    sigma: torch.Tensor = torch.linalg.svdvals(matrix)
+    return sigma
 
 
 def numerical_rank(sigma: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import difflib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal, TextIO
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from ibscan.errors import UsageError
 from ibscan.results.axes import families, fill_value, is_fill
-from ibscan.types import Result, Status
+from ibscan.types import Array, Result, Status
 
 __all__ = ["COLUMNS", "rows", "write_rows"]
 
@@ -36,6 +37,7 @@ COLUMNS = (
 )
 _BESIDE = ("se", "lower", "upper")
 _EXTREMES = ("min", "max")
+_STATUS_NAMES = {int(status): status.name.lower() for status in Status}
 
 
 def rows(result: Result, *, units: str = "nats", variable: str | None = None) -> Iterator[dict[str, Any]]:
@@ -98,7 +100,7 @@ def write_rows(
 
 def _rows(result: Result, units: str, variable: str | None) -> Iterator[dict[str, Any]]:
     listed = [variable] if variable is not None else _shown(result)
-    blocks = [_Cells(result, name, units, everything=variable is not None) for name in listed]
+    blocks = [_block(result, name, units, everything=variable is not None) for name in listed]
     names = result["checkpoint_name"].values.tolist()
     epochs = [_known(epoch) for epoch in result["epoch"].values.tolist()]
     steps = [None if step < 0 else step for step in result["step"].values.tolist()]
@@ -109,7 +111,7 @@ def _rows(result: Result, units: str, variable: str | None) -> Iterator[dict[str
         whole = int(epoch) if epoch is not None and epoch.is_integer() else epoch
         lead = {"checkpoint": name, "epoch": whole, "step": steps[row], "value": values[row]}
         for block in blocks:
-            for cells in block.of(row):
+            for cells in _cells(block, row):
                 yield {**lead, **cells}
 
 
@@ -126,51 +128,58 @@ def _shown(result: Result) -> list[str]:
     return listed
 
 
-class _Cells:
+@dataclass(frozen=True)
+class _Block:
     """One variable, ready to be read row by row."""
 
-    def __init__(self, result: Result, name: str, units: str, *, everything: bool) -> None:
-        found = result[name]
-        unit = str(found.attrs.get("units", ""))
-        in_bits = unit == "nat" and units == "bits"
-        status = result.status(name)
-        fill = fill_value(name, found.values.dtype)
-        missing = is_fill(found.values, fill) if status is None else status == Status.NOT_MEASURED
-        self._arrays = {"result": found.values}
-        companions = str(found.attrs.get("ancillary_variables", "")).split()
-        for beside in _BESIDE:
-            if f"{name}_{beside}" in companions:
-                self._arrays[beside] = result[f"{name}_{beside}"].values
-        if in_bits:
-            self._arrays = {key: values / math.log(2) for key, values in self._arrays.items()}
-        self._fills = {"result": is_fill(found.values, fill)}
-        self._status, self._missing = status, missing & (not everything)
-        own = [dim for dim in found.dims if dim not in ("checkpoint", "layer")]
-        self._layers = result["layer"].values.tolist() if "layer" in found.dims else [None]
-        self._parameters = [result[dim].values.tolist() for dim in own]
-        self._fixed = {
-            "at": found.attrs.get("at"),
-            "variable": name,
-            "parameter": ",".join(own) or None,
-            "unit": "bit" if in_bits else unit or None,
-        }
+    arrays: Mapping[str, Array]
+    status: Array | None
+    hidden: Array
+    empty: Array
+    layers: Sequence[str | None]
+    parameters: Sequence[Sequence[Any]]
+    fixed: Mapping[str, Any]
 
-    def of(self, row: int) -> Iterator[dict[str, Any]]:
-        """Yield the cells of one checkpoint."""
-        columns = {key: values[row].ravel().tolist() for key, values in self._arrays.items()}
-        status = None if self._status is None else self._status[row].ravel().tolist()
-        missing, fills = self._missing[row].ravel().tolist(), self._fills["result"][row].ravel().tolist()
-        for place, (layer, *parameters) in enumerate(product(self._layers, *self._parameters)):
-            if missing[place]:
-                continue
-            yield {
-                "layer": layer,
-                **self._fixed,
-                "parameter_value": _parameter(parameters),
-                **{key: values[place] for key, values in columns.items()},
-                **({"result": None} if fills[place] else {}),
-                "status": None if status is None else Status(status[place]).name.lower(),
-            }
+
+def _block(result: Result, name: str, units: str, *, everything: bool) -> _Block:
+    found, status = result[name], result.status(name)
+    unit = str(found.attrs.get("units", ""))
+    empty = is_fill(found.values, fill_value(name, found.values.dtype))
+    missing = empty if status is None else status == Status.NOT_MEASURED
+    companions = str(found.attrs.get("ancillary_variables", "")).split()
+    arrays = {"result": found.values}
+    arrays |= {beside: result[f"{name}_{beside}"].values for beside in _BESIDE if f"{name}_{beside}" in companions}
+    in_bits = unit == "nat" and units == "bits"
+    if in_bits:
+        arrays = {key: values / math.log(2) for key, values in arrays.items()}
+    own = [dim for dim in found.dims if dim not in ("checkpoint", "layer")]
+    fixed = {
+        "at": found.attrs.get("at"),
+        "variable": name,
+        "parameter": ",".join(own) or None,
+        "unit": "bit" if in_bits else unit or None,
+    }
+    layers = result["layer"].values.tolist() if "layer" in found.dims else [None]
+    parameters = [result[dim].values.tolist() for dim in own]
+    return _Block(arrays, status, missing & (not everything), empty, layers, parameters, fixed)
+
+
+def _cells(block: _Block, row: int) -> Iterator[dict[str, Any]]:
+    """Yield what stands in one checkpoint's row of a variable."""
+    columns = {key: values[row].ravel().tolist() for key, values in block.arrays.items()}
+    status = None if block.status is None else block.status[row].ravel().tolist()
+    hidden, empty = block.hidden[row].ravel().tolist(), block.empty[row].ravel().tolist()
+    for place, (layer, *parameters) in enumerate(product(block.layers, *block.parameters)):
+        if hidden[place]:
+            continue
+        yield {
+            "layer": layer,
+            **block.fixed,
+            "parameter_value": _parameter(parameters),
+            **{key: values[place] for key, values in columns.items()},
+            **({"result": None} if empty[place] else {}),
+            "status": None if status is None else _STATUS_NAMES[status[place]],
+        }
 
 
 def _parameter(values: Sequence[Any]) -> Any:  # noqa: ANN401 - a number, a name or nothing

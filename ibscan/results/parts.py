@@ -40,7 +40,7 @@ class Parts:
     def finished(self) -> list[Result]:
         """Return the valid parts of this key, in no particular order of meaning; what cannot be used is deleted."""
         found: list[Result] = []
-        for path in sorted(self.folder.iterdir()):
+        for path in _entries(self.folder):
             if not _PART.fullmatch(path.name):
                 if path.name.startswith(".ibscan-") and path.name.endswith(".tmp"):
                     _deleted(path)
@@ -63,7 +63,7 @@ class Parts:
 
     def remove(self) -> None:
         """Delete the parts and, if nothing foreign lies in it, the folder; the lock is held until the end."""
-        for path in self.folder.iterdir():
+        for path in _entries(self.folder):
             if _PART.fullmatch(path.name) or (path.name.startswith(".ibscan-") and path.name.endswith(".tmp")):
                 _deleted(path)
 
@@ -92,7 +92,7 @@ def parts(output: Path, key: str) -> Iterator[Parts]:
         yield Parts(folder, key)
     finally:
         # Still under the lock: nobody can have begun to use the folder.
-        if all(path.name == "lock" for path in folder.iterdir()):
+        if all(path.name == "lock" for path in _entries(folder)):
             _deleted(folder / "lock")
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -172,6 +172,14 @@ def _locked(folder: Path, output: Path) -> int:
             if os.fstat(descriptor).st_ino == (folder / "lock").stat().st_ino:
                 return descriptor
         os.close(descriptor)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        # Somebody took the folder away; that costs its parts, not the run.
+        return []
 
 
 def _deleted(path: Path) -> None:

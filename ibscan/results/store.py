@@ -104,8 +104,7 @@ def read(path: Path) -> Result:
         # The boundary to foreign HDF5, on which h5py raises OSError, KeyError, RuntimeError, ValueError and more.
         what = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{path}: is not a readable result file of ibscan ({what}). Expected HDF5 with format='ibscan'; "
-            "if it was cut short, run the scan again."
+            f"{path}: is not a readable result file of ibscan ({what}); expected whole HDF5 with format='ibscan'."
         ) from error
 
 
@@ -158,14 +157,14 @@ def _placed(content: bytes, temporary: Path, target: Path) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        # Without this a crash of the machine may bring the old directory entry back.
-        os.fsync(folder)
-    except OSError:
-        pass  # some network file systems cannot; the rename itself is done
-    finally:
-        os.close(folder)
+    # Without this a crash of the machine may bring the old directory entry back. Folders that may not be read, and some
+    # network file systems, refuse it; the rename itself is done.
+    with contextlib.suppress(OSError):
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def _encoded(result: Result) -> bytes:

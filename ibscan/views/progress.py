@@ -67,8 +67,8 @@ def progress(total: int, *, stream: IO[str], mode: str) -> Iterator[Progress]:
     Args:
         total: Checkpoints to do.
         stream: Standard error.
-        mode: `off`; `auto` or `on`: a live line on a terminal; elsewhere, and where colour is off, one plain line every 30 s.
-            `on` also says, in place of a live line, when it starts and ends.
+        mode: `off`; `auto` or `on`: a live line on a terminal; elsewhere, and where colour is off, one plain line
+            every 30 s. `on` also says, in place of a live line, when it starts and ends.
 
     Yields:
         What to tell each finished checkpoint, by `advance(name)`.

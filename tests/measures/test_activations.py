@@ -17,7 +17,9 @@ def test_layers_in_turn_gives_every_layer_whole():
     chains = [random_chain((4, 5, 3), seed) for seed in (1, 2)]
     x = np.random.default_rng(0).normal(size=(9, 4))
     for k, at in enumerate(("pre", "post")):
-        found = {layer: values.clone() for layer, values in layers_in_turn(network_of(chains, "relu", "softmax"), x, at)}
+        found = {
+            layer: values.clone() for layer, values in layers_in_turn(network_of(chains, "relu", "softmax"), x, at)
+        }
         assert list(found) == [0, 1]
         for c, chain in enumerate(chains):
             expected = forward(*chain, "relu", "softmax", torch.from_numpy(x))

@@ -31,7 +31,7 @@ def measured(chains, x, activation="tanh", output="identity", **settings):
 def svd_counts(chain, names, x, layer, at, eps, relative=False):
     """Counts (N, E) from the full Jacobian."""
     sigma = torch.linalg.svdvals(full_jacobian(*chain, names, torch.from_numpy(x), layer, at))
-    limit = torch.tensor(eps) * (sigma[:, :1] if relative else 1.0)
+    limit = torch.tensor(eps, dtype=torch.float64) * (sigma[:, :1] if relative else torch.ones_like(sigma[:, :1]))
     return (sigma[:, :, None] > limit[:, None, :]).sum(1).double().numpy(), sigma.numpy()
 
 
@@ -41,7 +41,11 @@ def svd_counts(chain, names, x, layer, at, eps, relative=False):
 def test_linear_net_has_the_rank_of_the_product():
     """A rank-2 weight in the middle, a rank-5 one before it: 5, 2, 2 at every x."""
     g = np.random.default_rng(1)
-    weights = [g.normal(size=(8, 5)) @ g.normal(size=(5, 9)), g.normal(size=(7, 2)) @ g.normal(size=(2, 8)), g.normal(size=(6, 7))]
+    weights = [
+        g.normal(size=(8, 5)) @ g.normal(size=(5, 9)),
+        g.normal(size=(7, 2)) @ g.normal(size=(2, 8)),
+        g.normal(size=(6, 7)),
+    ]
     result = measured([no_bias(*weights)], rows_of(13, 9), "identity", eps=(1e-8,))["local_rank"]
     products = [weights[0], weights[1] @ weights[0], weights[2] @ weights[1] @ weights[0]]
     assert [np.linalg.matrix_rank(p) for p in products] == [5, 2, 2]
@@ -100,21 +104,25 @@ def test_counts_equal_an_svd_of_the_full_jacobian(at, activation, widths):
             np.testing.assert_allclose(found.value[c, layer], counts.mean(0), rtol=1e-14)
             assert found.minimum[c, layer].tolist() == counts.min(0).tolist()
             assert found.maximum[c, layer].tolist() == counts.max(0).tolist()
-            np.testing.assert_allclose(found.stderr[c, layer], counts.std(0, ddof=1) / math.sqrt(17), rtol=1e-10, atol=1e-14)
+            np.testing.assert_allclose(
+                found.stderr[c, layer], counts.std(0, ddof=1) / math.sqrt(17), rtol=1e-10, atol=1e-14
+            )
             counts, _ = svd_counts(chain, (activation, "softmax"), x, layer, at, relative, relative=True)
             found = result["local_rank_rel"]
             np.testing.assert_allclose(found.value[c, layer], counts.mean(0), rtol=1e-14)
-            np.testing.assert_allclose(found.stderr[c, layer], counts.std(0, ddof=1) / math.sqrt(17), rtol=1e-10, atol=1e-14)
+            np.testing.assert_allclose(
+                found.stderr[c, layer], counts.std(0, ddof=1) / math.sqrt(17), rtol=1e-10, atol=1e-14
+            )
             mean = sigma.mean(0)
             got = result["singular_value"].value[c, layer]
             k = min(len(mean), int(np.isfinite(got).sum()))
             # Values below 1e-12 of the largest are rounding in either computation.
             np.testing.assert_allclose(got[:k], mean[:k], rtol=1e-10, atol=1e-12 * mean[0])
-            p = sigma / sigma.sum(1, keepdims=True)
-            effective = np.exp(-np.sum(np.where(p > 0, p * np.log(np.maximum(p, 1e-300)), 0), 1)).mean()
+            p = sigma / np.maximum(sigma.sum(1, keepdims=True), 1e-300)  # a row of dead units has none: rank 0
+            effective = (sigma[:, 0] > 0) * np.exp(-np.sum(p * np.log(np.maximum(p, 1e-300)), 1))
             # Rounding-size singular values enter with p ln p of 1e-14: hence 1e-9.
-            assert result["effective_rank"].value[c, layer] == pytest.approx(effective, rel=1e-9)
-            stable = ((sigma**2).sum(1) / sigma[:, 0] ** 2).mean()
+            assert result["effective_rank"].value[c, layer] == pytest.approx(effective.mean(), rel=1e-9)
+            stable = ((sigma**2).sum(1) / np.maximum(sigma[:, 0] ** 2, 1e-300)).mean()
             assert result["stable_rank"].value[c, layer] == pytest.approx(stable, rel=1e-10)
 
 
@@ -148,7 +156,11 @@ def test_spectra_use_fewer_rows_than_counts(rows):
 def test_laws_of_local_rank(seed):
     """rank J_l <= min rank W_i; #{sigma(W_l) > eps ...}: the bound through the slope; Frobenius; monotone in eps."""
     g = np.random.default_rng(seed)
-    weights = [g.normal(size=(6, 3)) @ g.normal(size=(3, 8)), g.normal(size=(5, 6)), g.normal(size=(7, 4)) @ g.normal(size=(4, 5))]
+    weights = [
+        g.normal(size=(6, 3)) @ g.normal(size=(3, 8)),
+        g.normal(size=(5, 6)),
+        g.normal(size=(7, 4)) @ g.normal(size=(4, 5)),
+    ]
     chain, x = no_bias(*weights), rows_of(30, 8, seed)
     eps = (1e-9, 1e-3, 0.1, 0.5, 2.0, 8.0)
     found = measured([chain], x, eps=eps, rel_eps=(1e-9, 0.1, 0.5, 0.9))

@@ -7,7 +7,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from oracles import brute_information, forward, line_ty, line_xt, loop_bound, network_of, probe_of, random_chain, weight_entropy
+from oracles import (
+    brute_information,
+    forward,
+    line_ty,
+    line_xt,
+    loop_bound,
+    network_of,
+    probe_of,
+    random_chain,
+    weight_entropy,
+)
 
 from ibscan.measures.readout import ReadoutInformation
 from ibscan.types import Status, Streams
@@ -40,7 +50,10 @@ def test_single_neuron(w, b):
     points = np.tanh(w * FOUR[:, 0] + b)
     joint = np.eye(2)[LAST] / 4
     for k, s in enumerate(noise):
-        for key, truth in (("mi_readout_xt", line_xt(points, [1] * 4, s)), ("mi_readout_ty", line_ty(points, joint, s))):
+        for key, truth in (
+            ("mi_readout_xt", line_xt(points, [1] * 4, s)),
+            ("mi_readout_ty", line_ty(points, joint, s)),
+        ):
             found = result[key]
             assert abs(found.value[0, 0, k] - truth) <= max(4 * found.stderr[0, 0, k], 0.04)
 
@@ -77,7 +90,9 @@ def test_shapes_bounds_and_caps_of_every_layer():
 
 def test_pre_and_post_are_different_places():
     chain, probe = random_chain((3, 4, 2), 1, scale=3.0), probe_of(rows_of(30, 3))
-    post, pre = (measured([chain], probe, at=at, noise=(0.5,), tolerance=0.02)["mi_readout_xt"] for at in ("post", "pre"))
+    post, pre = (
+        measured([chain], probe, at=at, noise=(0.5,), tolerance=0.02)["mi_readout_xt"] for at in ("post", "pre")
+    )
     values = forward(*chain, "tanh", "identity", torch.from_numpy(rows_of(30, 3)))[0]
     for found, s in ((pre, values[0]), (post, values[1])):
         assert found.lower[0, 0, 0] == pytest.approx(loop_bound(s, [1 / 30] * 30, 8 * 0.25), rel=1e-10)
@@ -123,7 +138,9 @@ def test_nan_weights_are_nonfinite_only_where_they_reach():
 
 
 def test_tiny_budget_is_unresolved_and_keeps_its_value():
-    result = measured([random_chain((3, 4, 2), 3)], probe_of(rows_of(50, 3)), noise=(0.5,), tolerance=1e-4, max_draws=200)
+    result = measured(
+        [random_chain((3, 4, 2), 3)], probe_of(rows_of(50, 3)), noise=(0.5,), tolerance=1e-4, max_draws=200
+    )
     found = result["mi_readout_xt"]
     assert (found.status == Status.UNRESOLVED).all()
     assert np.isfinite(found.value).all()

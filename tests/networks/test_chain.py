@@ -27,7 +27,9 @@ def walked(network, x):
         found.setdefault(layer, []).append((rows.start, pre.clone(), post.clone()))
 
     network.walk(x, visit)
-    return {k: tuple(torch.cat([p[i] for p in sorted(v, key=lambda p: p[0])], 1) for i in (1, 2)) for k, v in found.items()}
+    return {
+        k: tuple(torch.cat([p[i] for p in sorted(v, key=lambda p: p[0])], 1) for i in (1, 2)) for k, v in found.items()
+    }
 
 
 def factors(network, x, at):
@@ -136,7 +138,8 @@ def test_singular_values_against_central_differences(activation):
             step = torch.zeros(4, dtype=torch.float64)
             step[k] = h
             up, down = (
-                forward(weights, biases, activation, "identity", torch.from_numpy(x[row]) + s * step)[1][0] for s in (1, -1)
+                forward(weights, biases, activation, "identity", torch.from_numpy(x[row]) + s * step)[1][0]
+                for s in (1, -1)
             )
             columns.append((up - down) / (2 * h))
         sigma = torch.linalg.svdvals(torch.stack(columns, 1))
@@ -221,7 +224,9 @@ def test_float32_weights_are_taken_as_they_are():
     weights, biases = [w.float() for w in weights], [b.float() for b in biases]
     network = network_of([(weights, biases)])
     x = rows_of(6, 5)
-    expected = forward([w.double() for w in weights], [b.double() for b in biases], "tanh", "identity", torch.from_numpy(x))
+    expected = forward(
+        [w.double() for w in weights], [b.double() for b in biases], "tanh", "identity", torch.from_numpy(x)
+    )
     torch.testing.assert_close(walked(network, x)[1][0][0], expected[1][0], rtol=1e-12, atol=1e-14)
 
 
@@ -249,5 +254,8 @@ def test_one_linear_layer():
     jacobian = full_jacobian(weights, biases, ("relu", "softmax"), torch.from_numpy(x), 0, "post")
     assert_same_map(factors(network, x, "post")[0][0], jacobian)
     torch.testing.assert_close(
-        torch.linalg.svdvals(factors(network, x, "pre")[0][0, 2]), torch.linalg.svdvals(weights[0]), rtol=1e-10, atol=1e-13
+        torch.linalg.svdvals(factors(network, x, "pre")[0][0, 2]),
+        torch.linalg.svdvals(weights[0]),
+        rtol=1e-10,
+        atol=1e-13,
     )

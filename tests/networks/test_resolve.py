@@ -28,7 +28,9 @@ def test_every_activation_has_a_spec(activation):
     assert parse_spec(f"mlp:relu:{activation}").output == activation
 
 
-@pytest.mark.parametrize("spec", ["", "mlp", "mlp:", "mlp:tahn", "mlp:softmax", "cnn:relu", "mlp:tanh:nope", "mlp:a:b:c"])
+@pytest.mark.parametrize(
+    "spec", ["", "mlp", "mlp:", "mlp:tahn", "mlp:softmax", "cnn:relu", "mlp:tanh:nope", "mlp:a:b:c"]
+)
 def test_bad_specs_are_refused(spec):
     with pytest.raises(UsageError):
         parse_spec(spec)

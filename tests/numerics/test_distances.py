@@ -131,9 +131,7 @@ def test_an_offset_changes_nothing(offset):
 def test_tile_boundaries(rows, monkeypatch):
     points, labels = points_of(64, 3, 9)
     whole = distance_histogram(points, labels, 20)
-    monkeypatch.setattr(
-        distances, "tiles", lambda n, *_: [slice(k, min(k + rows, n)) for k in range(0, n, rows)]
-    )
+    monkeypatch.setattr(distances, "tiles", lambda n, *_: [slice(k, min(k + rows, n)) for k in range(0, n, rows)])
     cut = distance_histogram(points, labels, 20)
     assert torch.equal(cut.within, whole.within)
     assert torch.equal(cut.between, whole.between)

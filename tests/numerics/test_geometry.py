@@ -45,7 +45,9 @@ def test_against_explicit_matrices(classes, d, balanced):
     """Unbalanced sizes tell the unweighted mean of means from the mean of all rows."""
     points, labels = data(classes, d, classes * d, None if balanced else np.arange(classes) * 9 + 3)
     result = measured(points, labels, classes)
-    assert (result.nc1, result.equinorm, result.equiangle) == pytest.approx(reference(points, labels, classes), rel=1e-10)
+    assert (result.nc1, result.equinorm, result.equiangle) == pytest.approx(
+        reference(points, labels, classes), rel=1e-10
+    )
 
 
 def test_nearest_mean_against_a_loop():

@@ -167,7 +167,8 @@ def test_linear_gaussian_is_approached_from_below():
     """(1/2) ln det(I + W C W^T / noise^2) = 3.920788 (methods.md 2.4).
 
     Samples are whitened to have exactly that covariance, so that the Gaussian cap equals the closed form and
-    bounds every sample, not just their mean. 0.15 at n = 1024: four times the finite-sample bias of about exp(3.92) / (2 * 1024) = 0.025, plus 4 se.
+    bounds every sample, not just their mean. 0.15 at n = 1024: four times the finite-sample bias of about
+    exp(3.92) / (2 * 1024) = 0.025, plus 4 se.
     """
     w = torch.tensor([[1.0, 2], [0, 1], [1, -1]], dtype=torch.float64)
     c = torch.tensor([[1.0, 0.5], [0.5, 2]], dtype=torch.float64)
@@ -222,9 +223,7 @@ def test_tile_size_does_not_matter(monkeypatch):
     centres, joint = gauss((37, 4), 21), soft_joint(37, 2, 4)
     whole = measured(centres, joint, 0.5, max_draws=37 * 4)
     bounds = pairwise_bounds(centres, joint.sum(1), 0.5)
-    monkeypatch.setattr(
-        mixture, "tiles", lambda rows, *_: [slice(k, min(k + 5, rows)) for k in range(0, rows, 5)]
-    )
+    monkeypatch.setattr(mixture, "tiles", lambda rows, *_: [slice(k, min(k + 5, rows)) for k in range(0, rows, 5)])
     cut = measured(centres, joint, 0.5, max_draws=37 * 4)
     assert (cut.xt, cut.ty) == pytest.approx((whole.xt, whole.ty), rel=1e-12)
     assert (cut.xt_se, cut.ty_se) == pytest.approx((whole.xt_se, whole.ty_se), rel=1e-10)

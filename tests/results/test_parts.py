@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,13 @@ def test_a_killed_run_holds_no_lock(tmp_path: Path) -> None:
     assert (tmp_path / "r.h5.parts" / "lock").exists()
     with parts(tmp_path / "r.h5", "key"):
         pass
+
+
+def test_a_folder_taken_away_costs_parts_only(tmp_path: Path) -> None:
+    with parts(tmp_path / "r.h5", "key") as kept:
+        shutil.rmtree(tmp_path / "r.h5.parts")
+        assert kept.finished() == []
+        kept.remove()
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,9 +125,9 @@ def run(request: Request, reporter: Reporter | None = None) -> Run:
             finished = {key: part for part in kept.finished() for key in rows_of(part)} if request.resume else {}
             found, skipped = _scanned(plan, waiting.checkpoints, finished, kept.add, reporter)
             fresh = _joined(found)
-            result = (
-                fresh if stored is None else stored if fresh is None else join(stored, fresh, replace=request.force)
-            )
+            result = stored if fresh is None else fresh
+            if stored is not None and fresh is not None:
+                result = join(stored, fresh, replace=request.force)
             if result is not None:
                 result = _completed(result, plan, skipped)
                 write(result, request.output)
@@ -157,7 +157,7 @@ def _request(verb: Any, ckpts: Any, options: Mapping[str, Any]) -> Request:  # n
 
 
 def _stored(request: Request, plan: Plan) -> Result | None:
-    """Return the output as it is, if the request may join it; a file of another identity is refused or, forced, left."""
+    """Return the output as it is, if the request may join it; of another identity it is refused or, forced, left."""
     if request.output is None or not request.output.exists():
         return None
     stored = read(request.output)

@@ -47,10 +47,16 @@ BESIDE = re.compile(
 
 @dataclass(frozen=True)
 class Candidate:
-    """A path that may be a checkpoint, and its name relative to the series' folder."""
+    """A path that may be a checkpoint, and its name relative to the series' folder.
+
+    A name of bytes that are no UTF-8 is kept with those bytes as visible escapes: files and terminals hold no other.
+    """
 
     path: Path
     name: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 @dataclass

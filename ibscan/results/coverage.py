@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ibscan.results.axes import checkpoint_keys
 from ibscan.types import Array, Checkpoint, Measure, Result, Status
 
 __all__ = ["conflict", "covers", "rows_of"]
@@ -17,8 +18,7 @@ RETRIED = (Status.NOT_MEASURED, Status.NONFINITE, Status.FAILED, Status.OUT_OF_M
 
 def rows_of(result: Result) -> dict[tuple[str, str], int]:
     """Return the row of each checkpoint, by (sha256, name)."""
-    hashes, names = result["checkpoint_sha256"].values, result["checkpoint_name"].values
-    return {(str(sha), str(name)): row for row, (sha, name) in enumerate(zip(hashes, names, strict=True))}
+    return {key: row for row, key in enumerate(checkpoint_keys(result))}
 
 
 def conflict(result: Result, measures: Sequence[Measure], rows: int) -> str | None:

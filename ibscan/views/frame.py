@@ -16,7 +16,7 @@ from ibscan.views.cells import MEANINGS, formatted, mark, number, trend
 from ibscan.views.console import escaped
 from ibscan.views.grid import Column, Group, panels
 
-__all__ = ["Cells", "Frame", "block", "layered", "leaf", "measured", "name_of", "statement", "terms"]
+__all__ = ["Cells", "Frame", "block", "layered", "leaf", "measured", "name_of", "statement", "terms", "thinned"]
 
 _MOST_ROWS = 12
 _TREND = 8
@@ -49,27 +49,32 @@ class Frame:
 
     @property
     def rows(self) -> list[int]:
-        """Checkpoints shown."""
-        return list(range(self.size)) if self.every else self.thinned(self.size, _MOST_ROWS)
+        """Checkpoints shown: all, or those spread evenly over the logarithm of the axis."""
+        values = self.axis_values
+        return (
+            list(range(self.size)) if self.every else thinned(values if values is not None else self.size, _MOST_ROWS)
+        )
 
-    def thinned(self, total: int, most: int) -> list[int]:
-        """Return at most `most` of `total` places, log-spaced, first and last among them."""
-        if total <= most:
-            return list(range(total))
-        spaced = np.geomspace(1, total, most).round().astype(int) - 1
-        # Close to the first, rounding makes neighbours equal; they are spread to the next free places.
-        places = np.maximum.accumulate(np.maximum(spaced, np.arange(most)))
-        return sorted({*places[:-1].tolist(), total - 1})
+    @property
+    def axis_values(self) -> Array | None:
+        """The series' axis, or None where it is not known of all checkpoints."""
+        column = {"epoch": "epoch", "step": "step"}.get(self.axis_name, "value")
+        values = self.result[column].values
+        known = (values >= 0).all() if column == "step" else np.isfinite(values).all()
+        return values if known else None
+
+    @property
+    def axis_name(self) -> str:
+        """Name of the series' axis, `epoch` where the result does not say."""
+        axis = self.result.settings.get("axis")
+        return axis if isinstance(axis, str) and axis else "epoch"
 
     @property
     def axis(self) -> tuple[str, list[str]]:
         """Name of the series' axis and one label a checkpoint; names where the axis is not known of all."""
-        axis = self.result.settings.get("axis")
-        axis = axis if isinstance(axis, str) and axis else "epoch"
-        column = {"epoch": "epoch", "step": "step"}.get(axis, "value")
-        values = self.result[column].values
-        if (values >= 0).all() if column == "step" else np.isfinite(values).all():
-            return name_of(axis, self.unicode), [_coordinate(value) for value in values.tolist()]
+        values = self.axis_values
+        if values is not None:
+            return name_of(self.axis_name, self.unicode), [_coordinate(value) for value in values.tolist()]
         names = self.result["checkpoint_name"].values.tolist()
         return "checkpoint", [name_of(name, self.unicode) for name in names]
 
@@ -181,6 +186,27 @@ def _legend(frame: Frame, groups: Sequence[Group]) -> list[str]:
         if any(text == sign or (status is not Status.NOT_MEASURED and text.endswith(sign)) for text in cells):
             seen.append(f"{sign} {meaning}")
     return ["; ".join(seen)] if seen else []
+
+
+def thinned(along: Array | int, most: int) -> list[int]:
+    """Return at most `most` places of increasing values (or of so many), spread over their logarithm.
+
+    First and last are among them. Where several of the evenly spaced spots have the same nearest place, the places
+    farthest from those chosen fill up.
+    """
+    values = np.arange(along, dtype=np.float64) if isinstance(along, int) else along.astype(np.float64)
+    if len(values) <= most:
+        return list(range(len(values)))
+    steps = np.diff(values)
+    gap = steps[steps > 0].min() if (steps > 0).any() else 1.0
+    spot = np.log(values - values[0] + gap)
+    even = np.linspace(spot[0], spot[-1], most)
+    chosen = {0, len(values) - 1, *np.abs(spot - even[:, None]).argmin(1).tolist()}
+    while len(chosen) < most:
+        distance = np.abs(spot - spot[list(chosen)][:, None]).min(0)
+        distance[list(chosen)] = -1.0
+        chosen.add(int(distance.argmax()))
+    return sorted(chosen)
 
 
 def _thinning(frame: Frame) -> list[str]:

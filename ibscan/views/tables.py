@@ -12,7 +12,7 @@ from rich.console import RenderableType
 
 from ibscan.errors import UsageError
 from ibscan.types import Result, Status
-from ibscan.views.frame import Cells, Frame, block, layered, leaf, measured, name_of, terms
+from ibscan.views.frame import Cells, Frame, block, layered, leaf, measured, name_of, terms, thinned
 from ibscan.views.grid import Group
 from ibscan.views.head import head
 from ibscan.views.information import information_tables
@@ -117,7 +117,7 @@ def _one(frame: Frame, name: str) -> Stack:
     own = [dim for dim in found.dims if dim not in ("checkpoint", "layer")]
     shape = [len(frame.result[dim].values) for dim in own]
     total = int(np.prod(shape)) if own else 1
-    places = frame.thinned(total, _MOST_PARAMETERS)
+    places = thinned(total, _MOST_PARAMETERS)
     notes: list[str] = []
     if len(places) < total:
         notes.append(f"{len(places)} of {total} values along {', '.join(own)}; ibscan export gives all.")

@@ -110,17 +110,15 @@ class ReadoutInformation:
         streams: Streams,
     ) -> Status:
         # Centred before anything else, so that a constant offset of the units costs no digits.
-        centres, weights, first = collapsed(values - values.mean(0), joint)
+        centres, weights, owner = collapsed(values - values.mean(0), joint)
         share = weights.sum(1)
-        chosen = first.cpu().numpy()
 
         def normals(draw: int) -> torch.Tensor:
-            # Drawn for every row and then chosen, so that merging centres does not shift the others' noise.
-            full = streams.generator(self.name, place[1], draw).standard_normal(tuple(values.shape))
-            return torch.as_tensor(full[chosen], device=values.device)
+            stream = streams.generator(self.name, place[1], draw)
+            return torch.as_tensor(stream.standard_normal(tuple(values.shape)), device=values.device)
 
         found = readout_information(
-            centres, weights, noise, normals, tolerance=self.tolerance, max_draws=self.max_draws
+            centres, weights, noise, normals, tolerance=self.tolerance, max_draws=self.max_draws, owner=owner
         )
         lower, upper = pairwise_bounds(centres, share, noise)
         cap = min(ceiling, gaussian_cap(centres, share, noise))

@@ -59,12 +59,18 @@ def _elu_slope(p: torch.Tensor) -> torch.Tensor:
     return torch.where(p > 0.0, torch.ones_like(p), torch.exp(p.clamp(max=0.0)))
 
 
+def _leaky_relu_slope(p: torch.Tensor) -> torch.Tensor:
+    # Of plain numbers torch.where makes float32, whose 0.01 is wrong in the eighth digit.
+    one = torch.ones_like(p)
+    return torch.where(p > 0.0, one, 0.01 * one)
+
+
 ACTIVATIONS: dict[str, Activation] = {
     a.name: a
     for a in (
         Activation("tanh", torch.tanh, _tanh_slope, (-1.0, 1.0)),
         Activation("relu", torch.relu, lambda p: (p > 0.0).to(p.dtype)),
-        Activation("leaky_relu", functional.leaky_relu, lambda p: torch.where(p > 0.0, 1.0, 0.01).to(p.dtype)),
+        Activation("leaky_relu", functional.leaky_relu, _leaky_relu_slope),
         Activation("sigmoid", torch.sigmoid, _sigmoid_slope, (0.0, 1.0)),
         Activation("gelu", functional.gelu, _gelu_slope),
         Activation("silu", functional.silu, _silu_slope),

@@ -29,6 +29,8 @@ LEAST_EXPONENT = -60.0
 # A ratio of densities beyond e^700 under its own draw has probability < e^-700 (Markov's inequality): the clamp never
 # acts, it only keeps infinity out.
 LARGEST_EXPONENT = 700.0
+# Draws, counted by the weight of their strata, before the spread between them is trusted.
+LEAST_DRAWS = 1024
 # |a|^2 + |b|^2 - 2 a.b loses about 1e-16 max|s|^2; up to this ratio to noise^2 the exponent is right to 1e-8.
 EXPANSION_LIMIT = 1e8
 
@@ -59,20 +61,17 @@ def collapsed(centres: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tenso
     """Merge equal centres into one with the sum of their weights.
 
     Args:
-        centres: Shape (n, d).
-        weights: Joint weights, shape (n, C).
+        centres: Shape (N, d).
+        weights: Joint weights, shape (N, C).
 
     Returns:
-        Distinct centres (m, d), their weights (m, C), and for each the index of the first row that has it (m,).
+        Distinct centres (n, d), their weights (n, C), and the index of each row's centre (N,).
     """
     # Adding 0.0 turns -0.0 into 0.0, the same point.
-    distinct, inverse = torch.unique(centres + 0.0, dim=0, return_inverse=True)
-    rows = torch.arange(len(centres), device=centres.device)
-    first = torch.full((len(distinct),), len(centres), device=centres.device).scatter_reduce(0, inverse, rows, "amin")
-    order = torch.argsort(first)
+    distinct, owner = torch.unique(centres + 0.0, dim=0, return_inverse=True)
     merged = torch.zeros(len(distinct), weights.shape[1], dtype=weights.dtype, device=weights.device)
-    merged.index_add_(0, inverse, weights)
-    return distinct[order], merged[order], first[order]
+    merged.index_add_(0, owner, weights)
+    return distinct, merged, owner
 
 
 def readout_information(
@@ -83,42 +82,50 @@ def readout_information(
     *,
     tolerance: float,
     max_draws: int,
+    owner: torch.Tensor | None = None,
 ) -> Information:
     """Return I(X; S + Z) and I(S + Z; Y) of the discrete population, Z ~ N(0, noise^2 I), by Monte Carlo.
 
     Every draw t = s_i + z gives ln p(t|i) - ln p(t): the conditional density is exact, and ||z||^2 cancels between
-    the two. Strata are the centres, each with two draws or more, so that the spread between centres is no error.
-    Draws are added until 1.96 standard errors of both values are within `tolerance`. Where the budget does not allow
-    two draws a centre, a systematic sample of the centres by weight is visited, and their spread counts.
+    the two. Every stratum has two draws or more, so that the spread between strata is no error. Draws are added until
+    1.96 standard errors of both values are within `tolerance`. Where the budget does not allow two draws a stratum, a
+    systematic sample of the strata is visited, and their spread counts.
 
     Args:
         centres: s_i, shape (n, d), float64.
         weights: Joint weights, shape (n, C), summing to 1.
         noise: Standard deviation, > 0, in the units of the centres.
-        normals: Standard normals of draw m, shape (n, d), the same for the same m.
+        normals: Standard normals of draw m, shape (strata, d), the same for the same m.
         tolerance: Half width of the 95 % interval that ends the sampling, nats, > 0.
-        max_draws: Draws over all centres at most; two are always made.
+        max_draws: Draws over all strata at most; two are always made.
+        owner: The centre of each of N strata of weight 1/N (the rows from which centres were collapsed), so that a
+            heavy centre has as many draws as its rows; None for one stratum a centre, of the centre's weight.
 
     Returns:
-        Values, standard errors, draws, and whether the tolerance was reached.
+        Values, standard errors, draws a stratum, and whether the tolerance was reached.
 
     Source:
         Goldfeld et al. 2019, arXiv 1810.05728, section 4 and arXiv 1810.11589 (sample propagation with the exact
         conditional); pairing and strata as in the README, "How the numbers are made".
     """
-    owner = torch.arange(len(centres), device=centres.device)
     share = weights.sum(1)
-    stratified = 2 * len(centres) <= max_draws
+    if owner is None:
+        owner = torch.arange(len(centres), device=centres.device)
+    else:
+        share = torch.full((len(owner),), 1.0 / len(owner), dtype=weights.dtype, device=weights.device)
+    stratified = 2 * len(owner) <= max_draws
     if not stratified:
         # Midpoints (k + 1/2) / m through the cumulative weights: rows come in a random order already.
         size = max(2, max_draws // 2)
         steps = (torch.arange(size, device=centres.device) + 0.5) / size
-        owner = torch.searchsorted(share.cumsum(0).clamp(max=1.0), steps.to(share.dtype)).clamp(max=len(centres) - 1)
+        owner = owner[torch.searchsorted(share.cumsum(0), steps.to(share.dtype)).clamp(max=len(owner) - 1)]
         share = torch.full((size,), 1.0 / size, dtype=share.dtype, device=share.device)
+    budget = max(2, max_draws // len(owner))
+    # A spread seen in a handful of draws may be small by luck and would end the sampling.
+    goal = min(budget, max(2, math.ceil(LEAST_DRAWS * float(share.square().sum()))))
     mean = torch.zeros(2, len(owner), dtype=centres.dtype, device=centres.device)
     spread = torch.zeros_like(mean)
-    budget = max(2, max_draws // len(owner))
-    done, goal = 0, 2
+    done = 0
     errors = torch.full((2,), math.inf)
     while done < goal:
         terms = _paired_terms(centres, weights, noise, normals(done)[: len(owner)], owner)
@@ -154,14 +161,13 @@ def _paired_terms(
     prior = weights.sum(0)
     given = weights / weights.sum(1, keepdim=True)
     terms = torch.empty(2, len(owner), dtype=centres.dtype, device=centres.device)
-    squared = unit.square().sum(1)
+    exponents = gaussian_exponents(unit)
 
     def fill(rows: slice) -> None:
         z, own = normals[rows], owner[rows]
         # Own-centre reference: each term is a ratio to the density of the centre that made the draw, so no running
         # maximum is needed and the own term is exactly its weight.
-        exponent = squared_distances(unit[own] + z, unit, squared).neg_().add_(z.square().sum(1, keepdim=True))
-        exponent.mul_(0.5)
+        exponent = exponents(unit[own] + z, 0.5 * z.square().sum(1))
         joint = exponent.clamp_(LEAST_EXPONENT, LARGEST_EXPONENT).exp_() @ weights
         total = joint.sum(1)
         terms[0, rows] = -total.log()
@@ -187,16 +193,18 @@ def pairwise_bounds(centres: torch.Tensor, weights: torch.Tensor, noise: float) 
         Kolchinsky and Tracey 2017, Entropy 19(7) 361, equations 10 and 11 with the Chernoff (1/2) and
         Kullback-Leibler distances of equal Gaussians.
     """
-    unit = (centres - weights @ centres) / noise
-    squared = unit.square().sum(1)
+    # Halved, so that the exponent is -d^2/8.
+    half = (centres - weights @ centres) / (2.0 * noise)
+    exponents = gaussian_exponents(half)
 
     def sums(rows: slice) -> tuple[float, float]:
-        overlap = squared_distances(unit[rows], unit, squared).mul_(-0.125).clamp_(LEAST_EXPONENT, 0.0).exp_()
+        overlap = exponents(half[rows], torch.zeros(1, dtype=half.dtype, device=half.device))
+        overlap = overlap.clamp_(LEAST_EXPONENT, 0.0).exp_()
         narrow = float(weights[rows] @ (overlap @ weights).log())
         # exp(-d^2/2) is the fourth power of exp(-d^2/8): two squarings are cheaper than a second exponential.
         return narrow, float(weights[rows] @ (overlap.square_().square_() @ weights).log())
 
-    found = mapped(sums, tiles(len(unit), len(unit), unit.device), unit.device)
+    found = mapped(sums, tiles(len(half), len(half), half.device), half.device)
     return -math.fsum(pair[0] for pair in found), -math.fsum(pair[1] for pair in found)
 
 
@@ -216,17 +224,30 @@ def gaussian_cap(centres: torch.Tensor, weights: torch.Tensor, noise: float) -> 
     return 0.5 * float(torch.log1p(sigma.square()).sum())
 
 
-def squared_distances(a: torch.Tensor, b: torch.Tensor, squared: torch.Tensor) -> torch.Tensor:
-    """Return ||a_i - b_j||^2, shape (m, n), float64; by expansion where that is right to 1e-8, else from differences.
+def gaussian_exponents(centres: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Return the function (a, shift) -> shift_i - ||a_i - c_j||^2 / 2, float64.
+
+    One matrix product with two columns more, a . c - |c|^2/2 + (shift - |a|^2/2), where that is right to 1e-8; from
+    differences elsewhere.
 
     Args:
-        a: Shape (m, d), float64, centred.
-        b: Shape (n, d), float64, centred.
-        squared: ||b_j||^2, shape (n,).
+        centres: c, shape (n, d), float64, centred, in units of the noise.
 
     Returns:
-        Squared distances. Expansion may give values below zero by rounding.
+        A function of a (m, d) and shift (m,) or (1,), giving shape (m, n).
     """
+    squared = centres.square().sum(1, keepdim=True)
     if float(squared.max()) > EXPANSION_LIMIT:
-        return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square_()
-    return torch.addmm(squared, a, b.mT, alpha=-2.0).add_(a.square().sum(1, keepdim=True))
+
+        def from_differences(a: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+            distance = torch.cdist(a, centres, compute_mode="donot_use_mm_for_euclid_dist")
+            return distance.square_().mul_(-0.5).add_(shift.unsqueeze(1))
+
+        return from_differences
+    right = torch.cat((centres, -0.5 * squared, torch.ones_like(squared)), 1).mT.contiguous()
+
+    def from_product(a: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        rest = shift.unsqueeze(1) - 0.5 * a.square().sum(1, keepdim=True)
+        return torch.cat((a, torch.ones_like(rest), rest), 1) @ right
+
+    return from_product

@@ -19,6 +19,7 @@ from ibscan.errors import InputError, NothingMatched, UsageError
 from ibscan.inputs.manifest import Manifest, read_manifest
 from ibscan.inputs.probe import find_probe, read_probe
 from ibscan.inputs.series import read_series, select_epochs
+from ibscan.measures.activations import input_weights
 from ibscan.measures.binned import BinnedInformation
 from ibscan.measures.clustering import Clustering
 from ibscan.measures.fit import ProbeFit
@@ -102,6 +103,9 @@ def planned(request: Request, reporter: Reporter) -> Plan:
         "widths": widths,
         "measures": {m.name: _fields(m) for m in measures},
     }
+    noisy = [measure for measure in measures if isinstance(measure, ReadoutInformation)]
+    if noisy:
+        settings["input_entropy"] = input_weights(probe.sampled(noisy[0].samples, request.seed))[1]
     attrs = {
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "ibscan_version": __version__,

@@ -281,7 +281,10 @@ class Network(Protocol):
         ...
 
     def jacobians(self, x: Array, visit: VisitFactor, *, at: At) -> None:
-        """Call visit(layer, factor, rows); factor (C, n, D, k) has the singular values of d layer / d x."""
+        """Call visit(layer, factor, rows); factor (C, n, D, k) has the singular values of d layer / d x.
+
+        Its second dimension is 1 where the Jacobian is the same at every row.
+        """
         ...
 
 

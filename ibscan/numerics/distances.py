@@ -32,8 +32,8 @@ class DistanceHistogram:
 def distance_histogram(points: torch.Tensor, labels: torch.Tensor, bins: int = 100) -> DistanceHistogram:
     """Return the histogram over `bins` equal cells from 0 to the largest distance, the last closed above.
 
-    Distances come from differences and not from a^2 + b^2 - 2ab, so that equal points are at 0 and lattices, which
-    saturated layers are, do not jitter across the edges.
+    Distances come from differences and not from a^2 + b^2 - 2ab, so that equal points are at 0 and lattices of exact
+    numbers, which saturated layers are (-1 and 1), do not jitter across the edges.
 
     Args:
         points: Shape (n, d), finite, float64.

@@ -89,7 +89,10 @@ def readout_information(
     Every draw t = s_i + z gives ln p(t|i) - ln p(t): the conditional density is exact, and ||z||^2 cancels between
     the two. Every stratum has two draws or more, so that the spread between strata is no error. Draws are added until
     1.96 standard errors of both values are within `tolerance`. Where the budget does not allow two draws a stratum, a
-    systematic sample of the strata is visited, and their spread counts.
+    systematic sample of the strata, which must come in random order, is visited, and their spread counts.
+
+    Near ln n the terms are constant but for rare draws between centres, and the standard error cannot see what it has
+    not met: a value within 1e-3 of its ceiling may be that much too high.
 
     Args:
         centres: s_i, shape (n, d), float64.

@@ -96,7 +96,7 @@ def planned(request: Request, reporter: Reporter) -> Plan:
     if not chosen:
         raise NothingMatched(f"--layers {' '.join(request.layers)} matches none of the layers {', '.join(names)}.")
     measures = _measures(request, series, reporter, len(probe.x))
-    settings = {
+    settings: dict[str, Any] = {
         "dtype": request.dtype,
         "axis": series.axis,
         "layers": names,

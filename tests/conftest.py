@@ -1,6 +1,7 @@
 """What several rooms' tests need: a small trained-like run folder, and the command line in this process."""
 
 import io
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -63,7 +64,7 @@ def chain(*widths: int, seed: int = 0, gain: float = 2.0) -> nn.Sequential:
     """Return a tanh chain with weights large enough to bend."""
     torch.manual_seed(seed)
     modules: list[nn.Module] = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(widths):
         linear = nn.Linear(inputs, outputs)
         linear.weight.data *= gain
         modules += [linear, nn.Tanh()]

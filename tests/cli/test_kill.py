@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, or get in each other's way: nothing finished is lost, the numbers are the same bits."""
+"""Runs that are killed, stopped, or get in each other's way: nothing finished is lost, the bits are the same."""
 
 import os
 import random

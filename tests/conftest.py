@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+import synthetic
 import torch
 from torch import nn
 
@@ -97,6 +99,12 @@ def quiet_place(tmp_path: Path) -> Iterator[None]:
     os.chdir(tmp_path)
     yield
     os.chdir(before)
+
+
+@pytest.fixture(scope="session", name="synthetic")
+def synthetic_results() -> ModuleType:
+    """Return the module that makes small results, for tests of the rooms that only see results."""
+    return synthetic
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -23,7 +23,6 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module's attribute may be
         raise AttributeError("ibscan.noisy comes in a later version, with the network channel it trains for.")
     if name not in _ROOMS:
         raise AttributeError(f"module 'ibscan' has no attribute {name!r}")
-    # `scan` is also the name of the engine's module: the function wins once it has been asked for.
     value = getattr(importlib.import_module(_ROOMS[name]), name)
     globals()[name] = value
     return value

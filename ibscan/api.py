@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,17 @@ from ibscan.inputs.checkpoint import load_tensors
 from ibscan.networks.chain import stacked_chain
 from ibscan.planning import Plan, layer_names, planned
 from ibscan.request import Reporter, Request, Silent
-from ibscan.results.coverage import conflict, covers, rows_of
+from ibscan.results.coverage import FAILURES, conflict, covers, rows_of
 from ibscan.results.join import first_difference, join
 from ibscan.results.parts import parts
 from ibscan.results.schema import build
 from ibscan.results.select import selected
 from ibscan.results.store import read, write
 from ibscan.scanning import Block, blocks, partition
-from ibscan.types import Checkpoint, Estimate, Result, Status
+from ibscan.types import Checkpoint, Estimate, Measure, Result, Status
 
 __all__ = ["Run", "cluster", "mi", "rank", "run", "scan"]
 
-FAILURES = (Status.NONFINITE, Status.FAILED, Status.OUT_OF_MEMORY)
 PARTIAL = 4
 
 
@@ -110,34 +110,73 @@ def run(request: Request, reporter: Reporter | None = None) -> Run:
     """
     reporter = reporter or Silent()
     plan = planned(request, reporter)
-    stored = _stored(request, plan)
-    names = [layer_names(plan.order)[layer] for layer in plan.layers]
-    waiting = plan.series
-    # A measure that --force replaces is measured anew everywhere.
-    joining = stored is not None and conflict(stored, plan.measures, len(plan.probe.x)) is None
-    if stored is not None and request.resume and joining:
-        waiting = waiting.without(lambda checkpoint: covers(stored, checkpoint, plan.measures, names))
     if request.output is None:
-        found, skipped = _scanned(plan, waiting.checkpoints, {}, None, reporter)
+        found, skipped = _scanned(plan, plan.series.checkpoints, {}, None, reporter)
         result = _joined(found)
     else:
-        with parts(request.output, plan.part_key()) as kept:
-            finished = {key: part for part in kept.finished() for key in rows_of(part)} if request.resume else {}
-            found, skipped = _scanned(plan, waiting.checkpoints, finished, kept.add, reporter)
-            fresh = _joined(found)
-            result = stored if fresh is None else fresh
-            if stored is not None and fresh is not None:
-                result = join(stored, fresh, replace=request.force)
-            if result is not None:
-                result = _completed(result, plan, skipped)
-                write(result, request.output)
-            kept.remove()
+        result, skipped = _written(request, plan, request.output, reporter)
     skipped = {**plan.series.skipped, **skipped}
     asked = None if result is None else _asked(result, plan)
     if asked is None or not rows_of(asked):
         reasons = " ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:3])
         raise InputError(f"no checkpoint could be measured. {reasons}")
-    return Run(_completed(asked, plan, skipped), request.output, _exit_code(asked, skipped, request, reporter))
+    asked = _completed(asked, plan, skipped)
+    return Run(asked, request.output, _exit_code(asked, skipped, request, reporter))
+
+
+def _written(request: Request, plan: Plan, output: Path, reporter: Reporter) -> tuple[Result | None, dict[str, str]]:
+    """Measure what the output does not hold yet, and write it whole."""
+    with parts(output, "") as place:
+        # Read under the lock: another run may be finishing this very file.
+        stored = _stored(request, plan)
+        left, waiting = _remaining(request, plan, stored)
+        kept = dataclasses.replace(place, key=left.part_key())
+        finished = {key: part for part in kept.finished() for key in rows_of(part)} if request.resume else {}
+        finished = {key: part for key, part in finished.items() if not _failures(part)}
+        found, skipped = _scanned(left, waiting, finished, kept.add, reporter)
+        result = _joined(found)
+        if stored is not None:
+            # Numbers in names, sidecars and the manifest may say more of a checkpoint than when it was measured.
+            known = rows_of(stored)
+            seen = [c for c in plan.series.checkpoints if (c.sha256, c.name) in known]
+            told = join(stored, build(seen, (), (), attrs=plan.attrs), replace=request.force)
+            result = told if result is None else join(told, result, replace=request.force, keep_better=request.resume)
+        if result is not None:
+            result = _completed(result, plan, skipped)
+            if stored is None or found or not _tells_the_same(stored, result):
+                write(result, output)
+        kept.remove()
+    return result, skipped
+
+
+def _tells_the_same(stored: Result, result: Result) -> bool:
+    """Return whether nothing changed but who asked when."""
+    same = all(
+        name in stored
+        and np.array_equal(stored[name].values, coordinate.values, equal_nan=coordinate.values.dtype.kind == "f")
+        for name, coordinate in result.coordinates.items()
+    )
+    return same and all(
+        stored.attrs.get(name) == result.attrs.get(name) for name in ("settings", "skipped", "complete")
+    )
+
+
+def _remaining(request: Request, plan: Plan, stored: Result | None) -> tuple[Plan, Sequence[Checkpoint]]:
+    """Return the plan less the measures, and the checkpoints less those, that the output covers."""
+    series = plan.series
+    # A measure that --force replaces is measured anew everywhere.
+    if stored is None or not request.resume or conflict(stored, plan.measures, len(plan.probe.x)) is not None:
+        return plan, series.checkpoints
+    names = [layer_names(plan.order)[layer] for layer in plan.layers]
+    places = rows_of(stored)
+
+    def done(measure: Measure, checkpoint: Checkpoint) -> bool:
+        row = places.get((checkpoint.sha256, checkpoint.name))
+        return row is not None and covers(stored, row, measure, names)
+
+    measures = tuple(m for m in plan.measures if not all(done(m, c) for c in series.checkpoints))
+    waiting = series.without(lambda checkpoint: all(done(measure, checkpoint) for measure in measures))
+    return dataclasses.replace(plan, measures=measures), waiting.checkpoints
 
 
 def _request(verb: Any, ckpts: Any, options: Mapping[str, Any]) -> Request:  # noqa: ANN401 - whatever was called with
@@ -148,8 +187,11 @@ def _request(verb: Any, ckpts: Any, options: Mapping[str, Any]) -> Request:  # n
         if name not in fields or name in ("verb", "paths", "command"):
             raise UsageError(f"ibscan.{verb}: there is no option {name!r}; the options are those of the command line.")
         if str(fields[name].type).startswith("tuple["):
-            alone = isinstance(value, str | int | float)
-            value = (value,) if alone else tuple(value)
+            if value is None:
+                continue
+            value = (value,) if isinstance(value, str | Real) else tuple(value)
+            if not value and name in ("eps", "rel_eps"):
+                raise UsageError(f"ibscan.{verb}: {name} names no threshold; expected one number or several.")
         elif name in ("probe", "output") and value is not None:
             value = str(value) if name == "probe" else Path(value)
         values[name] = value
@@ -165,12 +207,24 @@ def _stored(request: Request, plan: Plan) -> Result | None:
     if difference is not None and request.force:
         return None
     if difference is None and not request.force:
-        difference = conflict(stored, plan.measures, len(plan.probe.x))
+        difference = conflict(stored, plan.measures, len(plan.probe.x)) or _changed(stored, plan.series.checkpoints)
     if difference is not None:
         raise UsageError(
             f"{request.output} holds another result: {difference}. Write elsewhere with -o, or replace it with --force."
         )
     return stored
+
+
+def _changed(stored: Result, checkpoints: Sequence[Checkpoint]) -> str | None:
+    hashes = {name: sha for sha, name in rows_of(stored)}
+    for checkpoint in checkpoints:
+        before = hashes.get(checkpoint.name, checkpoint.sha256)
+        if before != checkpoint.sha256:
+            return (
+                f"checkpoint {checkpoint.name} has changed, its SHA-256 is {before[:12]}... there and "
+                f"{checkpoint.sha256[:12]}... now"
+            )
+    return None
 
 
 def _scanned(
@@ -180,6 +234,8 @@ def _scanned(
     keep: Callable[[Result], None] | None,
     reporter: Reporter,
 ) -> tuple[list[Result], dict[str, str]]:
+    if not checkpoints:
+        return [], {}
     rows = max(min(len(plan.probe.x), measure.samples or len(plan.probe.x)) for measure in plan.measures)
     units = sum(json.loads(plan.attrs["settings"])["widths"][1:])
     cut = partition(checkpoints, units, rows)
@@ -234,9 +290,11 @@ def _joined(results: Sequence[Result]) -> Result | None:
 
 def _completed(result: Result, plan: Plan, skipped: Mapping[str, str]) -> Result:
     present = {name for _, name in rows_of(result)}
-    left_out = {**json.loads(result.attrs.get("skipped", "{}")), **plan.series.skipped, **skipped}
+    # A folder was read whole: what it skips now is all there is to skip. Of single files others may be in the result.
+    before = {} if plan.folder else json.loads(result.attrs.get("skipped", "{}"))
+    left_out = {**before, **plan.series.skipped, **skipped}
     left_out = {name: reason for name, reason in left_out.items() if name not in present}
-    whole = not left_out and not any(np.isin(array, FAILURES).any() for array in _statuses(result).values())
+    whole = not left_out and not _failures(result)
     fresh = {name: plan.attrs[name] for name in ("created_at", "command", "device", "ibscan_version", "torch_version")}
     attrs = {**result.attrs, **fresh, "skipped": json.dumps(left_out, sort_keys=True), "complete": int(whole)}
     return dataclasses.replace(result, attrs=attrs)
@@ -247,8 +305,12 @@ def _asked(result: Result, plan: Plan) -> Result:
     coordinates["layer"] = [layer_names(plan.order)[layer] for layer in plan.layers]
     variables = [quantity.key for measure in plan.measures for quantity in measure.quantities]
     variables += [name for name in result.variables if name.startswith("metric_")]
-    keys = [(c.sha256, c.name) for c in plan.series.checkpoints]
+    keys = {(c.sha256, c.name) for c in plan.series.checkpoints}
     return selected(result, checkpoints=keys, variables=variables, coordinates=coordinates)
+
+
+def _failures(result: Result) -> int:
+    return sum(int(np.isin(array, FAILURES).sum()) for array in _statuses(result).values())
 
 
 def _statuses(result: Result) -> dict[str, Any]:
@@ -257,7 +319,7 @@ def _statuses(result: Result) -> dict[str, Any]:
 
 def _exit_code(result: Result, skipped: Mapping[str, str], request: Request, reporter: Reporter) -> int:
     statuses = _statuses(result)
-    failed = sum(int(np.isin(array, FAILURES).sum()) for array in statuses.values())
+    failed = _failures(result)
     unresolved = sum(int((array == Status.UNRESOLVED).sum()) for array in statuses.values())
     if failed:
         kinds = [s.name.lower() for s in FAILURES if any((array == s).any() for array in statuses.values())]

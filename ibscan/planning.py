@@ -38,7 +38,11 @@ RANK_SAMPLES, OTHER_SAMPLES = 1024, 4096
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be computed, on what; `order` are state-dict names of layers, `layers` the indices to report."""
+    """What will be computed, on what.
+
+    `order` are state-dict names of layers, `layers` the indices to report; `folder` says that the series is a whole
+    folder.
+    """
 
     series: Series
     probe: Probe
@@ -48,6 +52,7 @@ class Plan:
     measures: tuple[Measure, ...]
     device: torch.device
     attrs: Mapping[str, Any]
+    folder: bool
 
     def part_key(self) -> str:
         """Return the hash of everything that changes numbers, the checkpoint itself excepted."""
@@ -101,6 +106,7 @@ def planned(request: Request, reporter: Reporter) -> Plan:
         "axis": series.axis,
         "layers": names,
         "widths": widths,
+        "weights": series.checkpoints[0].state_key,
         "measures": {m.name: _fields(m) for m in measures},
     }
     noisy = [measure for measure in measures if isinstance(measure, ReadoutInformation)]
@@ -120,7 +126,8 @@ def planned(request: Request, reporter: Reporter) -> Plan:
         "skipped": json.dumps(dict(series.skipped), sort_keys=True),
         "complete": 0,
     }
-    return Plan(series, probe, spec, order, chosen, measures, device, attrs)
+    folder = len(request.paths) == 1 and request.paths[0].is_dir()
+    return Plan(series, probe, spec, order, chosen, measures, device, attrs, folder)
 
 
 def manifest_of(paths: Sequence[Path], *, trust: bool) -> Manifest | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -67,7 +68,9 @@ class Request:
         for name, least in (("bins", 1), ("samples", 1), ("spectrum_rows", 1), ("max_draws", 2), ("seed", 0)):
             given = getattr(self, name)
             for number in given if isinstance(given, tuple) else (given,):
-                if isinstance(number, int) and number < least:
+                if number in (None, "all"):
+                    continue
+                if not isinstance(number, Integral) or isinstance(number, bool) or number < least:
                     raise UsageError(f"--{name.replace('_', '-')} {number}: expected a whole number >= {least}.")
         if self.bin_range is not None and not -math.inf < self.bin_range[0] < self.bin_range[1] < math.inf:
             low, high = self.bin_range
@@ -94,7 +97,7 @@ class Request:
 
 
 def _positive(option: str, number: float) -> None:
-    if isinstance(number, bool) or not (math.isfinite(number) and number > 0):
+    if isinstance(number, bool) or not isinstance(number, Real) or not (math.isfinite(number) and number > 0):
         raise UsageError(f"{option} {number}: expected a finite number > 0.")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ibscan.errors import CheckpointError
-from ibscan.types import Checkpoint, Estimate, Layer, Measure, Network, Probe, Status, Streams
+from ibscan.types import Array, Checkpoint, Estimate, Layer, Measure, Network, Probe, Status, Streams
 
 __all__ = ["Block", "blocks", "measured", "partition"]
 
@@ -108,8 +108,7 @@ def _outcomes(
                 found = _unmeasured(measure, network, _misfortune(error))
             else:
                 # One of the stack spoils it for all: each alone.
-                alone = [next(_outcomes(stack([s]), [s], stack, [measure], probe, seed))[1] for s in states]
-                found = {key: _stacked([one[key] for one in alone]) for key in alone[0]}
+                found = _stacked([next(_outcomes(stack([s]), [s], stack, [measure], probe, seed))[1] for s in states])
         yield measure, found, len(sample.x)
 
 
@@ -147,10 +146,13 @@ def _misfortune(error: Exception) -> Status:
 
 
 def _unmeasured(measure: Measure, network: Network, status: Status) -> dict[str, Estimate]:
+    """Return NaN and the status for every quantity whose shape is known without measuring."""
     found = {}
     for quantity in measure.quantities:
+        if not set(quantity.dims) <= set(measure.coordinates):
+            continue
         shape: tuple[int, ...] = (network.size, len(network.layers)) if quantity.per_layer else (network.size,)
-        shape += tuple(len(measure.coordinates.get(dim, (0,))) for dim in quantity.dims)
+        shape += tuple(len(measure.coordinates[dim]) for dim in quantity.dims)
         if quantity.counted:  # counts are integers, edges are not; neither has a status
             absent = np.full(shape, -1, dtype=np.int64) if quantity.unit == "1" else np.full(shape, np.nan)
             found[quantity.key] = Estimate(absent, None)
@@ -159,12 +161,28 @@ def _unmeasured(measure: Measure, network: Network, status: Status) -> dict[str,
     return found
 
 
-def _stacked(estimates: Sequence[Estimate]) -> Estimate:
-    def join(name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None:
-        arrays = [getattr(estimate, name) for estimate in estimates]
-        return None if any(array is None for array in arrays) else np.concatenate(arrays)
+def _stacked(alone: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
+    """Put the findings of single checkpoints together again; what a failed one lacks is NaN."""
+    stacked = {}
+    for key in dict.fromkeys(key for found in alone for key in found):
+        # A failed checkpoint has fewer arrays than its neighbours: take the shapes of one that has them all.
+        fullest = max((found[key] for found in alone if key in found), key=_arrays)
+        members = [found.get(key) for found in alone]
+        arrays = {name: _column(members, fullest, name) for name in ("value", "status", *Estimate.COMPANIONS)}
+        value = arrays.pop("value")
+        assert value is not None
+        stacked[key] = Estimate(value, **arrays)
+    return stacked
 
-    value = join("value")
-    assert value is not None
-    companions = {name: join(name) for name in Estimate.COMPANIONS}
-    return Estimate(value, join("status"), rows=estimates[0].rows, **companions)
+
+def _arrays(estimate: Estimate) -> int:
+    return sum(getattr(estimate, name) is not None for name in Estimate.COMPANIONS)
+
+
+def _column(members: Sequence[Estimate | None], fullest: Estimate, name: str) -> Array | None:
+    like = getattr(fullest, name)
+    if like is None:
+        return None
+    fill = Status.NOT_MEASURED if name == "status" else np.nan if like.dtype.kind == "f" else -1
+    arrays = [None if member is None else getattr(member, name) for member in members]
+    return np.concatenate([np.full_like(like, fill) if array is None else array for array in arrays])

@@ -7,6 +7,7 @@ import math
 import os
 import struct
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 
 from safetensors.torch import save as serialise
@@ -134,7 +135,8 @@ def _number(name: str, number: float) -> str:
 
 
 def _label(number: float) -> str:
-    return f"{int(number):05d}" if float(number).is_integer() else f"{number:09.3f}"
+    # Every digit of a fraction: two epochs must not share a name.
+    return f"{int(number):05d}" + ("" if float(number).is_integer() else f"{Decimal(repr(number % 1)):f}"[1:])
 
 
 def _ordered(blob: bytes) -> bytes:

@@ -144,7 +144,8 @@ class Quantity:
 
     `per_layer` is False for what belongs to the checkpoint as a whole. `counted` marks integer counts and exact
     coordinates, which carry no status. `default_shown` is False for histograms and spectra, which exports give only
-    when asked by name.
+    when asked by name. `limit` names the measure's field that holds the rows this quantity uses at most, where it uses
+    fewer than the measure.
     """
 
     key: str
@@ -155,6 +156,12 @@ class Quantity:
     per_layer: bool = True
     counted: bool = False
     default_shown: bool = True
+    limit: str = ""
+
+    def rows(self, measure: Measure, rows: int) -> int:
+        """Return how many of the rows a measure was given this quantity uses."""
+        most = getattr(measure, self.limit) if self.limit else None
+        return rows if most is None else min(rows, most)
 
 
 @dataclass(frozen=True)
@@ -162,8 +169,7 @@ class Estimate:
     """Values with their uncertainty and status, arrays (C, L, *dims) or (C, *dims).
 
     A NaN value never stands without a status other than OK. `stderr`, `lower`, `upper`, `minimum`, `maximum` are
-    stored as `_se`, `_lower`, `_upper`, `_min`, `_max` and share the status. `rows` overrides the measure's number
-    of probe rows where this quantity used fewer. Counted quantities have `status` None.
+    stored as `_se`, `_lower`, `_upper`, `_min`, `_max` and share the status. Counted quantities have `status` None.
     """
 
     value: Array
@@ -173,7 +179,6 @@ class Estimate:
     upper: Array | None = None
     minimum: Array | None = None
     maximum: Array | None = None
-    rows: int | None = None
 
     COMPANIONS: ClassVar[Mapping[str, str]] = {
         "stderr": "se",

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ibscan.measures.activations import input_weights, is_saturated, layer_status, layers_in_turn
+from ibscan.measures.activations import input_weights, is_saturated, label_status, layer_status, layers_in_turn
 from ibscan.numerics.cells import cell_entropy, equal_cells, grid_cells
 from ibscan.types import At, Estimate, Layer, Network, Probe, Quantity, Status, Streams
 
@@ -58,8 +58,8 @@ class BinnedInformation:
     @property
     def coordinates(self) -> Mapping[str, Sequence[str]]:
         """Names of the binnings, the range in them where it was given."""
-        given = "" if self.limits is None else f" on {self.limits[0]:g}:{self.limits[1]:g}"
-        return {"binning": [f"{k} bins{given}" for k in self.bins] + [f"width {w:g}" for w in self.widths]}
+        given = "" if self.limits is None else f" on {_short(self.limits[0])}:{_short(self.limits[1])}"
+        return {"binning": [f"{k} bins{given}" for k in self.bins] + [f"width {_short(w)}" for w in self.widths]}
 
     def __call__(self, network: Network, probe: Probe, streams: Streams) -> Mapping[str, Estimate]:  # noqa: ARG002
         """Measure every layer of every checkpoint for every binning; exact, nothing is random.
@@ -98,7 +98,7 @@ class BinnedInformation:
         sound = np.where(status == Status.NONFINITE, status, Status.OK).astype(np.int8)
         return {
             "mi_binned_xt": Estimate(xt, status),
-            "mi_binned_ty": Estimate(ty, status if labels is not None else np.full_like(status, Status.NOT_MEASURED)),
+            "mi_binned_ty": Estimate(ty, label_status(status, labelled=labels is not None)),
             "mi_binned_cells": Estimate(cells, None),
             "mi_binned_width": Estimate(width, sound),
             "mi_binned_outside": Estimate(outside, sound),
@@ -113,3 +113,8 @@ class BinnedInformation:
             index, beyond = equal_cells(values, low, high, count)
             found.append((index, (high - low) / count, beyond))
         return found + [(grid_cells(values, width), width, 0.0) for width in self.widths]
+
+
+def _short(number: float) -> str:
+    # Six digits read well, but two widths that differ in the seventh are two binnings.
+    return f"{number:g}" if float(f"{number:g}") == number else repr(number)

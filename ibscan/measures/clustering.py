@@ -123,10 +123,10 @@ class Clustering:
                         status[key][place] = Status.NONFINITE
                     continue
                 histogram = distance_histogram(values[c], classes, BINS)
-                counts[:, c, layer] = histogram.within.cpu().numpy(), histogram.between.cpu().numpy()
                 edges[place] = histogram.edges.cpu().numpy()
                 if probe.y is None:
                     continue
+                counts[:, c, layer] = histogram.within.cpu().numpy(), histogram.between.cpu().numpy()
                 numbers = {
                     "distance_within_mean": histogram.within_mean,
                     "distance_between_mean": histogram.between_mean,
@@ -142,6 +142,8 @@ class Clustering:
                         status[key][place] = Status.DEAD if dead else Status.OK
                     else:  # coinciding class means, or no pair of that kind
                         status[key][place] = Status.DEAD if dead else Status.NOT_MEASURED
+                if "nc4" in numbers and decided is not None and bool((decided[c] < 0).any()):
+                    found["nc4"][place], status["nc4"][place] = np.nan, Status.NONFINITE
         return {
             "distance_within": Estimate(counts[0], None),
             "distance_between": Estimate(counts[1], None),

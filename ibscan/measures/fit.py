@@ -31,7 +31,7 @@ class ProbeFit:
     samples: int | None = None
 
     name: ClassVar[str] = "probe_fit"
-    primary: ClassVar[tuple[str, ...]] = ()
+    primary: ClassVar[tuple[str, ...]] = ("probe_accuracy",)
     quantities: ClassVar[tuple[Quantity, ...]] = (
         Quantity("probe_accuracy", "accuracy", "1", "share of probe rows the network decides rightly", per_layer=False),
         Quantity("probe_loss", "loss", "nat", "mean cross entropy on the probe", per_layer=False),
@@ -69,7 +69,7 @@ class ProbeFit:
                     status[c] = losses[c] = Status.NONFINITE
                     continue
                 accuracy[c], status[c] = float((scores[c].argmax(1) == labels).to(torch.float64).mean()), Status.OK
-                if network.output in LOGITS:
+                if network.output in LOGITS and (network.output != "sigmoid" or network.layers[-1].width == 1):
                     loss[c], losses[c] = float(functional.cross_entropy(scores[c], labels)), Status.OK
         return {"probe_accuracy": Estimate(accuracy, status), "probe_loss": Estimate(loss, losses)}
 
@@ -77,12 +77,20 @@ class ProbeFit:
 def fits(network: Network, probe: Probe) -> bool:
     """Return whether the output's width is the number of label values (or 1 for two)."""
     width, labels = network.layers[-1].width, len(probe.labels)
-    return probe.y is not None and labels > 1 and (width == labels or (width == 1 and labels == 2))
+    single = width == 1 and labels == 2 and network.output != "softmax"
+    return probe.y is not None and labels > 1 and (width == labels or single)
 
 
 def decisions(network: Network, probe: Probe) -> torch.Tensor | None:
-    """Return the class each row is decided for, shape (C, N), or None where the labels do not fit the output."""
-    return _scores(network, probe).argmax(-1) if fits(network, probe) else None
+    """Return the class each row is decided for, shape (C, N), or None where the labels do not fit the output.
+
+    A checkpoint whose output is not finite on some row decides -1 throughout.
+    """
+    if not fits(network, probe):
+        return None
+    scores = _scores(network, probe)
+    sound = torch.isfinite(scores).flatten(1).all(1)
+    return torch.where(sound.unsqueeze(1), scores.argmax(-1), -1)
 
 
 def _scores(network: Network, probe: Probe) -> torch.Tensor:

@@ -54,11 +54,22 @@ class LocalRank:
             "mean over rows of the k-th largest singular value of the input Jacobian",
             ("component",),
             default_shown=False,
+            limit="spectrum_rows",
         ),
         Quantity(
-            "effective_rank", "exp H(sigma)", "1", "mean exponential of the entropy of normalised singular values"
+            "effective_rank",
+            "exp H(sigma)",
+            "1",
+            "mean exponential of the entropy of normalised singular values",
+            limit="spectrum_rows",
         ),
-        Quantity("stable_rank", "||J||_F^2/||J||_2^2", "1", "mean squared Frobenius over squared spectral norm"),
+        Quantity(
+            "stable_rank",
+            "||J||_F^2/||J||_2^2",
+            "1",
+            "mean squared Frobenius over squared spectral norm",
+            limit="spectrum_rows",
+        ),
     )
 
     @property
@@ -116,9 +127,9 @@ class LocalRank:
         return {
             "local_rank": _counted(counts[..., :split], status),
             "local_rank_rel": _counted(counts[..., split:], status),
-            "singular_value": Estimate(spectrum[..., :widest], components, rows=spectral),
-            "effective_rank": Estimate(spectrum[..., widest], status, rows=spectral),
-            "stable_rank": Estimate(spectrum[..., widest + 1], status, rows=spectral),
+            "singular_value": Estimate(spectrum[..., :widest], components),
+            "effective_rank": Estimate(spectrum[..., widest], status),
+            "stable_rank": Estimate(spectrum[..., widest + 1], status),
         }
 
 

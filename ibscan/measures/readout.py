@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ibscan.measures.activations import input_weights, is_saturated, layer_status, layers_in_turn
+from ibscan.measures.activations import input_weights, is_saturated, label_status, layer_status, layers_in_turn
 from ibscan.numerics.mixture import collapsed, gaussian_cap, pairwise_bounds, readout_information
 from ibscan.types import Array, At, Estimate, Network, Probe, Quantity, Status, Streams
 
@@ -50,7 +50,14 @@ class ReadoutInformation:
             "mi_readout_ty", "I(T+Z; Y)", "nat", "information of the layer's noisy read-out about the label", ("noise",)
         ),
         Quantity(
-            "mi_readout_cap", "cap of I(X; T+Z)", "nat", "smallest proven upper bound: H(X) or Gaussian", ("noise",)
+            "mi_readout_cap",
+            "cap of I(X; T+Z)",
+            "nat",
+            "smallest proven upper bound: H(X), the Gaussian of the same covariance, or the pairwise one",
+            ("noise",),
+        ),
+        Quantity(
+            "mi_readout_draws", "draws", "1", "draws behind the value", ("noise",), counted=True, default_shown=False
         ),
     )
 
@@ -74,6 +81,7 @@ class ReadoutInformation:
         joint = torch.as_tensor(weights, device=network.device)
         shape = (network.size, len(network.layers), len(self.noise))
         cells = {field: np.full(shape, np.nan) for field in FIELDS}
+        draws = np.full(shape, -1, dtype=np.int64)
         status = np.full(shape, Status.OK, dtype=np.int8)
         for layer, values in layers_in_turn(network, probe.x, self.at):
             for c in range(network.size):
@@ -81,13 +89,16 @@ class ReadoutInformation:
                 for k, noise in enumerate(self.noise):
                     place = (c, layer, k)
                     if state is Status.OK:
-                        status[place] = self._cell(cells, place, values[c], joint, noise, ceiling, streams)
+                        status[place], draws[place] = self._cell(
+                            cells, place, values[c], joint, noise, ceiling, streams
+                        )
                     else:
                         status[place] = state
                         if state is Status.DEAD:
+                            draws[place] = 0
                             for field in FIELDS:
                                 cells[field][place] = 0.0
-        labelled = status if probe.y is not None else np.full(shape, Status.NOT_MEASURED, dtype=np.int8)
+        labelled = label_status(status, labelled=probe.y is not None)
         if probe.y is None:
             cells["ty"][:], cells["ty_se"][:] = np.nan, np.nan
         capped = np.where(np.isin(status, (Status.DEAD, Status.NONFINITE)), status, Status.OK).astype(np.int8)
@@ -97,6 +108,7 @@ class ReadoutInformation:
             ),
             "mi_readout_ty": Estimate(cells["ty"], labelled, stderr=cells["ty_se"]),
             "mi_readout_cap": Estimate(cells["cap"], capped),
+            "mi_readout_draws": Estimate(draws, None),
         }
 
     def _cell(
@@ -108,7 +120,7 @@ class ReadoutInformation:
         noise: float,
         ceiling: float,
         streams: Streams,
-    ) -> Status:
+    ) -> tuple[Status, int]:
         # Centred before anything else, so that a constant offset of the units costs no digits.
         centres, weights, owner = collapsed(values - values.mean(0), joint)
         share = weights.sum(1)
@@ -121,10 +133,9 @@ class ReadoutInformation:
             centres, weights, noise, normals, tolerance=self.tolerance, max_draws=self.max_draws, owner=owner
         )
         lower, upper = pairwise_bounds(centres, share, noise)
-        cap = min(ceiling, gaussian_cap(centres, share, noise))
+        cap = min(ceiling, gaussian_cap(centres, share, noise), upper)
         numbers = (found.xt, found.xt_se, lower, upper, found.ty, found.ty_se, cap)
         for field, number in zip(FIELDS, numbers, strict=True):
             cells[field][place] = number
-        if not found.resolved:
-            return Status.UNRESOLVED
-        return Status.SATURATED if is_saturated(found.xt, ceiling) else Status.OK
+        state = Status.SATURATED if is_saturated(found.xt, ceiling) else Status.OK
+        return state if found.resolved else Status.UNRESOLVED, found.draws * found.strata

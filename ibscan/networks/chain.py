@@ -78,6 +78,10 @@ class Chain:
             factor = first
             for layer, pre, post in self._forward(block):
                 slope = self._slope(layer, pre.to(torch.float64))
+                # The slope of relu at a NaN is 0, a number like any other: what is not finite must not end there.
+                sound = torch.isfinite(pre).all(-1)
+                if not bool(sound.all()):
+                    factor = torch.where(sound[..., None, None], factor, torch.nan)
                 if at == "pre":
                     visit(layer, factor, rows)
                 elif slope is None:

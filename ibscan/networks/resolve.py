@@ -13,6 +13,9 @@ from ibscan.types import TensorInfo
 
 __all__ = ["ChainSpec", "chain_order", "parse_spec"]
 
+# Steps of the search for the one order that fits; a chain of a hundred numbered layers takes a hundred.
+LARGEST_SEARCH = 20_000
+
 
 @dataclass(frozen=True)
 class ChainSpec:
@@ -91,8 +94,14 @@ def chain_order(tensors: Mapping[str, TensorInfo]) -> tuple[str, ...]:
     stems: dict[str, list[str]] = {}
     for name in sorted(weights, key=_natural):
         stems.setdefault(re.sub(r"\d+", "#", name), []).append(name)
-    found = _orders(list(stems.values()), weights, None, ())
+    budget = iter(range(LARGEST_SEARCH))
+    found = _orders(list(stems.values()), weights, None, (), budget)
     first, second = next(found, None), next(found, None)
+    if next(budget, None) is None:
+        raise InputError(
+            f"the order of the Linear layers cannot be told from names and shapes: too many fit one another "
+            f"({_shapes(tensors)}). Name the layers with numbers (fc1, fc2, ...)."
+        )
     if first is None:
         raise InputError(f"the Linear layers do not feed one another in any order: {_shapes(tensors)}.")
     if second is not None:
@@ -104,15 +113,22 @@ def chain_order(tensors: Mapping[str, TensorInfo]) -> tuple[str, ...]:
 
 
 def _orders(
-    stems: Sequence[Sequence[str]], weights: Mapping[str, tuple[int, ...]], width: int | None, done: tuple[str, ...]
+    stems: Sequence[Sequence[str]],
+    weights: Mapping[str, tuple[int, ...]],
+    width: int | None,
+    done: tuple[str, ...],
+    budget: Iterator[int],
 ) -> Iterator[tuple[str, ...]]:
-    # Depth first over "which stem gives the next layer"; the caller asks for two answers at most.
+    # Depth first over "which stem gives the next layer"; the caller asks for two answers at most. Names of a large
+    # model that is no chain would make this endless: every step is paid from the budget.
+    if next(budget, None) is None:
+        return
     if not any(stems):
         yield done
     for i, stem in enumerate(stems):
         if stem and (width is None or weights[stem[0]][1] == width):
             rest = [*stems[:i], stem[1:], *stems[i + 1 :]]
-            yield from _orders(rest, weights, weights[stem[0]][0], (*done, stem[0]))
+            yield from _orders(rest, weights, weights[stem[0]][0], (*done, stem[0]), budget)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -59,5 +59,8 @@ def class_geometry(points: torch.Tensor, labels: torch.Tensor, classes: int) -> 
     off_diagonal = ~torch.eye(classes, dtype=torch.bool, device=points.device)
     equiangle = float((cosine[off_diagonal] + 1.0 / (classes - 1)).abs().mean())
     equinorm = float(length.std(correction=0) / length.mean())
-    nearest = torch.cdist(points, mean, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+    distance = torch.cdist(points, mean, compute_mode="donot_use_mm_for_euclid_dist")
+    own = distance.gather(1, labels.unsqueeze(1)).squeeze(1)
+    # A row as near to its own class's mean as to another's is no error.
+    nearest = torch.where(own <= distance.amin(1), labels, distance.argmin(1))
     return ClassGeometry(nc1, equinorm, equiangle, nearest)

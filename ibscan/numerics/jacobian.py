@@ -14,7 +14,7 @@ def row_factor(weight: torch.Tensor) -> torch.Tensor:
         weight: W, shape (..., out, in), float64.
 
     Returns:
-        A, shape (..., out, min(out, in)). W itself where it is not wider than tall.
+        A, shape (..., out, min(out, in)); W itself where it is not wider than tall, NaN where W is not finite.
 
     Source:
         Singular values are invariant under right multiplication by orthonormal rows; QR of W^T gives Q.
@@ -22,11 +22,10 @@ def row_factor(weight: torch.Tensor) -> torch.Tensor:
     out, width = weight.shape[-2:]
     if width <= out:
         return weight
-    # Non-finite weights would make LAPACK raise; they stay visible in the product with their own row instead.
-    if not bool(torch.isfinite(weight).all()):
-        return weight
-    upper: torch.Tensor = torch.linalg.qr(weight.mT, mode="r").R
-    return upper.mT.contiguous()
+    # Non-finite weights would make LAPACK raise, for every matrix of a stack: each is factored as if it were zero.
+    sound = torch.isfinite(weight).flatten(-2).all(-1)[..., None, None]
+    upper: torch.Tensor = torch.linalg.qr(torch.where(sound, weight, 0.0).mT, mode="r").R
+    return torch.where(sound, upper.mT, torch.nan)
 
 
 def carried(weight: torch.Tensor, slope: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:

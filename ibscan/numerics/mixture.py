@@ -37,13 +37,14 @@ EXPANSION_LIMIT = 1e8
 
 @dataclass(frozen=True)
 class Information:
-    """I(X; T+Z) and I(T+Z; Y) in nats, with standard errors, and the draws per centre that gave them."""
+    """I(X; T+Z) and I(T+Z; Y) in nats, with standard errors, and how many draws of how many strata gave them."""
 
     xt: float
     xt_se: float
     ty: float
     ty_se: float
     draws: int
+    strata: int
     resolved: bool
 
 
@@ -120,8 +121,8 @@ def readout_information(
     if not stratified:
         # Midpoints (k + 1/2) / m through the cumulative weights: rows come in a random order already.
         size = max(2, max_draws // 2)
-        steps = (torch.arange(size, device=centres.device) + 0.5) / size
-        owner = owner[torch.searchsorted(share.cumsum(0), steps.to(share.dtype)).clamp(max=len(owner) - 1)]
+        steps = (torch.arange(size, dtype=share.dtype, device=centres.device) + 0.5) / size
+        owner = owner[torch.searchsorted(share.cumsum(0), steps).clamp(max=len(owner) - 1)]
         share = torch.full((size,), 1.0 / size, dtype=share.dtype, device=share.device)
     budget = max(2, max_draws // len(owner))
     # A spread seen in a handful of draws may be small by luck and would end the sampling.
@@ -144,7 +145,7 @@ def readout_information(
                 goal = min(budget, max(done + 1, math.ceil(done * min(excess, 1e4) ** 2)))
     value = (mean @ share).cpu()
     resolved = 1.96 * float(errors.max()) <= tolerance
-    return Information(float(value[0]), float(errors[0]), float(value[1]), float(errors[1]), done, resolved)
+    return Information(float(value[0]), float(errors[0]), float(value[1]), float(errors[1]), done, len(owner), resolved)
 
 
 def _standard_errors(

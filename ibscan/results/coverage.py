@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from ibscan.results.axes import checkpoint_keys
-from ibscan.types import Array, Checkpoint, Measure, Result, Status
+from ibscan.types import Array, Measure, Quantity, Result, Status
 
-__all__ = ["conflict", "covers", "rows_of"]
+__all__ = ["FAILURES", "conflict", "covers", "rows_of"]
 
 # A cell of these is measured again by the next run.
-RETRIED = (Status.NOT_MEASURED, Status.NONFINITE, Status.FAILED, Status.OUT_OF_MEMORY)
+FAILURES = (Status.NONFINITE, Status.FAILED, Status.OUT_OF_MEMORY)
 
 
 def rows_of(result: Result) -> dict[tuple[str, str], int]:
@@ -38,46 +38,44 @@ def conflict(result: Result, measures: Sequence[Measure], rows: int) -> str | No
             if quantity.key not in result.variables:
                 continue
             attrs = result[quantity.key].attrs
-            spectral = getattr(measure, "spectrum_rows", None)
-            limit = used if quantity.dims in (("eps",), ("rel_eps",)) or spectral is None else min(used, spectral)
-            for name, asked in (("at", measure.at), ("rows", limit)):
+            for name, asked in (("at", measure.at), ("rows", quantity.rows(measure, used))):
                 if attrs.get(name) != asked:
                     return f"{quantity.key} was measured with {name} = {attrs.get(name)}, and {asked} is asked for"
     return None
 
 
-def covers(result: Result, checkpoint: Checkpoint, measures: Sequence[Measure], layers: Sequence[str]) -> bool:
-    """Return whether every cell asked for is there, measured, and precise enough.
+def covers(result: Result, row: int, measure: Measure, layers: Sequence[str]) -> bool:
+    """Return whether every cell that a measure would give for a checkpoint is there, measured, and precise enough.
 
     Args:
         result: The file's, of the same identity.
-        checkpoint: Whose cells.
-        measures: What is asked for.
+        row: The checkpoint's place in it.
+        measure: What is asked for.
         layers: Names of the layers asked for.
 
     Returns:
         False where a cell is absent, failed, not finite, or (noisy values) wider than the tolerance while the budget
         asked for is larger than the one it had.
     """
-    row = rows_of(result).get((checkpoint.sha256, checkpoint.name))
-    return row is not None and all(
-        _covers_variable(result, row, measure, key, layers) for measure in measures for key in measure.primary
-    )
+    quantities = {quantity.key: quantity for quantity in measure.quantities}
+    return all(_covers_variable(result, row, measure, quantities[key], layers) for key in measure.primary)
 
 
-def _covers_variable(result: Result, row: int, measure: Measure, key: str, layers: Sequence[str]) -> bool:
+def _covers_variable(result: Result, row: int, measure: Measure, quantity: Quantity, layers: Sequence[str]) -> bool:
+    key = quantity.key
     if key not in result.variables:
         return False
-    picks = [_positions(result["layer"].values, layers)]
-    dims = next(quantity.dims for quantity in measure.quantities if quantity.key == key)
-    picks += [_positions(result[dim].values, measure.coordinates[dim]) for dim in dims]
+    picks = [_positions(result["layer"].values, layers)] if quantity.per_layer else []
+    picks += [_positions(result[dim].values, measure.coordinates[dim]) for dim in quantity.dims]
     if any(pick is None for pick in picks):
         return False
     at = np.ix_([row], *(pick for pick in picks if pick is not None))
     status = result.status(key)
     if status is None:
         return bool(np.isfinite(result[key].values[at]).all())
-    if np.isin(status[at], RETRIED).any():
+    # What belongs to the checkpoint alone may be not measurable at all, as accuracy is without labels.
+    retried = (Status.NOT_MEASURED, *FAILURES) if quantity.per_layer else FAILURES
+    if np.isin(status[at], retried).any():
         return False
     tolerance = getattr(measure, "tolerance", None)
     return tolerance is None or _precise(result, measure, key, at, tolerance)
@@ -88,12 +86,12 @@ def _precise(result: Result, measure: Measure, key: str, at: Any, tolerance: flo
     for name in (key, key.replace("_xt", "_ty")):
         width = np.fmax(width, 1.96 * result[f"{name}_se"].values[at])
     status = result.status(key)
-    unresolved = False if status is None else status[at] == Status.UNRESOLVED
-    spent = result.settings.get("measures", {}).get(measure.name, {}).get("max_draws", 0)
-    within = (width <= tolerance) & ~np.asarray(unresolved)
-    # Draws do not depend on the run: with the same budget an unresolved cell would come out as it is.
-    exhausted = np.asarray(unresolved) & (width > tolerance) & (spent >= getattr(measure, "max_draws", 0))
-    return bool((within | exhausted).all())
+    unresolved = np.zeros(width.shape, dtype=bool) if status is None else status[at] == Status.UNRESOLVED
+    budget = getattr(measure, "max_draws", 0)
+    # Draws do not depend on the run: with a budget that allows no further round a cell would come out as it is.
+    round_of_draws = min(int(result[key].attrs["rows"]), budget // 2)
+    spent = result[key.replace("_xt", "_draws")].values[at] + round_of_draws > budget
+    return bool(np.where(unresolved, (width > tolerance) & spent, width <= tolerance).all())
 
 
 def _positions(present: Array, asked: Sequence[Any]) -> list[int] | None:

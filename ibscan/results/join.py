@@ -34,8 +34,8 @@ class _Frame:
         return tuple(len(self.coordinates[dim].values) for dim in dims)
 
 
-def join(old: Result, new: Result, *, replace: bool = False) -> Result:
-    """Return the union of two results; where both measured a cell, `new` wins.
+def join(old: Result, new: Result, *, replace: bool = False, keep_better: bool = False) -> Result:
+    """Return the union of two results; where both measured a cell, `new` wins, unless it failed to measure it.
 
     Cells in neither are NaN, `not_measured` or -1. Checkpoints are the same if hash and name agree; they are ordered
     by value, epoch, step or name, numeric parameters ascending, layers as `settings["layers"]` lists them.
@@ -45,6 +45,7 @@ def join(old: Result, new: Result, *, replace: bool = False) -> Result:
         new: What comes.
         replace: Let `new` replace what contradicts it: the whole of `old` if the identity differs, else a variable
             with its companions, or the row of a checkpoint that changed.
+        keep_better: Keep an old resolved value whose standard error is the smaller one.
 
     Returns:
         The union, with the attributes of `new` and the settings of both.
@@ -60,7 +61,7 @@ def join(old: Result, new: Result, *, replace: bool = False) -> Result:
     old = _without_changed_checkpoints(_without_changed_variables(old, new, replace), new, replace)
     settings = _merged(old.settings, new.settings)
     frame = _frame(old, new, settings.get("layers"))
-    variables = _united(old, new, frame)
+    variables = _united(old, new, frame, keep_better=keep_better)
     used = {"checkpoint", "layer"} | {dim for variable in variables.values() for dim in variable.dims}
     coordinates = {name: v for name, v in frame.coordinates.items() if set(v.dims) <= used}
     attrs = {**old.attrs, **new.attrs}
@@ -79,14 +80,17 @@ def first_difference(old: Result, new_attrs: Mapping[str, Any]) -> str | None:
 
     Args:
         old: The result there is.
-        new_attrs: The root attributes of the run: model, probe_sha256, seed, settings (JSON, of which the dtype).
+        new_attrs: The root attributes of the run: model, probe_sha256, seed, and settings (JSON: dtype, layers, widths,
+            weights).
 
     Returns:
         A clause naming the first difference and both values, or None.
     """
     settings = json.loads(new_attrs.get("settings", "{}"))
     pairs = [(name, old.attrs.get(name), new_attrs.get(name)) for name in ("model", "probe_sha256", "seed")]
-    pairs.append(("dtype", old.settings.get("dtype"), settings.get("dtype")))
+    # A spec such as mlp:tanh fits many architectures, and a file may hold raw and averaged weights side by side.
+    for name in ("dtype", "layers", "widths", "weights"):
+        pairs.append((name, old.settings.get(name), settings.get(name)))
     for name, there, here in pairs:
         if there != here:
             return f"{name} is {there!r} there and {here!r} in this run"
@@ -191,13 +195,17 @@ def _column(old: Result, new: Result, name: str, listed: list[list[Hashable]], u
     return Variable(source.dims, strings(values) if dtype.kind == "O" else np.array(values, dtype=dtype), source.attrs)
 
 
-def _united(old: Result, new: Result, frame: _Frame) -> dict[str, Variable]:
+def _united(old: Result, new: Result, frame: _Frame, *, keep_better: bool) -> dict[str, Variable]:
     theirs, ours = families(old), families(new)
     variables: dict[str, Variable] = {}
     for main in dict.fromkeys([*theirs, *ours]):
         companions = list(dict.fromkeys([*theirs.get(main, ()), *ours.get(main, ())]))
         companions.sort(key=lambda name: name.endswith("_status"))
-        measured = _measured(new, main) if main in ours else None
+        measured = None
+        if main in ours:
+            measured = _measured(new, main)
+            if main in theirs:
+                measured &= ~_kept(old, new, main, frame, keep_better=keep_better)
         for name in (main, *companions):
             source = new.variables.get(name) or old.variables[name]
             fill = fill_value(name, source.values.dtype)
@@ -221,14 +229,39 @@ def _measured(result: Result, main: str) -> Array:
     return ~is_fill(values, fill_value(main, values.dtype)) if status is None else status != Status.NOT_MEASURED
 
 
-def _merged(old: Any, new: Any) -> Any:  # noqa: ANN401 - JSON
-    """Return the union of two settings: objects key by key, lists of numbers or names as sets, else the newer."""
+def _kept(old: Result, new: Result, main: str, frame: _Frame, *, keep_better: bool) -> Array:
+    """Return where `old` keeps its cell, in the shape of `new`'s variable."""
+    dims = new[main].dims
+    status, fresh = _on(frame, dims, old.status(main), Status.NOT_MEASURED), new.status(main)
+    if status is None or fresh is None:
+        return np.zeros(new[main].values.shape, dtype=bool)
+    failed = (Status.FAILED, Status.OUT_OF_MEMORY)
+    keep: Array = np.isin(fresh, failed) & ~np.isin(status, (Status.NOT_MEASURED, *failed))
+    error = f"{main}_se"
+    if keep_better and error in old and error in new:
+        before = _on(frame, dims, old[error].values, np.nan)
+        keep |= np.isin(status, (Status.OK, Status.SATURATED)) & (before <= new[error].values)
+    return keep
+
+
+def _on(frame: _Frame, dims: tuple[str, ...], values: Array | None, fill: float) -> Array | None:
+    """Return an array of `old` at the places of `new`."""
+    if values is None:
+        return None
+    whole = np.full(frame.shape(dims), fill, dtype=values.dtype)
+    whole[frame.index(frame.old, dims)] = values
+    found: Array = whole[frame.index(frame.new, dims)]
+    return found
+
+
+# Parameters that add up when results join; every other list is one value of several numbers.
+_ADDED = ("eps", "rel_eps", "noise", "bins", "widths")
+
+
+def _merged(old: Any, new: Any, name: str = "") -> Any:  # noqa: ANN401 - JSON
+    """Return the union of two settings: objects key by key, lists of parameters as sets, else the newer."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return {key: _merged(old.get(key, new.get(key)), new.get(key, old.get(key))) for key in {**old, **new}}
-    # Equal lists stay as they are: a pair or a list of widths is no set.
-    if isinstance(old, list) and isinstance(new, list) and old != new:
-        if all(isinstance(item, int | float) and not isinstance(item, bool) for item in (*old, *new)):
-            return sorted({*old, *new})
-        if all(isinstance(item, str) for item in (*old, *new)):
-            return list(dict.fromkeys([*old, *new]))
+        return {key: _merged(old.get(key, new.get(key)), new.get(key, old.get(key)), key) for key in {**old, **new}}
+    if name in _ADDED and isinstance(old, list) and isinstance(new, list) and old != new:
+        return sorted({*old, *new})
     return new

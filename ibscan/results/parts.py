@@ -22,7 +22,7 @@ from ibscan.types import Result
 
 __all__ = ["Parts", "check_output", "parts"]
 
-_PART = re.compile(r"[0-9a-f]{16}\.npz")
+_PART = re.compile(r"([0-9a-f]{8})-[0-9a-f]{16}\.npz")
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -38,13 +38,9 @@ class Parts:
     key: str
 
     def finished(self) -> list[Result]:
-        """Return the valid parts of this key, in no particular order of meaning; what cannot be used is deleted."""
+        """Return the valid parts of this key, in no particular order of meaning; damaged ones are deleted."""
         found: list[Result] = []
-        for path in _entries(self.folder):
-            if not _PART.fullmatch(path.name):
-                if path.name.startswith(".ibscan-") and path.name.endswith(".tmp"):
-                    _deleted(path)
-                continue
+        for path in self._own():
             result = unpacked(path, self.key)
             if result is None:
                 _deleted(path)
@@ -59,13 +55,27 @@ class Parts:
             ResourceError: The disk is full.
         """
         name = hashlib.sha256(repr([self.key, *checkpoint_keys(result)]).encode()).hexdigest()[:16]
-        place(packed(result, self.key), self.folder / f"{name}.npz")
+        place(packed(result, self.key), self.folder / f"{self._mark}-{name}.npz")
 
     def remove(self) -> None:
-        """Delete the parts and, if nothing foreign lies in it, the folder; the lock is held until the end."""
+        """Delete the parts of this key; those of another command are its finished work and stay."""
+        for path in self._own():
+            _deleted(path)
+
+    @property
+    def _mark(self) -> str:
+        return hashlib.sha256(self.key.encode()).hexdigest()[:8]
+
+    def _own(self) -> list[Path]:
+        """Return the parts of this key, and delete what an interrupted write left behind."""
+        own = []
         for path in _entries(self.folder):
-            if _PART.fullmatch(path.name) or (path.name.startswith(".ibscan-") and path.name.endswith(".tmp")):
+            match = _PART.fullmatch(path.name)
+            if match and match[1] == self._mark:
+                own.append(path)
+            elif path.name.startswith(".ibscan-") and path.name.endswith(".tmp"):
                 _deleted(path)
+        return own
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def build(
             estimate = estimates[quantity.key]
             lead = (len(checkpoints), len(layers)) if quantity.per_layer else (len(checkpoints),)
             places = _places(quantity, measure, estimate, lead, axes)
-            used = rows if estimate.rows is None else estimate.rows
+            used = quantity.rows(measure, rows)
             variables.update(_family(quantity, estimate, places, {"at": measure.at, "rows": int(used)}))
     if metrics:
         variables.update(_metrics(checkpoints, variables))

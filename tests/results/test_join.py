@@ -79,14 +79,38 @@ def test_what_is_new_wins_with_its_companions(synthetic: ModuleType) -> None:
     old, new = synthetic.result(range(2)), synthetic.result(range(2))
     new["mi_readout_xt"].values[0, 0, 0] = 7.0
     new["mi_readout_xt_se"].values[0, 0, 0] = 0.7
-    synthetic.marked(new, "mi_readout_xt", (0, 1, 0), Status.FAILED, np.nan)
+    synthetic.marked(new, "mi_readout_xt", (0, 1, 0), Status.NONFINITE, np.nan)
+    synthetic.marked(new, "mi_readout_xt", (1, 0, 0), Status.FAILED, np.nan)
     synthetic.marked(new, "mi_readout_xt", (1, 1, 0), Status.NOT_MEASURED, np.nan)
     found = join(old, new)
     assert found["mi_readout_xt"].values[0, 0, 0] == 7.0
     assert found["mi_readout_xt_se"].values[0, 0, 0] == 0.7
-    assert found.status("mi_readout_xt")[0, 1, 0] == Status.FAILED
+    assert found.status("mi_readout_xt")[0, 1, 0] == Status.NONFINITE
+    # A cell that could not be measured this time does not take away the one that could.
+    assert found.status("mi_readout_xt")[1, 0, 0] == Status.OK
+    assert found["mi_readout_xt"].values[1, 0, 0] == old["mi_readout_xt"].values[1, 0, 0]
     assert found["mi_readout_xt"].values[1, 1, 0] == old["mi_readout_xt"].values[1, 1, 0]
     assert found.status("mi_readout_xt")[1, 1, 0] == Status.OK
+
+
+def test_the_more_precise_of_two_values_may_be_kept(synthetic: ModuleType) -> None:
+    old, new = synthetic.result(range(2)), synthetic.result(range(2))
+    old["mi_readout_xt_se"].values[:], new["mi_readout_xt_se"].values[:] = 0.01, 0.02
+    old["mi_readout_xt_se"].values[0, 0, 0] = 0.03
+    new["mi_readout_xt"].values[:] += 1.0
+    found = join(old, new, keep_better=True)["mi_readout_xt"].values
+    assert found[0, 0, 0] == new["mi_readout_xt"].values[0, 0, 0]
+    np.testing.assert_array_equal(found[1], old["mi_readout_xt"].values[1])
+    np.testing.assert_array_equal(join(old, new)["mi_readout_xt"].values, new["mi_readout_xt"].values)
+
+
+def test_another_architecture_or_other_weights_are_another_result(synthetic: ModuleType) -> None:
+    old = synthetic.result(range(2))
+    for name, other in (("layers", ["a"]), ("widths", [1, 2]), ("weights", "ema")):
+        attrs = {**old.attrs, "settings": json.dumps({**old.settings, name: other})}
+        difference = first_difference(old, attrs)
+        assert difference is not None
+        assert name in difference
 
 
 def test_a_companion_of_the_old_value_goes_with_it(synthetic: ModuleType) -> None:

@@ -49,19 +49,22 @@ def test_what_cannot_be_used_is_deleted(synthetic: ModuleType, tmp_path: Path) -
     folder = tmp_path / "r.h5.parts"
     with parts(output, "other") as kept:
         kept.add(synthetic.result([0]))
+    others = {path.name for path in folder.glob("*.npz")}
     with parts(output, "key") as kept:
         kept.add(synthetic.result([1]))
         mine = max(folder.glob("*.npz"), key=lambda path: path.stat().st_mtime_ns)
         content = mine.read_bytes()
-        (folder / f"{0:016x}.npz").write_bytes(content[: len(content) // 2])
-        (folder / f"{1:016x}.npz").write_bytes(b"")
-        (folder / f"{2:016x}.npz").write_bytes(os.urandom(1000))
+        mark = mine.name.split("-")[0]
+        (folder / f"{mark}-{0:016x}.npz").write_bytes(content[: len(content) // 2])
+        (folder / f"{mark}-{1:016x}.npz").write_bytes(b"")
+        (folder / f"{mark}-{2:016x}.npz").write_bytes(os.urandom(1000))
         (folder / ".ibscan-0-1.tmp").write_bytes(content)
         (folder / "notes.txt").write_text("the user's")
         assert len(kept.finished()) == 1
-        assert sorted(path.name for path in folder.iterdir()) == sorted([mine.name, "lock", "notes.txt"])
+        assert sorted(path.name for path in folder.iterdir()) == sorted([mine.name, "lock", "notes.txt", *others])
         kept.remove()
-    assert {path.name for path in folder.iterdir()} == {"lock", "notes.txt"}
+    # What another command has finished stays for it.
+    assert {path.name for path in folder.iterdir()} == {"lock", "notes.txt", *others}
 
 
 def test_one_flipped_byte_spoils_a_part(synthetic: ModuleType, tmp_path: Path) -> None:

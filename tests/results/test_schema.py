@@ -104,10 +104,12 @@ def test_root_attributes_are_plain(synthetic: ModuleType) -> None:
     assert found.settings["dtype"] == "float64"
 
 
-def test_rows_of_an_estimate_override_those_of_the_measure(synthetic: ModuleType) -> None:
-    quantity = Quantity("q", "q", "1", "q")
+def test_a_quantity_may_use_fewer_rows_than_its_measure(synthetic: ModuleType) -> None:
+    quantity = Quantity("q", "q", "1", "q", limit="few")
     status = np.zeros((1, 1), dtype=np.int8)
-    outcome = (synthetic.Fake("m", (quantity,)), {"q": Estimate(np.ones((1, 1)), status, rows=5)}, 64)
+    measure = synthetic.Fake("m", (quantity,))
+    object.__setattr__(measure, "few", 5)
+    outcome = (measure, {"q": Estimate(np.ones((1, 1)), status)}, 64)
     found = build([synthetic.checkpoint(0)], synthetic.layers(["a"]), [outcome], attrs={})
     assert found["q"].attrs["rows"] == 5
 

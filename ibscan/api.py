@@ -20,14 +20,15 @@ from ibscan.inputs.checkpoint import load_tensors
 from ibscan.networks.chain import stacked_chain
 from ibscan.planning import Plan, layer_names, planned
 from ibscan.request import Reporter, Request, Silent
-from ibscan.results.coverage import FAILURES, conflict, covers, rows_of
-from ibscan.results.join import first_difference, join
+from ibscan.results.coverage import FAILURES, rows_of
+from ibscan.results.join import join
 from ibscan.results.parts import parts
 from ibscan.results.schema import build
 from ibscan.results.select import selected
-from ibscan.results.store import read, write
+from ibscan.results.store import write
+from ibscan.resuming import remaining, stored_result, tells_the_same
 from ibscan.scanning import Block, blocks, partition
-from ibscan.types import Checkpoint, Estimate, Measure, Result, Status
+from ibscan.types import Checkpoint, Estimate, Result, Status
 
 __all__ = ["Run", "cluster", "mi", "rank", "run", "scan"]
 
@@ -128,8 +129,8 @@ def _written(request: Request, plan: Plan, output: Path, reporter: Reporter) -> 
     """Measure what the output does not hold yet, and write it whole."""
     with parts(output, "") as place:
         # Read under the lock: another run may be finishing this very file.
-        stored = _stored(request, plan)
-        left, waiting = _remaining(request, plan, stored)
+        stored = stored_result(request, plan)
+        left, waiting = remaining(request, plan, stored)
         kept = dataclasses.replace(place, key=left.part_key())
         finished = {key: part for part in kept.finished() for key in rows_of(part)} if request.resume else {}
         finished = {key: part for key, part in finished.items() if not _failures(part)}
@@ -143,40 +144,10 @@ def _written(request: Request, plan: Plan, output: Path, reporter: Reporter) -> 
             result = told if result is None else join(told, result, replace=request.force, keep_better=request.resume)
         if result is not None:
             result = _completed(result, plan, skipped)
-            if stored is None or found or not _tells_the_same(stored, result):
+            if stored is None or found or not tells_the_same(stored, result):
                 write(result, output)
         kept.remove()
     return result, skipped
-
-
-def _tells_the_same(stored: Result, result: Result) -> bool:
-    """Return whether nothing changed but who asked when."""
-    same = all(
-        name in stored
-        and np.array_equal(stored[name].values, coordinate.values, equal_nan=coordinate.values.dtype.kind == "f")
-        for name, coordinate in result.coordinates.items()
-    )
-    return same and all(
-        stored.attrs.get(name) == result.attrs.get(name) for name in ("settings", "skipped", "complete")
-    )
-
-
-def _remaining(request: Request, plan: Plan, stored: Result | None) -> tuple[Plan, Sequence[Checkpoint]]:
-    """Return the plan less the measures, and the checkpoints less those, that the output covers."""
-    series = plan.series
-    # A measure that --force replaces is measured anew everywhere.
-    if stored is None or not request.resume or conflict(stored, plan.measures, len(plan.probe.x)) is not None:
-        return plan, series.checkpoints
-    names = [layer_names(plan.order)[layer] for layer in plan.layers]
-    places = rows_of(stored)
-
-    def done(measure: Measure, checkpoint: Checkpoint) -> bool:
-        row = places.get((checkpoint.sha256, checkpoint.name))
-        return row is not None and covers(stored, row, measure, names)
-
-    measures = tuple(m for m in plan.measures if not all(done(m, c) for c in series.checkpoints))
-    waiting = series.without(lambda checkpoint: all(done(measure, checkpoint) for measure in measures))
-    return dataclasses.replace(plan, measures=measures), waiting.checkpoints
 
 
 def _request(verb: Any, ckpts: Any, options: Mapping[str, Any]) -> Request:  # noqa: ANN401 - whatever was called with
@@ -196,35 +167,6 @@ def _request(verb: Any, ckpts: Any, options: Mapping[str, Any]) -> Request:  # n
             value = str(value) if name == "probe" else Path(value)
         values[name] = value
     return Request(verb, tuple(Path(path) for path in several), command=f"ibscan.{verb}(...)", **values)
-
-
-def _stored(request: Request, plan: Plan) -> Result | None:
-    """Return the output as it is, if the request may join it; of another identity it is refused or, forced, left."""
-    if request.output is None or not request.output.exists():
-        return None
-    stored = read(request.output)
-    difference = first_difference(stored, plan.attrs)
-    if difference is not None and request.force:
-        return None
-    if difference is None and not request.force:
-        difference = conflict(stored, plan.measures, len(plan.probe.x)) or _changed(stored, plan.series.checkpoints)
-    if difference is not None:
-        raise UsageError(
-            f"{request.output} holds another result: {difference}. Write elsewhere with -o, or replace it with --force."
-        )
-    return stored
-
-
-def _changed(stored: Result, checkpoints: Sequence[Checkpoint]) -> str | None:
-    hashes = {name: sha for sha, name in rows_of(stored)}
-    for checkpoint in checkpoints:
-        before = hashes.get(checkpoint.name, checkpoint.sha256)
-        if before != checkpoint.sha256:
-            return (
-                f"checkpoint {checkpoint.name} has changed, its SHA-256 is {before[:12]}... there and "
-                f"{checkpoint.sha256[:12]}... now"
-            )
-    return None
 
 
 def _scanned(

@@ -24,8 +24,9 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "training": (BASE | {"networks"}, {"torch", "safetensors"}),
     "scanning": (BASE | {"numerics", "inputs", "networks", "measures", "results", "views"}, {"torch", "numpy"}),
     "planning": (BASE | {"request", "inputs", "networks", "measures", "results", "__init__"}, {"torch"}),
+    "resuming": (BASE | {"request", "planning", "results"}, {"numpy"}),
     "api": (
-        BASE | {"request", "planning", "scanning", "inputs", "networks", "measures", "results"},
+        BASE | {"request", "planning", "resuming", "scanning", "inputs", "networks", "measures", "results"},
         {"torch", "numpy"},
     ),
     "cli": ({"*"}, {"typer"}),

@@ -1,0 +1,80 @@
+"""What an output holds already: whether a run may join it, and what is left to measure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from ibscan.errors import UsageError
+from ibscan.planning import Plan, layer_names
+from ibscan.request import Request
+from ibscan.results.coverage import conflict, covers, rows_of
+from ibscan.results.join import first_difference
+from ibscan.results.store import read
+from ibscan.types import Checkpoint, Measure, Result
+
+__all__ = ["remaining", "stored_result", "tells_the_same"]
+
+
+def stored_result(request: Request, plan: Plan) -> Result | None:
+    """Return the output as it is, if the request may join it; of another identity it is refused or, forced, left."""
+    if request.output is None or not request.output.exists():
+        return None
+    stored = read(request.output)
+    difference = first_difference(stored, plan.attrs)
+    if difference is not None and request.force:
+        return None
+    if difference is None and not request.force:
+        difference = conflict(stored, plan.measures, len(plan.probe.x)) or changed_checkpoint(
+            stored, plan.series.checkpoints
+        )
+    if difference is not None:
+        raise UsageError(
+            f"{request.output} holds another result: {difference}. Write elsewhere with -o, or replace it with --force."
+        )
+    return stored
+
+
+def changed_checkpoint(stored: Result, checkpoints: Sequence[Checkpoint]) -> str | None:
+    """Say which checkpoint has another content than when it was measured, or None."""
+    hashes = {name: sha for sha, name in rows_of(stored)}
+    for checkpoint in checkpoints:
+        before = hashes.get(checkpoint.name, checkpoint.sha256)
+        if before != checkpoint.sha256:
+            return (
+                f"checkpoint {checkpoint.name} has changed, its SHA-256 is {before[:12]}... there and "
+                f"{checkpoint.sha256[:12]}... now"
+            )
+    return None
+
+
+def remaining(request: Request, plan: Plan, stored: Result | None) -> tuple[Plan, Sequence[Checkpoint]]:
+    """Return the plan less the measures, and the checkpoints less those, that the output covers."""
+    series = plan.series
+    # A measure that --force replaces is measured anew everywhere.
+    if stored is None or not request.resume or conflict(stored, plan.measures, len(plan.probe.x)) is not None:
+        return plan, series.checkpoints
+    names = [layer_names(plan.order)[layer] for layer in plan.layers]
+    places = rows_of(stored)
+
+    def done(measure: Measure, checkpoint: Checkpoint) -> bool:
+        row = places.get((checkpoint.sha256, checkpoint.name))
+        return row is not None and covers(stored, row, measure, names)
+
+    measures = tuple(m for m in plan.measures if not all(done(m, c) for c in series.checkpoints))
+    waiting = series.without(lambda checkpoint: all(done(measure, checkpoint) for measure in measures))
+    return dataclasses.replace(plan, measures=measures), waiting.checkpoints
+
+
+def tells_the_same(stored: Result, result: Result) -> bool:
+    """Return whether nothing changed but who asked when."""
+    same = all(
+        name in stored
+        and np.array_equal(stored[name].values, coordinate.values, equal_nan=coordinate.values.dtype.kind == "f")
+        for name, coordinate in result.coordinates.items()
+    )
+    return same and all(
+        stored.attrs.get(name) == result.attrs.get(name) for name in ("settings", "skipped", "complete")
+    )

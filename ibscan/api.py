@@ -141,7 +141,11 @@ def _written(request: Request, plan: Plan, output: Path, reporter: Reporter) -> 
             known = rows_of(stored)
             seen = [c for c in plan.series.checkpoints if (c.sha256, c.name) in known]
             told = join(stored, build(seen, (), (), attrs=plan.attrs), replace=request.force)
-            result = told if result is None else join(told, result, replace=request.force, keep_better=request.resume)
+            result = (
+                told
+                if result is None
+                else join(told, result, replace=request.force, tolerance=request.tolerance if request.resume else None)
+            )
         if result is not None:
             result = _completed(result, plan, skipped)
             if stored is None or found or not tells_the_same(stored, result):
@@ -256,7 +260,10 @@ def _failures(result: Result) -> int:
 
 
 def _statuses(result: Result) -> dict[str, Any]:
-    return {name: v.values for name, v in result.variables.items() if name.endswith("_status")}
+    # A metric is what the training loop wrote; that it is not finite is no failure of ours.
+    return {
+        name: v.values for name, v in result.variables.items() if name.endswith("_status") and name[:7] != "metric_"
+    }
 
 
 def _exit_code(result: Result, skipped: Mapping[str, str], request: Request, reporter: Reporter) -> int:

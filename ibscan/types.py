@@ -168,8 +168,9 @@ class Quantity:
 class Estimate:
     """Values with their uncertainty and status, arrays (C, L, *dims) or (C, *dims).
 
-    A NaN value never stands without a status other than OK. `stderr`, `lower`, `upper`, `minimum`, `maximum` are
-    stored as `_se`, `_lower`, `_upper`, `_min`, `_max` and share the status. Counted quantities have `status` None.
+    A NaN value never stands without a status other than OK. `stderr`, `lower`, `upper`, `minimum`, `maximum` and
+    `draws` are stored as `_se`, `_lower`, `_upper`, `_min`, `_max`, `_draws` and share the status. Counted quantities
+    have `status` None.
     """
 
     value: Array
@@ -179,6 +180,7 @@ class Estimate:
     upper: Array | None = None
     minimum: Array | None = None
     maximum: Array | None = None
+    draws: Array | None = None
 
     COMPANIONS: ClassVar[Mapping[str, str]] = {
         "stderr": "se",
@@ -186,6 +188,7 @@ class Estimate:
         "upper": "upper",
         "minimum": "min",
         "maximum": "max",
+        "draws": "draws",
     }
 
 

@@ -56,9 +56,6 @@ class ReadoutInformation:
             "smallest proven upper bound: H(X), the Gaussian of the same covariance, or the pairwise one",
             ("noise",),
         ),
-        Quantity(
-            "mi_readout_draws", "draws", "1", "draws behind the value", ("noise",), counted=True, default_shown=False
-        ),
     )
 
     @property
@@ -81,7 +78,7 @@ class ReadoutInformation:
         joint = torch.as_tensor(weights, device=network.device)
         shape = (network.size, len(network.layers), len(self.noise))
         cells = {field: np.full(shape, np.nan) for field in FIELDS}
-        draws = np.full(shape, -1, dtype=np.int64)
+        draws = np.full(shape, np.nan)
         status = np.full(shape, Status.OK, dtype=np.int8)
         for layer, values in layers_in_turn(network, probe.x, self.at):
             for c in range(network.size):
@@ -104,11 +101,15 @@ class ReadoutInformation:
         capped = np.where(np.isin(status, (Status.DEAD, Status.NONFINITE)), status, Status.OK).astype(np.int8)
         return {
             "mi_readout_xt": Estimate(
-                cells["xt"], status, stderr=cells["xt_se"], lower=cells["xt_lower"], upper=cells["xt_upper"]
+                cells["xt"],
+                status,
+                stderr=cells["xt_se"],
+                lower=cells["xt_lower"],
+                upper=cells["xt_upper"],
+                draws=draws,
             ),
             "mi_readout_ty": Estimate(cells["ty"], labelled, stderr=cells["ty_se"]),
             "mi_readout_cap": Estimate(cells["cap"], capped),
-            "mi_readout_draws": Estimate(draws, None),
         }
 
     def _cell(
@@ -129,11 +130,18 @@ class ReadoutInformation:
             stream = streams.generator(self.name, place[1], draw)
             return torch.as_tensor(stream.standard_normal(tuple(values.shape)), device=values.device)
 
-        found = readout_information(
-            centres, weights, noise, normals, tolerance=self.tolerance, max_draws=self.max_draws, owner=owner
-        )
         lower, upper = pairwise_bounds(centres, share, noise)
         cap = min(ceiling, gaussian_cap(centres, share, noise), upper)
+        found = readout_information(
+            centres,
+            weights,
+            noise,
+            normals,
+            tolerance=self.tolerance,
+            max_draws=self.max_draws,
+            owner=owner,
+            gap=max(0.0, cap - lower),
+        )
         numbers = (found.xt, found.xt_se, lower, upper, found.ty, found.ty_se, cap)
         for field, number in zip(FIELDS, numbers, strict=True):
             cells[field][place] = number

@@ -90,7 +90,7 @@ def _precise(result: Result, measure: Measure, key: str, at: Any, tolerance: flo
     budget = getattr(measure, "max_draws", 0)
     # Draws do not depend on the run: with a budget that allows no further round a cell would come out as it is.
     round_of_draws = min(int(result[key].attrs["rows"]), budget // 2)
-    spent = result[key.replace("_xt", "_draws")].values[at] + round_of_draws > budget
+    spent = result[f"{key}_draws"].values[at] + round_of_draws > budget
     return bool(np.where(unresolved, (width > tolerance) & spent, width <= tolerance).all())
 
 

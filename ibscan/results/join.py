@@ -34,7 +34,7 @@ class _Frame:
         return tuple(len(self.coordinates[dim].values) for dim in dims)
 
 
-def join(old: Result, new: Result, *, replace: bool = False, keep_better: bool = False) -> Result:
+def join(old: Result, new: Result, *, replace: bool = False, tolerance: float | None = None) -> Result:
     """Return the union of two results; where both measured a cell, `new` wins, unless it failed to measure it.
 
     Cells in neither are NaN, `not_measured` or -1. Checkpoints are the same if hash and name agree; they are ordered
@@ -45,7 +45,8 @@ def join(old: Result, new: Result, *, replace: bool = False, keep_better: bool =
         new: What comes.
         replace: Let `new` replace what contradicts it: the whole of `old` if the identity differs, else a variable
             with its companions, or the row of a checkpoint that changed.
-        keep_better: Keep an old resolved value whose standard error is the smaller one.
+        tolerance: Keep an old value whose standard error is the smaller one; `unresolved` then says whether its 95 %
+            half width is beyond this tolerance.
 
     Returns:
         The union, with the attributes of `new` and the settings of both.
@@ -61,7 +62,7 @@ def join(old: Result, new: Result, *, replace: bool = False, keep_better: bool =
     old = _without_changed_checkpoints(_without_changed_variables(old, new, replace), new, replace)
     settings = _merged(old.settings, new.settings)
     frame = _frame(old, new, settings.get("layers"))
-    variables = _united(old, new, frame, keep_better=keep_better)
+    variables = _united(old, new, frame, tolerance)
     used = {"checkpoint", "layer"} | {dim for variable in variables.values() for dim in variable.dims}
     coordinates = {name: v for name, v in frame.coordinates.items() if set(v.dims) <= used}
     attrs = {**old.attrs, **new.attrs}
@@ -195,17 +196,22 @@ def _column(old: Result, new: Result, name: str, listed: list[list[Hashable]], u
     return Variable(source.dims, strings(values) if dtype.kind == "O" else np.array(values, dtype=dtype), source.attrs)
 
 
-def _united(old: Result, new: Result, frame: _Frame, *, keep_better: bool) -> dict[str, Variable]:
+def _united(old: Result, new: Result, frame: _Frame, tolerance: float | None) -> dict[str, Variable]:
     theirs, ours = families(old), families(new)
     variables: dict[str, Variable] = {}
     for main in dict.fromkeys([*theirs, *ours]):
         companions = list(dict.fromkeys([*theirs.get(main, ()), *ours.get(main, ())]))
         companions.sort(key=lambda name: name.endswith("_status"))
-        measured = None
-        if main in ours:
-            measured = _measured(new, main)
-            if main in theirs:
-                measured &= ~_kept(old, new, main, frame, keep_better=keep_better)
+        measured = _measured(new, main) if main in ours else None
+        judged: dict[str, Array] = {}
+        kept = np.zeros((), dtype=bool)
+        if measured is not None and main in theirs:
+            measured &= ~_worse(old, new, main, frame)
+            if tolerance is not None and f"{main}_se" in old and f"{main}_se" in new:
+                keep, status = _more_precise(old, new, main, frame, tolerance)
+                judged[f"{main}_status"] = np.where(keep & measured, status, new[f"{main}_status"].values)
+                kept = measured & keep
+                measured = measured & ~keep
         for name in (main, *companions):
             source = new.variables.get(name) or old.variables[name]
             fill = fill_value(name, source.values.dtype)
@@ -217,6 +223,8 @@ def _united(old: Result, new: Result, frame: _Frame, *, keep_better: bool) -> di
                 # A companion that only `old` has belongs to the value replaced, and goes with it.
                 arriving = new.variables[name].values if name in new.variables else fill
                 values[index] = np.where(measured, arriving, values[index])
+                if name in judged:
+                    values[index] = np.where(kept, judged[name], values[index])
             attrs = {**(old.variables[name].attrs if name in old.variables else {}), **source.attrs}
             if name == main and companions:
                 attrs["ancillary_variables"] = " ".join(companions)
@@ -229,19 +237,29 @@ def _measured(result: Result, main: str) -> Array:
     return ~is_fill(values, fill_value(main, values.dtype)) if status is None else status != Status.NOT_MEASURED
 
 
-def _kept(old: Result, new: Result, main: str, frame: _Frame, *, keep_better: bool) -> Array:
-    """Return where `old` keeps its cell, in the shape of `new`'s variable."""
-    dims = new[main].dims
-    status, fresh = _on(frame, dims, old.status(main), Status.NOT_MEASURED), new.status(main)
+def _worse(old: Result, new: Result, main: str, frame: _Frame) -> Array:
+    """Return where `new` failed to measure what `old` has, in the shape of `new`'s variable."""
+    status, fresh = _on(frame, new[main].dims, old.status(main), Status.NOT_MEASURED), new.status(main)
     if status is None or fresh is None:
         return np.zeros(new[main].values.shape, dtype=bool)
     failed = (Status.FAILED, Status.OUT_OF_MEMORY)
-    keep: Array = np.isin(fresh, failed) & ~np.isin(status, (Status.NOT_MEASURED, *failed))
-    error = f"{main}_se"
-    if keep_better and error in old and error in new:
-        before = _on(frame, dims, old[error].values, np.nan)
-        keep |= np.isin(status, (Status.OK, Status.SATURATED)) & (before <= new[error].values)
-    return keep
+    worse: Array = np.isin(fresh, failed) & ~np.isin(status, (Status.NOT_MEASURED, *failed))
+    return worse
+
+
+def _more_precise(old: Result, new: Result, main: str, frame: _Frame, tolerance: float) -> tuple[Array, Array]:
+    """Return where `old` has the smaller standard error, and the status of its value at the tolerance."""
+    dims = new[main].dims
+    status, error = (
+        _on(frame, dims, old.status(main), Status.NOT_MEASURED),
+        _on(frame, dims, old[f"{main}_se"].values, np.nan),
+    )
+    assert status is not None
+    assert error is not None
+    fresh = new[f"{main}_status"].values
+    keep = np.isin(status, (Status.OK, Status.SATURATED, Status.UNRESOLVED)) & (error <= new[f"{main}_se"].values)
+    resolved = np.where(status != Status.UNRESOLVED, status, np.where(fresh != Status.UNRESOLVED, fresh, Status.OK))
+    return keep, np.where(1.96 * error <= tolerance, resolved, Status.UNRESOLVED).astype(np.int8)
 
 
 def _on(frame: _Frame, dims: tuple[str, ...], values: Array | None, fill: float) -> Array | None:

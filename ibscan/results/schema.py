@@ -24,6 +24,7 @@ _COMPANION_NAMES = {
     "upper": "upper end for",
     "min": "minimum over rows of",
     "max": "maximum over rows of",
+    "draws": "draws behind the",
 }
 
 
@@ -185,6 +186,8 @@ def _family(
         array = np.asarray(values).astype(np.int64 if integer else np.float64)
         attrs: dict[str, Any] = {"long_name": long_name, **common}
         attrs["_FillValue"] = fill_value(name, array.dtype)
+        if name.endswith("_draws"):  # a number of draws, whatever the unit of the value
+            attrs["units"] = "1"
         if ancillary:
             attrs["ancillary_variables"] = " ".join(ancillary)
         return Variable(dims, _spread(name, array, places), attrs)

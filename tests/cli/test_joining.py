@@ -109,7 +109,7 @@ def test_a_larger_budget_takes_up_each_unresolved_noise(command: Run, series: Pa
     result = read(out)
     place = result["noise"].values.tolist().index(0.3)
     assert (result["mi_readout_xt_status"].values[..., place] != Status.UNRESOLVED).all()
-    assert (result["mi_readout_draws"].values[..., place] > 130).all()
+    assert (result["mi_readout_xt_draws"].values[..., place] > 130).all()
 
 
 def test_only_what_is_missing_is_measured(

@@ -98,7 +98,7 @@ def test_the_more_precise_of_two_values_may_be_kept(synthetic: ModuleType) -> No
     old["mi_readout_xt_se"].values[:], new["mi_readout_xt_se"].values[:] = 0.01, 0.02
     old["mi_readout_xt_se"].values[0, 0, 0] = 0.03
     new["mi_readout_xt"].values[:] += 1.0
-    found = join(old, new, keep_better=True)["mi_readout_xt"].values
+    found = join(old, new, tolerance=0.05)["mi_readout_xt"].values
     assert found[0, 0, 0] == new["mi_readout_xt"].values[0, 0, 0]
     np.testing.assert_array_equal(found[1], old["mi_readout_xt"].values[1])
     np.testing.assert_array_equal(join(old, new)["mi_readout_xt"].values, new["mi_readout_xt"].values)

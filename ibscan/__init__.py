@@ -26,3 +26,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module's attribute may be
     value = getattr(importlib.import_module(_ROOMS[name]), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

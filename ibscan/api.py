@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
@@ -17,16 +17,17 @@ import torch
 
 from ibscan.errors import InputError, UsageError
 from ibscan.inputs.checkpoint import load_tensors
+from ibscan.inputs.probe import parse_arguments
 from ibscan.networks.chain import stacked_chain
-from ibscan.planning import Plan, layer_names, planned
-from ibscan.request import Reporter, Request, Silent
+from ibscan.planning import Plan, layer_names, planned, skip_sentence
+from ibscan.request import Reporter, Request, Silent, parse_range
 from ibscan.results.coverage import FAILURES, rows_of
-from ibscan.results.join import join
-from ibscan.results.parts import parts
+from ibscan.results.join import first_difference, join
+from ibscan.results.parts import check_output, parts
 from ibscan.results.schema import build
 from ibscan.results.select import selected
-from ibscan.results.store import write
-from ibscan.resuming import remaining, stored_result, tells_the_same
+from ibscan.results.store import read, write
+from ibscan.resuming import remaining, renamed, stored_result, tells_the_same
 from ibscan.scanning import Block, blocks, partition
 from ibscan.types import Checkpoint, Estimate, Result, Status
 
@@ -53,9 +54,18 @@ class Run:
         """Write the arrays as one HDF5 file, whole or not at all.
 
         Raises:
+            UsageError: The path is a folder, or a file that is no result of the same model, probe, seed and dtype.
             ResourceError: The disk is full.
         """
-        write(self.result, Path(path))
+        target = Path(path)
+        check_output(target, [])
+        difference = first_difference(read(target), self.result.attrs) if target.exists() else None
+        if difference is not None:
+            raise UsageError(f"{target} holds another result: {difference}. Name another file.")
+        write(self.result, target)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.result.variables)
 
 
 def rank(ckpts: str | PathLike[str] | Sequence[str | PathLike[str]] = ".", **options: Any) -> Run:  # noqa: ANN401
@@ -129,7 +139,8 @@ def _written(request: Request, plan: Plan, output: Path, reporter: Reporter) -> 
     """Measure what the output does not hold yet, and write it whole."""
     with parts(output, "") as place:
         # Read under the lock: another run may be finishing this very file.
-        stored = stored_result(request, plan)
+        held = stored_result(request, plan)
+        stored = None if held is None else renamed(held, plan.series.checkpoints)
         left, waiting = remaining(request, plan, stored)
         kept = dataclasses.replace(place, key=left.part_key())
         finished = {key: part for part in kept.finished() for key in rows_of(part)} if request.resume else {}
@@ -148,7 +159,7 @@ def _written(request: Request, plan: Plan, output: Path, reporter: Reporter) -> 
             )
         if result is not None:
             result = _completed(result, plan, skipped)
-            if stored is None or found or not tells_the_same(stored, result):
+            if held is None or found or not tells_the_same(held, result):
                 write(result, output)
         kept.remove()
     return result, skipped
@@ -161,14 +172,22 @@ def _request(verb: Any, ckpts: Any, options: Mapping[str, Any]) -> Request:  # n
     for name, value in options.items():
         if name not in fields or name in ("verb", "paths", "command"):
             raise UsageError(f"ibscan.{verb}: there is no option {name!r}; the options are those of the command line.")
-        if str(fields[name].type).startswith("tuple["):
+        if name == "bin_range" and isinstance(value, str):
+            value = parse_range(value)
+        elif str(fields[name].type).startswith("tuple["):
             if value is None:
                 continue
             value = (value,) if isinstance(value, str | Real) else tuple(value)
             if not value and name in ("eps", "rel_eps"):
                 raise UsageError(f"ibscan.{verb}: {name} names no threshold; expected one number or several.")
         elif name in ("probe", "output") and value is not None:
+            if not isinstance(value, str | PathLike):
+                raise UsageError(f"ibscan.{verb}: {name} is a {type(value).__name__}; expected a path.")
             value = str(value) if name == "probe" else Path(value)
+        elif name == "probe_arg" and not isinstance(value, Mapping):
+            value = parse_arguments([value] if isinstance(value, str) else value)
+        elif name == "epochs" and value is not None and not isinstance(value, str):
+            value = ",".join(str(epoch) for epoch in ([value] if isinstance(value, Real) else value))
         values[name] = value
     return Request(verb, tuple(Path(path) for path in several), command=f"ibscan.{verb}(...)", **values)
 
@@ -197,7 +216,7 @@ def _scanned(
         todo, load_tensors, lambda states: stack(states=states), plan.measures, plan.probe, plan.attrs["seed"]
     ):
         for name, reason in block.skipped.items():
-            reporter.notice(f"skipped {name}: {reason}")
+            reporter.problem(skip_sentence(name, reason))
         skipped.update(block.skipped)
         if block.checkpoints:
             whole = _built(block, plan)
@@ -272,9 +291,11 @@ def _exit_code(result: Result, skipped: Mapping[str, str], request: Request, rep
     unresolved = sum(int((array == Status.UNRESOLVED).sum()) for array in statuses.values())
     if failed:
         kinds = [s.name.lower() for s in FAILURES if any((array == s).any() for array in statuses.values())]
-        reporter.notice(f"{failed} cells could not be measured ({', '.join(kinds)}); running again tries them again.")
+        cells = "1 cell" if failed == 1 else f"{failed} cells"
+        reporter.problem(f"{cells} could not be measured ({', '.join(kinds)}); running again tries again.")
     if unresolved:
-        reporter.notice(
+        tell = reporter.problem if request.strict else reporter.notice
+        tell(
             f"{unresolved} cells are unresolved: --tolerance {request.tolerance:g} was not reached within --max-draws "
             f"{request.max_draws}."
         )

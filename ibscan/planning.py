@@ -30,7 +30,7 @@ from ibscan.request import Reporter, Request
 from ibscan.results.parts import check_output
 from ibscan.types import Checkpoint, Measure, Probe, Series
 
-__all__ = ["Plan", "layer_names", "manifest_of", "planned", "series_of", "stated_model"]
+__all__ = ["Plan", "layer_names", "manifest_of", "planned", "series_of", "skip_sentence", "stated_model"]
 
 DEFAULT_NOISE = 0.1
 RANK_SAMPLES, OTHER_SAMPLES = 1024, 4096
@@ -92,8 +92,10 @@ def planned(request: Request, reporter: Reporter) -> Plan:
             "none was given; name the inputs to measure on with --probe FILE."
         )
     probe, notices = read_probe(source, arguments)
-    for sentence in (*series.notices, *notices, *(f"skipped {name}: {why}" for name, why in series.skipped.items())):
+    for sentence in (*series.notices, *notices):
         reporter.notice(sentence)
+    for name, reason in series.skipped.items():
+        reporter.problem(skip_sentence(name, reason))
     spec = stated_model(request.model, manifest, series.checkpoints, trust=request.trust)
     order, widths = _architecture(series.checkpoints[0], probe)
     names = layer_names(order)
@@ -144,6 +146,11 @@ def series_of(request: Request, manifest: Manifest | None, *, exclude: Sequence[
     return series if request.epochs is None else select_epochs(series, request.epochs)
 
 
+def skip_sentence(name: str, reason: str) -> str:
+    """Return what is said of a checkpoint left out; most reasons name it already."""
+    return f"skipped: {reason}" if reason.startswith(name) else f"skipped {name}: {reason}"
+
+
 def layer_names(order: Sequence[str]) -> list[str]:
     """Return layer names as reported: a Linear without a name of its own is called `linear`."""
     return [name or "linear" for name in order]
@@ -175,6 +182,8 @@ def stated_model(
             f"{checkpoints[0].name}: nothing states the activation between its layers ({shapes}). "
             "Add --model mlp:ACT, such as --model mlp:tanh or --model mlp:relu:softmax."
         )
+    if stated.startswith("mlp:") and manifest is not None and manifest.model_args:
+        raise UsageError(f"{manifest.path}: [model] args are for a callable, and spec = {stated!r} takes none.")
     if not stated.startswith("mlp:") and not trust:
         raise InputError(
             f"the series names code of its own as its model ({stated}), and code from files is not run unasked; "

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 from ibscan.errors import UsageError
 from ibscan.types import At
 
-__all__ = ["VERBS", "Reporter", "Request", "Silent"]
+__all__ = ["VERBS", "Reporter", "Request", "Silent", "parse_range"]
 
 VERBS = ("rank", "mi", "cluster", "scan")
 Verb = Literal["rank", "mi", "cluster", "scan"]
@@ -75,6 +75,8 @@ class Request:
         if self.bin_range is not None and not -math.inf < self.bin_range[0] < self.bin_range[1] < math.inf:
             low, high = self.bin_range
             raise UsageError(f"--bin-range {low}:{high}: expected LO:HI, finite, with LO < HI.")
+        if self.bin_range is not None and self.bin_width and not self.bins:
+            raise UsageError("--bin-range is the range of --bins, and only --bin-width was asked for; add --bins K.")
         for name, given, allowed in (
             ("--at", self.at, ("pre", "post", None)),
             ("--dtype", self.dtype, ("float32", "float64")),
@@ -96,6 +98,19 @@ class Request:
             raise UsageError("--model-arg belongs to --model module:callable, which comes in a later version.")
 
 
+def parse_range(text: str) -> tuple[float, float]:
+    """Read LO:HI.
+
+    Raises:
+        UsageError: It is no pair of numbers.
+    """
+    low, _, high = text.partition(":")
+    try:
+        return float(low), float(high)
+    except ValueError:
+        raise UsageError(f"--bin-range {text}: expected LO:HI, such as -1:1.") from None
+
+
 def _positive(option: str, number: float) -> None:
     if isinstance(number, bool) or not isinstance(number, Real) or not (math.isfinite(number) and number > 0):
         raise UsageError(f"{option} {number}: expected a finite number > 0.")
@@ -106,6 +121,10 @@ class Reporter(Protocol):
 
     def notice(self, sentence: str) -> None:
         """Say something the user should know."""
+        ...
+
+    def problem(self, sentence: str) -> None:
+        """Say something that makes the result partial: also said when notices are not wanted."""
         ...
 
     def started(self, total: int) -> None:
@@ -122,6 +141,9 @@ class Silent:
     """A reporter that keeps everything to itself."""
 
     def notice(self, sentence: str) -> None:
+        """Say nothing."""
+
+    def problem(self, sentence: str) -> None:
         """Say nothing."""
 
     def started(self, total: int) -> None:

@@ -15,7 +15,7 @@ from ibscan.results.join import first_difference
 from ibscan.results.store import read
 from ibscan.types import Checkpoint, Measure, Result
 
-__all__ = ["remaining", "stored_result", "tells_the_same"]
+__all__ = ["remaining", "renamed", "stored_result", "tells_the_same"]
 
 
 def stored_result(request: Request, plan: Plan) -> Result | None:
@@ -35,6 +35,19 @@ def stored_result(request: Request, plan: Plan) -> Result | None:
             f"{request.output} holds another result: {difference}. Write elsewhere with -o, or replace it with --force."
         )
     return stored
+
+
+def renamed(stored: Result, checkpoints: Sequence[Checkpoint]) -> Result:
+    """Return the result with the new names of checkpoints whose files were renamed since."""
+    names = {checkpoint.name for checkpoint in checkpoints}
+    fresh = {c.sha256: c.name for c in checkpoints if (c.sha256, c.name) not in rows_of(stored)}
+    column = stored["checkpoint_name"]
+    values = column.values.copy()
+    for (sha, name), row in rows_of(stored).items():
+        if sha in fresh and name not in names:
+            values[row] = fresh.pop(sha)
+    coordinates = {**stored.coordinates, "checkpoint_name": dataclasses.replace(column, values=values)}
+    return dataclasses.replace(stored, coordinates=coordinates)
 
 
 def changed_checkpoint(stored: Result, checkpoints: Sequence[Checkpoint]) -> str | None:

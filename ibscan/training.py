@@ -6,8 +6,10 @@ import json
 import math
 import os
 import struct
+import warnings
 from collections.abc import Mapping
 from decimal import Decimal
+from numbers import Real
 from pathlib import Path
 
 from safetensors.torch import save as serialise
@@ -78,7 +80,12 @@ def save(
         parse_spec(spec)
     metadata = {"ibscan.model": spec}
     numbers: dict[str, float | None] = {"epoch": epoch, "step": step, "value": value, "noise": noise}
-    numbers |= {f"metric.{name}": number for name, number in (metrics or {}).items()}
+    for name, metric in (metrics or {}).items():
+        # A run that diverges must not lose its checkpoint to its own loss.
+        if isinstance(metric, Real) and not math.isfinite(metric):
+            warnings.warn(f"ibscan.save: metric {name} is {metric} and is left out of the checkpoint.", stacklevel=2)
+        else:
+            numbers[f"metric.{name}"] = metric
     for name, number in numbers.items():
         if number is not None:
             metadata[f"ibscan.{name}"] = _number(name, number)
@@ -107,7 +114,8 @@ def inferred_spec(model: nn.Module) -> str:
     for position, module in enumerate(model.children() if isinstance(model, nn.Sequential) else [model]):
         name = "linear" if isinstance(module, nn.Linear) else MODULE_NAMES.get(type(module), "")
         # An activation with other parameters (nn.LeakyReLU(0.2)) prints differently, and is another function.
-        plain = isinstance(module, nn.Linear | nn.Softmax | nn.ReLU) or not name or repr(module) == repr(type(module)())
+        plain = isinstance(module, nn.Linear | nn.ReLU) or not name or repr(module) == repr(type(module)())
+        plain |= isinstance(module, nn.Softmax) and module.dim in (-1, 1)
         if not name or not plain:
             raise UsageError(
                 f"ibscan.save: module {position} is {module!r}, and only an nn.Sequential of Linear layers and known "
@@ -129,7 +137,8 @@ def inferred_spec(model: nn.Module) -> str:
 
 
 def _number(name: str, number: float) -> str:
-    if isinstance(number, bool) or not math.isfinite(number) or (name in ("epoch", "step", "noise") and number < 0):
+    real = isinstance(number, Real) and not isinstance(number, bool)
+    if not real or not math.isfinite(number) or (name in ("epoch", "step", "noise") and number < 0):
         raise UsageError(f"ibscan.save: {name} is {number!r}; expected a finite number (epoch, step, noise: >= 0).")
     return repr(int(number)) if float(number).is_integer() else repr(float(number))
 

@@ -104,20 +104,22 @@ def _scanned(verb: str, options: Mapping[str, Any]) -> int:
     request = _request(verb, options)
     with out.progress() as reporter:
         done = run(request, reporter)
-    out.result(done.result)
     out.notice(f"written to {done.output}")
+    out.result(done.result)
     return done.exit_code
 
 
 def _request(verb: str, options: Mapping[str, Any]) -> Request:
     from ibscan.inputs.probe import parse_arguments
-    from ibscan.request import Request
+    from ibscan.request import Request, parse_range
 
     # What was not typed keeps the request's own default.
     given = {name: value for name, value in options.items() if name not in PRINTED and value is not None}
     paths = _paths(given.pop("ckpts", None))
     if "probe_arg" in given:
         given["probe_arg"] = parse_arguments(given["probe_arg"])
+    if "bin_range" in given:
+        given["bin_range"] = parse_range(given["bin_range"])
     if "model_arg" in given:
         given["model_arg"] = dict.fromkeys(given["model_arg"])
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
@@ -127,8 +129,10 @@ def _request(verb: str, options: Mapping[str, Any]) -> Request:
 
 
 def _paths(typed: list[str] | None) -> tuple[Path, ...]:
-    if typed == ["-"]:
-        typed = [line for line in sys.stdin.read().splitlines() if line]
-        if not typed:
+    names: list[str] = []
+    for name in typed or ["."]:
+        listed = sys.stdin.read().splitlines() if name == "-" and sys.stdin is not None else []
+        if name == "-" and not any(listed):
             raise NothingMatched("standard input named no checkpoint; expected one path a line.")
-    return tuple(Path(name) for name in typed or ["."])
+        names += [line for line in listed if line] or [name]
+    return tuple(Path(name) for name in names)

@@ -27,12 +27,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    _replace_closed_streams()
     # Not an option of Typer's: those are read through a validation library that costs a third of --help's time.
     if sys.argv[1:] == ["--version"]:
-        print(f"ibscan {__version__}")
-        return
-    _catch_signals()
-    code = exit_code(sys.argv[1:])
+        code = _printed(f"ibscan {__version__}")
+    else:
+        _catch_signals()
+        code = exit_code(sys.argv[1:])
     if code in (128 + signal.SIGPIPE, RESOURCES):
         # What is still buffered cannot be written either, and the interpreter would say so on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -79,7 +80,23 @@ def exit_code(arguments: list[str]) -> int:
         return BUG
 
 
+def _printed(line: str) -> int:
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        return _said(error)
+    return 0
+
+
+def _replace_closed_streams() -> None:
+    # A process started with a stream closed has None there, which no library expects.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - open for as long as the process lives
+
+
 def _invoked(arguments: list[str]) -> int:
+    arguments = arguments or ["--help"]
     group = get_command(app)
     verb = group.commands.get(arguments[0]) if arguments and isinstance(group, TyperGroup) else None
     if verb is None:

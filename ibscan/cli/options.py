@@ -38,14 +38,6 @@ def count(text: str) -> Any:  # noqa: ANN401 - an int, or the word
     return "all" if text == "all" else whole(text)
 
 
-def limits(text: str) -> Any:  # noqa: ANN401 - a pair, which typer would take for two arguments
-    """Read LO:HI."""
-    low, colon, high = text.partition(":")
-    if not colon:
-        raise typer.BadParameter(f"{text!r} is no range; expected LO:HI, such as -1:1.")
-    return number(low), number(high)
-
-
 def _option(
     name: str,
     kind: Any,  # noqa: ANN401 - a type
@@ -228,7 +220,7 @@ MI = (
     ),
     _several("bins", whole, "K", MEASURE, "Equal cells over the activation's range; repeatable. Default: 30."),
     _several("bin_width", number, "W", MEASURE, "Cells of a fixed width; repeatable."),
-    _option("bin_range", str | None, None, MEASURE, "The range of --bins.", parser=limits, metavar="LO:HI"),
+    _option("bin_range", str | None, None, MEASURE, "The range of --bins.", metavar="LO:HI"),
     _option(
         "tolerance", float, 0.05, PRECISION, "Target 95% half width of noisy values, nats.", parser=number, metavar="T"
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,8 +26,10 @@ def say(sentence: str) -> None:
     stream = sys.stderr
     line = f"ibscan: {escaped(sentence)}\n"
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    stream.write(line.encode(encoding, "replace").decode(encoding))
-    stream.flush()
+    # Standard error may be full or gone: what cannot be said must not stop what is being measured.
+    with contextlib.suppress(OSError):
+        stream.write(line.encode(encoding, "replace").decode(encoding))
+        stream.flush()
 
 
 @contextmanager
@@ -119,6 +122,10 @@ class Reporting:
         """Say a sentence."""
         self.output.notice(sentence)
 
+    def problem(self, sentence: str) -> None:
+        """Say a sentence, quiet or not."""
+        say(sentence)
+
     def started(self, total: int) -> None:
         """Open the progress line; nothing to do opens none."""
         from ibscan.views.progress import progress
@@ -131,7 +138,8 @@ class Reporting:
     def advanced(self, name: str) -> None:
         """Count one more."""
         if self._bar is not None:
-            self._bar.advance(name)
+            with contextlib.suppress(OSError):
+                self._bar.advance(name)
 
     def close(self) -> None:
         """Take the progress line off the screen."""

@@ -110,7 +110,11 @@ def _kind(shot: Snapshot, file: Path, name: str) -> str:
 def _safetensors_contents(
     shot: Snapshot, name: str, kind: str, state_key: str | None, weights: str | None
 ) -> _Contents:
-    del kind, state_key
+    del kind
+    if state_key:
+        raise CheckpointError(
+            f"{name}: a safetensors file holds one set of tensors under no key; leave --state-key {state_key} out."
+        )
     header = read_tensor_header(shot.stream, shot.size, name)
     if weights == "ema":
         raise CheckpointError(

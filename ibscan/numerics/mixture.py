@@ -108,7 +108,7 @@ def readout_information(
         max_draws: Draws over all strata at most; two are always made.
         owner: The centre of each of N strata of weight 1/N (the rows from which centres were collapsed), so that a
             heavy centre has as many draws as its rows; None for one stratum a centre, of the centre's weight.
-        gap: Proven upper less proven lower bound on I(X; S + Z), nats: no draw that was not met can move either value by
+        gap: Proven upper less proven lower bound on I(X; S + Z), nats: no draw that was not met can move a value by
             more.
 
     Returns:

@@ -121,3 +121,12 @@ def test_rotation_shift_scale_and_order(d):
         (base.nc1, base.equinorm, base.equiangle), rel=1e-10
     )
     assert other.nearest.tolist() == base.nearest[torch.from_numpy(order)].tolist()
+
+
+def test_coinciding_class_means_have_no_collapse_to_speak_of():
+    """The same rows under both labels: the means differ by rounding, and NC1 would be the inverse of that."""
+    rows = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    points, labels = torch.cat((rows, rows)), torch.arange(2).repeat_interleave(8)
+    found = class_geometry(points + 7.0, labels, 2)
+    assert math.isnan(found.nc1)
+    assert math.isnan(found.equiangle)

@@ -186,3 +186,11 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(UsageError, match="cannot be written"):
         check_output(tmp_path / "closed" / "r.h5", [])
+
+
+def test_a_linked_folder_of_parts_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "r.h5.parts").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="is a link"), parts(tmp_path / "r.h5", "key"):
+        pass
+    assert list((tmp_path / "elsewhere").iterdir()) == []

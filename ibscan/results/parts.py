@@ -158,7 +158,9 @@ def _reason(error: Exception) -> str:
 def _locked(folder: Path, output: Path) -> int:
     """Return the descriptor that holds the lock; closing it lets go."""
     if folder.is_symlink():
-        raise UsageError(f"{folder}: is a link, and parts are kept in a folder of their own. Name another place with -o.")
+        raise UsageError(
+            f"{folder}: is a link, and parts are kept in a folder of their own. Name another place with -o."
+        )
     while True:
         try:
             folder.mkdir(exist_ok=True)

@@ -14,10 +14,15 @@ import numpy as np
 import pytest
 import synthetic
 import torch
+from hypothesis import settings
 from torch import nn
 
 import ibscan
 from ibscan.cli.entry import exit_code
+
+# The same examples every time: a red run is the change's doing. `--hypothesis-profile=default` draws new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 

@@ -120,7 +120,7 @@ def whole_step(found: Any, name: str) -> int:  # noqa: ANN401 - a number, or its
         CheckpointError: Negative, fractional, not finite, or too large.
     """
     try:
-        number = int(found) if isinstance(found, int) or str(found).isdigit() else float(found)
+        number = int(found) if isinstance(found, int) or str(found).isdecimal() else float(found)
     except ValueError:
         number = math.nan
     if not math.isfinite(number) or number != int(number) or not 0 <= int(number) <= LARGEST_STEP:

@@ -72,7 +72,7 @@ class Found:
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Return a key that sorts 10 after 2."""
     parts = re.split(r"(\d+)", name)
-    return [(0, int(part), "") if part.isdigit() and len(part) < 400 else (1, 0, part) for part in parts if part]
+    return [(0, int(part), "") if part.isdecimal() and len(part) < 400 else (1, 0, part) for part in parts if part]
 
 
 def _listing(folder: Path, name: str) -> list[Path]:

@@ -132,7 +132,9 @@ def _orders(
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    # Numbers of absurd length are text: int() refuses thousands of digits.
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdecimal() and len(part) < 400 else (-1, part) for part in parts]
 
 
 def _shapes(tensors: Mapping[str, TensorInfo]) -> str:

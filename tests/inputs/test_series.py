@@ -472,3 +472,10 @@ def test_a_thousand_checkpoints(tmp_path: Path):
     for epoch in range(1000):
         (tmp_path / f"epoch-{epoch}.safetensors").write_bytes(blob)
     assert axis_values(read_series([tmp_path])) == list(range(1000))
+
+
+@pytest.mark.parametrize("name", ["ckpt².pt", "epoch-².pt", "step_٣.pt", "ckpt_" + "9" * 200 + ".pt"])
+def test_file_names_with_odd_digits(tmp_path: Path, name: str):
+    put(tmp_path, "ckpt_1.safetensors", 1)
+    (tmp_path / name).write_bytes(torch_bytes(state()))
+    assert name in names(read_series([tmp_path]))

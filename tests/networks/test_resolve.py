@@ -82,3 +82,8 @@ def test_square_layers_of_different_stems_are_ambiguous():
 def test_no_chain(found):
     with pytest.raises(InputError):
         chain_order(found)
+
+
+@pytest.mark.parametrize("name", ["²", "fc²", "fc" + "9" * 5000, "٣"])
+def test_layer_names_with_odd_digits(name):
+    assert chain_order({f"{name}.weight": TensorInfo((2, 3), "float32")}) == (name,)

@@ -20,7 +20,7 @@ from ibscan.inputs.checkpoint import load_tensors
 from ibscan.inputs.probe import parse_arguments
 from ibscan.networks.chain import stacked_chain
 from ibscan.planning import Plan, layer_names, planned, skip_sentence
-from ibscan.request import Reporter, Request, Silent, parse_range
+from ibscan.request import PARTIAL, Reporter, Request, Silent, parse_range
 from ibscan.results.coverage import FAILURES, rows_of
 from ibscan.results.join import first_difference, join
 from ibscan.results.parts import check_output, parts
@@ -32,8 +32,6 @@ from ibscan.scanning import Block, blocks, partition
 from ibscan.types import Checkpoint, Estimate, Result, Status
 
 __all__ = ["Run", "cluster", "mi", "rank", "run", "scan"]
-
-PARTIAL = 4
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from ibscan.request import Reporter, Request
 from ibscan.results.parts import check_output
 from ibscan.types import Checkpoint, Measure, Probe, Series
 
-__all__ = ["Plan", "layer_names", "manifest_of", "planned", "series_of", "skip_sentence", "stated_model"]
+__all__ = ["Plan", "globbed", "layer_names", "manifest_of", "planned", "series_of", "skip_sentence", "stated_model"]
 
 DEFAULT_NOISE = 0.1
 RANK_SAMPLES, OTHER_SAMPLES = 1024, 4096
@@ -99,7 +99,7 @@ def planned(request: Request, reporter: Reporter) -> Plan:
     spec = stated_model(request.model, manifest, series.checkpoints, trust=request.trust)
     order, widths = _architecture(series.checkpoints[0], probe)
     names = layer_names(order)
-    chosen = tuple(k for k, name in enumerate(names) if _globbed(name, request.layers))
+    chosen = tuple(k for k, name in enumerate(names) if globbed(name, request.layers))
     if not chosen:
         raise NothingMatched(f"--layers {' '.join(request.layers)} matches none of the layers {', '.join(names)}.")
     measures = _measures(request, series, reporter, len(probe.x))
@@ -252,7 +252,8 @@ def _fields(measure: Measure) -> dict[str, Any]:
     return {field.name: getattr(measure, field.name) for field in dataclasses.fields(measure)}  # type: ignore[arg-type]
 
 
-def _globbed(name: str, globs: Sequence[str]) -> bool:
+def globbed(name: str, globs: Sequence[str]) -> bool:
+    """Return whether a layer's name matches one of the globs; no globs match every name."""
     return not globs or any(fnmatch.fnmatchcase(name, glob) for glob in globs)
 
 

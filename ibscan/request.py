@@ -12,9 +12,10 @@ from typing import Any, Literal, Protocol
 from ibscan.errors import UsageError
 from ibscan.types import At
 
-__all__ = ["VERBS", "Reporter", "Request", "Silent", "parse_range"]
+__all__ = ["PARTIAL", "Reporter", "Request", "Silent", "parse_range"]
 
-VERBS = ("rank", "mi", "cluster", "scan")
+# Exit code of a command that did part of what was asked.
+PARTIAL = 4
 Verb = Literal["rank", "mi", "cluster", "scan"]
 EPS = (0.001, 0.01, 0.1)
 

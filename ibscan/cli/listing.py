@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from ibscan.cli.output import Output
-from ibscan.errors import IbscanError
+from ibscan.errors import IbscanError, NothingMatched
 from ibscan.inputs.probe import find_probe
 from ibscan.networks.resolve import chain_order
-from ibscan.planning import manifest_of, series_of, stated_model
-from ibscan.request import Request
+from ibscan.planning import globbed, layer_names, manifest_of, series_of, stated_model
+from ibscan.request import PARTIAL, Request
 from ibscan.types import Checkpoint, Series
 
 __all__ = ["COLUMNS", "listed"]
@@ -31,7 +31,6 @@ COLUMNS = (
     "checkpoint",
     "skipped",
 )
-PARTIAL = 4
 
 
 def listed(request: Request, output: Output) -> int:
@@ -58,12 +57,12 @@ def listed(request: Request, output: Output) -> int:
     except IbscanError as error:
         output.notice(str(error))
         model = ""
-    output.rows(COLUMNS, _rows(series, model, output))
+    output.rows(COLUMNS, list(_rows(series, request, model, output)))
     return PARTIAL if series.skipped else 0
 
 
-def _rows(series: Series, model: str, output: Output) -> Iterator[dict[str, Any]]:
-    chain = _chain(series.checkpoints[0], output)
+def _rows(series: Series, request: Request, model: str, output: Output) -> Iterator[dict[str, Any]]:
+    chain = _chain(series.checkpoints[0], request, output)
     for order, checkpoint in enumerate(series.checkpoints):
         epoch = checkpoint.epoch
         dtypes = sorted({info.dtype for info in checkpoint.tensors.values()})
@@ -87,11 +86,13 @@ def _rows(series: Series, model: str, output: Output) -> Iterator[dict[str, Any]
         yield {"checkpoint": name, "skipped": reason}
 
 
-def _chain(checkpoint: Checkpoint, output: Output) -> str:
+def _chain(checkpoint: Checkpoint, request: Request, output: Output) -> str:
     try:
         order = chain_order(checkpoint.tensors)
     except IbscanError as error:
         output.notice(f"{checkpoint.name}: {error}")
         return ""
+    if request.layers and not any(globbed(name, request.layers) for name in layer_names(order)):
+        raise NothingMatched(f"--layers {' '.join(request.layers)} matches none of {', '.join(layer_names(order))}.")
     shapes = [checkpoint.tensors[f"{name}.weight" if name else "weight"].shape for name in order]
     return "-".join(str(width) for width in (shapes[0][1], *(shape[0] for shape in shapes)))

@@ -59,6 +59,7 @@ COMMAND_LINES: list[Row] = [
     (["rank", "{series}", "-o", "noise.h5"], 2, "noise.h5"),
     (["rank", "-"], 5, "standard input"),
     (["ls", "{series}", "--probe", "probe.npz"], 2, "later version"),
+    (["ls", "{series}", "--layers", "conv*"], 5, "conv*"),
     (["show", "nowhere.h5"], 3, "nowhere.h5"),
     (["show", "foreign.h5"], 3, "foreign.h5"),
     (["show", "noise.h5"], 3, "noise.h5"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -23,6 +23,7 @@ __all__ = [
     "Layer",
     "Measure",
     "Network",
+    "Normals",
     "Probe",
     "Quantity",
     "Result",
@@ -65,7 +66,7 @@ class Checkpoint:
 
     `name` is the path relative to the series' folder, as tables show it. `value` is the coordinate of a sweep
     (say a loss weight), where the series is one. `tensors` maps state-dict names, wrapper prefixes already stripped,
-    to shape and dtype, in stored order.
+    to shape and dtype, in stored order; `stored_names` maps those names to the ones in the file.
     """
 
     path: Path
@@ -80,6 +81,7 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str] = field(default_factory=dict)
     state_key: str = ""
+    stored_names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,18 @@ class Probe:
 class Layer:
     """A called module whose output is measured: dotted name, kind (`Linear`, ...), width in units.
 
-    `post_range` is the closed range of its post-activation where the network states one (tanh: (-1, 1)).
+    `width` counts the layer's own output (pre); what follows it may have another size (pooling). `post_range` is the
+    closed range of its post-activation where the network states one (tanh: (-1, 1)). In the network channel every layer
+    is noisy but those with `output`, which no other layer is fed by; `first` says that no noisy layer comes before it.
     """
 
     name: str
     kind: str
     width: int
     post_range: tuple[float, float] | None = None
+    first: bool = False
+    output: bool = False
+    noisy: bool = True
 
 
 @dataclass(frozen=True)
@@ -255,6 +262,7 @@ class Streams:
 
 Visit: TypeAlias = "Callable[[int, torch.Tensor, torch.Tensor, slice], None]"
 VisitFactor: TypeAlias = "Callable[[int, torch.Tensor, slice], None]"
+Normals: TypeAlias = "Callable[[int, int], Array]"
 
 
 class Network(Protocol):
@@ -281,11 +289,29 @@ class Network(Protocol):
 
     @property
     def output(self) -> str:
-        """Name of the last layer's activation (`identity`, `softmax`, `sigmoid`, ...)."""
+        """Name of the last layer's activation (`identity`, `softmax`, `sigmoid`, ...), `other` where it has no name."""
+        ...
+
+    @property
+    def plain(self) -> bool:
+        """Whether every layer is fed by the one before it alone, so that data processing holds along them."""
+        ...
+
+    def alone(self, checkpoint: int) -> Network:
+        """Return the network of one of the stacked checkpoints (C = 1)."""
         ...
 
     def walk(self, x: Array, visit: Visit) -> None:
-        """Call visit(layer, pre, post, rows) with (C, n, D) tensors, rows in blocks, layers in order."""
+        """Call visit(layer, pre, post, rows) with (C, n, ...) tensors, rows in blocks, each as soon as it is known."""
+        ...
+
+    def noisy_walk(
+        self, x: Array, layer: int, noise: float, normals: Normals, replicas: range
+    ) -> Iterator[tuple[range, torch.Tensor]]:
+        """Yield (replicas, S) in blocks of replicas: S (C, R, n, D) is the layer's post before its own noise.
+
+        Every noisy layer that feeds it, wherever it stands, adds noise * normals(its index, replica) (n, D) to its post.
+        """
         ...
 
     def jacobians(self, x: Array, visit: VisitFactor, *, at: At) -> None:

@@ -16,7 +16,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "types": ({"errors"}, {"numpy"}),
     "numerics": (set(), {"torch", "numpy", "scipy"}),
     "inputs": (BASE, {"numpy", "torch", "scipy", "safetensors", "h5py"}),
-    "networks": (BASE | {"numerics"}, {"torch"}),
+    "networks": (BASE | {"numerics"}, {"torch", "numpy"}),
     "measures": (BASE | {"numerics"}, {"torch", "numpy"}),
     "results": (BASE, {"numpy", "h5py"}),
     "views": (BASE, {"numpy", "rich"}),

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from ibscan.networks.activations import ACTIVATIONS
 from ibscan.networks.resolve import ChainSpec
 from ibscan.numerics.jacobian import carried, row_factor, softmax_carried
-from ibscan.types import Array, At, Layer, Visit, VisitFactor
+from ibscan.types import Array, At, Layer, Normals, Visit, VisitFactor
 
 __all__ = ["Chain", "stacked_chain"]
 
 # Numbers a block of rows may hold at one layer: constants, not free memory, so that a run can be repeated bit for bit.
 ACTIVATION_BUDGET = 2**24
 FACTOR_BUDGET = 2**23
+NOISY_BUDGET = 2**21
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,20 @@ class Chain:
         return self.weights[0].device
 
     @property
+    def plain(self) -> bool:
+        """Every layer is fed by the one before it alone."""
+        return True
+
+    @property
     def inputs(self) -> int:
         """Numbers in one row of the probe."""
         return self.weights[0].shape[2]
+
+    def alone(self, checkpoint: int) -> Chain:
+        """Return the chain of one of the stacked checkpoints (C = 1)."""
+        one = slice(checkpoint, checkpoint + 1)
+        biases = tuple(None if bias is None else bias[one] for bias in self.biases)
+        return replace(self, weights=tuple(weight[one] for weight in self.weights), biases=biases)
 
     def walk(self, x: Array, visit: Visit) -> None:
         """Call visit(layer, pre, post, rows) for every block of rows, layers in order.
@@ -91,12 +104,46 @@ class Chain:
                 if slope is not None and layer + 1 < len(weights):
                     factor = carried(weights[layer + 1], slope, factor)
 
+    def noisy_walk(
+        self, x: Array, layer: int, noise: float, normals: Normals, replicas: range
+    ) -> Iterator[tuple[range, torch.Tensor]]:
+        """Yield (replicas, S) in blocks of replicas, S of shape (C, R, n, D): the layer's post before its own noise.
+
+        Args:
+            x: Probe rows, shape (n, ...), flattened here.
+            layer: Index of the layer wanted; those before it are noisy.
+            noise: Standard deviation, activation units.
+            normals: Standard normals (n, D) of (layer index, replica).
+            replicas: Which replicas to make.
+
+        Source:
+            Goldfeld et al. 2019, section 2: T_l = f_l(T_{l-1}) + Z_l.
+        """
+        rows = torch.as_tensor(x.reshape(len(x), -1)).to(self.device, self.weights[0].dtype)
+        # What feeds the first noise is the same in every replica.
+        clean = self._layer(0, rows.expand(self.size, *rows.shape))[1]
+        widest = max(one.width for one in self.layers[: layer + 1])
+        size = max(1, NOISY_BUDGET // (self.size * len(x) * widest))
+        for start in range(replicas.start, replicas.stop, size):
+            block = range(start, min(start + size, replicas.stop))
+            post = clean.unsqueeze(1).expand(-1, len(block), -1, -1)
+            for before in range(layer):
+                z = torch.as_tensor(np.stack([normals(before, replica) for replica in block]))
+                noisy = post + noise * z.to(self.device, post.dtype)
+                _, post = self._layer(before + 1, noisy.flatten(1, 2))
+                post = post.unflatten(1, (len(block), len(x)))
+            yield block, post.to(torch.float64)
+
     def _forward(self, block: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         post = block.expand(self.size, *block.shape)
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            pre = post @ weight.mT if bias is None else torch.baddbmm(bias, post, weight.mT)
-            post = self._value(layer)(pre)
+        for layer in range(len(self.layers)):
+            pre, post = self._layer(layer, post)
             yield layer, pre, post
+
+    def _layer(self, layer: int, fed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        weight, bias = self.weights[layer], self.biases[layer]
+        pre = fed @ weight.mT if bias is None else torch.baddbmm(bias, fed, weight.mT)
+        return pre, self._value(layer)(pre)
 
     def _value(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
         name = self.activation if layer + 1 < len(self.layers) else self.output
@@ -151,7 +198,7 @@ def stacked_chain(
     spans = [ACTIVATIONS[spec.activation].span] * (len(order) - 1)
     spans.append((0.0, 1.0) if spec.output == "softmax" else ACTIVATIONS[spec.output].span)
     layers = tuple(
-        Layer(name or "linear", "Linear", weight.shape[1], span)
-        for name, weight, span in zip(order, weights, spans, strict=True)
+        Layer(name or "linear", "Linear", weight.shape[1], span, first=k == 0, output=k + 1 == len(order))
+        for k, (name, weight, span) in enumerate(zip(order, weights, spans, strict=True))
     )
     return Chain(layers, weights, biases, spec.activation, spec.output)

@@ -9,7 +9,17 @@ import torch
 
 from ibscan.types import Array, At, Network, Probe, Status
 
-__all__ = ["SATURATION_MARGIN", "input_weights", "is_saturated", "label_status", "layer_status", "layers_in_turn"]
+__all__ = [
+    "SATURATION_MARGIN",
+    "distinct_rows",
+    "input_weights",
+    "is_saturated",
+    "label_status",
+    "layer_status",
+    "layer_values",
+    "layers_in_turn",
+    "post_widths",
+]
 
 # methods.md's rule for "too near the ceiling to see anything", nats.
 SATURATION_MARGIN = 0.1
@@ -30,26 +40,46 @@ def layers_in_turn(network: Network, x: Array, at: At) -> Iterator[tuple[int, to
         x: Probe rows, shape (N, ...).
         at: `pre` or `post`.
     """
-    distinct, member, _ = _distinct(x)
+    for layer in range(len(network.layers)):
+        yield layer, layer_values(network, x, layer, at)
+
+
+def layer_values(network: Network, x: Array, layer: int, at: At) -> torch.Tensor:
+    """Return one layer's values, shape (C, N, D), float64, as `layers_in_turn` gives them.
+
+    Args:
+        network: C checkpoints.
+        x: Probe rows, shape (N, ...).
+        layer: Its index.
+        at: `pre` or `post`.
+    """
+    first, member, _ = distinct_rows(x)
+    found: list[tuple[slice, torch.Tensor]] = []
+
+    def keep(index: int, pre: torch.Tensor, post: torch.Tensor, rows: slice) -> None:
+        if index == layer:
+            found.append((rows, (pre if at == "pre" else post).flatten(2)))
+
+    network.walk(x[first], keep)
+    values = torch.empty(network.size, len(first), found[0][1].shape[-1], dtype=torch.float64, device=network.device)
+    while found:
+        rows, part = found.pop()
+        values[:, rows] = part
+    spread = (values.amax(1) - values.amin(1)).amax(1).view(-1, 1, 1)
+    constant = spread <= ROUNDING * values.abs().amax((1, 2)).view(-1, 1, 1)
     owner = torch.as_tensor(member, device=network.device)
-    for wanted, layer in enumerate(network.layers):
-        values = torch.empty(network.size, len(distinct), layer.width, dtype=torch.float64, device=network.device)
+    return torch.where(constant, values[:, :1], values)[:, owner]
 
-        def keep(
-            index: int,
-            pre: torch.Tensor,
-            post: torch.Tensor,
-            rows: slice,
-            wanted: int = wanted,
-            kept: torch.Tensor = values,
-        ) -> None:
-            if index == wanted:
-                kept[:, rows] = (pre if at == "pre" else post).flatten(2)
 
-        network.walk(distinct, keep)
-        spread = (values.amax(1) - values.amin(1)).amax(1).view(-1, 1, 1)
-        constant = spread <= ROUNDING * values.abs().amax((1, 2)).view(-1, 1, 1)
-        yield wanted, torch.where(constant, values[:, :1], values)[:, owner]
+def post_widths(network: Network, x: Array) -> list[int]:
+    """Return the size of every layer's post on one row."""
+    widths = [0] * len(network.layers)
+
+    def note(layer: int, pre: torch.Tensor, post: torch.Tensor, rows: slice) -> None:  # noqa: ARG001
+        widths[layer] = post[0, 0].numel()
+
+    network.walk(x[:1], note)
+    return widths
 
 
 def layer_status(values: torch.Tensor) -> Status:
@@ -64,13 +94,13 @@ def label_status(status: Array, *, labelled: bool) -> Array:
     return status if labelled else np.where(status == Status.NONFINITE, status, Status.NOT_MEASURED).astype(np.int8)
 
 
-def _distinct(x: Array) -> tuple[Array, Array, Array]:
-    """Return the distinct rows, which of them each row is, and how often each occurs."""
+def distinct_rows(x: Array) -> tuple[Array, Array, Array]:
+    """Return the row each distinct input is met at first, which of them each row is, and how often each occurs."""
     flat = np.ascontiguousarray(x.reshape(len(x), -1) + 0.0)  # -0.0 and 0.0 are one number
     # Rows as opaque bytes: sorting those finds equal rows of any width.
     opaque = flat.view(np.dtype((np.void, flat.dtype.itemsize * flat.shape[1])))[:, 0]
     _, first, member, counts = np.unique(opaque, return_index=True, return_inverse=True, return_counts=True)
-    return x[first], member, counts
+    return first, member, counts
 
 
 def input_weights(probe: Probe) -> tuple[Array, float]:
@@ -81,7 +111,7 @@ def input_weights(probe: Probe) -> tuple[Array, float]:
     rows = len(probe.x)
     weights = np.zeros((rows, max(1, len(probe.labels) if probe.y is not None else 1)))
     weights[np.arange(rows), 0 if probe.y is None else probe.y] = 1.0 / rows
-    counts = _distinct(probe.x)[2]
+    counts = distinct_rows(probe.x)[2]
     share = counts / rows
     return weights, float(max(0.0, -(share * np.log(share)).sum()))
 

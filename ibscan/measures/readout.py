@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,9 +12,9 @@ import torch
 
 from ibscan.measures.activations import input_weights, is_saturated, label_status, layer_status, layers_in_turn
 from ibscan.numerics.mixture import collapsed, gaussian_cap, pairwise_bounds, readout_information
-from ibscan.types import Array, At, Estimate, Network, Probe, Quantity, Status, Streams
+from ibscan.types import At, Estimate, Network, Probe, Quantity, Status, Streams
 
-__all__ = ["ReadoutInformation"]
+__all__ = ["Cell", "ReadoutInformation", "readout_cell"]
 
 # Cells of one (checkpoint, layer, noise), in the order they are stored.
 FIELDS = ("xt", "xt_se", "xt_lower", "xt_upper", "ty", "ty_se", "cap")
@@ -82,19 +83,14 @@ class ReadoutInformation:
         status = np.full(shape, Status.OK, dtype=np.int8)
         for layer, values in layers_in_turn(network, probe.x, self.at):
             for c in range(network.size):
-                state = layer_status(values[c])
                 for k, noise in enumerate(self.noise):
                     place = (c, layer, k)
-                    if state is Status.OK:
-                        status[place], draws[place] = self._cell(
-                            cells, place, values[c], joint, noise, ceiling, streams
-                        )
-                    else:
-                        status[place] = state
-                        if state is Status.DEAD:
-                            draws[place] = 0
-                            for field in FIELDS:
-                                cells[field][place] = 0.0
+                    cell = readout_cell(
+                        values[c], joint, noise, ceiling, layer, streams, self.tolerance, self.max_draws
+                    )
+                    status[place], draws[place] = cell.status, cell.draws
+                    for field, number in zip(FIELDS, cell.numbers, strict=True):
+                        cells[field][place] = number
         labelled = label_status(status, labelled=probe.y is not None)
         if probe.y is None:
             cells["ty"][:], cells["ty_se"][:] = np.nan, np.nan
@@ -112,38 +108,65 @@ class ReadoutInformation:
             "mi_readout_cap": Estimate(cells["cap"], capped),
         }
 
-    def _cell(
-        self,
-        cells: Mapping[str, Array],
-        place: tuple[int, int, int],
-        values: torch.Tensor,
-        joint: torch.Tensor,
-        noise: float,
-        ceiling: float,
-        streams: Streams,
-    ) -> tuple[Status, int]:
-        # Centred before anything else, so that a constant offset of the units costs no digits.
-        centres, weights, owner = collapsed(values - values.mean(0), joint)
-        share = weights.sum(1)
 
-        def normals(draw: int) -> torch.Tensor:
-            stream = streams.generator(self.name, place[1], draw)
-            return torch.as_tensor(stream.standard_normal(tuple(values.shape)), device=values.device)
+@dataclass(frozen=True)
+class Cell:
+    """One (checkpoint, layer, noise): numbers in the order of FIELDS, and the draws behind them."""
 
-        lower, upper = pairwise_bounds(centres, share, noise)
-        cap = min(ceiling, gaussian_cap(centres, share, noise), upper)
-        found = readout_information(
-            centres,
-            weights,
-            noise,
-            normals,
-            tolerance=self.tolerance,
-            max_draws=self.max_draws,
-            owner=owner,
-            gap=max(0.0, cap - lower),
-        )
-        numbers = (found.xt, found.xt_se, lower, upper, found.ty, found.ty_se, cap)
-        for field, number in zip(FIELDS, numbers, strict=True):
-            cells[field][place] = number
-        state = Status.SATURATED if is_saturated(found.xt, ceiling) else Status.OK
-        return state if found.resolved else Status.UNRESOLVED, found.draws * found.strata
+    status: Status
+    numbers: tuple[float, ...]
+    draws: float
+
+
+def readout_cell(
+    values: torch.Tensor,
+    joint: torch.Tensor,
+    noise: float,
+    ceiling: float,
+    layer: int,
+    streams: Streams,
+    tolerance: float,
+    max_draws: int,
+) -> Cell:
+    """Return the read-out channel of one layer's values.
+
+    Args:
+        values: Of one checkpoint, shape (N, D), float64.
+        joint: Joint weights of rows and classes, shape (N, C).
+        noise: Standard deviation, > 0.
+        ceiling: H(X), nats.
+        layer: Index of the layer, for its streams.
+        streams: Standard normals.
+        tolerance: Target half width, nats.
+        max_draws: Draws at most.
+    """
+    state = layer_status(values)
+    if state is not Status.OK:
+        dead = state is Status.DEAD
+        return Cell(state, (0.0 if dead else math.nan,) * len(FIELDS), 0.0 if dead else math.nan)
+    # Centred before anything else, so that a constant offset of the units costs no digits.
+    centres, weights, owner = collapsed(values - values.mean(0), joint)
+    share = weights.sum(1)
+
+    def normals(draw: int) -> torch.Tensor:
+        stream = streams.generator(ReadoutInformation.name, layer, draw)
+        return torch.as_tensor(stream.standard_normal(tuple(values.shape)), device=values.device)
+
+    lower, upper = pairwise_bounds(centres, share, noise)
+    cap = min(ceiling, gaussian_cap(centres, share, noise), upper)
+    found = readout_information(
+        centres,
+        weights,
+        noise,
+        normals,
+        tolerance=tolerance,
+        max_draws=max_draws,
+        owner=owner,
+        gap=max(0.0, cap - lower),
+    )
+    status = Status.SATURATED if is_saturated(found.xt, ceiling) else Status.OK
+    return Cell(
+        status if found.resolved else Status.UNRESOLVED,
+        (found.xt, found.xt_se, lower, upper, found.ty, found.ty_se, cap),
+        float(found.draws * found.strata),
+    )

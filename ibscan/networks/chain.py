@@ -131,7 +131,7 @@ class Chain:
                 z = torch.as_tensor(np.stack([normals(before, replica) for replica in block]))
                 noisy = post + noise * z.to(self.device, post.dtype)
                 _, post = self._layer(before + 1, noisy.flatten(1, 2))
-                post = post.unflatten(1, (len(block), len(x)))
+                post = post.reshape(self.size, len(block), len(x), -1)
             yield block, post.to(torch.float64)
 
     def _forward(self, block: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:

@@ -1,0 +1,415 @@
+"""The network channel: information through a network with Gaussian noise after every hidden layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal, TypeAlias
+
+import numpy as np
+import torch
+
+from ibscan.measures.activations import (
+    distinct_rows,
+    input_weights,
+    is_saturated,
+    label_status,
+    layer_status,
+    layer_values,
+    post_widths,
+)
+from ibscan.measures.readout import readout_cell
+from ibscan.numerics.mixture import UNSEEN, gaussian_cap
+from ibscan.numerics.propagation import Queries, bracket_terms, others_density, replica_sums
+from ibscan.types import Array, Estimate, Network, Probe, Quantity, Status, Streams
+
+__all__ = ["NetworkInformation"]
+
+# Standard normals (rows, D) of (rows, layer index, replica).
+RowNormals: TypeAlias = Callable[[int, int, int], Array]
+FIELDS = ("xt", "xt_se", "xt_lower", "xt_upper", "ty", "ty_se", "ty_lower", "ty_upper", "cap")
+# Replicas of the other inputs, and the most of them: their number doubles while half of them gives another value.
+MARGINAL_REPLICAS, MOST_MARGINAL_REPLICAS = 4, 64
+GROUPS = 4
+# The bracket is first closed on few rows, on which many replicas cost little; the values need more rows.
+PILOT_ROWS, LEAST_ROWS, LEAST_DRAWS, LEAST_REPLICAS = 256, 1024, 2, 16
+# What the pilot must reach of the tolerance, so that the whole sample reaches all of it.
+MARGIN = 0.8
+# Standard normals of a block of replicas are drawn together: so many numbers a row.
+NORMALS_A_ROW = 2048
+
+
+@dataclass(frozen=True)
+class NetworkInformation:
+    """I(X; T) and I(T; Y) of a hidden layer T of the noisy network: noise after every hidden layer, propagated.
+
+    Args:
+        noise: Standard deviations, > 0, activation units.
+        tolerance: Target half width, nats: of the 95 % interval of the draws, and of the replica bracket beside it.
+        max_replicas: Noisy passes of one input at most, >= 2.
+        max_draws: Draws of one cell at most.
+        samples: Probe rows at most.
+
+    Source:
+        Goldfeld et al. 2019, arXiv 1810.05728, sections 2 and 3.
+    """
+
+    noise: tuple[float, ...] = (0.1,)
+    tolerance: float = 0.05
+    max_replicas: int = 4096
+    max_draws: int = 65536
+    samples: int | None = 4096
+
+    name: ClassVar[str] = "mi_network"
+    primary: ClassVar[tuple[str, ...]] = ("mi_network_xt",)
+    quantities: ClassVar[tuple[Quantity, ...]] = (
+        Quantity(
+            "mi_network_xt", "I(X; T)", "nat", "information of the noisy network's layer about the input", ("noise",)
+        ),
+        Quantity(
+            "mi_network_ty", "I(T; Y)", "nat", "information of the noisy network's layer about the label", ("noise",)
+        ),
+        Quantity(
+            "mi_network_cap",
+            "cap of I(X; T)",
+            "nat",
+            "smallest proven upper bound: H(X), or the Gaussian of the same covariance at this layer or one before it",
+            ("noise",),
+        ),
+        Quantity(
+            "mi_network_replicas",
+            "replicas",
+            "1",
+            "noisy passes of one input behind its own mixture; 1 where that is exact",
+            ("noise",),
+            counted=True,
+        ),
+    )
+
+    @property
+    def at(self) -> Literal["post"]:
+        """Where the noise is."""
+        return "post"
+
+    @property
+    def coordinates(self) -> Mapping[str, Sequence[float]]:
+        """The noise levels."""
+        return {"noise": self.noise}
+
+    def __call__(self, network: Network, probe: Probe, streams: Streams) -> Mapping[str, Estimate]:
+        """Measure every hidden layer of every checkpoint at every noise level.
+
+        Args:
+            network: C checkpoints.
+            probe: N rows in random order, already sampled: they are the population.
+            streams: Standard normals, common to checkpoints and noise levels.
+
+        Returns:
+            Values (mean of own and fresh) with Monte-Carlo standard errors, brackets and caps; nats. The output layer
+            is not noisy, and not measured.
+        """
+        population = _Population.of(probe, network)
+        shape = (network.size, len(network.layers), len(self.noise))
+        cells = {field: np.full(shape, np.nan) for field in FIELDS}
+        counts = np.full(shape, -1, dtype=np.int64)
+        draws = np.full(shape, np.nan)
+        status = np.full(shape, Status.NOT_MEASURED, dtype=np.int8)
+        normals = partial(_normals, self.name, streams, post_widths(network, probe.x), {})
+        for c in range(network.size):
+            alone = network.alone(c)
+            for place in ((c, layer, k) for layer in range(shape[1]) for k in range(shape[2])):
+                layer = network.layers[place[1]]
+                if layer.output:
+                    continue
+                measured = self._first if layer.first else self._later
+                cell = measured(alone, population, place[1], self.noise[place[2]], normals, streams)
+                status[place], counts[place], draws[place] = cell.status, cell.replicas, cell.draws
+                for field, number in zip(FIELDS, cell.numbers, strict=True):
+                    cells[field][place] = number
+        if network.plain:
+            # Data processing: no layer of a plain chain knows more than one before it.
+            cells["cap"] = np.where(np.isnan(cells["cap"]), np.nan, np.fmin.accumulate(cells["cap"], 1))
+        labelled = label_status(status, labelled=probe.y is not None)
+        if probe.y is None:
+            for field in FIELDS[4:8]:
+                cells[field][:] = np.nan
+        capped = np.where(np.isin(status, (Status.SATURATED, Status.UNRESOLVED)), Status.OK, status).astype(np.int8)
+
+        def estimate(side: str, status: Array, draws: Array | None = None) -> Estimate:
+            ends = {"stderr": f"{side}_se", "lower": f"{side}_lower", "upper": f"{side}_upper"}
+            return Estimate(cells[side], status, draws=draws, **{key: cells[name] for key, name in ends.items()})
+
+        return {
+            "mi_network_xt": estimate("xt", status, draws),
+            "mi_network_ty": estimate("ty", labelled),
+            "mi_network_cap": Estimate(cells["cap"], capped),
+            "mi_network_replicas": Estimate(counts, None),
+        }
+
+    def _first(
+        self,
+        network: Network,
+        population: _Population,
+        layer: int,
+        noise: float,
+        normals: RowNormals,  # noqa: ARG002 - the draws are the read-out channel's
+        streams: Streams,
+    ) -> _Cell:
+        """Return the cell of a layer no noise comes before: the read-out channel, exact densities."""
+        values = layer_values(network, population.x, layer, "post")[0]
+        cell = readout_cell(
+            values, population.rows, noise, population.ceiling, layer, streams, self.tolerance, self.max_draws
+        )
+        if cell.status in (Status.NONFINITE, Status.DEAD):
+            return _Cell.constant(cell.status)
+        xt, xt_se, _, _, ty, ty_se, cap = cell.numbers
+        ends = (xt, xt_se, xt - 1.96 * xt_se, xt + 1.96 * xt_se, ty, ty_se, ty - 1.96 * ty_se, ty + 1.96 * ty_se)
+        return _Cell(cell.status, (*ends, cap), 1, cell.draws)
+
+    def _later(
+        self,
+        network: Network,
+        population: _Population,
+        layer: int,
+        noise: float,
+        normals: RowNormals,
+        streams: Streams,  # noqa: ARG002
+    ) -> _Cell:
+        """Return the cell of a layer with noise before it, by sample propagation."""
+        channel = _Channel(network, population, layer, noise, normals, self.max_replicas)
+        inner = channel.marginal(range(min(MARGINAL_REPLICAS, self.max_replicas)))
+        flat = inner.flatten(0, 1)
+        state = layer_status(flat)
+        if state is not Status.OK:
+            return _Cell.constant(state)
+        # Closed on few rows first; then as many rows, and draws of each, as the spread between them asks for.
+        rows = len(population.x)
+        found, replicas = None, min(LEAST_REPLICAS, self.max_replicas)
+        size, draws = min(PILOT_ROWS, rows), LEAST_DRAWS
+        while True:
+            target = self.tolerance * (MARGIN if found is None else 1.0)
+            found = channel.bracketed(size, draws, replicas, inner, target)
+            replicas = found.replicas
+            most = min(MOST_MARGINAL_REPLICAS, self.max_replicas)
+            if found.half_change > self.tolerance and 2 * len(inner) <= most:
+                inner = torch.cat((inner, channel.marginal(range(len(inner), 2 * len(inner)))))
+                continue
+            # More draws cannot mend a bracket that the largest number of replicas leaves open.
+            closed = found.half_gap <= self.tolerance
+            wanted = found.sample(self.tolerance if closed else math.inf, rows, self.max_draws)
+            wanted = (max(wanted[0], min(LEAST_ROWS, rows)), wanted[1])
+            if wanted[0] * wanted[1] <= size * draws:
+                break
+            size, draws = wanted
+        weights = population.share.repeat(len(inner)) / len(inner)
+        spread = gaussian_cap((flat := inner.flatten(0, 1)) - weights @ flat, weights, noise)
+        value, error, lower, upper = found.value, found.error, found.lower, found.upper
+        numbers = (value[0], error[0], lower[0], upper[0], value[1], error[1], lower[1], upper[1])
+        resolved = closed and 1.96 * max(error) <= self.tolerance
+        state = Status.SATURATED if is_saturated(lower[0], population.ceiling) else Status.OK
+        return _Cell(
+            state if resolved else Status.UNRESOLVED,
+            (*numbers, min(population.ceiling, spread)),
+            found.replicas,
+            size * draws,
+        )
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One (checkpoint, layer, noise): numbers in the order of FIELDS."""
+
+    status: Status
+    numbers: tuple[float, ...]
+    replicas: int
+    draws: float
+
+    @staticmethod
+    def constant(status: Status) -> _Cell:
+        """Return the cell of a layer that tells nothing: zero where it is dead, NaN where it is not finite."""
+        dead = status is Status.DEAD
+        return _Cell(status, (0.0 if dead else math.nan,) * len(FIELDS), 1 if dead else -1, 0.0 if dead else math.nan)
+
+
+@dataclass(frozen=True)
+class _Population:
+    """The probe as a population: N rows, the distinct inputs among them, and their joint weights with the classes."""
+
+    x: Array
+    first: Array  # the row each distinct input is met at first, (n,)
+    owner: torch.Tensor  # the distinct input each row is, (N,)
+    rows: torch.Tensor  # joint weights of rows and classes, (N, C)
+    joint: torch.Tensor  # of distinct inputs and classes, (n, C)
+    ceiling: float
+
+    @staticmethod
+    def of(probe: Probe, network: Network) -> _Population:
+        """Collapse equal rows."""
+        weights, ceiling = input_weights(probe)
+        first, member, _ = distinct_rows(probe.x)
+        owner = torch.as_tensor(member, device=network.device)
+        rows = torch.as_tensor(weights, device=network.device)
+        joint = torch.zeros(len(first), rows.shape[1], dtype=rows.dtype, device=rows.device).index_add_(0, owner, rows)
+        return _Population(probe.x, first, owner, rows, joint, ceiling)
+
+    @property
+    def share(self) -> torch.Tensor:
+        """Weights of the distinct inputs, (n,)."""
+        return self.joint.sum(1)
+
+
+@dataclass(frozen=True)
+class _Channel:
+    """One layer of one noisy network at one noise level, asked for replicas and brackets."""
+
+    network: Network
+    population: _Population
+    layer: int
+    noise: float
+    normals: RowNormals
+    max_replicas: int
+
+    def marginal(self, replicas: range) -> torch.Tensor:
+        """Return replicas of every distinct input, shape (R, n, D)."""
+        first = self.population.first
+
+        def normals(layer: int, replica: int) -> Array:
+            return self.normals(len(self.population.x), layer, replica)[first]
+
+        walk = self.network.noisy_walk(self.population.x[first], self.layer, self.noise, normals, replicas)
+        return torch.cat([values[0] for _, values in walk])
+
+    def bracketed(self, rows: int, draws: int, start: int, inner: torch.Tensor, target: float) -> _Bracket:
+        """Return the bracket of the first `rows` rows, replicas doubled from `start` until it is within the target."""
+        x = self.population.x[:rows]
+        normals = partial(self.normals, rows)
+
+        def replicas(block: range) -> Sequence[tuple[range, torch.Tensor]]:
+            walk = self.network.noisy_walk(x, self.layer, self.noise, normals, block)
+            return ((part, values[0] / self.noise) for part, values in walk)  # type: ignore[return-value]
+
+        own = tuple(draw % self.max_replicas for draw in range(draws))
+        made = torch.cat([values for _, values in replicas(range(max(own) + 1))])
+        noise = torch.as_tensor(np.stack([normals(self.layer, draw) for draw in range(draws)]), device=made.device)
+        points = made[list(own)] + noise
+        queries = Queries(points.transpose(0, 1), 0.5 * noise.square().sum(-1).mT, own)
+        joint, owner = self.population.joint, self.population.owner[:rows]
+        others = torch.full(queries.energy.shape, -torch.inf, dtype=torch.float64, device=made.device)
+        rest: torch.Tensor | None = None
+        count, goal = 0, max(start, min(draws, self.max_replicas), 2)
+        while True:
+            for block, values in replicas(range(count, goal)):
+                others = torch.logaddexp(others, replica_sums(queries, block, values))
+            count = goal
+            if rest is None:
+                # Common to all numbers of replicas: the first gives the scale below which nothing matters.
+                rest = _grouped(others_density(queries, others - math.log(count), owner, inner / self.noise, joint))
+            terms = bracket_terms(others, count, rest, joint[owner], joint.sum(0))
+            found = _Bracket.of(terms, len(self.population.x), count)
+            if found.half_gap <= target or count >= self.max_replicas:
+                return found
+            goal = min(2 * count, self.max_replicas)
+
+
+@dataclass(frozen=True)
+class _Bracket:
+    """Own and fresh estimates of I(X;T) and I(T;Y), and what is needed to judge and to improve them."""
+
+    value: tuple[float, ...]
+    error: tuple[float, ...]
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+    half_gap: float
+    half_change: float
+    between: Array
+    within: Array
+    common: float
+    replicas: int
+    draws: int
+
+    @staticmethod
+    def of(terms: torch.Tensor, population: int, replicas: int) -> _Bracket:
+        """Reduce terms (2, 2, V, m, M): own then fresh, I(X;T) then I(T;Y), marginals as `_grouped` has them."""
+        rows, draws = terms.shape[-2:]
+        means = terms.mean((-2, -1)).cpu().numpy()
+        full = terms[:, :, 0]
+        by_row = full.mean(-1)
+        between = (by_row.var(-1) if rows > 1 else torch.zeros_like(by_row[..., 0])).cpu().numpy()
+        within = full.var(-1).mean(-1).cpu().numpy()
+        # The other inputs' replicas are few and common to all draws: their bias and error by a jackknife over groups.
+        groups = means.shape[-1] - 2
+        left_out = means[..., 2:]
+        bias = np.abs((groups - 1) * (left_out.mean(-1) - means[..., 0])).max(0)
+        common = (groups - 1) / groups * ((left_out - left_out.mean(-1, keepdims=True)) ** 2).sum(-1)
+        variance = _variance(between, within, rows, draws, population) + common
+        error = np.hypot(np.sqrt(variance).max(0), UNSEEN / (rows * draws))
+        own, fresh = means[0, :, 0], means[1, :, 0]
+        return _Bracket(
+            tuple(((own + fresh) / 2).tolist()),
+            tuple(error.tolist()),
+            tuple((fresh - 1.96 * error - bias).tolist()),
+            tuple((own + 1.96 * error + bias).tolist()),
+            float(((own - fresh) / 2 + bias).max()),
+            float(np.abs(means[..., 0] - means[..., 1]).max()),
+            between,
+            within,
+            float(common.max()),
+            replicas,
+            draws,
+        )
+
+    def sample(self, tolerance: float, population: int, most: int) -> tuple[int, int]:
+        """Return how many rows, and draws of each, bring 1.96 standard errors within the tolerance."""
+        # A little more than is needed, so that one attempt suffices; draws do nothing for what is common to all.
+        target = max((0.95 * tolerance / 1.96) ** 2 - self.common, 1e-12)
+        draws = self.draws
+        spare = target + self.between / population - self.within / (population * draws)
+        rows = float(np.max(self.between / np.maximum(spare, 1e-300)))
+        if rows < population:
+            rows = max(2.0, rows)
+        else:
+            rows = population
+            draws = max(draws, math.ceil(min(1e9, float(self.within.max()) / (population * target))))
+        rows = min(math.ceil(rows), population, max(2, most // draws))
+        return rows, max(2, min(draws, most // rows))
+
+
+def _variance(between: Array, within: Array, rows: int, draws: int, population: int) -> Array:
+    # Rows drawn without replacement, draws within them: the spread between rows is an error only of rows not visited.
+    share = rows / population
+    variance: Array = (1 - share) * between / rows + share * within / (rows * draws)
+    return variance
+
+
+def _grouped(density: torch.Tensor) -> torch.Tensor:
+    """Return marginals by all replicas, by half, and by all but one group; (m, M, R, C) to (m, M, V, C)."""
+    replicas = density.shape[2]
+    groups = min(GROUPS, replicas)
+    # Interleaved, so that adding replicas changes every group alike.
+    means = torch.stack([_log_mean(density[:, :, group::groups]) for group in range(groups)], 2)
+    left_out = [_log_mean(means[:, :, [k for k in range(groups) if k != group]]) for group in range(groups)]
+    return torch.stack([_log_mean(means), _log_mean(means[:, :, : groups // 2]), *left_out], 2)
+
+
+def _log_mean(density: torch.Tensor) -> torch.Tensor:
+    return torch.logsumexp(density, 2) - math.log(density.shape[2])
+
+
+def _normals(
+    measure: str,
+    streams: Streams,
+    widths: Sequence[int],
+    kept: dict[int, tuple[tuple[int, int], Array]],
+    rows: int,
+    layer: int,
+    replica: int,
+) -> Array:
+    """Return the standard normals of one replica at one layer, shape (rows, D): a prefix of those of more rows."""
+    size = max(1, min(64, NORMALS_A_ROW // widths[layer]))
+    wanted = (replica // size, rows)
+    if layer not in kept or kept[layer][0] != wanted:
+        stream = streams.generator(measure, layer, wanted[0])
+        kept[layer] = (wanted, stream.standard_normal((rows, size, widths[layer])))
+    return kept[layer][1][:, replica % size]

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ibscan.api import Run, cluster, mi, rank, scan
+    from ibscan.networks.noisy import noisy
     from ibscan.training import save
 
 __version__ = "0.1.0"
-__all__ = ["Run", "__version__", "cluster", "mi", "rank", "save", "scan"]
+__all__ = ["Run", "__version__", "cluster", "mi", "noisy", "rank", "save", "scan"]
 
-_ROOMS = dict.fromkeys(("Run", "cluster", "mi", "rank", "scan"), "ibscan.api") | {"save": "ibscan.training"}
+_ROOMS = dict.fromkeys(("Run", "cluster", "mi", "rank", "scan"), "ibscan.api") | {
+    "noisy": "ibscan.networks.noisy",
+    "save": "ibscan.training",
+}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module's attribute may be anything
-    if name == "noisy":
-        raise AttributeError("ibscan.noisy comes in a later version, with the network channel it trains for.")
     if name not in _ROOMS:
         raise AttributeError(f"module 'ibscan' has no attribute {name!r}")
     value = getattr(importlib.import_module(_ROOMS[name]), name)

@@ -6,20 +6,17 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ibscan.errors import InputError, UsageError
 from ibscan.inputs.checkpoint import load_tensors
 from ibscan.inputs.probe import parse_arguments
-from ibscan.networks.chain import stacked_chain
-from ibscan.planning import Plan, layer_names, planned, skip_sentence
+from ibscan.planning import Plan, planned, skip_sentence
 from ibscan.request import PARTIAL, Reporter, Request, Silent, parse_range
 from ibscan.results.coverage import FAILURES, rows_of
 from ibscan.results.join import first_difference, join
@@ -200,19 +197,14 @@ def _scanned(
     if not checkpoints:
         return [], {}
     rows = max(min(len(plan.probe.x), measure.samples or len(plan.probe.x)) for measure in plan.measures)
-    units = sum(json.loads(plan.attrs["settings"])["widths"][1:])
-    cut = partition(checkpoints, units, rows)
+    cut = partition(checkpoints, sum(layer.width for layer in plan.model.layers), rows, plan.model.most)
     # A block with one part missing is done again whole: its bits depend on what is stacked together.
     ready = [all((c.sha256, c.name) in finished for c in block) for block in cut]
     found = [finished[c.sha256, c.name] for block, done in zip(cut, ready, strict=True) if done for c in block]
     todo = [block for block, done in zip(cut, ready, strict=True) if not done]
     reporter.started(sum(len(block) for block in todo))
-    dtype = getattr(torch, json.loads(plan.attrs["settings"])["dtype"])
-    stack = partial(stacked_chain, plan.spec, plan.order, device=plan.device, dtype=dtype)
     skipped: dict[str, str] = {}
-    for block in blocks(
-        todo, load_tensors, lambda states: stack(states=states), plan.measures, plan.probe, plan.attrs["seed"]
-    ):
+    for block in blocks(todo, load_tensors, plan.model.network, plan.measures, plan.probe, plan.attrs["seed"]):
         for name, reason in block.skipped.items():
             reporter.problem(skip_sentence(name, reason))
         skipped.update(block.skipped)
@@ -265,7 +257,7 @@ def _completed(result: Result, plan: Plan, skipped: Mapping[str, str]) -> Result
 
 def _asked(result: Result, plan: Plan) -> Result:
     coordinates: dict[str, Any] = {dim: list(v) for m in plan.measures for dim, v in m.coordinates.items()}
-    coordinates["layer"] = [layer_names(plan.order)[layer] for layer in plan.layers]
+    coordinates["layer"] = [plan.model.names[layer] for layer in plan.layers]
     variables = [quantity.key for measure in plan.measures for quantity in measure.quantities]
     variables += [name for name in result.variables if name.startswith("metric_")]
     keys = {(c.sha256, c.name) for c in plan.series.checkpoints}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -24,13 +23,14 @@ from ibscan.measures.binned import BinnedInformation
 from ibscan.measures.clustering import Clustering
 from ibscan.measures.fit import ProbeFit
 from ibscan.measures.local_rank import LocalRank
+from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
-from ibscan.networks.resolve import ChainSpec, chain_order, parse_spec
-from ibscan.request import Reporter, Request
+from ibscan.models import Model, globbed, model_of, stated_model
+from ibscan.request import CHANNELS, Reporter, Request
 from ibscan.results.parts import check_output
-from ibscan.types import Checkpoint, Measure, Probe, Series
+from ibscan.types import Measure, Probe, Series
 
-__all__ = ["Plan", "globbed", "layer_names", "manifest_of", "planned", "series_of", "skip_sentence", "stated_model"]
+__all__ = ["Plan", "manifest_of", "planned", "series_of", "skip_sentence"]
 
 DEFAULT_NOISE = 0.1
 RANK_SAMPLES, OTHER_SAMPLES = 1024, 4096
@@ -40,14 +40,12 @@ RANK_SAMPLES, OTHER_SAMPLES = 1024, 4096
 class Plan:
     """What will be computed, on what.
 
-    `order` are state-dict names of layers, `layers` the indices to report; `folder` says that the series is a whole
-    folder.
+    `layers` are the indices of those to report; `folder` says that the series is a whole folder.
     """
 
     series: Series
     probe: Probe
-    spec: ChainSpec
-    order: tuple[str, ...]
+    model: Model
     layers: tuple[int, ...]
     measures: tuple[Measure, ...]
     device: torch.device
@@ -96,9 +94,18 @@ def planned(request: Request, reporter: Reporter) -> Plan:
         reporter.notice(sentence)
     for name, reason in series.skipped.items():
         reporter.problem(skip_sentence(name, reason))
-    spec = stated_model(request.model, manifest, series.checkpoints, trust=request.trust)
-    order, widths = _architecture(series.checkpoints[0], probe)
-    names = layer_names(order)
+    stated = stated_model(request.model, request.model_arg, manifest, series.checkpoints, trust=request.trust)
+    model = model_of(
+        stated,
+        series.checkpoints[0],
+        probe,
+        globs=request.layers,
+        device=device,
+        dtype=getattr(torch, request.dtype),
+    )
+    for name, reason in model.untapped:
+        reporter.notice(f"{name} is not measured: {reason}.")
+    names = model.names
     chosen = tuple(k for k, name in enumerate(names) if globbed(name, request.layers))
     if not chosen:
         raise NothingMatched(f"--layers {' '.join(request.layers)} matches none of the layers {', '.join(names)}.")
@@ -106,12 +113,13 @@ def planned(request: Request, reporter: Reporter) -> Plan:
     settings: dict[str, Any] = {
         "dtype": request.dtype,
         "axis": series.axis,
-        "layers": names,
-        "widths": widths,
+        # Modules asked for by name are no part of what the network is.
+        "layers": [layer.name for layer in model.layers if layer.noisy],
+        "widths": [model.inputs, *(layer.width for layer in model.layers if layer.noisy)],
         "weights": series.checkpoints[0].state_key,
         "measures": {m.name: _fields(m) for m in measures},
     }
-    noisy = [measure for measure in measures if isinstance(measure, ReadoutInformation)]
+    noisy = [measure for measure in measures if isinstance(measure, ReadoutInformation | NetworkInformation)]
     if noisy:
         settings["input_entropy"] = input_weights(probe.sampled(noisy[0].samples, request.seed))[1]
     attrs = {
@@ -121,7 +129,7 @@ def planned(request: Request, reporter: Reporter) -> Plan:
         "device": str(device),
         "seed": request.seed,
         "command": request.command,
-        "model": str(spec),
+        "model": str(stated),
         "probe": probe.source,
         "probe_sha256": probe.sha256,
         "settings": json.dumps(settings, sort_keys=True),
@@ -129,7 +137,7 @@ def planned(request: Request, reporter: Reporter) -> Plan:
         "complete": 0,
     }
     folder = len(request.paths) == 1 and request.paths[0].is_dir()
-    return Plan(series, probe, spec, order, chosen, measures, device, attrs, folder)
+    return Plan(series, probe, model, chosen, measures, device, attrs, folder)
 
 
 def manifest_of(paths: Sequence[Path], *, trust: bool) -> Manifest | None:
@@ -149,71 +157,6 @@ def series_of(request: Request, manifest: Manifest | None, *, exclude: Sequence[
 def skip_sentence(name: str, reason: str) -> str:
     """Return what is said of a checkpoint left out; most reasons name it already."""
     return f"skipped: {reason}" if reason.startswith(name) else f"skipped {name}: {reason}"
-
-
-def layer_names(order: Sequence[str]) -> list[str]:
-    """Return layer names as reported: a Linear without a name of its own is called `linear`."""
-    return [name or "linear" for name in order]
-
-
-def stated_model(
-    typed: str | None, manifest: Manifest | None, checkpoints: Sequence[Checkpoint], *, trust: bool
-) -> ChainSpec:
-    """Return the model: as typed, as the manifest has it, or as the checkpoints' metadata state it.
-
-    Raises:
-        UsageError: Nothing states the activation, the checkpoints contradict one another, or the spec is unknown.
-        InputError: A file names code, and `--trust` was not given.
-    """
-    if typed is not None:
-        return parse_spec(typed)
-    stated = manifest.model_spec if manifest is not None else None
-    if stated is None:
-        specs = {_metadata_spec(checkpoint) for checkpoint in checkpoints}
-        if len(specs) > 1:
-            raise UsageError(
-                f"the checkpoints name different models: {', '.join(sorted(str(s) for s in specs))}. "
-                "Say which with --model mlp:ACT, or scan the runs separately."
-            )
-        stated = specs.pop()
-    if stated is None:
-        shapes = ", ".join(f"{name} {info.shape}" for name, info in list(checkpoints[0].tensors.items())[:12])
-        raise UsageError(
-            f"{checkpoints[0].name}: nothing states the activation between its layers ({shapes}). "
-            "Add --model mlp:ACT, such as --model mlp:tanh or --model mlp:relu:softmax."
-        )
-    if stated.startswith("mlp:") and manifest is not None and manifest.model_args:
-        raise UsageError(f"{manifest.path}: [model] args are for a callable, and spec = {stated!r} takes none.")
-    if not stated.startswith("mlp:") and not trust:
-        raise InputError(
-            f"the series names code of its own as its model ({stated}), and code from files is not run unasked; "
-            "name it yourself with --model, or add --trust."
-        )
-    return parse_spec(stated)
-
-
-def _metadata_spec(checkpoint: Checkpoint) -> str | None:
-    metadata = checkpoint.metadata
-    if "ibscan.model" in metadata:
-        return metadata["ibscan.model"]
-    if "activation" not in metadata:
-        return None
-    return f"mlp:{metadata['activation']}" + (f":{metadata['output']}" if "output" in metadata else "")
-
-
-def _architecture(first: Checkpoint, probe: Probe) -> tuple[tuple[str, ...], list[int]]:
-    try:
-        order = chain_order(first.tensors)
-    except InputError as error:
-        raise InputError(f"{first.name}: {error}") from None
-    shapes = [first.tensors[f"{name}.weight" if name else "weight"].shape for name in order]
-    features = probe.x[0].size
-    if features != shapes[0][1]:
-        raise InputError(
-            f"{probe.source}: a row has {features} numbers (shape {tuple(probe.x.shape[1:])}), but the first layer "
-            f"'{layer_names(order)[0]}' of {first.name} takes {shapes[0][1]}. Give the probe this model was made for."
-        )
-    return order, [shapes[0][1], *(shape[0] for shape in shapes)]
 
 
 def _folder(paths: Sequence[Path]) -> Path | None:
@@ -252,11 +195,6 @@ def _fields(measure: Measure) -> dict[str, Any]:
     return {field.name: getattr(measure, field.name) for field in dataclasses.fields(measure)}  # type: ignore[arg-type]
 
 
-def globbed(name: str, globs: Sequence[str]) -> bool:
-    """Return whether a layer's name matches one of the globs; no globs match every name."""
-    return not globs or any(fnmatch.fnmatchcase(name, glob) for glob in globs)
-
-
 def _measures(request: Request, series: Series, reporter: Reporter, rows: int) -> tuple[Measure, ...]:
     def limit(default: int) -> int | None:
         if request.samples == "all":
@@ -274,11 +212,12 @@ def _measures(request: Request, series: Series, reporter: Reporter, rows: int) -
             BinnedInformation(bins, request.bin_width, request.bin_range, at or "post", limit(OTHER_SAMPLES))
         )
         noise = request.noise or _trained_noise(series)
-        measures.append(
-            ReadoutInformation(noise, request.tolerance, request.max_draws, at or "post", limit(OTHER_SAMPLES))
-        )
-        if not request.channel:
-            reporter.notice("the network channel comes in a later version; --channel readout is measured.")
+        samples, tolerance, draws = limit(OTHER_SAMPLES), request.tolerance, request.max_draws
+        channels = request.channel or CHANNELS
+        if "network" in channels:
+            measures.append(NetworkInformation(noise, tolerance, request.max_replicas, draws, samples))
+        if "readout" in channels:
+            measures.append(ReadoutInformation(noise, tolerance, draws, at or "post", samples))
     if request.verb in ("cluster", "scan"):
         measures.append(Clustering(at or "post", limit(OTHER_SAMPLES)))
     limits = {measure.samples for measure in measures if request.samples is None and measure.samples is not None}

@@ -12,12 +12,13 @@ from typing import Any, Literal, Protocol
 from ibscan.errors import UsageError
 from ibscan.types import At
 
-__all__ = ["PARTIAL", "Reporter", "Request", "Silent", "parse_range"]
+__all__ = ["CHANNELS", "PARTIAL", "Reporter", "Request", "Silent", "parse_range"]
 
 # Exit code of a command that did part of what was asked.
 PARTIAL = 4
 Verb = Literal["rank", "mi", "cluster", "scan"]
 EPS = (0.001, 0.01, 0.1)
+CHANNELS = ("network", "readout")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Request:
     """Everything a scan verb may be told; fields are named like the options of the command line.
 
     Raises:
-        UsageError: A number out of its range, named as the option that sets it, or an option of a later version.
+        UsageError: A number out of its range, named as the option that sets it.
     """
 
     verb: Verb
@@ -49,7 +50,7 @@ class Request:
     bin_width: tuple[float, ...] = ()
     bin_range: tuple[float, float] | None = None
     tolerance: float = 0.05
-    max_replicas: int | None = None
+    max_replicas: int = 4096
     max_draws: int = 65536
     device: str = "auto"
     dtype: Literal["float32", "float64"] = "float64"
@@ -66,7 +67,14 @@ class Request:
             for number in getattr(self, name):
                 _positive(f"--{name.replace('_', '-')}", number)
         _positive("--tolerance", self.tolerance)
-        for name, least in (("bins", 1), ("samples", 1), ("spectrum_rows", 1), ("max_draws", 2), ("seed", 0)):
+        for name, least in (
+            ("bins", 1),
+            ("samples", 1),
+            ("spectrum_rows", 1),
+            ("max_draws", 2),
+            ("max_replicas", 2),
+            ("seed", 0),
+        ):
             given = getattr(self, name)
             for number in given if isinstance(given, tuple) else (given,):
                 if number in (None, "all"):
@@ -85,18 +93,9 @@ class Request:
         ):
             if given not in allowed:
                 raise UsageError(f"{name} {given}: expected {' or '.join(a for a in allowed if a)}.")
-        self._refuse_later()
-
-    def _refuse_later(self) -> None:
         for channel in self.channel:
-            if channel not in ("network", "readout"):
-                raise UsageError(f"--channel {channel}: expected network or readout.")
-            if channel == "network":
-                raise UsageError("--channel network comes in a later version; this one measures --channel readout.")
-        if self.max_replicas is not None:
-            raise UsageError("--max-replicas belongs to the network channel, which comes in a later version.")
-        if self.model_arg:
-            raise UsageError("--model-arg belongs to --model module:callable, which comes in a later version.")
+            if channel not in CHANNELS:
+                raise UsageError(f"--channel {channel}: expected {' or '.join(CHANNELS)}.")
 
 
 def parse_range(text: str) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ibscan.errors import UsageError
-from ibscan.planning import Plan, layer_names
+from ibscan.planning import Plan
 from ibscan.request import Request
 from ibscan.results.coverage import conflict, covers, rows_of
 from ibscan.results.join import first_difference
@@ -69,7 +69,7 @@ def remaining(request: Request, plan: Plan, stored: Result | None) -> tuple[Plan
     # A measure that --force replaces is measured anew everywhere.
     if stored is None or not request.resume or conflict(stored, plan.measures, len(plan.probe.x)) is not None:
         return plan, series.checkpoints
-    names = [layer_names(plan.order)[layer] for layer in plan.layers]
+    names = [plan.model.names[layer] for layer in plan.layers]
     places = rows_of(stored)
 
     def done(measure: Measure, checkpoint: Checkpoint) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ibscan.errors import CheckpointError
+from ibscan.models import Loaded
 from ibscan.types import Array, Checkpoint, Estimate, Layer, Measure, Network, Probe, Status, Streams
 
 __all__ = ["Block", "blocks", "measured", "partition"]
@@ -38,7 +39,9 @@ class Block:
     skipped: Mapping[str, str]
 
 
-def partition(checkpoints: Sequence[Checkpoint], units: int, rows: int) -> list[tuple[Checkpoint, ...]]:
+def partition(
+    checkpoints: Sequence[Checkpoint], units: int, rows: int, most: int | None = None
+) -> list[tuple[Checkpoint, ...]]:
     """Cut a series into blocks whose size depends on nothing but the sizes of the work.
 
     So that a run taken up again forms the same blocks, and gives the same bits.
@@ -47,18 +50,19 @@ def partition(checkpoints: Sequence[Checkpoint], units: int, rows: int) -> list[
         checkpoints: In order.
         units: Units of all layers together.
         rows: Largest number of probe rows any measure uses.
+        most: How many a network can hold at once, where it cannot hold any number.
 
     Returns:
         Blocks in order.
     """
-    size = max(1, min(LARGEST_BLOCK, STACKED_ACTIVATIONS // max(1, units * rows)))
+    size = max(1, min(most or LARGEST_BLOCK, LARGEST_BLOCK, STACKED_ACTIVATIONS // max(1, units * rows)))
     return [tuple(checkpoints[k : k + size]) for k in range(0, len(checkpoints), size)]
 
 
 def blocks(
     parts: Sequence[Sequence[Checkpoint]],
     load: Callable[[Checkpoint], Mapping[str, torch.Tensor]],
-    stack: Callable[[Sequence[Mapping[str, torch.Tensor]]], Network],
+    stack: Callable[[Sequence[Loaded]], Network],
     measures: Sequence[Measure],
     probe: Probe,
     seed: int,
@@ -68,7 +72,7 @@ def blocks(
     Args:
         parts: The series, cut by `partition`.
         load: One checkpoint's tensors.
-        stack: Tensors of C checkpoints to a network.
+        stack: C checkpoints with their tensors to a network.
         measures: What to measure.
         probe: The whole probe; each measure takes its own sample of it.
         seed: Of samples and streams.
@@ -77,12 +81,12 @@ def blocks(
         Blocks in the order of the series.
     """
     for part in parts:
-        states: list[Mapping[str, torch.Tensor]] = []
+        states: list[Loaded] = []
         read: list[Checkpoint] = []
         skipped: dict[str, str] = {}
         for checkpoint in part:
             try:
-                states.append(load(checkpoint))
+                states.append((checkpoint, load(checkpoint)))
                 read.append(checkpoint)
             except CheckpointError as error:
                 skipped[checkpoint.name] = str(error)
@@ -93,8 +97,8 @@ def blocks(
 
 def _outcomes(
     network: Network,
-    states: Sequence[Mapping[str, torch.Tensor]],
-    stack: Callable[[Sequence[Mapping[str, torch.Tensor]]], Network],
+    states: Sequence[Loaded],
+    stack: Callable[[Sequence[Loaded]], Network],
     measures: Sequence[Measure],
     probe: Probe,
     seed: int,

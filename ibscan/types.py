@@ -134,6 +134,7 @@ class Layer:
     `width` counts the layer's own output (pre); what follows it may have another size (pooling). `post_range` is the
     closed range of its post-activation where the network states one (tanh: (-1, 1)). In the network channel every layer
     is noisy but those with `output`, which no other layer is fed by; `first` says that no noisy layer comes before it.
+    Modules that are layers only because they were asked for by name are not `noisy`, and come after all others.
     """
 
     name: str
@@ -176,8 +177,8 @@ class Estimate:
     """Values with their uncertainty and status, arrays (C, L, *dims) or (C, *dims).
 
     A NaN value never stands without a status other than OK. `stderr`, `lower`, `upper`, `minimum`, `maximum` and
-    `draws` are stored as `_se`, `_lower`, `_upper`, `_min`, `_max`, `_draws` and share the status. Counted quantities
-    have `status` None.
+    `draws` are stored as `_se`, `_lower`, `_upper`, `_min`, `_max`, `_draws` and share the status; so do `replicas`,
+    whose name drops the `_xt`. Counted quantities have `status` None.
     """
 
     value: Array
@@ -188,6 +189,7 @@ class Estimate:
     minimum: Array | None = None
     maximum: Array | None = None
     draws: Array | None = None
+    replicas: Array | None = None
 
     COMPANIONS: ClassVar[Mapping[str, str]] = {
         "stderr": "se",
@@ -196,7 +198,13 @@ class Estimate:
         "minimum": "min",
         "maximum": "max",
         "draws": "draws",
+        "replicas": "replicas",
     }
+
+    @staticmethod
+    def companion(key: str, suffix: str) -> str:
+        """Return the stored name of a companion of the quantity `key`."""
+        return f"{key.removesuffix('_xt') if suffix == 'replicas' else key}_{suffix}"
 
 
 @dataclass(frozen=True)
@@ -310,7 +318,7 @@ class Network(Protocol):
     ) -> Iterator[tuple[range, torch.Tensor]]:
         """Yield (replicas, S) in blocks of replicas: S (C, R, n, D) is the layer's post before its own noise.
 
-        Every noisy layer that feeds it, wherever it stands, adds noise * normals(its index, replica) (n, D) to its post.
+        Every noisy layer that feeds it adds noise * normals(its index, replica), of shape (n, D), to its post.
         """
         ...
 

@@ -22,15 +22,16 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "views": (BASE, {"numpy", "rich"}),
     "request": (BASE, set()),
     "training": (BASE | {"networks"}, {"torch", "safetensors"}),
-    "scanning": (BASE | {"numerics", "inputs", "networks", "measures", "results", "views"}, {"torch", "numpy"}),
-    "planning": (BASE | {"request", "inputs", "networks", "measures", "results", "__init__"}, {"torch"}),
+    "scanning": (BASE | {"models", "measures"}, {"torch", "numpy"}),
+    "models": (BASE | {"inputs", "networks"}, {"torch"}),
+    "planning": (BASE | {"request", "models", "inputs", "networks", "measures", "results", "__init__"}, {"torch"}),
     "resuming": (BASE | {"request", "planning", "results"}, {"numpy"}),
     "api": (
         BASE | {"request", "planning", "resuming", "scanning", "inputs", "networks", "measures", "results"},
         {"torch", "numpy"},
     ),
     "cli": ({"*"}, {"typer"}),
-    "__init__": ({"api", "training"}, set()),
+    "__init__": ({"api", "networks", "training"}, set()),
     "__main__": ({"cli"}, set()),
 }
 STANDARD = sys.stdlib_module_names

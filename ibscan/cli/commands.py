@@ -110,7 +110,7 @@ def _scanned(verb: str, options: Mapping[str, Any]) -> int:
 
 
 def _request(verb: str, options: Mapping[str, Any]) -> Request:
-    from ibscan.inputs.probe import parse_arguments
+    from ibscan.inputs.arguments import parse_arguments, parse_model_arguments
     from ibscan.request import Request, parse_range
 
     # What was not typed keeps the request's own default.
@@ -121,7 +121,7 @@ def _request(verb: str, options: Mapping[str, Any]) -> Request:
     if "bin_range" in given:
         given["bin_range"] = parse_range(given["bin_range"])
     if "model_arg" in given:
-        given["model_arg"] = dict.fromkeys(given["model_arg"])
+        given["model_arg"] = parse_model_arguments(given["model_arg"])
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     given.setdefault("output", DEFAULT_OUTPUT)
     command = shlex.join(["ibscan", *sys.argv[1:]])

@@ -8,8 +8,9 @@ from typing import Any
 from ibscan.cli.output import Output
 from ibscan.errors import IbscanError, NothingMatched
 from ibscan.inputs.probe import find_probe
+from ibscan.models import globbed, stated_model
 from ibscan.networks.resolve import chain_order
-from ibscan.planning import globbed, layer_names, manifest_of, series_of, stated_model
+from ibscan.planning import manifest_of, series_of
 from ibscan.request import PARTIAL, Request
 from ibscan.types import Checkpoint, Series
 
@@ -53,7 +54,7 @@ def listed(request: Request, output: Output) -> int:
     for notice in series.notices:
         output.notice(notice)
     try:
-        model = str(stated_model(request.model, manifest, series.checkpoints, trust=request.trust))
+        model = str(stated_model(request.model, request.model_arg, manifest, series.checkpoints, trust=request.trust))
     except IbscanError as error:
         output.notice(str(error))
         model = ""
@@ -92,7 +93,8 @@ def _chain(checkpoint: Checkpoint, request: Request, output: Output) -> str:
     except IbscanError as error:
         output.notice(f"{checkpoint.name}: {error}")
         return ""
-    if request.layers and not any(globbed(name, request.layers) for name in layer_names(order)):
-        raise NothingMatched(f"--layers {' '.join(request.layers)} matches none of {', '.join(layer_names(order))}.")
+    names = [name or "linear" for name in order]
+    if request.layers and not any(globbed(name, request.layers) for name in names):
+        raise NothingMatched(f"--layers {' '.join(request.layers)} matches none of {', '.join(names)}.")
     shapes = [checkpoint.tensors[f"{name}.weight" if name else "weight"].shape for name in order]
     return "-".join(str(width) for width in (shapes[0][1], *(shape[0] for shape in shapes)))

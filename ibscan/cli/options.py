@@ -104,7 +104,8 @@ CHECKPOINTS = (
         str | None,
         None,
         MODEL,
-        "mlp:ACT or mlp:ACT:OUT. Default: what the series says of itself.",
+        "mlp:ACT or mlp:ACT:OUT for a plain chain; module:callable or path.py:callable returning an nn.Module. "
+        "Default: what the series says of itself.",
         "-m",
         "--model",
         metavar="SPEC",
@@ -114,7 +115,7 @@ CHECKPOINTS = (
         list[str] | None,
         None,
         MODEL,
-        "For module:callable (a later version).",
+        "An argument of module:callable, read as JSON where it is JSON; repeatable.",
         metavar="KEY=VALUE",
         show_default=False,
     ),
@@ -213,8 +214,8 @@ MI = (
         list[str] | None,
         None,
         MEASURE,
-        "Where noise is added: at the measured layer alone (readout), "
-        "or at every hidden layer (network, a later version).",
+        "Where noise is added: after every hidden layer and propagated (network), or at the measured layer alone "
+        "(readout); repeatable. Default: both.",
         metavar="network|readout",
         show_default=False,
     ),
@@ -227,10 +228,10 @@ MI = (
     _option("max_draws", int, 65536, PRECISION, "Draws of one cell at most.", parser=whole, metavar="M"),
     _option(
         "max_replicas",
-        int | None,
-        None,
+        int,
+        4096,
         PRECISION,
-        "For the network channel (a later version).",
+        "Noisy passes of one input at most, network channel.",
         parser=whole,
         metavar="K",
     ),

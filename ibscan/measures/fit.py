@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from ibscan.measures.activations import post_widths
 from ibscan.types import At, Estimate, Network, Probe, Quantity, Status, Streams
 
-__all__ = ["ProbeFit", "decisions"]
+__all__ = ["ProbeFit", "decisions", "last_layer"]
 
 # Outputs whose loss is a cross entropy; of others (tanh, relu, ...) only the decision is known.
-LOGITS = ("identity", "softmax", "sigmoid")
+LOGITS = ("identity", "softmax", "log_softmax", "sigmoid")
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,20 @@ class ProbeFit:
                     status[c] = losses[c] = Status.NONFINITE
                     continue
                 accuracy[c], status[c] = float((scores[c].argmax(1) == labels).to(torch.float64).mean()), Status.OK
-                if network.output in LOGITS and (network.output != "sigmoid" or network.layers[-1].width == 1):
+                if network.output in LOGITS and (network.output != "sigmoid" or _width(network, probe) == 1):
                     loss[c], losses[c] = float(functional.cross_entropy(scores[c], labels)), Status.OK
         return {"probe_accuracy": Estimate(accuracy, status), "probe_loss": Estimate(loss, losses)}
 
 
 def fits(network: Network, probe: Probe) -> bool:
     """Return whether the output's width is the number of label values (or 1 for two)."""
-    width, labels = network.layers[-1].width, len(probe.labels)
-    single = width == 1 and labels == 2 and network.output != "softmax"
-    return probe.y is not None and labels > 1 and (width == labels or single)
+    labels = len(probe.labels)
+    if probe.y is None or labels < 2:
+        return False
+    width = _width(network, probe)
+    # Where one unit of an output without a name decides is not known.
+    single = width == 1 and labels == 2 and network.output not in ("softmax", "log_softmax", "other")
+    return width == labels or single
 
 
 def decisions(network: Network, probe: Probe) -> torch.Tensor | None:
@@ -94,14 +99,26 @@ def decisions(network: Network, probe: Probe) -> torch.Tensor | None:
 
 
 def _scores(network: Network, probe: Probe) -> torch.Tensor:
-    """Return logits (C, N, classes): pre-activations, and (0, p) for a single unit, whose sigmoid is halved at 0."""
-    last = len(network.layers) - 1
-    width = network.layers[last].width
+    """Return logits (C, N, classes): what the output makes of them undone; (0, p) for a single unit, halved at 0.
+
+    Before an output's activation stands its pre; without one, what follows the last layer (pooling, say) counts.
+    """
+    last, width = last_layer(network), _width(network, probe)
+    undone = network.output not in ("identity", "other")
     scores = torch.zeros(network.size, len(probe.x), max(2, width), dtype=torch.float64, device=network.device)
 
-    def keep(layer: int, pre: torch.Tensor, post: torch.Tensor, rows: slice) -> None:  # noqa: ARG001
+    def keep(layer: int, pre: torch.Tensor, post: torch.Tensor, rows: slice) -> None:
         if layer == last:
-            scores[:, rows, -width:] = pre.flatten(2)
+            scores[:, rows, -width:] = (pre if undone else post).flatten(2)
 
     network.walk(probe.x, keep)
     return scores
+
+
+def last_layer(network: Network) -> int:
+    """Return the index of the last layer that is one of the network's own; layers asked for by name come after it."""
+    return max(k for k, layer in enumerate(network.layers) if layer.noisy)
+
+
+def _width(network: Network, probe: Probe) -> int:
+    return post_widths(network, probe.x)[last_layer(network)]

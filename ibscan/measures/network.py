@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal, TypeAlias
 
@@ -37,6 +37,10 @@ GROUPS = 4
 PILOT_ROWS, LEAST_ROWS, LEAST_DRAWS, LEAST_REPLICAS = 256, 1024, 2, 16
 # What the pilot must reach of the tolerance, so that the whole sample reaches all of it.
 MARGIN = 0.8
+# From here on a bracket is judged by how it closes.
+HOPE_REPLICAS = 64
+# Numbers the draws of one cell may hold, rows, draws and units together.
+DRAWN_BUDGET = 2**26
 # Standard normals of a block of replicas are drawn together: so many numbers a row.
 NORMALS_A_ROW = 2048
 
@@ -78,14 +82,6 @@ class NetworkInformation:
             "smallest proven upper bound: H(X), or the Gaussian of the same covariance at this layer or one before it",
             ("noise",),
         ),
-        Quantity(
-            "mi_network_replicas",
-            "replicas",
-            "1",
-            "noisy passes of one input behind its own mixture; 1 where that is exact",
-            ("noise",),
-            counted=True,
-        ),
     )
 
     @property
@@ -113,7 +109,7 @@ class NetworkInformation:
         population = _Population.of(probe, network)
         shape = (network.size, len(network.layers), len(self.noise))
         cells = {field: np.full(shape, np.nan) for field in FIELDS}
-        counts = np.full(shape, -1, dtype=np.int64)
+        replicas = np.full(shape, np.nan)
         draws = np.full(shape, np.nan)
         status = np.full(shape, Status.NOT_MEASURED, dtype=np.int8)
         normals = partial(_normals, self.name, streams, post_widths(network, probe.x), {})
@@ -125,7 +121,7 @@ class NetworkInformation:
                     continue
                 measured = self._first if layer.first else self._later
                 cell = measured(alone, population, place[1], self.noise[place[2]], normals, streams)
-                status[place], counts[place], draws[place] = cell.status, cell.replicas, cell.draws
+                status[place], replicas[place], draws[place] = cell.status, cell.replicas, cell.draws
                 for field, number in zip(FIELDS, cell.numbers, strict=True):
                     cells[field][place] = number
         if network.plain:
@@ -137,15 +133,14 @@ class NetworkInformation:
                 cells[field][:] = np.nan
         capped = np.where(np.isin(status, (Status.SATURATED, Status.UNRESOLVED)), Status.OK, status).astype(np.int8)
 
-        def estimate(side: str, status: Array, draws: Array | None = None) -> Estimate:
+        def estimate(side: str, status: Array) -> Estimate:
             ends = {"stderr": f"{side}_se", "lower": f"{side}_lower", "upper": f"{side}_upper"}
-            return Estimate(cells[side], status, draws=draws, **{key: cells[name] for key, name in ends.items()})
+            return Estimate(cells[side], status, **{key: cells[name] for key, name in ends.items()})
 
         return {
-            "mi_network_xt": estimate("xt", status, draws),
+            "mi_network_xt": replace(estimate("xt", status), draws=draws, replicas=replicas),
             "mi_network_ty": estimate("ty", labelled),
             "mi_network_cap": Estimate(cells["cap"], capped),
-            "mi_network_replicas": Estimate(counts, None),
         }
 
     def _first(
@@ -185,7 +180,7 @@ class NetworkInformation:
         if state is not Status.OK:
             return _Cell.constant(state)
         # Closed on few rows first; then as many rows, and draws of each, as the spread between them asks for.
-        rows = len(population.x)
+        rows, most_draws = len(population.x), min(self.max_draws, DRAWN_BUDGET // flat.shape[-1])
         found, replicas = None, min(LEAST_REPLICAS, self.max_replicas)
         size, draws = min(PILOT_ROWS, rows), LEAST_DRAWS
         while True:
@@ -198,7 +193,7 @@ class NetworkInformation:
                 continue
             # More draws cannot mend a bracket that the largest number of replicas leaves open.
             closed = found.half_gap <= self.tolerance
-            wanted = found.sample(self.tolerance if closed else math.inf, rows, self.max_draws)
+            wanted = found.sample(self.tolerance if closed else math.inf, rows, most_draws)
             wanted = (max(wanted[0], min(LEAST_ROWS, rows)), wanted[1])
             if wanted[0] * wanted[1] <= size * draws:
                 break
@@ -223,14 +218,16 @@ class _Cell:
 
     status: Status
     numbers: tuple[float, ...]
-    replicas: int
+    replicas: float
     draws: float
 
     @staticmethod
     def constant(status: Status) -> _Cell:
         """Return the cell of a layer that tells nothing: zero where it is dead, NaN where it is not finite."""
         dead = status is Status.DEAD
-        return _Cell(status, (0.0 if dead else math.nan,) * len(FIELDS), 1 if dead else -1, 0.0 if dead else math.nan)
+        return _Cell(
+            status, (0.0 if dead else math.nan,) * len(FIELDS), 1.0 if dead else math.nan, 0.0 if dead else math.nan
+        )
 
 
 @dataclass(frozen=True)
@@ -298,7 +295,7 @@ class _Channel:
         joint, owner = self.population.joint, self.population.owner[:rows]
         others = torch.full(queries.energy.shape, -torch.inf, dtype=torch.float64, device=made.device)
         rest: torch.Tensor | None = None
-        count, goal = 0, max(start, min(draws, self.max_replicas), 2)
+        count, goal, before = 0, max(start, min(draws, self.max_replicas), 2), math.inf
         while True:
             for block, values in replicas(range(count, goal)):
                 others = torch.logaddexp(others, replica_sums(queries, block, values))
@@ -308,9 +305,12 @@ class _Channel:
                 rest = _grouped(others_density(queries, others - math.log(count), owner, inner / self.noise, joint))
             terms = bracket_terms(others, count, rest, joint[owner], joint.sum(0))
             found = _Bracket.of(terms, len(self.population.x), count)
-            if found.half_gap <= target or count >= self.max_replicas:
+            # A bracket closes like 1/K once replicas are dense, more slowly before: one that this could not close
+            # within the budget is left open at once.
+            hopeless = count >= HOPE_REPLICAS and found.half_gap * count / self.max_replicas > target
+            if found.half_gap <= target or count >= self.max_replicas or (hopeless and 2 * found.half_gap > before):
                 return found
-            goal = min(2 * count, self.max_replicas)
+            goal, before = min(2 * count, self.max_replicas), found.half_gap
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def parse_spec(spec: str) -> ChainSpec:
         The spec, its output `identity` where none is named.
 
     Raises:
-        UsageError: An unknown activation, or a form that is not built yet.
+        UsageError: An unknown activation, or another form.
 
     Example:
         >>> parse_spec("mlp:tanh:softmax")
@@ -47,8 +47,7 @@ def parse_spec(spec: str) -> ChainSpec:
     kind, _, rest = spec.partition(":")
     if kind != "mlp":
         raise UsageError(
-            f"--model {spec}: this version measures plain chains only, as mlp:ACT or mlp:ACT:OUT; "
-            "module:callable and path.py:callable come in a later version."
+            f"--model {spec}: expected mlp:ACT or mlp:ACT:OUT for a plain chain, module:callable or path.py:callable."
         )
     names = rest.split(":")
     if len(names) > 2 or not names[0]:

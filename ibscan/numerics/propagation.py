@@ -22,6 +22,8 @@ __all__ = ["Queries", "bracket_terms", "others_density", "replica_sums"]
 LARGEST_EXPONENT = 700.0
 # |a|^2 + |b|^2 - 2 a.b loses about 1e-16 max|s|^2; up to this ratio to noise^2 the exponent is right to 1e-8.
 EXPANSION_LIMIT = 1e8
+# Numbers one block of draws and replicas may hold.
+EXPONENTS = 2**22
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ def replica_sums(queries: Queries, replicas: range, values: torch.Tensor) -> tor
     Returns:
         Shape (m, M); -inf where no other replica is among them.
     """
+    size = max(1, EXPONENTS // queries.energy.numel())
+    if len(values) > size:
+        parts = [slice(k, min(k + size, len(values))) for k in range(0, len(values), size)]
+        return torch.stack([replica_sums(queries, replicas[part], values[part]) for part in parts]).logsumexp(0)
     points, centres = queries.points, values.transpose(0, 1)
     # Centred per input: replicas of one input lie together, far from the origin.
     middle = centres.mean(1, keepdim=True)

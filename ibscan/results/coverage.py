@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ibscan.results.axes import checkpoint_keys
-from ibscan.types import Array, Measure, Quantity, Result, Status
+from ibscan.types import Array, Estimate, Measure, Quantity, Result, Status
 
-__all__ = ["FAILURES", "conflict", "covers", "rows_of"]
+__all__ = ["FAILURES", "conflict", "covers", "open_bracket", "rows_of"]
 
 # A cell of these is measured again by the next run.
 FAILURES = (Status.NONFINITE, Status.FAILED, Status.OUT_OF_MEMORY)
@@ -83,15 +83,30 @@ def _covers_variable(result: Result, row: int, measure: Measure, quantity: Quant
 
 def _precise(result: Result, measure: Measure, key: str, at: Any, tolerance: float) -> bool:  # noqa: ANN401 - np.ix_
     width = np.zeros(result[key].values[at].shape)
+    gap = width
     for name in (key, key.replace("_xt", "_ty")):
         width = np.fmax(width, 1.96 * result[f"{name}_se"].values[at])
+        gap = np.fmax(gap, open_bracket(result, name)[at])
     status = result.status(key)
     unresolved = np.zeros(width.shape, dtype=bool) if status is None else status[at] == Status.UNRESOLVED
     budget = getattr(measure, "max_draws", 0)
     # Draws do not depend on the run: with a budget that allows no further round a cell would come out as it is.
     round_of_draws = min(int(result[key].attrs["rows"]), budget // 2)
-    spent = result[f"{key}_draws"].values[at] + round_of_draws > budget
-    return bool(np.where(unresolved, (width > tolerance) & spent, width <= tolerance).all())
+    spent = (width > tolerance) & (result[f"{key}_draws"].values[at] + round_of_draws > budget)
+    if (replicas := Estimate.companion(key, "replicas")) in result:
+        # A bracket that closing like 1/K would not close within the budget was left open, and would be again.
+        share = np.fmin(1.0, result[replicas].values[at] / getattr(measure, "max_replicas", 1))
+        spent |= gap * share > tolerance
+    # A number that just met the tolerance is computed from others here, with another rounding.
+    return bool(np.where(unresolved, spent, np.fmax(width, gap) <= tolerance * (1 + 1e-9)).all())
+
+
+def open_bracket(result: Result, key: str) -> Array:
+    """Return half of what a value's bracket leaves open beside its 95 % interval; 0 where ends are other bounds."""
+    if Estimate.companion(key.replace("_ty", "_xt"), "replicas") not in result:
+        return np.zeros(result[key].values.shape)
+    ends = result[f"{key}_upper"].values - result[f"{key}_lower"].values
+    return np.asarray(0.5 * ends - 1.96 * result[f"{key}_se"].values)
 
 
 def _positions(present: Array, asked: Sequence[Any]) -> list[int] | None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ibscan.errors import UsageError
 from ibscan.results.axes import AUXILIARY, checkpoint_keys, families, fill_value, is_fill, keys, ordered, strings
+from ibscan.results.coverage import open_bracket
 from ibscan.types import Array, Result, Status, Variable
 
 __all__ = ["first_difference", "join"]
@@ -248,18 +249,20 @@ def _worse(old: Result, new: Result, main: str, frame: _Frame) -> Array:
 
 
 def _more_precise(old: Result, new: Result, main: str, frame: _Frame, tolerance: float) -> tuple[Array, Array]:
-    """Return where `old` has the smaller standard error, and the status of its value at the tolerance."""
+    """Return where `old` has the smaller error, of draws or of replicas, and its status at the tolerance."""
     dims = new[main].dims
-    status, error = (
-        _on(frame, dims, old.status(main), Status.NOT_MEASURED),
-        _on(frame, dims, old[f"{main}_se"].values, np.nan),
-    )
+    status = _on(frame, dims, old.status(main), Status.NOT_MEASURED)
+    error = _on(frame, dims, _half_width(old, main), np.nan)
     assert status is not None
     assert error is not None
     fresh = new[f"{main}_status"].values
-    keep = np.isin(status, (Status.OK, Status.SATURATED, Status.UNRESOLVED)) & (error <= new[f"{main}_se"].values)
+    keep = np.isin(status, (Status.OK, Status.SATURATED, Status.UNRESOLVED)) & (error <= _half_width(new, main))
     resolved = np.where(status != Status.UNRESOLVED, status, np.where(fresh != Status.UNRESOLVED, fresh, Status.OK))
-    return keep, np.where(1.96 * error <= tolerance, resolved, Status.UNRESOLVED).astype(np.int8)
+    return keep, np.where(error <= tolerance * (1 + 1e-9), resolved, Status.UNRESOLVED).astype(np.int8)
+
+
+def _half_width(result: Result, main: str) -> Array:
+    return np.fmax(1.96 * result[f"{main}_se"].values, open_bracket(result, main))
 
 
 def _on(frame: _Frame, dims: tuple[str, ...], values: Array | None, fill: float) -> Array | None:

@@ -25,6 +25,7 @@ _COMPANION_NAMES = {
     "min": "minimum over rows of",
     "max": "maximum over rows of",
     "draws": "draws behind the",
+    "replicas": "noisy passes of one input (1 where its density is exact) behind the",
 }
 
 
@@ -178,7 +179,7 @@ def _family(
     dims = (("checkpoint", "layer") if quantity.per_layer else ("checkpoint",)) + quantity.dims
     common = {"units": quantity.unit, "symbol": quantity.symbol, **measured, "shown": int(quantity.default_shown)}
     parts = {suffix: getattr(estimate, field) for field, suffix in Estimate.COMPANIONS.items()}
-    parts = {suffix: values for suffix, values in parts.items() if values is not None}
+    names = {suffix: Estimate.companion(key, suffix) for suffix, values in parts.items() if values is not None}
     status = [] if estimate.status is None else [f"{key}_status"]
 
     def variable(name: str, values: Array, long_name: str, ancillary: Sequence[str]) -> Variable:
@@ -186,16 +187,15 @@ def _family(
         array = np.asarray(values).astype(np.int64 if integer else np.float64)
         attrs: dict[str, Any] = {"long_name": long_name, **common}
         attrs["_FillValue"] = fill_value(name, array.dtype)
-        if name.endswith("_draws"):  # a number of draws, whatever the unit of the value
+        if name.endswith(("_draws", "_replicas")):  # a number of them, whatever the unit of the value
             attrs["units"] = "1"
         if ancillary:
             attrs["ancillary_variables"] = " ".join(ancillary)
         return Variable(dims, _spread(name, array, places), attrs)
 
-    family = {key: variable(key, estimate.value, quantity.long_name, [*(f"{key}_{s}" for s in parts), *status])}
-    for suffix, values in parts.items():
-        long_name = f"{_COMPANION_NAMES[suffix]} {quantity.long_name}"
-        family[f"{key}_{suffix}"] = variable(f"{key}_{suffix}", values, long_name, status)
+    family = {key: variable(key, estimate.value, quantity.long_name, [*names.values(), *status])}
+    for suffix, name in names.items():
+        family[name] = variable(name, parts[suffix], f"{_COMPANION_NAMES[suffix]} {quantity.long_name}", status)
     if estimate.status is not None:
         codes = _spread(f"{key}_status", np.asarray(estimate.status).astype(np.int8), places)
         family[f"{key}_status"] = Variable(dims, codes, _status_attrs(key))

@@ -1,0 +1,194 @@
+"""What states the model, and what makes networks of checkpoints by it."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+
+from ibscan.errors import InputError, UsageError
+from ibscan.inputs.checkpoint import load_tensors
+from ibscan.inputs.code import called, named_callable
+from ibscan.inputs.manifest import Manifest
+from ibscan.networks.chain import stacked_chain
+from ibscan.networks.module import Module, loaded, recorded_taps
+from ibscan.networks.resolve import chain_order, parse_spec
+from ibscan.types import Checkpoint, Layer, Network, Probe
+
+__all__ = ["Loaded", "Model", "Stated", "globbed", "model_of", "stated_model"]
+
+# Rows on which a model is run once to see what it does.
+FEW_ROWS = 3
+# A checkpoint with its tensors.
+Loaded: TypeAlias = tuple[Checkpoint, Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Stated:
+    """A model as it is stated: `mlp:ACT:OUT`, or a callable with its arguments."""
+
+    spec: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.spec} {json.dumps(self.arguments, sort_keys=True)}" if self.arguments else self.spec
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that fits the series and the probe: its layers, and the way from checkpoints to a network.
+
+    `inputs` counts the numbers of a row; `most` says how many checkpoints one network may hold; `untapped` lists
+    layers that cannot be measured, with the reason.
+    """
+
+    stated: Stated
+    inputs: int
+    layers: tuple[Layer, ...]
+    most: int | None
+    network: Callable[[Sequence[Loaded]], Network]
+    untapped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Layers as they are reported."""
+        return [layer.name for layer in self.layers]
+
+
+def stated_model(
+    typed: str | None,
+    arguments: Mapping[str, Any],
+    manifest: Manifest | None,
+    checkpoints: Sequence[Checkpoint],
+    *,
+    trust: bool,
+) -> Stated:
+    """Return the model: as typed, as the manifest has it, or as the checkpoints' metadata state it.
+
+    Args:
+        typed: `--model`, or None.
+        arguments: `--model-arg`; they replace those of the manifest one by one.
+        manifest: Beside the checkpoints, if there is one.
+        checkpoints: The series.
+        trust: Whether code named by files may run.
+
+    Raises:
+        UsageError: Nothing states the activation, the checkpoints contradict one another, the spec is unknown, or a
+            plain chain was given arguments.
+        InputError: A file names code, and `--trust` was not given.
+    """
+    stated = typed
+    if stated is None and manifest is not None and manifest.model_spec is not None:
+        stated, arguments = manifest.model_spec, {**manifest.model_args, **arguments}
+    if stated is None:
+        specs = {_metadata_spec(checkpoint) for checkpoint in checkpoints}
+        if len(specs) > 1:
+            raise UsageError(
+                f"the checkpoints name different models: {', '.join(sorted(str(s) for s in specs))}. "
+                "Say which with --model mlp:ACT, or scan the runs separately."
+            )
+        stated = specs.pop()
+    if stated is None:
+        shapes = ", ".join(f"{name} {info.shape}" for name, info in list(checkpoints[0].tensors.items())[:12])
+        raise UsageError(
+            f"{checkpoints[0].name}: nothing states the activation between its layers ({shapes}). "
+            "Add --model mlp:ACT, such as --model mlp:tanh or --model mlp:relu:softmax, or --model module:callable for "
+            "a network that is no plain chain."
+        )
+    if stated.startswith("mlp:"):
+        if arguments:
+            raise UsageError(f"model arguments ({', '.join(arguments)}) are for a callable, and {stated} takes none.")
+        return Stated(str(parse_spec(stated)))
+    if typed is None and not trust:
+        raise InputError(
+            f"the series names code of its own as its model ({stated}), and code from files is not run unasked; "
+            "name it yourself with --model, or add --trust."
+        )
+    if typed is None:
+        folder = manifest.path.parent if manifest is not None and manifest.model_spec else checkpoints[0].path.parent
+        stated = str(folder / stated) if stated.partition(":")[0].endswith(".py") else stated
+    return Stated(stated, dict(arguments))
+
+
+def model_of(
+    stated: Stated,
+    first: Checkpoint,
+    probe: Probe,
+    *,
+    globs: Sequence[str] = (),
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Model:
+    """Hold a model against the first checkpoint and the probe.
+
+    Args:
+        stated: The model.
+        first: The series' first checkpoint; the others have the same architecture.
+        probe: What it will be measured on.
+        globs: `--layers`; one that matches no layer may match other modules, which are then measured too.
+        device: Where.
+        dtype: Of the forward pass.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: The tensors do not form it, or the probe does not fit it.
+    """
+    if stated.spec.startswith("mlp:"):
+        return _chain(stated, first, probe, device, dtype)
+    where = f"--model {stated.spec}"
+    build = partial(called, named_callable(stated.spec, "--model"), stated.arguments, where)
+    model = loaded(build, load_tensors(first), first.stored_names, first.name)
+    rows = probe.x[:FEW_ROWS]
+    network = recorded_taps(model, rows, (), device=device, dtype=dtype)
+    unmatched = [glob for glob in globs if not any(globbed(layer.name, [glob]) for layer in network.layers)]
+    extra = [path for path, _ in model.named_modules() if path and unmatched and globbed(path, unmatched)]
+    if extra:
+        network = recorded_taps(model, rows, extra, device=device, dtype=dtype)
+    taps = network.taps
+
+    def one(pairs: Sequence[Loaded]) -> Network:
+        ((checkpoint, state),) = pairs
+        fresh = loaded(build, state, checkpoint.stored_names, checkpoint.name)
+        return Module(fresh.to(device, dtype), taps, device, dtype)
+
+    return Model(stated, probe.x[0].size, taps.layers, 1, one, taps.untapped)
+
+
+def globbed(name: str, globs: Sequence[str]) -> bool:
+    """Return whether a layer's name matches one of the globs; no globs match every name."""
+    return not globs or any(fnmatch.fnmatchcase(name, glob) for glob in globs)
+
+
+def _chain(stated: Stated, first: Checkpoint, probe: Probe, device: torch.device, dtype: torch.dtype) -> Model:
+    spec = parse_spec(stated.spec)
+    try:
+        order = chain_order(first.tensors)
+    except InputError as error:
+        raise InputError(f"{first.name}: {error}") from None
+    # Its layers and shapes without its numbers.
+    state = {name: torch.empty(info.shape, device="meta") for name, info in first.tensors.items()}
+    chain = stacked_chain(spec, order, [state], device=torch.device("meta"), dtype=dtype)
+    features = probe.x[0].size
+    if features != chain.inputs:
+        raise InputError(
+            f"{probe.source}: a row has {features} numbers (shape {tuple(probe.x.shape[1:])}), but the first layer "
+            f"'{chain.layers[0].name}' of {first.name} takes {chain.inputs}. Give the probe this model was made for."
+        )
+    stack = partial(stacked_chain, spec, order, device=device, dtype=dtype)
+    return Model(stated, features, chain.layers, None, lambda loaded: stack([state for _, state in loaded]))
+
+
+def _metadata_spec(checkpoint: Checkpoint) -> str | None:
+    metadata = checkpoint.metadata
+    if "ibscan.model" in metadata:
+        return metadata["ibscan.model"]
+    if "activation" not in metadata:
+        return None
+    return f"mlp:{metadata['activation']}" + (f":{metadata['output']}" if "output" in metadata else "")

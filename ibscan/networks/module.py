@@ -1,0 +1,414 @@
+"""Any nn.Module as a network: layers found by one recorded pass, values and Jacobians through torch.func."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ibscan.errors import IbscanError, InputError
+from ibscan.networks.taps import Place, Reached, Taps, main_tensor, recorded, tapped
+from ibscan.types import Array, At, Layer, Normals, Visit, VisitFactor
+
+__all__ = ["Module", "built", "loaded", "recorded_taps"]
+
+# Numbers a block of rows may hold: constants, not free memory, so that a run can be repeated bit for bit.
+ACTIVATION_BUDGET = 2**22
+NOISY_BUDGET = 2**22
+FACTOR_BUDGET = 2**23
+# Directions of the input carried through one pass.
+TANGENTS = 256
+# Two passes over the same rows, or one row alone and among others, may differ by rounding.
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
+WRAPPED = ("_orig_mod", "module")
+
+
+@dataclass(frozen=True)
+class Module:
+    """One checkpoint of an nn.Module that answers for every layer it calls.
+
+    `model` is in eval mode, without gradients, on `device` in `dtype`; `taps` says where its layers are.
+    """
+
+    model: nn.Module
+    taps: Taps
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Layers in the order of first call, then modules asked for by name."""
+        return self.taps.layers
+
+    @property
+    def size(self) -> int:
+        """One checkpoint."""
+        return 1
+
+    @property
+    def output(self) -> str:
+        """What follows the last layer."""
+        return self.taps.output
+
+    @property
+    def plain(self) -> bool:
+        """Whether every layer is fed by the one before it alone."""
+        return self.taps.plain
+
+    def alone(self, checkpoint: int) -> Module:
+        """Return this network, the only one."""
+        assert checkpoint == 0
+        return self
+
+    def walk(self, x: Array, visit: Visit) -> None:
+        """Call visit(layer, pre, post, rows) for every block of rows, each layer as soon as its post is known.
+
+        Args:
+            x: Probe rows, shape (N, ...).
+            visit: Is given the layer's index, pre and post of shape (1, n, ...), float64, and the rows as a slice.
+        """
+        widest = max(x[0].size, *(layer.width for layer in self.layers))
+        for rows, block in self._blocks(x, ACTIVATION_BUDGET // widest):
+            held: dict[int, torch.Tensor] = {}
+
+            def keep(layer: int, value: torch.Tensor, held: dict[int, torch.Tensor] = held) -> torch.Tensor:
+                # Cloned: an in-place activation overwrites it.
+                held[layer] = value.to(torch.float64, copy=True).unsqueeze(0)
+                return value
+
+            def tell(
+                layer: int, value: torch.Tensor, rows: slice = rows, held: dict[int, torch.Tensor] = held
+            ) -> torch.Tensor:
+                visit(layer, held.pop(layer), value.to(torch.float64, copy=True).unsqueeze(0), rows)
+                return value
+
+            self._pass(block, [*self._at(self.taps.pre, keep), *self._at(self.taps.post, tell)])
+
+    def noisy_walk(
+        self, x: Array, layer: int, noise: float, normals: Normals, replicas: range
+    ) -> Iterator[tuple[range, torch.Tensor]]:
+        """Yield (replicas, S) in blocks of replicas, S of shape (1, R, n, D): the layer's post before its own noise.
+
+        Args:
+            x: Probe rows, shape (n, ...).
+            layer: Index of the layer wanted.
+            noise: Standard deviation, activation units.
+            normals: Standard normals (n, D) of (layer index, replica).
+            replicas: Which replicas to make.
+
+        Source:
+            Goldfeld et al. 2019, section 2: T_l = f_l(T_{l-1}) + Z_l.
+        """
+        rows = torch.as_tensor(x).to(self.device, self.dtype)
+        widest = max(x[0].size, *(one.width for one in self.layers))
+        size = max(1, NOISY_BUDGET // (len(x) * widest))
+        for start in range(replicas.start, replicas.stop, size):
+            block = range(start, min(start + size, replicas.stop))
+            found: list[torch.Tensor] = []
+
+            def add(index: int, value: torch.Tensor, block: range = block) -> torch.Tensor:
+                z = np.stack([normals(index, replica) for replica in block])
+                return value + noise * torch.as_tensor(z).to(value).view(value.shape)
+
+            def keep(index: int, value: torch.Tensor, found: list[torch.Tensor] = found) -> torch.Tensor:  # noqa: ARG001
+                found.append(value.to(torch.float64, copy=True))
+                raise Reached
+
+            others = [k for k in self.taps.noisy if k != layer]
+            wanted = [*self._at(self.taps.post, add, others), *self._at(self.taps.post, keep, [layer])]
+            # Every replica of every row is a row of one batch.
+            self._pass(rows.expand(len(block), *rows.shape).flatten(0, 1), wanted)
+            yield block, found[0].reshape(1, len(block), len(x), -1)
+
+    def jacobians(self, x: Array, visit: VisitFactor, *, at: At) -> None:
+        """Call visit(layer, J, rows) with J = d layer / d x of shape (1, n, D, d_in), float64.
+
+        Forward mode: one pass carries a block of input directions to all layers at once. Rows are independent of one
+        another, so a direction is the same for all rows of a block.
+
+        Args:
+            x: Probe rows, shape (N, ...).
+            visit: Is given the layer's index, the Jacobian, and the rows as a slice.
+            at: `pre` for the layer's own output, `post` for what follows it.
+
+        Source:
+            Patel and Shwartz-Ziv 2024, section 2.
+        """
+        places = self.taps.pre if at == "pre" else self.taps.post
+        for group in self._groups(x[0].size):
+            cost = x[0].size * sum(self.layers[layer].width for layer in group)
+            for rows, block in self._blocks(x, FACTOR_BUDGET // cost):
+                values = self._values(places, group, block)
+                # The slope of relu at a NaN is 0, a number like any other: what is not finite must not end there.
+                sound = [torch.isfinite(v).flatten(1).all(1) for v in self._values(self.taps.pre, group, block)]
+                columns = partial(self._values, places, group)
+                try:
+                    found = _forward_mode(columns, block)
+                except NotImplementedError:
+                    found = _reverse_mode(columns, block, values)
+                for layer, jacobian, finite in zip(group, found, sound, strict=True):
+                    whole = torch.where(finite[:, None, None], jacobian.to(torch.float64), torch.nan)
+                    visit(layer, whole.unsqueeze(0), rows)
+
+    def _groups(self, inputs: int) -> Iterator[list[int]]:
+        """Yield layers whose Jacobians of one row fit the budget together."""
+        group: list[int] = []
+        for layer, one in enumerate(self.layers):
+            if group and inputs * (one.width + sum(self.layers[k].width for k in group)) > FACTOR_BUDGET:
+                yield group
+                group = []
+            group.append(layer)
+        yield group
+
+    def _values(self, places: Sequence[Place], group: Sequence[int], block: torch.Tensor) -> list[torch.Tensor]:
+        found: dict[int, torch.Tensor] = {}
+
+        def keep(layer: int, value: torch.Tensor) -> torch.Tensor:
+            found[layer] = value.clone()
+            if len(found) == len(group):
+                raise Reached
+            return value
+
+        self._pass(block, self._at(places, keep, group))
+        return [found[layer] for layer in group]
+
+    def _at(
+        self,
+        places: Sequence[Place],
+        tapper: Callable[[int, torch.Tensor], torch.Tensor],
+        layers: Sequence[int] | None = None,
+    ) -> list[tuple[Place, Callable[[torch.Tensor], torch.Tensor]]]:
+        return [(places[k], partial(tapper, k)) for k in (range(len(places)) if layers is None else layers)]
+
+    def _pass(
+        self, block: torch.Tensor, at: Sequence[tuple[Place, Callable[[torch.Tensor], torch.Tensor]]]
+    ) -> torch.Tensor | None:
+        """Run the model on a block of rows; None where a tapper has seen enough."""
+        tappers: dict[Place, Callable[[torch.Tensor], torch.Tensor]] = {}
+        for place, tapper in at:
+            tappers[place] = _in_turn(tappers[place], tapper) if place in tappers else tapper
+        try:
+            with foreign("the model"), sdpa_kernel(SDPBackend.MATH), tapped(self.taps, block, tappers):
+                return main_tensor(self.model(block))
+        except Reached:
+            return None
+
+    def _blocks(self, x: Array, size: int) -> Iterator[tuple[slice, torch.Tensor]]:
+        size = max(1, size)
+        for start in range(0, len(x), size):
+            rows = slice(start, min(start + size, len(x)))
+            yield rows, torch.as_tensor(x[rows]).to(self.device, self.dtype)
+
+
+def built(build: Callable[[], Any]) -> nn.Module:
+    """Return the model a callable makes, unwrapped from torch.compile and DataParallel, in eval mode.
+
+    Args:
+        build: Makes the model; what is random in it has a fixed seed.
+
+    Raises:
+        InputError: It returns no nn.Module.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build()
+    while isinstance(model, nn.Module) and (type(model).__name__ == "OptimizedModule" or _parallel(model)):
+        model = model._modules["_orig_mod" if "_orig_mod" in model._modules else "module"]
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model's callable returned a {type(model).__name__}; expected an nn.Module.")
+    return model.eval().requires_grad_(False)
+
+
+def _parallel(model: nn.Module) -> bool:
+    return isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+
+
+def loaded(
+    build: Callable[[], Any], state: Mapping[str, torch.Tensor], stored: Mapping[str, str], name: str
+) -> nn.Module:
+    """Return the model with a checkpoint's weights, every one of them and no other.
+
+    Args:
+        build: Makes the model.
+        state: Tensors by state-dict name, wrapper prefixes stripped.
+        stored: Those names to the names in the file: a real submodule called `module` survives if only these fit.
+        name: The checkpoint, for a message.
+
+    Raises:
+        InputError: Names or shapes do not fit.
+    """
+    model = built(build)
+    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    original = {stored.get(key, key): tensor for key, tensor in state.items()}
+    fitting = original if set(original) == set(wanted) else state
+    shapes = {key: tuple(tensor.shape) for key, tensor in fitting.items()}
+    if shapes != wanted:
+        raise InputError(_misfit(name, shapes, wanted))
+    with foreign("the model"):
+        model.load_state_dict(dict(fitting), strict=True)
+    return model
+
+
+def _misfit(name: str, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
+    missing = [key for key in wanted if key not in found]
+    extra = [key for key in found if key not in wanted]
+    other = [key for key in wanted if key in found and found[key] != wanted[key]]
+    parts = []
+    if missing:
+        near = difflib.get_close_matches(missing[0], extra, 1)
+        hint = f" (nearest in the file: {near[0]!r} {found[near[0]]})" if near else ""
+        parts.append(f"{len(missing)} missing, such as {missing[0]!r} {wanted[missing[0]]}{hint}")
+    if extra:
+        parts.append(f"{len(extra)} unexpected, such as {extra[0]!r} {found[extra[0]]}")
+    if other:
+        key = other[0]
+        parts.append(f"{len(other)} of another shape, such as {key!r} {found[key]} where the model has {wanted[key]}")
+    return (
+        f"{name}: its tensors are not those of the model: of {len(wanted)}, {'; '.join(parts)}. "
+        "Give the callable and --model-arg this checkpoint was made with."
+    )
+
+
+def recorded_taps(
+    model: nn.Module, x: Array, extra: Sequence[str], *, device: torch.device, dtype: torch.dtype
+) -> Module:
+    """Run the model on a few rows, check that it is a function of each of them alone, and return it as a network.
+
+    Args:
+        model: Loaded, in eval mode.
+        x: A few rows of the probe, shape (n, ...), at least one.
+        extra: Paths of modules to measure beside the layers.
+        device: Where.
+        dtype: Of the forward pass.
+
+    Raises:
+        InputError: The model raises on these rows, is random, or mixes rows.
+    """
+    rows = torch.as_tensor(x)
+    with foreign("the model"):
+        # Moved and not copied where it is there already.
+        model = model.to(device)
+    try:
+        taps = _taps(model.to(dtype), rows.to(device, dtype), extra)
+    except InputError as error:
+        if dtype is torch.float64 and _runs(model.to(torch.float32), rows.to(device, torch.float32)):
+            model.to(dtype)
+            raise InputError(f"{error} It runs in float32: add --dtype float32.") from None
+        raise
+    network = Module(model, taps, device, dtype)
+    _check_function(network, rows.to(device, dtype))
+    return network
+
+
+def _taps(model: nn.Module, rows: torch.Tensor, extra: Sequence[str]) -> Taps:
+    with torch.no_grad(), foreign("the model"), sdpa_kernel(SDPBackend.MATH):
+        return recorded(model, rows, extra)
+
+
+def _runs(model: nn.Module, rows: torch.Tensor) -> bool:
+    try:
+        with torch.no_grad(), foreign("the model"):
+            model(rows)
+    except InputError:
+        return False
+    return True
+
+
+def _check_function(network: Module, rows: torch.Tensor) -> None:
+    def output(block: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            found = network._pass(block, [])
+        assert found is not None
+        return found
+
+    once, again = output(rows), output(rows)
+    if not _close(once, again, network.dtype):
+        raise InputError(
+            "two passes of the model over the same rows differ: its forward pass is random (dropout called with "
+            "training=True?) although it is in eval mode. Only a deterministic network can be measured."
+        )
+    if once.ndim == 0 or len(once) != len(rows):
+        raise InputError(
+            f"the model made an output of shape {tuple(once.shape)} from {len(rows)} rows; expected one row for each."
+        )
+    alone = torch.cat([output(row) for row in torch.split(rows, 1)])
+    if not _close(once, alone, network.dtype):
+        raise InputError(
+            "a row gives another output alone than among others: the model mixes rows of a batch (batch statistics in "
+            "eval mode?). What is measured here is a function of each row alone."
+        )
+
+
+def _close(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
+    scale = float(torch.nan_to_num(a).abs().max()) if a.numel() else 0.0
+    tolerance = ROUNDING[dtype]
+    return a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+
+
+def _forward_mode(values: Callable[[torch.Tensor], list[torch.Tensor]], block: torch.Tensor) -> list[torch.Tensor]:
+    """Return J of every value, (n, D, d_in), from the images of the input's unit vectors."""
+    inputs = block[0].numel()
+    basis = torch.eye(inputs, dtype=block.dtype, device=block.device).view(inputs, 1, *block.shape[1:])
+
+    def image(direction: torch.Tensor) -> list[torch.Tensor]:
+        tangents: list[torch.Tensor] = torch.func.jvp(values, (block,), (direction.expand_as(block).clone(),))[1]
+        return [tangent.flatten(1) for tangent in tangents]
+
+    parts = [torch.func.vmap(image)(part) for part in torch.split(basis, TANGENTS)]
+    return [torch.cat(column).permute(1, 2, 0) for column in zip(*parts, strict=True)]
+
+
+def _reverse_mode(
+    values: Callable[[torch.Tensor], list[torch.Tensor]], block: torch.Tensor, like: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Return the same from the gradients of the outputs' units, where an operation has no forward mode."""
+    found = []
+    for k, value in enumerate(like):
+        units = value[0].numel()
+        pullback = torch.func.vjp(lambda rows, k=k: values(rows)[k], block)[1]
+        basis = torch.eye(units, dtype=value.dtype, device=value.device).view(units, 1, *value.shape[1:])
+
+        def gradient(
+            unit: torch.Tensor, value: torch.Tensor = value, pullback: Callable[..., Any] = pullback
+        ) -> torch.Tensor:
+            pulled: torch.Tensor = pullback(unit.expand_as(value))[0]
+            return pulled.flatten(1)
+
+        parts = [torch.func.vmap(gradient)(part) for part in torch.split(basis, TANGENTS)]
+        found.append(torch.cat(parts).permute(1, 0, 2))
+    return found
+
+
+def _in_turn(
+    first: Callable[[torch.Tensor], torch.Tensor], then: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda value: then(first(value))
+
+
+@contextlib.contextmanager
+def foreign(what: str) -> Iterator[None]:
+    """Run somebody else's code: what it prints goes to standard error, what it raises becomes one sentence.
+
+    Raises:
+        InputError: It raised something, memory and our own errors excepted.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except (IbscanError, Reached, MemoryError, torch.OutOfMemoryError, NotImplementedError):
+        raise
+    # The boundary to foreign code, which may raise anything.
+    except Exception as error:
+        if "can't allocate memory" in str(error):
+            raise
+        said = (str(error).strip().splitlines() or ["no message"])[0][:300]
+        raise InputError(f"{what} raised {type(error).__name__}: {said}") from error

@@ -1,4 +1,4 @@
-"""Probe arguments: scale, mean, std, shape; read, checked, applied in that order."""
+"""Probe arguments (scale, mean, std, shape; checked, applied in that order) and a model's: KEY=VALUE as typed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from ibscan.errors import UsageError
 from ibscan.types import Array
 
-__all__ = ["KNOWN", "applied", "checked_arguments", "parse_arguments"]
+__all__ = ["KNOWN", "applied", "checked_arguments", "parse_arguments", "parse_model_arguments"]
 
 KNOWN = ("scale", "mean", "std", "shape")
 LARGEST_SIZE = 2**40
@@ -34,19 +34,46 @@ def parse_arguments(items: Sequence[str]) -> dict[str, Any]:
         >>> parse_arguments(["scale=255", "shape=[1, 28, 28]"])
         {'scale': 255, 'shape': [1, 28, 28]}
     """
+    return checked_arguments(_parsed(items, "--probe-arg", "scale=255"), "--probe-arg")
+
+
+def parse_model_arguments(items: Sequence[str]) -> dict[str, Any]:
+    """Read `--model-arg KEY=VALUE` options.
+
+    Args:
+        items: As typed; VALUE is read as JSON where it is JSON, and is a string otherwise.
+
+    Returns:
+        The arguments by name, for a callable.
+
+    Raises:
+        UsageError: No `=`, a key twice, or a key that names no argument.
+
+    Example:
+        >>> parse_model_arguments(["width=512", "bias=false", "activation=tanh"])
+        {'width': 512, 'bias': False, 'activation': 'tanh'}
+    """
+    arguments = _parsed(items, "--model-arg", "width=512")
+    for key in arguments:
+        if not key.isidentifier():
+            raise UsageError(f"--model-arg: {key!r} cannot name an argument; expected a name such as width.")
+    return arguments
+
+
+def _parsed(items: Sequence[str], option: str, example: str) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for item in items:
         key, equals, text = item.partition("=")
         key = key.strip()
         if not equals:
-            raise UsageError(f"--probe-arg {item}: expected KEY=VALUE, such as scale=255.")
+            raise UsageError(f"{option} {item}: expected KEY=VALUE, such as {example}.")
         if key in arguments:
-            raise UsageError(f"--probe-arg {item}: {key} was given twice; give it once.")
+            raise UsageError(f"{option} {item}: {key} was given twice; give it once.")
         try:
             arguments[key] = json.loads(text)
         except (ValueError, RecursionError):
             arguments[key] = text
-    return checked_arguments(arguments, "--probe-arg")
+    return arguments
 
 
 def checked_arguments(arguments: Mapping[str, Any], where: str) -> dict[str, Any]:

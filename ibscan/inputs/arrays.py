@@ -5,13 +5,11 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from safetensors import safe_open
 from safetensors.torch import load as load_safetensors
 
@@ -20,33 +18,24 @@ from ibscan.inputs.archives import check_directory, load_archive, read_archive
 from ibscan.inputs.containers import is_tensor
 from ibscan.inputs.described import StoredTensor, check_tensor
 from ibscan.inputs.files import Snapshot, content_kind, snapshot
+from ibscan.inputs.hdf5 import hdf5_arrays
 from ibscan.inputs.matlab import read_stored, stored_arrays
+from ibscan.inputs.named import NamedArrays, Pick, brief, check_size
+from ibscan.inputs.returned import as_numpy
+from ibscan.inputs.tables import SUFFIXES as TABLES
 from ibscan.inputs.tensorfiles import read_tensor_header
-from ibscan.types import Array
 
-__all__ = ["MAX_ARRAY_BYTES", "NamedArrays", "named_arrays"]
+__all__ = ["NOW", "named_arrays"]
 
-MAX_ARRAY_BYTES = 4 << 30
 MOST_SIZES = 64
-NOW = "what works now is .npz, .npy, .safetensors, .pt, IDX and .mat (version 5 to 7)"
-
-
-@dataclass(frozen=True)
-class NamedArrays:
-    """Shapes by name, and the arrays that were picked from them."""
-
-    shapes: Mapping[str, tuple[int, ...]]
-    picked: Mapping[str, Array]
-
-
-Pick = Callable[[Mapping[str, tuple[int, ...]]], Sequence[str]]
+NOW = "a probe is .npz, .npy, .safetensors, .h5, .mat, .pt, .csv, IDX, or code as module:callable or path.py:callable"
 
 
 def named_arrays(path: Path, name: str, pick: Pick) -> NamedArrays:
     """Read the arrays that `pick` chooses from the shapes a probe file states.
 
     Args:
-        path: The file, `.npz .npy .safetensors .pt .mat`, recognised by content.
+        path: The file, `.npz .npy .safetensors .h5 .pt .mat`, recognised by content.
         name: What to call it in a message.
         pick: From shapes by name to the names wanted; may raise.
 
@@ -54,8 +43,7 @@ def named_arrays(path: Path, name: str, pick: Pick) -> NamedArrays:
         All shapes, and the arrays wanted.
 
     Raises:
-        InputError: Damaged, unsafe, of Python objects, or too large.
-        UsageError: A format that comes in a later version.
+        InputError: Damaged, unsafe, of Python objects, too large, or of another kind.
     """
     with snapshot(path, name) as shot:
         head = shot.stream.read(1024)
@@ -68,26 +56,18 @@ def named_arrays(path: Path, name: str, pick: Pick) -> NamedArrays:
         return READERS[kind](shot, name, pick)
 
 
-def _refusal(kind: str, path: Path, name: str) -> InputError | UsageError:
-    if kind == "hdf5":
-        what = "a MATLAB 7.3 file (save it with -v7)" if path.suffix == ".mat" else "an HDF5 file"
-        return UsageError(f"{name}: is {what}, and reading HDF5 probes comes in a later version; {NOW}.")
-    if path.suffix == ".csv":
-        return UsageError(f"{name}: reading .csv probes comes in a later version; {NOW}.")
+def _refusal(kind: str, path: Path, name: str) -> InputError:
     if kind == "empty":
         return InputError(f"{name}: has zero bytes; save or copy the probe again.")
     if kind == "lfs":
         return InputError(f"{name}: is a Git LFS pointer, not the data; run `git lfs pull` in its folder.")
+    if path.suffix == ".py":
+        return InputError(f"{name}: is Python code; name what returns the probe in it, as {name}:NAME.")
+    if path.suffix.lower() in TABLES:
+        return InputError(f"{name}: is no UTF-8 text ({kind}), but a table was expected; save it as UTF-8.")
+    if kind == "text":
+        return InputError(f"{name}: is a text file; a table of numbers is read if it is called .csv or .tsv.")
     return InputError(f"{name}: its content is no probe that can be read ({kind}); {NOW}.")
-
-
-def _checked_size(shape: Sequence[int], itemsize: int, key: str, name: str) -> None:
-    size = math.prod(shape) * itemsize
-    if size > MAX_ARRAY_BYTES:
-        raise InputError(
-            f"{name}: array {key!r} of shape {tuple(shape)} takes {size} bytes, at most {MAX_ARRAY_BYTES} are read; "
-            "save fewer rows."
-        )
 
 
 def _npy_header(stream: BinaryIO, key: str, name: str, size: int) -> tuple[int, ...]:
@@ -98,7 +78,7 @@ def _npy_header(stream: BinaryIO, key: str, name: str, size: int) -> tuple[int, 
         shape, _, dtype = reader(stream)
     except Exception as error:  # noqa: BLE001 - see above
         raise InputError(
-            f"{name}: array {key!r} has no readable numpy header ({_brief(error)}); save it again."
+            f"{name}: array {key!r} has no readable numpy header ({brief(error)}); save it again."
         ) from None
     if dtype.hasobject:
         raise InputError(
@@ -111,7 +91,7 @@ def _npy_header(stream: BinaryIO, key: str, name: str, size: int) -> tuple[int, 
         raise InputError(
             f"{name}: array {key!r} states a shape of {len(shape)} sizes that none can have; save it again."
         )
-    _checked_size(shape, dtype.itemsize, key, name)
+    check_size(shape, dtype.itemsize, key, name)
     wanted = stream.tell() + math.prod(shape) * dtype.itemsize
     if wanted != size:
         raise InputError(
@@ -119,10 +99,6 @@ def _npy_header(stream: BinaryIO, key: str, name: str, size: int) -> tuple[int, 
             "again."
         )
     return tuple(shape)
-
-
-def _brief(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def _npy(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
@@ -153,7 +129,7 @@ def _npz(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
     except (InputError, UsageError):
         raise
     except Exception as error:  # noqa: BLE001 - zipfile raises BadZipFile, RuntimeError, struct.error, zlib.error, EOFError, ...
-        raise InputError(f"{name}: is a damaged npz archive ({_brief(error)}); copy or save it again.") from None
+        raise InputError(f"{name}: is a damaged npz archive ({brief(error)}); copy or save it again.") from None
     return NamedArrays(shapes, picked)
 
 
@@ -162,16 +138,16 @@ def _safetensors(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
     shapes = {key: info.shape for key, info in header.tensors.items()}
     wanted = pick(shapes)
     for key in wanted:
-        _checked_size(shapes[key], 8, key, name)
+        check_size(shapes[key], 8, key, name)
     # The boundary to a foreign reader; its own error class is not the only one it raises.
     try:
         if shot.blob is not None:
             loaded = load_safetensors(shot.blob)
-            return NamedArrays(shapes, {key: _as_numpy(loaded[key]) for key in wanted})
+            return NamedArrays(shapes, {key: as_numpy(loaded[key]) for key in wanted})
         with safe_open(shot.stream.name, "pt", device="cpu") as file:
-            return NamedArrays(shapes, {key: _as_numpy(file.get_tensor(key).clone()) for key in wanted})
+            return NamedArrays(shapes, {key: as_numpy(file.get_tensor(key).clone()) for key in wanted})
     except Exception as error:  # noqa: BLE001 - see above
-        raise InputError(f"{name}: the safetensors library cannot read it ({_brief(error)}); save it again.") from None
+        raise InputError(f"{name}: the safetensors library cannot read it ({brief(error)}); save it again.") from None
 
 
 def _torch(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
@@ -185,10 +161,10 @@ def _torch(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
     for key in wanted:
         stored: StoredTensor = described[key]
         check_tensor(key, stored, name)
-        _checked_size(stored.shape, 8, key, name)
+        check_size(stored.shape, 8, key, name)
     shot.stream.seek(0)
     loaded = _tensors_of(load_archive(shot.stream, name))
-    return NamedArrays(shapes, {key: _as_numpy(loaded[key]) for key in wanted})
+    return NamedArrays(shapes, {key: as_numpy(loaded[key]) for key in wanted})
 
 
 def _tensors_of(tree: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever was saved, or its description
@@ -201,14 +177,6 @@ def _tensors_of(tree: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever was sav
     return {}
 
 
-def _as_numpy(tensor: torch.Tensor) -> Array:
-    tensor = tensor.detach()
-    # numpy has neither bfloat16 nor the 8-bit floats; float32 holds all of them exactly.
-    small = tensor.dtype.is_floating_point and tensor.dtype not in (torch.float16, torch.float32, torch.float64)
-    array: Array = (tensor.float() if small else tensor).resolve_conj().numpy()
-    return array
-
-
 def _mat(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
     listed = stored_arrays(shot.stream, shot.size, name)
     if not listed:
@@ -216,7 +184,7 @@ def _mat(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
     shapes = {key: array.shape for key, array in listed.items()}
     wanted = pick(shapes)
     for key in wanted:
-        _checked_size(shapes[key], 8, key, name)
+        check_size(shapes[key], 8, key, name)
     return NamedArrays(shapes, {key: read_stored(shot.stream, listed[key], name) for key in wanted})
 
 
@@ -227,4 +195,5 @@ READERS: dict[str, Callable[[Snapshot, str, Pick], NamedArrays]] = {
     "pickle": _torch,
     "safetensors": _safetensors,
     "mat": _mat,
+    "hdf5": hdf5_arrays,
 }

@@ -88,6 +88,7 @@ def inspect_checkpoint(
         tensors={names[stored]: info for stored, info in contents.tensors.items()},
         metadata=contents.metadata,
         state_key=contents.state_key,
+        stored_names={names[stored]: stored for stored in contents.tensors},
     )
 
 

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import h5py
-
 from ibscan.errors import CheckpointError, InputError
 from ibscan.inputs.files import content_kind, file_head, special_kind, unreadable
 from ibscan.inputs.foreign import folder_kind, is_part
+from ibscan.inputs.hdf5 import is_result
 
 __all__ = ["CONVENTIONAL", "Candidate", "Found", "found_in_folder", "natural_key", "weights_file"]
 
@@ -133,9 +132,9 @@ def _sort(path: Path, found: Found, barred: set[Path]) -> None:
     elif words:
         _claim_or_pass(path, found, f"{name}: is {words}, but a regular file was expected; it was not opened.")
     elif is_claimed(name) or _is_recognised(path, name):
-        if not (name.endswith((".h5", ".hdf5")) and _is_result(path)):
+        if not (name.endswith((".h5", ".hdf5")) and is_result(path)):
             found.candidates.append(Candidate(path, name))
-    elif not _is_result(path):
+    elif not is_result(path):
         found.others.append(name)
 
 
@@ -164,18 +163,6 @@ def _is_recognised(path: Path, name: str) -> bool:
     if kind == "safetensors":
         return int.from_bytes(head[:8], "little") < path.stat().st_size
     return kind == "pickle" and head[2:15] == b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
-
-
-def _is_result(path: Path) -> bool:
-    """Tell whether a file is one of our own results."""
-    try:
-        if content_kind(file_head(path)) != "hdf5":
-            return False
-        with h5py.File(path, "r") as file:
-            # Attributes may hold anything; only the one we write is of interest.
-            return str(file.attrs.get("format", "")) == "ibscan"
-    except Exception:  # noqa: BLE001 - the boundary to a foreign reader: h5py raises OSError, RuntimeError, KeyError, ...
-        return False
 
 
 def _sort_folder(path: Path, found: Found) -> None:

@@ -15,17 +15,18 @@ from typing import BinaryIO
 
 from ibscan.errors import CheckpointError
 
-__all__ = ["SMALL_BYTES", "Snapshot", "content_kind", "file_head", "regular_stat", "snapshot", "special_kind"]
+__all__ = ["SMALL_BYTES", "Snapshot", "content_kind", "exists", "file_head", "regular_stat", "snapshot", "special_kind"]
 
 SMALL_BYTES = 256 << 20
 HEAD_BYTES = 1024
 RETRY_SECONDS = 0.05
 
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "lfs"),
     (b"PK\x03\x04", "zip"),
     (b"PK\x05\x06", "zip"),
-    (b"\x89HDF\r\n\x1a\n", "hdf5"),
+    (HDF5_MAGIC, "hdf5"),
     (b"\x93NUMPY", "npy"),
     (b"\x1f\x8b", "gzip"),
     (b"BZh", "bzip2"),
@@ -53,6 +54,14 @@ class Snapshot:
     size: int
     sha256: str
     blob: bytes | None
+
+
+def exists(path: str) -> bool:
+    """Tell whether there is something under this path; what no path can be (too long, a null byte) is not there."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def special_kind(mode: int) -> str:
@@ -119,6 +128,9 @@ def content_kind(head: bytes) -> str:
             return kind
     if head[257:262] == b"ustar":
         return "tar"
+    # MATLAB 7.3 writes HDF5 behind 512 bytes of its own.
+    if head[512:520] == HDF5_MAGIC:
+        return "hdf5"
     if head[0] == 0x80 and len(head) > 1 and 2 <= head[1] <= 5:
         return "pickle"
     # A length has bytes that no text has; a line break is one that text does.
@@ -139,7 +151,8 @@ def _is_text(head: bytes) -> bool:
         if error.start < len(head) - 3:
             return False
         words = head[: error.start].decode()
-    return all(character.isprintable() or character in "\t\n\r\f" for character in words)
+    # Spreadsheets put a byte order mark first.
+    return all(character.isprintable() or character in "\t\n\r\f" for character in words.removeprefix("\ufeff"))
 
 
 @contextmanager

@@ -14,11 +14,11 @@ import numpy as np
 
 from ibscan.errors import InputError, UsageError
 from ibscan.inputs.files import snapshot, special_kind, unreadable
+from ibscan.inputs.named import MAX_ARRAY_BYTES
 from ibscan.types import Array
 
 __all__ = ["idx_pair", "labels_beside", "read_idx"]
 
-MAX_ARRAY_BYTES = 4 << 30
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 IMAGES = re.compile(r"^(?P<split>.*?)[-_.]?images(?P<sep>[-._])idx\d-ubyte(?P<gz>\.gz)?$", re.IGNORECASE)
 SPLITS = {"train": "train", "t10k": "test", "test": "test"}

@@ -17,6 +17,7 @@ def class_indices(found: Array, rows: int, source: str) -> tuple[Array | None, t
 
     Args:
         found: Labels as stored: (N,), (N, 1) or (1, N) of integers, integral floats or strings, or one-hot (N, K).
+            Any integers are classes, however many different ones there are.
         rows: N.
         source: The probe as the user named it, for a message.
 
@@ -26,7 +27,7 @@ def class_indices(found: Array, rows: int, source: str) -> tuple[Array | None, t
     Raises:
         InputError: Their length is not N.
     """
-    y = found
+    y = _plain(found)
     if y.ndim == 2 and y.size == rows and 1 in y.shape:
         y = y.reshape(rows)
     if y.ndim == 0 or y.shape[0] != rows:
@@ -48,6 +49,8 @@ def class_indices(found: Array, rows: int, source: str) -> tuple[Array | None, t
         words, indices = np.unique(texts, return_inverse=True)
         return indices.astype(np.int64), tuple(str(word) for word in words), ()
     if y.dtype.kind == "f":
+        # Half precision overflows where it is compared below.
+        y = y.astype(np.float64)
         if not np.isfinite(y).all() or (y != np.floor(y)).any() or np.abs(y).max(initial=0) >= 2**53:
             return (
                 None,
@@ -58,6 +61,19 @@ def class_indices(found: Array, rows: int, source: str) -> tuple[Array | None, t
         return None, (), (f"{source}: the labels are of type {y.dtype}, which is no class; {UNMEASURED}",)
     values, indices = np.unique(y, return_inverse=True)
     return indices.astype(np.int64), tuple(int(value) for value in values), ()
+
+
+def _plain(found: Array) -> Array:
+    """Return an array of Python objects as one of strings or numbers, where all of them are."""
+    if found.dtype.kind != "O":
+        return found
+    parts = found.ravel().tolist()
+    for kinds in ((str,), (bool, np.bool_), (int, float, np.integer, np.floating)):
+        if parts and all(isinstance(part, kinds) for part in parts):
+            plain = np.array(parts).reshape(found.shape)
+            # Integers beyond 64 bits stay objects.
+            return plain if plain.dtype.kind in "Ubiuf" else found
+    return found
 
 
 def _one_hot(y: Array) -> Array | None:

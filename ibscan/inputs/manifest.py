@@ -11,8 +11,10 @@ from typing import Any
 from ibscan.errors import CheckpointError, InputError, UsageError
 from ibscan.inputs.arguments import KNOWN as PROBE_ARGUMENTS
 from ibscan.inputs.arguments import checked_arguments
+from ibscan.inputs.choice import split_spec
+from ibscan.inputs.code import is_code
 from ibscan.inputs.coordinates import compiled_pattern
-from ibscan.inputs.files import regular_stat, unreadable
+from ibscan.inputs.files import exists, regular_stat, unreadable
 
 __all__ = ["Manifest", "read_manifest"]
 
@@ -29,7 +31,7 @@ WORDS: dict[type[Any], str] = {str: "a string", dict: "a table"}
 class Manifest:
     """What `ibscan.toml` says; absent parts are None or empty.
 
-    `probe_path` is resolved and absolute; `probe_selection` is what follows its `#`.
+    `probe_path` is resolved and absolute, or `module:callable`; `probe_selection` is what follows its `#`.
     """
 
     path: Path
@@ -47,21 +49,22 @@ def read_manifest(folder: Path, *, trust: bool) -> Manifest | None:
 
     Args:
         folder: The folder of the checkpoints.
-        trust: Whether a probe outside the folder is allowed (`--trust`).
+        trust: Whether a probe outside the folder, or one that is code, is allowed (`--trust`).
 
     Returns:
         The manifest, or None where there is no such file.
 
     Raises:
         UsageError: Unknown key, wrong type, broken TOML, over 1 MiB.
-        InputError: The probe lies outside the folder, or the file may not be read.
+        InputError: The probe lies outside the folder or is code, or the file may not be read.
     """
     path = folder / "ibscan.toml"
     if not path.exists() and not path.is_symlink():
         return None
     tables = _tables(path)
     model, probe, series = (tables.get(name, {}) for name in ("model", "probe", "series"))
-    file, _, selection = probe.get("path", "").partition("#")
+    named = probe.get("path", "")
+    file, selection = (named, "") if exists(str(folder / named)) else split_spec(named)
     if series.get("pattern") is not None:
         compiled_pattern(series["pattern"], str(path))
     if series.get("axis") in ("", "index"):
@@ -73,7 +76,7 @@ def read_manifest(folder: Path, *, trust: bool) -> Manifest | None:
         path=path,
         model_spec=model.get("spec"),
         model_args=model.get("args", {}),
-        probe_path=_inside(folder, file, path, trust=trust) if file else None,
+        probe_path=_probe_path(folder, file, selection, path, trust=trust) if file else None,
         probe_selection=selection,
         probe_arguments=checked_arguments(arguments, f"{path}, [probe]"),
         pattern=series.get("pattern"),
@@ -109,6 +112,24 @@ def _check_entry(path: Path, table: str, key: str, value: Any) -> None:  # noqa:
     wanted = KEYS[table][key]
     if not isinstance(value, wanted):
         raise UsageError(f"{path}: {key} in [{table}] is {value!r}, but {WORDS[wanted]} was expected.")
+
+
+def _probe_path(folder: Path, file: str, selection: str, path: Path, *, trust: bool) -> Path:
+    """Return where the probe is: a file inside the folder; anything else, code above all, with trust alone."""
+    inside = folder / file
+    # A module is no path; a file of code is one, whatever stands behind its colon.
+    if is_code(file) and not exists(str(inside)) and not file.rpartition(":")[0].endswith(".py"):
+        found = Path(file)
+    else:
+        found = _inside(folder, file, path, trust=trust)
+    # As it will be read: no spelling of a path may come out as code.
+    spec = split_spec(f"{found}#{selection}" if selection else str(found))[0]
+    if not trust and (is_code(spec) or (is_code(file) and not exists(str(inside)))):
+        raise InputError(
+            f"{path}: the probe {file!r} is code, and code named by files is not run unasked; give it as --probe, or "
+            "add --trust if you trust whoever wrote it."
+        )
+    return found
 
 
 def _inside(folder: Path, file: str, path: Path, *, trust: bool) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,21 @@ import numpy as np
 
 from ibscan.errors import CheckpointError, InputError, UsageError
 from ibscan.inputs.arguments import applied, checked_arguments, parse_arguments
-from ibscan.inputs.arrays import NOW, named_arrays
-from ibscan.inputs.files import content_kind, file_head, regular_stat
+from ibscan.inputs.arrays import named_arrays
+from ibscan.inputs.choice import chosen, split_spec, wanted_keys
+from ibscan.inputs.code import is_code
+from ibscan.inputs.files import content_kind, exists, file_head, regular_stat
+from ibscan.inputs.hdf5 import is_result
 from ibscan.inputs.idx import idx_pair, labels_beside, read_idx
 from ibscan.inputs.labels import class_indices
+from ibscan.inputs.returned import probe_from_code
+from ibscan.inputs.tables import SUFFIXES as TABLES
+from ibscan.inputs.tables import read_table
 from ibscan.types import Array, Probe
 
 __all__ = ["find_probe", "parse_arguments", "read_probe"]
 
-SUFFIXES = (".npz", ".npy", ".safetensors", ".h5", ".hdf5", ".mat", ".pt", ".csv", ".gz")
-CODE = re.compile(r"[\w./\\-]+:[A-Za-z_]\w*")
-INPUTS = ("x", "X", "inputs", "input", "images", "data", "features", "F", "x_probe", "X_probe")
-LABELS = ("y", "Y", "labels", "label", "targets", "target", "classes", "y_probe", "Y_probe")
+SUFFIXES = (".npz", ".npy", ".safetensors", ".h5", ".hdf5", ".mat", ".pt", ".csv", ".tsv", ".gz")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class _Raw:
 
 
 def find_probe(folder: Path) -> Path | None:
-    """Return the probe that lies in a run folder as `probe.*`, or None.
+    """Return the probe that lies in a run folder as `probe.*`, or None; a result of ours is none.
 
     Args:
         folder: The folder of the checkpoints.
@@ -47,9 +49,10 @@ def find_probe(folder: Path) -> Path | None:
         UsageError: Several.
     """
     try:
-        found = sorted(
+        named = sorted(
             path for path in folder.iterdir() if path.name.startswith("probe.") and path.name.endswith(SUFFIXES)
         )
+        found = [path for path in named if not (path.is_file() and is_result(path))]
     except OSError:
         return None
     if len(found) > 1:
@@ -64,20 +67,27 @@ def read_probe(spec: str, arguments: Mapping[str, Any]) -> tuple[Probe, tuple[st
     """Read a probe: rows as C-contiguous float64 after their arguments, labels as class indices.
 
     Args:
-        spec: `FILE`, `FILE#x=KEY,y=KEY`, or for IDX `FOLDER#train`, `FOLDER#test`; an empty `y=` takes no labels.
+        spec: `FILE`, `FILE#x=KEY,y=KEY`, or for IDX `FOLDER#train`, `FOLDER#test`; an empty `y=` takes no labels. Or
+            `module:callable`, `path.py:callable`: this runs it, so a spec found in a file needs the user's trust.
         arguments: `scale`, `mean`, `std`, `shape`, applied in this order.
 
     Returns:
         The probe, and sentences for standard error.
 
     Raises:
-        UsageError: A form that comes later, ambiguous arrays, integer pixels without a stated scale.
-        InputError: A missing, damaged or unfit file; no rows; NaN or infinity; labels of another length.
+        UsageError: Ambiguous arrays, integer pixels without a stated scale.
+        InputError: Code that fails; a missing, damaged or unfit file; no rows; NaN or infinity; labels of another
+            length.
     """
     checked = checked_arguments(arguments, "--probe-arg")
-    file, selection = _parts(spec)
+    file, selection = split_spec(spec)
     try:
-        raw = _from_folder(file, selection) if Path(file).is_dir() else _from_file(file, selection)
+        if is_code(file):
+            raw = _Raw(*probe_from_code(file, selection))
+        elif exists(file) and Path(file).is_dir():
+            raw = _from_folder(file, selection)
+        else:
+            raw = _from_file(file, selection)
     except CheckpointError as error:
         raise InputError(str(error)) from None
     _check_rows(raw.x, file)
@@ -96,19 +106,6 @@ def read_probe(spec: str, arguments: Mapping[str, Any]) -> tuple[Probe, tuple[st
     if raw.y is not None:
         y, labels, notices = class_indices(raw.y, len(x), file)
     return Probe(x, y, labels, _digest(x, y, labels), spec), notices
-
-
-def _parts(spec: str) -> tuple[str, str]:
-    if Path(spec).exists() or "#" not in spec:
-        file, selection = spec, ""
-    else:
-        file, _, selection = spec.rpartition("#")
-    # A path that exists is that path, whatever colons are in it.
-    if not Path(file).exists() and CODE.fullmatch(file):
-        raise UsageError(
-            f"--probe {spec}: probes from code (module:callable, path.py:callable) come in a later version; {NOW}."
-        )
-    return file, selection
 
 
 def _from_folder(folder: str, split: str) -> _Raw:
@@ -130,55 +127,19 @@ def _from_file(file: str, selection: str) -> _Raw:
             )
         beside = labels_beside(path)
         return _Raw(read_idx(path, file), read_idx(beside, str(beside)) if beside else None)
-    chosen: dict[str, str | None] = {}
+    wanted = wanted_keys(selection, file)
+    if kind == "text" and path.suffix.lower() in TABLES:
+        return _Raw(*read_table(path, file, wanted))
+    picked: list[str | None] = []
 
     def pick(shapes: Mapping[str, tuple[int, ...]]) -> Sequence[str]:
-        chosen.update(_chosen(shapes, _wanted(selection, file), file))
-        return list(dict.fromkeys(key for key in chosen.values() if key))
+        picked.extend(chosen(shapes, wanted, file))
+        return list(dict.fromkeys(key for key in picked if key is not None))
 
     found = named_arrays(path, file, pick)
-    y = chosen["y"]
-    return _Raw(found.picked[str(chosen["x"])], None if y is None else found.picked[y])
-
-
-def _wanted(selection: str, file: str) -> dict[str, str]:
-    wanted: dict[str, str] = {}
-    for part in selection.split(",") if selection else []:
-        role, equals, key = part.partition("=")
-        if role.strip() not in ("x", "y") or not equals or role.strip() in wanted:
-            raise UsageError(f"{file}#{selection}: {part!r} cannot be read; expected #x=KEY,y=KEY.")
-        wanted[role.strip()] = key.strip()
-    return wanted
-
-
-def _chosen(shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, str], file: str) -> dict[str, str | None]:
-    """Return which array is x and which is y (None for no labels), refusing to guess between several."""
-    listed = ", ".join(f"{key} {shape}" for key, shape in list(shapes.items())[:12])
-    for key in wanted.values():
-        if key and key not in shapes:
-            raise UsageError(f"{file}: there is no array {key!r}; there is {listed}.")
-    picked: dict[str, str | None] = {}
-    for role, names in (("x", INPUTS), ("y", LABELS)):
-        if role in wanted:
-            picked[role] = wanted[role] or None
-            continue
-        fitting = [key for key in names if key in shapes and key not in wanted.values()]
-        if role == "x" and not fitting:
-            fitting = [key for key in shapes if key not in LABELS and key not in wanted.values()]
-        if len(fitting) > 1 or (role == "x" and not fitting):
-            raise UsageError(
-                f"{file}: which array is {role} is not clear from {listed}; add #x=KEY,y=KEY, such as "
-                f"{file}#{_example(shapes)}."
-            )
-        picked[role] = fitting[0] if fitting else None
-    if picked["x"] is None:
-        raise UsageError(f"{file}: x= names no array; there is {listed}.")
-    return picked
-
-
-def _example(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    by_rank = sorted(shapes, key=lambda key: -len(shapes[key]))
-    return f"x={by_rank[0]}" + (f",y={by_rank[-1]}" if len(by_rank) > 1 else "")
+    x, y = (None if key is None else found.picked[key] for key in picked)
+    assert x is not None
+    return _Raw(x, y)
 
 
 def _check_rows(x: Array, file: str) -> None:

@@ -150,6 +150,16 @@ def hdf5_file(path: Path) -> None:
         file["w"] = np.zeros(3)
 
 
+def matlab_file(path: Path, arrays: dict[str, tuple[np.ndarray, str]]) -> None:
+    """A file as MATLAB 7.3 writes it: a header of its own before the HDF5, arrays transposed, their classes beside."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for key, (array, kind) in arrays.items():
+            stored = array.astype(np.uint8) if kind == "logical" else array
+            file.create_dataset(key, data=stored.T).attrs["MATLAB_class"] = np.bytes_(kind)
+    with path.open("r+b") as stream:
+        stream.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64, HDF5 schema 1.00 .".ljust(124) + b"\x00\x02IM")
+
+
 def zip_of(path: Path, *names: str) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name in names:

@@ -9,6 +9,7 @@ import pytest
 
 from ibscan.errors import IbscanError, InputError, UsageError
 from ibscan.inputs.manifest import read_manifest
+from ibscan.inputs.probe import read_probe
 
 WHOLE = """
 [model]
@@ -86,3 +87,62 @@ def test_never_opened(tmp_path: Path):
     os.mkfifo(tmp_path / "ibscan.toml")
     with pytest.raises(InputError, match="named pipe"):
         read_manifest(tmp_path, trust=False)
+
+
+HIDDEN_CODE = [
+    "build.py:probe",
+    "data/build.py:probe",
+    "./build.py:probe#x=a",
+    "build:probe",
+    "package.module:Class.probe",
+    "build.py:probe#",
+    "q#build.py:probe#",
+    "build.py:probe#a#b",
+    "#build.py:probe",
+]
+
+
+@pytest.mark.parametrize("text", HIDDEN_CODE)
+def test_code_named_by_a_manifest_needs_trust(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    canary = f"open({str(tmp_path / 'canary')!r}, 'w')\ndef probe(): return [[0.5]]\n"
+    for place in ("build.py", "data/build.py", "q#build.py"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text(canary)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "ibscan.toml").write_text(f"[probe]\npath = '{text}'")
+    try:
+        manifest = read_manifest(tmp_path, trust=False)
+        assert manifest is not None
+        if manifest.probe_path is not None:
+            end = f"#{manifest.probe_selection}" if manifest.probe_selection else ""
+            read_probe(f"{manifest.probe_path}{end}", {})
+            pytest.fail("it was read")
+    except IbscanError:
+        pass
+    assert not (tmp_path / "canary").exists()
+
+
+def test_trusted_code(tmp_path: Path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "data.py").write_text("def probe(): return {'a': [[0.5, 1.0]], 'b': [1]}\n")
+    for text, path in (
+        ("data.py:probe#x=a,y=b", str(folder / "data.py:probe")),
+        ("manifest_data:probe#x=a,y=b", "manifest_data:probe"),
+    ):
+        (folder / "ibscan.toml").write_text(f"[probe]\npath = '{text}'")
+        with pytest.raises(InputError, match=r"is code.*--trust"):
+            read_manifest(folder, trust=False)
+        manifest = read_manifest(folder, trust=True)
+        assert manifest is not None
+        assert (str(manifest.probe_path), manifest.probe_selection) == (path, "x=a,y=b")
+    probe, _ = read_probe(f"{folder / 'data.py:probe'}#x=a,y=b", {})
+    assert probe.labels == (1,)
+
+
+def test_a_file_with_a_colon_is_a_file(tmp_path: Path):
+    (tmp_path / "build.py:probe").write_text("")
+    (tmp_path / "ibscan.toml").write_text("[probe]\npath = 'build.py:probe'")
+    manifest = read_manifest(tmp_path, trust=False)
+    assert manifest is not None
+    assert manifest.probe_path == tmp_path.resolve() / "build.py:probe"

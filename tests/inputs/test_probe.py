@@ -9,6 +9,7 @@ import struct
 import zipfile
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import scipy.io
@@ -16,11 +17,13 @@ import scipy.sparse
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inputs.hostile import Evil, flipped, rezipped, torch_bytes
+from inputs.hostile import Evil, flipped, matlab_file, rezipped, torch_bytes
 from safetensors.torch import save as safetensors_bytes
 
 from ibscan.errors import IbscanError, InputError, UsageError
+from ibscan.inputs.arguments import parse_model_arguments
 from ibscan.inputs.arrays import named_arrays
+from ibscan.inputs.discovery import found_in_folder
 from ibscan.inputs.labels import class_indices
 from ibscan.inputs.matlab import read_stored, stored_arrays
 from ibscan.inputs.probe import find_probe, parse_arguments, read_probe
@@ -50,7 +53,18 @@ def every_format(folder: Path) -> list[str]:
     (folder / "e.pt").write_bytes(torch_bytes((torch.tensor(X), torch.tensor(Y)), zipped=False))
     scipy.io.savemat(folder / "f.mat", {"F": X, "y": Y.astype(float)})
     scipy.io.savemat(folder / "g.mat", {"data": X, "label": Y[:, None]}, do_compression=True)
-    return [str(folder / name) for name in ("a.npz", "b.npz", "c.safetensors", "d.pt", "e.pt", "f.mat", "g.mat")]
+    with h5py.File(folder / "h.h5", "w") as file:
+        file.create_dataset("x", data=X, chunks=(2, 3), compression="gzip", shuffle=True, fletcher32=True)
+        file["y"] = Y
+    matlab_file(folder / "i.mat", {"X": (X, "single"), "labels": (Y[:, None].astype(float), "double")})
+    rows = [f"{','.join(map(repr, map(float, row)))},{label}" for row, label in zip(X, Y, strict=True)]
+    (folder / "j.csv").write_text("a,b,c,target\n" + "\n".join(rows))
+    (folder / "k.py").write_text(
+        f"import numpy as np\ndef probe(): return np.load({str(folder / 'x.npy')!r}), {Y.tolist()}"
+    )
+    np.save(folder / "x.npy", X)
+    files = ["a.npz", "b.npz", "c.safetensors", "d.pt", "e.pt", "f.mat", "g.mat", "h.h5", "i.mat", "j.csv"]
+    return [*(str(folder / name) for name in files), f"{folder}/k.py:probe"]
 
 
 def test_every_format_gives_the_same_probe(tmp_path: Path):
@@ -223,6 +237,16 @@ def test_parse_arguments():
         parse_arguments(["scale=1", "scale=2"])
 
 
+def test_parse_model_arguments():
+    items = ["width=512", 'names=["a"]', "act=tanh", " deep = true", "text=", "formula=a=b"]
+    expected = {"width": 512, "names": ["a"], "act": "tanh", "deep": True, "text": "", "formula": "a=b"}
+    assert parse_model_arguments(items) == expected
+    assert parse_model_arguments([]) == {}
+    for items, words in ((["width"], "KEY=VALUE"), (["a=1", "a=2"], "twice"), (["a-b=1"], "'a-b'"), (["=1"], "''")):
+        with pytest.raises(UsageError, match=words):
+            parse_model_arguments(items)
+
+
 # Probes that cannot be used: a row an input.
 
 REFUSED = [
@@ -308,14 +332,16 @@ FILES = [
         ("claims",),
     ),
     ("none.pt", lambda path: path.write_bytes(torch_bytes({"a": 1})), InputError, ("no tensors",)),
-    ("table.csv", lambda path: path.write_text("1,2\n"), UsageError, ("later version", ".npz")),
+    ("text.txt", lambda path: path.write_text("1,2\n"), InputError, (".csv",)),
+    ("code.py", lambda path: path.write_text("x = 1\n"), InputError, ("Python code", "code.py:NAME")),
+    ("wide.csv", lambda path: path.write_bytes("1;2\n".encode("utf-16")), InputError, ("UTF-8",)),
+    ("start.h5", lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 90), InputError, ("damaged HDF5",)),
     (
-        "data.h5",
-        lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 90),
-        UsageError,
-        ("later version", ".npz"),
+        "start.mat",
+        lambda path: path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(512) + b"\x89HDF\r\n\x1a\n" + b"\0" * 90),
+        InputError,
+        ("damaged HDF5",),
     ),
-    ("new.mat", lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 90), UsageError, ("7.3", "-v7")),
     ("a-images-idx3-ubyte.gz", idx_bomb, InputError, ("more than a file",)),
     (
         "b-images-idx3-ubyte",
@@ -343,8 +369,7 @@ def test_refused_files(name: str, build, error: type[IbscanError], words: tuple[
     ("spec", "error", "words"),
     [
         ("absent.npz", InputError, "does not exist"),
-        ("package.module:build", UsageError, "later version"),
-        ("build.py:probe", UsageError, "later version"),
+        ("a" * 10_000, InputError, "cannot be read"),
     ],
 )
 def test_refused_specs(spec: str, error: type[IbscanError], words: str):
@@ -363,6 +388,87 @@ def test_find_probe(tmp_path: Path):
         find_probe(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["probe.csv", "probe.h5", "probe.tsv", "probe.mat"])
+def test_find_probe_of_every_kind(name: str, tmp_path: Path):
+    (tmp_path / name).write_text("1,2\n")
+    assert find_probe(tmp_path) == tmp_path / name
+    assert found_in_folder(tmp_path, []).candidates == []
+
+
+def test_a_result_is_no_probe(tmp_path: Path):
+    with h5py.File(tmp_path / "probe.h5", "w") as file:
+        file.attrs["format"] = "ibscan"
+        file["x"] = X
+    assert find_probe(tmp_path) is None
+    with pytest.raises(InputError, match="a result of ibscan"):
+        read_probe(str(tmp_path / "probe.h5"), {})
+    npz(tmp_path / "probe.npz", x=X)
+    assert find_probe(tmp_path) == tmp_path / "probe.npz"
+
+
+# Labels through every format: what is stored, and the class of each row or None.
+
+STORED = [
+    (np.array([2, 0, 2]), (0, 2)),
+    (np.array([2.0, 0.0, 2.0]), (0, 2)),
+    (np.array([[2], [0], [2]]), (0, 2)),
+    (np.array([True, False, True]), (0, 1)),
+    (np.array([2, 0, 2], np.uint8), (0, 2)),
+    (np.eye(3)[[2, 0, 2]], (0, 2)),
+    (np.array([0.5, 1.5, 2.5]), None),
+    (np.array([np.nan, 0.0, 1.0]), None),
+    (np.array([[0.3, 0.7], [0.1, 0.9], [0.2, 0.8]]), None),
+    (np.array(["cat", "ant", "cat"]), ("ant", "cat")),
+]
+
+
+def stored_labels(folder: Path, x: np.ndarray, y: np.ndarray) -> list[str]:
+    """The same probe in every format that can hold such labels."""
+    specs = [npz(folder / "a.npz", x=x, y=y), f"{folder / 'b.py'}:probe"]
+    (folder / "b.py").write_text(f"from numpy import load\ndef probe(): return dict(load({specs[0]!r}))")
+    text = y.dtype.kind == "U"
+    with h5py.File(folder / "c.h5", "w") as file:
+        file["x"], file["y"] = x, y.astype(object) if text else y
+    kinds = {"U": "char", "b": "logical"}
+    column = y[:, None] if y.ndim == 1 else y
+    letters = np.array([[ord(letter) for letter in word] for word in y], np.uint16) if text else column
+    matlab_file(folder / "e.mat", {"x": (x, "double"), "y": (letters, kinds.get(y.dtype.kind, "double"))})
+    scipy.io.savemat(folder / "f.mat", {"x": x, "y": y if text else column})
+    specs += [str(folder / name) for name in ("c.h5", "e.mat", "f.mat")]
+    if not text:
+        torch.save({"x": torch.tensor(x), "y": torch.tensor(y)}, folder / "g.pt")
+        (folder / "h.safetensors").write_bytes(safetensors_bytes({"x": torch.tensor(x), "y": torch.tensor(y)}))
+        specs += [str(folder / name) for name in ("g.pt", "h.safetensors")]
+    if y.ndim == 1 and y.dtype.kind != "b":
+        rows = [[*map(repr, map(float, row)), str(label)] for row, label in zip(x, y, strict=False)]
+        (folder / "i.csv").write_text("\n".join(map(",".join, [["a", "b", "y"], *rows])))
+        specs.append(str(folder / "i.csv"))
+    return specs
+
+
+@pytest.mark.parametrize(("y", "labels"), STORED, ids=[f"{y.dtype}-{y.shape}" for y, _ in STORED])
+def test_labels_through_every_format(y: np.ndarray, labels: tuple[int | str, ...] | None, tmp_path: Path):
+    x = np.array([[0.5, 0.25], [1.5, -1.0], [0.5, 2.0]])
+    for spec in stored_labels(tmp_path, x, y):
+        probe, notices = read_probe(spec, {})
+        assert (probe.x == x).all()
+        if labels is None:
+            assert (probe.y, probe.labels) == (None, ())
+            assert len(notices) == 1
+            assert "label quantities are not measured" in notices[0]
+        else:
+            assert probe.y is not None
+            assert (probe.y.tolist(), probe.labels, notices) == ([1, 0, 1], labels, ()), spec
+
+
+def test_labels_of_the_wrong_length_through_every_format(tmp_path: Path):
+    x, y = np.full((4, 2), 0.5), np.array([2, 0, 2])
+    for spec in stored_labels(tmp_path, x, y):
+        if not spec.endswith(".csv"):  # a table has one label a row by its form
+            with pytest.raises(InputError, match=r"length (3|4).*length 4|\(3, 1\).*length 4"):
+                read_probe(spec, {})
+
+
 # Labels
 
 
@@ -376,6 +482,29 @@ LABELS = [
     ([b"cat", b"ant", b"cat"], [1, 0, 1], ("ant", "cat")),
     ([[0, 0, 1], [1, 0, 0], [0, 0, 1]], [1, 0, 1], (0, 2)),
     ([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]], [1, 0, 1], (0, 1)),
+    ([["cat"], ["ant"], ["cat"]], [1, 0, 1], ("ant", "cat")),
+    (np.array(["cat", "ant", "cat"], object), [1, 0, 1], ("ant", "cat")),
+    (np.array([[3], [1], [3]], object), [1, 0, 1], (1, 3)),
+    (np.array([3, 1.0, np.int8(3)], object), [1, 0, 1], (1, 3)),
+    (np.array([True, False, True], object), [1, 0, 1], (0, 1)),
+    (np.array([255, 0, 255], np.uint8), [1, 0, 1], (0, 255)),
+    (np.array([2**64 - 1, 0, 1], np.uint64), [2, 0, 1], (0, 1, 2**64 - 1)),
+    (np.array([3, 1, 3], np.float16), [1, 0, 1], (1, 3)),
+    # As many classes as rows are classes all the same.
+    ([30, 10, 20], [2, 0, 1], (10, 20, 30)),
+]
+NO_CLASSES = [
+    [0.5, 1.0, 2.0],
+    [np.nan, 0, 1],
+    [[0.1, 0.9]] * 3,
+    [[1, 1]] * 3,
+    [1j, 2, 3],
+    [1e300, 0, 1],
+    np.array(["cat", None, "ant"], object),
+    np.array([1.0, float("nan"), 2.0], object),
+    np.array([2**70, 1, 2], object),
+    np.array(["2024-01-01"] * 3, "datetime64[D]"),
+    [[[0, 1]]] * 3,
 ]
 
 
@@ -388,9 +517,7 @@ def test_labels_as_they_come(found: list, indices: list[int], labels: tuple[int 
     assert all(type(value) in (int, str) for value in values)
 
 
-@pytest.mark.parametrize(
-    "found", [[0.5, 1.0, 2.0], [np.nan, 0, 1], [[0.1, 0.9]] * 3, [[1, 1]] * 3, [1j, 2, 3], [1e300, 0, 1]]
-)
+@pytest.mark.parametrize("found", NO_CLASSES)
 def test_labels_that_are_no_classes(found: list):
     y, values, notices = class_indices(np.array(found), 3, "p")
     assert y is None

@@ -344,7 +344,11 @@ def test_prefixed_file_equals_the_clean_one(tmp_path: Path):
     path.write_bytes(torch_bytes({f"module._orig_mod.{name}": tensor for name, tensor in state().items()}))
     checkpoint = inspect_checkpoint(path, "a.pt")
     assert list(checkpoint.tensors) == list(state())
+    assert checkpoint.stored_names == {name: f"module._orig_mod.{name}" for name in state()}
     assert all(load_tensors(checkpoint)[name].equal(tensor) for name, tensor in state().items())
+    (tmp_path / "a.safetensors").write_bytes(safetensors_bytes(state()))
+    clean = inspect_checkpoint(tmp_path / "a.safetensors", "a.safetensors")
+    assert clean.stored_names == {name: name for name in clean.tensors}
 
 
 def test_a_real_module_of_that_name_survives():

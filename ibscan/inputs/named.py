@@ -1,0 +1,50 @@
+"""Named arrays: what every reader of probe files returns, and the size limit they share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ibscan.errors import InputError
+from ibscan.types import Array
+
+__all__ = ["MAX_ARRAY_BYTES", "NamedArrays", "Pick", "brief", "check_size"]
+
+MAX_ARRAY_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class NamedArrays:
+    """Shapes by name, and the arrays that were picked from them."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    picked: Mapping[str, Array]
+
+
+Pick = Callable[[Mapping[str, tuple[int, ...]]], Sequence[str]]
+
+
+def check_size(shape: Sequence[int], itemsize: int, key: str, name: str) -> None:
+    """Refuse an array that takes more memory than a probe may.
+
+    Args:
+        shape: Its shape.
+        itemsize: Bytes an element.
+        key: Its name in the file.
+        name: What to call the file in a message.
+
+    Raises:
+        InputError: It is larger than `MAX_ARRAY_BYTES`.
+    """
+    size = math.prod(shape) * itemsize
+    if size > MAX_ARRAY_BYTES:
+        raise InputError(
+            f"{name}: array {key!r} of shape {tuple(shape)} takes {size} bytes, at most {MAX_ARRAY_BYTES} are read; "
+            "save fewer rows."
+        )
+
+
+def brief(error: BaseException) -> str:
+    """Return the first line of what an exception says, or its type where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

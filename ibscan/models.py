@@ -100,7 +100,7 @@ def stated_model(
             "Add --model mlp:ACT, such as --model mlp:tanh or --model mlp:relu:softmax, or --model module:callable for "
             "a network that is no plain chain."
         )
-    if stated.startswith("mlp:"):
+    if stated.partition(":")[0] == "mlp":
         if arguments:
             raise UsageError(f"model arguments ({', '.join(arguments)}) are for a callable, and {stated} takes none.")
         return Stated(str(parse_spec(stated)))

@@ -69,11 +69,12 @@ def remaining(request: Request, plan: Plan, stored: Result | None) -> tuple[Plan
     # A measure that --force replaces is measured anew everywhere.
     if stored is None or not request.resume or conflict(stored, plan.measures, len(plan.probe.x)) is not None:
         return plan, series.checkpoints
-    names = [plan.model.names[layer] for layer in plan.layers]
     places = rows_of(stored)
+    chosen = [plan.model.layers[layer] for layer in plan.layers]
 
     def done(measure: Measure, checkpoint: Checkpoint) -> bool:
         row = places.get((checkpoint.sha256, checkpoint.name))
+        names = [layer.name for layer in chosen if not (measure.hidden and layer.output)]
         return row is not None and covers(stored, row, measure, names)
 
     measures = tuple(m for m in plan.measures if not all(done(m, c) for c in series.checkpoints))

@@ -336,6 +336,7 @@ class Measure(Protocol):
     quantities: ClassVar[tuple[Quantity, ...]]
     primary: ClassVar[tuple[str, ...]]  # keys whose cells are there wherever the measure was carried out
     name: ClassVar[str]
+    hidden: ClassVar[bool]  # whether it says nothing of output layers
 
     @property
     def at(self) -> At:

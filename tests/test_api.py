@@ -130,8 +130,3 @@ def test_saved_weights_come_back_exactly(tmp_path: Path) -> None:
     loaded = load_tensors(inspect_checkpoint(path, path.name))
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded[name], tensor)
-
-
-def test_noisy_says_when_it_comes() -> None:
-    with pytest.raises(AttributeError, match="later version"):
-        _ = ibscan.noisy

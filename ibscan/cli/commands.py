@@ -30,7 +30,7 @@ PRINTED = {"every", "variable", "units", "format", "json", "quiet", "progress", 
 DEFAULT_OUTPUT = Path("ibscan.h5")
 
 
-@app.callback(epilog="ibscan --version prints the version. Example: ibscan scan ckpts/ --channel readout")
+@app.callback(epilog="ibscan --version prints the version. Example: ibscan scan ckpts/ --noise 0.1")
 def ibscan() -> None:
     """Local rank, binned and noisy-channel mutual information, and clustering of saved checkpoints."""
 
@@ -63,14 +63,12 @@ def scan(**options: Any) -> int:  # noqa: ANN401
     return _scanned("scan", options)
 
 
-@app.command(name="ls", epilog="Example: ibscan ls ckpts/")
+@app.command(name="ls", epilog="Example: ibscan ls ckpts/ --probe probe.npz")
 @taking(CHECKPOINTS, ALL)
 def listing(**options: Any) -> int:  # noqa: ANN401
-    """The series as understood: order, numbers and their source, sizes, tensors, what was skipped and why."""
+    """The series as understood, and what was skipped and why; with --probe also whether a scan would work."""
     from ibscan.cli.listing import listed
 
-    if options["probe"] is not None:
-        raise UsageError("ls --probe comes in a later version; without it ls shows the series.")
     return listed(_request("scan", options), output_for(options))
 
 

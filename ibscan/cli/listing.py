@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 from ibscan.cli.output import Output
 from ibscan.errors import IbscanError, NothingMatched
 from ibscan.inputs.probe import find_probe
+from ibscan.memory import BASE, layer_memory
 from ibscan.models import globbed, stated_model
 from ibscan.networks.resolve import chain_order
-from ibscan.planning import manifest_of, series_of
+from ibscan.planning import Plan, manifest_of, planned, series_of
 from ibscan.request import PARTIAL, Request
 from ibscan.types import Checkpoint, Series
 
@@ -31,19 +33,56 @@ COLUMNS = (
     "chain",
     "checkpoint",
     "skipped",
+    "layer",
+    "kind",
+    "units",
+    "measures",
+    "not_measured",
+    "memory",
 )
 
 
 def listed(request: Request, output: Output) -> int:
-    """Print one row a checkpoint, those skipped last with the reason.
+    """Print one row a checkpoint, those skipped last with the reason; with a probe also one row a layer.
 
     Args:
-        request: Which checkpoints.
+        request: Which checkpoints; with `probe` also what a scan of them would do.
         output: Where to.
 
     Returns:
         The exit code: 4 where files were skipped, else 0.
+
+    Raises:
+        IbscanError: With `probe`: what a scan would end with; the rows are printed before.
     """
+    failure: IbscanError | None = None
+    layers: list[dict[str, Any]] = []
+    if request.probe is None:
+        series, model, coded = _read(request, output)
+    else:
+        try:
+            with output.progress() as reporter:
+                plan = planned(dataclasses.replace(request, output=None), reporter)
+            series, model, coded = plan.series, str(plan.model.stated), plan.model.most is not None
+            layers = list(_layers(plan))
+            largest = max(row["memory"] for row in layers)
+            output.notice(f"a scan would work, and hold about {(BASE + largest) / 2**20:.0f} MiB (an estimate).")
+        except IbscanError as error:
+            failure = error
+            series, model, coded = _read(request, output)
+    rows = [*_rows(series, request, model, output, coded=coded), *layers]
+    # One table of rows for programs; two for people, as the columns of one are empty in the other.
+    parts = [rows] if output.format != "table" else [rows[: len(rows) - len(layers)], layers]
+    for part in parts:
+        if part:
+            output.rows(COLUMNS, part)
+    if failure is not None:
+        raise failure
+    return PARTIAL if series.skipped else 0
+
+
+def _read(request: Request, output: Output) -> tuple[Series, str, bool]:
+    """Return the series, the model where something states it, and whether that is code."""
     manifest = manifest_of(request.paths, trust=request.trust)
     exclude = [] if manifest is None or manifest.probe_path is None else [manifest.probe_path]
     folder = request.paths[0]
@@ -54,16 +93,39 @@ def listed(request: Request, output: Output) -> int:
     for notice in series.notices:
         output.notice(notice)
     try:
-        model = str(stated_model(request.model, request.model_arg, manifest, series.checkpoints, trust=request.trust))
+        # Nothing is run here, so code that the series names may be named too.
+        stated = stated_model(request.model, request.model_arg, manifest, series.checkpoints, trust=True)
     except IbscanError as error:
         output.notice(str(error))
-        model = ""
-    output.rows(COLUMNS, list(_rows(series, request, model, output)))
-    return PARTIAL if series.skipped else 0
+        return series, "", False
+    return series, str(stated), not stated.spec.startswith("mlp:")
 
 
-def _rows(series: Series, request: Request, model: str, output: Output) -> Iterator[dict[str, Any]]:
-    chain = _chain(series.checkpoints[0], request, output)
+def _layers(plan: Plan) -> Iterator[dict[str, Any]]:
+    """Yield what a scan would measure at each layer reported, and what not and why."""
+    names = [measure.name for measure in plan.measures if any(q.per_layer for q in measure.quantities)]
+    memory = layer_memory(plan)
+    for k in plan.layers:
+        layer = plan.model.layers[k]
+        reasons = {}
+        if layer.output:
+            reasons["mi_network"] = "it feeds no other layer, so the noisy network has no noise there"
+        reasons = {name: reason for name, reason in reasons.items() if name in names}
+        unlabelled = {} if plan.probe.y is not None else {"what concerns labels": "the probe has none that are classes"}
+        yield {
+            "layer": layer.name,
+            "kind": layer.kind,
+            "units": layer.width,
+            "measures": ", ".join(name for name in names if name not in reasons),
+            "not_measured": "; ".join(f"{name}: {reason}" for name, reason in (reasons | unlabelled).items()),
+            "memory": memory[k],
+        }
+    for name, reason in plan.model.untapped:
+        yield {"layer": name, "not_measured": f"all: {reason}", "memory": 0}
+
+
+def _rows(series: Series, request: Request, model: str, output: Output, *, coded: bool) -> Iterator[dict[str, Any]]:
+    chain = "" if coded else _chain(series.checkpoints[0], request, output)
     for order, checkpoint in enumerate(series.checkpoints):
         epoch = checkpoint.epoch
         dtypes = sorted({info.dtype for info in checkpoint.tensors.values()})

@@ -10,6 +10,7 @@ import torch
 from ibscan.types import Array, At, Network, Probe, Status
 
 __all__ = [
+    "ROUNDING",
     "SATURATION_MARGIN",
     "distinct_rows",
     "input_weights",

@@ -39,6 +39,7 @@ class BinnedInformation:
     samples: int | None = 4096
 
     name: ClassVar[str] = "mi_binned"
+    hidden: ClassVar[bool] = False
     primary: ClassVar[tuple[str, ...]] = ("mi_binned_xt",)
     quantities: ClassVar[tuple[Quantity, ...]] = (
         Quantity("mi_binned_xt", "H(bin T)", "nat", "entropy of the binned layer over the probe", ("binning",)),

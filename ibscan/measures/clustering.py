@@ -45,6 +45,7 @@ class Clustering:
     samples: int | None = 4096
 
     name: ClassVar[str] = "clustering"
+    hidden: ClassVar[bool] = False
     primary: ClassVar[tuple[str, ...]] = ("distance_edge_high",)
     quantities: ClassVar[tuple[Quantity, ...]] = (
         Quantity(

@@ -32,6 +32,7 @@ class ProbeFit:
     samples: int | None = None
 
     name: ClassVar[str] = "probe_fit"
+    hidden: ClassVar[bool] = False
     primary: ClassVar[tuple[str, ...]] = ("probe_accuracy",)
     quantities: ClassVar[tuple[Quantity, ...]] = (
         Quantity("probe_accuracy", "accuracy", "1", "share of probe rows the network decides rightly", per_layer=False),

@@ -37,6 +37,7 @@ class LocalRank:
     spectrum_rows: int | None = 64
 
     name: ClassVar[str] = "local_rank"
+    hidden: ClassVar[bool] = False
     primary: ClassVar[tuple[str, ...]] = ("local_rank", "local_rank_rel")
     quantities: ClassVar[tuple[Quantity, ...]] = (
         Quantity("local_rank", "LR_eps", "1", "mean number of singular values of the input Jacobian > eps", ("eps",)),

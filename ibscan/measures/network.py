@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ibscan.measures.activations import (
+    ROUNDING,
     distinct_rows,
     input_weights,
     is_saturated,
@@ -30,13 +31,16 @@ __all__ = ["NetworkInformation"]
 # Standard normals (rows, D) of (rows, layer index, replica).
 RowNormals: TypeAlias = Callable[[int, int, int], Array]
 FIELDS = ("xt", "xt_se", "xt_lower", "xt_upper", "ty", "ty_se", "ty_lower", "ty_upper", "cap")
-# Replicas of the other inputs, and the most of them: their number doubles while half of them gives another value.
-MARGINAL_REPLICAS, MOST_MARGINAL_REPLICAS = 4, 64
+# Replicas of the other inputs: as many as make so many centres (or numbers) in all, at least four; doubled while half
+# of them give another value, or their own error or bias takes a large part of the tolerance.
+MARGINAL_CENTRES, MARGINAL_BUDGET, MARGINAL_REPLICAS, MARGINAL_DOUBLINGS = 2**12, 2**22, 4, 3
 GROUPS = 4
 # The bracket is first closed on few rows, on which many replicas cost little; the values need more rows.
-PILOT_ROWS, LEAST_ROWS, LEAST_DRAWS, LEAST_REPLICAS = 256, 1024, 2, 16
+PILOT_ROWS, PILOT_DRAWS, LEAST_DRAWS, LEAST_REPLICAS = 256, 512, 2048, 16
 # What the pilot must reach of the tolerance, so that the whole sample reaches all of it.
 MARGIN = 0.8
+# Noises under which a layer is looked at before it is said to tell nothing.
+DEAF_REPLICAS = 16
 # From here on a bracket is judged by how it closes.
 HOPE_REPLICAS = 64
 # Numbers the draws of one cell may hold, rows, draws and units together.
@@ -67,6 +71,7 @@ class NetworkInformation:
     samples: int | None = 4096
 
     name: ClassVar[str] = "mi_network"
+    hidden: ClassVar[bool] = True
     primary: ClassVar[tuple[str, ...]] = ("mi_network_xt",)
     quantities: ClassVar[tuple[Quantity, ...]] = (
         Quantity(
@@ -174,7 +179,13 @@ class NetworkInformation:
     ) -> _Cell:
         """Return the cell of a layer with noise before it, by sample propagation."""
         channel = _Channel(network, population, layer, noise, normals, self.max_replicas)
-        inner = channel.marginal(range(min(MARGINAL_REPLICAS, self.max_replicas)))
+        if channel.is_deaf():
+            return _Cell.constant(Status.DEAD)
+        inner = channel.marginal(range(1))
+        centres = min(MARGINAL_CENTRES, MARGINAL_BUDGET // inner.shape[-1])
+        count = min(max(MARGINAL_REPLICAS, centres // len(inner[0])), self.max_replicas)
+        most = min(count << MARGINAL_DOUBLINGS, self.max_replicas)
+        inner = torch.cat((inner, channel.marginal(range(1, count))))
         flat = inner.flatten(0, 1)
         state = layer_status(flat)
         if state is not Status.OK:
@@ -182,26 +193,30 @@ class NetworkInformation:
         # Closed on few rows first; then as many rows, and draws of each, as the spread between them asks for.
         rows, most_draws = len(population.x), min(self.max_draws, DRAWN_BUDGET // flat.shape[-1])
         found, replicas = None, min(LEAST_REPLICAS, self.max_replicas)
-        size, draws = min(PILOT_ROWS, rows), LEAST_DRAWS
+        size = min(PILOT_ROWS, rows)
+        draws = min(max(2, PILOT_DRAWS // size), self.max_replicas)
         while True:
             target = self.tolerance * (MARGIN if found is None else 1.0)
             found = channel.bracketed(size, draws, replicas, inner, target)
             replicas = found.replicas
-            most = min(MOST_MARGINAL_REPLICAS, self.max_replicas)
-            if found.half_change > self.tolerance and 2 * len(inner) <= most:
+            coarse = max(found.half_change, 2 * found.bias, 2 * 1.96 * math.sqrt(found.common)) > self.tolerance
+            if coarse and found.gap <= self.tolerance and 2 * len(inner) <= most:
                 inner = torch.cat((inner, channel.marginal(range(len(inner), 2 * len(inner)))))
                 continue
             # More draws cannot mend a bracket that the largest number of replicas leaves open.
-            closed = found.half_gap <= self.tolerance
-            wanted = found.sample(self.tolerance if closed else math.inf, rows, most_draws)
-            wanted = (max(wanted[0], min(LEAST_ROWS, rows)), wanted[1])
+            closed = found.gap + found.bias <= self.tolerance
+            wanted = found.sample(self.tolerance if closed else math.inf, rows, most_draws, self.max_replicas)
+            # A spread seen in a handful of draws may be small by luck and would end the sampling.
+            wanted = (max(wanted[0], min(LEAST_DRAWS // 2, rows)), wanted[1])
+            least = min(LEAST_DRAWS, most_draws) // wanted[0]
+            wanted = (wanted[0], min(max(wanted[1], least), self.max_replicas))
             if wanted[0] * wanted[1] <= size * draws:
                 break
             size, draws = wanted
         weights = population.share.repeat(len(inner)) / len(inner)
         spread = gaussian_cap((flat := inner.flatten(0, 1)) - weights @ flat, weights, noise)
         value, error, lower, upper = found.value, found.error, found.lower, found.upper
-        numbers = (value[0], error[0], lower[0], upper[0], value[1], error[1], lower[1], upper[1])
+        numbers: tuple[float, ...] = (value[0], error[0], lower[0], upper[0], value[1], error[1], lower[1], upper[1])
         resolved = closed and 1.96 * max(error) <= self.tolerance
         state = Status.SATURATED if is_saturated(lower[0], population.ceiling) else Status.OK
         return _Cell(
@@ -268,6 +283,20 @@ class _Channel:
     normals: RowNormals
     max_replicas: int
 
+    def is_deaf(self) -> bool:
+        """Return whether the layer is the same for every input, given the noise before it: it tells nothing of them."""
+        count = min(DEAF_REPLICAS, self.max_replicas)
+        x = self.population.x[self.population.first]
+
+        def normals(layer: int, replica: int) -> Array:
+            noise = self.normals(1, layer, replica)
+            return np.broadcast_to(noise, (len(x), noise.shape[1]))
+
+        walk = self.network.noisy_walk(x, self.layer, self.noise, normals, range(count))
+        values = torch.cat([values[0] for _, values in walk])
+        spread = values.amax(1) - values.amin(1)
+        return bool((spread <= ROUNDING * values.abs().amax()).all())
+
     def marginal(self, replicas: range) -> torch.Tensor:
         """Return replicas of every distinct input, shape (R, n, D)."""
         first = self.population.first
@@ -287,15 +316,16 @@ class _Channel:
             walk = self.network.noisy_walk(x, self.layer, self.noise, normals, block)
             return ((part, values[0] / self.noise) for part, values in walk)  # type: ignore[return-value]
 
-        own = tuple(draw % self.max_replicas for draw in range(draws))
-        made = torch.cat([values for _, values in replicas(range(max(own) + 1))])
+        # Every draw on a replica of its own: those of one replica would tell the same again.
+        own = tuple(range(draws))
+        made = torch.cat([values for _, values in replicas(range(draws))])
         noise = torch.as_tensor(np.stack([normals(self.layer, draw) for draw in range(draws)]), device=made.device)
-        points = made[list(own)] + noise
+        points = made + noise
         queries = Queries(points.transpose(0, 1), 0.5 * noise.square().sum(-1).mT, own)
         joint, owner = self.population.joint, self.population.owner[:rows]
         others = torch.full(queries.energy.shape, -torch.inf, dtype=torch.float64, device=made.device)
         rest: torch.Tensor | None = None
-        count, goal, before = 0, max(start, min(draws, self.max_replicas), 2), math.inf
+        count, goal, before = 0, max(start, draws), math.inf
         while True:
             for block, values in replicas(range(count, goal)):
                 others = torch.logaddexp(others, replica_sums(queries, block, values))
@@ -307,10 +337,12 @@ class _Channel:
             found = _Bracket.of(terms, len(self.population.x), count)
             # A bracket closes like 1/K once replicas are dense, more slowly before: one that this could not close
             # within the budget is left open at once.
-            hopeless = count >= HOPE_REPLICAS and found.half_gap * count / self.max_replicas > target
-            if found.half_gap <= target or count >= self.max_replicas or (hopeless and 2 * found.half_gap > before):
+            hopeless = count >= HOPE_REPLICAS and found.gap * count / self.max_replicas > target
+            # What the marginal's bias takes is not the replicas' to mend.
+            enough = found.gap <= max(target - found.bias, target / 2)
+            if enough or count >= self.max_replicas or (hopeless and 2 * found.gap > before):
                 return found
-            goal, before = min(2 * count, self.max_replicas), found.half_gap
+            goal, before = min(2 * count, self.max_replicas), found.gap
 
 
 @dataclass(frozen=True)
@@ -321,8 +353,9 @@ class _Bracket:
     error: tuple[float, ...]
     lower: tuple[float, ...]
     upper: tuple[float, ...]
-    half_gap: float
-    half_change: float
+    gap: float  # half of own less fresh
+    bias: float  # of the marginal
+    half_change: float  # between the marginal and that of half its replicas
     between: Array
     within: Array
     common: float
@@ -351,7 +384,8 @@ class _Bracket:
             tuple(error.tolist()),
             tuple((fresh - 1.96 * error - bias).tolist()),
             tuple((own + 1.96 * error + bias).tolist()),
-            float(((own - fresh) / 2 + bias).max()),
+            float(((own - fresh) / 2).max()),
+            float(bias.max()),
             float(np.abs(means[..., 0] - means[..., 1]).max()),
             between,
             within,
@@ -360,10 +394,10 @@ class _Bracket:
             draws,
         )
 
-    def sample(self, tolerance: float, population: int, most: int) -> tuple[int, int]:
-        """Return how many rows, and draws of each, bring 1.96 standard errors within the tolerance."""
-        # A little more than is needed, so that one attempt suffices; draws do nothing for what is common to all.
-        target = max((0.95 * tolerance / 1.96) ** 2 - self.common, 1e-12)
+    def sample(self, tolerance: float, population: int, most: int, replicas: int) -> tuple[int, int]:
+        """Return how many rows, and draws of each (one a replica), bring 1.96 standard errors within the tolerance."""
+        # More than is needed, so that one attempt suffices; draws do nothing for what is common to all.
+        target = max((0.9 * tolerance / 1.96) ** 2 - self.common, 1e-12)
         draws = self.draws
         spare = target + self.between / population - self.within / (population * draws)
         rows = float(np.max(self.between / np.maximum(spare, 1e-300)))
@@ -373,7 +407,7 @@ class _Bracket:
             rows = population
             draws = max(draws, math.ceil(min(1e9, float(self.within.max()) / (population * target))))
         rows = min(math.ceil(rows), population, max(2, most // draws))
-        return rows, max(2, min(draws, most // rows))
+        return rows, max(2, min(draws, most // rows, replicas))
 
 
 def _variance(between: Array, within: Array, rows: int, draws: int, population: int) -> Array:

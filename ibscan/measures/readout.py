@@ -42,6 +42,7 @@ class ReadoutInformation:
     samples: int | None = 4096
 
     name: ClassVar[str] = "mi_readout"
+    hidden: ClassVar[bool] = False
     primary: ClassVar[tuple[str, ...]] = ("mi_readout_xt",)
     quantities: ClassVar[tuple[Quantity, ...]] = (
         Quantity(

@@ -15,7 +15,7 @@ from ibscan.views.console import escaped
 
 __all__ = ["listing"]
 
-_NEVER_HOISTED = ("checkpoint", "skipped")
+_NEVER_HOISTED = ("checkpoint", "skipped", "layer", "not_measured")
 
 
 def listing(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> RenderableType:

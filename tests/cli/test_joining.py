@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import ibscan
 from ibscan.measures.local_rank import LocalRank
+from ibscan.measures.network import NetworkInformation
 from ibscan.results.store import read
 from ibscan.types import Status
 
@@ -92,17 +93,23 @@ def test_a_failure_does_not_take_a_good_value_away(
     np.testing.assert_array_equal(after["effective_rank"].values, before["effective_rank"].values)
 
 
-def test_precision_once_paid_for_stays(command: Run, series: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("channel", "fine", "coarse"), [("readout", 0.012, 0.05), ("network", 0.1, 0.3)])
+def test_precision_once_paid_for_stays(
+    command: Run, series: Path, tmp_path: Path, channel: str, fine: float, coarse: float
+) -> None:
     out = tmp_path / "r.h5"
-    assert command("mi", series, "--noise", "0.3", "--tolerance", "0.012", "-o", out).code == 0
-    fine = np.array(read(out)["mi_readout_xt_se"].values[..., 0])
-    assert command("mi", series, "--noise", "0.3", "--noise", "0.5", "-o", out).code == 0
-    np.testing.assert_array_equal(read(out)["mi_readout_xt_se"].values[..., 0], fine)
+    common = ["mi", series, "--channel", channel, "--noise", "0.3", "-o", out]
+    assert command(*common, "--tolerance", fine).code == 0
+    names = [f"mi_{channel}_xt{end}" for end in ("", "_se", "_lower", "_upper", "_draws")]
+    before = {name: np.array(read(out)[name].values[..., 0]) for name in names}
+    assert command(*common, "--noise", "0.5", "--tolerance", coarse).code == 0
+    for name, values in before.items():
+        np.testing.assert_array_equal(read(out)[name].values[..., 0], values)
 
 
 def test_a_larger_budget_takes_up_each_unresolved_noise(command: Run, series: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.h5"
-    common = ["mi", series, "--tolerance", "0.01", "-o", out]
+    common = ["mi", series, "--tolerance", "0.01", "--channel", "readout", "-o", out]
     command(*common, "--noise", "0.3", "--max-draws", "130")
     command(*common, "--noise", "0.5", "--max-draws", "200000")
     command(*common, "--noise", "0.3", "--max-draws", "200000")
@@ -110,6 +117,29 @@ def test_a_larger_budget_takes_up_each_unresolved_noise(command: Run, series: Pa
     place = result["noise"].values.tolist().index(0.3)
     assert (result["mi_readout_xt_status"].values[..., place] != Status.UNRESOLVED).all()
     assert (result["mi_readout_xt_draws"].values[..., place] > 130).all()
+
+
+def test_more_replicas_take_up_what_was_left_open(
+    command: Run, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "r.h5"
+    common = ["mi", series, "--channel", "network", "--tolerance", "0.15", "--epochs", "10,30", "-o", out]
+    assert "unresolved" in command(*common, "--max-replicas", "4").err
+    few = read(out)
+    assert (few["mi_network_xt_status"].values[:, 1] == Status.UNRESOLVED).all()
+
+    def refuse(*_: object) -> object:
+        raise AssertionError("measured again")
+
+    with monkeypatch.context() as patch:
+        # The same budget would leave them open again.
+        patch.setattr(NetworkInformation, "__call__", refuse)
+        assert command(*common, "--max-replicas", "4").code == 0
+    assert command(*common).code == 0
+    result = read(out)
+    assert (result["mi_network_xt_status"].values[:, :2] != Status.UNRESOLVED).all()
+    assert (result["mi_network_replicas"].values[:, 1] > 4).all()
+    assert (result["mi_network_xt_status"].values[:, 2] == Status.NOT_MEASURED).all()
 
 
 def test_only_what_is_missing_is_measured(

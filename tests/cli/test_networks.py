@@ -1,0 +1,203 @@
+"""Networks that are no plain chain, through the command line: code, its weights, its layers, and what ls says of it."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from conftest import FIXTURES, Run, binary_probe, chain
+from safetensors.torch import load_file, save_file
+
+import ibscan
+from ibscan.results.store import read
+from ibscan.types import Status
+
+SCRIPT = FIXTURES / "make_fashion_resnet.py"
+# Enough of everything to see that it works.
+QUICK = ["--tolerance", "0.5", "--max-replicas", "16", "-n", "12"]
+LAYERS = ["stem", "blocks.0.conv1", "blocks.0.conv2", "blocks.0.shortcut.0", "fc"]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_fashion_resnet", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def residual(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a tiny residual net on made-up images: two checkpoints and a probe of 20 rows."""
+    folder = tmp_path_factory.mktemp("residual")
+    script.train(folder, *script.synthetic_images(200), epochs=(0, 1), channels=2, blocks=1, probe_rows=20)
+    return folder
+
+
+def model(*more: str) -> list[str]:
+    return ["--model", f"{SCRIPT}:build", "--model-arg", "channels=2", "--model-arg", "blocks=1", *more]
+
+
+def test_a_residual_net_is_scanned_whole(command: Run, residual: Path, tmp_path: Path) -> None:
+    done = command("scan", residual, *model(), *QUICK, "-o", tmp_path / "r.h5")
+    assert done.code == 0, done.err
+    result = read(tmp_path / "r.h5")
+    assert result["layer"].values.tolist() == LAYERS
+    assert result["layer_type"].values.tolist() == ["Conv2d"] * 4 + ["Linear"]
+    assert result["layer_width"].values.tolist() == [392, 196, 196, 196, 10]
+    for name in ("local_rank", "mi_readout_xt", "mi_binned_xt", "nc1", "distance_within_mean"):
+        assert np.isfinite(result[name].values).all(), name
+    network = result["mi_network_xt"].values[..., 0]
+    assert np.isfinite(network[:, :-1]).all()
+    assert (result["mi_network_xt_status"].values[:, -1] == Status.NOT_MEASURED).all()
+    # No noise comes before the first layer: there the channels are one.
+    np.testing.assert_array_equal(network[:, 0], result["mi_readout_xt"].values[:, 0, 0])
+    accuracy = result["probe_accuracy"].values
+    expected = script_accuracy(residual)
+    np.testing.assert_allclose(accuracy, expected)
+    again = command("scan", residual, *model(), *QUICK, "-o", tmp_path / "r.h5")
+    assert again.code == 0, again.err
+
+
+def script_accuracy(folder: Path) -> list[float]:
+    """Accuracy on the probe, by the model's own forward pass."""
+    spec = importlib.util.spec_from_file_location("again", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    probe = np.load(folder / "probe.npz")
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        net = module.build(channels=2, blocks=1).eval()
+        net.load_state_dict(load_file(path))
+        with torch.no_grad():
+            found.append(float((net(torch.tensor(probe["x"])).argmax(1).numpy() == probe["y"]).mean()))
+    return found
+
+
+def test_a_table_has_both_channels_and_bins_side_by_side(command: Run, series: Path) -> None:
+    done = command("mi", series, "--noise", "0.1", "--tolerance", "0.3", "--format", "table", "--epochs", "1,30")
+    head = done.out.splitlines()
+    line = next(line for line in head if "network" in line)
+    assert "read-out" in line
+    assert "binned" in line
+
+
+def test_code_that_a_checkpoint_names_needs_trust(command: Run, residual: Path, tmp_path: Path) -> None:
+    refused = command("rank", residual, "-o", tmp_path / "r.h5")
+    assert refused.code == 3
+    assert "--trust" in refused.err
+    # The copy of the script beside the checkpoints is what they name; sizes are not in them.
+    given = ["--model-arg", "channels=2", "--model-arg", "blocks=1", "-n", "2"]
+    assert command("rank", residual, "--trust", *given, "-o", tmp_path / "r.h5").code == 0
+
+
+def test_weights_must_fit_the_model(command: Run, residual: Path, tmp_path: Path) -> None:
+    done = command("rank", residual, "--model", f"{SCRIPT}:build", "-o", tmp_path / "r.h5")
+    assert done.code == 3
+    assert "another shape" in done.err
+    assert "missing" in done.err
+    assert not (tmp_path / "r.h5").exists()
+    done = command("rank", residual, *model("--model-arg", "depth=3"), "-o", tmp_path / "r.h5")
+    assert done.code == 3
+    assert "depth" in done.err
+
+
+def test_a_probe_that_does_not_fit(command: Run, residual: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "wrong.npy", np.zeros((4, 5)))
+    done = command("rank", residual, *model(), "-p", tmp_path / "wrong.npy", "-o", tmp_path / "r.h5")
+    assert done.code == 3
+    assert "conv2d" in done.err
+
+
+def test_prefixes_are_stripped_where_the_names_then_fit(command: Run, residual: Path, tmp_path: Path) -> None:
+    wrapped = tmp_path / "wrapped"
+    wrapped.mkdir()
+    for path in residual.glob("*.safetensors"):
+        save_file({f"module._orig_mod.{k}": v for k, v in load_file(path).items()}, wrapped / path.name)
+    options = [*model(), "-p", residual / "probe.npz", "-n", "3"]
+    plain = command("rank", residual, *options, "-o", tmp_path / "a.h5")
+    other = command("rank", wrapped, *options, "-o", tmp_path / "b.h5")
+    assert plain.code == other.code == 0, other.err
+    a, b = read(tmp_path / "a.h5"), read(tmp_path / "b.h5")
+    np.testing.assert_array_equal(a["local_rank"].values, b["local_rank"].values)
+
+
+def test_a_chain_is_the_same_as_code(command: Run, series: Path, tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n"
+        "print('made')\n"
+        "def build(width=5):\n"
+        "    return nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, 4), nn.Tanh(), nn.Linear(4, 2))\n"
+    )
+    options = ["--tolerance", "0.3", "--epochs", "3,30"]
+    chained = command("scan", series, *options, "-o", tmp_path / "a.h5")
+    coded = command("scan", series, *options, "-m", f"{tmp_path}/nets.py:build", "-o", tmp_path / "b.h5")
+    assert chained.code == coded.code == 0, coded.err
+    assert "made" not in coded.out
+    assert "made" in coded.err
+    a, b = read(tmp_path / "a.h5"), read(tmp_path / "b.h5")
+    assert set(a.variables) == set(b.variables)
+    for name in a.variables:
+        np.testing.assert_allclose(a[name].values, b[name].values, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def test_other_modules_are_measured_by_name(command: Run, residual: Path, tmp_path: Path) -> None:
+    options = [*QUICK, "--channel", "network", "--epochs", "1"]
+    all_layers = command("mi", residual, *model(), *options, "-o", tmp_path / "a.h5")
+    named = command("mi", residual, *model(), *options, "--layers", "norm", "--layers", "stem", "-o", tmp_path / "a.h5")
+    assert all_layers.code == named.code == 0, named.err
+    result = read(tmp_path / "a.h5")
+    assert result["layer"].values.tolist() == [*LAYERS, "norm"]
+    assert result["layer_type"].values.tolist()[-1] == "BatchNorm2d"
+    # The post of the norm is that of the layer it follows, noise at the layer excepted.
+    assert {row["layer"] for row in named.rows() if row["layer"]} == {"stem", "norm"}
+    missed = command("mi", residual, *model(), "--layers", "nothing*", "-o", tmp_path / "b.h5")
+    assert missed.code == 5
+
+
+def test_ls_says_what_a_scan_would_do(command: Run, residual: Path, series: Path) -> None:
+    done = command("ls", residual, *model(), "--probe", residual / "probe.npz")
+    assert done.code == 0, done.err
+    assert "a scan would work" in done.err
+    layers = {row["layer"]: row for row in done.rows() if row["layer"]}
+    assert list(layers) == LAYERS
+    assert "mi_network" in layers["stem"]["measures"]
+    assert "mi_network" in layers["fc"]["not_measured"]
+    assert all(int(row["memory"]) > 0 for row in layers.values())
+    absent = command("ls", series, "--probe", "absent.npz")
+    assert absent.code == 3
+    assert len(absent.rows()) == 5
+    unfit = command("ls", series, "--probe", residual / "probe.npz")
+    assert unfit.code == 3
+    assert "196" in unfit.err
+
+
+def test_trained_noise_is_the_default(command: Run, tmp_path: Path) -> None:
+    for epoch in (0, 1):
+        ibscan.save(tmp_path, chain(6, 5, 4, 2, seed=epoch), epoch=epoch, noise=0.4)
+    binary_probe(tmp_path)
+    assert command("mi", tmp_path, "--tolerance", "0.3", "-o", tmp_path / "r.h5").code == 0
+    assert read(tmp_path / "r.h5")["noise"].values.tolist() == [0.4]
+
+
+def test_the_fashion_fixture_describes_itself(command: Run, tmp_path: Path) -> None:
+    folder = FIXTURES / "fashion-mlp"
+    assert sum(path.stat().st_size for path in FIXTURES.rglob("*") if path.is_file()) < 12_000_000
+    rows = command("ls", folder).rows()
+    assert len(rows) == 12
+    assert rows[0]["epoch"] == "0"
+    assert {row["chain"] for row in rows} == {"784-128-64-32-10"}
+    assert {row["model"] for row in rows} == {"mlp:relu"}
+    done = command(
+        "mi", folder, "--epochs", "90", "--noise", "2", "-n", "128", "--tolerance", "0.2", "-o", tmp_path / "r.h5"
+    )
+    assert done.code == 0, done.err
+    result = read(tmp_path / "r.h5")
+    assert result["probe_accuracy"].values[0] > 0.9
+    assert (result["mi_readout_xt_status"].values != Status.NOT_MEASURED).all()

@@ -25,6 +25,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "scanning": (BASE | {"models", "measures"}, {"torch", "numpy"}),
     "models": (BASE | {"inputs", "networks"}, {"torch"}),
     "planning": (BASE | {"request", "models", "inputs", "networks", "measures", "results", "__init__"}, {"torch"}),
+    "memory": (BASE | {"planning", "networks", "measures"}, set()),
     "resuming": (BASE | {"request", "planning", "results"}, {"numpy"}),
     "api": (
         BASE | {"request", "planning", "resuming", "scanning", "inputs", "networks", "measures", "results"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ibscan.errors import IbscanError, InputError
-from ibscan.networks.taps import Place, Reached, Taps, main_tensor, recorded, tapped
+from ibscan.networks.taps import Place, Reached, Taps, attached, main_tensor, recorded, tapped
 from ibscan.types import Array, At, Layer, Normals, Visit, VisitFactor
 
 __all__ = ["Module", "built", "loaded", "recorded_taps"]
@@ -76,19 +77,19 @@ class Module:
             x: Probe rows, shape (N, ...).
             visit: Is given the layer's index, pre and post of shape (1, n, ...), float64, and the rows as a slice.
         """
-        widest = max(x[0].size, *(layer.width for layer in self.layers))
-        for rows, block in self._blocks(x, ACTIVATION_BUDGET // widest):
+        for rows, block in self._blocks(x, ACTIVATION_BUDGET // self._widest(x)):
             held: dict[int, torch.Tensor] = {}
 
-            def keep(layer: int, value: torch.Tensor, held: dict[int, torch.Tensor] = held) -> torch.Tensor:
-                # Cloned: an in-place activation overwrites it.
-                held[layer] = value.to(torch.float64, copy=True).unsqueeze(0)
+            def keep(
+                layer: int, value: torch.Tensor, rows: int = len(block), held: dict[int, torch.Tensor] = held
+            ) -> torch.Tensor:
+                held[layer] = _kept(value, rows)
                 return value
 
             def tell(
                 layer: int, value: torch.Tensor, rows: slice = rows, held: dict[int, torch.Tensor] = held
             ) -> torch.Tensor:
-                visit(layer, held.pop(layer), value.to(torch.float64, copy=True).unsqueeze(0), rows)
+                visit(layer, held.pop(layer), _kept(value, rows.stop - rows.start), rows)
                 return value
 
             self._pass(block, [*self._at(self.taps.pre, keep), *self._at(self.taps.post, tell)])
@@ -109,8 +110,7 @@ class Module:
             Goldfeld et al. 2019, section 2: T_l = f_l(T_{l-1}) + Z_l.
         """
         rows = torch.as_tensor(x).to(self.device, self.dtype)
-        widest = max(x[0].size, *(one.width for one in self.layers))
-        size = max(1, NOISY_BUDGET // (len(x) * widest))
+        size = max(1, NOISY_BUDGET // (len(x) * self._widest(x)))
         for start in range(replicas.start, replicas.stop, size):
             block = range(start, min(start + size, replicas.stop))
             found: list[torch.Tensor] = []
@@ -124,7 +124,8 @@ class Module:
                 raise Reached
 
             others = [k for k in self.taps.noisy if k != layer]
-            wanted = [*self._at(self.taps.post, add, others), *self._at(self.taps.post, keep, [layer])]
+            # The wanted layer first: another may have its post at the same place.
+            wanted = [*self._at(self.taps.post, keep, [layer]), *self._at(self.taps.post, add, others)]
             # Every replica of every row is a row of one batch.
             self._pass(rows.expand(len(block), *rows.shape).flatten(0, 1), wanted)
             yield block, found[0].reshape(1, len(block), len(x), -1)
@@ -133,7 +134,8 @@ class Module:
         """Call visit(layer, J, rows) with J = d layer / d x of shape (1, n, D, d_in), float64.
 
         Forward mode: one pass carries a block of input directions to all layers at once. Rows are independent of one
-        another, so a direction is the same for all rows of a block.
+        another, so a direction is the same for all rows of a block. The derivative is that of the function: what the
+        model detaches for its training counts.
 
         Args:
             x: Probe rows, shape (N, ...).
@@ -149,12 +151,13 @@ class Module:
             for rows, block in self._blocks(x, FACTOR_BUDGET // cost):
                 values = self._values(places, group, block)
                 # The slope of relu at a NaN is 0, a number like any other: what is not finite must not end there.
-                sound = [torch.isfinite(v).flatten(1).all(1) for v in self._values(self.taps.pre, group, block)]
+                sound = [torch.isfinite(v).all(1) for v in self._values(self.taps.pre, group, block)]
                 columns = partial(self._values, places, group)
                 try:
                     found = _forward_mode(columns, block)
-                except NotImplementedError:
-                    found = _reverse_mode(columns, block, values)
+                except InputError:
+                    # The values are there: an operation has no forward derivative, or none under vmap.
+                    found = _reverse_mode(columns, block, values, ACTIVATION_BUDGET // (len(block) * self._widest(x)))
                 for layer, jacobian, finite in zip(group, found, sound, strict=True):
                     whole = torch.where(finite[:, None, None], jacobian.to(torch.float64), torch.nan)
                     visit(layer, whole.unsqueeze(0), rows)
@@ -170,15 +173,17 @@ class Module:
         yield group
 
     def _values(self, places: Sequence[Place], group: Sequence[int], block: torch.Tensor) -> list[torch.Tensor]:
+        """Return the layers' values, (n, D) each, differentiable in the block."""
         found: dict[int, torch.Tensor] = {}
 
         def keep(layer: int, value: torch.Tensor) -> torch.Tensor:
-            found[layer] = value.clone()
+            found[layer] = value.clone().reshape(len(block), -1)
             if len(found) == len(group):
                 raise Reached
             return value
 
-        self._pass(block, self._at(places, keep, group))
+        with attached():
+            self._pass(block, self._at(places, keep, group))
         return [found[layer] for layer in group]
 
     def _at(
@@ -197,10 +202,18 @@ class Module:
         for place, tapper in at:
             tappers[place] = _in_turn(tappers[place], tapper) if place in tappers else tapper
         try:
-            with foreign("the model"), sdpa_kernel(SDPBackend.MATH), tapped(self.taps, block, tappers):
-                return main_tensor(self.model(block))
+            # Cloned: a model may change its input in place, and this one may be the probe itself.
+            block = block.clone()
+            tapping = tapped(self.taps.operations, self.model, block, tappers)
+            with foreign("the model"), sdpa_kernel(SDPBackend.MATH), tapping:
+                result = self.model(block)
+            tapping.finish()
+            return main_tensor(result)
         except Reached:
             return None
+
+    def _widest(self, x: Array) -> int:
+        return max(int(x[0].size), *(layer.width for layer in self.layers))
 
     def _blocks(self, x: Array, size: int) -> Iterator[tuple[slice, torch.Tensor]]:
         size = max(1, size)
@@ -247,7 +260,9 @@ def loaded(
         InputError: Names or shapes do not fit.
     """
     model = built(build)
-    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    with foreign("the model"):
+        # Lazy modules have no shapes yet.
+        wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if hasattr(tensor, "shape")}
     original = {stored.get(key, key): tensor for key, tensor in state.items()}
     fitting = original if set(original) == set(wanted) else state
     shapes = {key: tuple(tensor.shape) for key, tensor in fitting.items()}
@@ -294,6 +309,8 @@ def recorded_taps(
         InputError: The model raises on these rows, is random, or mixes rows.
     """
     rows = torch.as_tensor(x)
+    if len(rows) == 1:  # a row is seen to be independent of others beside another
+        rows = torch.cat([rows, rows])
     with foreign("the model"):
         # Moved and not copied where it is there already.
         model = model.to(device)
@@ -311,41 +328,55 @@ def recorded_taps(
 
 def _taps(model: nn.Module, rows: torch.Tensor, extra: Sequence[str]) -> Taps:
     with torch.no_grad(), foreign("the model"), sdpa_kernel(SDPBackend.MATH):
-        return recorded(model, rows, extra)
+        return recorded(model, rows.clone(), extra)
 
 
 def _runs(model: nn.Module, rows: torch.Tensor) -> bool:
     try:
         with torch.no_grad(), foreign("the model"):
-            model(rows)
+            model(rows.clone())
     except InputError:
         return False
     return True
 
 
 def _check_function(network: Module, rows: torch.Tensor) -> None:
-    def output(block: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            found = network._pass(block, [])
-        assert found is not None
-        return found
+    def values(block: torch.Tensor) -> list[torch.Tensor]:
+        """The output, then every layer's pre and post, a row for each row."""
+        found: dict[tuple[str, int], torch.Tensor] = {}
 
-    once, again = output(rows), output(rows)
-    if not _close(once, again, network.dtype):
+        def keep(at: str, layer: int, value: torch.Tensor) -> torch.Tensor:
+            found[at, layer] = value.clone()
+            return value
+
+        taps = network.taps
+        wanted = [*network._at(taps.pre, partial(keep, "pre")), *network._at(taps.post, partial(keep, "post"))]
+        with torch.no_grad():
+            output = network._pass(block, wanted)
+        assert output is not None
+        return [output, *(found[at, layer] for layer in range(len(network.layers)) for at in ("pre", "post"))]
+
+    once, again = values(rows), values(rows)
+    if not all(_close(a, b, network.dtype) for a, b in zip(once, again, strict=True)):
         raise InputError(
             "two passes of the model over the same rows differ: its forward pass is random (dropout called with "
             "training=True?) although it is in eval mode. Only a deterministic network can be measured."
         )
-    if once.ndim == 0 or len(once) != len(rows):
-        raise InputError(
-            f"the model made an output of shape {tuple(once.shape)} from {len(rows)} rows; expected one row for each."
-        )
-    alone = torch.cat([output(row) for row in torch.split(rows, 1)])
-    if not _close(once, alone, network.dtype):
-        raise InputError(
-            "a row gives another output alone than among others: the model mixes rows of a batch (batch statistics in "
-            "eval mode?). What is measured here is a function of each row alone."
-        )
+    alone = zip(*(values(row) for row in torch.split(rows, 1)), strict=True)
+    for k, (whole, parts) in enumerate(zip(once, alone, strict=True)):
+        what = "the model's output" if k == 0 else f"'{network.layers[(k - 1) // 2].name}'"
+        if whole.numel() != sum(part.numel() for part in parts):
+            raise InputError(
+                f"{what} has shape {tuple(whole.shape)} for {len(rows)} rows and {tuple(parts[0].shape)} for one; "
+                "expected as many numbers for each row."
+            )
+        singly = torch.cat([part.reshape(1, -1) for part in parts])
+        if not _close(whole.reshape(len(rows), -1), singly, network.dtype):
+            raise InputError(
+                f"{what} is not the same for a row alone and for the row among others: the model mixes the rows of a "
+                "batch (batch statistics in eval mode?), or its tensors do not have the rows first (batch_first=False?)"
+                ". What is measured here is a function of each row alone."
+            )
 
 
 def _close(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
@@ -363,29 +394,41 @@ def _forward_mode(values: Callable[[torch.Tensor], list[torch.Tensor]], block: t
         tangents: list[torch.Tensor] = torch.func.jvp(values, (block,), (direction.expand_as(block).clone(),))[1]
         return [tangent.flatten(1) for tangent in tangents]
 
-    parts = [torch.func.vmap(image)(part) for part in torch.split(basis, TANGENTS)]
+    with warnings.catch_warnings():
+        # Of torch's own rules, loaded when a forward derivative is first asked for.
+        warnings.filterwarnings("ignore", ".*torch.jit.script. is deprecated", DeprecationWarning)
+        parts = [torch.func.vmap(image)(part) for part in torch.split(basis, TANGENTS)]
     return [torch.cat(column).permute(1, 2, 0) for column in zip(*parts, strict=True)]
 
 
 def _reverse_mode(
-    values: Callable[[torch.Tensor], list[torch.Tensor]], block: torch.Tensor, like: Sequence[torch.Tensor]
+    values: Callable[[torch.Tensor], list[torch.Tensor]], block: torch.Tensor, like: Sequence[torch.Tensor], most: int
 ) -> list[torch.Tensor]:
-    """Return the same from the gradients of the outputs' units, where an operation has no forward mode."""
-    found = []
+    """Return the same from the gradients of the outputs' units, where an operation has no forward mode.
+
+    Rows are repeated for every unit, `most` units at a time; vmap is left out, as torch's rules for it may be wrong for
+    rare operations (cdist).
+    """
+    rows, found = len(block), []
     for k, value in enumerate(like):
-        units = value[0].numel()
-        pullback = torch.func.vjp(lambda rows, k=k: values(rows)[k], block)[1]
-        basis = torch.eye(units, dtype=value.dtype, device=value.device).view(units, 1, *value.shape[1:])
-
-        def gradient(
-            unit: torch.Tensor, value: torch.Tensor = value, pullback: Callable[..., Any] = pullback
-        ) -> torch.Tensor:
-            pulled: torch.Tensor = pullback(unit.expand_as(value))[0]
-            return pulled.flatten(1)
-
-        parts = [torch.func.vmap(gradient)(part) for part in torch.split(basis, TANGENTS)]
-        found.append(torch.cat(parts).permute(1, 0, 2))
+        parts = []
+        for units in torch.split(torch.eye(value.shape[1], dtype=value.dtype, device=value.device), max(1, most)):
+            repeated = block.repeat(len(units), *[1] * (block.ndim - 1))
+            pullback = torch.func.vjp(lambda x, k=k: values(x)[k], repeated)[1]
+            pulled: torch.Tensor = pullback(units.repeat_interleave(rows, 0))[0]
+            parts.append(pulled.view(len(units), rows, -1))
+        found.append(torch.cat(parts).transpose(0, 1))
     return found
+
+
+def _by_row(value: torch.Tensor, rows: int) -> torch.Tensor:
+    """Return a tensor of shape (n, ...), where parts of rows (words, patches) may be first, or units squeezed away."""
+    return value if value.ndim > 1 and len(value) == rows else value.reshape(rows, -1)
+
+
+def _kept(value: torch.Tensor, rows: int) -> torch.Tensor:
+    """Return a copy of shape (1, n, ...), float64: an in-place operation may overwrite the value."""
+    return _by_row(value.to(torch.float64, copy=True), rows).unsqueeze(0)
 
 
 def _in_turn(
@@ -404,10 +447,10 @@ def foreign(what: str) -> Iterator[None]:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
-    except (IbscanError, Reached, MemoryError, torch.OutOfMemoryError, NotImplementedError):
+    except (IbscanError, Reached, MemoryError, torch.OutOfMemoryError):
         raise
-    # The boundary to foreign code, which may raise anything.
-    except Exception as error:
+    # The boundary to foreign code, which may raise anything. KeyboardInterrupt and our signals are not among it.
+    except (Exception, SystemExit) as error:
         if "can't allocate memory" in str(error):
             raise
         said = (str(error).strip().splitlines() or ["no message"])[0][:300]

@@ -72,7 +72,7 @@ def noisy(model: nn.Module, noise: float) -> Iterator[nn.Module]:
             known.append(_recorded(module, x, args, kwargs))
         taps = known[0]
         at: dict[Place, Any] = {taps.post[layer]: add for layer in taps.noisy}
-        running.append(tapped(taps, x, at))
+        running.append(tapped(taps.operations, module, x, at))
         running[-1].__enter__()
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401, ARG001 - torch's hook
@@ -80,6 +80,8 @@ def noisy(model: nn.Module, noise: float) -> Iterator[nn.Module]:
         mode = running.pop() if running else None
         if mode is not None and mode not in running:
             mode.__exit__(None, None, None)
+            if output is not None:  # as it is after an exception
+                mode.finish()
 
     hooks = [
         model.register_forward_pre_hook(before, with_kwargs=True),
@@ -96,10 +98,16 @@ def noisy(model: nn.Module, noise: float) -> Iterator[nn.Module]:
 def _recorded(model: nn.Module, x: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Taps:
     modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        with torch.random.fork_rng(), torch.no_grad():
+        for module in modes:
+            # Not by eval(), which a model may have made to do more than this.
+            module.training = False
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.no_grad():
+            # Cloned: a model may change its input in place.
+            rows = x.clone()
+            args = tuple(rows if a is x else a for a in args)
+            kwargs = {key: rows if a is x else a for key, a in kwargs.items()}
             # Without the hooks of this very block, which would record without end.
-            return recorded(model, x, run=lambda: model.forward(*args, **kwargs))
+            return recorded(model, rows, run=lambda: model.forward(*args, **kwargs))
     finally:
         for module, training in modes.items():
             module.training = training

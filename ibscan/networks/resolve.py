@@ -85,8 +85,8 @@ def chain_order(tensors: Mapping[str, TensorInfo]) -> tuple[str, ...]:
             weights[name] = info.shape
         elif not (part == "bias" and partner is not None and info.shape == partner.shape[:1]):
             raise InputError(
-                f"'{key}' {info.shape} is not part of a plain chain of Linear layers, the only network this version "
-                f"measures; the tensors are {_shapes(tensors)}."
+                f"'{key}' {info.shape} is not part of a plain chain of Linear layers; another network is given as "
+                f"--model module:callable. The tensors are {_shapes(tensors)}."
             )
     if not weights:
         raise InputError(f"no Linear weight was found; the tensors are {_shapes(tensors) or 'none'}.")

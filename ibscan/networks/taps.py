@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -21,7 +22,7 @@ from ibscan.errors import InputError
 from ibscan.networks.activations import ACTIVATIONS
 from ibscan.types import Layer
 
-__all__ = ["Place", "Reached", "Taps", "main_tensor", "recorded", "tapped"]
+__all__ = ["Place", "Reached", "Taps", "attached", "main_tensor", "recorded", "tapped"]
 
 # An output of an operation: its number, and which of its tensors.
 Place: TypeAlias = tuple[int, int]
@@ -35,6 +36,11 @@ INPUT = (-1, 0)
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 # Operations by a matrix: where one of these takes a parameter, that is a layer in all but name.
 PRODUCTS = ("linear", "matmul", "__matmul__", "bmm", "einsum", "multi_head_attention_forward", "lstm", "gru", "conv")
+# Tensors shaped like another, or placed where it is, but not computed from its values.
+CONSTANT = (
+    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like",
+    "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor",
+)  # fmt: skip
 # What changes neither the values nor their range.
 NEUTRAL = {
     "flatten", "view", "reshape", "permute", "transpose", "contiguous", "squeeze", "unsqueeze", "clone", "unflatten",
@@ -58,10 +64,10 @@ class Reached(Exception):  # noqa: N818 - no error: the pass has given all that 
 
 @dataclass(frozen=True)
 class Taps:
-    """A recorded pass: names of the operations in order, and for every layer where its pre and post are.
+    """A recorded pass: its operations in order with the parameters they take, and where the layers' pre and post are.
 
-    `noisy` are the layers that get noise, `upstream` those of them that feed each layer; `output` names what follows
-    the last layer; `untapped` lists layers that are none here, with the reason.
+    `output` names what follows the last layer; `plain` says that every layer is fed by the one before it alone;
+    `untapped` lists layers that are none here, with the reason.
     """
 
     operations: tuple[str, ...]
@@ -83,9 +89,10 @@ class _Operation:
     name: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    layer: int | None  # the layer call it is part of
-    default: bool  # an activation with torch's default parameters
-    weighted: bool = False  # a product with a parameter: a layer in all but name
+    layer: int | None = None  # the layer call it is part of
+    default: bool = False  # an activation with torch's default parameters
+    joins: bool = False  # a product with a parameter, or a write into a tensor that does not depend on the input
+    label: str = ""  # its name and the parameters it takes; empty for an alias, which is no operation of its own
 
 
 @dataclass
@@ -94,21 +101,27 @@ class _Graph:
 
     operations: list[_Operation] = field(default_factory=list)
     places: list[Place | None] = field(default_factory=lambda: [INPUT])
-    sizes: list[int] = field(default_factory=lambda: [0])
+    sizes: list[int] = field(default_factory=lambda: [0])  # numbers of one row
+    lengths: list[int] = field(default_factory=lambda: [0])  # of the first dimension
     calls: list[tuple[str, nn.Module, int]] = field(default_factory=list)  # layer path, module, node of its output
     extra: list[tuple[str, nn.Module, int]] = field(default_factory=list)
-    inner: set[str] = field(default_factory=set)
+    inner: set[int] = field(default_factory=set)  # calls within other calls
     products: dict[int, str] = field(default_factory=dict)  # id of a parameter: the operation that took it
 
 
 class _Recorder(TorchFunctionMode):
-    def __init__(self, x: torch.Tensor) -> None:
+    def __init__(self, model: nn.Module, x: torch.Tensor) -> None:
         super().__init__()
         self.graph = _Graph()
         self.nodes: MutableMapping[torch.Tensor, int] = WeakTensorKeyDictionary()
         self.nodes[x] = 0
+        self.rows = len(x)
+        self.parameters = _parameters(model)
         self.inside: list[int] = []
+        self.aliases: list[_Operation] = []
         self.count = 0
+        # Storages changed in place, by address; held, so that no other tensor gets their address.
+        self.changed: dict[int, torch.UntypedStorage] = {}
 
     def __torch_function__(
         self,
@@ -117,44 +130,62 @@ class _Recorder(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Tree:
-        given = list(_tensors((args, kwargs or {})))
+        kwargs = kwargs or {}
+        given = list(_tensors((args, kwargs)))
         before = [self.nodes[t] for t in given if t in self.nodes]
-        result = func(*args, **(kwargs or {}))
-        if not before:
+        self._refuse_stale(given)
+        result = func(*args, **kwargs)
+        name = _name(func)
+        made = _made(name, args, result)
+        if not before or not made or name in CONSTANT:
             return result
-        name, made = _name(func), _made(func, args, result)
-        if not made:
-            return result
-        graph = self.graph
+        graph, outputs = self.graph, []
         weights = [t for t in given if isinstance(t, nn.Parameter)] if name.startswith(PRODUCTS) else []
         graph.products.update({id(t): name for t in weights})
-        outputs = []
+        joins = bool(weights)
         for slot, tensor in enumerate(made):
-            changed = any(tensor is t for t in given)
+            changes = any(tensor is t for t in given)
+            if changes and not _in_place(name, kwargs):
+                # Dropout in eval mode returns its very input, in training it does not: two nodes, two tensors.
+                changes, fresh = False, tensor.view_as(tensor)
+                result, tensor = _replaced(result, tensor, fresh), fresh
+            joins = joins or (changes and tensor not in self.nodes)
             outputs.append(self._node(tensor, (self.count, slot)))
-            if changed and _changes(name, func, kwargs or {}):
+            if changes:
                 self._aliased(tensor, outputs[-1])
-        layer = self.inside[-1] if self.inside else None
-        plain = len(args) <= 1 and not {k for k in kwargs or {} if k not in ("input", "inplace", "dim", "_stacklevel")}
-        default = plain or _default(func, name, args, kwargs or {})
-        graph.operations.append(_Operation(name, tuple(before), tuple(outputs), layer, default, bool(weights)))
+        layer = self.inside[0] if self.inside else None
+        default, label = _default(func, name, args, kwargs), _label(name, given, self.parameters)
+        graph.operations.append(_Operation(name, tuple(before), tuple(outputs), layer, default, joins, label))
         self.count += 1
+        graph.operations += self.aliases
+        self.aliases = []
         return result
 
     def _node(self, tensor: torch.Tensor, place: Place | None) -> int:
         self.graph.places.append(place)
-        self.graph.sizes.append(tensor[0].numel() if tensor.ndim else 0)
+        self.graph.sizes.append(tensor.numel() // self.rows)
+        self.graph.lengths.append(_length(tensor))
         self.nodes[tensor] = len(self.graph.places) - 1
         return len(self.graph.places) - 1
 
     def _aliased(self, tensor: torch.Tensor, node: int) -> None:
         """Give a new node to every other tensor that an in-place operation changed through a common storage."""
-        storage = tensor.untyped_storage().data_ptr()
-        for other in list(self.nodes):
-            if other is not tensor and other.untyped_storage().data_ptr() == storage:
-                before = self.nodes[other]
-                made = self._node(other, None)
-                self.graph.operations.append(_Operation("alias", (before, node), (made,), None, False))
+        storage = tensor.untyped_storage()
+        self.changed[storage.data_ptr()] = storage
+        others = [t for t in self.nodes if t is not tensor and _address(t) == storage.data_ptr()]
+        base = tensor._base
+        if base is not None and base not in self.nodes:
+            others.append(base)
+        for other in others:
+            before = (self.nodes[other], node) if other in self.nodes else (node,)
+            self.aliases.append(_Operation("alias", before, (self._node(other, None),)))
+
+    def _refuse_stale(self, given: Sequence[torch.Tensor]) -> None:
+        if self.changed and any(t not in self.nodes and _address(t) in self.changed for t in given):
+            raise InputError(
+                "the model writes what depends on its input into a tensor through a view of it, which cannot be "
+                "followed; write to the tensor itself."
+            )
 
 
 def recorded(
@@ -178,22 +209,24 @@ def recorded(
     Source:
         The README, "Layers, pre and post".
     """
-    recorder = _Recorder(x)
+    recorder = _Recorder(model, x)
     graph = recorder.graph
     handles = []
 
     def entered(path: str, module: nn.Module) -> None:
         if recorder.inside:
-            graph.inner.add(path)
+            graph.inner.add(len(graph.calls))
         graph.calls.append((path, module, -1))
         recorder.inside.append(len(graph.calls) - 1)
 
     def left(path: str, module: nn.Module, output: Tree) -> None:
-        call = recorder.inside.pop()
-        graph.calls[call] = (path, module, _node_of(recorder, output, path))
+        graph.calls[recorder.inside.pop()] = (path, module, _node_of(recorder, output))
 
     def passed(path: str, module: nn.Module, output: Tree) -> None:
-        graph.extra.append((path, module, _node_of(recorder, output, path)))
+        node = _node_of(recorder, output)
+        if node < 0:
+            raise InputError(f"'{path}' returns nothing that depends on the probe's rows; expected a tensor.")
+        graph.extra.append((path, module, node))
 
     for path, module in model.named_modules():
         if isinstance(module, LAYERS):
@@ -211,15 +244,37 @@ def recorded(
     if main not in recorder.nodes:
         raise InputError("the model's output does not depend on its input; expected a network of the probe's rows.")
     ends = {recorder.nodes[t] for t in _tensors(result) if t in recorder.nodes}
-    return _taps(model, graph, recorder.nodes[main], ends)
+    # Where noise is added is the same however a tensor lies; what is measured is measured row by row.
+    lying = set() if run is not None else _lying(model, graph, x)
+    return _taps(model, graph, recorder.nodes[main], ends, lying)
 
 
-def _taps(model: nn.Module, graph: _Graph, main: int, ends: set[int]) -> Taps:
+def _lying(model: nn.Module, graph: _Graph, x: torch.Tensor) -> set[int]:
+    """Return the nodes that do not have rows, or parts of rows, first: a pass over one row is shorter elsewhere."""
+    single: dict[Place, int] = {}
+
+    def note(place: Place, value: torch.Tensor) -> torch.Tensor:
+        single[place] = _length(value)
+        return value
+
+    row = x[:1].clone()
+    operations = tuple(op.label for op in graph.operations if op.label)
+    places = [place for place in graph.places if place not in (None, INPUT)]
+    with tapped(operations, model, row, {place: partial(note, place) for place in places if place}):
+        model(row)
+    return {
+        node
+        for node, place in enumerate(graph.places)
+        if place in single and graph.lengths[node] != len(x) * single[place]
+    }
+
+
+def _taps(model: nn.Module, graph: _Graph, main: int, ends: set[int], lying: set[int]) -> Taps:
     # A layer called inside another (a subclass with layers of its own) is part of it.
-    outer = [k for k, (path, _, _) in enumerate(graph.calls) if path not in graph.inner]
+    outer = [k for k, (_, _, node) in enumerate(graph.calls) if node >= 0 and k not in graph.inner]
     names = _numbered([graph.calls[k][0] for k in outer])
     if not outer:
-        raise InputError("no Linear or Conv module was called on the probe, so there is no layer to measure.")
+        raise InputError("no Linear or Conv module was called on the probe's rows, so there is no layer to measure.")
     starts = [graph.calls[k][2] for k in outer]
     fed = [{n for op in graph.operations if op.layer == k for n in op.inputs} - _made_in(graph, k) for k in outer]
     reach = [_reached(graph, start) for start in starts]
@@ -227,7 +282,7 @@ def _taps(model: nn.Module, graph: _Graph, main: int, ends: set[int]) -> Taps:
     for op in reversed(graph.operations):
         if live & set(op.outputs):
             live |= set(op.inputs)
-    post = [_post(graph, start, live, ends, names[k]) for k, start in enumerate(starts)]
+    post = [_post(graph, start, live, lying, ends) for start in starts]
     if main in reach[-1]:
         post[-1] = main
     feeds = [[bool(reach[a] & fed[b]) for b in range(len(outer))] for a in range(len(outer))]
@@ -243,16 +298,18 @@ def _taps(model: nn.Module, graph: _Graph, main: int, ends: set[int]) -> Taps:
     named = _numbered([path for path, _, _ in graph.extra])
     for name, (_, module, start) in zip(named, graph.extra, strict=True):
         starts.append(start)
-        post.append(_post(graph, start, live, ends, name))
+        post.append(_post(graph, start, live, lying, ends))
         kind, width = type(module).__name__, graph.sizes[start]
-        layers.append(Layer(name, kind, width, _span(graph, start, post[-1]), noisy=False))
+        noise = {post[k] for k in range(len(outer)) if not layers[k].output} - {post[-1]}
+        first = not any(post[-1] in _reached(graph, node) for node in noise)
+        layers.append(Layer(name, kind, width, _span(graph, start, post[-1]), first=first, noisy=False))
     last = len(outer) - 1
     return Taps(
-        tuple(op.name for op in graph.operations if op.name != "alias"),
+        tuple(op.label for op in graph.operations if op.label),
         tuple(layers),
         tuple(_place(graph, start, layer.name) for start, layer in zip(starts, layers, strict=True)),
         tuple(_place(graph, node, layer.name) for node, layer in zip(post, layers, strict=True)),
-        _output_name(graph, starts[last], post[last]),
+        _output_name(graph, starts[last], post[last]) if main in reach[last] else "other",
         plain,
         tuple(_untapped(model, graph)),
     )
@@ -262,8 +319,11 @@ def _place(graph: _Graph, node: int, name: str) -> Place:
     place = graph.places[node]
     if place is None:
         raise InputError(
-            f"'{name}': an in-place operation changes its output through a view, which cannot be followed."
+            f"'{name}': an in-place operation changes its output through a view, which cannot be followed; write the "
+            "operation without in-place."
         )
+    if place == INPUT:
+        raise InputError(f"'{name}' passes the probe's rows on as they are; there is nothing to measure.")
     return place
 
 
@@ -281,48 +341,44 @@ def _reached(graph: _Graph, start: int, without: int = -1, within: set[int] | No
 
 
 def _region(graph: _Graph, start: int) -> set[int]:
-    """Return the nodes computed from `start` alone, before any layer."""
+    """Return the nodes computed from `start` alone, before any layer or what is like one."""
     found = {start}
     for op in graph.operations:
-        if op.layer is None and not op.weighted and set(op.inputs) <= found and max(op.inputs) >= start:
+        if op.layer is None and not op.joins and set(op.inputs) <= found:
             found |= set(op.outputs)
     return found
 
 
-def _post(graph: _Graph, start: int, live: set[int], ends: set[int], name: str) -> int:
+def _post(graph: _Graph, start: int, live: set[int], lying: set[int], ends: set[int]) -> int:
     """Return the last node computed from `start` alone through which all that is used of it passes."""
     region = _region(graph, start)
     used = ends | {
         n for op in graph.operations if not set(op.outputs) & region and set(op.outputs) & live for n in op.inputs
     }
-    for node in sorted(region & live, reverse=True):
+    for node in sorted((region & live) - lying, reverse=True):
         around = _reached(graph, start, node, region) & region & live
         if not around & used:
-            if graph.places[node] is None:
-                raise InputError(
-                    f"'{name}': an in-place operation changes its output through a view, which cannot be followed; "
-                    "write the operation without in-place."
-                )
             return node
     return start
 
 
-def _between(graph: _Graph, start: int, end: int) -> list[_Operation] | None:
-    """Return the operations from one node to another if they form one line of single steps, else None."""
-    line: list[_Operation] = []
+def _between(graph: _Graph, start: int, end: int) -> Iterator[_Operation | None]:
+    """Yield the operations back from one node to another, and None where they are no line of single steps."""
     node = end
     while node != start:
         made = next((op for op in graph.operations if node in op.outputs), None)
-        if made is None or len(set(made.inputs)) != 1:
-            return None
-        line.insert(0, made)
+        yield made
+        if made is None:
+            return
+        if len(set(made.inputs)) > 1:
+            yield None
+            return
         node = made.inputs[0]
-    return line
 
 
 def _span(graph: _Graph, start: int, end: int) -> tuple[float, float] | None:
-    for op in reversed(_between(graph, start, end) or []):
-        name = op.name.rstrip("_")
+    for op in _between(graph, start, end):
+        name = "" if op is None else op.name.rstrip("_")
         if name in NEUTRAL | POOLING:
             continue
         if name == "softmax":
@@ -332,10 +388,10 @@ def _span(graph: _Graph, start: int, end: int) -> tuple[float, float] | None:
 
 
 def _output_name(graph: _Graph, start: int, end: int) -> str:
-    line = _between(graph, start, end)
-    if line is None:
+    line = list(_between(graph, start, end))
+    if None in line:
         return "other"
-    rest = [op for op in line if op.name.rstrip("_") not in NEUTRAL]
+    rest = [op for op in line if op is not None and op.name.rstrip("_") not in NEUTRAL]
     if all(op.name in POOLING for op in rest):
         return "identity"
     known = ACTIVATION_NAMES.get(rest[0].name.rstrip("_")) if len(rest) == 1 and rest[0].default else None
@@ -352,13 +408,17 @@ def _numbered(paths: Sequence[str]) -> list[str]:
 
 
 def _untapped(model: nn.Module, graph: _Graph) -> Iterator[tuple[str, str]]:
-    called = {path for path, _, _ in graph.calls} - graph.inner
+    alone = {path for k, (path, _, _) in enumerate(graph.calls) if k not in graph.inner}
+    measured = {path for k, (path, _, node) in enumerate(graph.calls) if k not in graph.inner and node >= 0}
+    inner = {graph.calls[k][0] for k in graph.inner}
     for path, module in model.named_modules():
-        if path in called:
+        if path in measured:
             continue
         own = list(module.named_parameters(recurse=False))
         taken = {key: graph.products[id(p)] for key, p in own if id(p) in graph.products}
-        if path in graph.inner:
+        if path in alone:
+            yield path, "its output does not depend on the probe's rows"
+        elif path in inner:
             yield path, "it is called inside another layer, and counts as part of that"
         elif taken and not isinstance(module, LAYERS):
             key, name = next(iter(taken.items()))
@@ -373,7 +433,8 @@ class tapped(TorchFunctionMode):  # noqa: N801 - used as a context manager
     """A pass in which tensors at given places are seen, and may be replaced, by a function each.
 
     Args:
-        taps: The recorded pass; another sequence of operations is refused.
+        operations: Those of the recorded pass; another sequence is refused.
+        model: What is run.
         x: The pass's own input tensor.
         at: What to call at which place; it returns the tensor that goes on.
 
@@ -381,14 +442,18 @@ class tapped(TorchFunctionMode):  # noqa: N801 - used as a context manager
         InputError: The pass takes another way than the recorded one.
     """
 
-    def __init__(self, taps: Taps, x: torch.Tensor, at: Mapping[Place, Tapper]) -> None:
+    def __init__(
+        self, operations: Sequence[str], model: nn.Module, x: torch.Tensor, at: Mapping[Place, Tapper]
+    ) -> None:
         super().__init__()
-        self.taps = taps
+        self.operations = operations
         self.at: dict[int, dict[int, Tapper]] = {}
         for (operation, slot), tapper in at.items():
             self.at.setdefault(operation, {})[slot] = tapper
-        self.known: MutableMapping[torch.Tensor, torch.Tensor] = WeakTensorKeyDictionary()
-        self.known[x] = x
+        # Activity, and what goes on in its stead, or None: a value that is its own key would never be freed.
+        self.known: MutableMapping[torch.Tensor, torch.Tensor | None] = WeakTensorKeyDictionary()
+        self.known[x] = None
+        self.parameters = _parameters(model)
         self.count = 0
 
     def __torch_function__(
@@ -398,46 +463,84 @@ class tapped(TorchFunctionMode):  # noqa: N801 - used as a context manager
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Tree:
-        given = [t for t in _tensors((args, kwargs or {})) if t in self.known]
-        if any(self.known[t] is not t for t in given):
+        kwargs = kwargs or {}
+        given = list(_tensors((args, kwargs)))
+        known = [t for t in given if t in self.known]
+        if any(self.known[t] is not None for t in known):
             # A tensor that was replaced may still be at hand under its old name (an in-place activation's input).
-            args, kwargs = self._current(args), self._current(kwargs or {})
-        result = func(*args, **(kwargs or {}))
-        if not given:
-            return result
-        made = _made(func, args, result)
-        if not made:
-            return result
+            args, kwargs = self._current(args), self._current(kwargs)
+        result = func(*args, **kwargs)
         name = _name(func)
-        if self.count >= len(self.taps.operations) or self.taps.operations[self.count] != name:
-            raise InputError(
-                f"the model takes another way through its operations than on the first rows (operation "
-                f"{self.count + 1} is {name}): layers of a network that changes with its input cannot be followed."
-            )
-        here = self.at.get(self.count, {})
-        self.count += 1
+        made = _made(name, args, result)
+        if not known or not made or name in CONSTANT:
+            return result
+        self._follow(_label(name, given, self.parameters))
+        here = self.at.get(self.count - 1, {})
+        changes = _in_place(name, kwargs)
         for slot, tensor in enumerate(made):
             fresh = here[slot](tensor) if slot in here else tensor
-            self.known[tensor] = fresh
-            self.known[fresh] = fresh
+            base = tensor._base if changes else None
+            if base is not None and base not in self.known:
+                self.known[base] = None
+            self.known[fresh] = None
             if fresh is not tensor:
+                self.known[tensor] = fresh
                 result = _replaced(result, tensor, fresh)
         return result
 
+    def finish(self) -> None:
+        """Hold the pass, now at its end, against the recorded one.
+
+        Raises:
+            InputError: It has done less.
+        """
+        if self.count < len(self.operations):
+            self._follow("its end")
+
+    def _follow(self, label: str) -> None:
+        """Count an operation."""
+        recorded = self.operations[self.count] if self.count < len(self.operations) else "its end"
+        self.count += 1
+        if recorded != label:
+            raise InputError(
+                f"the model takes another way through its operations than on its first rows (step {self.count} is "
+                f"{label}, and was {recorded}): the layers of a network that changes with its input cannot be followed."
+            )
+
     def _current(self, tree: Tree) -> Tree:
         if isinstance(tree, torch.Tensor):
-            return self.known.get(tree, tree)
+            fresh = self.known.get(tree)
+            return tree if fresh is None else fresh
         return _mapped(tree, self._current)
 
 
+class attached(TorchFunctionMode):  # noqa: N801 - used as a context manager
+    """A pass through which derivatives flow as through the function it computes, whatever the model detaches.
+
+    A detached branch, and one under no_grad or in inference mode, depends on the input like any other.
+    """
+
+    def __torch_function__(
+        self,
+        func: Function,
+        types: object,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Tree:
+        with torch.inference_mode(False), torch.enable_grad():
+            if _name(func) in ("detach", "data.__get__"):
+                return args[0].view_as(args[0])
+            return func(*args, **(kwargs or {}))
+
+
 def main_tensor(result: Tree) -> torch.Tensor:
-    """Return the network's output: the tensor, `logits` of a mapping, or the first tensor there is.
+    """Return the network's output: the tensor, what is called `logits`, or the first tensor there is.
 
     Raises:
         InputError: There is none.
     """
-    if isinstance(result, Mapping) and isinstance(result.get("logits"), torch.Tensor):
-        found: torch.Tensor = result["logits"]
+    found = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
+    if isinstance(found, torch.Tensor):
         return found
     first = next(iter(_tensors(result)), None)
     if first is None:
@@ -445,43 +548,58 @@ def main_tensor(result: Tree) -> torch.Tensor:
     return first
 
 
-def _node_of(recorder: _Recorder, output: Tree, path: str) -> int:
+def _node_of(recorder: _Recorder, output: Tree) -> int:
+    """Return the node of what a module returns, -1 where it does not depend on the input."""
     tensor = next(iter(_tensors(output)), None)
-    if tensor is None or tensor not in recorder.nodes:
-        raise InputError(f"'{path}' returns nothing that depends on the probe's rows; expected a tensor.")
-    node: int = recorder.nodes[tensor]
-    return node
+    return -1 if tensor is None else recorder.nodes.get(tensor, -1)
+
+
+def _length(tensor: torch.Tensor) -> int:
+    return len(tensor) if tensor.ndim else 1
+
+
+def _parameters(model: nn.Module) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in model.named_parameters()}
+
+
+def _address(tensor: torch.Tensor) -> int | None:
+    # Sparse tensors have no one storage.
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else None
+
+
+def _label(name: str, given: Sequence[torch.Tensor], parameters: Mapping[int, str]) -> str:
+    """Return an operation's name and the names of the parameters it takes: two layers of a kind are two operations."""
+    return " ".join([name, *(parameters[id(t)] for t in given if id(t) in parameters)])
 
 
 def _name(func: Function) -> str:
     name: str = getattr(func, "__name__", "")
-    if name == "__get__":
-        return f"{getattr(getattr(func, '__self__', None), '__name__', '')}.__get__"
+    if name in ("__get__", "__set__"):
+        return f"{getattr(getattr(func, '__self__', None), '__name__', '')}.{name}"
     return name
 
 
-def _made(func: Function, args: Sequence[Any], result: Tree) -> list[torch.Tensor]:
-    if getattr(func, "__name__", "") == "__setitem__":
-        return [args[0]]
-    return list(_tensors(result))
+def _made(name: str, args: Sequence[Any], result: Tree) -> list[torch.Tensor]:
+    return [args[0]] if name in ("__setitem__", "data.__set__") else list(_tensors(result))
 
 
-def _changes(name: str, func: Function, kwargs: Mapping[str, Any]) -> bool:
-    inplace = (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or name.startswith("__i")
-    return inplace or bool(kwargs.get("inplace")) or "inplace" in getattr(func, "__name__", "") or "out" in kwargs
+def _in_place(name: str, kwargs: Mapping[str, Any]) -> bool:
+    """Return whether an operation that gives one of its inputs back has changed it."""
+    named = (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "data.__set__")
+    return named or name.startswith("__i") or bool(kwargs.get("inplace")) or kwargs.get("out") is not None
 
 
 def _default(func: Function, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Return whether an activation was called with torch's default parameters, dimension last for a softmax."""
-    if name.rstrip("_") in ("softmax", "log_softmax"):
+    if name in ("softmax", "log_softmax"):
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         tensor = args[0] if args else kwargs["input"]
         return dim in (-1, tensor.ndim - 1)
-    probe = torch.tensor([-2.5, -0.3, 0.7, 3.0], dtype=torch.float64)
     known = ACTIVATIONS.get(name.rstrip("_"))
     if known is None:
         return False
-    rest = {k: v for k, v in kwargs.items() if k != "input"}
+    probe = torch.tensor([-2.5, -0.3, 0.7, 3.0], dtype=torch.float64)
+    rest = {k: v for k, v in kwargs.items() if k not in ("input", "out")}
     return bool(torch.equal(func(probe.clone(), *args[1:], **rest), known.value(probe)))
 
 

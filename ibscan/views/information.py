@@ -84,8 +84,8 @@ def _table(frame: Frame, side: str, leaves: Sequence[_Leaf]) -> Stack:
     binned = [one for one in leaves if one.name == f"mi_binned_{side}"]
     if binned:
         notes += [_BINNED_NOTES[side], *_moving(frame, binned), *_outside(frame, binned)]
-    errors = _largest_error(frame, leaves)
-    notes += ([errors] if errors else []) + ([_ceiling(frame, names[0])] if side == "xt" else [])
+    errors, brackets = _largest_error(frame, leaves), _widest_bracket(frame, leaves)
+    notes += [note for note in (errors, brackets) if note] + ([_ceiling(frame, names[0])] if side == "xt" else [])
     return block(frame, (_TITLES[side], terms(frame, names[0])), layered(frame, columns), notes)
 
 
@@ -108,6 +108,21 @@ def _largest_error(frame: Frame, leaves: Sequence[_Leaf]) -> str:
             found += values[np.isfinite(values)].tolist()
     unit = frame.unit(leaves[0].name)
     return f"Standard errors up to {statement(float(f'{max(found):.2g}'), unit)}." if found else ""
+
+
+def _widest_bracket(frame: Frame, leaves: Sequence[_Leaf]) -> str:
+    """Say how far the ends of the network channel's brackets are from its values, where those are resolved."""
+    found: list[float] = []
+    for one in leaves:
+        if one.name.startswith("mi_network_") and f"{one.name}_upper" in frame.result.variables:
+            ends = frame.scaled(f"{one.name}_upper") - frame.scaled(f"{one.name}_lower")
+            status = frame.result.status(one.name)
+            closed = np.isfinite(ends) if status is None else np.isfinite(ends) & (status != Status.UNRESOLVED)
+            found += (0.5 * ends[..., one.place][closed[..., one.place]]).tolist()
+    if not found:
+        return ""
+    farthest = statement(float(f"{max(found):.2g}"), frame.unit(leaves[0].name))
+    return f"Brackets of the network channel end up to {farthest} from its values, unresolved ones aside."
 
 
 def _moving(frame: Frame, binned: Sequence[_Leaf]) -> Iterator[str]:

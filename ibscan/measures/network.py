@@ -206,10 +206,6 @@ class NetworkInformation:
             # More draws cannot mend a bracket that the largest number of replicas leaves open.
             closed = found.gap + found.bias <= self.tolerance
             wanted = found.sample(self.tolerance if closed else math.inf, rows, most_draws, self.max_replicas)
-            # A spread seen in a handful of draws may be small by luck and would end the sampling.
-            wanted = (max(wanted[0], min(LEAST_DRAWS // 2, rows)), wanted[1])
-            least = min(LEAST_DRAWS, most_draws) // wanted[0]
-            wanted = (wanted[0], min(max(wanted[1], least), self.max_replicas))
             if wanted[0] * wanted[1] <= size * draws:
                 break
             size, draws = wanted
@@ -395,19 +391,28 @@ class _Bracket:
         )
 
     def sample(self, tolerance: float, population: int, most: int, replicas: int) -> tuple[int, int]:
-        """Return how many rows, and draws of each (one a replica), bring 1.96 standard errors within the tolerance."""
-        # More than is needed, so that one attempt suffices; draws do nothing for what is common to all.
-        target = max((0.9 * tolerance / 1.96) ** 2 - self.common, 1e-12)
-        draws = self.draws
-        spare = target + self.between / population - self.within / (population * draws)
+        """Return how many rows, and draws of each (one a replica), bring 1.96 standard errors within the tolerance.
+
+        Args:
+            tolerance: Target half width, nats.
+            population: N, rows in all.
+            most: Draws of all rows at most.
+            replicas: Draws of one row at most.
+        """
+        # More than is needed, so that one attempt suffices. What seems common to all draws is in part their own spread,
+        # and more of them may do; beyond a quarter of the target they would not.
+        target = (0.9 * tolerance / 1.96) ** 2
+        target = max(target - self.common, target / 4)
+        spare = target + self.between / population - self.within / (population * self.draws)
         rows = float(np.max(self.between / np.maximum(spare, 1e-300)))
-        if rows < population:
-            rows = max(2.0, rows)
-        else:
-            rows = population
+        draws = self.draws
+        if rows >= population:
             draws = max(draws, math.ceil(min(1e9, float(self.within.max()) / (population * target))))
-        rows = min(math.ceil(rows), population, max(2, most // draws))
-        return rows, max(2, min(draws, most // rows, replicas))
+        # A spread seen in a handful of draws may be small by luck and would end the sampling.
+        rows = min(math.ceil(min(rows, 1e9)), population)
+        rows = max(2 if population > 1 else 1, rows, min(LEAST_DRAWS // 2, population))
+        rows = min(rows, max(1, most // 2))
+        return rows, max(1, min(max(draws, math.ceil(min(LEAST_DRAWS, most) / rows)), replicas, most // rows))
 
 
 def _variance(between: Array, within: Array, rows: int, draws: int, population: int) -> Array:

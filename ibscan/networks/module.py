@@ -117,7 +117,7 @@ class Module:
 
             def add(index: int, value: torch.Tensor, block: range = block) -> torch.Tensor:
                 z = np.stack([normals(index, replica) for replica in block])
-                return value + noise * torch.as_tensor(z).to(value).view(value.shape)
+                return value + noise * torch.as_tensor(z).to(value).reshape(value.shape)
 
             def keep(index: int, value: torch.Tensor, found: list[torch.Tensor] = found) -> torch.Tensor:  # noqa: ARG001
                 found.append(value.to(torch.float64, copy=True))
@@ -238,7 +238,8 @@ def built(build: Callable[[], Any]) -> nn.Module:
         model = model._modules["_orig_mod" if "_orig_mod" in model._modules else "module"]
     if not isinstance(model, nn.Module):
         raise InputError(f"the model's callable returned a {type(model).__name__}; expected an nn.Module.")
-    return model.eval().requires_grad_(False)
+    with foreign("the model"):
+        return model.eval().requires_grad_(False)
 
 
 def _parallel(model: nn.Module) -> bool:
@@ -362,8 +363,15 @@ def _check_function(network: Module, rows: torch.Tensor) -> None:
             "two passes of the model over the same rows differ: its forward pass is random (dropout called with "
             "training=True?) although it is in eval mode. Only a deterministic network can be measured."
         )
-    alone = zip(*(values(row) for row in torch.split(rows, 1)), strict=True)
-    for k, (whole, parts) in enumerate(zip(once, alone, strict=True)):
+    mixed = (
+        "the model mixes the rows of a batch (batch statistics in eval mode?), or its tensors do not have the rows "
+        "first (batch_first=False?). What is measured here is a function of each row alone."
+    )
+    try:
+        alone = [values(row) for row in torch.split(rows, 1)]
+    except InputError as error:
+        raise InputError(f"a row cannot be run alone ({str(error).rstrip('.')}): {mixed}") from error
+    for k, (whole, parts) in enumerate(zip(once, zip(*alone, strict=True), strict=True)):
         what = "the model's output" if k == 0 else f"'{network.layers[(k - 1) // 2].name}'"
         if whole.numel() != sum(part.numel() for part in parts):
             raise InputError(
@@ -372,11 +380,7 @@ def _check_function(network: Module, rows: torch.Tensor) -> None:
             )
         singly = torch.cat([part.reshape(1, -1) for part in parts])
         if not _close(whole.reshape(len(rows), -1), singly, network.dtype):
-            raise InputError(
-                f"{what} is not the same for a row alone and for the row among others: the model mixes the rows of a "
-                "batch (batch statistics in eval mode?), or its tensors do not have the rows first (batch_first=False?)"
-                ". What is measured here is a function of each row alone."
-            )
+            raise InputError(f"{what} is not the same for a row alone and for the row among others: {mixed}")
 
 
 def _close(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
@@ -453,5 +457,5 @@ def foreign(what: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if "can't allocate memory" in str(error):
             raise
-        said = (str(error).strip().splitlines() or ["no message"])[0][:300]
+        said = " ".join(str(error).split())[:300] or "no message"
         raise InputError(f"{what} raised {type(error).__name__}: {said}") from error

@@ -56,7 +56,7 @@ def noisy(model: nn.Module, noise: float) -> Iterator[nn.Module]:
             "the model itself, and compile or spread nothing while noise is on."
         )
     known: list[Taps] = []
-    running: list[tapped] = []
+    running: list[tapped | None] = []  # None while the layers are being found
 
     def add(value: torch.Tensor) -> torch.Tensor:
         return value + noise * torch.randn_like(value)
@@ -69,11 +69,16 @@ def noisy(model: nn.Module, noise: float) -> Iterator[nn.Module]:
         if x is None:
             raise UsageError("ibscan.noisy: the model was called without a tensor; expected its rows.")
         if not known:
-            known.append(_recorded(module, x, args, kwargs))
+            running.append(None)
+            try:
+                known.append(_recorded(module, x, args, kwargs))
+            finally:
+                running.pop()
         taps = known[0]
         at: dict[Place, Any] = {taps.post[layer]: add for layer in taps.noisy}
-        running.append(tapped(taps.operations, module, x, at))
-        running[-1].__enter__()
+        mode = tapped(taps.operations, module, x, at)
+        running.append(mode)
+        mode.__enter__()
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401, ARG001 - torch's hook
         # Nothing runs where the pass failed before it began.

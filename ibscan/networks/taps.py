@@ -250,22 +250,22 @@ def recorded(
 
 
 def _lying(model: nn.Module, graph: _Graph, x: torch.Tensor) -> set[int]:
-    """Return the nodes that do not have rows, or parts of rows, first: a pass over one row is shorter elsewhere."""
-    single: dict[Place, int] = {}
+    """Return the nodes that do not have rows, or parts of rows, first: one row more makes them longer elsewhere."""
+    longer: dict[Place, int] = {}
 
     def note(place: Place, value: torch.Tensor) -> torch.Tensor:
-        single[place] = _length(value)
+        longer[place] = _length(value)
         return value
 
-    row = x[:1].clone()
+    more = torch.cat([x, x[:1]])
     operations = tuple(op.label for op in graph.operations if op.label)
     places = [place for place in graph.places if place not in (None, INPUT)]
-    with tapped(operations, model, row, {place: partial(note, place) for place in places if place}):
-        model(row)
+    with tapped(operations, model, more, {place: partial(note, place) for place in places if place}):
+        model(more)
     return {
         node
         for node, place in enumerate(graph.places)
-        if place in single and graph.lengths[node] != len(x) * single[place]
+        if place in longer and graph.lengths[node] * len(more) != longer[place] * len(x)
     }
 
 
@@ -529,7 +529,8 @@ class attached(TorchFunctionMode):  # noqa: N801 - used as a context manager
     ) -> Tree:
         with torch.inference_mode(False), torch.enable_grad():
             if _name(func) in ("detach", "data.__get__"):
-                return args[0].view_as(args[0])
+                given = next(_tensors((args, kwargs or {})))
+                return given.view_as(given)
             return func(*args, **(kwargs or {}))
 
 

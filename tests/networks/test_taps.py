@@ -1,0 +1,993 @@
+"""Where the layers of a network are: pre, post and kin of every layer, for every way people write a forward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict, namedtuple
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from ibscan.errors import InputError
+from ibscan.networks.module import recorded_taps
+from ibscan.networks.taps import recorded, tapped
+
+relu, tanh, sigmoid = torch.relu, torch.tanh, torch.sigmoid
+CPU = torch.device("cpu")
+
+
+class Net(nn.Module):
+    """Modules by name and a forward pass written as a function of them and the rows."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self.function = forward
+
+    def forward(self, *rows, **named):
+        return self.function(self, *rows, **named)
+
+
+def linear(inputs=4, outputs=4):
+    return nn.Linear(inputs, outputs)
+
+
+def network_of(model, x, extra=(), dtype=torch.float64):
+    return recorded_taps(model.eval().requires_grad_(False).to(dtype), x, extra, device=CPU, dtype=dtype)
+
+
+def walked(network, x):
+    """Return {layer: (pre, post)} of all rows, each visited once."""
+    found = {}
+
+    def visit(layer, pre, post, rows):
+        assert pre.dtype == post.dtype == torch.float64
+        found.setdefault(network.layers[layer].name, []).append((pre[0].clone(), post[0].clone(), rows))
+
+    network.walk(x, visit)
+    for parts in found.values():
+        assert [row for *_, rows in parts for row in range(len(x))[rows]] == list(range(len(x)))
+    return {name: tuple(torch.cat([p[i] for p in parts]) for i in (0, 1)) for name, parts in found.items()}
+
+
+def made(forward, shape=(4,), rows=5, **modules):
+    torch.manual_seed(0)
+    model = Net(forward, **{k: v() if isinstance(v, type(linear)) else v for k, v in modules.items()})
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.running_mean is not None:
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2.0)
+    return model, np.random.default_rng(0).standard_normal((rows, *shape))
+
+
+def check(forward, expected, *, output="identity", outputs=None, first=None, plain=False, shape=(4,), **modules):
+    """Hold every layer against pre and post computed by hand: `expected(modules, rows)` is {name: (pre, post)}."""
+    model, x = made(forward, shape, **modules)
+    network = network_of(model, x)
+    values = expected(model, torch.from_numpy(x.copy()))
+    assert [layer.name for layer in network.layers] == list(values)
+    found = walked(network, x)
+    for layer in network.layers:
+        for got, wanted in zip(found[layer.name], values[layer.name], strict=True):
+            assert got.flatten(1).shape == wanted.flatten(1).shape, layer
+            torch.testing.assert_close(got.flatten(1), wanted.flatten(1), rtol=1e-10, atol=1e-12)
+        assert layer.width == values[layer.name][0][0].numel()
+    names = list(values)
+    assert {layer.name for layer in network.layers if layer.output} == set(outputs or names[-1:])
+    assert {layer.name for layer in network.layers if layer.first} == set(first or names[:1])
+    assert network.output == output
+    assert network.plain is plain
+    return network
+
+
+def two(f, **settings):
+    """One hidden layer whose pre becomes its post by `f`, written in every way below."""
+
+    def expected(m, x):
+        h = f(m.a(x))
+        return {"a": (m.a(x), h), "b": (m.b(h), m.b(h))}
+
+    return expected, {"a": linear, "b": linear, "plain": True} | settings
+
+
+# A plain chain, written in many ways ---------------------------------------------------------------------------------
+
+
+def ignored(s, x):
+    h = s.a(x)
+    s.act(h)  # in place, the result unused
+    return s.b(h)
+
+
+def method(s, x):
+    h = s.a(x)
+    h.relu_()
+    return s.b(h)
+
+
+def sliced(s, x):
+    h = s.a(x)
+    h[:, 0] = 0
+    h[:, 1] = h[:, 2]
+    return s.b(h)
+
+
+def wrote(f):
+    def by_hand(h):
+        h = h.clone()
+        f(h)
+        return h
+
+    return by_hand
+
+
+def whole_view(s, x):
+    h = s.a(x)
+    h.view(-1).relu_()
+    return s.b(h * 1.0)
+
+
+def through_data(s, x):
+    h = s.a(x)
+    h.data.mul_(2)
+    return s.b(h + 0)
+
+
+def replaced_data(s, x):
+    h = s.a(x)
+    h.data = tanh(h)
+    return s.b(h)
+
+
+def written_out(s, x):
+    h = s.a(x)
+    torch.relu(torch.add(h, 1, out=h))
+    return s.b(h)
+
+
+PLAIN = {
+    "module": (lambda s, x: s.b(s.act(s.a(x))), *two(relu, act=nn.ReLU())),
+    "functional": (lambda s, x: s.b(functional.leaky_relu(s.a(x), 0.3)), *two(lambda h: functional.leaky_relu(h, 0.3))),
+    "method": (lambda s, x: s.b(s.a(x).tanh()), *two(tanh)),
+    "nothing": (lambda s, x: s.b(s.a(x)), *two(lambda h: h)),
+    "identity module": (lambda s, x: s.b(s.act(s.a(x))), *two(lambda h: h, act=nn.Identity())),
+    "inplace module": (lambda s, x: s.b(s.act(s.a(x))), *two(relu, act=nn.ReLU(inplace=True))),
+    "inplace, result ignored": (ignored, *two(relu, act=nn.ReLU(inplace=True))),
+    "relu_": (lambda s, x: s.b(functional.relu_(s.a(x))), *two(relu)),
+    "method relu_": (method, *two(relu)),
+    "inplace elu and silu": (
+        lambda s, x: s.b(functional.silu(functional.elu(s.a(x), inplace=True), inplace=True)),
+        *two(lambda h: functional.silu(functional.elu(h))),
+    ),
+    "swish by hand": (lambda s, x: s.b((lambda h: h * sigmoid(h))(s.a(x))), *two(functional.silu)),
+    "constants": (
+        lambda s, x: s.b((lambda h: torch.maximum(h, torch.zeros_like(x)) + x.new_ones(4))(s.a(x))),
+        *two(lambda h: relu(h) + 1),
+    ),
+    "where": (lambda s, x: s.b((lambda h: torch.where(h > 0, h, 0.01 * h))(s.a(x))), *two(functional.leaky_relu)),
+    "batch norm, dropout": (
+        lambda s, x: s.b(s.drop(relu(s.bn(s.a(x))))),
+        lambda m, x: {"a": (m.a(x), relu(m.bn(m.a(x)))), "b": (m.b(relu(m.bn(m.a(x)))),) * 2},
+        {"a": linear, "b": linear, "bn": nn.BatchNorm1d(4), "drop": nn.Dropout(0.7), "plain": True},
+    ),
+    "layer norm by hand": (
+        lambda s, x: s.b((lambda h: (h - h.mean(-1, True)) / (h.var(-1, False, True) + 1e-5).sqrt())(s.a(x))),
+        *two(lambda h: functional.layer_norm(h, (4,))),
+    ),
+    "sliced": (sliced, *two(wrote(lambda h: (h[:, 0].zero_(), h[:, 1].copy_(h[:, 2]))))),
+    "glu by chunk": (
+        lambda s, x: s.b((lambda p: p[0] * sigmoid(p[1]))(s.a(x).chunk(2, -1))),
+        *two(lambda h: functional.glu(h), b=lambda: linear(2, 3)),
+    ),
+    "glu": (lambda s, x: s.b(functional.glu(s.a(x))), *two(lambda h: functional.glu(h), b=lambda: linear(2, 3))),
+    "view changed in place, then used": (whole_view, *two(relu)),
+    "data changed in place": (through_data, *two(lambda h: 2 * h)),
+    "data replaced": (replaced_data, *two(tanh)),
+    "out": (written_out, *two(lambda h: h + 1)),
+    "detached": (lambda s, x: s.b(tanh(s.a(x)).detach()), *two(tanh)),
+    "max and sort": (
+        lambda s, x: s.b(s.a(x).sort(-1)[0] + s.a.weight.sum() - s.a.weight.sum()),
+        *two(lambda h: h.sort(-1)[0]),
+    ),
+    "scale by a parameter": (
+        lambda s, x: s.b(relu(s.a(x)) * s.c.bias),
+        lambda m, x: {"a": (m.a(x), relu(m.a(x)) * m.c.bias), "b": (m.b(relu(m.a(x)) * m.c.bias),) * 2},
+        {"a": linear, "b": linear, "c": linear, "plain": True},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_a_plain_chain(case):
+    forward, expected, settings = PLAIN[case]
+    check(forward, expected, **settings)
+
+
+def test_a_sequential():
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(6, 5), nn.Tanh(), nn.Dropout(), nn.Linear(5, 3), nn.Softmax(-1)
+    ).double()
+    x = np.random.default_rng(0).standard_normal((4, 2, 3))
+    network = network_of(model, x)
+    found, rows = walked(network, x), torch.from_numpy(x)
+    for name, start, end in (("1", 2, 4), ("4", 5, 6)):
+        torch.testing.assert_close(found[name][0], model[:start](rows), rtol=1e-12, atol=0)
+        torch.testing.assert_close(found[name][1], model[:end](rows), rtol=1e-12, atol=0)
+    assert [(k.kind, k.width, k.post_range) for k in network.layers] == [
+        ("Linear", 5, (-1.0, 1.0)),
+        ("Linear", 3, (0.0, 1.0)),
+    ]
+    assert (network.output, network.plain, network.size, network.alone(0)) == ("softmax", True, 1, network)
+
+
+def test_one_linear_is_a_network():
+    model = nn.Linear(3, 2).double()
+    network = network_of(model, np.ones((2, 3)))
+    assert [(k.name, k.first, k.output) for k in network.layers] == [("linear", True, True)]
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_convolutions_with_what_follows_them(inplace):
+    def forward(s, x):
+        h = s.pool(s.act(s.bn(s.a(x))))
+        return s.c(s.act(s.b(h)).flatten(1).reshape(len(x), -1).view(len(x), 8))
+
+    def expected(m, x):
+        h = functional.max_pool2d(relu(m.bn(m.a(x))), 2)
+        k = relu(m.b(h))
+        return {"a": (m.a(x), h), "b": (m.b(h), k), "c": (m.c(k.flatten(1)),) * 2}
+
+    modules = {
+        "a": nn.Conv2d(1, 3, 3), "b": nn.Conv2d(3, 2, 1), "c": linear(8, 3), "bn": nn.BatchNorm2d(3),
+        "act": nn.ReLU(inplace=inplace), "pool": nn.MaxPool2d(2),
+    }  # fmt: skip
+    network = check(forward, expected, shape=(1, 6, 6), plain=True, **modules)
+    assert [layer.kind for layer in network.layers] == ["Conv2d", "Conv2d", "Linear"]
+
+
+def test_convolutions_of_every_kind():
+    def forward(s, x):
+        h = functional.avg_pool1d(tanh(s.a(x)), 2)
+        k = sigmoid(s.b(h)).unsqueeze(2).unsqueeze(3)
+        return s.c(k).mean((2, 3, 4))
+
+    def expected(m, x):
+        h = functional.avg_pool1d(tanh(m.a(x)), 2)
+        k = sigmoid(m.b(h))
+        out = m.c(k[:, :, None, None])
+        return {"a": (m.a(x), h), "b": (m.b(h), k), "c": (out, out.mean((2, 3, 4)))}
+
+    modules = {"a": nn.Conv1d(2, 3, 2), "b": nn.ConvTranspose1d(3, 2, 2), "c": nn.Conv3d(2, 4, 1)}
+    network = check(forward, expected, shape=(2, 7), plain=True, **modules)
+    assert [k.kind for k in network.layers] == ["Conv1d", "ConvTranspose1d", "Conv3d"]
+    assert [k.post_range for k in network.layers] == [(-1.0, 1.0), (0.0, 1.0), None]
+
+
+# Joins ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_residual_sum():
+    def expected(m, x):
+        h = tanh(m.a(x))
+        k = relu(m.b(h))
+        return {"a": (m.a(x), h), "b": (m.b(h), k), "c": (m.c(h + k),) * 2}
+
+    def forward(s, x):
+        h = tanh(s.a(x))
+        return s.c(h + relu(s.b(h)))
+
+    check(forward, expected, a=linear, b=linear, c=linear)
+
+
+def test_a_residual_sum_in_place():
+    def forward(s, x):
+        y = s.b(functional.relu(s.a(x), inplace=True))
+        y += x
+        return s.c(functional.relu(y, inplace=True))
+
+    def expected(m, x):
+        h = relu(m.a(x))
+        return {"a": (m.a(x), h), "b": (m.b(h), m.b(h)), "c": (m.c(relu(m.b(h) + x)),) * 2}
+
+    check(forward, expected, a=linear, b=linear, c=linear)
+
+
+def test_preactivation_blocks():
+    """What is summed is the layer's bare output; norm and activation belong to the branch."""
+
+    def forward(s, x):
+        h = s.a(x)
+        for b, c, n in ((s.b1, s.c1, s.n1), (s.b2, s.c2, s.n2)):
+            h = h + c(relu(b(relu(n(h)))))
+        return s.d(h)
+
+    def expected(m, x):
+        h0 = m.a(x)
+        k1 = m.b1(relu(m.n1(h0)))
+        c1 = m.c1(relu(k1))
+        k2 = m.b2(relu(m.n2(h0 + c1)))
+        c2 = m.c2(relu(k2))
+        return {
+            "a": (h0, h0), "b1": (k1, relu(k1)), "c1": (c1, c1), "b2": (k2, relu(k2)), "c2": (c2, c2),
+            "d": (m.d(h0 + c1 + c2),) * 2,
+        }  # fmt: skip
+
+    modules = dict.fromkeys(("a", "b1", "c1", "b2", "c2", "d"), linear)
+    check(forward, expected, n1=nn.BatchNorm1d(4), n2=nn.BatchNorm1d(4), **modules)
+
+
+def test_the_last_post_is_the_output_though_it_joins():
+    check(
+        lambda s, x: tanh(x + s.b(relu(s.a(x)))),
+        lambda m, x: {
+            "a": (m.a(x), relu(m.a(x))),
+            "b": (m.b(relu(m.a(x))), tanh(x + m.b(relu(m.a(x))))),
+        },
+        a=linear, b=linear, output="other", plain=True,
+    )  # fmt: skip
+
+
+def test_squeeze_and_excite():
+    def forward(s, x):
+        h = functional.silu(s.bn(s.a(x)))
+        return s.d((h * sigmoid(s.c(relu(s.b(h.mean((2, 3), keepdim=True)))))).flatten(1))
+
+    def expected(m, x):
+        h = functional.silu(m.bn(m.a(x)))
+        k = m.b(h.mean((2, 3), keepdim=True))
+        g = m.c(relu(k))
+        out = m.d((h * sigmoid(g)).flatten(1))
+        return {"a": (m.a(x), h), "b": (k, relu(k)), "c": (g, sigmoid(g)), "d": (out, out)}
+
+    modules = {"a": nn.Conv2d(1, 3, 2), "b": nn.Conv2d(3, 2, 1), "c": nn.Conv2d(2, 3, 1), "d": linear(12, 2)}
+    check(forward, expected, shape=(1, 3, 3), bn=nn.BatchNorm2d(3), **modules)
+
+
+def test_two_heads_of_one_trunk():
+    """The first is the output; the last called is a head of its own, and says nothing of the output."""
+
+    def forward(s, x):
+        h = tanh(s.trunk(x))
+        return s.mu(h), s.logvar(h).clamp(-1, 1)
+
+    def expected(m, x):
+        h = tanh(m.trunk(x))
+        return {"trunk": (m.trunk(x), h), "mu": (m.mu(h),) * 2, "logvar": (m.logvar(h), m.logvar(h).clamp(-1, 1))}
+
+    check(forward, expected, trunk=linear, mu=linear, logvar=linear, outputs={"mu", "logvar"}, output="other")
+
+
+def test_concatenated_branches():
+    def forward(s, x):
+        return s.c(torch.cat([relu(s.a(x)), tanh(s.b(x)), x], 1))
+
+    def expected(m, x):
+        h, k = relu(m.a(x)), tanh(m.b(x))
+        return {"a": (m.a(x), h), "b": (m.b(x), k), "c": (m.c(torch.cat([h, k, x], 1)),) * 2}
+
+    check(forward, expected, a=linear, b=linear, c=lambda: linear(12, 3), first={"a", "b"})
+
+
+def test_parallel_branches_of_one_layer_alone():
+    """Both are computed from the layer alone, and all that is used passes their concatenation."""
+    check(
+        lambda s, x: s.b((lambda h: torch.cat([relu(h), -relu(-h)], 1))(s.a(x))),
+        lambda m, x: {
+            "a": (m.a(x), torch.cat([relu(m.a(x)), -relu(-m.a(x))], 1)),
+            "b": (m.b(torch.cat([relu(m.a(x)), -relu(-m.a(x))], 1)),) * 2,
+        },
+        a=linear, b=lambda: linear(8, 3), plain=True,
+    )  # fmt: skip
+
+
+def test_a_layer_used_twice_stops_where_its_ways_part():
+    def expected(m, x):
+        h = m.a(x)
+        return {"a": (h, h), "b": (m.b(relu(h)), m.b(relu(h))), "c": (m.c(m.b(relu(h)) + tanh(h)),) * 2}
+
+    check(lambda s, x: (lambda h: s.c(s.b(relu(h)) + tanh(h)))(s.a(x)), expected, a=linear, b=linear, c=linear)
+
+
+def test_a_returned_feature_is_used():
+    """The feature list holds the activation before dropout and pooling: nothing after it is on every way."""
+    check(
+        lambda s, x: (lambda h: (s.b(functional.avg_pool1d(h, 2)), [h]))(relu(s.a(x))),
+        lambda m, x: {"a": (m.a(x), relu(m.a(x))), "b": (m.b(functional.avg_pool1d(relu(m.a(x)), 2)),) * 2},
+        a=linear, b=lambda: linear(2, 2),
+    )  # fmt: skip
+
+
+def test_a_branch_that_is_not_used():
+    def forward(s, x):
+        h = relu(s.a(x))
+        s.unused(tanh(h))
+        (h * 2).exp()
+        return s.b(h)
+
+    network = check(
+        forward,
+        lambda m, x: {
+            "a": (m.a(x), relu(m.a(x))),
+            "unused": (m.unused(tanh(relu(m.a(x)))),) * 2,
+            "b": (m.b(relu(m.a(x))),) * 2,
+        },
+        a=linear, b=linear, unused=linear, never=linear, outputs={"unused", "b"},
+    )  # fmt: skip
+    assert network.taps.untapped == (("never", "it is never called on the probe"),)
+    assert network.taps.noisy == (0,)
+
+
+def test_a_straight_through_branch():
+    """z + (q - z).detach(): a detached way is a way."""
+
+    def forward(s, x):
+        z = s.a(x)
+        return s.b(z + (torch.round(z) - z).detach())
+
+    expected, settings = two(lambda z: z + (torch.round(z) - z))
+    check(forward, expected, **settings)
+
+
+# Attention, recurrence, inner layers ---------------------------------------------------------------------------------
+
+
+def test_attention_by_hand():
+    def forward(s, x):
+        q, k, v = s.q(x), s.k(x), s.v(x)
+        weight = torch.softmax(q @ k.mT / 2.0, -1)
+        return s.o((weight @ v).transpose(1, 2).reshape(len(x), -1))
+
+    def expected(m, x):
+        out = m.o((torch.softmax(m.q(x) @ m.k(x).mT / 2.0, -1) @ m.v(x)).transpose(1, 2).flatten(1))
+        # The transposed keys are computed from k alone.
+        return {"q": (m.q(x),) * 2, "k": (m.k(x), m.k(x).mT), "v": (m.v(x),) * 2, "o": (out, out)}
+
+    network = check(
+        forward, expected, shape=(3, 4), q=linear, k=linear, v=linear, o=lambda: linear(12, 2), first=set("qkv")
+    )
+    assert [layer.width for layer in network.layers] == [12, 12, 12, 2]
+
+
+def test_heads_by_one_layer_stop_where_they_meet():
+    """q, k and v of one Linear are computed from it alone, up to the attended values."""
+
+    def attended(h):
+        q, k, v = h.view(len(h), 3, 3, 4).unbind(2)
+        return functional.scaled_dot_product_attention(q, k, v)
+
+    check(
+        lambda s, x: s.o(attended(s.qkv(x)).flatten(1)),
+        lambda m, x: {"qkv": (m.qkv(x), attended(m.qkv(x))), "o": (m.o(attended(m.qkv(x)).flatten(1)),) * 2},
+        shape=(3, 4), qkv=lambda: linear(4, 12), o=lambda: linear(12, 2), plain=True,
+    )  # fmt: skip
+
+
+def test_a_transformer_layer():
+    """In eval mode torch would take a way of its own through one fused operation, and no layer would be called."""
+
+    def forward(s, x):
+        return s.head(s.block(tanh(s.embed(x))).mean(1))
+
+    def expected(m, x):
+        h = tanh(m.embed(x))
+        b = m.block
+        y = b.norm1(h + b.self_attn(h, h, h, need_weights=False)[0])
+        k = b.linear1(y)
+        z = b.linear2(relu(k))
+        out = m.head(b.norm2(y + z).mean(1))
+        return {
+            "embed": (m.embed(x), h), "block.linear1": (k, relu(k)), "block.linear2": (z, z), "head": (out, out),
+        }  # fmt: skip
+
+    block = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
+    network = check(forward, expected, shape=(3, 4), embed=linear, block=block, head=linear)
+    assert dict(network.taps.untapped) == {
+        "block.self_attn.in_proj_weight": "its weights are used by multi_head_attention_forward without a layer being "
+        "called",
+        "block.self_attn.out_proj": "its weights are used by multi_head_attention_forward without the layer being "
+        "called",
+    }  # fmt: skip
+
+
+def test_attention_as_a_module():
+    """Its projections are no called layers: it ends a region as a layer does.
+
+    It puts words before rows at once, and what is measured is measured row by row: the post stays where rows are first.
+    """
+
+    def forward(s, x):
+        h = relu(s.a(x))
+        return s.b(tanh(s.attention(h, h, h)[0]).flatten(1))
+
+    def expected(m, x):
+        h = relu(m.a(x))
+        out = m.b(tanh(m.attention(h, h, h)[0]).flatten(1))
+        return {"a": (m.a(x), h), "b": (out, out)}
+
+    attention = nn.MultiheadAttention(4, 2, batch_first=True)
+    check(forward, expected, shape=(3, 4), a=linear, b=lambda: linear(12, 2), attention=attention)
+
+
+def test_a_product_with_weights_that_are_no_layer():
+    model, x = made(lambda s, x: s.b(tanh(relu(s.a(x)) @ s.c)), a=linear, b=linear)
+    model.c = nn.Parameter(torch.eye(4, dtype=torch.float64) * 2)
+    network = network_of(model, x)
+    rows = torch.from_numpy(x)
+    torch.testing.assert_close(walked(network, x)["a"][1], relu(model.a(rows)), rtol=1e-12, atol=0)
+    assert network.taps.untapped == (("c", "its weights are used by matmul without a layer being called"),)
+
+
+def test_recurrence_by_hand_and_by_module():
+    def forward(s, x):
+        h = torch.zeros(len(x), 4, dtype=x.dtype)
+        for t in range(2):
+            h = tanh(s.w(x[:, t]) + s.u(h))
+        return s.out(h)
+
+    model, x = made(forward, (2, 4), w=linear, u=linear, out=linear)
+    network = network_of(model, x)
+    # The first u is fed zeros, so it does not depend on the rows.
+    assert [layer.name for layer in network.layers] == ["w", "w#2", "u", "out"]
+    assert [layer.first for layer in network.layers] == [True, True, False, False]
+
+    def by_module(s, x):
+        return s.out(relu(s.rnn(tanh(s.w(x)))[0][:, -1]))
+
+    def expected(m, x):
+        h = tanh(m.w(x))
+        return {"w": (m.w(x), h), "out": (m.out(relu(m.rnn(h)[0][:, -1])),) * 2}
+
+    check(by_module, expected, shape=(2, 4), w=linear, rnn=nn.LSTM(4, 4, batch_first=True), out=linear)
+
+
+def test_a_layer_that_does_not_depend_on_the_rows():
+    """Weights made by a layer from a constant (position biases, hypernetworks) make no layer of the probe's rows."""
+    model, x = made(
+        lambda s, x: s.b(relu(s.a(x)) + s.bias(torch.ones(1, 4, dtype=x.dtype))), a=linear, b=linear, bias=linear
+    )
+    network = network_of(model, x)
+    assert [layer.name for layer in network.layers] == ["a", "b"]
+    assert network.taps.untapped == (("bias", "its output does not depend on the probe's rows"),)
+    bias = model.bias(torch.ones(1, 4, dtype=torch.float64))
+    torch.testing.assert_close(
+        walked(network, x)["a"][1], relu(model.a(torch.from_numpy(x))) + bias, rtol=1e-12, atol=0
+    )
+
+
+@pytest.mark.parametrize("shared", ["called twice", "registered twice", "in a loop"])
+def test_a_layer_called_twice(shared):
+    layer = linear()
+    modules = {"a": layer} | ({"b": layer} if shared == "registered twice" else {}) | {"out": linear}
+
+    def forward(s, x):
+        if shared == "in a loop":
+            for _ in range(2):
+                x = tanh(s.a(x))
+            return s.out(x)
+        return s.out(tanh((s.b if shared == "registered twice" else s.a)(tanh(s.a(x)))))
+
+    def expected(m, x):
+        h = tanh(m.a(x))
+        k = tanh(m.a(h))
+        return {"a": (m.a(x), h), "a#2": (m.a(h), k), "out": (m.out(k),) * 2}
+
+    check(forward, expected, plain=True, **modules)
+
+
+class LowRank(nn.Linear):
+    """As adapters are written: a Linear with layers of its own."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.down, self.up = nn.Linear(inputs, 1), nn.Linear(1, outputs)
+
+    def forward(self, x):
+        return super().forward(x) + self.up(self.down(x))
+
+
+def test_layers_within_a_layer_are_part_of_it():
+    """Unless they are called outside it too."""
+    network = check(
+        lambda s, x: s.b(relu(s.a(x))),
+        lambda m, x: {"a": (m.a(x), relu(m.a(x))), "b": (m.b(relu(m.a(x))),) * 2},
+        a=LowRank(4, 4), b=LowRank(4, 3), plain=True,
+    )  # fmt: skip
+    assert [k.kind for k in network.layers] == ["LowRank", "LowRank"]
+    inside = "it is called inside another layer, and counts as part of that"
+    assert network.taps.untapped == tuple((f"{a}.{b}", inside) for a in "ab" for b in ("down", "up"))
+
+    def outside(m, x):
+        h = m.a.down(x)
+        return {"a.down": (h, h), "a": (m.a(x), relu(m.a(x))), "b": (m.b(relu(m.a(x)) + h),) * 2}
+
+    check(
+        lambda s, x: (lambda h: s.b(relu(s.a(x)) + h))(s.a.down(x)), outside,
+        a=LowRank(4, 4), b=linear, first={"a.down", "a"},
+    )  # fmt: skip
+
+
+def test_gradient_checkpointing_changes_nothing():
+    expected, settings = two(tanh)
+    check(lambda s, x: s.b(checkpoint(lambda v: tanh(s.a(v)), x, use_reentrant=False)), expected, **settings)
+
+
+# Writes into other tensors -------------------------------------------------------------------------------------------
+
+
+def joined(m, x):
+    h, k = m.a(x), m.b(x)
+    return {"a": (h, h), "b": (k, k), "c": (m.c(torch.cat([h, k], 1)),) * 2}
+
+
+def by_slices(s, x):
+    out = torch.empty(len(x), 8, dtype=x.dtype)
+    out[:, :4] = s.a(x)
+    out[:, 4:] = s.b(x)
+    return s.c(out)
+
+
+def by_copies(s, x):
+    out = x.new_empty(len(x), 8)
+    out[:, :4].copy_(s.a(x))
+    out[:, 4:].copy_(s.b(x))
+    return s.c(out * 1)
+
+
+def by_sums(s, x):
+    out = torch.zeros(len(x), 8, dtype=x.dtype)
+    out[:, :4] += s.a(x)
+    out[:, 4:] += s.b(x)
+    return s.c(out)
+
+
+@pytest.mark.parametrize("forward", [by_slices, by_copies, by_sums])
+def test_writing_into_a_buffer_is_a_join(forward):
+    """What else the buffer holds, be it memory nobody wrote to, is not computed from the layer."""
+    check(forward, joined, a=linear, b=linear, c=lambda: linear(8, 3), first={"a", "b"})
+
+
+def stale_sibling(s, x):
+    out = torch.zeros(len(x), 4, dtype=x.dtype)
+    before = out.view(-1)
+    out[:, :] = s.a(x)
+    return s.b(relu(s.a(x)) + before.view(-1, 4))
+
+
+def through_a_view(s, x):
+    h = s.a(x)
+    h[:, :2].relu_()
+    return s.b(h)
+
+
+def view_of_a_view(s, x):
+    h = s.a(x)
+    part = h.view(-1, 2, 2)[:, 0]
+    part.mul_(2)
+    return s.b(h)
+
+
+@pytest.mark.parametrize("forward", [stale_sibling, through_a_view, view_of_a_view])
+def test_changes_through_a_view_are_refused(forward):
+    """The post is no operation's output: right or refused, never silently wrong."""
+    model, x = made(forward, a=linear, b=linear)
+    with pytest.raises(InputError, match="view"):
+        network_of(model, x)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_an_older_view_of_what_is_changed_in_place(in_place):
+    """The view is used after the change, and beside the tensor: the post is where both start."""
+
+    def forward(s, x):
+        h = s.a(x)
+        older = h.view(-1, 2, 2)
+        h = h.relu_() if in_place else relu(h)
+        return s.b(h + older.flatten(1))
+
+    model, x = made(forward, a=linear, b=linear)
+    network = network_of(model, x)
+    rows = torch.from_numpy(x)
+    h = model.a(rows)
+    wanted = 2 * relu(h) if in_place else h + relu(h)
+    torch.testing.assert_close(walked(network, x)["a"][1], wanted, rtol=1e-12, atol=0)
+    torch.testing.assert_close(walked(network, x)["b"][1], model.b(wanted), rtol=1e-12, atol=0)
+    doubled = next(network.noisy_walk(x, 1, 0.5, lambda *_: np.ones((5, 4)), range(1)))[1]
+    torch.testing.assert_close(doubled[0, 0], model.b(wanted + 0.5), rtol=1e-12, atol=1e-12)
+
+
+def test_the_probe_survives_a_model_that_changes_its_input():
+    def forward(s, x):
+        x.mul_(2)
+        return s.b(relu(s.a(x)))
+
+    model, x = made(forward, a=linear, b=linear)
+    before = x.copy()
+    network = network_of(model, x)
+    found = walked(network, x)
+    network.jacobians(x, lambda *_: None, at="pre")
+    np.testing.assert_array_equal(x, before)
+    torch.testing.assert_close(found["a"][0], model.a(2 * torch.from_numpy(x)), rtol=1e-12, atol=0)
+
+
+# What comes out ------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Outcome:
+    features: torch.Tensor
+    logits: torch.Tensor
+
+
+class ModelOutput(OrderedDict):
+    """As transformers has it: a mapping and a dataclass in one."""
+
+
+Pair = namedtuple("Pair", ["first", "second"])
+
+RETURNED = {
+    "tuple": lambda h, y: (y, h),
+    "list": lambda h, y: [y, h],
+    "dict": lambda h, y: {"features": h, "logits": y},
+    "model output": lambda h, y: ModelOutput(features=h, logits=y),
+    "dataclass": Outcome,
+    "nested": lambda _, y: {"out": (None, [y, "text", 3])},
+    "named tuple": lambda h, y: Pair(y, h),
+}
+
+
+@pytest.mark.parametrize("wrap", RETURNED.values(), ids=RETURNED)
+def test_containers(wrap):
+    expected, settings = two(tanh)
+    check(lambda s, x: (lambda h: wrap(h, s.b(h)))(tanh(s.a(x))), expected, **settings)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda _: None, "NoneType without a tensor"),
+        (lambda _: "text", "str without a tensor"),
+        (lambda y: SimpleNamespace(out=y), "SimpleNamespace without a tensor"),
+        (lambda _: torch.zeros(5, 4), "does not depend on its input"),
+        (lambda y: y.sum(), "shape"),
+    ],
+)
+def test_what_is_no_output(wrap, message):
+    model, x = made(lambda s, x: wrap(s.a(x)), a=linear)
+    with pytest.raises(InputError, match=message):
+        network_of(model, x)
+
+
+OUTPUTS = {
+    "identity": [lambda y: y, lambda y: y.flatten(1), lambda y: functional.dropout(y, training=False), nn.Identity()],
+    "softmax": [lambda y: functional.softmax(y, -1), lambda y: y.softmax(1), lambda y: torch.softmax(y, dim=1)],
+    "log_softmax": [lambda y: functional.log_softmax(y, dim=-1), nn.LogSoftmax(1)],
+    "sigmoid": [sigmoid, nn.Sigmoid(), lambda y: y.sigmoid_()],
+    "tanh": [nn.Tanh(), lambda y: torch.tanh(y, out=y)],
+    "relu": [nn.ReLU(), nn.ReLU(inplace=True)],
+    "leaky_relu": [nn.LeakyReLU(), lambda y: functional.leaky_relu(y, 0.01)],
+    "gelu": [nn.GELU(), functional.gelu],
+    "silu": [nn.SiLU()],
+    "softplus": [nn.Softplus(), functional.softplus],
+    "elu": [nn.ELU(), lambda y: functional.elu(y, 1.0)],
+    "other": [
+        nn.GELU(approximate="tanh"), nn.LeakyReLU(0.2), nn.Softplus(2.0), nn.ELU(0.5), lambda y: y / 2, lambda y: y + y,
+        lambda y: tanh(tanh(y)), lambda y: y[:, :3], nn.LayerNorm(4), lambda y: torch.hardshrink(y),
+        lambda y: y.view(-1, 2, 2).softmax(1), lambda y: torch.softmax(y.view(-1, 2, 2), dim=1), nn.Softmin(-1),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_the_name_of_the_output(name):
+    for f in OUTPUTS[name]:
+        model, x = made(lambda s, x, f=f: f(s.b(relu(s.a(x)))), a=linear, b=linear)
+        if isinstance(f, nn.Module):
+            model.last = f
+        assert network_of(model, x).output == name, f
+
+
+@pytest.mark.parametrize(
+    ("f", "span"),
+    [
+        (nn.Tanh(), (-1.0, 1.0)),
+        (lambda h: functional.avg_pool1d(sigmoid(h), 2).repeat(1, 2)[:, :4], None),
+        (lambda h: functional.max_pool1d(sigmoid(h), 1), (0.0, 1.0)),
+        (lambda h: functional.dropout(tanh(h), training=False).view(-1, 2, 2).flatten(1), (-1.0, 1.0)),
+        (lambda h: functional.softmax(h, -1), (0.0, 1.0)),
+        (lambda h: tanh(h) * 2, None),
+        (lambda h: tanh(h) - tanh(2 * h), None),
+        (relu, None),
+        (lambda h: tanh(relu(h) * sigmoid(h)), (-1.0, 1.0)),
+    ],
+)
+def test_the_range_of_a_post(f, span):
+    model, x = made(lambda s, x: s.b(f(s.a(x))), a=linear, b=linear)
+    assert network_of(model, x).layers[0].post_range == span
+
+
+# Modules asked for by name -------------------------------------------------------------------------------------------
+
+
+def blocks():
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU())
+    return nn.Sequential(OrderedDict(stem=nn.Linear(4, 4), act=nn.Tanh(), block=block, head=nn.Linear(4, 2))).double()
+
+
+def test_named_modules_come_last_and_change_nothing():
+    model, x = blocks(), np.random.default_rng(0).standard_normal((5, 4))
+    bare, network = network_of(model, x), network_of(model, x, ("block", "block.1", "act"))
+    assert network.layers[:3] == bare.layers
+    assert [(k.name, k.kind, k.noisy, k.first, k.output) for k in network.layers[3:]] == [
+        ("act", "Tanh", False, True, False),
+        ("block.1", "BatchNorm1d", False, False, False),
+        ("block", "Sequential", False, False, False),
+    ]
+    assert network.taps.noisy == bare.taps.noisy == (0, 1)
+    assert (network.output, network.plain) == (bare.output, bare.plain)
+    found, rows = walked(network, x), torch.from_numpy(x)
+    stem = tanh(model.stem(rows))
+    norm = model.block[:2](stem)
+    for name, pre, post in (("act", stem, stem), ("block.1", norm, relu(norm)), ("block", relu(norm), relu(norm))):
+        torch.testing.assert_close(found[name][0], pre, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(found[name][1], post, rtol=1e-12, atol=1e-14)
+
+
+def test_a_named_module_at_the_post_of_a_layer_is_before_that_layers_noise():
+    """act's post is stem's post: T there is S plus one noise, not two."""
+    model, x = blocks(), np.random.default_rng(0).standard_normal((5, 4))
+    network = network_of(model, x, ("act",))
+
+    def normals(layer, replica):
+        return np.random.default_rng((layer, replica)).standard_normal((5, 4))
+
+    own, asked = (next(network.noisy_walk(x, k, 0.3, normals, range(3)))[1] for k in (0, 3))
+    assert torch.equal(own, asked)
+    torch.testing.assert_close(own[0, 2], tanh(model.stem(torch.from_numpy(x))), rtol=1e-12, atol=1e-14)
+
+
+def test_a_named_module_that_does_nothing():
+    model, x = made(
+        lambda s, x: s.b(s.after(s.a(s.before(x)))), a=linear, b=linear, before=nn.Identity(), after=nn.Identity()
+    )
+    assert [k.name for k in network_of(model, x, ("after",)).layers] == ["a", "b", "after"]
+    with pytest.raises(InputError, match="'before' passes the probe's rows on as they are"):
+        network_of(model, x, ("before",))
+
+
+def test_a_named_module_called_twice():
+    model, x = made(lambda s, x: s.b(s.act(s.a(s.act(x)))), a=linear, b=linear, act=nn.Tanh())
+    network = network_of(model, x, ("act",))
+    assert [k.name for k in network.layers] == ["a", "b", "act", "act#2"]
+    torch.testing.assert_close(walked(network, x)["act"][0], tanh(torch.from_numpy(x)), rtol=1e-12, atol=0)
+
+
+# Passes that differ --------------------------------------------------------------------------------------------------
+
+
+def on_the_sign(s, x):
+    return s.b(relu(s.a(x))) if x.sum() > 0 else s.b(tanh(s.a(x)))
+
+
+def routed(s, x):
+    """The same operations with other weights: a mixture of experts."""
+    return s.b(relu((s.a if x.sum() > 0 else s.c)(x)))
+
+
+def early_exit(s, x):
+    h = relu(s.a(x))
+    return h if x.sum() > 0 else s.b(h)
+
+
+def later_exit(s, x):
+    h = relu(s.a(x))
+    return h if x.sum() <= 0 else s.b(h)
+
+
+def one_more(s, x):
+    h = s.b(relu(s.a(x)))
+    return h if x.sum() > 0 else tanh(h)
+
+
+@pytest.mark.parametrize("forward", [on_the_sign, routed, early_exit, later_exit, one_more])
+def test_a_way_that_depends_on_the_data_is_refused(forward):
+    model, _ = made(forward, a=linear, b=linear, c=linear)
+    x = np.ones((3, 4))
+    network = network_of(model, x)
+    last = len(network.layers) - 1
+    with pytest.raises(InputError, match="another way"):
+        network.walk(-x, lambda *_: None)
+    if forward not in (early_exit, one_more):  # these differ after the last layer known
+        with pytest.raises(InputError, match="another way"):
+            list(network.noisy_walk(-x, last, 0.1, lambda *_: np.zeros((3, 4)), range(1)))
+        with pytest.raises(InputError, match="another way"):
+            network.jacobians(-x, lambda *_: None, at="post")
+
+
+def test_the_message_names_the_step():
+    model, _ = made(later_exit, a=linear, b=linear)
+    network = network_of(model, np.ones((3, 4)))
+    with pytest.raises(InputError, match=r"step 5 is its end, and was linear b\.weight b\.bias"):
+        network.walk(-np.ones((3, 4)), lambda *_: None)
+
+
+def test_a_loop_over_rows_is_refused():
+    model, x = made(lambda s, x: torch.stack([s.a(row) for row in x]), a=linear)
+    with pytest.raises(InputError, match="another way"):
+        network_of(model, x)
+
+
+def test_words_before_rows_are_refused():
+    """Sequences first, as attention had it for long: right for one row, silently another layout for many."""
+    for rows in (1, 3, 5):
+        model, x = made(lambda s, x: s.b(relu(s.a(x.transpose(0, 1)))).mean(0), (3, 4), rows, a=linear, b=linear)
+        with pytest.raises(InputError, match=r"'a' .*batch_first"):
+            network_of(model, x)
+
+
+def test_parts_of_rows_as_rows():
+    """Patches and frames are folded into the batch: a row's are all its own."""
+
+    def forward(s, x):
+        h = relu(s.a(x.flatten(0, 1)))
+        return s.b(h).view(len(x), 3, 2).mean(1)
+
+    def expected(m, x):
+        h = m.a(x)
+        return {"a": (h, relu(h)), "b": (m.b(relu(h)), m.b(relu(h)).mean(1))}
+
+    network = check(forward, expected, shape=(3, 4), plain=True, a=linear, b=lambda: linear(4, 2))
+    x = np.random.default_rng(1).standard_normal((2, 3, 4))
+    z = np.random.default_rng(2).standard_normal((2, 2, 12))
+    m, h = network.model, relu(network.model.a(torch.from_numpy(x))) + 0.5 * torch.from_numpy(z[1]).view(2, 3, 4)
+    found = next(network.noisy_walk(x, 1, 0.5, lambda _, replica: z[replica], range(2)))[1]
+    torch.testing.assert_close(found[0, 1], m.b(h).mean(1), rtol=1e-12, atol=1e-14)
+
+
+def test_a_single_row_that_is_squeezed():
+    model, x = made(lambda s, x: s.b(relu(s.a(x))).squeeze(), a=linear, b=lambda: linear(4, 1))
+    network = network_of(model, x)
+    whole = walked(network, x)["b"][1]
+    assert [tuple(walked(network, x[:n])["b"][1].shape) for n in (1, 2)] == [(1, 1), (2, 1)]
+    torch.testing.assert_close(walked(network, x[:1])["b"][1], whole[:1], rtol=1e-12, atol=0)
+
+
+def test_a_pass_lets_go_of_what_it_has_seen():
+    """Flat memory: a tapped pass keeps no tensor alive that the model has dropped."""
+
+    def forward(s, x):
+        for _ in range(30):
+            x = tanh(x + 1)
+        return s.a(x)
+
+    model, x = made(forward, a=linear)
+    model.double()
+    taps = recorded(model, torch.from_numpy(x))
+    rows = torch.from_numpy(x)
+    with torch.no_grad(), tapped(taps.operations, model, rows, {}) as mode:
+        model(rows)
+    assert len(taps.operations) == 61
+    assert len(mode.known) <= 3
+
+
+def test_recording_leaves_no_hook():
+    model, x = made(lambda s, x: s.b(relu(s.a(x))), a=linear, b=linear)
+    network_of(model, x, ("function",))
+    model.function = lambda s, x: s.a(x).nothing
+    with pytest.raises(InputError, match="AttributeError"):
+        network_of(model, x)
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_a_model_without_layers():
+    model, x = made(lambda _, x: tanh(x))
+    with pytest.raises(InputError, match="no Linear or Conv"):
+        network_of(model, x)

@@ -287,6 +287,6 @@ def _exit_code(result: Result, skipped: Mapping[str, str], request: Request, rep
         tell = reporter.problem if request.strict else reporter.notice
         tell(
             f"{unresolved} cells are unresolved: --tolerance {request.tolerance:g} was not reached within --max-draws "
-            f"{request.max_draws}."
+            f"{request.max_draws} and --max-replicas {request.max_replicas}."
         )
     return PARTIAL if failed or skipped or (request.strict and unresolved) else 0

@@ -297,7 +297,10 @@ class Network(Protocol):
 
     @property
     def output(self) -> str:
-        """Name of the last layer's activation (`identity`, `softmax`, `sigmoid`, ...), `other` where it has no name."""
+        """Name of the last layer's activation (`identity`, `softmax`, `sigmoid`, ...).
+
+        `other` where it has no name; `apart` where the network's output is not made by the last layer called.
+        """
         ...
 
     @property

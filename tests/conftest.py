@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import oracles
 import pytest
 import synthetic
 import torch
@@ -25,6 +26,7 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
+VERBS = ("rank", "mi", "cluster", "scan")
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,20 @@ class Finished:
 Run = Callable[..., Finished]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    oracles.DEVICE = torch.device(config.getoption("--device"))
+    oracles.DTYPE = getattr(torch, config.getoption("--dtype"))
+
+
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run `ibscan ARGUMENTS` in this process, where no signal or terminal is needed."""
+def command(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> Run:
+    """Run `ibscan ARGUMENTS` in this process, where no signal or terminal is needed; on --device, in --dtype."""
 
     def run(*arguments: object, inside: Path | None = None, stdin: str = "") -> Finished:
         typed = [str(argument) for argument in arguments]
+        for option in ("--device", "--dtype"):
+            if typed[:1] and typed[0] in VERBS and option not in typed:
+                typed += [option, str(pytestconfig.getoption(option))]
         monkeypatch.setattr(sys, "argv", ["ibscan", *typed])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         out, err = io.StringIO(), io.StringIO()
@@ -113,4 +123,6 @@ def synthetic_results() -> ModuleType:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where networks are measured: cpu, cuda, cuda:1")
+    parser.addoption("--dtype", default="float64", choices=("float64", "float32"), help="of commands' forward passes")
     parser.addoption("--kills", type=int, default=3, help="how often the kill test kills a run (long version: 40)")

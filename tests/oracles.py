@@ -13,6 +13,10 @@ from ibscan.networks.chain import stacked_chain
 from ibscan.networks.resolve import ChainSpec
 from ibscan.types import Probe
 
+# Where networks under test live, and the dtype of forward passes that state none: pytest --device, --dtype.
+DEVICE = torch.device("cpu")
+DTYPE = torch.float64
+
 ACTIVATION = {
     "identity": lambda p: p,
     "relu": functional.relu,
@@ -128,7 +132,7 @@ def network_of(chains, activation="tanh", output="identity", dtype=torch.float64
     """The network under test, of one (weights, biases) pair a checkpoint."""
     order = tuple(f"fc{k}" for k in range(1, len(chains[0][0]) + 1))
     states = [state(*c) for c in chains]
-    return stacked_chain(ChainSpec(activation, output), order, states, device=torch.device("cpu"), dtype=dtype)
+    return stacked_chain(ChainSpec(activation, output), order, states, device=DEVICE, dtype=dtype)
 
 
 def probe_of(x, y=None):

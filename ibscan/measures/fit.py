@@ -79,7 +79,7 @@ class ProbeFit:
 def fits(network: Network, probe: Probe) -> bool:
     """Return whether the output's width is the number of label values (or 1 for two)."""
     labels = len(probe.labels)
-    if probe.y is None or labels < 2:
+    if probe.y is None or labels < 2 or network.output == "apart":
         return False
     width = _width(network, probe)
     # Where one unit of an output without a name decides is not known.

@@ -203,8 +203,11 @@ class NetworkInformation:
             if coarse and found.gap <= self.tolerance and 2 * len(inner) <= most:
                 inner = torch.cat((inner, channel.marginal(range(len(inner), 2 * len(inner)))))
                 continue
-            # More draws cannot mend a bracket that the largest number of replicas leaves open.
+            # More draws cannot mend a bracket that the largest number of replicas leaves open; near the tolerance they
+            # settle whether it does.
             closed = found.gap + found.bias <= self.tolerance
+            if found.gap + found.bias > 2 * self.tolerance:
+                break
             wanted = found.sample(self.tolerance if closed else math.inf, rows, most_draws, self.max_replicas)
             if wanted[0] * wanted[1] <= size * draws:
                 break

@@ -309,7 +309,7 @@ def _taps(model: nn.Module, graph: _Graph, main: int, ends: set[int], lying: set
         tuple(layers),
         tuple(_place(graph, start, layer.name) for start, layer in zip(starts, layers, strict=True)),
         tuple(_place(graph, node, layer.name) for node, layer in zip(post, layers, strict=True)),
-        _output_name(graph, starts[last], post[last]) if main in reach[last] else "other",
+        _output_name(graph, starts[last], post[last]) if main in reach[last] else "apart",
         plain,
         tuple(_untapped(model, graph)),
     )

@@ -24,7 +24,7 @@ def walked(network, x):
     def visit(layer, pre, post, rows):
         assert pre.dtype == post.dtype == torch.float64
         assert pre.shape == post.shape == (network.size, len(range(len(x))[rows]), network.layers[layer].width)
-        found.setdefault(layer, []).append((rows.start, pre.clone(), post.clone()))
+        found.setdefault(layer, []).append((rows.start, pre.cpu().clone(), post.cpu().clone()))
 
     network.walk(x, visit)
     return {
@@ -42,7 +42,7 @@ def factors(network, x, at):
         assert factor.shape[0] == network.size
         assert factor.shape[2] == network.layers[layer].width
         assert factor.shape[1] == n or (factor.shape[1] == 1 and layer == 0)  # d p_1 / d x = W_1 at every x
-        found.setdefault(layer, []).append((rows.start, factor.expand(-1, n, -1, -1).clone()))
+        found.setdefault(layer, []).append((rows.start, factor.expand(-1, n, -1, -1).cpu().clone()))
 
     network.jacobians(x, visit, at=at)
     return {k: torch.cat([p[1] for p in sorted(v, key=lambda p: p[0])], 1) for k, v in found.items()}

@@ -6,6 +6,7 @@ import dataclasses
 from functools import cache
 
 import numpy as np
+import oracles
 import pytest
 import torch
 from oracles import network_of, probe_of, random_chain
@@ -83,7 +84,7 @@ def networks(widths, activation, output, x, *, spoil=None, bias=True, dtype=torc
     chain = network_of([(weights, biases)], activation, output, dtype=dtype)
     models = [kind(linears(weights, biases), activation, output) for kind in (sequential, Functional)]
     return chain, [
-        recorded_taps(m.eval().requires_grad_(False).to(dtype), x, (), device=torch.device("cpu"), dtype=dtype)
+        recorded_taps(m.eval().requires_grad_(False).to(dtype), x, (), device=oracles.DEVICE, dtype=dtype)
         for m in models
     ]
 

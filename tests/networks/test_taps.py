@@ -360,7 +360,7 @@ def test_two_heads_of_one_trunk():
         h = tanh(m.trunk(x))
         return {"trunk": (m.trunk(x), h), "mu": (m.mu(h),) * 2, "logvar": (m.logvar(h), m.logvar(h).clamp(-1, 1))}
 
-    check(forward, expected, trunk=linear, mu=linear, logvar=linear, outputs={"mu", "logvar"}, output="other")
+    check(forward, expected, trunk=linear, mu=linear, logvar=linear, outputs={"mu", "logvar"}, output="apart")
 
 
 def test_concatenated_branches():

@@ -16,7 +16,8 @@ from ibscan.inputs.checkpoint import load_tensors
 from ibscan.inputs.code import called, named_callable
 from ibscan.inputs.manifest import Manifest
 from ibscan.networks.chain import stacked_chain
-from ibscan.networks.module import Module, loaded, recorded_taps
+from ibscan.networks.loading import loaded
+from ibscan.networks.module import Module, recorded_taps
 from ibscan.networks.resolve import chain_order, parse_spec
 from ibscan.types import Checkpoint, Layer, Network, Probe
 

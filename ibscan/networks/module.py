@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ibscan.errors import IbscanError, InputError
-from ibscan.networks.taps import Place, Reached, Taps, attached, main_tensor, recorded, tapped
+from ibscan.errors import InputError
+from ibscan.networks.graph import Place, Taps
+from ibscan.networks.loading import foreign
+from ibscan.networks.passes import Reached, Tapper, attached, tapped
+from ibscan.networks.recording import recorded
+from ibscan.networks.trees import main_tensor
 from ibscan.types import Array, At, Layer, Normals, Visit, VisitFactor
 
-__all__ = ["Module", "built", "loaded", "recorded_taps"]
+__all__ = ["Module", "recorded_taps"]
 
 # Numbers a block of rows may hold: constants, not free memory, so that a run can be repeated bit for bit.
 ACTIVATION_BUDGET = 2**22
@@ -30,7 +30,6 @@ FACTOR_BUDGET = 2**23
 TANGENTS = 256
 # Two passes over the same rows, or one row alone and among others, may differ by rounding.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
-WRAPPED = ("_orig_mod", "module")
 
 
 @dataclass(frozen=True)
@@ -191,14 +190,12 @@ class Module:
         places: Sequence[Place],
         tapper: Callable[[int, torch.Tensor], torch.Tensor],
         layers: Sequence[int] | None = None,
-    ) -> list[tuple[Place, Callable[[torch.Tensor], torch.Tensor]]]:
+    ) -> list[tuple[Place, Tapper]]:
         return [(places[k], partial(tapper, k)) for k in (range(len(places)) if layers is None else layers)]
 
-    def _pass(
-        self, block: torch.Tensor, at: Sequence[tuple[Place, Callable[[torch.Tensor], torch.Tensor]]]
-    ) -> torch.Tensor | None:
+    def _pass(self, block: torch.Tensor, at: Sequence[tuple[Place, Tapper]]) -> torch.Tensor | None:
         """Run the model on a block of rows; None where a tapper has seen enough."""
-        tappers: dict[Place, Callable[[torch.Tensor], torch.Tensor]] = {}
+        tappers: dict[Place, Tapper] = {}
         for place, tapper in at:
             tappers[place] = _in_turn(tappers[place], tapper) if place in tappers else tapper
         try:
@@ -220,78 +217,6 @@ class Module:
         for start in range(0, len(x), size):
             rows = slice(start, min(start + size, len(x)))
             yield rows, torch.as_tensor(x[rows]).to(self.device, self.dtype)
-
-
-def built(build: Callable[[], Any]) -> nn.Module:
-    """Return the model a callable makes, unwrapped from torch.compile and DataParallel, in eval mode.
-
-    Args:
-        build: Makes the model; what is random in it has a fixed seed.
-
-    Raises:
-        InputError: It returns no nn.Module.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = build()
-    while isinstance(model, nn.Module) and (type(model).__name__ == "OptimizedModule" or _parallel(model)):
-        model = model._modules["_orig_mod" if "_orig_mod" in model._modules else "module"]
-    if not isinstance(model, nn.Module):
-        raise InputError(f"the model's callable returned a {type(model).__name__}; expected an nn.Module.")
-    with foreign("the model"):
-        return model.eval().requires_grad_(False)
-
-
-def _parallel(model: nn.Module) -> bool:
-    return isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
-
-
-def loaded(
-    build: Callable[[], Any], state: Mapping[str, torch.Tensor], stored: Mapping[str, str], name: str
-) -> nn.Module:
-    """Return the model with a checkpoint's weights, every one of them and no other.
-
-    Args:
-        build: Makes the model.
-        state: Tensors by state-dict name, wrapper prefixes stripped.
-        stored: Those names to the names in the file: a real submodule called `module` survives if only these fit.
-        name: The checkpoint, for a message.
-
-    Raises:
-        InputError: Names or shapes do not fit.
-    """
-    model = built(build)
-    with foreign("the model"):
-        # Lazy modules have no shapes yet.
-        wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if hasattr(tensor, "shape")}
-    original = {stored.get(key, key): tensor for key, tensor in state.items()}
-    fitting = original if set(original) == set(wanted) else state
-    shapes = {key: tuple(tensor.shape) for key, tensor in fitting.items()}
-    if shapes != wanted:
-        raise InputError(_misfit(name, shapes, wanted))
-    with foreign("the model"):
-        model.load_state_dict(dict(fitting), strict=True)
-    return model
-
-
-def _misfit(name: str, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
-    missing = [key for key in wanted if key not in found]
-    extra = [key for key in found if key not in wanted]
-    other = [key for key in wanted if key in found and found[key] != wanted[key]]
-    parts = []
-    if missing:
-        near = difflib.get_close_matches(missing[0], extra, 1)
-        hint = f" (nearest in the file: {near[0]!r} {found[near[0]]})" if near else ""
-        parts.append(f"{len(missing)} missing, such as {missing[0]!r} {wanted[missing[0]]}{hint}")
-    if extra:
-        parts.append(f"{len(extra)} unexpected, such as {extra[0]!r} {found[extra[0]]}")
-    if other:
-        key = other[0]
-        parts.append(f"{len(other)} of another shape, such as {key!r} {found[key]} where the model has {wanted[key]}")
-    return (
-        f"{name}: its tensors are not those of the model: of {len(wanted)}, {'; '.join(parts)}. "
-        "Give the callable and --model-arg this checkpoint was made with."
-    )
 
 
 def recorded_taps(
@@ -435,27 +360,5 @@ def _kept(value: torch.Tensor, rows: int) -> torch.Tensor:
     return _by_row(value.to(torch.float64, copy=True), rows).unsqueeze(0)
 
 
-def _in_turn(
-    first: Callable[[torch.Tensor], torch.Tensor], then: Callable[[torch.Tensor], torch.Tensor]
-) -> Callable[[torch.Tensor], torch.Tensor]:
+def _in_turn(first: Tapper, then: Tapper) -> Tapper:
     return lambda value: then(first(value))
-
-
-@contextlib.contextmanager
-def foreign(what: str) -> Iterator[None]:
-    """Run somebody else's code: what it prints goes to standard error, what it raises becomes one sentence.
-
-    Raises:
-        InputError: It raised something, memory and our own errors excepted.
-    """
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    except (IbscanError, Reached, MemoryError, torch.OutOfMemoryError):
-        raise
-    # The boundary to foreign code, which may raise anything. KeyboardInterrupt and our signals are not among it.
-    except (Exception, SystemExit) as error:
-        if "can't allocate memory" in str(error):
-            raise
-        said = " ".join(str(error).split())[:300] or "no message"
-        raise InputError(f"{what} raised {type(error).__name__}: {said}") from error

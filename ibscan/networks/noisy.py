@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from ibscan.errors import UsageError
-from ibscan.networks.taps import Place, Taps, recorded, tapped
+from ibscan.networks.graph import Place, Taps
+from ibscan.networks.passes import tapped
+from ibscan.networks.recording import recorded
 
 __all__ = ["noisy"]
 

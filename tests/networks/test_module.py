@@ -16,7 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ibscan.errors import InputError
 from ibscan.networks import module as module_module
-from ibscan.networks.module import Module, built, loaded, recorded_taps
+from ibscan.networks.loading import built, loaded
+from ibscan.networks.module import Module, recorded_taps
 
 relu, tanh = torch.relu, torch.tanh
 CPU = torch.device("cpu")

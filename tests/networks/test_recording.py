@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ibscan.errors import InputError
 from ibscan.networks.module import recorded_taps
-from ibscan.networks.taps import recorded, tapped
+from ibscan.networks.passes import tapped
+from ibscan.networks.recording import recorded
 
 relu, tanh, sigmoid = torch.relu, torch.tanh, torch.sigmoid
 CPU = torch.device("cpu")

@@ -1,0 +1,265 @@
+"""A recorded forward pass as a graph, and what it says of the layers: where pre and post are, and what feeds what.
+
+Nodes are tensors that depend on the input, numbered; operations make nodes of nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from torch import nn
+
+from ibscan.errors import InputError
+from ibscan.networks.activations import ACTIVATIONS
+from ibscan.types import Layer
+
+__all__ = ["INPUT", "LAYERS", "Graph", "Operation", "Place", "Taps", "taps_of"]
+
+# An output of an operation: its number, and which of its tensors.
+Place: TypeAlias = tuple[int, int]
+INPUT = (-1, 0)
+LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+# What changes neither the values nor their range.
+NEUTRAL = {
+    "flatten", "view", "reshape", "permute", "transpose", "contiguous", "squeeze", "unsqueeze", "clone", "unflatten",
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "swapaxes", "movedim",
+    "T.__get__", "mT.__get__", "to", "double", "float", "type", "view_as", "reshape_as", "identity", "detach",
+}  # fmt: skip
+# What mixes values without leaving their range.
+POOLING = {
+    "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "avg_pool1d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "mean", "boolean_dispatch",
+}  # fmt: skip
+ACTIVATION_NAMES = {
+    "tanh": "tanh", "relu": "relu", "leaky_relu": "leaky_relu", "sigmoid": "sigmoid", "gelu": "gelu", "silu": "silu",
+    "softplus": "softplus", "elu": "elu", "softmax": "softmax", "log_softmax": "log_softmax",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Taps:
+    """A recorded pass: its operations in order with the parameters they take, and where the layers' pre and post are.
+
+    `output` names what follows the last layer; `plain` says that every layer is fed by the one before it alone;
+    `untapped` lists layers that are none here, with the reason.
+    """
+
+    operations: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    pre: tuple[Place, ...]
+    post: tuple[Place, ...]
+    output: str
+    plain: bool
+    untapped: tuple[tuple[str, str], ...]
+
+    @property
+    def noisy(self) -> tuple[int, ...]:
+        """Layers that get noise in the noisy network."""
+        return tuple(k for k, layer in enumerate(self.layers) if layer.noisy and not layer.output)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What makes nodes, `outputs`, of nodes, `inputs`."""
+
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    layer: int | None = None  # the layer call it is part of
+    default: bool = False  # an activation with torch's default parameters
+    joins: bool = False  # a product with a parameter, or a write into a tensor that does not depend on the input
+    label: str = ""  # its name and the parameters it takes; empty for an alias, which is no operation of its own
+
+
+@dataclass
+class Graph:
+    """Nodes are numbered; 0 is the input. `places` says where each came from, None for an alias."""
+
+    operations: list[Operation] = field(default_factory=list)
+    places: list[Place | None] = field(default_factory=lambda: [INPUT])
+    sizes: list[int] = field(default_factory=lambda: [0])  # numbers of one row
+    lengths: list[int] = field(default_factory=lambda: [0])  # of the first dimension
+    calls: list[tuple[str, nn.Module, int]] = field(default_factory=list)  # layer path, module, node of its output
+    extra: list[tuple[str, nn.Module, int]] = field(default_factory=list)
+    inner: set[int] = field(default_factory=set)  # calls within other calls
+    products: dict[int, str] = field(default_factory=dict)  # id of a parameter: the operation that took it
+
+
+def taps_of(model: nn.Module, graph: Graph, main: int, ends: set[int], lying: set[int]) -> Taps:
+    """Read the layers off a recorded pass.
+
+    Args:
+        model: What was run.
+        graph: The pass.
+        main: The node of the network's output.
+        ends: Nodes of all that the model returned.
+        lying: Nodes that do not have the rows first, and are no place for a post.
+
+    Returns:
+        Where the layers are.
+
+    Raises:
+        InputError: There is no layer, or one whose output is changed through a view.
+
+    Source:
+        The README, "Any network: layers, pre and post".
+    """
+    # A layer called inside another (a subclass with layers of its own) is part of it.
+    outer = [k for k, (_, _, node) in enumerate(graph.calls) if node >= 0 and k not in graph.inner]
+    names = _numbered([graph.calls[k][0] for k in outer])
+    if not outer:
+        raise InputError("no Linear or Conv module was called on the probe's rows, so there is no layer to measure.")
+    starts = [graph.calls[k][2] for k in outer]
+    fed = [{n for op in graph.operations if op.layer == k for n in op.inputs} - _made_in(graph, k) for k in outer]
+    reach = [_reached(graph, start) for start in starts]
+    live = set(ends)
+    for op in reversed(graph.operations):
+        if live & set(op.outputs):
+            live |= set(op.inputs)
+    post = [_post(graph, start, live, lying, ends) for start in starts]
+    if main in reach[-1]:
+        post[-1] = main
+    feeds = [[bool(reach[a] & fed[b]) for b in range(len(outer))] for a in range(len(outer))]
+    layers = []
+    for k, (name, call) in enumerate(zip(names, outer, strict=True)):
+        kind, width = type(graph.calls[call][1]).__name__, graph.sizes[starts[k]]
+        others = [j for j in range(len(outer)) if j != k]
+        span = _span(graph, starts[k], post[k])
+        first, output = not any(feeds[j][k] for j in others), not any(feeds[k][j] for j in others)
+        layers.append(Layer(name or "linear", kind, width, span, first=first, output=output))
+    alone = _region(graph, 0)
+    plain = fed[0] <= alone and all(fed[k] == {post[k - 1]} for k in range(1, len(outer))) and main in reach[-1]
+    named = _numbered([path for path, _, _ in graph.extra])
+    for name, (_, module, start) in zip(named, graph.extra, strict=True):
+        starts.append(start)
+        post.append(_post(graph, start, live, lying, ends))
+        kind, width = type(module).__name__, graph.sizes[start]
+        noise = {post[k] for k in range(len(outer)) if not layers[k].output} - {post[-1]}
+        first = not any(post[-1] in _reached(graph, node) for node in noise)
+        layers.append(Layer(name, kind, width, _span(graph, start, post[-1]), first=first, noisy=False))
+    last = len(outer) - 1
+    return Taps(
+        tuple(op.label for op in graph.operations if op.label),
+        tuple(layers),
+        tuple(_place(graph, start, layer.name) for start, layer in zip(starts, layers, strict=True)),
+        tuple(_place(graph, node, layer.name) for node, layer in zip(post, layers, strict=True)),
+        _output_name(graph, starts[last], post[last]) if main in reach[last] else "apart",
+        plain,
+        tuple(_untapped(model, graph)),
+    )
+
+
+def _place(graph: Graph, node: int, name: str) -> Place:
+    place = graph.places[node]
+    if place is None:
+        raise InputError(
+            f"'{name}': an in-place operation changes its output through a view, which cannot be followed; write the "
+            "operation without in-place."
+        )
+    if place == INPUT:
+        raise InputError(f"'{name}' passes the probe's rows on as they are; there is nothing to measure.")
+    return place
+
+
+def _made_in(graph: Graph, call: int) -> set[int]:
+    return {n for op in graph.operations if op.layer == call for n in op.outputs}
+
+
+def _reached(graph: Graph, start: int, without: int = -1, within: set[int] | None = None) -> set[int]:
+    """Return the nodes computed from `start`, itself included, on ways that avoid a node and stay within a set."""
+    found = {start} - {without}
+    for op in graph.operations:
+        if found & set(op.inputs):
+            found |= {n for n in op.outputs if n != without and (within is None or n in within)}
+    return found
+
+
+def _region(graph: Graph, start: int) -> set[int]:
+    """Return the nodes computed from `start` alone, before any layer or what is like one."""
+    found = {start}
+    for op in graph.operations:
+        if op.layer is None and not op.joins and set(op.inputs) <= found:
+            found |= set(op.outputs)
+    return found
+
+
+def _post(graph: Graph, start: int, live: set[int], lying: set[int], ends: set[int]) -> int:
+    """Return the last node computed from `start` alone through which all that is used of it passes."""
+    region = _region(graph, start)
+    used = ends | {
+        n for op in graph.operations if not set(op.outputs) & region and set(op.outputs) & live for n in op.inputs
+    }
+    for node in sorted((region & live) - lying, reverse=True):
+        around = _reached(graph, start, node, region) & region & live
+        if not around & used:
+            return node
+    return start
+
+
+def _between(graph: Graph, start: int, end: int) -> Iterator[Operation | None]:
+    """Yield the operations back from one node to another, and None where they are no line of single steps."""
+    node = end
+    while node != start:
+        made = next((op for op in graph.operations if node in op.outputs), None)
+        yield made
+        if made is None:
+            return
+        if len(set(made.inputs)) > 1:
+            yield None
+            return
+        node = made.inputs[0]
+
+
+def _span(graph: Graph, start: int, end: int) -> tuple[float, float] | None:
+    for op in _between(graph, start, end):
+        name = "" if op is None else op.name.rstrip("_")
+        if name in NEUTRAL | POOLING:
+            continue
+        if name == "softmax":
+            return (0.0, 1.0)
+        return ACTIVATIONS[name].span if name in ACTIVATIONS else None
+    return None
+
+
+def _output_name(graph: Graph, start: int, end: int) -> str:
+    line = list(_between(graph, start, end))
+    if None in line:
+        return "other"
+    rest = [op for op in line if op is not None and op.name.rstrip("_") not in NEUTRAL]
+    if all(op.name in POOLING for op in rest):
+        return "identity"
+    known = ACTIVATION_NAMES.get(rest[0].name.rstrip("_")) if len(rest) == 1 and rest[0].default else None
+    return known or "other"
+
+
+def _numbered(paths: Sequence[str]) -> list[str]:
+    seen: dict[str, int] = {}
+    names = []
+    for path in paths:
+        seen[path] = seen.get(path, 0) + 1
+        names.append(path if seen[path] == 1 else f"{path}#{seen[path]}")
+    return names
+
+
+def _untapped(model: nn.Module, graph: Graph) -> Iterator[tuple[str, str]]:
+    alone = {path for k, (path, _, _) in enumerate(graph.calls) if k not in graph.inner}
+    measured = {path for k, (path, _, node) in enumerate(graph.calls) if k not in graph.inner and node >= 0}
+    inner = {graph.calls[k][0] for k in graph.inner}
+    for path, module in model.named_modules():
+        if path in measured:
+            continue
+        own = list(module.named_parameters(recurse=False))
+        taken = {key: graph.products[id(p)] for key, p in own if id(p) in graph.products}
+        if path in alone:
+            yield path, "its output does not depend on the probe's rows"
+        elif path in inner:
+            yield path, "it is called inside another layer, and counts as part of that"
+        elif taken and not isinstance(module, LAYERS):
+            key, name = next(iter(taken.items()))
+            yield f"{path}.{key}".lstrip("."), f"its weights are used by {name} without a layer being called"
+        elif taken:
+            yield path, f"its weights are used by {next(iter(taken.values()))} without the layer being called"
+        elif isinstance(module, LAYERS):
+            yield path, "it is never called on the probe"

@@ -1,0 +1,109 @@
+"""A model made by somebody's code, with a checkpoint's weights."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ibscan.errors import IbscanError, InputError
+from ibscan.networks.passes import Reached
+
+__all__ = ["built", "foreign", "loaded"]
+
+
+def built(build: Callable[[], Any]) -> nn.Module:
+    """Return the model a callable makes, unwrapped from torch.compile and DataParallel, in eval mode.
+
+    Args:
+        build: Makes the model; what is random in it has a fixed seed.
+
+    Raises:
+        InputError: It returns no nn.Module.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build()
+    while isinstance(model, nn.Module) and (type(model).__name__ == "OptimizedModule" or _parallel(model)):
+        model = model._modules["_orig_mod" if "_orig_mod" in model._modules else "module"]
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model's callable returned a {type(model).__name__}; expected an nn.Module.")
+    with foreign("the model"):
+        return model.eval().requires_grad_(False)
+
+
+def _parallel(model: nn.Module) -> bool:
+    return isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+
+
+def loaded(
+    build: Callable[[], Any], state: Mapping[str, torch.Tensor], stored: Mapping[str, str], name: str
+) -> nn.Module:
+    """Return the model with a checkpoint's weights, every one of them and no other.
+
+    Args:
+        build: Makes the model.
+        state: Tensors by state-dict name, wrapper prefixes stripped.
+        stored: Those names to the names in the file: a real submodule called `module` survives if only these fit.
+        name: The checkpoint, for a message.
+
+    Raises:
+        InputError: Names or shapes do not fit.
+    """
+    model = built(build)
+    with foreign("the model"):
+        # Lazy modules have no shapes yet.
+        wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if hasattr(tensor, "shape")}
+    original = {stored.get(key, key): tensor for key, tensor in state.items()}
+    fitting = original if set(original) == set(wanted) else state
+    shapes = {key: tuple(tensor.shape) for key, tensor in fitting.items()}
+    if shapes != wanted:
+        raise InputError(_misfit(name, shapes, wanted))
+    with foreign("the model"):
+        model.load_state_dict(dict(fitting), strict=True)
+    return model
+
+
+def _misfit(name: str, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
+    missing = [key for key in wanted if key not in found]
+    extra = [key for key in found if key not in wanted]
+    other = [key for key in wanted if key in found and found[key] != wanted[key]]
+    parts = []
+    if missing:
+        near = difflib.get_close_matches(missing[0], extra, 1)
+        hint = f" (nearest in the file: {near[0]!r} {found[near[0]]})" if near else ""
+        parts.append(f"{len(missing)} missing, such as {missing[0]!r} {wanted[missing[0]]}{hint}")
+    if extra:
+        parts.append(f"{len(extra)} unexpected, such as {extra[0]!r} {found[extra[0]]}")
+    if other:
+        key = other[0]
+        parts.append(f"{len(other)} of another shape, such as {key!r} {found[key]} where the model has {wanted[key]}")
+    return (
+        f"{name}: its tensors are not those of the model: of {len(wanted)}, {'; '.join(parts)}. "
+        "Give the callable and --model-arg this checkpoint was made with."
+    )
+
+
+@contextlib.contextmanager
+def foreign(what: str) -> Iterator[None]:
+    """Run somebody else's code: what it prints goes to standard error, what it raises becomes one sentence.
+
+    Raises:
+        InputError: It raised something, memory and our own errors excepted.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except (IbscanError, Reached, MemoryError, torch.OutOfMemoryError):
+        raise
+    # The boundary to foreign code, which may raise anything. KeyboardInterrupt and our signals are not among it.
+    except (Exception, SystemExit) as error:
+        if "can't allocate memory" in str(error):
+            raise
+        said = " ".join(str(error).split())[:300] or "no message"
+        raise InputError(f"{what} raised {type(error).__name__}: {said}") from error

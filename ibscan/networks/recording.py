@@ -1,0 +1,201 @@
+"""One forward pass of a model recorded: every operation on activity, that is, on tensors that depend on the input.
+
+Operations are numbered as Python calls them, those on parameters alone left out, so that the numbers are the same in
+training mode and under torch.func's transforms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ibscan.errors import InputError
+from ibscan.networks.graph import INPUT, LAYERS, Graph, Operation, Place, Taps, taps_of
+from ibscan.networks.operations import (
+    CONSTANT,
+    PRODUCTS,
+    address,
+    in_place,
+    is_default,
+    leading,
+    made,
+    operation_label,
+    operation_name,
+    parameter_names,
+)
+from ibscan.networks.passes import tapped
+from ibscan.networks.trees import Function, Tree, main_tensor, replaced, tensors
+
+__all__ = ["recorded"]
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, model: nn.Module, x: torch.Tensor) -> None:
+        super().__init__()
+        self.graph = Graph()
+        self.nodes: MutableMapping[torch.Tensor, int] = WeakTensorKeyDictionary()
+        self.nodes[x] = 0
+        self.rows = len(x)
+        self.parameters = parameter_names(model)
+        self.inside: list[int] = []
+        self.aliases: list[Operation] = []
+        self.count = 0
+        # Storages changed in place, by address; held, so that no other tensor gets their address.
+        self.changed: dict[int, torch.UntypedStorage] = {}
+
+    def __torch_function__(
+        self,
+        func: Function,
+        types: object,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Tree:
+        kwargs = kwargs or {}
+        given = list(tensors((args, kwargs)))
+        before = [self.nodes[t] for t in given if t in self.nodes]
+        self._refuse_stale(given)
+        result = func(*args, **kwargs)
+        name = operation_name(func)
+        results = made(name, args, result)
+        if not before or not results or name in CONSTANT:
+            return result
+        graph, outputs = self.graph, []
+        weights = [t for t in given if isinstance(t, nn.Parameter)] if name.startswith(PRODUCTS) else []
+        graph.products.update({id(t): name for t in weights})
+        joins = bool(weights)
+        for slot, tensor in enumerate(results):
+            changes = any(tensor is t for t in given)
+            if changes and not in_place(name, kwargs):
+                # Dropout in eval mode returns its very input, in training it does not: two nodes, two tensors.
+                changes, fresh = False, tensor.view_as(tensor)
+                result, tensor = replaced(result, tensor, fresh), fresh
+            joins = joins or (changes and tensor not in self.nodes)
+            outputs.append(self._node(tensor, (self.count, slot)))
+            if changes:
+                self._aliased(tensor, outputs[-1])
+        layer = self.inside[0] if self.inside else None
+        default, label = is_default(func, name, args, kwargs), operation_label(name, given, self.parameters)
+        graph.operations.append(Operation(name, tuple(before), tuple(outputs), layer, default, joins, label))
+        self.count += 1
+        graph.operations += self.aliases
+        self.aliases = []
+        return result
+
+    def _node(self, tensor: torch.Tensor, place: Place | None) -> int:
+        self.graph.places.append(place)
+        self.graph.sizes.append(tensor.numel() // self.rows)
+        self.graph.lengths.append(leading(tensor))
+        self.nodes[tensor] = len(self.graph.places) - 1
+        return len(self.graph.places) - 1
+
+    def _aliased(self, tensor: torch.Tensor, node: int) -> None:
+        """Give a new node to every other tensor that an in-place operation changed through a common storage."""
+        storage = tensor.untyped_storage()
+        self.changed[storage.data_ptr()] = storage
+        others = [t for t in self.nodes if t is not tensor and address(t) == storage.data_ptr()]
+        base = tensor._base
+        if base is not None and base not in self.nodes:
+            others.append(base)
+        for other in others:
+            before = (self.nodes[other], node) if other in self.nodes else (node,)
+            self.aliases.append(Operation("alias", before, (self._node(other, None),)))
+
+    def _refuse_stale(self, given: Sequence[torch.Tensor]) -> None:
+        if self.changed and any(t not in self.nodes and address(t) in self.changed for t in given):
+            raise InputError(
+                "the model writes what depends on its input into a tensor through a view of it, which cannot be "
+                "followed; write to the tensor itself."
+            )
+
+
+def recorded(
+    model: nn.Module, x: torch.Tensor, extra: Sequence[str] = (), *, run: Callable[[], Tree] | None = None
+) -> Taps:
+    """Run the model once and return where its layers are.
+
+    Args:
+        model: In eval mode.
+        x: A few rows, shape (n, ...).
+        extra: Paths of modules to tap although they are no Linear or Conv; they come after the layers.
+        run: How to run it on these rows, where that is more than model(x).
+
+    Returns:
+        The taps.
+
+    Raises:
+        InputError: No layer is called, an output that holds no tensor of the input, or in-place changes that cannot
+            be followed.
+
+    Source:
+        The README, "Any network: layers, pre and post".
+    """
+    recorder = _Recorder(model, x)
+    graph = recorder.graph
+    handles = []
+
+    def entered(path: str, module: nn.Module) -> None:
+        if recorder.inside:
+            graph.inner.add(len(graph.calls))
+        graph.calls.append((path, module, -1))
+        recorder.inside.append(len(graph.calls) - 1)
+
+    def left(path: str, module: nn.Module, output: Tree) -> None:
+        graph.calls[recorder.inside.pop()] = (path, module, _node_of(recorder, output))
+
+    def passed(path: str, module: nn.Module, output: Tree) -> None:
+        node = _node_of(recorder, output)
+        if node < 0:
+            raise InputError(f"'{path}' returns nothing that depends on the probe's rows; expected a tensor.")
+        graph.extra.append((path, module, node))
+
+    for path, module in model.named_modules():
+        if isinstance(module, LAYERS):
+            handles.append(module.register_forward_pre_hook(lambda m, _, p=path: entered(p, m)))
+            handles.append(module.register_forward_hook(lambda m, _, out, p=path: left(p, m, out)))
+        elif path in extra:
+            handles.append(module.register_forward_hook(lambda m, _, out, p=path: passed(p, m, out)))
+    try:
+        with recorder:
+            result = model(x) if run is None else run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    main = main_tensor(result)
+    if main not in recorder.nodes:
+        raise InputError("the model's output does not depend on its input; expected a network of the probe's rows.")
+    ends = {recorder.nodes[t] for t in tensors(result) if t in recorder.nodes}
+    # Where noise is added is the same however a tensor lies; what is measured is measured row by row.
+    lying = set() if run is not None else _lying(model, graph, x)
+    return taps_of(model, graph, recorder.nodes[main], ends, lying)
+
+
+def _lying(model: nn.Module, graph: Graph, x: torch.Tensor) -> set[int]:
+    """Return the nodes that do not have rows, or parts of rows, first: one row more makes them longer elsewhere."""
+    longer: dict[Place, int] = {}
+
+    def note(place: Place, value: torch.Tensor) -> torch.Tensor:
+        longer[place] = leading(value)
+        return value
+
+    more = torch.cat([x, x[:1]])
+    operations = tuple(op.label for op in graph.operations if op.label)
+    places = [place for place in graph.places if place not in (None, INPUT)]
+    with tapped(operations, model, more, {place: partial(note, place) for place in places if place}):
+        model(more)
+    return {
+        node
+        for node, place in enumerate(graph.places)
+        if place in longer and graph.lengths[node] * len(more) != longer[place] * len(x)
+    }
+
+
+def _node_of(recorder: _Recorder, output: Tree) -> int:
+    """Return the node of what a module returns, -1 where it does not depend on the input."""
+    tensor = next(iter(tensors(output)), None)
+    return -1 if tensor is None else recorder.nodes.get(tensor, -1)

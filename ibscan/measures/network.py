@@ -22,7 +22,8 @@ from ibscan.measures.activations import (
     post_widths,
 )
 from ibscan.measures.readout import readout_cell
-from ibscan.numerics.mixture import UNSEEN, gaussian_cap
+from ibscan.numerics.bracket import Bracket, grouped
+from ibscan.numerics.mixture import gaussian_cap
 from ibscan.numerics.propagation import Queries, bracket_terms, others_density, replica_sums
 from ibscan.types import Array, Estimate, Network, Probe, Quantity, Status, Streams
 
@@ -34,9 +35,8 @@ FIELDS = ("xt", "xt_se", "xt_lower", "xt_upper", "ty", "ty_se", "ty_lower", "ty_
 # Replicas of the other inputs: as many as make so many centres (or numbers) in all, at least four; doubled while half
 # of them give another value, or their own error or bias takes a large part of the tolerance.
 MARGINAL_CENTRES, MARGINAL_BUDGET, MARGINAL_REPLICAS, MARGINAL_DOUBLINGS = 2**12, 2**22, 4, 3
-GROUPS = 4
 # The bracket is first closed on few rows, on which many replicas cost little; the values need more rows.
-PILOT_ROWS, PILOT_DRAWS, LEAST_DRAWS, LEAST_REPLICAS = 256, 512, 2048, 16
+PILOT_ROWS, PILOT_DRAWS, LEAST_REPLICAS = 256, 512, 16
 # What the pilot must reach of the tolerance, so that the whole sample reaches all of it.
 MARGIN = 0.8
 # Noises under which a layer is looked at before it is said to tell nothing.
@@ -306,7 +306,7 @@ class _Channel:
         walk = self.network.noisy_walk(self.population.x[first], self.layer, self.noise, normals, replicas)
         return torch.cat([values[0] for _, values in walk])
 
-    def bracketed(self, rows: int, draws: int, start: int, inner: torch.Tensor, target: float) -> _Bracket:
+    def bracketed(self, rows: int, draws: int, start: int, inner: torch.Tensor, target: float) -> Bracket:
         """Return the bracket of the first `rows` rows, replicas doubled from `start` until it is within the target."""
         x = self.population.x[:rows]
         normals = partial(self.normals, rows)
@@ -331,9 +331,9 @@ class _Channel:
             count = goal
             if rest is None:
                 # Common to all numbers of replicas: the first gives the scale below which nothing matters.
-                rest = _grouped(others_density(queries, others - math.log(count), owner, inner / self.noise, joint))
+                rest = grouped(others_density(queries, others - math.log(count), owner, inner / self.noise, joint))
             terms = bracket_terms(others, count, rest, joint[owner], joint.sum(0))
-            found = _Bracket.of(terms, len(self.population.x), count)
+            found = Bracket.of(terms, len(self.population.x), count)
             # A bracket closes like 1/K once replicas are dense, more slowly before: one that this could not close
             # within the budget is left open at once.
             hopeless = count >= HOPE_REPLICAS and found.gap * count / self.max_replicas > target
@@ -342,101 +342,6 @@ class _Channel:
             if enough or count >= self.max_replicas or (hopeless and 2 * found.gap > before):
                 return found
             goal, before = min(2 * count, self.max_replicas), found.gap
-
-
-@dataclass(frozen=True)
-class _Bracket:
-    """Own and fresh estimates of I(X;T) and I(T;Y), and what is needed to judge and to improve them."""
-
-    value: tuple[float, ...]
-    error: tuple[float, ...]
-    lower: tuple[float, ...]
-    upper: tuple[float, ...]
-    gap: float  # half of own less fresh
-    bias: float  # of the marginal
-    half_change: float  # between the marginal and that of half its replicas
-    between: Array
-    within: Array
-    common: float
-    replicas: int
-    draws: int
-
-    @staticmethod
-    def of(terms: torch.Tensor, population: int, replicas: int) -> _Bracket:
-        """Reduce terms (2, 2, V, m, M): own then fresh, I(X;T) then I(T;Y), marginals as `_grouped` has them."""
-        rows, draws = terms.shape[-2:]
-        means = terms.mean((-2, -1)).cpu().numpy()
-        full = terms[:, :, 0]
-        by_row = full.mean(-1)
-        between = (by_row.var(-1) if rows > 1 else torch.zeros_like(by_row[..., 0])).cpu().numpy()
-        within = full.var(-1).mean(-1).cpu().numpy()
-        # The other inputs' replicas are few and common to all draws: their bias and error by a jackknife over groups.
-        groups = means.shape[-1] - 2
-        left_out = means[..., 2:]
-        bias = np.abs((groups - 1) * (left_out.mean(-1) - means[..., 0])).max(0)
-        common = (groups - 1) / groups * ((left_out - left_out.mean(-1, keepdims=True)) ** 2).sum(-1)
-        variance = _variance(between, within, rows, draws, population) + common
-        error = np.hypot(np.sqrt(variance).max(0), UNSEEN / (rows * draws))
-        own, fresh = means[0, :, 0], means[1, :, 0]
-        return _Bracket(
-            tuple(((own + fresh) / 2).tolist()),
-            tuple(error.tolist()),
-            tuple((fresh - 1.96 * error - bias).tolist()),
-            tuple((own + 1.96 * error + bias).tolist()),
-            float(((own - fresh) / 2).max()),
-            float(bias.max()),
-            float(np.abs(means[..., 0] - means[..., 1]).max()),
-            between,
-            within,
-            float(common.max()),
-            replicas,
-            draws,
-        )
-
-    def sample(self, tolerance: float, population: int, most: int, replicas: int) -> tuple[int, int]:
-        """Return how many rows, and draws of each (one a replica), bring 1.96 standard errors within the tolerance.
-
-        Args:
-            tolerance: Target half width, nats.
-            population: N, rows in all.
-            most: Draws of all rows at most.
-            replicas: Draws of one row at most.
-        """
-        # More than is needed, so that one attempt suffices. What seems common to all draws is in part their own spread,
-        # and more of them may do; beyond a quarter of the target they would not.
-        target = (0.9 * tolerance / 1.96) ** 2
-        target = max(target - self.common, target / 4)
-        spare = target + self.between / population - self.within / (population * self.draws)
-        rows = float(np.max(self.between / np.maximum(spare, 1e-300)))
-        draws = self.draws
-        if rows >= population:
-            draws = max(draws, math.ceil(min(1e9, float(self.within.max()) / (population * target))))
-        # A spread seen in a handful of draws may be small by luck and would end the sampling.
-        rows = min(math.ceil(min(rows, 1e9)), population)
-        rows = max(2 if population > 1 else 1, rows, min(LEAST_DRAWS // 2, population))
-        rows = min(rows, max(1, most // 2))
-        return rows, max(1, min(max(draws, math.ceil(min(LEAST_DRAWS, most) / rows)), replicas, most // rows))
-
-
-def _variance(between: Array, within: Array, rows: int, draws: int, population: int) -> Array:
-    # Rows drawn without replacement, draws within them: the spread between rows is an error only of rows not visited.
-    share = rows / population
-    variance: Array = (1 - share) * between / rows + share * within / (rows * draws)
-    return variance
-
-
-def _grouped(density: torch.Tensor) -> torch.Tensor:
-    """Return marginals by all replicas, by half, and by all but one group; (m, M, R, C) to (m, M, V, C)."""
-    replicas = density.shape[2]
-    groups = min(GROUPS, replicas)
-    # Interleaved, so that adding replicas changes every group alike.
-    means = torch.stack([_log_mean(density[:, :, group::groups]) for group in range(groups)], 2)
-    left_out = [_log_mean(means[:, :, [k for k in range(groups) if k != group]]) for group in range(groups)]
-    return torch.stack([_log_mean(means), _log_mean(means[:, :, : groups // 2]), *left_out], 2)
-
-
-def _log_mean(density: torch.Tensor) -> torch.Tensor:
-    return torch.logsumexp(density, 2) - math.log(density.shape[2])
 
 
 def _normals(

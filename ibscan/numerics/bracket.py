@@ -1,0 +1,138 @@
+"""What own and fresh draws say together: a value, its errors, its bracket, and how many more draws are needed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from ibscan.numerics.mixture import UNSEEN
+
+__all__ = ["Bracket", "grouped"]
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+# Groups of the other inputs' replicas, for the jackknife over them.
+GROUPS = 4
+# Draws before the spread between them is trusted: one seen in a handful may be small by luck.
+LEAST_DRAWS = 2048
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """Own and fresh estimates of I(X;T) and I(T;Y), in this order, nats, and what is needed to judge and improve them.
+
+    `value` is the mean of the two, `lower` fresh - 1.96 `error` - bias, `upper` own + 1.96 `error` + bias. `between` and
+    `within` are variances of the draws between and within rows, (2, 2) for own and fresh; `common` the variance of what
+    all draws share.
+    """
+
+    value: tuple[float, ...]
+    error: tuple[float, ...]
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+    gap: float  # half of own less fresh
+    bias: float  # of the marginal
+    half_change: float  # between the marginal and that of half its replicas
+    between: Array
+    within: Array
+    common: float
+    replicas: int
+    draws: int
+
+    @staticmethod
+    def of(terms: torch.Tensor, population: int, replicas: int) -> Bracket:
+        """Reduce the terms of draws to a bracket.
+
+        Args:
+            terms: Shape (2, 2, V, m, M): own then fresh, I(X;T) then I(T;Y), marginals as `grouped` has them, rows,
+                draws of each on different replicas.
+            population: N, of which the m rows are a sample without replacement.
+            replicas: K behind every mixture.
+
+        Source:
+            Two-stage sampling: Cochran 1977, Sampling Techniques, section 10.4; the jackknife over replicas: the README,
+            "How the numbers are made".
+        """
+        rows, draws = terms.shape[-2:]
+        means = terms.mean((-2, -1)).cpu().numpy()
+        full = terms[:, :, 0]
+        by_row = full.mean(-1)
+        between = (by_row.var(-1) if rows > 1 else torch.zeros_like(by_row[..., 0])).cpu().numpy()
+        within = full.var(-1).mean(-1).cpu().numpy()
+        # The other inputs' replicas are few and common to all draws: their bias and error by a jackknife over groups.
+        groups = means.shape[-1] - 2
+        left_out = means[..., 2:]
+        bias = np.abs((groups - 1) * (left_out.mean(-1) - means[..., 0])).max(0)
+        common = (groups - 1) / groups * ((left_out - left_out.mean(-1, keepdims=True)) ** 2).sum(-1)
+        variance = _variance(between, within, rows, draws, population) + common
+        error = np.hypot(np.sqrt(variance).max(0), UNSEEN / (rows * draws))
+        own, fresh = means[0, :, 0], means[1, :, 0]
+        return Bracket(
+            tuple(((own + fresh) / 2).tolist()),
+            tuple(error.tolist()),
+            tuple((fresh - 1.96 * error - bias).tolist()),
+            tuple((own + 1.96 * error + bias).tolist()),
+            float(((own - fresh) / 2).max()),
+            float(bias.max()),
+            float(np.abs(means[..., 0] - means[..., 1]).max()),
+            between,
+            within,
+            float(common.max()),
+            replicas,
+            draws,
+        )
+
+    def sample(self, tolerance: float, population: int, most: int, replicas: int) -> tuple[int, int]:
+        """Return how many rows, and draws of each (one a replica), bring 1.96 standard errors within the tolerance.
+
+        Args:
+            tolerance: Target half width, nats.
+            population: N, rows in all.
+            most: Draws of all rows at most.
+            replicas: Draws of one row at most.
+        """
+        # More than is needed, so that one attempt suffices. What seems common to all draws is in part their own spread,
+        # and more of them may do; beyond a quarter of the target they would not.
+        target = (0.9 * tolerance / 1.96) ** 2
+        target = max(target - self.common, target / 4)
+        spare = target + self.between / population - self.within / (population * self.draws)
+        rows = float(np.max(self.between / np.maximum(spare, 1e-300)))
+        draws = self.draws
+        if rows >= population:
+            draws = max(draws, math.ceil(min(1e9, float(self.within.max()) / (population * target))))
+        # A spread seen in a handful of draws may be small by luck and would end the sampling.
+        rows = min(math.ceil(min(rows, 1e9)), population)
+        rows = max(2 if population > 1 else 1, rows, min(LEAST_DRAWS // 2, population))
+        rows = min(rows, max(1, most // 2))
+        return rows, max(1, min(max(draws, math.ceil(min(LEAST_DRAWS, most) / rows)), replicas, most // rows))
+
+
+def _variance(
+    between: Array,
+    within: Array,
+    rows: int,
+    draws: int,
+    population: int,
+) -> Array:
+    # Rows drawn without replacement, draws within them: the spread between rows is an error only of rows not visited.
+    share = rows / population
+    variance: Array = (1 - share) * between / rows + share * within / (rows * draws)
+    return variance
+
+
+def grouped(density: torch.Tensor) -> torch.Tensor:
+    """Return marginals by all replicas, by half, and by all but one group; (m, M, R, C) to (m, M, V, C)."""
+    replicas = density.shape[2]
+    groups = min(GROUPS, replicas)
+    # Interleaved, so that adding replicas changes every group alike.
+    means = torch.stack([_log_mean(density[:, :, group::groups]) for group in range(groups)], 2)
+    left_out = [_log_mean(means[:, :, [k for k in range(groups) if k != group]]) for group in range(groups)]
+    return torch.stack([_log_mean(means), _log_mean(means[:, :, : groups // 2]), *left_out], 2)
+
+
+def _log_mean(density: torch.Tensor) -> torch.Tensor:
+    return torch.logsumexp(density, 2) - math.log(density.shape[2])

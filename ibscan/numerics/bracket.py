@@ -25,9 +25,9 @@ LEAST_DRAWS = 2048
 class Bracket:
     """Own and fresh estimates of I(X;T) and I(T;Y), in this order, nats, and what is needed to judge and improve them.
 
-    `value` is the mean of the two, `lower` fresh - 1.96 `error` - bias, `upper` own + 1.96 `error` + bias. `between` and
-    `within` are variances of the draws between and within rows, (2, 2) for own and fresh; `common` the variance of what
-    all draws share.
+    `value` is the mean of the two, `lower` fresh - 1.96 `error` - bias, `upper` own + 1.96 `error` + bias. `between`
+    and `within` are variances of the draws between and within rows, (2, 2) for own and fresh; `common` the variance of
+    what all draws share.
     """
 
     value: tuple[float, ...]
@@ -54,8 +54,8 @@ class Bracket:
             replicas: K behind every mixture.
 
         Source:
-            Two-stage sampling: Cochran 1977, Sampling Techniques, section 10.4; the jackknife over replicas: the README,
-            "How the numbers are made".
+            Two-stage sampling: Cochran 1977, Sampling Techniques, section 10.4; the jackknife over replicas: the
+            README, "How the numbers are made".
         """
         rows, draws = terms.shape[-2:]
         means = terms.mean((-2, -1)).cpu().numpy()

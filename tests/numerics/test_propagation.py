@@ -1,0 +1,113 @@
+"""Sums over replicas, other inputs' densities, and the bracket's statistics, against obvious references."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ibscan.numerics import propagation
+from ibscan.numerics.bracket import Bracket, grouped
+from ibscan.numerics.propagation import Queries, bracket_terms, others_density, replica_sums
+
+
+def made(rows=5, draws=3, replicas=7, width=2, seed=0, offset=0.0):
+    g = torch.Generator().manual_seed(seed)
+    values = torch.randn(replicas, rows, width, generator=g, dtype=torch.float64) * 2 + offset
+    z = torch.randn(rows, draws, width, generator=g, dtype=torch.float64)
+    points = values[:draws].transpose(0, 1) + z
+    return Queries(points, 0.5 * z.square().sum(-1), tuple(range(draws))), values
+
+
+def log_density(queries, centre):
+    """ln N(t; centre, I) / N(t; own, I), from differences; centre (m, D) of each row, or (D,)."""
+    centre = centre if centre.ndim == 1 else centre.unsqueeze(1)
+    return queries.energy - 0.5 * (queries.points - centre).square().sum(-1)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+@pytest.mark.parametrize("limit", [1e8, 0.0])
+@pytest.mark.parametrize("exponents", [2**22, 20])
+def test_replica_sums_leave_the_own_one_out(monkeypatch, offset, limit, exponents):
+    monkeypatch.setattr(propagation, "EXPANSION_LIMIT", limit)
+    monkeypatch.setattr(propagation, "EXPONENTS", exponents)
+    queries, values = made(offset=offset)
+    terms = torch.stack([log_density(queries, one) for one in values], -1)
+    for draw in range(3):
+        terms[:, draw, draw] = -math.inf
+    torch.testing.assert_close(replica_sums(queries, range(7), values), terms.logsumexp(-1), rtol=1e-10, atol=1e-10)
+    # In blocks: what is added is the same, wherever the own replica lies.
+    parts = [replica_sums(queries, range(a, b), values[a:b]) for a, b in ((0, 2), (2, 7))]
+    torch.testing.assert_close(torch.logaddexp(*parts), terms.logsumexp(-1), rtol=1e-10, atol=1e-10)
+
+
+def test_other_inputs_without_the_own_one():
+    queries, _ = made()
+    g = torch.Generator().manual_seed(1)
+    centres = torch.randn(4, 3, 2, generator=g, dtype=torch.float64)
+    weights = torch.rand(3, 2, generator=g, dtype=torch.float64)
+    owner = torch.tensor([0, 2, 1, 1, 0])
+    found = others_density(queries, torch.zeros(5, 3, dtype=torch.float64), owner, centres, weights)
+    for row in range(5):
+        for r in range(4):
+            kept = [j for j in range(3) if j != owner[row]]
+            terms = [log_density(queries, centres[r, j])[row, :, None] + weights[j].log() for j in kept]
+            torch.testing.assert_close(found[row, :, r], torch.stack(terms).logsumexp(0), rtol=1e-10, atol=1e-10)
+    # The reference is a scale and no part of the value, as far as exponentials of doubles reach.
+    moved = others_density(queries, torch.full((5, 3), -300.0, dtype=torch.float64), owner, centres, weights)
+    torch.testing.assert_close(moved, found, rtol=1e-10, atol=1e-10)
+
+
+def test_terms_of_a_mixture_that_is_known():
+    """Two inputs of one class each, far apart: own and fresh are ln of what is left of the weights."""
+    others = torch.log(torch.tensor([[3.0]], dtype=torch.float64))  # K = 4 equal replicas
+    rest = torch.log(torch.tensor([[[[1e-300, 0.2]]]], dtype=torch.float64))
+    joint, prior = torch.tensor([[0.4, 0.0]], dtype=torch.float64), torch.tensor([0.4, 0.6], dtype=torch.float64)
+    found = bracket_terms(others, 4, rest, joint, prior)
+    assert found.shape == (2, 2, 1, 1, 1)
+    assert found[:, 0].flatten().tolist() == pytest.approx([-math.log(0.6)] * 2)
+    assert found[:, 1].flatten().tolist() == pytest.approx([math.log(0.4 / 0.4 / 0.6)] * 2)
+
+
+def test_groups_are_means_of_replicas():
+    density = torch.randn(2, 3, 8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = grouped(density).exp()
+    whole = density.exp()
+    assert found.shape == (2, 3, 6, 2)
+    torch.testing.assert_close(found[:, :, 0], whole.mean(2))
+    torch.testing.assert_close(found[:, :, 1], whole[:, :, [0, 1, 4, 5]].mean(2))
+    torch.testing.assert_close(found[:, :, 2], whole[:, :, [1, 2, 3, 5, 6, 7]].mean(2))
+
+
+@pytest.mark.parametrize("rows", [4, 12, 20])
+def test_the_error_is_the_spread_over_repetitions(rows):
+    """20 rows of which some are visited, three draws each: what 4000 repetitions show, to a tenth."""
+    rng = np.random.default_rng(rows)
+    level, spread = rng.standard_normal(20), rng.uniform(0.5, 2.0, 20)
+    means, errors = [], []
+    for _ in range(4000):
+        some = rng.permutation(20)[:rows]
+        draws = level[some, None] + spread[some, None] * rng.standard_normal((rows, 3))
+        terms = torch.from_numpy(np.broadcast_to(draws, (2, 2, 6, rows, 3)).copy())
+        bracket = Bracket.of(terms, 20, 8)
+        means.append(bracket.value[0])
+        errors.append(bracket.error[0] ** 2 - (1.5 / (rows * 3)) ** 2)
+    assert np.mean(means) == pytest.approx(level.mean(), abs=4 * np.std(means) / math.sqrt(4000))
+    assert math.sqrt(np.mean(errors)) == pytest.approx(np.std(means), rel=0.1)
+
+
+def test_the_sample_asked_for_meets_the_tolerance():
+    rng = np.random.default_rng(0)
+    for population, level in ((20, 1.0), (5000, 1.0), (5000, 0.01)):
+        draws = level * rng.standard_normal((min(population, 256), 1)) + rng.standard_normal((min(population, 256), 2))
+        bracket = Bracket.of(torch.from_numpy(np.broadcast_to(draws, (2, 2, 6, *draws.shape)).copy()), population, 8)
+        rows, count = bracket.sample(0.05, population, 10**6, 10**6)
+        share = rows / population
+        variance = (1 - share) * (level**2 + 1 / count) / rows + share / (rows * count)
+        assert 1.96 * math.sqrt(variance) <= 0.06
+        assert rows * count >= 2048
+        few = bracket.sample(0.001, population, 100, 7)
+        assert few[0] * few[1] <= 100
+        assert few[1] <= 7

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rich.console import Group as Stack
 
-from ibscan.types import Status
+from ibscan.types import Array, Status
 from ibscan.views.frame import Cells, Frame, block, layered, leaf, measured, name_of, statement, terms
 
 __all__ = ["information_tables"]
@@ -77,16 +77,39 @@ def _symbol(frame: Frame, name: str) -> str:
 
 def _table(frame: Frame, side: str, leaves: Sequence[_Leaf]) -> Stack:
     def columns(layer: int) -> Sequence[Cells]:
-        return [leaf(frame, one.name, one.heads, layer, one.place) for one in leaves]
+        return [_closed(frame, one, layer) for one in leaves]
 
     names = list(dict.fromkeys(one.name for one in leaves))
     notes = [note for key, note in _CHANNEL_NOTES.items() if f"mi_{key}_{side}" in names]
     binned = [one for one in leaves if one.name == f"mi_binned_{side}"]
     if binned:
         notes += [_BINNED_NOTES[side], *_moving(frame, binned), *_outside(frame, binned)]
+    if any(np.isnan(cells.values[_unresolved(cells)]).any() for k in range(_layers(frame)) for cells in columns(k)):
+        notes.append("? alone: the bracket is open, the value means nothing; --variable NAME_lower and NAME_upper.")
     errors, brackets = _largest_error(frame, leaves), _widest_bracket(frame, leaves)
     notes += [note for note in (errors, brackets) if note] + ([_ceiling(frame, names[0])] if side == "xt" else [])
     return block(frame, (_TITLES[side], terms(frame, names[0])), layered(frame, columns), notes)
+
+
+def _closed(frame: Frame, one: _Leaf, layer: int) -> Cells:
+    """Return a column, less values of the network channel whose bracket is open: those can be anything."""
+    cells = leaf(frame, one.name, one.heads, layer, one.place)
+    if not one.name.startswith("mi_network_") or f"{one.name}_upper" not in frame.result:
+        return cells
+    at = (slice(None), layer, one.place)
+    low, high, error = (frame.result[f"{one.name}_{end}"].values[at] for end in ("lower", "upper", "se"))
+    tolerance = frame.result.settings.get("measures", {}).get("mi_network", {}).get("tolerance", 0.0)
+    is_open = _unresolved(cells) & ((high - low) / 2 - 1.96 * error > tolerance)
+    return replace(cells, values=np.where(is_open, np.nan, cells.values))
+
+
+def _unresolved(cells: Cells) -> Array:
+    found: Array = np.asarray(cells.statuses == Status.UNRESOLVED) if cells.statuses is not None else np.zeros(0, bool)
+    return found if found.shape == cells.values.shape else np.zeros(cells.values.shape, dtype=bool)
+
+
+def _layers(frame: Frame) -> int:
+    return len(frame.result["layer"].values)
 
 
 def _ceiling(frame: Frame, name: str) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import oracles
 import pytest
 import torch
 from conftest import FIXTURES, Run, binary_probe, chain
@@ -88,6 +89,18 @@ def test_a_table_has_both_channels_and_bins_side_by_side(command: Run, series: P
     assert "binned" in line
 
 
+def test_a_bracket_left_open_shows_no_value(command: Run, series: Path) -> None:
+    options = ["--noise", "0.3", "--max-replicas", "4", "--channel", "network", "--epochs", "30"]
+    done = command("mi", series, *options, "--format", "table")
+    assert done.code == 0
+    assert "unresolved" in done.err
+    assert "? alone" in done.out
+    (row,) = (line for line in done.out.splitlines() if line.strip().startswith("30 "))
+    assert row.split()[-2:] == ["?", "-"]
+    value = command("mi", series, *options).rows()
+    assert any(r["variable"] == "mi_network_xt" and r["status"] == "unresolved" and r["lower"] for r in value)
+
+
 def test_code_that_a_checkpoint_names_needs_trust(command: Run, residual: Path, tmp_path: Path) -> None:
     refused = command("rank", residual, "-o", tmp_path / "r.h5")
     assert refused.code == 3
@@ -143,8 +156,11 @@ def test_a_chain_is_the_same_as_code(command: Run, series: Path, tmp_path: Path)
     assert "made" in coded.err
     a, b = read(tmp_path / "a.h5"), read(tmp_path / "b.h5")
     assert set(a.variables) == set(b.variables)
-    for name in a.variables:
-        np.testing.assert_allclose(a[name].values, b[name].values, rtol=1e-9, atol=1e-9, err_msg=name)
+    # In single precision the two round in their own order, and distances fall on the other side of a bin's edge.
+    exact = torch.float64 == oracles.DTYPE
+    for name in [name for name in a.variables if exact or name.startswith(("mi_readout", "local_rank"))]:
+        close = 1e-9 if exact else 1e-4
+        np.testing.assert_allclose(a[name].values, b[name].values, rtol=close, atol=close, err_msg=name)
 
 
 def test_other_modules_are_measured_by_name(command: Run, residual: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import oracles
 import pytest
 import torch
 from conftest import Run, binary_probe, chain
@@ -105,7 +106,8 @@ def test_identity_is_kept(command: Run, series: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.h5"
     command("rank", series, "-o", out)
     before = out.read_bytes()
-    for options in (["--seed", "1"], ["--dtype", "float32"], ["--model", "mlp:relu"], ["-n", "10"], ["--at", "post"]):
+    other = {torch.float64: "float32", torch.float32: "float64"}[oracles.DTYPE]
+    for options in (["--seed", "1"], ["--dtype", other], ["--model", "mlp:relu"], ["-n", "10"], ["--at", "post"]):
         done = command("rank", series, *options, "-o", out)
         assert done.code == 2, (options, done.err)
         assert "--force" in done.err
@@ -116,7 +118,7 @@ def test_identity_is_kept(command: Run, series: Path, tmp_path: Path) -> None:
 
 def test_the_python_face_gives_the_same_numbers(command: Run, series: Path, tmp_path: Path) -> None:
     command("mi", series, "--noise", "0.2", "-o", tmp_path / "r.h5")
-    run = ibscan.mi(series, noise=[0.2])
+    run = ibscan.mi(series, noise=[0.2], device=str(oracles.DEVICE), dtype=str(oracles.DTYPE).removeprefix("torch."))
     np.testing.assert_array_equal(np.asarray(run["mi_readout_xt"]), read(tmp_path / "r.h5")["mi_readout_xt"].values)
     run.to_hdf5(tmp_path / "again.h5")
     assert read(tmp_path / "again.h5")["noise"].values.tolist() == [0.2]

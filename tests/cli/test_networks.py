@@ -95,7 +95,7 @@ def test_a_bracket_left_open_shows_no_value(command: Run, series: Path) -> None:
     assert done.code == 0
     assert "unresolved" in done.err
     assert "? alone" in done.out
-    (row,) = (line for line in done.out.splitlines() if line.strip().startswith("30 "))
+    row = next(line for line in done.out.splitlines() if line.strip().startswith("30 "))
     assert row.split()[-2:] == ["?", "-"]
     value = command("mi", series, *options).rows()
     assert any(r["variable"] == "mi_network_xt" and r["status"] == "unresolved" and r["lower"] for r in value)

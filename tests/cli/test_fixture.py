@@ -4,6 +4,7 @@ import importlib.util
 import resource
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -101,3 +102,18 @@ def test_every_number_keeps_its_bounds(scanned: tuple[Result, int]) -> None:
 
 def test_4096_rows_run_in_under_two_gibibytes(scanned: tuple[Result, int]) -> None:
     assert scanned[1] < 2 * 2**30
+
+
+def test_the_network_channel_is_resolved_and_loses_information_at_every_layer(command: Run, tmp_path: Path) -> None:
+    done = command("mi", SERIES, "--channel", "network", "--epochs", "1000", "-o", tmp_path / "r.h5")
+    assert done.code == 0, done.err
+    result = read(tmp_path / "r.h5")
+    value, error = result["mi_network_xt"].values[0, :5, 0], result["mi_network_xt_se"].values[0, :5, 0]
+    assert np.isin(result["mi_network_xt_status"].values[0, :5, 0], (Status.OK, Status.SATURATED)).all()
+    assert (1.96 * error <= 0.05).all()
+    half = (result["mi_network_xt_upper"].values - result["mi_network_xt_lower"].values)[0, :5, 0] / 2
+    assert (half <= 0.1 + 1e-9).all()
+    assert (np.diff(value) < 0).all()
+    assert (value <= result["mi_network_cap"].values[0, :5, 0] + half).all()
+    # What README says: 3.78 at fc2, 0.65 at fc5, after 8.00 at fc1.
+    assert value == pytest.approx([8.0, 3.78, 2.17, 0.92, 0.65], abs=0.1)

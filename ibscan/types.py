@@ -177,8 +177,8 @@ class Estimate:
     """Values with their uncertainty and status, arrays (C, L, *dims) or (C, *dims).
 
     A NaN value never stands without a status other than OK. `stderr`, `lower`, `upper`, `minimum`, `maximum` and
-    `draws` are stored as `_se`, `_lower`, `_upper`, `_min`, `_max`, `_draws` and share the status; so do `replicas`,
-    whose name drops the `_xt`. Counted quantities have `status` None.
+    `draws` are stored as `_se`, `_lower`, `_upper`, `_min`, `_max`, `_draws` and share the status; so do `replicas`
+    and `budget`, whose names drop the `_xt`. Counted quantities have `status` None.
     """
 
     value: Array
@@ -190,6 +190,7 @@ class Estimate:
     maximum: Array | None = None
     draws: Array | None = None
     replicas: Array | None = None
+    budget: Array | None = None
 
     COMPANIONS: ClassVar[Mapping[str, str]] = {
         "stderr": "se",
@@ -199,12 +200,13 @@ class Estimate:
         "maximum": "max",
         "draws": "draws",
         "replicas": "replicas",
+        "budget": "budget",
     }
 
     @staticmethod
     def companion(key: str, suffix: str) -> str:
         """Return the stored name of a companion of the quantity `key`."""
-        return f"{key.removesuffix('_xt') if suffix == 'replicas' else key}_{suffix}"
+        return f"{key.removesuffix('_xt') if suffix in ('replicas', 'budget') else key}_{suffix}"
 
 
 @dataclass(frozen=True)

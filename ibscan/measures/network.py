@@ -22,7 +22,7 @@ from ibscan.measures.activations import (
     post_widths,
 )
 from ibscan.measures.readout import readout_cell
-from ibscan.numerics.bracket import Bracket, grouped
+from ibscan.numerics.bracket import Bracket
 from ibscan.numerics.mixture import gaussian_cap
 from ibscan.numerics.propagation import Queries, bracket_terms, others_density, replica_sums
 from ibscan.types import Array, Estimate, Network, Probe, Quantity, Status, Streams
@@ -32,15 +32,18 @@ __all__ = ["NetworkInformation"]
 # Standard normals (rows, D) of (rows, layer index, replica).
 RowNormals: TypeAlias = Callable[[int, int, int], Array]
 FIELDS = ("xt", "xt_se", "xt_lower", "xt_upper", "ty", "ty_se", "ty_lower", "ty_upper", "cap")
-# Replicas of the other inputs: as many as make so many centres (or numbers) in all, at least four; doubled while half
-# of them give another value, or their own error or bias takes a large part of the tolerance.
+# Replicas of the other inputs: as many as make so many centres (or numbers) in all, at least four; doubled, up to the
+# most, while half of them give another value, or they may be blind, or their error or bias takes much of the tolerance.
 MARGINAL_CENTRES, MARGINAL_BUDGET, MARGINAL_REPLICAS, MARGINAL_DOUBLINGS = 2**12, 2**22, 4, 3
+MOST_CENTRES, MOST_NUMBERS = 2**17, 2**24
+# A sum over fewer centres than these, in effect, may miss what replicas happen not to show.
+SEEN_CENTRES = 16.0
 # The bracket is first closed on few rows, on which many replicas cost little; the values need more rows.
 PILOT_ROWS, PILOT_DRAWS, LEAST_REPLICAS = 256, 512, 16
 # What the pilot must reach of the tolerance, so that the whole sample reaches all of it.
 MARGIN = 0.8
 # Noises under which a layer is looked at before it is said to tell nothing.
-DEAF_REPLICAS = 16
+DEAF_REPLICAS, SURELY_DEAF_REPLICAS = 16, 1024
 # From here on a bracket is judged by how it closes.
 HOPE_REPLICAS = 64
 # Numbers the draws of one cell may hold, rows, draws and units together.
@@ -132,6 +135,8 @@ class NetworkInformation:
         if network.plain:
             # Data processing: no layer of a plain chain knows more than one before it.
             cells["cap"] = np.where(np.isnan(cells["cap"]), np.nan, np.fmin.accumulate(cells["cap"], 1))
+        allowed = float(self.max_replicas) * self.max_draws
+        budget = np.where(status == Status.NOT_MEASURED, np.nan, allowed)
         labelled = label_status(status, labelled=probe.y is not None)
         if probe.y is None:
             for field in FIELDS[4:8]:
@@ -143,7 +148,7 @@ class NetworkInformation:
             return Estimate(cells[side], status, **{key: cells[name] for key, name in ends.items()})
 
         return {
-            "mi_network_xt": replace(estimate("xt", status), draws=draws, replicas=replicas),
+            "mi_network_xt": replace(estimate("xt", status), draws=draws, replicas=replicas, budget=budget),
             "mi_network_ty": estimate("ty", labelled),
             "mi_network_cap": Estimate(cells["cap"], capped),
         }
@@ -179,28 +184,31 @@ class NetworkInformation:
     ) -> _Cell:
         """Return the cell of a layer with noise before it, by sample propagation."""
         channel = _Channel(network, population, layer, noise, normals, self.max_replicas)
-        if channel.is_deaf():
+        if channel.is_deaf(DEAF_REPLICAS) and channel.is_deaf(SURELY_DEAF_REPLICAS):
             return _Cell.constant(Status.DEAD)
         inner = channel.marginal(range(1))
         centres = min(MARGINAL_CENTRES, MARGINAL_BUDGET // inner.shape[-1])
         count = min(max(MARGINAL_REPLICAS, centres // len(inner[0])), self.max_replicas)
-        most = min(count << MARGINAL_DOUBLINGS, self.max_replicas)
+        most = min(MOST_CENTRES, MOST_NUMBERS // inner.shape[-1]) // len(inner[0])
+        most = min(max(count << MARGINAL_DOUBLINGS, most), self.max_replicas)
         inner = torch.cat((inner, channel.marginal(range(1, count))))
         flat = inner.flatten(0, 1)
         state = layer_status(flat)
         if state is not Status.OK:
             return _Cell.constant(state)
         # Closed on few rows first; then as many rows, and draws of each, as the spread between them asks for.
-        rows, most_draws = len(population.x), min(self.max_draws, DRAWN_BUDGET // flat.shape[-1])
+        rows, numbers_a_draw = len(population.x), flat.shape[-1] + 32 * population.joint.shape[1]
+        most_draws = max(2, min(self.max_draws, DRAWN_BUDGET // numbers_a_draw))
         found, replicas = None, min(LEAST_REPLICAS, self.max_replicas)
-        size = min(PILOT_ROWS, rows)
-        draws = min(max(2, PILOT_DRAWS // size), self.max_replicas)
+        size = min(PILOT_ROWS, rows, most_draws // 2)
+        draws = min(max(2, min(PILOT_DRAWS, most_draws) // size), self.max_replicas)
         while True:
             target = self.tolerance * (MARGIN if found is None else 1.0)
             found = channel.bracketed(size, draws, replicas, inner, target)
             replicas = found.replicas
-            coarse = max(found.half_change, 2 * found.bias, 2 * 1.96 * math.sqrt(found.common)) > self.tolerance
-            if coarse and found.gap <= self.tolerance and 2 * len(inner) <= most:
+            share = max(found.bias, found.blind, 1.96 * math.sqrt(found.common))
+            coarse = max(found.half_change, 2 * share) > self.tolerance
+            if coarse and found.gap - found.blind <= self.tolerance and 2 * len(inner) <= most:
                 inner = torch.cat((inner, channel.marginal(range(len(inner), 2 * len(inner)))))
                 continue
             # More draws cannot mend a bracket that the largest number of replicas leaves open; near the tolerance they
@@ -282,9 +290,9 @@ class _Channel:
     normals: RowNormals
     max_replicas: int
 
-    def is_deaf(self) -> bool:
+    def is_deaf(self, replicas: int) -> bool:
         """Return whether the layer is the same for every input, given the noise before it: it tells nothing of them."""
-        count = min(DEAF_REPLICAS, self.max_replicas)
+        count = min(replicas, self.max_replicas)
         x = self.population.x[self.population.first]
 
         def normals(layer: int, replica: int) -> Array:
@@ -292,9 +300,9 @@ class _Channel:
             return np.broadcast_to(noise, (len(x), noise.shape[1]))
 
         walk = self.network.noisy_walk(x, self.layer, self.noise, normals, range(count))
-        values = torch.cat([values[0] for _, values in walk])
-        spread = values.amax(1) - values.amin(1)
-        return bool((spread <= ROUNDING * values.abs().amax()).all())
+        found = [(values.amax((0, 2)) - values.amin((0, 2)), values.abs().amax()) for _, values in walk]
+        scale = max(float(largest) for _, largest in found)
+        return all(bool((spread <= ROUNDING * scale).all()) for spread, _ in found)
 
     def marginal(self, replicas: range) -> torch.Tensor:
         """Return replicas of every distinct input, shape (R, n, D)."""
@@ -323,25 +331,32 @@ class _Channel:
         queries = Queries(points.transpose(0, 1), 0.5 * noise.square().sum(-1).mT, own)
         joint, owner = self.population.joint, self.population.owner[:rows]
         others = torch.full(queries.energy.shape, -torch.inf, dtype=torch.float64, device=made.device)
-        rest: torch.Tensor | None = None
+        rest, effective = others_density(queries, owner, inner / self.noise, joint)
+        # The own input seen by as few replicas as the others are.
+        few, fair = range(len(inner)), others.clone()
+        first_ones = torch.tensor([draw < len(few) for draw in own], device=made.device)
         count, goal, before = 0, max(start, draws), math.inf
         while True:
             for block, values in replicas(range(count, goal)):
                 others = torch.logaddexp(others, replica_sums(queries, block, values))
+                if block.start in few:
+                    part = block[: len(few) - block.start]
+                    fair = torch.logaddexp(fair, replica_sums(queries, part, values[: len(part)]))
             count = goal
-            if rest is None:
-                # Common to all numbers of replicas: the first gives the scale below which nothing matters.
-                rest = grouped(others_density(queries, others - math.log(count), owner, inner / self.noise, joint))
-            terms = bracket_terms(others, count, rest, joint[owner], joint.sum(0))
+            seen = (min(count, len(few)) - first_ones.to(fair.dtype)).clamp(min=1.0)
+            terms = bracket_terms(
+                others, count, rest, joint[owner], joint.sum(0), fair - seen.log(), effective < SEEN_CENTRES
+            )
             found = Bracket.of(terms, len(self.population.x), count)
             # A bracket closes like 1/K once replicas are dense, more slowly before: one that this could not close
             # within the budget is left open at once.
-            hopeless = count >= HOPE_REPLICAS and found.gap * count / self.max_replicas > target
-            # What the marginal's bias takes is not the replicas' to mend.
-            enough = found.gap <= max(target - found.bias, target / 2)
-            if enough or count >= self.max_replicas or (hopeless and 2 * found.gap > before):
+            # What the marginal's bias and blindness take is not these replicas' to mend.
+            gap = found.gap - found.blind
+            hopeless = count >= HOPE_REPLICAS and gap * count / self.max_replicas > target
+            enough = gap <= max(target - found.bias, target / 2)
+            if enough or count >= self.max_replicas or (hopeless and 2 * gap > before):
                 return found
-            goal, before = min(2 * count, self.max_replicas), found.gap
+            goal, before = min(2 * count, self.max_replicas), gap
 
 
 def _normals(

@@ -11,12 +11,10 @@ import torch
 
 from ibscan.numerics.mixture import UNSEEN
 
-__all__ = ["Bracket", "grouped"]
+__all__ = ["Bracket"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
-# Groups of the other inputs' replicas, for the jackknife over them.
-GROUPS = 4
 # Draws before the spread between them is trusted: one seen in a handful may be small by luck.
 LEAST_DRAWS = 2048
 
@@ -35,6 +33,7 @@ class Bracket:
     lower: tuple[float, ...]
     upper: tuple[float, ...]
     gap: float  # half of own less fresh
+    blind: float  # the part of it that is due to draws at which other inputs may be unseen
     bias: float  # of the marginal
     half_change: float  # between the marginal and that of half its replicas
     between: Array
@@ -48,8 +47,8 @@ class Bracket:
         """Reduce the terms of draws to a bracket.
 
         Args:
-            terms: Shape (2, 2, V, m, M): own then fresh, I(X;T) then I(T;Y), marginals as `grouped` has them, rows,
-                draws of each on different replicas.
+            terms: Shape (3, 2, V, m, M): own, fresh, and fresh as if nothing were unseen; I(X;T) then I(T;Y);
+                marginals as `grouped` has them; rows; draws of each on different replicas.
             population: N, of which the m rows are a sample without replacement.
             replicas: K behind every mixture.
 
@@ -59,12 +58,15 @@ class Bracket:
         """
         rows, draws = terms.shape[-2:]
         means = terms.mean((-2, -1)).cpu().numpy()
-        full = terms[:, :, 0]
+        full = terms[:2, :, 0]
         by_row = full.mean(-1)
-        between = (by_row.var(-1) if rows > 1 else torch.zeros_like(by_row[..., 0])).cpu().numpy()
+        # Of one row among several nothing is known of the others.
+        alone = torch.full_like(by_row[..., 0], math.inf if population > 1 else 0.0)
+        between = (by_row.var(-1) if rows > 1 else alone).cpu().numpy()
         within = full.var(-1).mean(-1).cpu().numpy()
         # The other inputs' replicas are few and common to all draws: their bias and error by a jackknife over groups.
         groups = means.shape[-1] - 2
+        plain, means = means[2, :, 0], means[:2]
         left_out = means[..., 2:]
         bias = np.abs((groups - 1) * (left_out.mean(-1) - means[..., 0])).max(0)
         common = (groups - 1) / groups * ((left_out - left_out.mean(-1, keepdims=True)) ** 2).sum(-1)
@@ -77,6 +79,7 @@ class Bracket:
             tuple((fresh - 1.96 * error - bias).tolist()),
             tuple((own + 1.96 * error + bias).tolist()),
             float(((own - fresh) / 2).max()),
+            float(((plain - fresh) / 2).max()),
             float(bias.max()),
             float(np.abs(means[..., 0] - means[..., 1]).max()),
             between,
@@ -100,7 +103,8 @@ class Bracket:
         target = (0.9 * tolerance / 1.96) ** 2
         target = max(target - self.common, target / 4)
         spare = target + self.between / population - self.within / (population * self.draws)
-        rows = float(np.max(self.between / np.maximum(spare, 1e-300)))
+        needed = np.where(np.isinf(self.between), np.inf, self.between / np.maximum(spare, 1e-300))
+        rows = float(np.max(needed))
         draws = self.draws
         if rows >= population:
             draws = max(draws, math.ceil(min(1e9, float(self.within.max()) / (population * target))))
@@ -120,19 +124,6 @@ def _variance(
 ) -> Array:
     # Rows drawn without replacement, draws within them: the spread between rows is an error only of rows not visited.
     share = rows / population
-    variance: Array = (1 - share) * between / rows + share * within / (rows * draws)
+    unvisited = (1 - share) * between / rows if share < 1 else np.zeros_like(between)
+    variance: Array = unvisited + share * within / (rows * draws)
     return variance
-
-
-def grouped(density: torch.Tensor) -> torch.Tensor:
-    """Return marginals by all replicas, by half, and by all but one group; (m, M, R, C) to (m, M, V, C)."""
-    replicas = density.shape[2]
-    groups = min(GROUPS, replicas)
-    # Interleaved, so that adding replicas changes every group alike.
-    means = torch.stack([_log_mean(density[:, :, group::groups]) for group in range(groups)], 2)
-    left_out = [_log_mean(means[:, :, [k for k in range(groups) if k != group]]) for group in range(groups)]
-    return torch.stack([_log_mean(means), _log_mean(means[:, :, : groups // 2]), *left_out], 2)
-
-
-def _log_mean(density: torch.Tensor) -> torch.Tensor:
-    return torch.logsumexp(density, 2) - math.log(density.shape[2])

@@ -16,10 +16,13 @@ import torch
 from ibscan.numerics.mixture import gaussian_exponents
 from ibscan.numerics.tiling import mapped, tiles
 
-__all__ = ["Queries", "bracket_terms", "others_density", "replica_sums"]
+__all__ = ["Queries", "bracket_terms", "grouped", "others_density", "replica_sums"]
 
-# Between e^-700 and e^700 every number is a normal one: nothing overflows, nothing takes the slow path of subnormals.
-LARGEST_EXPONENT = 700.0
+# Exponentials below e^-300 of the largest, whose squares are still normal numbers, change no sum.
+LEAST_EXPONENT = -300.0
+LARGEST = 1e300
+# Groups of the other inputs' replicas, for a jackknife over them.
+GROUPS = 4
 # |a|^2 + |b|^2 - 2 a.b loses about 1e-16 max|s|^2; up to this ratio to noise^2 the exponent is right to 1e-8.
 EXPANSION_LIMIT = 1e8
 # Numbers one block of draws and replicas may hold.
@@ -71,48 +74,75 @@ def replica_sums(queries: Queries, replicas: range, values: torch.Tensor) -> tor
 
 
 def others_density(
-    queries: Queries,
-    reference: torch.Tensor,
-    owner: torch.Tensor,
-    centres: torch.Tensor,
-    weights: torch.Tensor,
-) -> torch.Tensor:
-    """Return ln sum over the other inputs j of W[j, c] N(t; s_j^r) / N(t; s_own) for every replica index r.
+    queries: Queries, owner: torch.Tensor, centres: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logarithm of the other inputs' density by class, and how many of their replicas make it.
 
     Args:
         queries: Draws of m rows.
-        reference: Logarithm near the smallest density that matters beside it, shape (m, M): contributions below
-            e^-700 of it are taken as that, ones above e^700 of it likewise.
         owner: The input each row is, shape (m,): its own replicas are left out.
         centres: s_j^r, shape (R, n, D), in units of the noise.
         weights: Joint weights of input and class, shape (n, C).
 
     Returns:
-        Shape (m, M, R, C).
+        ln of sum_j W[j, c] N(t; s_j^r) / N(t; s_own) by groups of replicas as `grouped` has them, (m, M, V, C); and the
+        effective number of centres, (sum a)^2 / sum a^2 of their shares a, (m, M).
     """
     replicas, inputs, width = centres.shape
     flat = centres.reshape(-1, width)
     middle = flat.mean(0)
     exponents = gaussian_exponents(flat - middle)
-    rows, draws = reference.shape
+    rows, draws = queries.energy.shape
     points = (queries.points - middle).reshape(-1, width)
-    shift, own = (queries.energy - reference).reshape(-1), owner.repeat_interleave(draws)
-    found = torch.empty(rows * draws, replicas, weights.shape[1], dtype=flat.dtype, device=flat.device)
+    shift, own = queries.energy.reshape(-1), owner.repeat_interleave(draws)
+    shares = weights.sum(1)
+    kinds, classes = min(GROUPS, replicas) + 2, weights.shape[1]
+    found = torch.empty(rows * draws, kinds, classes, dtype=flat.dtype, device=flat.device)
+    effective = torch.empty(rows * draws, dtype=flat.dtype, device=flat.device)
 
     def fill(part: slice) -> None:
         exponent = exponents(points[part], shift[part]).view(-1, replicas, inputs)
-        exponent.clamp_(-LARGEST_EXPONENT, LARGEST_EXPONENT).exp_()
-        exponent[torch.arange(len(exponent), device=flat.device), :, own[part]] = 0.0
-        found[part] = exponent @ weights
+        exponent.scatter_(2, own[part].view(-1, 1, 1).expand(-1, replicas, 1), -torch.inf)
+        # By the largest of each draw: others may be nearer than the own replica, or farther by any factor. Where there
+        # is no other input the largest is -inf, and nothing is subtracted from it.
+        top = exponent.view(len(exponent), -1).amax(1).clamp(min=-LARGEST).view(-1, 1, 1)
+        exponent = exponent.sub_(top).clamp_(min=LEAST_EXPONENT).exp_().view(-1, inputs)
+        density = (exponent @ weights).view(-1, replicas, classes)
+        total = density.sum((1, 2))
+        found[part] = grouped(density.log_()) + top
+        effective[part] = total.square() / (exponent.square_() @ shares.square()).view(-1, replicas).sum(1)
 
     mapped(fill, tiles(rows * draws, replicas * inputs, flat.device), flat.device)
-    return found.log_().view(rows, draws, replicas, -1) + reference[..., None, None]
+    return found.view(rows, draws, kinds, classes), effective.view(rows, draws)
+
+
+def grouped(density: torch.Tensor) -> torch.Tensor:
+    """Return means over all replicas, over half, and over all but one group; logarithms, (q, R, C) to (q, V, C)."""
+    replicas = density.shape[1]
+    groups = min(GROUPS, replicas)
+    # Interleaved, so that adding replicas changes every group alike.
+    means = torch.stack([_log_mean(density[:, group::groups]) for group in range(groups)], 1)
+    left_out = [_log_mean(means[:, [k for k in range(groups) if k != group]]) for group in range(groups)]
+    return torch.stack([_log_mean(means), _log_mean(means[:, : groups // 2]), *left_out], 1)
+
+
+def _log_mean(density: torch.Tensor) -> torch.Tensor:
+    return torch.logsumexp(density, 1) - math.log(density.shape[1])
 
 
 def bracket_terms(
-    others: torch.Tensor, count: int, rest: torch.Tensor, joint: torch.Tensor, prior: torch.Tensor
+    others: torch.Tensor,
+    count: int,
+    rest: torch.Tensor,
+    joint: torch.Tensor,
+    prior: torch.Tensor,
+    fair: torch.Tensor,
+    unseen: torch.Tensor,
 ) -> torch.Tensor:
     """Return the terms whose means bracket I(X;T) and I(T;Y): the draw's own replica in its mixture, and left out.
+
+    The fresh term of a draw at which the other inputs' few replicas may be blind is the smaller of two: with the own
+    input seen by all its replicas, and by as few as the others are seen by.
 
     Args:
         others: ln sum of the K - 1 other replicas' densities over the own one's, shape (m, M).
@@ -120,9 +150,11 @@ def bracket_terms(
         rest: ln of the other inputs' density by class, over the own one's, shape (m, M, V, C) for V marginals.
         joint: W[i, c] of each row's input, shape (m, C).
         prior: P(Y = c), shape (C,).
+        fair: ln mean density of as many replicas of the own input as each other one has, shape (m, M).
+        unseen: Where too few centres make up the rest, shape (m, M), bool.
 
     Returns:
-        Shape (2, 2, V, m, M): own then fresh; I(X;T) then I(T;Y); nats.
+        Shape (3, 2, V, m, M): own, fresh, and fresh as if nothing were unseen; I(X;T) then I(T;Y); nats.
 
     Source:
         Goldfeld et al. 2019, arXiv 1810.05728, section 3; the bracket as in the README, "How the numbers are made".
@@ -132,7 +164,7 @@ def bracket_terms(
     share = joint.sum(1, keepdim=True)
     given, inside = (joint / share)[:, None, None, :], joint.log()[:, None, None, :]
     found = []
-    for density in (own, fresh):
+    for density in (own, fresh, fair):
         density = density[..., None, None]
         by_class = torch.logaddexp(density + inside, rest)
         total = by_class.logsumexp(-1)
@@ -140,4 +172,7 @@ def bracket_terms(
         ratio = by_class - prior.log() - total.unsqueeze(-1)
         ty = torch.where(given > 0, given * ratio, 0.0).sum(-1)
         found.append(torch.stack((xt, ty)))
-    return torch.stack(found).permute(0, 1, 4, 2, 3)
+    inner, outer, blind = found
+    return torch.stack((inner, torch.where(unseen.unsqueeze(-1), torch.minimum(outer, blind), outer), outer)).permute(
+        0, 1, 4, 2, 3
+    )

@@ -93,17 +93,16 @@ def _precise(result: Result, measure: Measure, key: str, at: Any, tolerance: flo
     # Draws do not depend on the run: with a budget that allows no further round a cell would come out as it is.
     round_of_draws = min(int(result[key].attrs["rows"]), budget // 2)
     spent = (width > tolerance) & (result[f"{key}_draws"].values[at] + round_of_draws > budget)
-    if (replicas := Estimate.companion(key, "replicas")) in result:
-        # A bracket that closing like 1/K would not close within the budget was left open, and would be again.
-        share = np.fmin(1.0, result[replicas].values[at] / getattr(measure, "max_replicas", 1))
-        spent |= gap * share > tolerance
+    if (allowed := Estimate.companion(key, "budget")) in result:
+        # What a budget could not do it could not do again, whichever part of it was short.
+        spent = result[allowed].values[at] >= getattr(measure, "max_replicas", 0) * budget
     # A number that just met the tolerance is computed from others here, with another rounding.
     return bool(np.where(unresolved, spent, np.fmax(width, gap) <= tolerance * (1 + 1e-9)).all())
 
 
 def open_bracket(result: Result, key: str) -> Array:
     """Return half of what a value's bracket leaves open beside its 95 % interval; 0 where ends are other bounds."""
-    if Estimate.companion(key.replace("_ty", "_xt"), "replicas") not in result:
+    if Estimate.companion(key.replace("_ty", "_xt"), "budget") not in result:
         return np.zeros(result[key].values.shape)
     ends = result[f"{key}_upper"].values - result[f"{key}_lower"].values
     return np.asarray(0.5 * ends - 1.96 * result[f"{key}_se"].values)

@@ -13,7 +13,7 @@ import numpy as np
 from ibscan.errors import UsageError
 from ibscan.results.axes import AUXILIARY, checkpoint_keys, families, fill_value, is_fill, keys, ordered, strings
 from ibscan.results.coverage import open_bracket
-from ibscan.types import Array, Result, Status, Variable
+from ibscan.types import Array, Estimate, Result, Status, Variable
 
 __all__ = ["first_difference", "join"]
 
@@ -256,13 +256,20 @@ def _more_precise(old: Result, new: Result, main: str, frame: _Frame, tolerance:
     assert status is not None
     assert error is not None
     fresh = new[f"{main}_status"].values
-    keep = np.isin(status, (Status.OK, Status.SATURATED, Status.UNRESOLVED)) & (error <= _half_width(new, main))
+    # Of equals the newer, whose status and budget are those of the command at hand.
+    keep = np.isin(status, (Status.OK, Status.SATURATED, Status.UNRESOLVED)) & (error < _half_width(new, main))
     resolved = np.where(status != Status.UNRESOLVED, status, np.where(fresh != Status.UNRESOLVED, fresh, Status.OK))
     return keep, np.where(error <= tolerance * (1 + 1e-9), resolved, Status.UNRESOLVED).astype(np.int8)
 
 
 def _half_width(result: Result, main: str) -> Array:
-    return np.fmax(1.96 * result[f"{main}_se"].values, open_bracket(result, main))
+    if Estimate.companion(main.replace("_ty", "_xt"), "budget") not in result:
+        return np.asarray(1.96 * result[f"{main}_se"].values)
+    # Both sides of a bracketed cell are resolved together or not at all.
+    width = np.zeros(result[main].values.shape)
+    for side in (f"{main[:-3]}_xt", f"{main[:-3]}_ty"):
+        width = np.fmax(width, np.fmax(1.96 * result[f"{side}_se"].values, open_bracket(result, side)))
+    return width
 
 
 def _on(frame: _Frame, dims: tuple[str, ...], values: Array | None, fill: float) -> Array | None:

@@ -26,6 +26,7 @@ _COMPANION_NAMES = {
     "max": "maximum over rows of",
     "draws": "draws behind the",
     "replicas": "noisy passes of one input (1 where its density is exact) behind the",
+    "budget": "replicas times draws allowed for the",
 }
 
 
@@ -187,7 +188,7 @@ def _family(
         array = np.asarray(values).astype(np.int64 if integer else np.float64)
         attrs: dict[str, Any] = {"long_name": long_name, **common}
         attrs["_FillValue"] = fill_value(name, array.dtype)
-        if name.endswith(("_draws", "_replicas")):  # a number of them, whatever the unit of the value
+        if name.endswith(("_draws", "_replicas", "_budget")):  # a number of them, whatever the unit of the value
             attrs["units"] = "1"
         if ancillary:
             attrs["ancillary_variables"] = " ".join(ancillary)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ibscan.numerics import propagation
-from ibscan.numerics.bracket import Bracket, grouped
-from ibscan.numerics.propagation import Queries, bracket_terms, others_density, replica_sums
+from ibscan.numerics.bracket import Bracket
+from ibscan.numerics.propagation import Queries, bracket_terms, grouped, others_density, replica_sums
 
 
 def made(rows=5, draws=3, replicas=7, width=2, seed=0, offset=0.0):
@@ -43,42 +43,46 @@ def test_replica_sums_leave_the_own_one_out(monkeypatch, offset, limit, exponent
     torch.testing.assert_close(torch.logaddexp(*parts), terms.logsumexp(-1), rtol=1e-10, atol=1e-10)
 
 
-def test_other_inputs_without_the_own_one():
+@pytest.mark.parametrize("distance", [0.0, 1.0, 60.0])
+def test_other_inputs_without_the_own_one(distance):
     queries, _ = made()
     g = torch.Generator().manual_seed(1)
-    centres = torch.randn(4, 3, 2, generator=g, dtype=torch.float64)
+    centres = torch.randn(4, 3, 2, generator=g, dtype=torch.float64) + distance
     weights = torch.rand(3, 2, generator=g, dtype=torch.float64)
     owner = torch.tensor([0, 2, 1, 1, 0])
-    found = others_density(queries, torch.zeros(5, 3, dtype=torch.float64), owner, centres, weights)
+    found, effective = others_density(queries, owner, centres, weights)
     for row in range(5):
-        for r in range(4):
-            kept = [j for j in range(3) if j != owner[row]]
-            terms = [log_density(queries, centres[r, j])[row, :, None] + weights[j].log() for j in kept]
-            torch.testing.assert_close(found[row, :, r], torch.stack(terms).logsumexp(0), rtol=1e-10, atol=1e-10)
-    # The reference is a scale and no part of the value, as far as exponentials of doubles reach.
-    moved = others_density(queries, torch.full((5, 3), -300.0, dtype=torch.float64), owner, centres, weights)
-    torch.testing.assert_close(moved, found, rtol=1e-10, atol=1e-10)
+        kept = [j for j in range(3) if j != owner[row]]
+        exponents = torch.stack([torch.stack([log_density(queries, c)[row] for c in one[kept]]) for one in centres])
+        by_class = (exponents.unsqueeze(-1) + weights[kept].log()[None, :, None]).logsumexp(1)
+        torch.testing.assert_close(found[row, :, 0], by_class.logsumexp(0) - math.log(4), rtol=1e-10, atol=1e-10)
+        shares = torch.softmax((exponents + weights[kept].sum(1).log()[None, :, None]).flatten(0, 1), 0)
+        torch.testing.assert_close(effective[row], 1 / shares.square().sum(0), rtol=1e-9, atol=0)
 
 
 def test_terms_of_a_mixture_that_is_known():
-    """Two inputs of one class each, far apart: own and fresh are ln of what is left of the weights."""
-    others = torch.log(torch.tensor([[3.0]], dtype=torch.float64))  # K = 4 equal replicas
-    rest = torch.log(torch.tensor([[[[1e-300, 0.2]]]], dtype=torch.float64))
+    """Two inputs of one class each: what is left of the weights; blind draws take the smaller term."""
+    others = torch.log(torch.tensor([[3.0, 3.0]], dtype=torch.float64))  # K = 4 equal replicas
+    rest = torch.log(torch.tensor([[[[1e-300, 0.2]]] * 2], dtype=torch.float64)).view(1, 2, 1, 2)
     joint, prior = torch.tensor([[0.4, 0.0]], dtype=torch.float64), torch.tensor([0.4, 0.6], dtype=torch.float64)
-    found = bracket_terms(others, 4, rest, joint, prior)
-    assert found.shape == (2, 2, 1, 1, 1)
-    assert found[:, 0].flatten().tolist() == pytest.approx([-math.log(0.6)] * 2)
-    assert found[:, 1].flatten().tolist() == pytest.approx([math.log(0.4 / 0.4 / 0.6)] * 2)
+    fair = torch.log(torch.tensor([[0.1, 0.1]], dtype=torch.float64))
+    found = bracket_terms(others, 4, rest, joint, prior, fair, torch.tensor([[False, True]]))
+    assert found.shape == (3, 2, 1, 1, 2)
+    expected = -math.log(0.6)
+    assert found[0, 0].flatten().tolist() == pytest.approx([expected] * 2)
+    assert found[1, 0].flatten().tolist() == pytest.approx([expected, math.log(0.1 / 0.24)])
+    assert found[2, 0].flatten().tolist() == pytest.approx([expected] * 2)
+    assert found[0, 1].flatten().tolist() == pytest.approx([expected] * 2)
 
 
 def test_groups_are_means_of_replicas():
-    density = torch.randn(2, 3, 8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    density = torch.randn(6, 8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = grouped(density).exp()
     whole = density.exp()
-    assert found.shape == (2, 3, 6, 2)
-    torch.testing.assert_close(found[:, :, 0], whole.mean(2))
-    torch.testing.assert_close(found[:, :, 1], whole[:, :, [0, 1, 4, 5]].mean(2))
-    torch.testing.assert_close(found[:, :, 2], whole[:, :, [1, 2, 3, 5, 6, 7]].mean(2))
+    assert found.shape == (6, 6, 2)
+    torch.testing.assert_close(found[:, 0], whole.mean(1))
+    torch.testing.assert_close(found[:, 1], whole[:, [0, 1, 4, 5]].mean(1))
+    torch.testing.assert_close(found[:, 2], whole[:, [1, 2, 3, 5, 6, 7]].mean(1))
 
 
 @pytest.mark.parametrize("rows", [4, 12, 20])
@@ -90,7 +94,7 @@ def test_the_error_is_the_spread_over_repetitions(rows):
     for _ in range(4000):
         some = rng.permutation(20)[:rows]
         draws = level[some, None] + spread[some, None] * rng.standard_normal((rows, 3))
-        terms = torch.from_numpy(np.broadcast_to(draws, (2, 2, 6, rows, 3)).copy())
+        terms = torch.from_numpy(np.broadcast_to(draws, (3, 2, 6, rows, 3)).copy())
         bracket = Bracket.of(terms, 20, 8)
         means.append(bracket.value[0])
         errors.append(bracket.error[0] ** 2 - (1.5 / (rows * 3)) ** 2)
@@ -102,7 +106,7 @@ def test_the_sample_asked_for_meets_the_tolerance():
     rng = np.random.default_rng(0)
     for population, level in ((20, 1.0), (5000, 1.0), (5000, 0.01)):
         draws = level * rng.standard_normal((min(population, 256), 1)) + rng.standard_normal((min(population, 256), 2))
-        bracket = Bracket.of(torch.from_numpy(np.broadcast_to(draws, (2, 2, 6, *draws.shape)).copy()), population, 8)
+        bracket = Bracket.of(torch.from_numpy(np.broadcast_to(draws, (3, 2, 6, *draws.shape)).copy()), population, 8)
         rows, count = bracket.sample(0.05, population, 10**6, 10**6)
         share = rows / population
         variance = (1 - share) * (level**2 + 1 / count) / rows + share / (rows * count)

@@ -60,8 +60,8 @@ class Bracket:
         means = terms.mean((-2, -1)).cpu().numpy()
         full = terms[:2, :, 0]
         by_row = full.mean(-1)
-        # Of one row among several nothing is known of the others.
-        alone = torch.full_like(by_row[..., 0], math.inf if population > 1 else 0.0)
+        # Of one row among several nothing is known of the others: they may differ by as much as terms do.
+        alone = torch.full_like(by_row[..., 0], math.log(population) ** 2)
         between = (by_row.var(-1) if rows > 1 else alone).cpu().numpy()
         within = full.var(-1).mean(-1).cpu().numpy()
         # The other inputs' replicas are few and common to all draws: their bias and error by a jackknife over groups.
@@ -103,8 +103,7 @@ class Bracket:
         target = (0.9 * tolerance / 1.96) ** 2
         target = max(target - self.common, target / 4)
         spare = target + self.between / population - self.within / (population * self.draws)
-        needed = np.where(np.isinf(self.between), np.inf, self.between / np.maximum(spare, 1e-300))
-        rows = float(np.max(needed))
+        rows = float(np.max(self.between / np.maximum(spare, 1e-300)))
         draws = self.draws
         if rows >= population:
             draws = max(draws, math.ceil(min(1e9, float(self.within.max()) / (population * target))))
@@ -124,6 +123,5 @@ def _variance(
 ) -> Array:
     # Rows drawn without replacement, draws within them: the spread between rows is an error only of rows not visited.
     share = rows / population
-    unvisited = (1 - share) * between / rows if share < 1 else np.zeros_like(between)
-    variance: Array = unvisited + share * within / (rows * draws)
+    variance: Array = (1 - share) * between / rows + share * within / (rows * draws)
     return variance

@@ -142,6 +142,23 @@ def test_more_replicas_take_up_what_was_left_open(
     assert (result["mi_network_xt_status"].values[:, 2] == Status.NOT_MEASURED).all()
 
 
+def test_a_budget_that_was_too_small_is_not_tried_again(
+    command: Run, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "r.h5"
+    common = ["mi", series, "--channel", "network", "--epochs", "30", "--noise", "0.3", "-o", out]
+    budget = ["--tolerance", "0.1", "--max-replicas", "8"]
+    assert "unresolved" in command(*common, *budget).err
+    before = {n: np.array(read(out)[n].values) for n in read(out).variables if n.startswith("mi_network")}
+    with monkeypatch.context() as patch:
+        patch.setattr(NetworkInformation, "__call__", None)
+        assert "unresolved" in command(*common, *budget).err
+    # Measured again all the same, nothing changes, no status either.
+    assert command(*common, *budget, "--no-resume").code == 0
+    for name, values in before.items():
+        np.testing.assert_array_equal(read(out)[name].values, values)
+
+
 def test_only_what_is_missing_is_measured(
     command: Run, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

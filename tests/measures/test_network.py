@@ -520,3 +520,48 @@ def test_single_precision_of_the_forward_pass_is_enough():
     for layer, truths in enumerate(quadrature("three tanh", 0.3)):
         for key, truth in zip((XT, TY), truths, strict=True):
             check(result[key], (0, layer, 0), truth)
+
+
+# Other inputs that few replicas do not show ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("gain", "tolerance"), [(100.0, 0.05), (16.0, 0.2), (3.0, 0.2)])
+def test_inputs_whose_clouds_overlap_unseen(gain, tolerance):
+    """Pairs of inputs that only the noise before a large gain confuses: replicas of the partner are never near a draw.
+
+    The truth is ln(n / 2), and nothing about the label; own and fresh alone would agree at ln n.
+    """
+    grid = np.stack(np.meshgrid(np.arange(10), np.arange(10)), -1).reshape(-1, 2) * 20.0
+    x, y = np.concatenate([grid, grid + np.array([1e-3, 0])]), np.repeat([0, 1], 100)
+    order = np.random.default_rng(0).permutation(200)
+    identity = torch.eye(2, dtype=torch.float64)
+    weights = [identity, gain * identity, torch.ones(1, 2, dtype=torch.float64)]
+    result = measured(
+        [(weights, [None] * 3)], probe_of(x[order], y[order]), "identity", noise=(1.0,), tolerance=tolerance
+    )
+    for key, truth in ((XT, math.log(100)), (TY, 0.0)):
+        assert result[key].lower[0, 1, 0] <= truth <= result[key].upper[0, 1, 0]
+    assert result[XT].status[0, 1, 0] != Status.SATURATED
+    assert gain < 10 or result[XT].status[0, 1, 0] == Status.UNRESOLVED
+
+
+def test_a_nearer_input_than_the_first_replicas_shows():
+    """A scalar net of so large a gain that sixteen replicas leave gaps of many noises; the other inputs fill them."""
+    weights = [torch.full((1, 1), w, dtype=torch.float64) for w in (1.0, 200.0, 1.0)]
+    x = np.linspace(-1.5, 1.5, 256)[np.random.default_rng(1).permutation(256), None]
+    result = measured([(weights, [None] * 3)], probe_of(x), "identity", noise=(1.0,), tolerance=0.2, max_draws=512)
+    exact = exact_linear_line(x[:, 0], 200.0)
+    assert result[XT].lower[0, 1, 0] <= exact <= result[XT].upper[0, 1, 0]
+    assert result[XT].value[0, 1, 0] == pytest.approx(exact, abs=0.3) or result[XT].status[0, 1, 0] == Status.UNRESOLVED
+
+
+def exact_linear_line(points, gain):
+    """I(X; g (x + Z) + Z') of points on a line."""
+    return line_xt(gain * points, [1] * len(points), math.sqrt(gain**2 + 1))
+
+
+def test_the_budget_of_draws_is_kept():
+    for most in (2, 10, 100):
+        result = measured([TWO], probe_of(SIX, THIRDS), max_draws=most)
+        assert result[XT].draws[0, 1, 0] <= most
+        assert result[XT].status[0, 1, 0] == Status.UNRESOLVED

@@ -199,15 +199,17 @@ class NetworkInformation:
         # Closed on few rows first; then as many rows, and draws of each, as the spread between them asks for.
         rows, numbers_a_draw = len(population.x), flat.shape[-1] + 32 * population.joint.shape[1]
         most_draws = max(2, min(self.max_draws, DRAWN_BUDGET // numbers_a_draw))
-        found, replicas = None, min(LEAST_REPLICAS, self.max_replicas)
+        replicas = min(LEAST_REPLICAS, self.max_replicas)
         size = min(PILOT_ROWS, rows, most_draws // 2)
         draws = min(max(2, min(PILOT_DRAWS, most_draws) // size), self.max_replicas)
+        few = True
         while True:
-            target = self.tolerance * (MARGIN if found is None else 1.0)
+            target = self.tolerance * (MARGIN if few else 1.0)
             found = channel.bracketed(size, draws, replicas, inner, target)
             replicas = found.replicas
             share = max(found.bias, found.blind, 1.96 * math.sqrt(found.common))
-            coarse = max(found.half_change, 2 * share) > self.tolerance
+            # More of the others' replicas cost little on few rows: what is settled there is not found out later.
+            coarse = max(found.half_change, (4 if few else 2) * share, found.gap + found.bias) > self.tolerance
             if coarse and found.gap - found.blind <= self.tolerance and 2 * len(inner) <= most:
                 inner = torch.cat((inner, channel.marginal(range(len(inner), 2 * len(inner)))))
                 continue
@@ -219,7 +221,7 @@ class NetworkInformation:
             wanted = found.sample(self.tolerance if closed else math.inf, rows, most_draws, self.max_replicas)
             if wanted[0] * wanted[1] <= size * draws:
                 break
-            size, draws = wanted
+            few, (size, draws) = False, wanted
         weights = population.share.repeat(len(inner)) / len(inner)
         spread = gaussian_cap((flat := inner.flatten(0, 1)) - weights @ flat, weights, noise)
         value, error, lower, upper = found.value, found.error, found.lower, found.upper

@@ -100,7 +100,7 @@ class Bracket:
         """
         # More than is needed, so that one attempt suffices. What seems common to all draws is in part their own spread,
         # and more of them may do; beyond a quarter of the target they would not.
-        target = (0.9 * tolerance / 1.96) ** 2
+        target = (0.85 * tolerance / 1.96) ** 2
         target = max(target - self.common, target / 4)
         spare = target + self.between / population - self.within / (population * self.draws)
         rows = float(np.max(self.between / np.maximum(spare, 1e-300)))

@@ -7,13 +7,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
 from ibscan.errors import InputError, UsageError
 from ibscan.inputs.checkpoint import load_tensors
-from ibscan.inputs.code import called, named_callable
+from ibscan.inputs.code import called, code_hash, named_callable
 from ibscan.inputs.manifest import Manifest
 from ibscan.networks.chain import stacked_chain
 from ibscan.networks.loading import loaded
@@ -37,7 +38,11 @@ class Stated:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{self.spec} {json.dumps(self.arguments, sort_keys=True)}" if self.arguments else self.spec
+        # A file is the same wherever one stands; its content is told apart by its hash.
+        place, _, name = self.spec.rpartition(":")
+        spec = f"{Path(place).name}:{name}" if place.endswith(".py") else self.spec
+        # A manifest's arguments may be dates, which JSON has no form for.
+        return f"{spec} {json.dumps(self.arguments, sort_keys=True, default=str)}" if self.arguments else spec
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Model:
     """A model that fits the series and the probe: its layers, and the way from checkpoints to a network.
 
     `inputs` counts the numbers of a row; `most` says how many checkpoints one network may hold; `untapped` lists
-    layers that cannot be measured, with the reason.
+    layers that cannot be measured, with the reason; `code` is the hash of the file that makes it, if one does.
     """
 
     stated: Stated
@@ -54,6 +59,7 @@ class Model:
     most: int | None
     network: Callable[[Sequence[Loaded]], Network]
     untapped: tuple[tuple[str, str], ...] = ()
+    code: str = ""
 
     @property
     def names(self) -> list[str]:
@@ -159,7 +165,7 @@ def model_of(
         fresh = loaded(build, state, checkpoint.stored_names, checkpoint.name)
         return Module(fresh.to(device, dtype), taps, device, dtype)
 
-    return Model(stated, probe.x[0].size, taps.layers, 1, one, taps.untapped)
+    return Model(stated, probe.x[0].size, taps.layers, 1, one, taps.untapped, code_hash(stated.spec))
 
 
 def globbed(name: str, globs: Sequence[str]) -> bool:

@@ -109,6 +109,12 @@ def planned(request: Request, reporter: Reporter) -> Plan:
     chosen = tuple(k for k, name in enumerate(names) if globbed(name, request.layers))
     if not chosen:
         raise NothingMatched(f"--layers {' '.join(request.layers)} matches none of the layers {', '.join(names)}.")
+    outputs = max((layer for layer in model.layers if layer.noisy), key=model.layers.index).width
+    if probe.y is not None and len(probe.labels) not in (outputs, 2 if outputs == 1 else outputs):
+        reporter.notice(
+            f"accuracy is measured only where the output fits the labels: the probe has {len(probe.labels)} label "
+            f"values, the last layer {outputs} units."
+        )
     measures = _measures(request, series, reporter, len(probe.x))
     settings: dict[str, Any] = {
         "dtype": request.dtype,
@@ -117,6 +123,7 @@ def planned(request: Request, reporter: Reporter) -> Plan:
         "layers": [layer.name for layer in model.layers if layer.noisy],
         "widths": [model.inputs, *(layer.width for layer in model.layers if layer.noisy)],
         "weights": series.checkpoints[0].state_key,
+        "code": model.code,
         "measures": {m.name: _fields(m) for m in measures},
     }
     noisy = [measure for measure in measures if isinstance(measure, ReadoutInformation | NetworkInformation)]

@@ -85,6 +85,15 @@ CHECKPOINTS = (
         metavar="SPEC",
     ),
     _option(
+        "probe_arg",
+        list[str] | None,
+        None,
+        INPUT,
+        "scale, mean, std, shape: (x / scale - mean) / std, reshaped; repeatable.",
+        metavar="KEY=VALUE",
+        show_default=False,
+    ),
+    _option(
         "epochs",
         str | None,
         None,
@@ -131,15 +140,6 @@ CHECKPOINTS = (
 )
 
 SCAN = (
-    _option(
-        "probe_arg",
-        list[str] | None,
-        None,
-        INPUT,
-        "scale, mean, std, shape: (x / scale - mean) / std, reshaped; repeatable.",
-        metavar="KEY=VALUE",
-        show_default=False,
-    ),
     _option(
         "samples",
         int | None,

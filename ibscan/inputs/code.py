@@ -21,7 +21,7 @@ from typing import Any
 from ibscan.errors import CheckpointError, InputError, UsageError
 from ibscan.inputs.files import exists, regular_stat, unreadable
 
-__all__ = ["called", "is_code", "named_callable"]
+__all__ = ["called", "code_hash", "is_code", "named_callable"]
 
 ATTRIBUTES = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 MODULE = re.compile(rf"{ATTRIBUTES}:{ATTRIBUTES}")
@@ -80,6 +80,20 @@ def named_callable(spec: str, option: str) -> Callable[..., Any]:
             return found(*positional, **named)
 
     return call
+
+
+def code_hash(spec: str) -> str:
+    """Return the SHA-256 of the file that a spec names, as it is now; what that file imports is not in it.
+
+    Args:
+        spec: `module:callable` or `path.py:callable`, imported before by `named_callable`.
+    """
+    place = spec.rpartition(":")[0]
+    file = place if place.endswith(".py") else getattr(sys.modules.get(place), "__file__", None)
+    try:
+        return "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def called(function: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> Any:  # noqa: ANN401

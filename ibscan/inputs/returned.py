@@ -37,6 +37,8 @@ def probe_from_code(spec: str, selection: str) -> tuple[Array, Array | None]:
     value = called(named_callable(spec, "--probe"), {}, where)
     if isinstance(value, Mapping):
         shapes = {str(key): _shape(part) for key, part in value.items() if part is not None}
+        if not shapes:
+            raise InputError(f"{where}: returned an empty mapping; {EXPECTED}.")
         x, y = chosen(shapes, wanted_keys(selection, spec), spec)
         parts = {str(key): part for key, part in value.items()}
         return _array(parts[x], "x", where), None if y is None else _array(parts[y], "y", where)

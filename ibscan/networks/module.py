@@ -243,7 +243,7 @@ def recorded_taps(
     try:
         taps = _taps(model.to(dtype), rows.to(device, dtype), extra)
     except InputError as error:
-        if dtype is torch.float64 and _runs(model.to(torch.float32), rows.to(device, torch.float32)):
+        if dtype is torch.float64 and _runs(model.to(torch.float32), rows.to(device, torch.float32), extra):
             model.to(dtype)
             raise InputError(f"{error} It runs in float32: add --dtype float32.") from None
         raise
@@ -257,10 +257,9 @@ def _taps(model: nn.Module, rows: torch.Tensor, extra: Sequence[str]) -> Taps:
         return recorded(model, rows.clone(), extra)
 
 
-def _runs(model: nn.Module, rows: torch.Tensor) -> bool:
+def _runs(model: nn.Module, rows: torch.Tensor, extra: Sequence[str]) -> bool:
     try:
-        with torch.no_grad(), foreign("the model"):
-            model(rows.clone())
+        _taps(model, rows, extra)
     except InputError:
         return False
     return True

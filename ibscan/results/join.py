@@ -83,7 +83,7 @@ def first_difference(old: Result, new_attrs: Mapping[str, Any]) -> str | None:
     Args:
         old: The result there is.
         new_attrs: The root attributes of the run: model, probe_sha256, seed, and settings (JSON: dtype, layers, widths,
-            weights).
+            weights, code).
 
     Returns:
         A clause naming the first difference and both values, or None.
@@ -93,6 +93,8 @@ def first_difference(old: Result, new_attrs: Mapping[str, Any]) -> str | None:
     # A spec such as mlp:tanh fits many architectures, and a file may hold raw and averaged weights side by side.
     for name in ("dtype", "layers", "widths", "weights"):
         pairs.append((name, old.settings.get(name), settings.get(name)))
+    # Code may change under its name.
+    pairs.append(("the model's code, by its SHA-256,", old.settings.get("code", ""), settings.get("code", "")))
     for name, there, here in pairs:
         if there != here:
             return f"{name} is {there!r} there and {here!r} in this run"

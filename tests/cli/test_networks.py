@@ -163,6 +163,27 @@ def test_a_chain_is_the_same_as_code(command: Run, series: Path, tmp_path: Path)
         np.testing.assert_allclose(a[name].values, b[name].values, rtol=close, atol=close, err_msg=name)
 
 
+def test_code_is_part_of_what_a_result_is(command: Run, series: Path, tmp_path: Path) -> None:
+    text = (
+        "from torch import nn\ndef build():\n    return nn.Sequential("
+        "nn.Linear(6, 5), nn.{}(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2))\n"
+    )
+    code = tmp_path / "nets.py"
+    code.write_text(text.format("Tanh"))
+    common = ["rank", series, "--epochs", "3", "-o", tmp_path / "r.h5"]
+    assert command(*common, "-m", code_spec(code)).code == 0
+    # The same file from elsewhere is the same model.
+    assert command(*common, "-m", "nets.py:build", inside=tmp_path).code == 0
+    code.write_text(text.format("ReLU"))
+    changed = command(*common, "-m", code_spec(code))
+    assert changed.code == 2
+    assert "code" in changed.err
+
+
+def code_spec(path: Path) -> str:
+    return f"{path}:build"
+
+
 def test_other_modules_are_measured_by_name(command: Run, residual: Path, tmp_path: Path) -> None:
     options = [*QUICK, "--channel", "network", "--epochs", "1"]
     all_layers = command("mi", residual, *model(), *options, "-o", tmp_path / "a.h5")
@@ -186,6 +207,8 @@ def test_ls_says_what_a_scan_would_do(command: Run, residual: Path, series: Path
     assert "mi_network" in layers["stem"]["measures"]
     assert "mi_network" in layers["fc"]["not_measured"]
     assert all(int(row["memory"]) > 0 for row in layers.values())
+    scaled = command("ls", residual, *model(), "--probe", residual / "probe.npz", "--probe-arg", "scale=2")
+    assert scaled.code == 0, scaled.err
     absent = command("ls", series, "--probe", "absent.npz")
     assert absent.code == 3
     assert len(absent.rows()) == 5

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from nets import Net
 from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,19 +22,6 @@ from ibscan.networks.module import Module, recorded_taps
 
 relu, tanh = torch.relu, torch.tanh
 CPU = torch.device("cpu")
-
-
-class Net(nn.Module):
-    """Modules by name and a forward pass written as a function of them and the rows."""
-
-    def __init__(self, forward, **modules):
-        super().__init__()
-        for name, module in modules.items():
-            setattr(self, name, module)
-        self.function = forward
-
-    def forward(self, *rows, **named):
-        return self.function(self, *rows, **named)
 
 
 def network_of(model, x, extra=(), dtype=torch.float64):

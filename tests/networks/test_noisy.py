@@ -10,6 +10,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from nets import Net
 from torch import nn
 from torch.nn import functional
 from torch.overrides import _get_current_function_mode_stack
@@ -19,19 +20,6 @@ from ibscan.errors import InputError, UsageError
 from ibscan.networks.module import recorded_taps
 
 relu, tanh = torch.relu, torch.tanh
-
-
-class Net(nn.Module):
-    """Modules by name and a forward pass written as a function of them and the rows."""
-
-    def __init__(self, forward, **modules):
-        super().__init__()
-        for name, module in modules.items():
-            setattr(self, name, module)
-        self.function = forward
-
-    def forward(self, *rows, **named):
-        return self.function(self, *rows, **named)
 
 
 def chain():

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from nets import Net
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -20,19 +21,6 @@ from ibscan.networks.recording import recorded
 
 relu, tanh, sigmoid = torch.relu, torch.tanh, torch.sigmoid
 CPU = torch.device("cpu")
-
-
-class Net(nn.Module):
-    """Modules by name and a forward pass written as a function of them and the rows."""
-
-    def __init__(self, forward, **modules):
-        super().__init__()
-        for name, module in modules.items():
-            setattr(self, name, module)
-        self.function = forward
-
-    def forward(self, *rows, **named):
-        return self.function(self, *rows, **named)
 
 
 def linear(inputs=4, outputs=4):

@@ -209,14 +209,14 @@ class NetworkInformation:
             replicas = found.replicas
             share = max(found.bias, found.blind, 1.96 * math.sqrt(found.common))
             # More of the others' replicas cost little on few rows: what is settled there is not found out later.
-            coarse = max(found.half_change, (4 if few else 2) * share, found.gap + found.bias) > self.tolerance
+            coarse = max(found.half_change, (4 if few else 2) * share, found.width) > self.tolerance
             if coarse and found.gap - found.blind <= self.tolerance and 2 * len(inner) <= most:
                 inner = torch.cat((inner, channel.marginal(range(len(inner), 2 * len(inner)))))
                 continue
             # More draws cannot mend a bracket that the largest number of replicas leaves open; near the tolerance they
             # settle whether it does.
-            closed = found.gap + found.bias <= self.tolerance
-            if found.gap + found.bias > 2 * self.tolerance:
+            closed = found.width <= self.tolerance
+            if found.width > 2 * self.tolerance:
                 break
             wanted = found.sample(self.tolerance if closed else math.inf, rows, most_draws, self.max_replicas)
             if wanted[0] * wanted[1] <= size * draws:

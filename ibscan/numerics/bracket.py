@@ -35,6 +35,7 @@ class Bracket:
     gap: float  # half of own less fresh
     blind: float  # the part of it that is due to draws at which other inputs may be unseen
     bias: float  # of the marginal
+    width: float  # half of what the bracket leaves open beside the errors
     half_change: float  # between the marginal and that of half its replicas
     between: Array
     within: Array
@@ -81,6 +82,7 @@ class Bracket:
             float(((own - fresh) / 2).max()),
             float(((plain - fresh) / 2).max()),
             float(bias.max()),
+            float(((own - fresh) / 2 + bias).max()),
             float(np.abs(means[..., 0] - means[..., 1]).max()),
             between,
             within,

@@ -15,6 +15,7 @@ import torch
 from ibscan.numerics.tiling import mapped, tiles
 
 __all__ = [
+    "EXPANSION_LIMIT",
     "UNSEEN",
     "Information",
     "collapsed",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ibscan.numerics.mixture import gaussian_exponents
+from ibscan.numerics.mixture import EXPANSION_LIMIT, gaussian_exponents
 from ibscan.numerics.tiling import mapped, tiles
 
 __all__ = ["Queries", "bracket_terms", "grouped", "others_density", "replica_sums"]
@@ -23,8 +23,6 @@ LEAST_EXPONENT = -300.0
 LARGEST = 1e300
 # Groups of the other inputs' replicas, for a jackknife over them.
 GROUPS = 4
-# |a|^2 + |b|^2 - 2 a.b loses about 1e-16 max|s|^2; up to this ratio to noise^2 the exponent is right to 1e-8.
-EXPANSION_LIMIT = 1e8
 # Numbers one block of draws and replicas may hold.
 EXPONENTS = 2**22
 

@@ -92,12 +92,14 @@ def _precise(result: Result, measure: Measure, key: str, at: Any, tolerance: flo
     budget = getattr(measure, "max_draws", 0)
     # Draws do not depend on the run: with a budget that allows no further round a cell would come out as it is.
     round_of_draws = min(int(result[key].attrs["rows"]), budget // 2)
+    # A number that just met the tolerance is computed from others here, with another rounding.
+    most = tolerance * (1 + 1e-9)
     spent = (width > tolerance) & (result[f"{key}_draws"].values[at] + round_of_draws > budget)
     if (allowed := Estimate.companion(key, "budget")) in result:
+        asked = getattr(measure, "max_replicas", 0) * budget
         # What a budget could not do it could not do again, whichever part of it was short.
-        spent = result[allowed].values[at] >= getattr(measure, "max_replicas", 0) * budget
-    # A number that just met the tolerance is computed from others here, with another rounding.
-    return bool(np.where(unresolved, spent, np.fmax(width, gap) <= tolerance * (1 + 1e-9)).all())
+        spent = (np.fmax(width, gap) > most) & (result[allowed].values[at] >= asked)
+    return bool(np.where(unresolved, spent, np.fmax(width, gap) <= most).all())
 
 
 def open_bracket(result: Result, key: str) -> Array:

@@ -84,9 +84,9 @@ def scan(ckpts: str | PathLike[str] | Sequence[str | PathLike[str]] = ".", **opt
     Args:
         ckpts: A folder, a file, or several files.
         **options: The command line's, with underscores: `probe`, `probe_arg` (a mapping), `model`, `layers`, `at`,
-            `epochs`, `samples`, `eps`, `rel_eps`, `noise`, `bins`, `bin_width`, `bin_range`, `tolerance`, `seed`,
-            `device`, ... A repeatable option takes one value or several. `output` names a file to write and resume;
-            without it the result stays in memory.
+            `epochs`, `samples`, `from_layer` (--from), `input_dims`, `eps`, `rel_eps`, `noise`, `bins`, `bin_width`,
+            `bin_range`, `tolerance`, `seed`, `device`, ... A repeatable option takes one value or several; `rel_eps`
+            may be empty. `output` names a file to write and resume; without it the result stays in memory.
 
     Returns:
         The run: `run["local_rank"]` is a named array, `run.to_hdf5(path)` writes the file.
@@ -173,7 +173,7 @@ def _request(verb: Any, ckpts: Any, options: Mapping[str, Any]) -> Request:  # n
             if value is None:
                 continue
             value = (value,) if isinstance(value, str | Real) else tuple(value)
-            if not value and name in ("eps", "rel_eps"):
+            if not value and name == "eps":
                 raise UsageError(f"ibscan.{verb}: {name} names no threshold; expected one number or several.")
         elif name in ("probe", "output") and value is not None:
             if not isinstance(value, str | PathLike):
@@ -196,7 +196,7 @@ def _scanned(
 ) -> tuple[list[Result], dict[str, str]]:
     if not checkpoints:
         return [], {}
-    rows = max(min(len(plan.probe.x), measure.samples or len(plan.probe.x)) for measure in plan.measures)
+    rows = max(plan.rows(measure) for measure in plan.measures)
     cut = partition(checkpoints, sum(layer.width for layer in plan.model.layers), rows, plan.model.most)
     # A block with one part missing is done again whole: its bits depend on what is stacked together.
     ready = [all((c.sha256, c.name) in finished for c in block) for block in cut]
@@ -204,7 +204,9 @@ def _scanned(
     todo = [block for block, done in zip(cut, ready, strict=True) if not done]
     reporter.started(sum(len(block) for block in todo))
     skipped: dict[str, str] = {}
-    for block in blocks(todo, load_tensors, plan.model.network, plan.measures, plan.probe, plan.attrs["seed"]):
+    for block in blocks(
+        todo, load_tensors, plan.model.network, plan.measures, plan.probe, plan.attrs["seed"], plan.layers
+    ):
         for name, reason in block.skipped.items():
             reporter.problem(skip_sentence(name, reason))
         skipped.update(block.skipped)

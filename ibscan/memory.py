@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ibscan.measures.local_rank import LocalRank
-from ibscan.networks import chain, module
+from ibscan.networks import chain, sweeps
 from ibscan.planning import Plan
 
 __all__ = ["BASE", "layer_memory"]
@@ -27,13 +27,13 @@ def layer_memory(plan: Plan) -> list[int]:
         Bytes, one number a layer; within a factor of two or so of what is seen.
     """
     model, stacked = plan.model, plan.model.most is None
-    budget = chain.FACTOR_BUDGET if stacked else module.FACTOR_BUDGET
+    budget = chain.FACTOR_BUDGET if stacked else sweeps.BLOCK_BUDGET
     directions = min(model.inputs, model.layers[0].width) if stacked else model.inputs
     found = []
     for layer in model.layers:
         held = [0]
         for measure in plan.measures:
-            rows = min(len(plan.probe.x), measure.samples or len(plan.probe.x))
+            rows = plan.rows(measure)
             if isinstance(measure, LocalRank):
                 one = layer.width * directions
                 held.append(FACTOR_COPIES * NUMBER * max(one, min(budget, rows * one)))

@@ -25,15 +25,18 @@ from ibscan.measures.fit import ProbeFit
 from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
+from ibscan.measures.weight_rank import WeightRank
 from ibscan.models import Model, globbed, model_of, stated_model
 from ibscan.request import CHANNELS, Reporter, Request
 from ibscan.results.parts import check_output
-from ibscan.types import Measure, Probe, Series
+from ibscan.types import Layer, Measure, Probe, Series
 
 __all__ = ["Plan", "manifest_of", "planned", "series_of", "skip_sentence"]
 
 DEFAULT_NOISE = 0.1
 RANK_SAMPLES, OTHER_SAMPLES = 1024, 4096
+# A module's Jacobian on an input wider than the first is taken on so many directions as the second.
+WIDEST_INPUT, SUBSPACE = 8192, 2048
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,10 @@ class Plan:
     device: torch.device
     attrs: Mapping[str, Any]
     folder: bool
+
+    def rows(self, measure: Measure) -> int:
+        """Return how many probe rows a measure uses."""
+        return len(self.probe.x) if measure.samples is None else min(len(self.probe.x), measure.samples)
 
     def part_key(self) -> str:
         """Return the hash of everything that changes numbers, the checkpoint itself excepted."""
@@ -115,7 +122,9 @@ def planned(request: Request, reporter: Reporter) -> Plan:
             f"accuracy is measured only where the output fits the labels: the probe has {len(probe.labels)} label "
             f"values, the last layer {outputs} units."
         )
-    measures = _measures(request, series, reporter, len(probe.x))
+    measures = _measures(request, series, reporter, len(probe.x), _variable(request, model, reporter))
+    if request.from_layer is not None and not any(_tells(measures, model.layers[k], names) for k in chosen):
+        raise NothingMatched(f"--from {request.from_layer}: no layer asked for is called after it.")
     settings: dict[str, Any] = {
         "dtype": request.dtype,
         "axis": series.axis,
@@ -202,7 +211,32 @@ def _fields(measure: Measure) -> dict[str, Any]:
     return {field.name: getattr(measure, field.name) for field in dataclasses.fields(measure)}  # type: ignore[arg-type]
 
 
-def _measures(request: Request, series: Series, reporter: Reporter, rows: int) -> tuple[Measure, ...]:
+def _tells(measures: Sequence[Measure], layer: Layer, names: Sequence[str]) -> bool:
+    return any(measure.tells(layer, names) for measure in measures if isinstance(measure, LocalRank))
+
+
+def _variable(request: Request, model: Model, reporter: Reporter) -> int | None:
+    """Return how many random directions of the input Jacobians are restricted to, None for all."""
+    if request.verb not in ("rank", "scan"):
+        return None
+    names = [layer.name for layer in model.layers if layer.noisy]
+    if request.from_layer is not None and request.from_layer not in names:
+        raise NothingMatched(f"--from {request.from_layer}: expected one of the layers {', '.join(names)}.")
+    if request.input_dims is not None or request.from_layer is not None:
+        return request.input_dims
+    # A chain's Jacobian is a product of small matrices whatever the width of its input.
+    if model.most is None or model.inputs <= WIDEST_INPUT:
+        return None
+    reporter.notice(
+        f"local_rank: the input has {model.inputs} numbers; Jacobians are taken on {SUBSPACE} random orthonormal "
+        "directions of it, and counts are lower bounds (--input-dims N takes N)."
+    )
+    return SUBSPACE
+
+
+def _measures(
+    request: Request, series: Series, reporter: Reporter, rows: int, directions: int | None
+) -> tuple[Measure, ...]:
     def limit(default: int) -> int | None:
         if request.samples == "all":
             return None
@@ -212,7 +246,13 @@ def _measures(request: Request, series: Series, reporter: Reporter, rows: int) -
     measures: list[Measure] = [ProbeFit()]
     if request.verb in ("rank", "scan"):
         spectral = None if request.spectrum_rows == "all" else request.spectrum_rows
-        measures.append(LocalRank(request.eps, request.rel_eps, at or "pre", limit(RANK_SAMPLES), spectral))
+        place = at or "pre"
+        measures.append(
+            LocalRank(
+                request.eps, request.rel_eps, place, limit(RANK_SAMPLES), spectral, request.from_layer, directions
+            )
+        )
+        measures.append(WeightRank(request.eps))
     if request.verb in ("mi", "scan"):
         bins = request.bins if request.bins or request.bin_width else BinnedInformation.bins
         measures.append(
@@ -228,7 +268,7 @@ def _measures(request: Request, series: Series, reporter: Reporter, rows: int) -
     if request.verb in ("cluster", "scan"):
         measures.append(Clustering(at or "post", limit(OTHER_SAMPLES)))
     limits = {measure.samples for measure in measures if request.samples is None and measure.samples is not None}
-    for size in sorted(limit for limit in limits if limit < rows):
+    for size in sorted(limit for limit in limits if 0 < limit < rows):
         names = ", ".join(measure.name for measure in measures if measure.samples == size)
         reporter.notice(f"{names}: measured on {size} of the probe's {rows} rows; --samples all takes every row.")
     return tuple(measures)

@@ -41,6 +41,8 @@ class Request:
     at: At | None = None
     epochs: str | None = None
     samples: int | Literal["all"] | None = None
+    from_layer: str | None = None
+    input_dims: int | None = None
     eps: tuple[float, ...] = EPS
     rel_eps: tuple[float, ...] = EPS
     spectrum_rows: int | Literal["all"] = 64
@@ -71,6 +73,7 @@ class Request:
             ("bins", 1),
             ("samples", 1),
             ("spectrum_rows", 1),
+            ("input_dims", 1),
             ("max_draws", 2),
             ("max_replicas", 2),
             ("seed", 0),

@@ -74,7 +74,7 @@ def remaining(request: Request, plan: Plan, stored: Result | None) -> tuple[Plan
 
     def done(measure: Measure, checkpoint: Checkpoint) -> bool:
         row = places.get((checkpoint.sha256, checkpoint.name))
-        names = [layer.name for layer in chosen if not (measure.hidden and layer.output)]
+        names = [layer.name for layer in chosen if measure.tells(layer, plan.model.names)]
         return row is not None and covers(stored, row, measure, names)
 
     measures = tuple(m for m in plan.measures if not all(done(m, c) for c in series.checkpoints))

@@ -14,14 +14,15 @@ import torch
 
 from ibscan.errors import CheckpointError
 from ibscan.models import Loaded
+from ibscan.numerics.room import is_out_of_memory
 from ibscan.types import Array, Checkpoint, Estimate, Layer, Measure, Network, Probe, Status, Streams
 
 __all__ = ["Block", "blocks", "measured", "partition"]
 
 # Activations (checkpoints x rows x units) a stacked block may hold. Small networks on few rows are bound by the number
 # of calls and gain from stacking; beyond this one checkpoint alone is work enough, and a part is written after each.
-STACKED_ACTIVATIONS = 2**16
-LARGEST_BLOCK = 16
+STACKED_ACTIVATIONS = 2**17
+LARGEST_BLOCK = 64
 # Below this width two threads cost more in waiting than they save in work.
 THREADED_WIDTH = 64
 
@@ -66,6 +67,7 @@ def blocks(
     measures: Sequence[Measure],
     probe: Probe,
     seed: int,
+    layers: Sequence[int] | None = None,
 ) -> Iterator[Block]:
     """Yield every block, measured.
 
@@ -76,6 +78,7 @@ def blocks(
         measures: What to measure.
         probe: The whole probe; each measure takes its own sample of it.
         seed: Of samples and streams.
+        layers: Which layers are wanted; None for all.
 
     Yields:
         Blocks in the order of the series.
@@ -91,7 +94,7 @@ def blocks(
             except CheckpointError as error:
                 skipped[checkpoint.name] = str(error)
         network = stack(states) if read else None
-        outcomes = () if network is None else tuple(_outcomes(network, states, stack, measures, probe, seed))
+        outcomes = () if network is None else tuple(_outcomes(network, states, stack, measures, probe, seed, layers))
         yield Block(tuple(read), () if network is None else network.layers, outcomes, skipped)
 
 
@@ -102,21 +105,25 @@ def _outcomes(
     measures: Sequence[Measure],
     probe: Probe,
     seed: int,
+    layers: Sequence[int] | None,
 ) -> Iterator[tuple[Measure, Mapping[str, Estimate], int]]:
     for measure in measures:
         sample = probe.sampled(measure.samples, seed)
         try:
-            found = measured(measure, network, sample, Streams(seed))
+            found = measured(measure, network, sample, Streams(seed), layers)
         except (MemoryError, RuntimeError) as error:
             if len(states) == 1:
                 found = _unmeasured(measure, network, _misfortune(error))
             else:
                 # One of the stack spoils it for all: each alone.
-                found = _stacked([next(_outcomes(stack([s]), [s], stack, [measure], probe, seed))[1] for s in states])
+                alone = (next(_outcomes(stack([s]), [s], stack, [measure], probe, seed, layers)) for s in states)
+                found = _stacked([estimates for _, estimates, _ in alone])
         yield measure, found, len(sample.x)
 
 
-def measured(measure: Measure, network: Network, sample: Probe, streams: Streams) -> Mapping[str, Estimate]:
+def measured(
+    measure: Measure, network: Network, sample: Probe, streams: Streams, layers: Sequence[int] | None = None
+) -> Mapping[str, Estimate]:
     """Return what a measure finds, on one thread where layers are too narrow for two.
 
     Args:
@@ -124,10 +131,11 @@ def measured(measure: Measure, network: Network, sample: Probe, streams: Streams
         network: C checkpoints.
         sample: Rows of the probe the measure uses.
         streams: Random numbers.
+        layers: Which layers are wanted; None for all.
     """
     narrow = max(layer.width for layer in network.layers) < THREADED_WIDTH and len(sample.x) <= 1024
     with _threads(1 if narrow else torch.get_num_threads()), torch.no_grad():
-        return measure(network, sample, streams)
+        return measure(network, sample, streams, layers)
 
 
 @contextmanager
@@ -141,7 +149,7 @@ def _threads(number: int) -> Iterator[None]:
 
 
 def _misfortune(error: Exception) -> Status:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    if is_out_of_memory(error):
         return Status.OUT_OF_MEMORY
     if isinstance(error, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
         return Status.FAILED

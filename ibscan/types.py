@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "At",
     "Checkpoint",
+    "Derivative",
     "Estimate",
     "Layer",
     "Measure",
@@ -32,6 +33,9 @@ __all__ = [
     "Streams",
     "TensorInfo",
     "Variable",
+    "VisitFactor",
+    "VisitGram",
+    "Weight",
 ]
 
 At: TypeAlias = Literal["pre", "post"]
@@ -270,8 +274,49 @@ class Streams:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
+@dataclass(frozen=True)
+class Derivative:
+    """Which Jacobians are meant: of which layers, before or after the activation, and with respect to what.
+
+    `origin` is the index of the layer whose post is the variable, None for the network's input. `layers` are those
+    wanted, None for all. `directions` restricts the variable to a random orthonormal subspace of so many dimensions,
+    whose basis `basis(d, part)` gives as an array (d, columns of the part).
+    """
+
+    at: At = "pre"
+    origin: int | None = None
+    layers: tuple[int, ...] | None = None
+    directions: int | None = None
+    basis: Callable[[int, slice], Array] | None = None
+
+    def wants(self, layer: int) -> bool:
+        """Whether the layer's Jacobian is asked for: layers up to the origin have none."""
+        asked = self.layers is None or layer in self.layers
+        return asked and (self.origin is None or layer > self.origin)
+
+    @property
+    def feeds(self) -> bool:
+        """Whether the norm of what feeds a layer bounds its rank: at pre, and on the whole input."""
+        return self.at == "pre" and self.directions is None
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The weight of a layer as matrices (C, out, in), float64, and how it makes the layer's map.
+
+    The map of one row consists of `positions` products with the matrix, each of its own part of what is fed: exactly
+    so, its singular values are those of the matrix `positions` times over, where `separate`; of overlapping parts
+    (patches), its rank is at most `positions` times that of the matrix. None where neither is so.
+    """
+
+    matrix: torch.Tensor
+    positions: int | None = 1
+    separate: bool = True
+
+
 Visit: TypeAlias = "Callable[[int, torch.Tensor, torch.Tensor, slice], None]"
-VisitFactor: TypeAlias = "Callable[[int, torch.Tensor, slice], None]"
+VisitFactor: TypeAlias = "Callable[[int, torch.Tensor, torch.Tensor | None, slice], None]"
+VisitGram: TypeAlias = "Callable[[int, Any, slice], None]"
 Normals: TypeAlias = "Callable[[int, int], Array]"
 
 
@@ -327,10 +372,29 @@ class Network(Protocol):
         """
         ...
 
-    def jacobians(self, x: Array, visit: VisitFactor, *, at: At) -> None:
-        """Call visit(layer, factor, rows); factor (C, n, D, k) has the singular values of d layer / d x.
+    def weight(self, layer: int) -> Weight | None:
+        """Return a layer's weight, None for modules asked for by name that have none."""
+        ...
 
-        Its second dimension is 1 where the Jacobian is the same at every row.
+    def grams(self, x: Array, visit: VisitGram, which: Derivative) -> None:
+        """Call visit(layer, gram, rows) for every layer wanted: `numerics.counting.Gram`, the quick way to counts.
+
+        Blocks of rows may be visited side by side, each of a layer once.
+        """
+        ...
+
+    def jacobians(self, x: Array, visit: VisitFactor, which: Derivative) -> None:
+        """Call visit(layer, factor, fed, rows); factor (C, n, D, k) has the singular values of the layer's Jacobian.
+
+        n is 1 where the Jacobian is the same at every row. `fed` is a factor of the Jacobian of what feeds the layer,
+        None where it says nothing (`which.feeds`) or the layer is not fed by the one before it alone.
+        """
+        ...
+
+    def spectral_norms(self, x: Array, which: Derivative) -> Array:
+        """Return the largest singular value of every layer's Jacobian, (C, L, n), whatever `which.directions` says.
+
+        NaN where it is not finite, or not wanted.
         """
         ...
 
@@ -341,7 +405,15 @@ class Measure(Protocol):
     quantities: ClassVar[tuple[Quantity, ...]]
     primary: ClassVar[tuple[str, ...]]  # keys whose cells are there wherever the measure was carried out
     name: ClassVar[str]
-    hidden: ClassVar[bool]  # whether it says nothing of output layers
+
+    @property
+    def attributes(self) -> Mapping[str, str | int]:
+        """What is stored with every variable, and is the same in results that can be joined, beside place and rows."""
+        ...
+
+    def tells(self, layer: Layer, names: Sequence[str]) -> bool:
+        """Whether there is anything it can say of a layer; `names` are those of all, in order."""
+        ...
 
     @property
     def at(self) -> At:
@@ -358,6 +430,11 @@ class Measure(Protocol):
         """Values along the dimensions of its quantities beyond (checkpoint, layer)."""
         ...
 
-    def __call__(self, network: Network, probe: Probe, streams: Streams) -> Mapping[str, Estimate]:
-        """Measure every layer of every stacked checkpoint; one Estimate for each quantity key."""
+    def __call__(
+        self, network: Network, probe: Probe, streams: Streams, layers: Sequence[int] | None = None
+    ) -> Mapping[str, Estimate]:
+        """Measure every stacked checkpoint; one Estimate for each quantity key, of all layers.
+
+        Layers that are not among `layers` need not be measured; None asks for all.
+        """
         ...

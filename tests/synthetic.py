@@ -59,7 +59,7 @@ class Fake:
     coordinates: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     at: str = "post"
     samples: int | None = None
-    hidden: bool = False
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, network: Any, probe: Any, streams: Any) -> Mapping[str, Estimate]:
         raise NotImplementedError

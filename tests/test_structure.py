@@ -22,7 +22,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "views": (BASE, {"numpy", "rich"}),
     "request": (BASE, set()),
     "training": (BASE | {"networks"}, {"torch", "safetensors"}),
-    "scanning": (BASE | {"models", "measures"}, {"torch", "numpy"}),
+    "scanning": (BASE | {"models", "measures", "numerics"}, {"torch", "numpy"}),
     "models": (BASE | {"inputs", "networks"}, {"torch"}),
     "planning": (BASE | {"request", "models", "inputs", "networks", "measures", "results", "__init__"}, {"torch"}),
     "memory": (BASE | {"planning", "networks", "measures"}, set()),
@@ -113,7 +113,15 @@ def test_every_option_is_in_the_readme() -> None:
     readme = (PACKAGE.parent / "README.md").read_text()
     flags = {
         flag
-        for group in (options.CHECKPOINTS, options.SCAN, options.RANK, options.MI, options.PRINTING, options.ALL)
+        for group in (
+            options.CHECKPOINTS,
+            options.SCAN,
+            options.RANK,
+            options.MI,
+            options.PRINTING,
+            options.SHOW,
+            options.ALL,
+        )
         for parameter in group
         for declared in getattr(parameter.annotation.__metadata__[0], "param_decls", ()) or ()
         for flag in declared.split("/")

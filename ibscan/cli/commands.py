@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ibscan.cli.options import ALL, CHECKPOINTS, MI, PRINTING, RANK, RESULT, SCAN, taking
+from ibscan.cli.options import ALL, CHECKPOINTS, MI, PRINTING, RANK, RESULT, SCAN, SHOW, taking
 from ibscan.cli.output import output_for
 from ibscan.errors import NothingMatched, UsageError
 
@@ -73,7 +73,7 @@ def listing(**options: Any) -> int:  # noqa: ANN401
 
 
 @app.command(epilog="Example: ibscan show ibscan.h5 --units bits")
-@taking(RESULT, PRINTING, ALL)
+@taking(RESULT, PRINTING, SHOW, ALL)
 def show(**options: Any) -> int:  # noqa: ANN401
     """The tables again, from a file."""
     from ibscan.results.store import read

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-__all__ = ["ALL", "CHECKPOINTS", "MI", "PRINTING", "RANK", "RESULT", "SCAN", "taking"]
+__all__ = ["ALL", "CHECKPOINTS", "MI", "PRINTING", "RANK", "RESULT", "SCAN", "SHOW", "taking"]
 
 INPUT, MODEL, MEASURE, PRECISION, OUTPUT = "Input", "Model", "What to measure", "Precision", "Output"
 
@@ -187,6 +187,25 @@ SCAN = (
 )
 
 RANK = (
+    _option(
+        "from_layer",
+        str | None,
+        None,
+        MEASURE,
+        "Differentiate by this layer's post instead of the input: the rank of what comes after it.",
+        "--from",
+        metavar="LAYER",
+    ),
+    _option(
+        "input_dims",
+        int | None,
+        None,
+        PRECISION,
+        "Jacobians on N random orthonormal directions alone: lower bounds. Default: all, 2048 where a model's input "
+        "has more than 8192.",
+        parser=whole,
+        metavar="N",
+    ),
     _several("eps", number, "E", MEASURE, "Threshold on singular values; repeatable. Default: 0.001 0.01 0.1."),
     _several("rel_eps", number, "E", MEASURE, "The same, relative to the row's largest; repeatable."),
     _option(
@@ -238,6 +257,10 @@ MI = (
 )
 
 RESULT = (_argument("result", Path, inspect.Parameter.empty, "A file that a scan wrote.", "RESULT"),)
+
+SHOW = (
+    _option("curve", bool, False, OUTPUT, "Local rank against eps, a column a checkpoint; nothing else.", "--curve"),
+)
 
 PRINTING = (
     _option("units", Literal["nats", "bits"], "nats", OUTPUT, "What is printed; files hold nats."),

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ibscan.errors import Interrupted
+from ibscan.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from ibscan.types import Result
@@ -50,6 +50,7 @@ class Output:
     units: str
     every: bool
     variable: str | None
+    curve: bool
     color: str
     quiet: bool
     progress_mode: str
@@ -68,6 +69,11 @@ class Output:
         if self.format != "table":
             from ibscan.results.export import rows, write_rows
 
+            if self.curve:
+                from ibscan.results.select import selected
+                from ibscan.views.curve import curves
+
+                result = selected(result, variables=curves(result))
             write_rows(rows(result, units=self.units, variable=self.variable), self.format, sys.stdout)
             return
         from ibscan.views.console import console, unicode_ok
@@ -79,6 +85,7 @@ class Output:
             units=self.units,
             every=self.every,
             variable=self.variable,
+            curve=self.curve,
             width=screen.width,
             unicode=unicode_ok(sys.stdout),
         ):
@@ -152,11 +159,15 @@ def output_for(options: Mapping[str, Any]) -> Output:
     form = "jsonl" if options["json"] else options["format"]
     if form == "auto":
         form = "table" if sys.stdout.isatty() else "tsv"
+    curve, variable = options.get("curve", False), options.get("variable")
+    if curve and variable is not None:
+        raise UsageError(f"--curve and --variable {variable}: each says alone what is shown; give one of them.")
     return Output(
         form,
         options.get("units", "nats"),
         options.get("every", False),
-        options.get("variable"),
+        variable,
+        curve,
         options["color"],
         options["quiet"],
         options["progress"],

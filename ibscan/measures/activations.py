@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -29,7 +29,9 @@ LEAST_CEILING = 0.2
 ROUNDING = 1e-12
 
 
-def layers_in_turn(network: Network, x: Array, at: At) -> Iterator[tuple[int, torch.Tensor]]:
+def layers_in_turn(
+    network: Network, x: Array, at: At, layers: Sequence[int] | None = None
+) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield (layer index, values of shape (C, N, D), float64), one layer in memory at a time.
 
     Every layer costs a forward pass of its own: for what is measured on it that is little, and memory stays flat.
@@ -40,8 +42,9 @@ def layers_in_turn(network: Network, x: Array, at: At) -> Iterator[tuple[int, to
         network: C checkpoints.
         x: Probe rows, shape (N, ...).
         at: `pre` or `post`.
+        layers: Which; None for all.
     """
-    for layer in range(len(network.layers)):
+    for layer in range(len(network.layers)) if layers is None else layers:
         yield layer, layer_values(network, x, layer, at)
 
 

@@ -39,7 +39,7 @@ class BinnedInformation:
     samples: int | None = 4096
 
     name: ClassVar[str] = "mi_binned"
-    hidden: ClassVar[bool] = False
+    attributes: ClassVar[Mapping[str, str | int]] = {}
     primary: ClassVar[tuple[str, ...]] = ("mi_binned_xt",)
     quantities: ClassVar[tuple[Quantity, ...]] = (
         Quantity("mi_binned_xt", "H(bin T)", "nat", "entropy of the binned layer over the probe", ("binning",)),
@@ -56,19 +56,30 @@ class BinnedInformation:
         ),
     )
 
+    def tells(self, layer: Layer, names: Sequence[str]) -> bool:  # noqa: ARG002
+        """Return whether there is anything to say of a layer: of each."""
+        return True
+
     @property
     def coordinates(self) -> Mapping[str, Sequence[str]]:
         """Names of the binnings, the range in them where it was given."""
         given = "" if self.limits is None else f" on {_short(self.limits[0])}:{_short(self.limits[1])}"
         return {"binning": [f"{k} bins{given}" for k in self.bins] + [f"width {_short(w)}" for w in self.widths]}
 
-    def __call__(self, network: Network, probe: Probe, streams: Streams) -> Mapping[str, Estimate]:  # noqa: ARG002
+    def __call__(
+        self,
+        network: Network,
+        probe: Probe,
+        streams: Streams,  # noqa: ARG002
+        layers: Sequence[int] | None = None,
+    ) -> Mapping[str, Estimate]:
         """Measure every layer of every checkpoint for every binning; exact, nothing is random.
 
         Args:
             network: C checkpoints.
             probe: N rows, already sampled: they are the population.
             streams: Not used.
+            layers: Those to measure, None for all; of others there is nothing.
 
         Returns:
             Entropies in nats, occupied cells, widths in activation units, shares outside a stated range.
@@ -80,7 +91,7 @@ class BinnedInformation:
         xt, ty, width, outside = (np.full(shape, np.nan) for _ in range(4))
         cells = np.full(shape, -1, dtype=np.int64)
         status = np.full(shape, Status.OK, dtype=np.int8)
-        for layer, values in layers_in_turn(network, probe.x, self.at):
+        for layer, values in layers_in_turn(network, probe.x, self.at, layers):
             for c in range(network.size):
                 state = layer_status(values[c])
                 status[c, layer] = state

@@ -13,7 +13,7 @@ from ibscan.measures.activations import layer_status, layers_in_turn
 from ibscan.measures.fit import decisions, last_layer
 from ibscan.numerics.distances import distance_histogram
 from ibscan.numerics.geometry import class_geometry
-from ibscan.types import Array, At, Estimate, Network, Probe, Quantity, Status, Streams
+from ibscan.types import Array, At, Estimate, Layer, Network, Probe, Quantity, Status, Streams
 
 __all__ = ["Clustering"]
 
@@ -45,7 +45,7 @@ class Clustering:
     samples: int | None = 4096
 
     name: ClassVar[str] = "clustering"
-    hidden: ClassVar[bool] = False
+    attributes: ClassVar[Mapping[str, str | int]] = {}
     primary: ClassVar[tuple[str, ...]] = ("distance_edge_high",)
     quantities: ClassVar[tuple[Quantity, ...]] = (
         Quantity(
@@ -90,18 +90,29 @@ class Clustering:
         Quantity("nearest_mean_error", "NM error", "1", "share of rows nearer to the mean of another class"),
     )
 
+    def tells(self, layer: Layer, names: Sequence[str]) -> bool:  # noqa: ARG002
+        """Return whether there is anything to say of a layer: of each."""
+        return True
+
     @property
     def coordinates(self) -> Mapping[str, Sequence[int]]:
         """The 100 distance bins; their edges are a checkpoint's and layer's own."""
         return {"distance_bin": range(BINS)}
 
-    def __call__(self, network: Network, probe: Probe, streams: Streams) -> Mapping[str, Estimate]:  # noqa: ARG002
+    def __call__(
+        self,
+        network: Network,
+        probe: Probe,
+        streams: Streams,  # noqa: ARG002
+        layers: Sequence[int] | None = None,
+    ) -> Mapping[str, Estimate]:
         """Measure every layer of every checkpoint; exact, nothing is random.
 
         Args:
             network: C checkpoints.
             probe: N rows, already sampled.
             streams: Not used.
+            layers: Those to measure, None for all; of others there is nothing.
 
         Returns:
             Counts, edges (activation units) and statistics.
@@ -116,7 +127,7 @@ class Clustering:
         present, member = np.unique(labels, return_inverse=True)
         classes = torch.as_tensor(member, device=network.device)
         decided = decisions(network, probe)
-        for layer, values in layers_in_turn(network, probe.x, self.at):
+        for layer, values in layers_in_turn(network, probe.x, self.at, layers):
             for c in range(network.size):
                 place = (c, layer)
                 if layer_status(values[c]) is Status.NONFINITE:

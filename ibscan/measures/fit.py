@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from ibscan.measures.activations import post_widths
-from ibscan.types import At, Estimate, Network, Probe, Quantity, Status, Streams
+from ibscan.types import At, Estimate, Layer, Network, Probe, Quantity, Status, Streams
 
 __all__ = ["ProbeFit", "decisions", "last_layer"]
 
@@ -32,7 +32,7 @@ class ProbeFit:
     samples: int | None = None
 
     name: ClassVar[str] = "probe_fit"
-    hidden: ClassVar[bool] = False
+    attributes: ClassVar[Mapping[str, str | int]] = {}
     primary: ClassVar[tuple[str, ...]] = ("probe_accuracy",)
     quantities: ClassVar[tuple[Quantity, ...]] = (
         Quantity("probe_accuracy", "accuracy", "1", "share of probe rows the network decides rightly", per_layer=False),
@@ -44,18 +44,29 @@ class ProbeFit:
         """The network's output."""
         return "post"
 
+    def tells(self, layer: Layer, names: Sequence[str]) -> bool:  # noqa: ARG002
+        """Return whether there is anything to say of a layer: of each."""
+        return True
+
     @property
     def coordinates(self) -> Mapping[str, Sequence[float]]:
         """None."""
         return {}
 
-    def __call__(self, network: Network, probe: Probe, streams: Streams) -> Mapping[str, Estimate]:  # noqa: ARG002
+    def __call__(
+        self,
+        network: Network,
+        probe: Probe,
+        streams: Streams,  # noqa: ARG002
+        layers: Sequence[int] | None = None,  # noqa: ARG002
+    ) -> Mapping[str, Estimate]:
         """Measure every checkpoint; exact.
 
         Args:
             network: C checkpoints.
             probe: N rows, already sampled.
             streams: Not used.
+            layers: Not used.
 
         Returns:
             Accuracy, 0 to 1, and loss in nats, shape (C,).

@@ -25,7 +25,7 @@ from ibscan.measures.readout import readout_cell
 from ibscan.numerics.bracket import Bracket
 from ibscan.numerics.mixture import gaussian_cap
 from ibscan.numerics.propagation import Queries, bracket_terms, others_density, replica_sums
-from ibscan.types import Array, Estimate, Network, Probe, Quantity, Status, Streams
+from ibscan.types import Array, Estimate, Layer, Network, Probe, Quantity, Status, Streams
 
 __all__ = ["NetworkInformation"]
 
@@ -74,7 +74,7 @@ class NetworkInformation:
     samples: int | None = 4096
 
     name: ClassVar[str] = "mi_network"
-    hidden: ClassVar[bool] = True
+    attributes: ClassVar[Mapping[str, str | int]] = {}
     primary: ClassVar[tuple[str, ...]] = ("mi_network_xt",)
     quantities: ClassVar[tuple[Quantity, ...]] = (
         Quantity(
@@ -97,18 +97,29 @@ class NetworkInformation:
         """Where the noise is."""
         return "post"
 
+    def tells(self, layer: Layer, names: Sequence[str]) -> bool:  # noqa: ARG002
+        """Return whether there is anything to say of a layer: not of one that is not noisy."""
+        return not layer.output
+
     @property
     def coordinates(self) -> Mapping[str, Sequence[float]]:
         """The noise levels."""
         return {"noise": self.noise}
 
-    def __call__(self, network: Network, probe: Probe, streams: Streams) -> Mapping[str, Estimate]:
+    def __call__(
+        self,
+        network: Network,
+        probe: Probe,
+        streams: Streams,
+        layers: Sequence[int] | None = None,  # noqa: ARG002
+    ) -> Mapping[str, Estimate]:
         """Measure every hidden layer of every checkpoint at every noise level.
 
         Args:
             network: C checkpoints.
             probe: N rows in random order, already sampled: they are the population.
             streams: Standard normals, common to checkpoints and noise levels.
+            layers: Not used: a cap holds for all layers that follow.
 
         Returns:
             Values (mean of own and fresh) with Monte-Carlo standard errors, brackets and caps; nats. The output layer

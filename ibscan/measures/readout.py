@@ -12,7 +12,7 @@ import torch
 
 from ibscan.measures.activations import input_weights, is_saturated, label_status, layer_status, layers_in_turn
 from ibscan.numerics.mixture import collapsed, gaussian_cap, pairwise_bounds, readout_information
-from ibscan.types import At, Estimate, Network, Probe, Quantity, Status, Streams
+from ibscan.types import At, Estimate, Layer, Network, Probe, Quantity, Status, Streams
 
 __all__ = ["Cell", "ReadoutInformation", "readout_cell"]
 
@@ -42,7 +42,7 @@ class ReadoutInformation:
     samples: int | None = 4096
 
     name: ClassVar[str] = "mi_readout"
-    hidden: ClassVar[bool] = False
+    attributes: ClassVar[Mapping[str, str | int]] = {}
     primary: ClassVar[tuple[str, ...]] = ("mi_readout_xt",)
     quantities: ClassVar[tuple[Quantity, ...]] = (
         Quantity(
@@ -60,18 +60,29 @@ class ReadoutInformation:
         ),
     )
 
+    def tells(self, layer: Layer, names: Sequence[str]) -> bool:  # noqa: ARG002
+        """Return whether there is anything to say of a layer: of each."""
+        return True
+
     @property
     def coordinates(self) -> Mapping[str, Sequence[float]]:
         """The noise levels."""
         return {"noise": self.noise}
 
-    def __call__(self, network: Network, probe: Probe, streams: Streams) -> Mapping[str, Estimate]:
+    def __call__(
+        self,
+        network: Network,
+        probe: Probe,
+        streams: Streams,
+        layers: Sequence[int] | None = None,
+    ) -> Mapping[str, Estimate]:
         """Measure every layer of every checkpoint at every noise level.
 
         Args:
             network: C checkpoints.
             probe: N rows, already sampled: they are the population.
             streams: Standard normals, common to checkpoints and noise levels.
+            layers: Those to measure, None for all; of others there is nothing.
 
         Returns:
             Values with Monte-Carlo standard errors, pairwise bounds and caps; nats.
@@ -82,7 +93,7 @@ class ReadoutInformation:
         cells = {field: np.full(shape, np.nan) for field in FIELDS}
         draws = np.full(shape, np.nan)
         status = np.full(shape, Status.OK, dtype=np.int8)
-        for layer, values in layers_in_turn(network, probe.x, self.at):
+        for layer, values in layers_in_turn(network, probe.x, self.at, layers):
             for c in range(network.size):
                 for k, noise in enumerate(self.noise):
                     place = (c, layer, k)

@@ -10,8 +10,11 @@ import torch
 
 from ibscan.networks.activations import ACTIVATIONS
 from ibscan.networks.resolve import ChainSpec
-from ibscan.numerics.jacobian import carried, row_factor, softmax_carried
-from ibscan.types import Array, At, Layer, Normals, Visit, VisitFactor
+from ibscan.numerics.jacobian import row_factor, softmax_carried
+from ibscan.numerics.spectrum import spectral_norm
+from ibscan.numerics.sweep import Carried, carried_on, carried_post, exactly_on, started
+from ibscan.numerics.tiling import mapped
+from ibscan.types import Array, Derivative, Layer, Normals, Visit, VisitFactor, VisitGram, Weight
 
 __all__ = ["Chain", "stacked_chain"]
 
@@ -19,6 +22,10 @@ __all__ = ["Chain", "stacked_chain"]
 ACTIVATION_BUDGET = 2**24
 FACTOR_BUDGET = 2**23
 NOISY_BUDGET = 2**21
+# Of the Gram sweep, whose blocks run side by side.
+SWEEP_BUDGET = 2**22
+# Of a subspace's basis made at a time.
+COLUMNS = 256
 
 
 @dataclass(frozen=True)
@@ -72,37 +79,88 @@ class Chain:
             for layer, pre, post in self._forward(block):
                 visit(layer, pre.to(torch.float64), post.to(torch.float64), rows)
 
-    def jacobians(self, x: Array, visit: VisitFactor, *, at: At) -> None:
-        """Call visit(layer, factor, rows) with a matrix that has the singular values of d layer / d x.
+    def weight(self, layer: int) -> Weight:
+        """Return the layer's weight."""
+        return Weight(self.weights[layer].to(torch.float64))
+
+    def grams(self, x: Array, visit: VisitGram, which: Derivative) -> None:
+        """Call visit(layer, gram, rows) for every block of rows: the sweep of `numerics.sweep`.
+
+        Args:
+            x: Probe rows, shape (N, ...), flattened here.
+            visit: Is given the layer's index, its Gram matrices and the rows as a slice; blocks side by side.
+            which: Which Jacobians.
+
+        Source:
+            Patel and Shwartz-Ziv 2024, section 2.
+        """
+        weights = [weight.to(torch.float64) for weight in self.weights]
+        norms = [spectral_norm(_finite(weight.unsqueeze(1)))[:, 0] for weight in weights]
+        end = self._end(which)
+        if end < 0:
+            return
+        factor, start = self._first(which)
+        begun = started(factor)
+
+        def swept(rows: slice) -> None:
+            state = begun
+            for layer, pre, post in self._forward(self._block(x, rows), start):
+                # The slope of relu at a NaN is 0, a number like any other: what is not finite must not end there.
+                state = replace(state, sound=state.sound & _sound(pre))
+                slope = self._slope(layer, pre.to(torch.float64), state.sound)
+                if which.wants(layer):
+                    if which.at == "pre":
+                        visit(layer, state.counted(), rows)
+                    else:
+                        visit(layer, self._posted(state, slope, post).counted(), rows)
+                if layer == end:
+                    break
+                assert slope is not None
+                state = carried_on(state, slope, weights[layer + 1], norms[layer + 1])
+
+        mapped(swept, self._cuts(len(x), factor, SWEEP_BUDGET), self.device)
+
+    def jacobians(self, x: Array, visit: VisitFactor, which: Derivative) -> None:
+        """Call visit(layer, factor, fed, rows) with a matrix that has the singular values of the layer's Jacobian.
 
         Args:
             x: Probe rows, shape (N, ...), flattened here.
             visit: Is given the layer's index, a factor of shape (C, n, D, k), or (C, 1, D, k) where it is the same
-                for every row, float64, and the rows as a slice.
-            at: `pre` for the pre-activation, `post` for what follows it.
+                for every row, float64, a factor of the Jacobian of what feeds the layer, and the rows as a slice.
+            which: Which Jacobians.
 
         Source:
             Patel and Shwartz-Ziv 2024, section 2; the first layer's row space is factored out once for all rows.
         """
-        weights = [weight.to(torch.float64) for weight in self.weights]
-        first = row_factor(weights[0]).unsqueeze(1)
-        cost = self.size * self._widest() * first.shape[-1]
-        for rows, block in self._blocks(x, FACTOR_BUDGET // cost):
-            factor = first
-            for layer, pre, post in self._forward(block):
-                slope = self._slope(layer, pre.to(torch.float64))
-                # The slope of relu at a NaN is 0, a number like any other: what is not finite must not end there.
-                sound = torch.isfinite(pre).all(-1)
+        end = self._end(which)
+        if end < 0:
+            return
+        first, start = self._first(which)
+        for rows in self._cuts(len(x), first, FACTOR_BUDGET):
+            factor, fed = first.unsqueeze(1), torch.ones(self.size, 1, 1, 1, dtype=torch.float64, device=self.device)
+            for layer, pre, post in self._forward(self._block(x, rows), start):
+                sound = _sound(pre)
+                slope = self._slope(layer, pre.to(torch.float64), sound)
                 if not bool(sound.all()):
                     factor = torch.where(sound[..., None, None], factor, torch.nan)
-                if at == "pre":
-                    visit(layer, factor, rows)
-                elif slope is None:
-                    visit(layer, softmax_carried(post.to(torch.float64), factor), rows)
-                else:
-                    visit(layer, slope.unsqueeze(-1) * factor, rows)
-                if slope is not None and layer + 1 < len(weights):
-                    factor = carried(weights[layer + 1], slope, factor)
+                if which.wants(layer):
+                    shown = factor if which.at == "pre" else self._after(factor, slope, post)
+                    visit(layer, shown, fed if which.feeds else None, rows)
+                if layer == end:
+                    break
+                assert slope is not None
+                factor, fed = exactly_on(factor, slope, self.weights[layer + 1].to(torch.float64))
+
+    def spectral_norms(self, x: Array, which: Derivative) -> Array:
+        """Return the largest singular value of every layer's Jacobian on the whole input, (C, L, n)."""
+        found = np.full((self.size, len(self.layers), len(x)), np.nan)
+
+        def note(layer: int, factor: torch.Tensor, fed: torch.Tensor | None, rows: slice) -> None:  # noqa: ARG001
+            sound = torch.isfinite(factor).flatten(2).all(-1)
+            found[:, layer, rows] = torch.where(sound, spectral_norm(_finite(factor)), torch.nan).cpu().numpy()
+
+        self.jacobians(x, note, replace(which, directions=None, basis=None))
+        return found
 
     def noisy_walk(
         self, x: Array, layer: int, noise: float, normals: Normals, replicas: range
@@ -134,11 +192,13 @@ class Chain:
                 post = post.reshape(self.size, len(block), len(x), -1)
             yield block, post.to(torch.float64)
 
-    def _forward(self, block: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    def _forward(self, block: torch.Tensor, start: int = 0) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Yield (layer, pre, post) from layer `start` on."""
         post = block.expand(self.size, *block.shape)
         for layer in range(len(self.layers)):
             pre, post = self._layer(layer, post)
-            yield layer, pre, post
+            if layer >= start:
+                yield layer, pre, post
 
     def _layer(self, layer: int, fed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         weight, bias = self.weights[layer], self.biases[layer]
@@ -146,22 +206,73 @@ class Chain:
         return pre, self._value(layer)(pre)
 
     def _value(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        name = self.activation if layer + 1 < len(self.layers) else self.output
+        name = self._activation(layer)
         return _softmax if name == "softmax" else ACTIVATIONS[name].value
 
-    def _slope(self, layer: int, pre: torch.Tensor) -> torch.Tensor | None:
-        name = self.activation if layer + 1 < len(self.layers) else self.output
-        return None if name == "softmax" else ACTIVATIONS[name].slope(pre)
+    def _activation(self, layer: int) -> str:
+        return self.activation if layer + 1 < len(self.layers) else self.output
+
+    def _slope(self, layer: int, pre: torch.Tensor, sound: torch.Tensor) -> torch.Tensor | None:
+        """Return the slopes, zero at rows that are not sound; None for softmax, which has none of its own."""
+        name = self._activation(layer)
+        if name == "softmax":
+            return None
+        slope = ACTIVATIONS[name].slope(pre)
+        return slope if bool(sound.all()) else torch.where(sound.unsqueeze(-1), slope, 0.0)
+
+    def _after(self, factor: torch.Tensor, slope: torch.Tensor | None, post: torch.Tensor) -> torch.Tensor:
+        if slope is None:
+            return softmax_carried(post.to(torch.float64), factor)
+        return slope.unsqueeze(-1) * factor
+
+    def _posted(self, state: Carried, slope: torch.Tensor | None, post: torch.Tensor) -> Carried:
+        if slope is None:
+            post = torch.where(state.sound.unsqueeze(-1), post.to(torch.float64), 0.0)
+            # diag(q) - q q^T is a covariance matrix of numbers in [0, 1].
+            return carried_post(state, softmax_carried(post, state.factor), torch.ones_like(state.error))
+        return carried_post(state, slope.unsqueeze(-1) * state.factor, slope.abs().amax(-1).square())
+
+    def _first(self, which: Derivative) -> tuple[torch.Tensor, int]:
+        """Return a factor of the Jacobian of the first layer after the origin, (C, d, k), and which layer that is."""
+        start = 0 if which.origin is None else which.origin + 1
+        weight = self.weights[start].to(torch.float64)
+        if which.directions is not None and which.basis is not None:
+            parts = [slice(k, min(k + COLUMNS, which.directions)) for k in range(0, which.directions, COLUMNS)]
+            basis = which.basis
+            columns = (torch.as_tensor(basis(weight.shape[-1], part)).to(weight) for part in parts)
+            weight = torch.cat([weight @ column for column in columns], -1)
+        return row_factor(weight), start
+
+    def _end(self, which: Derivative) -> int:
+        """Return the last layer wanted; at least the first there is."""
+        return max((layer for layer in range(len(self.layers)) if which.wants(layer)), default=-1)
+
+    def _cuts(self, rows: int, factor: torch.Tensor, budget: int) -> list[slice]:
+        size = max(1, budget // (self.size * self._widest() * factor.shape[-1]))
+        return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+    def _block(self, x: Array, rows: slice) -> torch.Tensor:
+        return torch.as_tensor(x[rows].reshape(rows.stop - rows.start, -1)).to(self.device, self.weights[0].dtype)
 
     def _blocks(self, x: Array, size: int) -> Iterator[tuple[slice, torch.Tensor]]:
-        flat = x.reshape(len(x), -1)
         size = max(1, size)
-        for start in range(0, len(flat), size):
-            rows = slice(start, min(start + size, len(flat)))
-            yield rows, torch.as_tensor(flat[rows]).to(self.device, self.weights[0].dtype)
+        for start in range(0, len(x), size):
+            rows = slice(start, min(start + size, len(x)))
+            yield rows, self._block(x, rows)
 
     def _widest(self) -> int:
         return max(self.inputs, *(layer.width for layer in self.layers))
+
+
+def _sound(pre: torch.Tensor) -> torch.Tensor:
+    """Return which rows are finite, (C, n); a sum that is finite says so of all."""
+    total = pre.sum(-1)
+    return torch.isfinite(total) if bool(torch.isfinite(total.sum())) else torch.isfinite(pre).all(-1)
+
+
+def _finite(factor: torch.Tensor) -> torch.Tensor:
+    """Return the matrices with those that are not finite made zero: LAPACK raises at them."""
+    return torch.where(torch.isfinite(factor).flatten(2).all(-1)[..., None, None], factor, 0.0)
 
 
 def _softmax(p: torch.Tensor) -> torch.Tensor:

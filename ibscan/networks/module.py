@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -13,21 +12,20 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ibscan.errors import InputError
-from ibscan.networks.graph import Place, Taps
+from ibscan.networks.derivatives import Outputs, spectral_norms
+from ibscan.networks.graph import LAYERS, Place, Taps
 from ibscan.networks.loading import foreign
 from ibscan.networks.passes import Reached, Tapper, attached, tapped
 from ibscan.networks.recording import recorded
+from ibscan.networks.sweeps import Sweep, as_gram, counted, decomposed, grouped, room_for, swept
 from ibscan.networks.trees import main_tensor
-from ibscan.types import Array, At, Layer, Normals, Visit, VisitFactor
+from ibscan.types import Array, At, Derivative, Layer, Normals, Visit, VisitFactor, VisitGram, Weight
 
 __all__ = ["Module", "recorded_taps"]
 
 # Numbers a block of rows may hold: constants, not free memory, so that a run can be repeated bit for bit.
 ACTIVATION_BUDGET = 2**22
 NOISY_BUDGET = 2**22
-FACTOR_BUDGET = 2**23
-# Directions of the input carried through one pass.
-TANGENTS = 256
 # Two passes over the same rows, or one row alone and among others, may differ by rounding.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
 
@@ -129,61 +127,173 @@ class Module:
             self._pass(rows.expand(len(block), *rows.shape).flatten(0, 1), wanted)
             yield block, found[0].reshape(1, len(block), len(x), -1)
 
-    def jacobians(self, x: Array, visit: VisitFactor, *, at: At) -> None:
-        """Call visit(layer, J, rows) with J = d layer / d x of shape (1, n, D, d_in), float64.
+    def weight(self, layer: int) -> Weight | None:
+        """Return the layer's weight, None for a module asked for by name that is no Linear or Conv."""
+        one = self.layers[layer]
+        module = dict(self.model.named_modules()).get(one.name.partition("#")[0], self.model)
+        if not one.noisy or not isinstance(module, LAYERS):
+            return None
+        weight = module.weight.detach().to(torch.float64)
+        matrix = weight.flatten(1).unsqueeze(0)
+        if isinstance(module, nn.Linear):
+            return Weight(matrix, one.width // weight.shape[0])
+        # A transposed convolution, or one of groups, is no product of this matrix with parts of what is fed.
+        whole = not module.transposed and module.groups == 1
+        return Weight(matrix, one.width // weight.shape[0] if whole else None, separate=False)
 
-        Forward mode: one pass carries a block of input directions to all layers at once. Rows are independent of one
-        another, so a direction is the same for all rows of a block. The derivative is that of the function: what the
-        model detaches for its training counts.
+    def grams(self, x: Array, visit: VisitGram, which: Derivative) -> None:
+        """Call visit(layer, gram, rows) for every layer wanted, from one sweep a group of layers.
 
         Args:
             x: Probe rows, shape (N, ...).
-            visit: Is given the layer's index, the Jacobian, and the rows as a slice.
-            at: `pre` for the layer's own output, `post` for what follows it.
+            visit: Is given the layer's index, its Gram matrices and the rows as a slice.
+            which: Which Jacobians. The derivative is that of the function: what the model detaches for its training
+                counts.
 
         Source:
             Patel and Shwartz-Ziv 2024, section 2.
         """
-        places = self.taps.pre if at == "pre" else self.taps.post
-        for group in self._groups(x[0].size):
-            cost = x[0].size * sum(self.layers[layer].width for layer in group)
-            for rows, block in self._blocks(x, FACTOR_BUDGET // cost):
-                values = self._values(places, group, block)
-                # The slope of relu at a NaN is 0, a number like any other: what is not finite must not end there.
-                sound = [torch.isfinite(v).all(1) for v in self._values(self.taps.pre, group, block)]
-                columns = partial(self._values, places, group)
-                try:
-                    found = _forward_mode(columns, block)
-                except InputError:
-                    # The values are there: an operation has no forward derivative, or none under vmap.
-                    found = _reverse_mode(columns, block, values, ACTIVATION_BUDGET // (len(block) * self._widest(x)))
-                for layer, jacobian, finite in zip(group, found, sound, strict=True):
-                    whole = torch.where(finite[:, None, None], jacobian.to(torch.float64), torch.nan)
-                    visit(layer, whole.unsqueeze(0), rows)
+        for sweep, size, rows, found in self._swept(x, which, {}, counted):
+            sound = self._finite(x[rows], sweep.layers)
+            for layer, values, whole in zip(sweep.layers, found, sound, strict=True):
+                visit(layer, as_gram(values, max(size, self.layers[layer].width), whole), rows)
 
-    def _groups(self, inputs: int) -> Iterator[list[int]]:
-        """Yield layers whose Jacobians of one row fit the budget together."""
-        group: list[int] = []
-        for layer, one in enumerate(self.layers):
-            if group and inputs * (one.width + sum(self.layers[k].width for k in group)) > FACTOR_BUDGET:
-                yield group
-                group = []
-            group.append(layer)
-        yield group
+    def jacobians(self, x: Array, visit: VisitFactor, which: Derivative) -> None:
+        """Call visit(layer, J, fed, rows), J = d layer / d variable (1, n, D, directions), float64.
 
-    def _values(self, places: Sequence[Place], group: Sequence[int], block: torch.Tensor) -> list[torch.Tensor]:
-        """Return the layers' values, (n, D) each, differentiable in the block."""
-        found: dict[int, torch.Tensor] = {}
+        Of a layer too wide for J to be held, the triangle of its QR decomposition.
 
-        def keep(layer: int, value: torch.Tensor) -> torch.Tensor:
-            found[layer] = value.clone().reshape(len(block), -1)
-            if len(found) == len(group):
+        Args:
+            x: Probe rows, shape (N, ...).
+            visit: Is given the layer's index, J, that of what feeds the layer where it is fed by the one before it
+                alone, and the rows as a slice.
+            which: Which Jacobians, as for `grams`.
+
+        Source:
+            Patel and Shwartz-Ziv 2024, section 2.
+        """
+        for sweep, _, rows, found in self._swept(x, which, self._feeds(x[:1], which), decomposed):
+            sound = self._finite(x[rows], sweep.layers)
+            for layer, jacobian, whole in zip(sweep.layers, found, sound, strict=False):
+                known = torch.where(whole[:, None, None], jacobian, torch.nan)
+                visit(layer, known.unsqueeze(0), sweep.fed_factor(layer, found), rows)
+
+    def spectral_norms(self, x: Array, which: Derivative) -> Array:
+        """Return the largest singular value of every layer's Jacobian on the whole variable, (1, L, n)."""
+        found = np.full((1, len(self.layers), len(x)), np.nan)
+        which = replace(which, directions=None, basis=None)
+        for layer in self._wanted(which):
+            one = replace(which, layers=(layer,))
+            sweep = Sweep((layer,), tuple(self._widths(x[:1], one)))
+
+            def computed(outputs: Outputs) -> list[torch.Tensor]:
+                draw = torch.randn(outputs.variable[:1].shape, generator=torch.Generator().manual_seed(0))
+                return spectral_norms(outputs, draw.to(outputs.variable))
+
+            made = partial(self._outputs, x, one)
+            for rows, norms in swept(sweep, len(x), made, computed):
+                found[0, layer, rows] = norms[0].cpu().numpy()
+        return found
+
+    def _swept(
+        self,
+        x: Array,
+        which: Derivative,
+        feeds: Mapping[int, int | None],
+        compute: Callable[[Sweep, int, Outputs], list[torch.Tensor]],
+    ) -> Iterator[tuple[Sweep, int, slice, list[torch.Tensor]]]:
+        """Yield (sweep, directions, rows, what was computed): as many layers together as memory holds for one row."""
+        wanted = self._wanted(which)
+        widths = dict(zip(wanted, self._widths(x[:1], which), strict=True))
+        size = self._variable(x[:1], which)[0].numel() if which.directions is None else which.directions
+        room = room_for(self.device)
+        for sweep in grouped(widths, feeds, size, room):
+            made = partial(self._outputs, x, which)
+            for rows, found in swept(sweep, len(x), made, partial(compute, sweep, room)):
+                yield sweep, size, rows, found
+
+    def _wanted(self, which: Derivative) -> list[int]:
+        return [layer for layer in range(len(self.layers)) if which.wants(layer)]
+
+    def _feeds(self, x: Array, which: Derivative) -> dict[int, int | None]:
+        """Return the size of what feeds a layer, where that is one layer's post, and a bound on its rank."""
+        found: dict[int, int | None] = {}
+        if not which.feeds or not self.plain:
+            return found
+        for layer in self._wanted(which):
+            weight = self.weight(layer)
+            if weight is not None and weight.separate:
+                before = layer - 1
+                start = before == (-1 if which.origin is None else which.origin)
+                found[layer] = None if start else self._values([self.taps.post[before]], self._rows(x))[0].shape[1]
+        return found
+
+    def _widths(self, x: Array, which: Derivative) -> list[int]:
+        places = [self._place(layer, which.at) for layer in self._wanted(which)]
+        return [value.shape[1] for value in self._values(places, self._rows(x))] if places else []
+
+    def _finite(self, x: Array, layers: Sequence[int]) -> list[torch.Tensor]:
+        # The slope of relu at a NaN is 0, a number like any other: what is not finite must not end there.
+        values = self._values([self.taps.pre[layer] for layer in layers], self._rows(x))
+        return [torch.isfinite(value).all(1) for value in values]
+
+    def _place(self, layer: int, at: At) -> Place:
+        return (self.taps.pre if at == "pre" else self.taps.post)[layer]
+
+    def _rows(self, x: Array) -> torch.Tensor:
+        return torch.as_tensor(x).to(self.device, self.dtype)
+
+    def _variable(self, x: Array, which: Derivative) -> torch.Tensor:
+        """Return what is differentiated by: the rows, or the origin's post, flattened."""
+        rows = self._rows(x)
+        return rows if which.origin is None else self._values([self.taps.post[which.origin]], rows)[0].detach()
+
+    def _outputs(self, x: Array, which: Derivative, sweep: Sweep, rows: slice, tangents: int) -> Outputs:
+        """Return the layers of a sweep as a function of the variable."""
+        block = self._rows(x[rows])
+        variable = self._variable(x[rows], which)
+        fed = [self.taps.post[layer - 1] for layer in sweep.layers if sweep.fed.get(layer) is not None]
+        places = [*(self._place(layer, which.at) for layer in sweep.layers), *fed]
+        origin = None if which.origin is None else self.taps.post[which.origin]
+
+        def values(given: torch.Tensor) -> list[torch.Tensor]:
+            if origin is None:
+                return self._values(places, given)
+            repeated = block.repeat(len(given) // len(block), *[1] * (block.ndim - 1))
+            return self._values(places, repeated, (origin, given))
+
+        width = variable[0].numel()
+
+        def columns(part: slice) -> torch.Tensor:
+            if which.basis is not None:
+                found = torch.as_tensor(which.basis(width, part)).to(variable).mT
+            else:
+                found = torch.zeros(part.stop - part.start, width, dtype=variable.dtype, device=variable.device)
+                found[torch.arange(len(found)), torch.arange(part.start, part.stop)] = 1.0
+            return found.reshape(len(found), 1, *variable.shape[1:])
+
+        return Outputs(values, variable, sweep.widths, columns, which.directions or width, tangents)
+
+    def _values(
+        self, places: Sequence[Place], block: torch.Tensor, given: tuple[Place, torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """Return the values at some places, (n, D) each, differentiable in the block, or in what a place is given."""
+        found: dict[Place, torch.Tensor] = {}
+
+        def keep(place: Place, value: torch.Tensor) -> torch.Tensor:
+            found[place] = value.clone().reshape(len(block), -1)
+            if len(found) == len(set(places)):
                 raise Reached
             return value
 
+        def put(value: torch.Tensor) -> torch.Tensor:
+            assert given is not None
+            return given[1].reshape(value.shape).clone()
+
+        at: list[tuple[Place, Tapper]] = [] if given is None else [(given[0], put)]
         with attached():
-            self._pass(block, self._at(places, keep, group))
-        return [found[layer] for layer in group]
+            self._pass(block, [*at, *((place, partial(keep, place)) for place in dict.fromkeys(places))])
+        return [found[place] for place in places]
 
     def _at(
         self,
@@ -311,42 +421,6 @@ def _close(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
     scale = float(torch.nan_to_num(a).abs().max()) if a.numel() else 0.0
     tolerance = ROUNDING[dtype]
     return a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
-
-
-def _forward_mode(values: Callable[[torch.Tensor], list[torch.Tensor]], block: torch.Tensor) -> list[torch.Tensor]:
-    """Return J of every value, (n, D, d_in), from the images of the input's unit vectors."""
-    inputs = block[0].numel()
-    basis = torch.eye(inputs, dtype=block.dtype, device=block.device).view(inputs, 1, *block.shape[1:])
-
-    def image(direction: torch.Tensor) -> list[torch.Tensor]:
-        tangents: list[torch.Tensor] = torch.func.jvp(values, (block,), (direction.expand_as(block).clone(),))[1]
-        return [tangent.flatten(1) for tangent in tangents]
-
-    with warnings.catch_warnings():
-        # Of torch's own rules, loaded when a forward derivative is first asked for.
-        warnings.filterwarnings("ignore", ".*torch.jit.script. is deprecated", DeprecationWarning)
-        parts = [torch.func.vmap(image)(part) for part in torch.split(basis, TANGENTS)]
-    return [torch.cat(column).permute(1, 2, 0) for column in zip(*parts, strict=True)]
-
-
-def _reverse_mode(
-    values: Callable[[torch.Tensor], list[torch.Tensor]], block: torch.Tensor, like: Sequence[torch.Tensor], most: int
-) -> list[torch.Tensor]:
-    """Return the same from the gradients of the outputs' units, where an operation has no forward mode.
-
-    Rows are repeated for every unit, `most` units at a time; vmap is left out, as torch's rules for it may be wrong for
-    rare operations (cdist).
-    """
-    rows, found = len(block), []
-    for k, value in enumerate(like):
-        parts = []
-        for units in torch.split(torch.eye(value.shape[1], dtype=value.dtype, device=value.device), max(1, most)):
-            repeated = block.repeat(len(units), *[1] * (block.ndim - 1))
-            pullback = torch.func.vjp(lambda x, k=k: values(x)[k], repeated)[1]
-            pulled: torch.Tensor = pullback(units.repeat_interleave(rows, 0))[0]
-            parts.append(pulled.view(len(units), rows, -1))
-        found.append(torch.cat(parts).transpose(0, 1))
-    return found
 
 
 def _by_row(value: torch.Tensor, rows: int) -> torch.Tensor:

@@ -1,10 +1,10 @@
-"""Factors of the input Jacobian of a chain: matrices with its singular values, carried from layer to layer."""
+"""Factors of the input Jacobian of a chain at its ends: of the first weight, and after a softmax."""
 
 from __future__ import annotations
 
 import torch
 
-__all__ = ["carried", "row_factor", "softmax_carried"]
+__all__ = ["row_factor", "softmax_carried"]
 
 
 def row_factor(weight: torch.Tensor) -> torch.Tensor:
@@ -28,23 +28,6 @@ def row_factor(weight: torch.Tensor) -> torch.Tensor:
     return torch.where(sound, upper.mT, torch.nan)
 
 
-def carried(weight: torch.Tensor, slope: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Return W diag(slope) A: the factor of the next pre-activation.
-
-    Args:
-        weight: W, shape (C, out, in).
-        slope: phi'(p) at every row, shape (C, n, in).
-        factor: A, shape (C, n, in, k), or (C, 1, in, k) where it is the same for every row.
-
-    Returns:
-        Shape (C, n, out, k).
-
-    Source:
-        Patel and Shwartz-Ziv 2024, section 2: J_{l+1} = W_{l+1} diag(phi'(p_l)) J_l.
-    """
-    return weight.unsqueeze(1) @ (slope.unsqueeze(-1) * factor)
-
-
 def softmax_carried(probability: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Return (diag(q) - q q^T) A: the factor after a softmax with values q.
 
@@ -56,5 +39,8 @@ def softmax_carried(probability: torch.Tensor, factor: torch.Tensor) -> torch.Te
         Shape (C, n, D, k).
     """
     q = probability.unsqueeze(-1)
-    mean = (q * factor).sum(-2, keepdim=True)
-    return q * (factor - mean)
+    # Adding one row to all changes nothing. Less that of the likeliest class its own is zero, and its difference from
+    # the mean no longer cancels, which would leave rounding for a singular value once the softmax is saturated.
+    likeliest = probability.argmax(-1)[..., None, None].expand(*probability.shape[:-1], 1, factor.shape[-1])
+    factor = factor - factor.expand(*probability.shape, -1).gather(-2, likeliest)
+    return q * (factor - (q * factor).sum(-2, keepdim=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["effective_rank", "numerical_rank", "singular_values", "stable_rank"]
+__all__ = ["effective_rank", "numerical_rank", "singular_values", "spectral_norm", "stable_rank"]
 
 
 def singular_values(matrix: torch.Tensor) -> torch.Tensor:
@@ -80,3 +80,21 @@ def stable_rank(sigma: torch.Tensor) -> torch.Tensor:
     top = sigma[..., :1]
     # Divided first: squares of very small or large values would under- or overflow.
     return (sigma / torch.where(top > 0, top, 1.0)).square().sum(-1)
+
+
+def spectral_norm(matrix: torch.Tensor) -> torch.Tensor:
+    """Return the largest singular value, through the smaller Gram matrix, whose top eigenvalue is right to rounding.
+
+    Args:
+        matrix: Shape (..., D, k), finite, float64.
+
+    Returns:
+        Shape (...).
+    """
+    largest = matrix.abs().amax((-2, -1))
+    scale = torch.where(largest > 0.0, largest, 1.0)
+    # Squares of very small or large values would under- or overflow.
+    scaled = matrix / scale[..., None, None]
+    tall = scaled if scaled.shape[-2] >= scaled.shape[-1] else scaled.mT
+    top: torch.Tensor = torch.linalg.eigvalsh(tall.mT @ tall)[..., -1]
+    return top.clamp(min=0.0).sqrt() * scale

@@ -11,6 +11,7 @@ import numpy as np
 from ibscan.types import Array, Result, Status, Variable
 
 __all__ = [
+    "AGREEING",
     "AUXILIARY",
     "DESCRIPTIONS",
     "KINDS",
@@ -36,6 +37,9 @@ AUXILIARY: Mapping[str, str] = {
     "layer_width": "layer",
 }
 
+# Attributes of a variable that results to be joined agree in, and what they are where they are not told.
+AGREEING: Mapping[str, str | int] = {"at": "", "rows": -1, "from": "input", "input_dims": 0}
+
 KINDS: Mapping[str, str] = {
     "checkpoint": "i",
     "epoch": "f",
@@ -52,6 +56,7 @@ KINDS: Mapping[str, str] = {
     "noise": "f",
     "binning": "O",
     "component": "i",
+    "rank_value": "i",
     "distance_bin": "i",
 }
 
@@ -71,6 +76,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "noise": "standard deviation of the Gaussian noise per unit, in activation units",
     "binning": "how units were cut into cells",
     "component": "place of the singular value in descending order, from 1",
+    "rank_value": "rank of a row's Jacobian, from 0",
     "distance_bin": "index of the distance bin, from 0",
 }
 

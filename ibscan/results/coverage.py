@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ibscan.results.axes import checkpoint_keys
+from ibscan.results.axes import AGREEING, checkpoint_keys
 from ibscan.types import Array, Estimate, Measure, Quantity, Result, Status
 
 __all__ = ["FAILURES", "conflict", "covers", "open_bracket", "rows_of"]
@@ -38,9 +38,11 @@ def conflict(result: Result, measures: Sequence[Measure], rows: int) -> str | No
             if quantity.key not in result.variables:
                 continue
             attrs = result[quantity.key].attrs
-            for name, asked in (("at", measure.at), ("rows", quantity.rows(measure, used))):
-                if attrs.get(name) != asked:
-                    return f"{quantity.key} was measured with {name} = {attrs.get(name)}, and {asked} is asked for"
+            wanted = {"at": measure.at, "rows": quantity.rows(measure, used), **measure.attributes}
+            for name, asked in wanted.items():
+                there = attrs.get(name, AGREEING[name])
+                if there != asked:
+                    return f"{quantity.key} was measured with {name} = {there}, and {asked} is asked for"
     return None
 
 
@@ -63,6 +65,8 @@ def covers(result: Result, row: int, measure: Measure, layers: Sequence[str]) ->
 
 def _covers_variable(result: Result, row: int, measure: Measure, quantity: Quantity, layers: Sequence[str]) -> bool:
     key = quantity.key
+    if any(len(measure.coordinates[dim]) == 0 for dim in quantity.dims):
+        return True
     if key not in result.variables:
         return False
     picks = [_positions(result["layer"].values, layers)] if quantity.per_layer else []

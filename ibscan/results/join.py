@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 
 from ibscan.errors import UsageError
-from ibscan.results.axes import AUXILIARY, checkpoint_keys, families, fill_value, is_fill, keys, ordered, strings
+from ibscan.results.axes import (
+    AGREEING,
+    AUXILIARY,
+    checkpoint_keys,
+    families,
+    fill_value,
+    is_fill,
+    keys,
+    ordered,
+    strings,
+)
 from ibscan.results.coverage import open_bracket
 from ibscan.types import Array, Estimate, Result, Status, Variable
 
@@ -107,7 +117,7 @@ def _without_changed_variables(old: Result, new: Result, replace: bool) -> Resul
     dropped: set[str] = set()
     for name in theirs.keys() & ours.keys():
         before, after = old[name], new[name]
-        pairs = [(key, before.attrs.get(key), after.attrs.get(key)) for key in ("at", "rows")]
+        pairs = [(key, before.attrs.get(key, other), after.attrs.get(key, other)) for key, other in AGREEING.items()]
         pairs.append(("dimensions", before.dims, after.dims))
         pairs.append(("kind", str(before.values.dtype), str(after.values.dtype)))
         pairs.append(("status", old.status(name) is not None, new.status(name) is not None))

@@ -63,13 +63,13 @@ def build(
     variables: dict[str, Variable] = {}
     for measure, estimates, rows in outcomes:
         for quantity in measure.quantities:
-            if quantity.key not in estimates:
+            if quantity.key not in estimates or 0 in estimates[quantity.key].value.shape[2:]:
                 continue
             estimate = estimates[quantity.key]
             lead = (len(checkpoints), len(layers)) if quantity.per_layer else (len(checkpoints),)
             places = _places(quantity, measure, estimate, lead, axes)
-            used = quantity.rows(measure, rows)
-            variables.update(_family(quantity, estimate, places, {"at": measure.at, "rows": int(used)}))
+            measured = {"at": measure.at, "rows": int(quantity.rows(measure, rows)), **measure.attributes}
+            variables.update(_family(quantity, estimate, places, measured))
     if metrics:
         variables.update(_metrics(checkpoints, variables))
     fixed = {"Conventions": "CF-1.11", "format": "ibscan", "format_version": FORMAT_VERSION}

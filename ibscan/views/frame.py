@@ -162,6 +162,9 @@ def terms(frame: Frame, name: str, *, unit: bool = True) -> str:
     attrs = frame.result[name].attrs
     parts = [frame.unit(name)] if unit else []
     parts += [f"at {name_of(attrs['at'], frame.unicode)}"] if attrs.get("at") else []
+    origin, dims = str(attrs.get("from", "input")), attrs.get("input_dims", 0)
+    parts += [f"from the post of {name_of(origin, frame.unicode)}"] if origin != "input" else []
+    parts += [f"on {dims} random directions"] if dims else []
     parts += [f"{attrs['rows']} probe rows"] if attrs.get("rows") else []
     return ", ".join(part for part in parts if part)
 

@@ -12,6 +12,7 @@ from rich.console import RenderableType
 
 from ibscan.errors import UsageError
 from ibscan.types import Result, Status
+from ibscan.views.curve import curve_tables
 from ibscan.views.frame import Cells, Frame, block, layered, leaf, measured, name_of, terms, thinned
 from ibscan.views.grid import Group
 from ibscan.views.head import head
@@ -29,6 +30,7 @@ def tables(
     units: str = "nats",
     every: bool = False,
     variable: str | None = None,
+    curve: bool = False,
     width: int,
     unicode: bool = True,
 ) -> list[RenderableType]:
@@ -39,6 +41,7 @@ def tables(
         units: `nats`, or `bits` to convert what is in nat.
         every: Every checkpoint instead of about twelve, log-spaced, first and last among them.
         variable: One variable in place of the usual tables, histograms and spectra included.
+        curve: Local rank against eps in their place.
         width: Columns of the terminal; layers that do not fit go to further panels.
         unicode: Whether the terminal shows more than ASCII.
 
@@ -47,6 +50,7 @@ def tables(
 
     Raises:
         UsageError: There is no such variable, or no such unit.
+        NothingMatched: The curve is asked for, and there is no local rank.
     """
     if units not in ("nats", "bits"):
         raise UsageError(f"units {units!r}: expected nats or bits.")
@@ -54,13 +58,12 @@ def tables(
         near = difflib.get_close_matches(variable, result.variables, n=3, cutoff=0.5) or sorted(result.variables)
         raise UsageError(f"--variable {variable!r}: the result has no such variable; it has {', '.join(near)}.")
     frame = Frame(result, units, every, max(1, width), unicode)
-    found: list[RenderableType] = [head(frame)]
+    if curve:
+        return [head(frame), *curve_tables(frame)]
     if variable is not None:
-        return [*found, _one(frame, variable)]
-    for table in (_rank(frame), *information_tables(frame), _clustering(frame)):
-        if table is not None:
-            found.append(table)
-    return found
+        return [head(frame), _one(frame, variable)]
+    usual = (_rank(frame), *information_tables(frame), _clustering(frame))
+    return [head(frame), *(table for table in usual if table is not None)]
 
 
 def _rank(frame: Frame) -> Stack | None:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from oracles import ACTIVATION, forward, full_jacobian, network_of, random_chain
+from torch.nn import functional
 
 from ibscan.networks import chain as chain_module
+from ibscan.types import Derivative
 
 HIDDEN = sorted(set(ACTIVATION) - {"softmax"})
 SMOOTH = ["tanh", "sigmoid", "gelu", "silu", "softplus"]
@@ -36,7 +38,7 @@ def factors(network, x, at):
     """Return {layer: factor} of all rows, where each row is visited once; one factor may stand for all rows."""
     found = {}
 
-    def visit(layer, factor, rows):
+    def visit(layer, factor, _, rows):
         n = len(range(len(x))[rows])
         assert factor.dtype == torch.float64
         assert factor.shape[0] == network.size
@@ -44,8 +46,11 @@ def factors(network, x, at):
         assert factor.shape[1] == n or (factor.shape[1] == 1 and layer == 0)  # d p_1 / d x = W_1 at every x
         found.setdefault(layer, []).append((rows.start, factor.expand(-1, n, -1, -1).cpu().clone()))
 
-    network.jacobians(x, visit, at=at)
-    return {k: torch.cat([p[1] for p in sorted(v, key=lambda p: p[0])], 1) for k, v in found.items()}
+    network.jacobians(x, visit, Derivative(at))
+    # Blocks of rows may need different numbers of columns; more zeros change nothing.
+    most = {k: max(p[1].shape[-1] for p in v) for k, v in found.items()}
+    wide = {k: [(s, functional.pad(f, (0, most[k] - f.shape[-1]))) for s, f in v] for k, v in found.items()}
+    return {k: torch.cat([p[1] for p in sorted(v, key=lambda p: p[0])], 1) for k, v in wide.items()}
 
 
 def assert_same_map(factor, jacobian):

@@ -18,6 +18,7 @@ from ibscan.errors import InputError
 from ibscan.networks.module import recorded_taps
 from ibscan.networks.passes import tapped
 from ibscan.networks.recording import recorded
+from ibscan.types import Derivative
 
 relu, tanh, sigmoid = torch.relu, torch.tanh, torch.sigmoid
 CPU = torch.device("cpu")
@@ -699,7 +700,7 @@ def test_the_probe_survives_a_model_that_changes_its_input():
     before = x.copy()
     network = network_of(model, x)
     found = walked(network, x)
-    network.jacobians(x, lambda *_: None, at="pre")
+    network.jacobians(x, lambda *_: None, Derivative("pre"))
     np.testing.assert_array_equal(x, before)
     torch.testing.assert_close(found["a"][0], model.a(2 * torch.from_numpy(x)), rtol=1e-12, atol=0)
 
@@ -896,7 +897,7 @@ def test_a_way_that_depends_on_the_data_is_refused(forward):
         with pytest.raises(InputError, match="another way"):
             list(network.noisy_walk(-x, last, 0.1, lambda *_: np.zeros((3, 4)), range(1)))
         with pytest.raises(InputError, match="another way"):
-            network.jacobians(-x, lambda *_: None, at="post")
+            network.jacobians(-x, lambda *_: None, Derivative("post"))
 
 
 def test_the_message_names_the_step():

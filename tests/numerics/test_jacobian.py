@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ibscan.numerics.jacobian import carried, row_factor, softmax_carried
+from ibscan.numerics.jacobian import row_factor, softmax_carried
 
 
 def gauss(shape, seed):
@@ -34,18 +34,6 @@ def test_row_factor_of_deficient_weights():
     one = gauss((3, 1), 3) @ gauss((1, 8), 4)
     assert torch.linalg.matrix_rank(row_factor(one)) == 1
     assert torch.equal(row_factor(torch.zeros(3, 8, dtype=torch.float64)), torch.zeros(3, 3, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("shared", [True, False])
-def test_carried_against_a_loop(shared):
-    weight, slope = gauss((2, 5, 4), 1), gauss((2, 7, 4), 2)
-    factor = gauss((2, 1 if shared else 7, 4, 3), 3)
-    got = carried(weight, slope, factor)
-    assert got.shape == (2, 7, 5, 3)
-    for c in range(2):
-        for row in range(7):
-            expected = weight[c] @ torch.diag(slope[c, row]) @ factor[c, 0 if shared else row]
-            torch.testing.assert_close(got[c, row], expected, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("shared", [True, False])

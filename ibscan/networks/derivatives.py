@@ -1,0 +1,213 @@
+"""Jacobians of functions given as code, row by row: by forward or reverse mode, whole or as Gram matrices."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Outputs", "full", "gram", "grams", "paired", "spectral_norms", "triangle"]
+
+# Power iteration ends when no row's estimate grows by more than this share, or after so many steps.
+GROWTH = 1e-9
+STEPS = 300
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Values of some layers as a function of a variable, rows independent of one another.
+
+    `values` maps the variable (n, ...) to the values (n, D) of each layer, whose D are `widths`. `columns` gives the
+    directions of a part as (b, 1, ...), of which there are `size`: the unit vectors, or the basis of a subspace.
+    `tangents` is how many are carried through one pass.
+    """
+
+    values: Callable[[torch.Tensor], list[torch.Tensor]]
+    variable: torch.Tensor
+    widths: Sequence[int]
+    columns: Callable[[slice], torch.Tensor]
+    size: int
+    tangents: int
+
+    @property
+    def rows(self) -> int:
+        """n, the number of rows."""
+        return len(self.variable)
+
+    def parts(self, start: int = 0, stop: int | None = None, most: int | None = None) -> Iterator[slice]:
+        """Yield the directions from `start` to `stop` in parts."""
+        stop, most = self.size if stop is None else stop, most or self.tangents
+        for first in range(start, stop, most):
+            yield slice(first, min(first + most, stop))
+
+    def images(self, part: slice) -> list[torch.Tensor]:
+        """Return J v of every layer for the directions of a part, (n, D, b): one pass in forward mode.
+
+        Raises:
+            InputError: An operation has no forward derivative, or none under vmap.
+        """
+
+        def image(direction: torch.Tensor) -> list[torch.Tensor]:
+            tangent = direction.expand_as(self.variable).clone()
+            tangents: list[torch.Tensor] = torch.func.jvp(self.values, (self.variable,), (tangent,))[1]
+            return tangents
+
+        with _quiet():
+            found = torch.func.vmap(image)(self.columns(part).to(self.variable))
+        return [tangents.to(torch.float64).permute(1, 2, 0) for tangents in found]
+
+
+def full(outputs: Outputs, *, reverse: bool = False) -> list[torch.Tensor]:
+    """Return J of every layer, (n, D, directions), float64.
+
+    Args:
+        outputs: What is differentiated.
+        reverse: From the gradients of the layers' units: for a few narrow layers, or where an operation has no forward
+            derivative.
+    """
+    if reverse:
+        return [_reversed(outputs, k, slice(0, width)) for k, width in enumerate(outputs.widths)]
+    found = [_zeros(outputs, width, outputs.size) for width in outputs.widths]
+    for part in outputs.parts():
+        for whole, image in zip(found, outputs.images(part), strict=True):
+            whole[..., part] = image
+    return found
+
+
+def grams(outputs: Outputs) -> list[torch.Tensor]:
+    """Return the smaller Gram matrix of the J of every layer, (n, m, m).
+
+    J J^T is gathered direction by direction. J^T J, of a layer with more units than there are directions, needs all
+    pairs of them, and J is held.
+
+    Args:
+        outputs: What is differentiated.
+    """
+    outer = [width <= outputs.size for width in outputs.widths]
+    held = [_zeros(outputs, w, w if o else outputs.size) for w, o in zip(outputs.widths, outer, strict=True)]
+    for part in outputs.parts():
+        for summed, whole, image in zip(outer, held, outputs.images(part), strict=True):
+            if summed:
+                whole += image @ image.mT
+            else:
+                whole[..., part] = image
+    return [whole if summed else gram(whole) for summed, whole in zip(outer, held, strict=True)]
+
+
+def gram(jacobian: torch.Tensor) -> torch.Tensor:
+    """Return the smaller of J J^T and J^T J."""
+    return jacobian @ jacobian.mT if jacobian.shape[-2] <= jacobian.shape[-1] else jacobian.mT @ jacobian
+
+
+def paired(outputs: Outputs, most: int) -> torch.Tensor:
+    """Return J^T J of a layer too wide for its J to be held, (n, directions, directions), by pairs of blocks.
+
+    Args:
+        outputs: One layer.
+        most: Numbers that may be held.
+    """
+    whole = _zeros(outputs, outputs.size, outputs.size)
+    block = max(1, most // (outputs.rows * outputs.widths[0]))
+    for left in outputs.parts(most=block):
+        held = _zeros(outputs, outputs.widths[0], left.stop - left.start)
+        for part in outputs.parts(left.start, left.stop):
+            held[..., part.start - left.start : part.stop - left.start] = outputs.images(part)[0]
+        whole[:, left, left] = held.mT @ held
+        for right in outputs.parts(left.stop):
+            product = held.mT @ outputs.images(right)[0]
+            whole[:, left, right], whole[:, right, left] = product, product.mT
+    return whole
+
+
+def triangle(outputs: Outputs, most: int) -> torch.Tensor:
+    """Return R of J = Q R for a layer too wide for its J to be held, (n, directions, directions): its singular values.
+
+    Units come in slices, each with a sweep of its own, and R takes up one after the other.
+
+    Args:
+        outputs: One layer.
+        most: Numbers that may be held.
+
+    Source:
+        Demmel, Grigori, Hoemmen and Langou 2012, sequential TSQR.
+    """
+    upper = _zeros(outputs, 0, outputs.size)
+    size = max(1, most // (outputs.rows * outputs.size))
+    for start in range(0, outputs.widths[0], size):
+        units = slice(start, min(start + size, outputs.widths[0]))
+        held = _zeros(outputs, units.stop - units.start, outputs.size)
+        for part in outputs.parts():
+            held[..., part] = outputs.images(part)[0][:, units]
+        upper = torch.linalg.qr(torch.cat((upper, held), 1), mode="r").R
+    return upper
+
+
+def spectral_norms(outputs: Outputs, start: torch.Tensor) -> list[torch.Tensor]:
+    """Return the largest singular value of every layer's J on the whole variable, (n,) each, by power iteration.
+
+    Approached from below; the last step's growth is under 1e-9, or 300 steps were taken.
+
+    Args:
+        outputs: What is differentiated; its directions play no part.
+        start: A direction, of the shape of one row of the variable.
+    """
+    found = []
+    for k in range(len(outputs.widths)):
+        direction = start.expand_as(outputs.variable).to(outputs.variable)
+        estimate = torch.zeros(outputs.rows, dtype=torch.float64, device=outputs.variable.device)
+        for _ in range(STEPS):
+            direction = direction / _lengths(direction)
+            with _quiet():
+                image = torch.func.jvp(lambda x, k=k: outputs.values(x)[k], (outputs.variable,), (direction,))[1]
+            before, estimate = estimate, image.to(torch.float64).norm(dim=1)
+            if bool((estimate <= before * (1.0 + GROWTH)).all()):
+                break
+            pullback = torch.func.vjp(lambda x, k=k: outputs.values(x)[k], outputs.variable)[1]
+            direction = pullback(image / _lengths(image))[0]
+        found.append(estimate)
+    return found
+
+
+def _reversed(outputs: Outputs, layer: int, units: slice) -> torch.Tensor:
+    """Return rows of J from the gradients of a layer's units.
+
+    Rows of the variable are repeated for every unit; vmap is left out, as torch's rules for it may be wrong for rare
+    operations (cdist).
+    """
+    parts = []
+    for chosen in torch.split(torch.arange(units.start, units.stop, device=outputs.variable.device), outputs.tangents):
+        repeated = outputs.variable.repeat(len(chosen), *[1] * (outputs.variable.ndim - 1))
+        pullback = torch.func.vjp(lambda x: outputs.values(x)[layer], repeated)[1]
+        seed = torch.zeros(len(repeated), outputs.widths[layer], dtype=repeated.dtype, device=repeated.device)
+        seed[torch.arange(len(seed), device=seed.device), chosen.repeat_interleave(outputs.rows)] = 1.0
+        pulled: torch.Tensor = pullback(seed)[0]
+        parts.append(_projected(outputs, pulled.view(len(chosen), outputs.rows, -1).to(torch.float64)))
+    return torch.cat(parts).transpose(0, 1)
+
+
+def _projected(outputs: Outputs, gradients: torch.Tensor) -> torch.Tensor:
+    """Return gradients (..., d) along the directions."""
+    if outputs.size == gradients.shape[-1]:
+        return gradients
+    columns = [outputs.columns(part).flatten(1).to(gradients) for part in outputs.parts()]
+    return torch.cat([gradients @ column.mT for column in columns], -1)
+
+
+def _zeros(outputs: Outputs, *shape: int) -> torch.Tensor:
+    return torch.zeros(outputs.rows, *shape, dtype=torch.float64, device=outputs.variable.device)
+
+
+def _lengths(rows: torch.Tensor) -> torch.Tensor:
+    lengths = rows.flatten(1).norm(dim=1)
+    return torch.where(lengths > 0.0, lengths, 1.0).view(-1, *[1] * (rows.ndim - 1))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide a warning of torch's own rules, loaded when a forward derivative is first asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch.jit.script. is deprecated", DeprecationWarning)
+        yield

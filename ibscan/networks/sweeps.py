@@ -1,0 +1,174 @@
+"""Forward-mode sweeps over a module: which layers go together, in what blocks of rows, and what is made of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ibscan.errors import InputError
+from ibscan.networks.derivatives import Outputs, full, gram, grams, paired, triangle
+from ibscan.numerics.counting import Gram, rounding
+from ibscan.numerics.room import is_out_of_memory, numbers_at_hand
+
+__all__ = ["Sweep", "as_gram", "counted", "decomposed", "grouped", "room_for", "swept"]
+
+# Directions of the input carried through one pass.
+TANGENTS = 256
+# Numbers the Jacobians of one row may hold, the values of one pass at its widest layer, and several rows' Jacobians.
+ROW_BUDGET = 2**27
+PASS_BUDGET = 2**25
+BLOCK_BUDGET = 2**24
+# A unit's gradient costs as much as so many directions in forward mode.
+GRADIENT_COST = 2
+# Squares of numbers beyond these leave the range in which they are exact to rounding.
+LEAST, MOST = 1e-120, 1e120
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Layers whose Jacobians are found together.
+
+    `layers` are those wanted, `widths` their sizes on one row and then those of what feeds some of them; `fed` maps a
+    layer to the place of what feeds it in `widths`, to None where that is the variable itself.
+    """
+
+    layers: tuple[int, ...]
+    widths: tuple[int, ...]
+    fed: Mapping[int, int | None] = field(default_factory=dict)
+
+    def fed_factor(self, layer: int, found: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        """Return a factor of the Jacobian of what feeds a layer, (1, n, s, k), None where that is not known."""
+        if layer not in self.fed:
+            return None
+        place = self.fed[layer]
+        like = found[0]
+        if place is None:
+            return torch.ones(1, 1, 1, 1, dtype=like.dtype, device=like.device)
+        return found[place].unsqueeze(0)
+
+
+def grouped(widths: Mapping[int, int], feeds: Mapping[int, int | None], size: int, room: int) -> Iterator[Sweep]:
+    """Yield sweeps of as many layers, in order, as may be held together for one row.
+
+    Args:
+        widths: Size on one row of every layer wanted.
+        feeds: Of the layers fed by one before them alone the size of what feeds them; None for the variable itself.
+        size: Directions.
+        room: Numbers that may be held.
+    """
+
+    def made(layers: Sequence[int]) -> Sweep:
+        fed = [layer for layer in layers if feeds.get(layer) is not None]
+        places: dict[int, int | None] = {layer: None for layer in layers if layer in feeds}
+        places.update({layer: len(layers) + k for k, layer in enumerate(fed)})
+        return Sweep(tuple(layers), (*(widths[k] for k in layers), *(feeds[k] or 0 for k in fed)), places)
+
+    group: list[int] = []
+    for layer in widths:
+        if group and size * sum(made([*group, layer]).widths) > room:
+            yield made(group)
+            group = []
+        group.append(layer)
+    if group:
+        yield made(group)
+
+
+def swept(
+    sweep: Sweep,
+    rows: int,
+    outputs: Callable[[Sweep, slice, int], Outputs],
+    compute: Callable[[Outputs], list[torch.Tensor]],
+) -> Iterator[tuple[slice, list[torch.Tensor]]]:
+    """Yield (rows, what is computed of their outputs) in blocks that fit; halved where memory runs out all the same.
+
+    Args:
+        sweep: Which layers.
+        rows: How many there are.
+        outputs: The layers' values on some rows, with so many tangents a pass.
+        compute: What is wanted of them.
+    """
+    first = outputs(sweep, slice(0, 1), 1)
+    block = max(1, BLOCK_BUDGET // (first.size * sum(sweep.widths)))
+    tangents = max(1, min(TANGENTS, PASS_BUDGET // (min(block, rows) * max(sweep.widths))))
+    left = [slice(start, min(start + block, rows)) for start in range(0, rows, block)][::-1]
+    while left:
+        part = left.pop()
+        count = part.stop - part.start
+        try:
+            found = compute(outputs(sweep, part, tangents))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or count == tangents == 1:
+                raise
+        else:
+            yield part, found
+            continue
+        torch.cuda.empty_cache()
+        if count > 1:
+            middle = part.start + count // 2
+            left += [slice(middle, part.stop), slice(part.start, middle)]
+        else:
+            tangents //= 2
+            left.append(part)
+
+
+def counted(sweep: Sweep, room: int, outputs: Outputs) -> list[torch.Tensor]:
+    """Return the smaller Gram matrix of every layer's Jacobian.
+
+    Of a layer too wide for its Jacobian to be held, by pairs of blocks of directions.
+    """
+    if _too_wide(sweep, outputs, room):
+        alone = _first(outputs)
+        return [paired(alone, room)]
+    if not _narrow(outputs):
+        # The values are there: where this fails an operation has no forward derivative, or none under vmap.
+        with contextlib.suppress(InputError):
+            return grams(outputs)
+    return [gram(jacobian) for jacobian in full(outputs, reverse=True)]
+
+
+def decomposed(sweep: Sweep, room: int, outputs: Outputs) -> list[torch.Tensor]:
+    """Return every layer's Jacobian, or of one too wide for that a triangle in its stead, and those of what feeds."""
+    if _too_wide(sweep, outputs, room):
+        return [triangle(_first(outputs), room)]
+    if not _narrow(outputs):
+        with contextlib.suppress(InputError):
+            return full(outputs)
+    return full(outputs, reverse=True)
+
+
+def as_gram(values: torch.Tensor, size: int, sound: torch.Tensor) -> Gram:
+    """Return Gram matrices (n, m, m) as what is counted from: no bound for numbers whose squares are not exact.
+
+    Args:
+        values: Gram matrices.
+        size: Length of the sums they are made of.
+        sound: Whether the layer's values are finite, (n,).
+    """
+    norm = values.flatten(1).norm(dim=1)
+    usable = torch.isfinite(norm) & (norm > LEAST) & (norm < MOST)
+    error = torch.where(usable, rounding(size) * norm, torch.inf)
+    whole = torch.where((usable & sound)[:, None, None], values, 0.0)
+    one = torch.ones_like(norm)
+    return Gram(whole.unsqueeze(0), error.unsqueeze(0), one.unsqueeze(0), sound.unsqueeze(0))
+
+
+def room_for(device: torch.device) -> int:
+    """Return how many numbers the Jacobians of one row may take."""
+    return numbers_at_hand(device, ROW_BUDGET)
+
+
+def _too_wide(sweep: Sweep, outputs: Outputs, room: int) -> bool:
+    """Whether a layer, alone in its sweep, has more units than directions and a Jacobian that cannot be held."""
+    width = outputs.widths[0]
+    return len(sweep.layers) == 1 and width > outputs.size and width * outputs.size * outputs.rows > room
+
+
+def _first(outputs: Outputs) -> Outputs:
+    return replace(outputs, widths=outputs.widths[:1], values=lambda x: outputs.values(x)[:1])
+
+
+def _narrow(outputs: Outputs) -> bool:
+    return GRADIENT_COST * sum(outputs.widths) < outputs.size

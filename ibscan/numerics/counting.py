@@ -1,0 +1,159 @@
+"""Counts of singular values from a Gram matrix, each with whether it is certain: what is not goes to the SVD."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ibscan.numerics.spectrum import numerical_rank, spectral_norm
+
+__all__ = ["Counts", "Gram", "bound_counts", "eigenvalue_counts", "gram_counts", "inertia_counts", "rounding"]
+
+# Up to so many thresholds a factorization each is cheaper than all eigenvalues, of matrices of this size at least.
+FEW_THRESHOLDS = 3
+LEAST_SIZE = 24
+# An estimated distance to the nearest eigenvalue must exceed the error by so much to be believed.
+SAFETY = 10.0
+EPS = torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True)
+class Gram:
+    """G = A A^T or A^T A of A = J / scale, and how far from the exact one it may be.
+
+    `values` (C, n, m, m), `error` (C, n) bounds the spectral norm of what G lacks, `scale` (C, n) is a power of two;
+    n is 1 where all rows share them. `sound` (C, n) is False where J is not finite; G is zero there.
+    """
+
+    values: torch.Tensor
+    error: torch.Tensor
+    scale: torch.Tensor
+    sound: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many singular values exceed each threshold, and whether that is certain, one row each.
+
+    `number` (B, T) int64, absolute thresholds first; `certain` (B,); `positive` (B,) whether the matrix is not zero.
+    """
+
+    number: torch.Tensor
+    certain: torch.Tensor
+    positive: torch.Tensor
+
+
+def rounding(size: int) -> float:
+    """Return a bound, relative to the norms involved, on the rounding of one product or factorization.
+
+    Errors of the sums add up like a random walk: the root of their length, with a factor to spare.
+
+    Args:
+        size: Length of the sums.
+    """
+    return (4.0 + 2.0 * math.sqrt(size)) * EPS
+
+
+def gram_counts(values: torch.Tensor, error: torch.Tensor, eps: torch.Tensor, relative: torch.Tensor) -> Counts:
+    """Return counts by the cheaper of the two routes below: a few absolute thresholds need no eigenvalues."""
+    if len(relative) == 0 and eps.shape[-1] <= FEW_THRESHOLDS and values.shape[-1] >= LEAST_SIZE:
+        return inertia_counts(values, error, eps)
+    return eigenvalue_counts(values, error, eps, relative)
+
+
+def eigenvalue_counts(values: torch.Tensor, error: torch.Tensor, eps: torch.Tensor, relative: torch.Tensor) -> Counts:
+    """Count from all eigenvalues of a Gram matrix.
+
+    Certain where no eigenvalue lies as near to a squared threshold as the matrix may be wrong: by Weyl's inequality an
+    error moves no eigenvalue by more than its norm.
+
+    Args:
+        values: G, shape (B, m, m), float64, finite.
+        error: Bound on the spectral norm of its error, shape (B,).
+        eps: Absolute thresholds, shape (B, E).
+        relative: Thresholds relative to the largest singular value, shape (R,).
+    """
+    eigenvalues: torch.Tensor = torch.linalg.eigvalsh(values)
+    top = eigenvalues[:, -1].clamp(min=0.0)
+    limits = torch.cat((eps.square(), top.unsqueeze(-1) * relative.square()), -1)
+    bound = error + rounding(values.shape[-1]) * top
+    # A relative threshold moves with the largest eigenvalue.
+    slack = bound.unsqueeze(-1) * torch.cat((torch.ones_like(eps[0]), 1.0 + relative.square()))
+    apart = (eigenvalues.unsqueeze(1) - limits.unsqueeze(-1)).abs().amin(-1)
+    zero = (top == 0.0) & (error == 0.0)
+    # Written so that a NaN is not certain.
+    return Counts(
+        (eigenvalues.unsqueeze(1) > limits.unsqueeze(-1)).sum(-1), (apart > slack).all(-1) | zero, (top > 0.0)
+    )
+
+
+def inertia_counts(values: torch.Tensor, error: torch.Tensor, eps: torch.Tensor) -> Counts:
+    """Count from the signs of L D L^T = G - eps^2 I, one factorization a threshold.
+
+    Certain where inverse iteration finds no eigenvalue as near to the threshold as the matrix may be wrong.
+
+    Args:
+        values: G, shape (B, m, m), float64, finite.
+        error: Bound on the spectral norm of its error, shape (B,).
+        eps: Thresholds, shape (B, E).
+
+    Source:
+        Sylvester's law of inertia; Bunch and Kaufman 1977: a block of two has one eigenvalue of either sign.
+    """
+    size, identity = values.shape[-1], torch.eye(values.shape[-1], dtype=values.dtype, device=values.device)
+    scale = values.flatten(1).norm(dim=1)
+    numbers, certain = [], torch.ones_like(scale, dtype=torch.bool)
+    start = _start(size, values).expand(len(values), -1, -1)
+    for limit in eps.square().unbind(-1):
+        shifted = values - limit.view(-1, 1, 1) * identity
+        compact, pivots, singular = torch.linalg.ldl_factor_ex(shifted)
+        single = (pivots > 0) & (compact.diagonal(dim1=-2, dim2=-1) > 0.0)
+        numbers.append(single.sum(-1) + (pivots < 0).sum(-1) // 2)
+        once = torch.linalg.ldl_solve(compact, pivots, start)
+        once = once / once.norm(dim=-2, keepdim=True)
+        distance = 1.0 / torch.linalg.ldl_solve(compact, pivots, once).norm(dim=-2).amax(-1)
+        bound = error + rounding(size) * torch.maximum(scale, limit)
+        # Written so that a NaN is not certain.
+        certain &= (distance > SAFETY * bound) & (singular == 0)
+    zero = (scale == 0.0) & (error == 0.0)
+    return Counts(torch.stack(numbers, -1), certain | zero, scale > 0.0)
+
+
+def bound_counts(own: torch.Tensor, fed: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """Return #{sigma(W) > eps / |B|}, which #{sigma(W B) > eps} does not exceed.
+
+    The norm of B lies between its longest row and its Frobenius norm. Only where the count differs between those is it
+    computed.
+
+    Args:
+        own: Singular values of W, shape (C, d).
+        fed: B, shape (C, n, s, k), finite.
+        eps: Thresholds, shape (E,).
+
+    Returns:
+        Shape (C, n, E), int64.
+
+    Source:
+        Horn and Johnson, Topics in Matrix Analysis, theorem 3.3.16: sigma_k(W B) <= sigma_k(W) |B|.
+    """
+
+    def counted(norm: torch.Tensor) -> torch.Tensor:
+        return numerical_rank(own.unsqueeze(1), eps / norm.unsqueeze(-1))
+
+    lengths = fed.norm(dim=-1)
+    # A hair apart, so that rounding does not put the norm outside.
+    found, least = counted(lengths.norm(dim=-1) * (1 + 1e-12)), counted(lengths.amax(-1) * (1 - 1e-12))
+    open_rows = (found != least).any(-1)
+    if bool(open_rows.any()):
+        norm = torch.ones_like(lengths[..., 0])
+        norm[open_rows] = spectral_norm(fed[open_rows])
+        found = torch.where(open_rows.unsqueeze(-1), counted(norm), found)
+    return found
+
+
+def _start(size: int, like: torch.Tensor) -> torch.Tensor:
+    """Return two directions in which no eigenvector of a real matrix is missing, always the same."""
+    draw = torch.randn(size, 2, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
+    return draw.to(like)

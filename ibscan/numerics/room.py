@@ -1,0 +1,47 @@
+"""How many numbers may be held at once, and whether an error says that there were too many."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+__all__ = ["is_out_of_memory", "numbers_at_hand"]
+
+# Of what is free, what one block may take: its products and LAPACK's copies need the rest.
+SHARE = 8
+LEAST = 2**16
+
+
+def numbers_at_hand(device: torch.device, most: int) -> int:
+    """Return how many float64 numbers a block may hold: `most`, or less where memory is short.
+
+    A power of two below it, so that runs that differ a little in what is free cut their work alike.
+
+    Args:
+        device: Where the block will live.
+        most: More is not asked for, however much is free.
+    """
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free()
+    room = max(LEAST, free // (8 * SHARE))
+    return most if room >= most else 2 ** (room.bit_length() - 1)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception of torch or Python says that memory did not suffice."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _free() -> int:
+    """Return the bytes this process may still take, by the machine and by its control group."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")] if hasattr(os, "sysconf") else []
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        # What the page cache would give back counts as free.
+        found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")] or found
+        group = Path("/sys/fs/cgroup")
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError, IndexError):
+        pass  # no Linux, no control group, or "max"
+    return max(0, min(found, default=2**31))

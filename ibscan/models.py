@@ -16,9 +16,10 @@ from ibscan.errors import InputError, UsageError
 from ibscan.inputs.checkpoint import load_tensors
 from ibscan.inputs.code import called, code_hash, named_callable
 from ibscan.inputs.manifest import Manifest
+from ibscan.networks.admission import recorded_taps
 from ibscan.networks.chain import stacked_chain
 from ibscan.networks.loading import loaded
-from ibscan.networks.module import Module, recorded_taps
+from ibscan.networks.module import Module
 from ibscan.networks.resolve import chain_order, parse_spec
 from ibscan.types import Checkpoint, Layer, Network, Probe
 

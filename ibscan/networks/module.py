@@ -1,4 +1,4 @@
-"""Any nn.Module as a network: layers found by one recorded pass, values and Jacobians through torch.func."""
+"""Any nn.Module as a network: values and Jacobians at the places of a recorded pass, through torch.func."""
 
 from __future__ import annotations
 
@@ -11,23 +11,19 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ibscan.errors import InputError
 from ibscan.networks.derivatives import Outputs, spectral_norms
 from ibscan.networks.graph import LAYERS, Place, Taps
 from ibscan.networks.loading import foreign
 from ibscan.networks.passes import Reached, Tapper, attached, tapped
-from ibscan.networks.recording import recorded
 from ibscan.networks.sweeps import Sweep, as_gram, counted, decomposed, grouped, room_for, swept
 from ibscan.networks.trees import main_tensor
 from ibscan.types import Array, At, Derivative, Layer, Normals, Visit, VisitFactor, VisitGram, Weight
 
-__all__ = ["Module", "recorded_taps"]
+__all__ = ["Module"]
 
 # Numbers a block of rows may hold: constants, not free memory, so that a run can be repeated bit for bit.
 ACTIVATION_BUDGET = 2**22
 NOISY_BUDGET = 2**22
-# Two passes over the same rows, or one row alone and among others, may differ by rounding.
-ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ class Module:
                 visit(layer, held.pop(layer), _kept(value, rows.stop - rows.start), rows)
                 return value
 
-            self._pass(block, [*self._at(self.taps.pre, keep), *self._at(self.taps.post, tell)])
+            self.passed(block, [*self.at(self.taps.pre, keep), *self.at(self.taps.post, tell)])
 
     def noisy_walk(
         self, x: Array, layer: int, noise: float, normals: Normals, replicas: range
@@ -122,9 +118,9 @@ class Module:
 
             others = [k for k in self.taps.noisy if k != layer]
             # The wanted layer first: another may have its post at the same place.
-            wanted = [*self._at(self.taps.post, keep, [layer]), *self._at(self.taps.post, add, others)]
+            wanted = [*self.at(self.taps.post, keep, [layer]), *self.at(self.taps.post, add, others)]
             # Every replica of every row is a row of one batch.
-            self._pass(rows.expand(len(block), *rows.shape).flatten(0, 1), wanted)
+            self.passed(rows.expand(len(block), *rows.shape).flatten(0, 1), wanted)
             yield block, found[0].reshape(1, len(block), len(x), -1)
 
     def weight(self, layer: int) -> Weight | None:
@@ -292,18 +288,19 @@ class Module:
 
         at: list[tuple[Place, Tapper]] = [] if given is None else [(given[0], put)]
         with attached():
-            self._pass(block, [*at, *((place, partial(keep, place)) for place in dict.fromkeys(places))])
+            self.passed(block, [*at, *((place, partial(keep, place)) for place in dict.fromkeys(places))])
         return [found[place] for place in places]
 
-    def _at(
+    def at(
         self,
         places: Sequence[Place],
         tapper: Callable[[int, torch.Tensor], torch.Tensor],
         layers: Sequence[int] | None = None,
     ) -> list[tuple[Place, Tapper]]:
+        """Return each layer's place with a tapper that is told the layer."""
         return [(places[k], partial(tapper, k)) for k in (range(len(places)) if layers is None else layers)]
 
-    def _pass(self, block: torch.Tensor, at: Sequence[tuple[Place, Tapper]]) -> torch.Tensor | None:
+    def passed(self, block: torch.Tensor, at: Sequence[tuple[Place, Tapper]]) -> torch.Tensor | None:
         """Run the model on a block of rows; None where a tapper has seen enough."""
         tappers: dict[Place, Tapper] = {}
         for place, tapper in at:
@@ -327,100 +324,6 @@ class Module:
         for start in range(0, len(x), size):
             rows = slice(start, min(start + size, len(x)))
             yield rows, torch.as_tensor(x[rows]).to(self.device, self.dtype)
-
-
-def recorded_taps(
-    model: nn.Module, x: Array, extra: Sequence[str], *, device: torch.device, dtype: torch.dtype
-) -> Module:
-    """Run the model on a few rows, check that it is a function of each of them alone, and return it as a network.
-
-    Args:
-        model: Loaded, in eval mode.
-        x: A few rows of the probe, shape (n, ...), at least one.
-        extra: Paths of modules to measure beside the layers.
-        device: Where.
-        dtype: Of the forward pass.
-
-    Raises:
-        InputError: The model raises on these rows, is random, or mixes rows.
-    """
-    rows = torch.as_tensor(x)
-    if len(rows) == 1:  # a row is seen to be independent of others beside another
-        rows = torch.cat([rows, rows])
-    with foreign("the model"):
-        # Moved and not copied where it is there already.
-        model = model.to(device)
-    try:
-        taps = _taps(model.to(dtype), rows.to(device, dtype), extra)
-    except InputError as error:
-        if dtype is torch.float64 and _runs(model.to(torch.float32), rows.to(device, torch.float32), extra):
-            model.to(dtype)
-            raise InputError(f"{error} It runs in float32: add --dtype float32.") from None
-        raise
-    network = Module(model, taps, device, dtype)
-    _check_function(network, rows.to(device, dtype))
-    return network
-
-
-def _taps(model: nn.Module, rows: torch.Tensor, extra: Sequence[str]) -> Taps:
-    with torch.no_grad(), foreign("the model"), sdpa_kernel(SDPBackend.MATH):
-        return recorded(model, rows.clone(), extra)
-
-
-def _runs(model: nn.Module, rows: torch.Tensor, extra: Sequence[str]) -> bool:
-    try:
-        _taps(model, rows, extra)
-    except InputError:
-        return False
-    return True
-
-
-def _check_function(network: Module, rows: torch.Tensor) -> None:
-    def values(block: torch.Tensor) -> list[torch.Tensor]:
-        """The output, then every layer's pre and post, a row for each row."""
-        found: dict[tuple[str, int], torch.Tensor] = {}
-
-        def keep(at: str, layer: int, value: torch.Tensor) -> torch.Tensor:
-            found[at, layer] = value.clone()
-            return value
-
-        taps = network.taps
-        wanted = [*network._at(taps.pre, partial(keep, "pre")), *network._at(taps.post, partial(keep, "post"))]
-        with torch.no_grad():
-            output = network._pass(block, wanted)
-        assert output is not None
-        return [output, *(found[at, layer] for layer in range(len(network.layers)) for at in ("pre", "post"))]
-
-    once, again = values(rows), values(rows)
-    if not all(_close(a, b, network.dtype) for a, b in zip(once, again, strict=True)):
-        raise InputError(
-            "two passes of the model over the same rows differ: its forward pass is random (dropout called with "
-            "training=True?) although it is in eval mode. Only a deterministic network can be measured."
-        )
-    mixed = (
-        "the model mixes the rows of a batch (batch statistics in eval mode?), or its tensors do not have the rows "
-        "first (batch_first=False?). What is measured here is a function of each row alone."
-    )
-    try:
-        alone = [values(row) for row in torch.split(rows, 1)]
-    except InputError as error:
-        raise InputError(f"a row cannot be run alone ({str(error).rstrip('.')}): {mixed}") from error
-    for k, (whole, parts) in enumerate(zip(once, zip(*alone, strict=True), strict=True)):
-        what = "the model's output" if k == 0 else f"'{network.layers[(k - 1) // 2].name}'"
-        if whole.numel() != sum(part.numel() for part in parts):
-            raise InputError(
-                f"{what} has shape {tuple(whole.shape)} for {len(rows)} rows and {tuple(parts[0].shape)} for one; "
-                "expected as many numbers for each row."
-            )
-        singly = torch.cat([part.reshape(1, -1) for part in parts])
-        if not _close(whole.reshape(len(rows), -1), singly, network.dtype):
-            raise InputError(f"{what} is not the same for a row alone and for the row among others: {mixed}")
-
-
-def _close(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
-    scale = float(torch.nan_to_num(a).abs().max()) if a.numel() else 0.0
-    tolerance = ROUNDING[dtype]
-    return a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
 def _by_row(value: torch.Tensor, rows: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ from oracles import ACTIVATION, forward, network_of, probe_of, random_chain
 from torch import nn
 
 from ibscan.measures.local_rank import LocalRank
-from ibscan.networks.module import recorded_taps
+from ibscan.networks.admission import recorded_taps
 from ibscan.types import Streams
 
 DECADES = tuple(10.0**-k for k in range(1, 8))

@@ -19,7 +19,7 @@ from ibscan.measures.fit import ProbeFit
 from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
-from ibscan.networks.module import recorded_taps
+from ibscan.networks.admission import recorded_taps
 from ibscan.types import Status, Streams
 
 WIDTHS = (6, 5, 4, 3)

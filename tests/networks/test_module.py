@@ -20,7 +20,8 @@ from ibscan.networks import module as module_module
 from ibscan.networks import sweeps as sweeps_module
 from ibscan.networks.derivatives import Outputs
 from ibscan.networks.loading import built, loaded
-from ibscan.networks.module import Module, recorded_taps
+from ibscan.networks.admission import recorded_taps
+from ibscan.networks.module import Module
 from ibscan.types import Derivative
 
 relu, tanh = torch.relu, torch.tanh

@@ -17,7 +17,7 @@ from torch.overrides import _get_current_function_mode_stack
 
 import ibscan
 from ibscan.errors import InputError, UsageError
-from ibscan.networks.module import recorded_taps
+from ibscan.networks.admission import recorded_taps
 
 relu, tanh = torch.relu, torch.tanh
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from ibscan.errors import InputError
-from ibscan.networks.module import recorded_taps
+from ibscan.networks.admission import recorded_taps
 from ibscan.networks.passes import tapped
 from ibscan.networks.recording import recorded
 from ibscan.types import Derivative

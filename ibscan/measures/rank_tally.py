@@ -1,0 +1,216 @@
+"""What local rank gathers: counts of every row from Gram matrices or singular values, spectra of some, and bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ibscan.numerics.counting import Counts, Gram, bound_counts, gram_counts
+from ibscan.numerics.spectrum import effective_rank, numerical_rank, singular_values, stable_rank
+from ibscan.types import Array, Derivative, Estimate, Network, Status
+
+__all__ = ["RankTally"]
+
+
+class RankTally:
+    """Counts and spectra of one call, row by row, until they are estimates.
+
+    Args:
+        network: C checkpoints.
+        thresholds: Absolute and relative ones.
+        which: Which Jacobians.
+        rows: How many there are, and how many of the first have their spectrum averaged.
+        most: How many singular values each layer's Jacobian has.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        thresholds: tuple[Sequence[float], Sequence[float]],
+        which: Derivative,
+        rows: tuple[int, int],
+        most: Sequence[int],
+    ) -> None:
+        self.network, self.which, self.spectral = network, which, rows[1]
+        self.most, self.size = most, max(most)
+        self.eps = torch.tensor(thresholds[0], dtype=torch.float64, device=network.device)
+        self.relative = torch.tensor(thresholds[1], dtype=torch.float64, device=network.device)
+        shape = (network.size, len(network.layers), rows[0])
+        wanted = np.array([which.wants(layer) for layer in range(shape[1])])
+        self.visited = np.zeros(shape[1], dtype=bool)
+        # Rows last, over which everything is reduced.
+        self.number = np.zeros((*shape[:2], len(self.eps) + len(self.relative), rows[0]), dtype=np.int64)
+        self.bounds = np.full((*shape[:2], len(self.eps), rows[1]), -1, dtype=np.int64)
+        self.alive, self.sound = np.zeros(shape, dtype=bool), np.ones(shape, dtype=bool)
+        # Rows whose spectrum is wanted are decomposed whatever their counts.
+        self.certain = np.broadcast_to(~wanted[None, :, None], shape).copy()
+        self.spectrum = np.zeros((*shape[:2], self.size + 2))
+        self.norms: Array | None = None
+        self.rows = np.zeros(0, dtype=np.intp)
+        self.shared: dict[int, Counts] = {}
+        self.weights: dict[int, torch.Tensor | None] = {}
+
+    def count(self, layer: int, gram: Gram, block: slice) -> None:
+        """Count from Gram matrices; `block` is of the rows after those whose spectrum is wanted."""
+        self.visited[layer] = True
+        size, held = gram.values.shape[:2]
+        rows = np.arange(block.start, block.stop) + self.spectral
+        eps, relative = self._thresholds(layer, rows)
+        # What is the same at every row is counted once.
+        shared = held == 1 and eps.shape[1] == 1
+        counts = self.shared.get(layer) if shared else None
+        if counts is None:
+            eps = (eps / gram.scale.unsqueeze(-1)).expand(size, max(held, eps.shape[1]), -1)
+            values = gram.values.expand(-1, eps.shape[1], -1, -1).flatten(0, 1)
+            error = gram.error.expand(-1, eps.shape[1]).flatten()
+            counts = gram_counts(values, error, eps.flatten(0, 1), relative)
+            if shared:
+                self.shared[layer] = counts
+        sound = gram.sound.cpu().numpy()
+        self.number[:, layer, :, rows] = _by_row(counts.number, size).swapaxes(0, 1)
+        self.alive[:, layer, rows] = _by_row(counts.positive, size)
+        # What is not finite is so in any way of counting.
+        self.certain[:, layer, rows] = _by_row(counts.certain, size) | ~sound
+        self.sound[:, layer, rows] = sound
+
+    def decompose(self, layer: int, factor: torch.Tensor, fed: torch.Tensor | None, block: slice) -> None:
+        """Count from singular values, where that is needed, and average the spectra; `block` is of `self.rows`."""
+        self.visited[layer] = True
+        rows = self.rows[block]
+        sound = torch.isfinite(factor).flatten(2).all(-1)
+        needed = ~self.certain[:, layer, rows]
+        if factor.shape[1] == 1:
+            needed = np.ones_like(needed)
+        elif not needed.any():
+            return
+        places = torch.as_tensor(needed, device=factor.device)[:, : factor.shape[1]]
+        sigma = torch.zeros(*sound.shape, min(factor.shape[-2:]), dtype=factor.dtype, device=factor.device)
+        # LAPACK raises on a NaN; the checkpoints it belongs to are marked, and must not stop the others.
+        sigma[places] = singular_values(torch.where(sound[places][:, None, None], factor[places], 0.0))
+        eps, relative = self._thresholds(layer, rows)
+        limits = torch.cat(
+            [part.expand(-1, max(eps.shape[1], sigma.shape[1]), -1) for part in (eps, relative * sigma[..., :1])], -1
+        )
+        number = numerical_rank(sigma, limits).cpu().numpy()
+        alive, whole = (sigma[..., 0] > 0.0).cpu().numpy(), sound.cpu().numpy()
+        c, at = np.nonzero(needed)
+        held = np.zeros_like(at) if factor.shape[1] == 1 else at
+        self.number[c, layer, :, rows[at]] = number[c, np.minimum(at, number.shape[1] - 1)]
+        self.alive[c, layer, rows[at]], self.sound[c, layer, rows[at]] = alive[c, held], whole[c, held]
+        first = int(np.searchsorted(rows, self.spectral))
+        if first:
+            self._spectra(layer, sigma, first)
+            if fed is not None:
+                fed = torch.where(torch.isfinite(fed).flatten(2).all(-1)[..., None, None], fed, 0.0)
+                self._bound(layer, fed, rows[:first])
+
+    def _thresholds(self, layer: int, rows: Array) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return absolute thresholds, (C, n or 1, E), and those relative to the row's largest singular value, (R,).
+
+        On a subspace the largest is that of the whole Jacobian, which makes relative thresholds absolute.
+        """
+        eps = self.eps.expand(self.network.size, 1, -1)
+        if self.norms is None:
+            return eps, self.relative
+        tops = torch.as_tensor(self.norms[:, layer, rows], device=self.eps.device).unsqueeze(-1)
+        return torch.cat((eps.expand(-1, len(rows), -1), self.relative * tops), -1), self.relative[:0]
+
+    def _spectra(self, layer: int, sigma: torch.Tensor, rows: int) -> None:
+        share = sigma.expand(-1, max(rows, sigma.shape[1]), -1)[:, :rows]
+        stack = torch.cat((share, effective_rank(share).unsqueeze(-1), stable_rank(share).unsqueeze(-1)), -1)
+        # What the factor has no column for is zero.
+        at = [*range(sigma.shape[-1]), self.size, self.size + 1]
+        self.spectrum[:, layer, at] += stack.sum(1).cpu().numpy() / self.spectral
+
+    def _bound(self, layer: int, fed: torch.Tensor, rows: Array) -> None:
+        """Bound the counts of rows by those of the weight above eps over the norm of what feeds it."""
+        if layer not in self.weights:
+            weight = self.network.weight(layer)
+            exact = weight is not None and weight.separate and weight.positions is not None
+            self.weights[layer] = None
+            if weight is not None and exact and weight.positions:
+                sound = torch.isfinite(weight.matrix).flatten(1).all(1)[:, None, None]
+                sigma = singular_values(torch.where(sound, weight.matrix, 0.0))
+                self.weights[layer] = sigma.repeat(1, weight.positions)
+        own = self.weights[layer]
+        if own is not None:
+            number = bound_counts(own, fed, self.eps)
+            number = number.expand(-1, max(len(rows), number.shape[1]), -1)[:, : len(rows)]
+            self.bounds[:, layer, :, rows] = number.transpose(0, 1).cpu().numpy()
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Return what was gathered as estimates."""
+        finite, split = self.sound.all(2), len(self.eps)
+        measured = Status.OK if self.which.directions is None else Status.LOWER_BOUND
+        status = np.where(self.alive.any(2), measured, Status.DEAD)
+        status = np.where(finite, status, Status.NONFINITE)
+        status = np.where(self.visited, status, Status.NOT_MEASURED).astype(np.int8)
+        told = finite & self.visited
+        rank, relative = (
+            _counted(part, told, status) for part in (self.number[:, :, :split], self.number[:, :, split:])
+        )
+        own = np.arange(self.size) < np.array(self.most)[:, None]
+        present = np.pad(own, ((0, 0), (0, 2)), constant_values=True)
+        spectrum = np.where(present & told[..., None], self.spectrum, np.nan)
+        components = np.repeat(status[..., None], self.size, -1)
+        components[np.isnan(spectrum[..., : self.size]) & told[..., None]] = Status.NOT_MEASURED
+        # Of a subspace's Jacobian these say nothing of the whole.
+        shape = status if self.which.directions is None else _untold(status)
+        if self.which.directions is not None:
+            spectrum[..., self.size :] = np.nan
+        bounded = (self.bounds >= 0).all((2, 3))
+        of_bound = np.where(bounded | (status == Status.NONFINITE), status, Status.NOT_MEASURED).astype(np.int8)
+        return {
+            "local_rank": rank,
+            "local_rank_count": Estimate(self._histogram(told), None),
+            "local_rank_rel": relative,
+            "rank_bound_jacobian": dataclasses.replace(
+                _counted(self.bounds, bounded & told, of_bound), minimum=None, maximum=None
+            ),
+            "singular_value": Estimate(spectrum[..., : self.size], components),
+            "effective_rank": Estimate(spectrum[..., self.size], shape),
+            "stable_rank": Estimate(spectrum[..., self.size + 1], shape),
+        }
+
+    def _histogram(self, told: Array) -> Array:
+        """Return how many rows have each rank, (C, L, E, size + 1); -1 where there is none."""
+        number = self.number[:, :, : len(self.eps)]
+        lead, values = number.shape[:3], self.size + 1
+        # One count for all: every cell has numbers of its own.
+        first = np.arange(int(np.prod(lead)))[:, None] * values
+        found = np.bincount((number.reshape(len(first), -1) + first).ravel(), minlength=len(first) * values)
+        return np.where(told[..., None, None], found.reshape(*lead, values), -1)
+
+
+def _by_row(values: torch.Tensor, size: int) -> Array:
+    """Return what was counted of C x n matrices by checkpoint and row."""
+    found: Array = values.view(size, -1, *values.shape[1:]).cpu().numpy()
+    return found
+
+
+def _untold(status: Array) -> Array:
+    return np.where(status == Status.LOWER_BOUND, Status.NOT_MEASURED, status).astype(np.int8)
+
+
+def _counted(number: Array, told: Array, status: Array) -> Estimate:
+    """Return the mean, its standard error and the extremes of integers (C, L, T, rows), NaN where not told."""
+    rows = number.shape[3]
+    total = number.sum(3)
+    # Of integers, so that equal counts have no spread at all. One row has none: its error is unknown, not zero.
+    squares = np.square(number).sum(3) * rows - total**2
+    with np.errstate(all="ignore"):
+        error = np.sqrt(squares / (rows * (rows - 1.0))) / np.sqrt(rows) if rows > 1 else np.full(total.shape, np.nan)
+
+    def shown(values: Array) -> Array:
+        return np.where(told[..., None], values, np.nan)
+
+    return Estimate(
+        shown(total / rows),
+        np.repeat(status[..., None], number.shape[2], -1),
+        stderr=shown(error),
+        minimum=shown(number.min(3)),
+        maximum=shown(number.max(3)),
+    )

@@ -1,0 +1,116 @@
+"""Whether a model can be measured: one pass recorded, and checked to be a function of each row alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ibscan.errors import InputError
+from ibscan.networks.graph import Taps
+from ibscan.networks.loading import foreign
+from ibscan.networks.module import Module
+from ibscan.networks.recording import recorded
+from ibscan.types import Array
+
+__all__ = ["recorded_taps"]
+
+# Two passes over the same rows, or one row alone and among others, may differ by rounding.
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
+
+
+def recorded_taps(
+    model: nn.Module, x: Array, extra: Sequence[str], *, device: torch.device, dtype: torch.dtype
+) -> Module:
+    """Run the model on a few rows, check that it is a function of each of them alone, and return it as a network.
+
+    Args:
+        model: Loaded, in eval mode.
+        x: A few rows of the probe, shape (n, ...), at least one.
+        extra: Paths of modules to measure beside the layers.
+        device: Where.
+        dtype: Of the forward pass.
+
+    Raises:
+        InputError: The model raises on these rows, is random, or mixes rows.
+    """
+    rows = torch.as_tensor(x)
+    if len(rows) == 1:  # a row is seen to be independent of others beside another
+        rows = torch.cat([rows, rows])
+    with foreign("the model"):
+        # Moved and not copied where it is there already.
+        model = model.to(device)
+    try:
+        taps = _taps(model.to(dtype), rows.to(device, dtype), extra)
+    except InputError as error:
+        if dtype is torch.float64 and _runs(model.to(torch.float32), rows.to(device, torch.float32), extra):
+            model.to(dtype)
+            raise InputError(f"{error} It runs in float32: add --dtype float32.") from None
+        raise
+    network = Module(model, taps, device, dtype)
+    _check_function(network, rows.to(device, dtype))
+    return network
+
+
+def _taps(model: nn.Module, rows: torch.Tensor, extra: Sequence[str]) -> Taps:
+    with torch.no_grad(), foreign("the model"), sdpa_kernel(SDPBackend.MATH):
+        return recorded(model, rows.clone(), extra)
+
+
+def _runs(model: nn.Module, rows: torch.Tensor, extra: Sequence[str]) -> bool:
+    try:
+        _taps(model, rows, extra)
+    except InputError:
+        return False
+    return True
+
+
+def _check_function(network: Module, rows: torch.Tensor) -> None:
+    def values(block: torch.Tensor) -> list[torch.Tensor]:
+        """The output, then every layer's pre and post, a row for each row."""
+        found: dict[tuple[str, int], torch.Tensor] = {}
+
+        def keep(at: str, layer: int, value: torch.Tensor) -> torch.Tensor:
+            found[at, layer] = value.clone()
+            return value
+
+        taps = network.taps
+        wanted = [*network.at(taps.pre, partial(keep, "pre")), *network.at(taps.post, partial(keep, "post"))]
+        with torch.no_grad():
+            output = network.passed(block, wanted)
+        assert output is not None
+        return [output, *(found[at, layer] for layer in range(len(network.layers)) for at in ("pre", "post"))]
+
+    once, again = values(rows), values(rows)
+    if not all(_close(a, b, network.dtype) for a, b in zip(once, again, strict=True)):
+        raise InputError(
+            "two passes of the model over the same rows differ: its forward pass is random (dropout called with "
+            "training=True?) although it is in eval mode. Only a deterministic network can be measured."
+        )
+    mixed = (
+        "the model mixes the rows of a batch (batch statistics in eval mode?), or its tensors do not have the rows "
+        "first (batch_first=False?). What is measured here is a function of each row alone."
+    )
+    try:
+        alone = [values(row) for row in torch.split(rows, 1)]
+    except InputError as error:
+        raise InputError(f"a row cannot be run alone ({str(error).rstrip('.')}): {mixed}") from error
+    for k, (whole, parts) in enumerate(zip(once, zip(*alone, strict=True), strict=True)):
+        what = "the model's output" if k == 0 else f"'{network.layers[(k - 1) // 2].name}'"
+        if whole.numel() != sum(part.numel() for part in parts):
+            raise InputError(
+                f"{what} has shape {tuple(whole.shape)} for {len(rows)} rows and {tuple(parts[0].shape)} for one; "
+                "expected as many numbers for each row."
+            )
+        singly = torch.cat([part.reshape(1, -1) for part in parts])
+        if not _close(whole.reshape(len(rows), -1), singly, network.dtype):
+            raise InputError(f"{what} is not the same for a row alone and for the row among others: {mixed}")
+
+
+def _close(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
+    scale = float(torch.nan_to_num(a).abs().max()) if a.numel() else 0.0
+    tolerance = ROUNDING[dtype]
+    return a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True)

@@ -69,8 +69,8 @@ class LocalRank:
             "rank_bound_jacobian",
             "#{sigma(W) > eps / ||D J||}",
             "1",
-            "mean number of singular values of the weight > eps over the spectral norm of the input Jacobian of what "
-            "feeds the layer: no row's count at pre exceeds it",
+            "mean over the spectrum rows of the number of singular values of the weight > eps over the spectral norm "
+            "of the input Jacobian of what feeds the layer: no row's count at pre exceeds it",
             ("eps",),
             limit="spectrum_rows",
         ),

@@ -181,7 +181,9 @@ class RankTally:
         lead, values = number.shape[:3], self.size + 1
         # One count for all: every cell has numbers of its own.
         first = np.arange(int(np.prod(lead)))[:, None] * values
-        found = np.bincount((number.reshape(len(first), -1) + first).ravel(), minlength=len(first) * values)
+        found = np.bincount(
+            (number.reshape(len(first), number.shape[3]) + first).ravel(), minlength=len(first) * values
+        )
         return np.where(told[..., None, None], found.reshape(*lead, values), -1)
 
 

@@ -97,7 +97,7 @@ class WeightRank:
         status = np.full(shape, Status.NOT_MEASURED, dtype=np.int8)
         bounded = np.full(shape, Status.NOT_MEASURED, dtype=np.int8)
         least, known = np.full(shape[0], np.inf), network.plain
-        for layer, one in enumerate(network.layers):
+        for layer in range(shape[1]):
             weight = network.weight(layer)
             if weight is None:
                 continue
@@ -116,9 +116,9 @@ class WeightRank:
             stable[:, layer] = np.where(finite, stable_rank(sigma).cpu().numpy(), np.nan)
             known = known and weight.positions is not None
             if known:
-                least = np.fmin(least, np.where(finite, _rank(sigma, weight.matrix) * (weight.positions or 1), np.nan))
-                # A map of one row has no more directions than units.
-                least = np.where(np.isnan(least) | ~finite, np.nan, np.minimum(least, one.width))
+                own = _rank(sigma, weight.matrix) * (weight.positions or 1)
+                # Of layers behind one that is not finite nothing is known.
+                least = np.minimum(least, np.where(finite, own, np.nan))
                 bounded[:, layer] = np.where(np.isnan(least), Status.NONFINITE, status[:, layer])
                 bound[:, layer] = least
         spread = np.repeat(status[..., None], len(eps), -1)

@@ -12,7 +12,7 @@ from rich.console import Group as Stack
 from ibscan.errors import NothingMatched
 from ibscan.types import Result, Variable
 from ibscan.views.cells import number
-from ibscan.views.frame import Cells, Frame, block, layered, leaf, measured, terms, thinned
+from ibscan.views.frame import Cells, Frame, block, derivative, layered, leaf, measured, terms, thinned
 from ibscan.views.grid import Group
 
 __all__ = ["curve_tables", "curves"]
@@ -20,7 +20,7 @@ __all__ = ["curve_tables", "curves"]
 _EPS = {"local_rank": "eps", "local_rank_rel": "rel_eps"}
 _MOST_COLUMNS = 4
 _FEW_POINTS = 8
-_COUNTED = "Mean over probe rows of the number of singular values of the Jacobian d layer / d input above"
+_COUNTED = "Mean over probe rows of the number of singular values of the Jacobian {of} above"
 _THRESHOLDS = {
     "local_rank": "{eps}, which is absolute: in units of the layer's output per unit of the input.",
     "local_rank_rel": "{eps} times the row's largest.",
@@ -75,7 +75,7 @@ def _table(frame: Frame, name: str) -> Stack:
     groups = [_without_trend(group) for group in layered(turned, leaves, widths=True)]
     title = f"local rank against {'relative ' if name == 'local_rank_rel' else ''}{turned.axis_name}"
     threshold = _THRESHOLDS[name].format(eps=turned.axis_name)
-    notes = [f"{_COUNTED} {threshold} In parentheses: units of the layer."]
+    notes = [f"{_COUNTED.format(of=derivative(turned, name))} {threshold} In parentheses: units of the layer."]
     notes += [*_errors(turned, name), *_points(turned, name)]
     if len(places) < frame.size:
         notes.append(f"{len(places)} of {frame.size} checkpoints shown (--all shows every one).")

@@ -16,7 +16,19 @@ from ibscan.views.cells import MEANINGS, formatted, mark, number, trend
 from ibscan.views.console import escaped
 from ibscan.views.grid import Column, Group, panels
 
-__all__ = ["Cells", "Frame", "block", "layered", "leaf", "measured", "name_of", "statement", "terms", "thinned"]
+__all__ = [
+    "Cells",
+    "Frame",
+    "block",
+    "derivative",
+    "layered",
+    "leaf",
+    "measured",
+    "name_of",
+    "statement",
+    "terms",
+    "thinned",
+]
 
 _MOST_ROWS = 12
 _TREND = 8
@@ -162,11 +174,16 @@ def terms(frame: Frame, name: str, *, unit: bool = True) -> str:
     attrs = frame.result[name].attrs
     parts = [frame.unit(name)] if unit else []
     parts += [f"at {name_of(attrs['at'], frame.unicode)}"] if attrs.get("at") else []
-    origin, dims = str(attrs.get("from", "input")), attrs.get("input_dims", 0)
-    parts += [f"from the post of {name_of(origin, frame.unicode)}"] if origin != "input" else []
+    dims = attrs.get("input_dims", 0)
     parts += [f"on {dims} random directions"] if dims else []
     parts += [f"{attrs['rows']} probe rows"] if attrs.get("rows") else []
     return ", ".join(part for part in parts if part)
+
+
+def derivative(frame: Frame, name: str) -> str:
+    """Return of what by what a variable counts the derivative's singular values."""
+    origin = str(frame.result[name].attrs.get("from", "input"))
+    return "d layer / d input" if origin == "input" else f"d layer / d post of {name_of(origin, frame.unicode)}"
 
 
 def block(frame: Frame, title: Sequence[str], groups: Sequence[Group], notes: Sequence[str]) -> Stack:

@@ -13,7 +13,7 @@ from rich.console import RenderableType
 from ibscan.errors import UsageError
 from ibscan.types import Result, Status
 from ibscan.views.curve import curve_tables
-from ibscan.views.frame import Cells, Frame, block, layered, leaf, measured, name_of, terms, thinned
+from ibscan.views.frame import Cells, Frame, block, derivative, layered, leaf, measured, name_of, terms, thinned
 from ibscan.views.grid import Group
 from ibscan.views.head import head
 from ibscan.views.information import information_tables
@@ -78,7 +78,7 @@ def _rank(frame: Frame) -> Stack | None:
 
     groups = layered(frame, leaves, widths=True)
     notes = [
-        "Mean number of singular values of the Jacobian d layer / d input above eps, which is absolute. "
+        f"Mean number of singular values of the Jacobian {derivative(frame, name)} above eps, which is absolute. "
         "In parentheses: units of the layer."
     ]
     return block(frame, ("local rank", terms(frame, name)), groups, notes)

@@ -1,0 +1,566 @@
+"""Ranks of weights and the bounds that follow from them: methods.md section 1, against SVDs of full matrices."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import math
+from collections import Counter
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import Net
+from oracles import ACTIVATION, full_jacobian, network_of, probe_of, random_chain
+from torch import nn
+from torch.nn import functional
+
+from ibscan.measures.local_rank import LocalRank
+from ibscan.measures.weight_rank import WeightRank
+from ibscan.networks import chain as chain_module
+from ibscan.networks.admission import recorded_taps
+from ibscan.types import Estimate, Status, Streams
+
+STREAMS = Streams(0)
+EPS = (1e-8, 1e-3, 0.05, 0.2, 0.7, 2.0)
+HIDDEN = sorted(set(ACTIVATION) - {"softmax"})
+KEYS = ("weight_rank", "rank_bound_frobenius", "rank_limit_statement", "weight_stable_rank", "rank_bound_weights")
+
+
+def rows_of(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def no_bias(*weights):
+    return [torch.as_tensor(w, dtype=torch.float64) for w in weights], [None] * len(weights)
+
+
+def module_of(model, x):
+    model = model.double().eval().requires_grad_(False)
+    # A copy: on another device it is moved there, away from the oracle.
+    return recorded_taps(copy.deepcopy(model), x, (), device=oracles.DEVICE, dtype=torch.float64)
+
+
+def sequential(chain, activation):
+    """The chain as an nn.Sequential; `activation` a module."""
+    parts = []
+    for weight, bias in zip(*chain, strict=True):
+        linear = nn.Linear(*weight.T.shape, bias=bias is not None).double()
+        linear.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
+        parts += [linear, activation]
+    return nn.Sequential(*parts[:-1])
+
+
+def weights_measured(network, x, eps=EPS):
+    return WeightRank(eps)(network, probe_of(x), STREAMS)
+
+
+def measured(network, x, eps=EPS, **settings):
+    return LocalRank(eps, **settings)(network, probe_of(x), STREAMS)
+
+
+# The oracle --------------------------------------------------------------------------------------------------------
+
+
+def spectrum(matrix):
+    return np.linalg.svd(np.asarray(matrix), compute_uv=False)
+
+
+def above(sigma, eps):
+    return [int((sigma > e).sum()) for e in eps]
+
+
+def bounds_of_rows(chain, names, x, layer, eps):
+    """#{sigma(W_l) > eps / ||D_{l-1} J_{l-1}(x)||_2} (N, E): the norm is 1 at the first layer, 0 bounds by nothing."""
+    sigma, found = spectrum(chain[0][layer]), []
+    for row in torch.from_numpy(x):
+        before = full_jacobian(*chain, names, row[None], layer - 1, "post")[0] if layer else torch.eye(1)
+        norm = float(torch.linalg.matrix_norm(before, 2))
+        found.append(above(sigma, [e / norm if norm else math.inf for e in eps]))
+    return np.array(found)
+
+
+def bounded_rows(rows, spectrum_rows):
+    """Return how many of the rows the mean of `rank_bound_jacobian` is over, as the quantity itself says."""
+    bound = next(q for q in LocalRank.quantities if q.key == "rank_bound_jacobian")
+    return bound.rows(LocalRank(spectrum_rows=spectrum_rows), rows)
+
+
+def rank_counts(chain, names, x, layer, at, eps):
+    """#{sigma(J_l(x)) > eps}, (N, E)."""
+    sigma = torch.linalg.svdvals(full_jacobian(*chain, names, torch.from_numpy(x), layer, at)).numpy()
+    return np.array([above(s, eps) for s in sigma])
+
+
+def whole_matrix(layer, shape):
+    """A layer without its bias as a matrix, by its values at the unit vectors."""
+    units = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)
+    return (layer(units) - layer(torch.zeros_like(units))).flatten(1).T
+
+
+def module_spectra(values, x, at):
+    """Singular values (N, k) of every layer's Jacobian; `values(rows)` is [(pre, post), ...]."""
+    rows = torch.from_numpy(x)
+    found = []
+    for layer in range(len(values(rows[:1]))):
+        jacobian = torch.func.jacrev(lambda row, k=layer: values(row[None])[k][at == "post"].flatten())
+        found.append(np.stack([spectrum(jacobian(row).flatten(1)) for row in rows]))
+    return found
+
+
+# Laws, held by every result ----------------------------------------------------------------------------------------
+
+
+def assert_laws(weights, ranks, rows, spectrum_rows=None):
+    """What must hold between the two measures of one network at pre, whatever it is; cells not measured pass."""
+    count, rank, bound = (ranks[key] for key in ("local_rank_count", "local_rank", "rank_bound_jacobian"))
+    told = np.isfinite(rank.value[..., 0])
+    assert count.status is None
+    assert count.value.shape[:3] == rank.value.shape
+    assert (count.value[told].sum(-1) == rows).all()
+    assert (count.value[~told] == -1).all()
+    number = np.arange(count.value.shape[-1])
+    np.testing.assert_allclose((count.value[told] * number).sum(-1) / rows, rank.value[told], rtol=1e-14)
+    present = count.value[told] > 0
+    np.testing.assert_array_equal(present.argmax(-1), rank.minimum[told])
+    np.testing.assert_array_equal(number[-1] - present[..., ::-1].argmax(-1), rank.maximum[told])
+    with np.errstate(invalid="ignore"):
+        assert not (weights["weight_rank"].value > weights["rank_bound_frobenius"].value * (1 + 1e-12)).any()
+        assert not (rank.maximum > weights["rank_bound_weights"].value[..., None]).any()
+        if bounded_rows(rows, spectrum_rows) == rows:
+            assert not (rank.value > bound.value).any()
+        for falling in (rank.value, bound.value, weights["weight_rank"].value):
+            assert not (np.diff(falling) > 0).any()
+        assert not (np.diff(weights["rank_bound_weights"].value, axis=1) > 0).any()
+        stable = weights["weight_stable_rank"].value
+        assert not (stable > weights["weight_rank"].value[..., 0] * (1 + 1e-12)).any()  # eps 1e-8
+    for one in (*weights.values(), rank, bound):
+        assert one.value.shape == one.status.shape
+        assert (np.isnan(one.value) == np.isin(one.status, (Status.NOT_MEASURED, Status.NONFINITE))).all()
+
+
+@pytest.mark.parametrize("spectrum_rows", [None, 2])
+@pytest.mark.parametrize("activation", HIDDEN)
+def test_chains_against_the_definitions(activation, spectrum_rows):
+    """Two checkpoints stacked, a narrow layer in the middle; counts from spectra and from Gram matrices."""
+    chains, names = [random_chain((6, 7, 3, 5), seed, scale=1.5) for seed in (1, 2)], (activation, "identity")
+    x, network = rows_of(9, 6, seed=3), network_of(chains, *names)
+    weights, ranks = weights_measured(network, x), measured(network, x, spectrum_rows=spectrum_rows)
+    assert_laws(weights, ranks, 9, spectrum_rows)
+    used = bounded_rows(9, spectrum_rows)
+    for c, chain in enumerate(chains):
+        for layer, weight in enumerate(chain[0]):
+            sigma = spectrum(weight)
+            place = (c, layer)
+            assert weights["weight_rank"].value[place].tolist() == above(sigma, EPS)
+            squares = float((weight**2).sum())
+            eps = np.array(EPS)
+            np.testing.assert_allclose(weights["rank_bound_frobenius"].value[place], squares / eps**2, rtol=1e-12)
+            np.testing.assert_allclose(
+                weights["rank_limit_statement"].value[place], 2 * sigma[0] ** 2 / eps**2, rtol=1e-12
+            )
+            assert weights["weight_stable_rank"].value[place] == pytest.approx(squares / sigma[0] ** 2, rel=1e-12)
+            least = min(np.linalg.matrix_rank(w) for w in chain[0][: layer + 1])
+            assert weights["rank_bound_weights"].value[place] == least
+            found, bounds = ranks["rank_bound_jacobian"], bounds_of_rows(chain, names, x, layer, EPS)
+            np.testing.assert_allclose(found.value[place], bounds[:used].mean(0), rtol=1e-14)
+            np.testing.assert_allclose(
+                found.stderr[place], bounds[:used].std(0, ddof=1) / math.sqrt(used), rtol=1e-12, atol=1e-14
+            )
+            counts = rank_counts(chain, names, x, layer, "pre", EPS)
+            assert (counts <= bounds).all()
+            np.testing.assert_allclose(ranks["local_rank"].value[place], counts.mean(0), rtol=1e-14)
+            for k in range(len(EPS)):
+                histogram = ranks["local_rank_count"].value[(*place, k)]
+                assert {r: int(h) for r, h in enumerate(histogram) if h} == Counter(counts[:, k].tolist())
+    for one in (*weights.values(), ranks["local_rank"], ranks["rank_bound_jacobian"]):
+        assert (one.status == Status.OK).all()
+
+
+@st.composite
+def nets(draw):
+    widths = draw(st.lists(st.integers(1, 8), min_size=2, max_size=5))
+    chains = []
+    for _ in range(draw(st.integers(1, 2))):
+        weights, biases = random_chain(widths, draw(st.integers(0, 10**6)), scale=draw(st.floats(0.05, 8.0)))
+        for k, rank in enumerate(draw(st.lists(st.integers(0, 8), min_size=len(weights), max_size=len(weights)))):
+            if rank < min(weights[k].shape):
+                weights[k] = weights[k][:, :rank] @ weights[k].T[:rank, :1].expand(-1, weights[k].shape[1])
+        chains.append((weights, biases))
+    return widths[0], chains, draw(st.sampled_from(HIDDEN)), draw(st.sampled_from(["identity", "softmax"]))
+
+
+@settings(max_examples=60)
+@given(net=nets(), rows=st.integers(1, 9), spectral=st.sampled_from([None, 1, 3]), seed=st.integers(0, 99))
+def test_laws_of_any_chain(net, rows, spectral, seed):
+    inputs, chains, *names = net
+    network, x = network_of(chains, *names), rows_of(rows, inputs, seed=seed)
+    assert_laws(weights_measured(network, x), measured(network, x, spectrum_rows=spectral), rows, spectral)
+
+
+def test_a_mean_rank_does_not_exceed_its_mean_bound():
+    """Of every row it is true, so of means over the same rows."""
+    network, x = network_of([random_chain((6, 7, 3, 5), seed, scale=1.5) for seed in (1, 2)]), rows_of(9, 6, seed=3)
+    found = measured(network, x, spectrum_rows=None)
+    assert (found["local_rank"].value <= found["rank_bound_jacobian"].value).all()
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "softplus"])
+def test_the_jacobian_bound_holds_row_by_row(activation):
+    """A probe of one row: the bound is a count of its own, and its spread is unknown."""
+    chain, names = random_chain((5, 6, 4, 4), 7, scale=2.0), (activation, "softmax")
+    network = network_of([chain], *names)
+    for row in rows_of(12, 1, 5, seed=1):
+        found = measured(network, row)
+        for layer in range(3):
+            bounds = bounds_of_rows(chain, names, row, layer, EPS)[0]
+            assert found["rank_bound_jacobian"].value[0, layer].tolist() == bounds.tolist()
+            assert (found["local_rank"].maximum[0, layer] <= bounds).all()
+        assert not (found["rank_bound_jacobian"].stderr > 0).any()
+
+
+@pytest.mark.parametrize("spectrum_rows", [2, None])
+@pytest.mark.parametrize("smallest", [0.01, 1e-9])
+def test_blocks_of_rows_do_not_change_bounds(smallest, spectrum_rows, monkeypatch):
+    """Relative thresholds below what Gram matrices hold send every row to the SVD."""
+    chain, x = random_chain((5, 6, 4), 3, scale=1.5), rows_of(11, 5)
+    options = {"rel_eps": (smallest,), "spectrum_rows": spectrum_rows}
+    expected = bounds_of_rows(chain, ("tanh", "identity"), x, 1, EPS)
+    used = bounded_rows(11, spectrum_rows)
+    for budget in (None, 1):
+        if budget is not None:
+            monkeypatch.setattr(chain_module, "FACTOR_BUDGET", budget)
+            monkeypatch.setattr(chain_module, "SWEEP_BUDGET", budget)
+        found = measured(network_of([chain]), x, **options)["rank_bound_jacobian"]
+        assert (found.status == Status.OK).all()
+        np.testing.assert_allclose(found.value[0, 1], expected[:used].mean(0), rtol=1e-14)
+
+
+def test_no_bound_after_the_activation():
+    """At post the count is of another matrix; counts of rows are there all the same."""
+    chain, x = random_chain((5, 6, 4), 3), rows_of(8, 5)
+    found = measured(network_of([chain]), x, at="post")
+    assert (found["rank_bound_jacobian"].status == Status.NOT_MEASURED).all()
+    assert np.isnan(found["rank_bound_jacobian"].value).all()
+    counts = rank_counts(chain, ("tanh", "identity"), x, 0, "post", EPS)
+    for k in range(len(EPS)):
+        histogram = found["local_rank_count"].value[0, 0, k]
+        assert {r: int(h) for r, h in enumerate(histogram) if h} == Counter(counts[:, k].tolist())
+
+
+# Known answers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spectrum_rows", [None, 1])
+def test_diagonal_weights(spectrum_rows):
+    """diag(4, 2, 1, 1/2), then diag(1, 1, 1/4, 0), linear: every number by hand."""
+    first, second = np.diag([4.0, 2.0, 1.0, 0.5]), np.diag([1.0, 1.0, 0.25, 0.0])
+    network, x, eps = network_of([no_bias(first, second)], "identity"), rows_of(6, 4), (0.125, 0.5, 1.0, 3.0, 4.0)
+    weights, ranks = weights_measured(network, x, eps), measured(network, x, eps, spectrum_rows=spectrum_rows)
+    assert weights["weight_rank"].value[0].tolist() == [[4, 3, 2, 1, 0], [3, 2, 0, 0, 0]]
+    assert weights["weight_stable_rank"].value[0] == pytest.approx([21.25 / 16, 2.0625], rel=1e-14)
+    assert weights["rank_bound_weights"].value[0].tolist() == [4, 3]
+    assert weights["rank_bound_frobenius"].value[0, 0] == pytest.approx([1360, 85, 21.25, 21.25 / 9, 21.25 / 16])
+    assert weights["rank_bound_frobenius"].value[0, 1] == pytest.approx([132, 8.25, 2.0625, 2.0625 / 9, 2.0625 / 16])
+    assert weights["rank_limit_statement"].value[0, 0] == pytest.approx([2048, 128, 32, 32 / 9, 2])
+    assert weights["rank_limit_statement"].value[0, 1] == pytest.approx([128, 8, 2, 2 / 9, 0.125])
+    # J_2 = diag(4, 2, 1/4, 0); the norm of what feeds layer 2 is 4: sigma(W_2) > eps / 4.
+    assert ranks["local_rank"].value[0].tolist() == [[4, 3, 2, 1, 0], [3, 2, 2, 1, 0]]
+    assert ranks["rank_bound_jacobian"].value[0].tolist() == [[4, 3, 2, 1, 0], [3, 3, 2, 2, 0]]
+    for layer, of_eps in enumerate(ranks["local_rank"].value[0].astype(int)):
+        for k, rank in enumerate(of_eps):
+            assert ranks["local_rank_count"].value[0, layer, k].tolist() == [6 * (r == rank) for r in range(5)]
+
+
+def test_rank_deficient_weights():
+    """Integer products of rank 3, 5 and 2: the bound is 3, 3, 2, and at a generic input so is the rank."""
+    g = np.random.default_rng(5)
+    weights = [g.integers(-3, 4, (o, r)) @ g.integers(-3, 4, (r, i)) for o, r, i in ((8, 3, 6), (7, 5, 8), (6, 2, 7))]
+    assert [np.linalg.matrix_rank(w) for w in weights] == [3, 5, 2]
+    x = rows_of(7, 6)
+    for scale in (1.0, 1e-3, 1e3):
+        network = network_of([no_bias(*(scale * w for w in weights))], "identity")
+        found = weights_measured(network, x, (1e-8,))
+        assert found["weight_rank"].value[0, :, 0].tolist() == [3, 5, 2]
+        assert found["rank_bound_weights"].value[0].tolist() == [3, 3, 2]
+    ranks = measured(network_of([no_bias(*weights)], "identity"), x, (1e-8,))["local_rank"]
+    assert ranks.maximum[0, :, 0].tolist() == ranks.minimum[0, :, 0].tolist() == [3, 3, 2]
+
+
+def test_equality_does_not_count():
+    found = weights_measured(
+        network_of([no_bias(0.5 * np.eye(4)[[2, 0, 3, 1]])]), rows_of(2, 4), (0.5, math.nextafter(0.5, 0))
+    )
+    assert found["weight_rank"].value[0, 0].tolist() == [0, 4]
+
+
+def test_a_rank_at_eps_to_zero_has_no_threshold_of_its_own():
+    """Singular values 1 and 1e-7 are both there, below every eps asked for; 1e-20 is rounding."""
+    found = weights_measured(network_of([no_bias(np.diag([1.0, 1e-7]))]), rows_of(2, 2), (0.01,))
+    assert found["weight_rank"].value[0, 0].tolist() == [1]
+    assert found["rank_bound_weights"].value[0].tolist() == [2]
+    found = weights_measured(network_of([no_bias(np.diag([1.0, 1e-20]))]), rows_of(2, 2), (0.01,))
+    assert found["rank_bound_weights"].value[0].tolist() == [1]
+
+
+# Statuses ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spectrum_rows", [None, 1])
+def test_a_zero_weight_is_dead(spectrum_rows):
+    chains = [random_chain((5, 4, 3, 2), seed) for seed in (1, 2)]
+    chains[0][0][1].zero_()
+    x, network = rows_of(8, 5), network_of(chains)
+    weights, ranks = weights_measured(network, x), measured(network, x, spectrum_rows=spectrum_rows)
+    for key in KEYS:
+        found = weights[key]
+        assert (found.value[0, 1] == 0).all(), key
+        assert (found.status[0, 1] == Status.DEAD).all(), key
+        assert (found.status[0, 0] == Status.OK).all(), key
+        assert (found.status[1] == Status.OK).all(), key
+    assert weights["rank_bound_weights"].value[0].tolist() == [4, 0, 0]
+    assert (weights["weight_rank"].status[0, 2] == Status.OK).all()
+    for key in ("local_rank", "rank_bound_jacobian"):
+        assert (ranks[key].value[0, 1:] == 0).all(), key
+        assert (ranks[key].status[0, 1:] == Status.DEAD).all(), key
+        assert (ranks[key].status[1] == Status.OK).all(), key
+    assert (ranks["local_rank_count"].value[0, 1:, :, 0] == 8).all()
+    assert (ranks["local_rank_count"].value[0, 1:, :, 1:] == 0).all()
+    assert_laws(weights, ranks, 8, spectrum_rows)
+
+
+def test_rows_without_a_slope_are_bounded_by_zero():
+    """ReLU off at every unit of some rows: what feeds layer 2 has norm 0 there, and 1 elsewhere."""
+    x = np.array([[1.0, 2.0], [-1.0, -2.0], [-3.0, -1.0]])
+    found = measured(network_of([no_bias(np.eye(2), np.eye(2))], "relu"), x, (0.5,))
+    assert found["rank_bound_jacobian"].value[0, 1, 0] == pytest.approx(2 / 3, rel=1e-15)
+    assert found["local_rank_count"].value[0, 1, 0].tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("spoilt", [0, 1, 2])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("spectrum_rows", [None, 2])
+def test_weights_that_are_not_finite(spoilt, value, spectrum_rows):
+    """The layer's own numbers say so, bounds from there on; layers before and the other checkpoint are untouched."""
+    chains, x = [random_chain((5, 4, 3, 2), seed) for seed in (1, 2)], rows_of(8, 5)
+    clean = weights_measured(network_of(chains), x), measured(network_of(chains), x, spectrum_rows=spectrum_rows)
+    chains[0][0][spoilt][0, 0] = value
+    spoiled = weights_measured(network_of(chains), x), measured(network_of(chains), x, spectrum_rows=spectrum_rows)
+    own, later = {*KEYS} - {"rank_bound_weights"}, ("rank_bound_weights", "local_rank", "rank_bound_jacobian")
+    for before, after in zip(clean, spoiled, strict=True):
+        for key in before.keys() & {*own, *later}:
+            reached = [k == spoilt if key in own else k >= spoilt for k in range(3)]
+            assert (after[key].status[0, reached] == Status.NONFINITE).all(), key
+            assert np.isnan(after[key].value[0, reached]).all(), key
+            for field in ("value", "status"):
+                a, b = getattr(before[key], field), getattr(after[key], field)
+                np.testing.assert_allclose(b[1], a[1], rtol=1e-12, err_msg=key)
+                np.testing.assert_allclose(
+                    b[0, np.logical_not(reached)], a[0, np.logical_not(reached)], rtol=1e-12, err_msg=key
+                )
+    counts = spoiled[1]["local_rank_count"].value
+    assert (counts[0, spoilt:] == -1).all()
+    np.testing.assert_array_equal(counts[0, :spoilt], clean[1]["local_rank_count"].value[0, :spoilt])
+    np.testing.assert_array_equal(counts[1], clean[1]["local_rank_count"].value[1])
+
+
+def test_a_bias_that_is_not_finite_is_no_matter_of_weights():
+    chain, x = random_chain((5, 4, 3), 1), rows_of(4, 5)
+    clean = weights_measured(network_of([chain]), x)
+    chain[1][0][0] = math.nan
+    for key, found in weights_measured(network_of([chain]), x).items():
+        np.testing.assert_array_equal(found.value, clean[key].value)
+        assert (found.status == Status.OK).all()
+
+
+# Modules -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spectrum_rows", [None, 3])
+@pytest.mark.parametrize(("name", "activation"), [("tanh", nn.Tanh()), ("relu", nn.ReLU()), ("gelu", nn.GELU())])
+def test_chain_and_module_agree(name, activation, spectrum_rows):
+    chain, x = random_chain((6, 7, 3, 5), 2, scale=1.5), rows_of(10, 6)
+    plain, module = network_of([chain], name), module_of(sequential(chain, activation), x)
+    for call, options in ((weights_measured, {}), (measured, {"spectrum_rows": spectrum_rows})):
+        expected, found = call(plain, x, **options), call(module, x, **options)
+        parts = [part.name for part in dataclasses.fields(Estimate)]
+        for key, part in itertools.product(expected, parts):
+            a, b = (getattr(one[key], part) for one in (expected, found))
+            assert (a is None) == (b is None), (key, part)
+            if a is not None:
+                np.testing.assert_allclose(b, a, rtol=1e-10, atol=1e-12, err_msg=f"{key} {part}")
+
+
+def test_a_token_wise_linear_counts_once_a_token():
+    """Of T tokens the map is diag(W, ..., W): T times the singular values of W."""
+    torch.manual_seed(1)
+    a, b, c = (nn.Linear(*sizes).double() for sizes in ((4, 3), (3, 2), (10, 4)))
+    c.weight.data *= 3
+    model = Net(lambda s, x: s.c(torch.tanh(s.b(torch.tanh(s.a(x)))).flatten(1)), a=a, b=b, c=c)
+
+    def values(rows):
+        p = a(rows)
+        q = b(torch.tanh(p))
+        r = c(torch.tanh(q).flatten(1))
+        return [(p, torch.tanh(p)), (q, torch.tanh(q)), (r, r)]
+
+    x = rows_of(6, 5, 4)
+    network = module_of(model, x)
+    weights, ranks = weights_measured(network, x), measured(network, x)
+    assert_laws(weights, ranks, 6)
+    assert weights["rank_bound_weights"].value[0].tolist() == [15, 10, 4]
+    shapes = ((5, 4), (5, 3), (10,))
+    jacobians = [module_spectra(values, x, at) for at in ("pre", "post")]
+    for layer, (module, shape) in enumerate(zip((a, b, c), shapes, strict=True)):
+        assert weights["weight_rank"].value[0, layer].tolist() == above(spectrum(module.weight), EPS)
+        sigma = spectrum(whole_matrix(module, shape))
+        norms = jacobians[1][layer - 1][:, 0] if layer else np.ones(6)
+        bounds = np.array([above(sigma, np.array(EPS) / norm) for norm in norms])
+        counts = np.array([above(s, EPS) for s in jacobians[0][layer]])
+        assert (counts <= bounds).all()
+        np.testing.assert_allclose(ranks["rank_bound_jacobian"].value[0, layer], bounds.mean(0), rtol=1e-14)
+        np.testing.assert_allclose(ranks["local_rank"].value[0, layer], counts.mean(0), rtol=1e-14)
+    assert np.linalg.matrix_rank(whole_matrix(a, (5, 4)).numpy()) == 15
+
+
+def test_tokens_of_a_deficient_linear():
+    a, b = nn.Linear(4, 3, bias=False).double(), nn.Linear(15, 6).double()
+    a.weight.data = torch.tensor([[1.0, 2, 0, 1], [2, 4, 0, 2], [0, 0, 1, 1]], dtype=torch.float64)  # rank 2
+    network = module_of(Net(lambda s, x: s.b(s.a(x).flatten(1)), a=a, b=b), x := rows_of(3, 5, 4))
+    found = weights_measured(network, x)
+    assert found["weight_rank"].value[0, 0, 0] == 2
+    assert found["rank_bound_weights"].value[0].tolist() == [10, 6]
+    assert measured(network, x)["local_rank"].maximum[0, :, 0].tolist() == [10, 6]
+
+
+@pytest.mark.parametrize(
+    ("options", "inputs"),
+    [
+        ({"kernel_size": 2}, 5),
+        ({"kernel_size": 3, "padding": 1, "stride": 2}, 5),
+        ({"kernel_size": 2, "dilation": 2}, 6),
+        ({"kernel_size": 1}, 4),
+    ],
+)
+def test_a_convolution_has_at_most_positions_times_the_rank_of_its_kernel(options, inputs):
+    """Kernel matrix (out, in * k); never more than the width. The exact map's rank, and every row's, lie below."""
+    torch.manual_seed(2)
+    conv = nn.Conv2d(2, 5, **options).double()
+    conv.weight.data[3] = conv.weight.data[0] - 2 * conv.weight.data[1]
+    shape = (2, inputs, inputs)
+    width = conv(torch.zeros(1, *shape, dtype=torch.float64)).numel()
+    head = nn.Linear(width, 7).double()
+    x = rows_of(4, *shape)
+    network = module_of(nn.Sequential(conv, nn.Tanh(), nn.Flatten(), head), x)
+    weights, ranks = weights_measured(network, x), measured(network, x)
+    assert_laws(weights, ranks, 4)
+    kernel = conv.weight.flatten(1).numpy()
+    assert weights["weight_rank"].value[0, 0].tolist() == above(spectrum(kernel), EPS)
+    assert weights["weight_stable_rank"].value[0, 0] == pytest.approx((kernel**2).sum() / spectrum(kernel)[0] ** 2)
+    bound = min(width, width // 5 * np.linalg.matrix_rank(kernel))
+    assert weights["rank_bound_weights"].value[0].tolist() == [bound, min(bound, 7)]
+    assert np.linalg.matrix_rank(whole_matrix(conv, shape).numpy()) <= bound
+    # The singular values of overlapping patches are not those of the kernel: no bound through them.
+    assert (ranks["rank_bound_jacobian"].status[0, 0] == Status.NOT_MEASURED).all()
+    assert np.isnan(ranks["rank_bound_jacobian"].value[0, 0]).all()
+
+
+def test_a_plain_convolutional_net():
+    """Pooling between two convolutions and a head: every row's rank below the bound, the head's bound exact."""
+    torch.manual_seed(3)
+    a, b, c = nn.Conv2d(1, 3, 3, padding=1).double(), nn.Conv2d(3, 2, 2).double(), nn.Linear(8, 4).double()
+    c.weight.data *= 4
+    model = nn.Sequential(a, nn.ReLU(), nn.MaxPool2d(2), b, nn.Tanh(), nn.Flatten(), c)
+
+    def values(rows):
+        p = a(rows)
+        h = functional.max_pool2d(torch.relu(p), 2)
+        q = b(h)
+        return [(p, h), (q, torch.tanh(q)), (r := c(torch.tanh(q).flatten(1)), r)]
+
+    x = rows_of(5, 1, 6, 6)
+    network = module_of(model, x)
+    weights, ranks = weights_measured(network, x), measured(network, x)
+    assert_laws(weights, ranks, 5)
+    assert weights["rank_bound_weights"].value[0].tolist() == [108, 8, 4]  # 36 x 3; 4 x 2; 4
+    counts, norms = module_spectra(values, x, "pre"), module_spectra(values, x, "post")[1][:, 0]
+    for layer in range(3):
+        expected = np.array([above(s, EPS) for s in counts[layer]])
+        np.testing.assert_allclose(ranks["local_rank"].value[0, layer], expected.mean(0), rtol=1e-14)
+    bounds = np.array([above(spectrum(c.weight), np.array(EPS) / norm) for norm in norms])
+    np.testing.assert_allclose(ranks["rank_bound_jacobian"].value[0, 2], bounds.mean(0), rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.ConvTranspose2d(2, 1, 1), nn.ConvTranspose2d(2, 3, 2, stride=2), nn.Conv2d(2, 4, 2, groups=2)],
+)
+def test_other_convolutions_are_not_bounded_too_low(layer):
+    """Their maps are no products of this matrix with parts of the input, and exceed what its rank of 1 would allow."""
+    torch.manual_seed(4)
+    layer = layer.double()
+    layer.weight.data[:] = layer.weight.data[:1].clone()
+    x = rows_of(3, 2, 3, 3)
+    width = layer(torch.from_numpy(x)).flatten(1).shape[1]
+    network = module_of(nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.Linear(width, 20)), x)
+    weights, ranks = weights_measured(network, x), measured(network, x)
+    assert_laws(weights, ranks, 3)
+    assert weights["weight_rank"].value[0, 0, 1] == 1
+    assert (weights["weight_rank"].status == Status.OK).all()
+
+
+def test_a_layer_called_twice_has_its_weight_twice():
+    torch.manual_seed(5)
+    a, b = nn.Linear(4, 4).double(), nn.Linear(4, 3).double()
+    a.weight.data[2] = a.weight.data[0] + a.weight.data[1]
+    model = Net(lambda s, x: s.b(torch.tanh(s.a(torch.tanh(s.a(x))))), a=a, b=b)
+    x = rows_of(5, 4)
+    network = module_of(model, x)
+    weights = weights_measured(network, x)
+    assert_laws(weights, measured(network, x), 5)
+    assert weights["weight_rank"].value[0, 0].tolist() == weights["weight_rank"].value[0, 1].tolist()
+    assert weights["rank_bound_weights"].value[0].tolist() == [3, 3, 3]
+
+
+def test_residual_nets_have_no_bounds():
+    """Ranks of two paths add up: here the sum of two maps of rank 1 has rank 2."""
+    a, b, c = (nn.Linear(3, 3, bias=False).double() for _ in range(3))
+    for layer, diagonal in ((a, (1.0, 0, 0)), (b, (1.0, 1, 1)), (c, (1.0, 1, 1))):
+        layer.weight.data = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    model = Net(lambda s, x: s.c(s.b(s.a(x)) + x), a=a, b=b, c=c)
+    x = rows_of(4, 3)
+    network = module_of(model, x)
+    weights, ranks = weights_measured(network, x), measured(network, x)
+    assert_laws(weights, ranks, 4)
+    assert weights["weight_rank"].value[0, :, 0].tolist() == [1, 3, 3]
+    assert ranks["local_rank"].value[0, :, 0].tolist() == [1, 1, 3]
+    for key in ("weight_rank", "weight_stable_rank", "rank_bound_frobenius", "rank_limit_statement"):
+        assert (weights[key].status == Status.OK).all(), key
+    for found in (weights["rank_bound_weights"], ranks["rank_bound_jacobian"]):
+        assert (found.status == Status.NOT_MEASURED).all()
+        assert np.isnan(found.value).all()
+
+
+def test_modules_asked_for_by_name_have_no_weight():
+    torch.manual_seed(6)
+    model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2)).double().eval().requires_grad_(False)
+    x = rows_of(4, 4)
+    network = recorded_taps(model, x, ("1",), device=oracles.DEVICE, dtype=torch.float64)
+    names = [layer.name for layer in network.layers]
+    found, here = weights_measured(network, x), names.index("1")
+    for key in KEYS:
+        assert (found[key].status[0, here] == Status.NOT_MEASURED).all(), key
+        assert (np.delete(found[key].status, here, 1) == Status.OK).all(), key
+
+
+def test_what_is_measured_says_what_it_needs():
+    """No probe row, always at pre; thresholds are the coordinates."""
+    measure = WeightRank((0.5, 0.1))
+    assert (measure.at, measure.samples, measure.name) == ("pre", 0, "weight_rank")
+    assert measure.coordinates == {"eps": (0.5, 0.1)}
+    assert {q.key for q in measure.quantities} == {*KEYS}
+    assert {q.key: q.counted for q in LocalRank.quantities}["local_rank_count"]

@@ -9,7 +9,14 @@ import numpy as np
 import torch
 
 from ibscan.numerics.counting import Counts, Gram, bound_counts, gram_counts
-from ibscan.numerics.spectrum import effective_rank, numerical_rank, singular_values, stable_rank
+from ibscan.numerics.spectrum import (
+    effective_rank,
+    finite_matrices,
+    made_finite,
+    numerical_rank,
+    singular_values,
+    stable_rank,
+)
 from ibscan.types import Array, Derivative, Estimate, Network, Status
 
 __all__ = ["RankTally"]
@@ -80,16 +87,18 @@ class RankTally:
         """Count from singular values, where that is needed, and average the spectra; `block` is of `self.rows`."""
         self.visited[layer] = True
         rows = self.rows[block]
-        sound = torch.isfinite(factor).flatten(2).all(-1)
+        sound = finite_matrices(factor)
         needed = ~self.certain[:, layer, rows]
         if factor.shape[1] == 1:
             needed = np.ones_like(needed)
         elif not needed.any():
             return
-        places = torch.as_tensor(needed, device=factor.device)[:, : factor.shape[1]]
-        sigma = torch.zeros(*sound.shape, min(factor.shape[-2:]), dtype=factor.dtype, device=factor.device)
-        # LAPACK raises on a NaN; the checkpoints it belongs to are marked, and must not stop the others.
-        sigma[places] = singular_values(torch.where(sound[places][:, None, None], factor[places], 0.0))
+        if needed.all():
+            sigma = singular_values(made_finite(factor, sound))
+        else:
+            places = torch.as_tensor(needed, device=factor.device)
+            sigma = torch.zeros(*sound.shape, min(factor.shape[-2:]), dtype=factor.dtype, device=factor.device)
+            sigma[places] = singular_values(made_finite(factor[places], sound[places]))
         eps, relative = self._thresholds(layer, rows)
         limits = torch.cat(
             [part.expand(-1, max(eps.shape[1], sigma.shape[1]), -1) for part in (eps, relative * sigma[..., :1])], -1
@@ -104,8 +113,7 @@ class RankTally:
         if first:
             self._spectra(layer, sigma, first)
             if fed is not None:
-                fed = torch.where(torch.isfinite(fed).flatten(2).all(-1)[..., None, None], fed, 0.0)
-                self._bound(layer, fed, rows[:first])
+                self._bound(layer, made_finite(fed, finite_matrices(fed)), rows[:first])
 
     def _thresholds(self, layer: int, rows: Array) -> tuple[torch.Tensor, torch.Tensor]:
         """Return absolute thresholds, (C, n or 1, E), and those relative to the row's largest singular value, (R,).
@@ -132,8 +140,7 @@ class RankTally:
             exact = weight is not None and weight.separate and weight.positions is not None
             self.weights[layer] = None
             if weight is not None and exact and weight.positions:
-                sound = torch.isfinite(weight.matrix).flatten(1).all(1)[:, None, None]
-                sigma = singular_values(torch.where(sound, weight.matrix, 0.0))
+                sigma = singular_values(made_finite(weight.matrix, finite_matrices(weight.matrix)))
                 self.weights[layer] = sigma.repeat(1, weight.positions)
         own = self.weights[layer]
         if own is not None:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ibscan.numerics.spectrum import numerical_rank, singular_values, stable_rank
+from ibscan.numerics.spectrum import finite_matrices, made_finite, numerical_rank, singular_values, stable_rank
 from ibscan.types import Array, At, Estimate, Layer, Network, Probe, Quantity, Status, Streams
 
 __all__ = ["WeightRank"]
@@ -101,8 +101,8 @@ class WeightRank:
             weight = network.weight(layer)
             if weight is None:
                 continue
-            sound = torch.isfinite(weight.matrix).flatten(1).all(1)
-            sigma = singular_values(torch.where(sound[:, None, None], weight.matrix, 0.0))
+            sound = finite_matrices(weight.matrix)
+            sigma = singular_values(made_finite(weight.matrix, sound))
             finite = sound.cpu().numpy()
             alive = (sigma[:, 0] > 0.0).cpu().numpy()
             status[:, layer] = np.where(finite, np.where(alive, Status.OK, Status.DEAD), Status.NONFINITE)

@@ -11,7 +11,7 @@ import torch
 from ibscan.networks.activations import ACTIVATIONS
 from ibscan.networks.resolve import ChainSpec
 from ibscan.numerics.jacobian import row_factor, softmax_carried
-from ibscan.numerics.spectrum import spectral_norm
+from ibscan.numerics.spectrum import finite_matrices, made_finite, spectral_norm
 from ibscan.numerics.sweep import Carried, carried_on, carried_post, exactly_on, started
 from ibscan.numerics.tiling import mapped
 from ibscan.types import Array, Derivative, Layer, Normals, Visit, VisitFactor, VisitGram, Weight
@@ -22,8 +22,8 @@ __all__ = ["Chain", "stacked_chain"]
 ACTIVATION_BUDGET = 2**24
 FACTOR_BUDGET = 2**23
 NOISY_BUDGET = 2**21
-# Of the Gram sweep, whose blocks run side by side.
-SWEEP_BUDGET = 2**22
+# Of the Gram sweep, whose blocks run side by side on a CPU; a GPU needs large ones to be busy.
+SWEEP_BUDGET = {"cpu": 2**22, "cuda": 2**28}
 # Of a subspace's basis made at a time.
 COLUMNS = 256
 
@@ -95,7 +95,7 @@ class Chain:
             Patel and Shwartz-Ziv 2024, section 2.
         """
         weights = [weight.to(torch.float64) for weight in self.weights]
-        norms = [spectral_norm(_finite(weight.unsqueeze(1)))[:, 0] for weight in weights]
+        norms = [spectral_norm(made_finite(weight, finite_matrices(weight))) for weight in weights]
         end = self._end(which)
         if end < 0:
             return
@@ -118,7 +118,7 @@ class Chain:
                 assert slope is not None
                 state = carried_on(state, slope, weights[layer + 1], norms[layer + 1])
 
-        mapped(swept, self._cuts(len(x), factor, SWEEP_BUDGET), self.device)
+        mapped(swept, self._cuts(len(x), factor, SWEEP_BUDGET[self.device.type]), self.device)
 
     def jacobians(self, x: Array, visit: VisitFactor, which: Derivative) -> None:
         """Call visit(layer, factor, fed, rows) with a matrix that has the singular values of the layer's Jacobian.
@@ -156,8 +156,9 @@ class Chain:
         found = np.full((self.size, len(self.layers), len(x)), np.nan)
 
         def note(layer: int, factor: torch.Tensor, fed: torch.Tensor | None, rows: slice) -> None:  # noqa: ARG001
-            sound = torch.isfinite(factor).flatten(2).all(-1)
-            found[:, layer, rows] = torch.where(sound, spectral_norm(_finite(factor)), torch.nan).cpu().numpy()
+            sound = finite_matrices(factor)
+            norms = spectral_norm(made_finite(factor, sound))
+            found[:, layer, rows] = torch.where(sound, norms, torch.nan).cpu().numpy()
 
         self.jacobians(x, note, replace(which, directions=None, basis=None))
         return found
@@ -268,11 +269,6 @@ def _sound(pre: torch.Tensor) -> torch.Tensor:
     """Return which rows are finite, (C, n); a sum that is finite says so of all."""
     total = pre.sum(-1)
     return torch.isfinite(total) if bool(torch.isfinite(total.sum())) else torch.isfinite(pre).all(-1)
-
-
-def _finite(factor: torch.Tensor) -> torch.Tensor:
-    """Return the matrices with those that are not finite made zero: LAPACK raises at them."""
-    return torch.where(torch.isfinite(factor).flatten(2).all(-1)[..., None, None], factor, 0.0)
 
 
 def _softmax(p: torch.Tensor) -> torch.Tensor:

@@ -171,7 +171,7 @@ class Module:
         for sweep, _, rows, found in self._swept(x, which, self._feeds(x[:1], which), decomposed):
             sound = self._finite(x[rows], sweep.layers)
             for layer, jacobian, whole in zip(sweep.layers, found, sound, strict=False):
-                known = torch.where(whole[:, None, None], jacobian, torch.nan)
+                known = jacobian if bool(whole.all()) else torch.where(whole[:, None, None], jacobian, torch.nan)
                 visit(layer, known.unsqueeze(0), sweep.fed_factor(layer, found), rows)
 
     def spectral_norms(self, x: Array, which: Derivative) -> Array:
@@ -187,7 +187,7 @@ class Module:
                 return spectral_norms(outputs, draw.to(outputs.variable))
 
             made = partial(self._outputs, x, one)
-            for rows, norms in swept(sweep, len(x), made, computed):
+            for rows, norms in swept(sweep, len(x), made, computed, room_for(self.device)):
                 found[0, layer, rows] = norms[0].cpu().numpy()
         return found
 
@@ -205,7 +205,7 @@ class Module:
         room = room_for(self.device)
         for sweep in grouped(widths, feeds, size, room):
             made = partial(self._outputs, x, which)
-            for rows, found in swept(sweep, len(x), made, partial(compute, sweep, room)):
+            for rows, found in swept(sweep, len(x), made, partial(compute, sweep, room), room):
                 yield sweep, size, rows, found
 
     def _wanted(self, which: Derivative) -> list[int]:

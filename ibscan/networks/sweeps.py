@@ -17,10 +17,12 @@ __all__ = ["Sweep", "as_gram", "counted", "decomposed", "grouped", "room_for", "
 
 # Directions of the input carried through one pass.
 TANGENTS = 256
-# Numbers the Jacobians of one row may hold, the values of one pass at its widest layer, and several rows' Jacobians.
+# Numbers the Jacobians of one row may hold, the values of one pass at its widest layer, and several rows' Jacobians:
+# less where memory is short. A GPU needs larger blocks to be busy.
 ROW_BUDGET = 2**27
 PASS_BUDGET = 2**25
 BLOCK_BUDGET = 2**24
+BUSY = 2**4
 # A unit's gradient costs as much as so many directions in forward mode.
 GRADIENT_COST = 2
 # Squares of numbers beyond these leave the range in which they are exact to rounding.
@@ -81,6 +83,7 @@ def swept(
     rows: int,
     outputs: Callable[[Sweep, slice, int], Outputs],
     compute: Callable[[Outputs], list[torch.Tensor]],
+    room: int,
 ) -> Iterator[tuple[slice, list[torch.Tensor]]]:
     """Yield (rows, what is computed of their outputs) in blocks that fit; halved where memory runs out all the same.
 
@@ -89,10 +92,13 @@ def swept(
         rows: How many there are.
         outputs: The layers' values on some rows, with so many tangents a pass.
         compute: What is wanted of them.
+        room: Numbers that may be held.
     """
     first = outputs(sweep, slice(0, 1), 1)
-    block = max(1, BLOCK_BUDGET // (first.size * sum(sweep.widths)))
-    tangents = max(1, min(TANGENTS, PASS_BUDGET // (min(block, rows) * max(sweep.widths))))
+    busy = 1 if first.variable.device.type == "cpu" else BUSY
+    block = max(1, min(busy * BLOCK_BUDGET, room) // (first.size * sum(sweep.widths)))
+    passed = min(busy * PASS_BUDGET, room) // (min(block, rows) * max(sweep.widths))
+    tangents = max(1, min(TANGENTS, passed))
     left = [slice(start, min(start + block, rows)) for start in range(0, rows, block)][::-1]
     while left:
         part = left.pop()
@@ -157,7 +163,7 @@ def as_gram(values: torch.Tensor, size: int, sound: torch.Tensor) -> Gram:
 
 def room_for(device: torch.device) -> int:
     """Return how many numbers the Jacobians of one row may take."""
-    return numbers_at_hand(device, ROW_BUDGET)
+    return numbers_at_hand(device, ROW_BUDGET if device.type == "cpu" else BUSY * ROW_BUDGET)
 
 
 def _too_wide(sweep: Sweep, outputs: Outputs, room: int) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ibscan.numerics.spectrum import finite_matrices, made_finite
+
 __all__ = ["row_factor", "softmax_carried"]
 
 
@@ -23,9 +25,9 @@ def row_factor(weight: torch.Tensor) -> torch.Tensor:
     if width <= out:
         return weight
     # Non-finite weights would make LAPACK raise, for every matrix of a stack: each is factored as if it were zero.
-    sound = torch.isfinite(weight).flatten(-2).all(-1)[..., None, None]
-    upper: torch.Tensor = torch.linalg.qr(torch.where(sound, weight, 0.0).mT, mode="r").R
-    return torch.where(sound, upper.mT, torch.nan)
+    sound = finite_matrices(weight)
+    upper: torch.Tensor = torch.linalg.qr(made_finite(weight, sound).mT, mode="r").R
+    return upper.mT if bool(sound.all()) else torch.where(sound[..., None, None], upper.mT, torch.nan)
 
 
 def softmax_carried(probability: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:

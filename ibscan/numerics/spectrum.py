@@ -4,7 +4,27 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["effective_rank", "numerical_rank", "singular_values", "spectral_norm", "stable_rank"]
+__all__ = [
+    "effective_rank",
+    "finite_matrices",
+    "made_finite",
+    "numerical_rank",
+    "singular_values",
+    "spectral_norm",
+    "stable_rank",
+]
+
+
+def finite_matrices(matrix: torch.Tensor) -> torch.Tensor:
+    """Return which matrices are finite, shape (...) of (..., D, k): a finite sum says so of all its terms at once."""
+    total = matrix.sum((-2, -1))
+    sound = torch.isfinite(total)
+    return sound if bool(sound.all()) else torch.isfinite(matrix).flatten(-2).all(-1)
+
+
+def made_finite(matrix: torch.Tensor, sound: torch.Tensor) -> torch.Tensor:
+    """Return the matrices with those that are not sound made zero: LAPACK raises at a NaN, for the whole stack."""
+    return matrix if bool(sound.all()) else torch.where(sound[..., None, None], matrix, 0.0)
 
 
 def singular_values(matrix: torch.Tensor) -> torch.Tensor:

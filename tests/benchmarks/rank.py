@@ -25,8 +25,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ibscan.measures.local_rank import LocalRank
+from ibscan.numerics.counting import Gram, gram_counts
 from ibscan.scanning import measured
-from ibscan.types import Estimate, Probe, Streams
+from ibscan.types import Derivative, Estimate, Probe, Streams
 
 if TYPE_CHECKING:  # a test run cannot find the file beside this one
     from workloads import Named, Workload
@@ -215,7 +216,27 @@ def held_against_floor(workload: Workload, measure: LocalRank, operations: float
     counted = operations / rate
     print(f"{workload.name} {workload.note}: {seconds:.3f} s; target {target} s, floor {floor} s at full size")
     print(f"    {operations:.2e} operations take {counted:.3g} s as one product: {counted / seconds:.1%} of the time")
-    print(f"    route: {getattr(measure, 'route', 'not told')}", flush=True)
+    print(f"    route: {route(workload, measure)}", flush=True)
+
+
+def route(workload: Workload, measure: LocalRank) -> str:
+    """Return how the rows are counted: sizes of the Gram matrices, and how many are left to the SVD."""
+    network, sizes, certain = workload.networks[0], set(), []
+
+    def visit(_layer: int, gram: Gram, _rows: slice) -> None:
+        held = gram.sound.shape[1]
+        values, error = gram.values.expand(-1, held, -1, -1).flatten(0, 1), gram.error.expand(-1, held).flatten()
+        eps = torch.tensor(measure.eps, dtype=torch.float64, device=values.device) / gram.scale.unsqueeze(-1)
+        relative = torch.tensor(measure.rel_eps, dtype=torch.float64, device=values.device)
+        counts = gram_counts(values, error, eps.expand(-1, held, -1).flatten(0, 1), relative)
+        sizes.add(values.shape[-1])
+        certain.append(counts.certain.double().mean().item())
+
+    network.grams(workload.x[:32], visit, Derivative(measure.at))
+    return (
+        f"Gram matrices of {min(sizes)} to {max(sizes)}, {1 - statistics.mean(certain):.2%} of the rows in doubt, "
+        f"spectra of {min(len(workload.x), measure.spectrum_rows or len(workload.x))} rows by SVD"
+    )
 
 
 def large(arguments: argparse.Namespace) -> bool:

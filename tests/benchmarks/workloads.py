@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ibscan.networks.chain import stacked_chain
 from ibscan.networks.admission import recorded_taps
+from ibscan.networks.chain import stacked_chain
 from ibscan.networks.resolve import ChainSpec
 from ibscan.scanning import partition
 from ibscan.types import Network

@@ -197,7 +197,7 @@ def _scanned(
     if not checkpoints:
         return [], {}
     rows = max(plan.rows(measure) for measure in plan.measures)
-    cut = partition(checkpoints, sum(layer.width for layer in plan.model.layers), rows, plan.model.most)
+    cut = partition(checkpoints, sum(layer.width for layer in plan.model.layers), rows, plan.most)
     # A block with one part missing is done again whole: its bits depend on what is stacked together.
     ready = [all((c.sha256, c.name) in finished for c in block) for block in cut]
     found = [finished[c.sha256, c.name] for block, done in zip(cut, ready, strict=True) if done for c in block]

@@ -37,6 +37,8 @@ DEFAULT_NOISE = 0.1
 RANK_SAMPLES, OTHER_SAMPLES = 1024, 4096
 # A module's Jacobian on an input wider than the first is taken on so many directions as the second.
 WIDEST_INPUT, SUBSPACE = 8192, 2048
+# Checkpoints stacked at most where draws are made.
+SAMPLED_BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,12 @@ class Plan:
     def rows(self, measure: Measure) -> int:
         """Return how many probe rows a measure uses."""
         return len(self.probe.x) if measure.samples is None else min(len(self.probe.x), measure.samples)
+
+    @property
+    def most(self) -> int | None:
+        """How many checkpoints may be stacked: few where each takes its time, as a killed run loses a whole block."""
+        sampled = any(isinstance(measure, ReadoutInformation | NetworkInformation) for measure in self.measures)
+        return self.model.most or (SAMPLED_BLOCK if sampled else None)
 
     def part_key(self) -> str:
         """Return the hash of everything that changes numbers, the checkpoint itself excepted."""

@@ -23,6 +23,7 @@ __all__ = [
     "derivative",
     "layered",
     "leaf",
+    "legend",
     "measured",
     "name_of",
     "statement",
@@ -191,11 +192,11 @@ def block(frame: Frame, title: Sequence[str], groups: Sequence[Group], notes: Se
     separator = " · " if frame.unicode else " - "
     texts = [Text(separator.join(part for part in title if part), style="bold yellow", overflow="fold")]
     texts += panels(frame.lead, groups, width=frame.width, unicode=frame.unicode)
-    texts += [Text(note, style="dim", overflow="fold") for note in (*_legend(frame, groups), *notes, *_thinning(frame))]
+    texts += [Text(note, style="dim", overflow="fold") for note in (*legend(frame, groups), *notes, *_thinning(frame))]
     return Stack(*texts, Text(""))
 
 
-def _legend(frame: Frame, groups: Sequence[Group]) -> list[str]:
+def legend(frame: Frame, groups: Sequence[Group]) -> list[str]:
     """Explain the marks that occur, and no others."""
     cells = [
         text.strip() for column in (*frame.lead[1:], *(c for g in groups for c in g.columns)) for text in column.cells

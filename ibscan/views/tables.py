@@ -12,6 +12,7 @@ from rich.console import RenderableType
 
 from ibscan.errors import UsageError
 from ibscan.types import Result, Status
+from ibscan.views.bounds import bounds_table
 from ibscan.views.curve import curve_tables
 from ibscan.views.frame import Cells, Frame, block, derivative, layered, leaf, measured, name_of, terms, thinned
 from ibscan.views.grid import Group
@@ -62,7 +63,7 @@ def tables(
         return [head(frame), *curve_tables(frame)]
     if variable is not None:
         return [head(frame), _one(frame, variable)]
-    usual = (_rank(frame), *information_tables(frame), _clustering(frame))
+    usual = (_rank(frame), bounds_table(frame), *information_tables(frame), _clustering(frame))
     return [head(frame), *(table for table in usual if table is not None)]
 
 

@@ -66,8 +66,8 @@ class RankTally:
         size, held = gram.values.shape[:2]
         rows = np.arange(block.start, block.stop) + self.spectral
         eps, relative = self._thresholds(layer, rows)
-        # What is the same at every row is counted once.
-        shared = held == 1 and eps.shape[1] == 1
+        # What is the same at every row is counted once, unless thresholds differ.
+        shared = gram.shared and eps.shape[1] == 1
         counts = self.shared.get(layer) if shared else None
         if counts is None:
             eps = (eps / gram.scale.unsqueeze(-1)).expand(size, max(held, eps.shape[1]), -1)
@@ -89,7 +89,7 @@ class RankTally:
         rows = self.rows[block]
         sound = finite_matrices(factor)
         needed = ~self.certain[:, layer, rows]
-        if factor.shape[1] == 1:
+        if factor.shape[1] < len(rows):  # one for all
             needed = np.ones_like(needed)
         elif not needed.any():
             return

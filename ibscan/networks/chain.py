@@ -110,7 +110,7 @@ class Chain:
                 slope = self._slope(layer, pre.to(torch.float64), state.sound)
                 if which.wants(layer):
                     if which.at == "pre":
-                        visit(layer, state.counted(), rows)
+                        visit(layer, state.counted(shared=layer == start), rows)
                     else:
                         visit(layer, self._posted(state, slope, post).counted(), rows)
                 if layer == end:

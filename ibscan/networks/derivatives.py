@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Outputs", "full", "gram", "grams", "paired", "spectral_norms", "triangle"]
+__all__ = ["Outputs", "full", "gram", "grams", "paired", "spectral_norms", "summed", "triangle"]
 
 # Power iteration ends when no row's estimate grows by more than this share, or after so many steps.
 GROWTH = 1e-9
@@ -78,7 +78,7 @@ def full(outputs: Outputs, *, reverse: bool = False) -> list[torch.Tensor]:
 
 
 def grams(outputs: Outputs) -> list[torch.Tensor]:
-    """Return the smaller Gram matrix of the J of every layer, (n, m, m).
+    """Return the smaller Gram matrix of the J of every layer, (n, m, m), then of each whether J is not zero, (n,).
 
     J J^T is gathered direction by direction. J^T J, of a layer with more units than there are directions, needs all
     pairs of them, and J is held.
@@ -88,13 +88,15 @@ def grams(outputs: Outputs) -> list[torch.Tensor]:
     """
     outer = [width <= outputs.size for width in outputs.widths]
     held = [_zeros(outputs, w, w if o else outputs.size) for w, o in zip(outputs.widths, outer, strict=True)]
+    positive = [torch.zeros(outputs.rows, dtype=torch.bool, device=whole.device) for whole in held]
     for part in outputs.parts():
-        for summed, whole, image in zip(outer, held, outputs.images(part), strict=True):
-            if summed:
-                whole += image @ image.mT
+        for k, image in enumerate(outputs.images(part)):
+            positive[k] |= image.flatten(1).any(1)
+            if outer[k]:
+                held[k] += image @ image.mT
             else:
-                whole[..., part] = image
-    return [whole if summed else gram(whole) for summed, whole in zip(outer, held, strict=True)]
+                held[k][..., part] = image
+    return [*(whole if summed else gram(whole) for summed, whole in zip(outer, held, strict=True)), *positive]
 
 
 def gram(jacobian: torch.Tensor) -> torch.Tensor:
@@ -102,27 +104,42 @@ def gram(jacobian: torch.Tensor) -> torch.Tensor:
     return jacobian @ jacobian.mT if jacobian.shape[-2] <= jacobian.shape[-1] else jacobian.mT @ jacobian
 
 
-def paired(outputs: Outputs, most: int) -> torch.Tensor:
+def paired(outputs: Outputs, most: int) -> list[torch.Tensor]:
     """Return J^T J of a layer too wide for its J to be held, (n, directions, directions), by pairs of blocks.
+
+    Then whether J is not zero, (n,).
 
     Args:
         outputs: One layer.
         most: Numbers that may be held.
     """
     whole = _zeros(outputs, outputs.size, outputs.size)
+    positive = torch.zeros(outputs.rows, dtype=torch.bool, device=whole.device)
     block = max(1, most // (outputs.rows * outputs.widths[0]))
     for left in outputs.parts(most=block):
         held = _zeros(outputs, outputs.widths[0], left.stop - left.start)
         for part in outputs.parts(left.start, left.stop):
             held[..., part.start - left.start : part.stop - left.start] = outputs.images(part)[0]
+        positive |= held.flatten(1).any(1)
         whole[:, left, left] = held.mT @ held
         for right in outputs.parts(left.stop):
             product = held.mT @ outputs.images(right)[0]
             whole[:, left, right], whole[:, right, left] = product, product.mT
-    return whole
+    return [whole, positive]
 
 
-def triangle(outputs: Outputs, most: int) -> torch.Tensor:
+def summed(outputs: Outputs, most: int) -> list[torch.Tensor]:
+    """Return what `paired` does, from gradients: J^T J gathered slice by slice of the units."""
+    whole = _zeros(outputs, outputs.size, outputs.size)
+    positive = torch.zeros(outputs.rows, dtype=torch.bool, device=whole.device)
+    for units in _slices(outputs, most):
+        held = _reversed(outputs, 0, units)
+        positive |= held.flatten(1).any(1)
+        whole += held.mT @ held
+    return [whole, positive]
+
+
+def triangle(outputs: Outputs, most: int, *, reverse: bool = False) -> torch.Tensor:
     """Return R of J = Q R for a layer too wide for its J to be held, (n, directions, directions): its singular values.
 
     Units come in slices, each with a sweep of its own, and R takes up one after the other.
@@ -130,17 +147,19 @@ def triangle(outputs: Outputs, most: int) -> torch.Tensor:
     Args:
         outputs: One layer.
         most: Numbers that may be held.
+        reverse: From gradients.
 
     Source:
         Demmel, Grigori, Hoemmen and Langou 2012, sequential TSQR.
     """
     upper = _zeros(outputs, 0, outputs.size)
-    size = max(1, most // (outputs.rows * outputs.size))
-    for start in range(0, outputs.widths[0], size):
-        units = slice(start, min(start + size, outputs.widths[0]))
-        held = _zeros(outputs, units.stop - units.start, outputs.size)
-        for part in outputs.parts():
-            held[..., part] = outputs.images(part)[0][:, units]
+    for units in _slices(outputs, most):
+        if reverse:
+            held = _reversed(outputs, 0, units)
+        else:
+            held = _zeros(outputs, units.stop - units.start, outputs.size)
+            for part in outputs.parts():
+                held[..., part] = outputs.images(part)[0][:, units]
         upper = torch.linalg.qr(torch.cat((upper, held), 1), mode="r").R
     return upper
 
@@ -169,6 +188,13 @@ def spectral_norms(outputs: Outputs, start: torch.Tensor) -> list[torch.Tensor]:
             direction = pullback(image / _lengths(image))[0]
         found.append(estimate)
     return found
+
+
+def _slices(outputs: Outputs, most: int) -> Iterator[slice]:
+    """Yield the units of a layer in slices whose J can be held."""
+    size = max(1, most // (outputs.rows * outputs.size))
+    for start in range(0, outputs.widths[0], size):
+        yield slice(start, min(start + size, outputs.widths[0]))
 
 
 def _reversed(outputs: Outputs, layer: int, units: slice) -> torch.Tensor:

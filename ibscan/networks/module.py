@@ -151,8 +151,9 @@ class Module:
         """
         for sweep, size, rows, found in self._swept(x, which, {}, counted):
             sound = self._finite(x[rows], sweep.layers)
-            for layer, values, whole in zip(sweep.layers, found, sound, strict=True):
-                visit(layer, as_gram(values, max(size, self.layers[layer].width), whole), rows)
+            count = len(sweep.layers)
+            for layer, values, positive, whole in zip(sweep.layers, found[:count], found[count:], sound, strict=True):
+                visit(layer, as_gram(values, positive, max(size, self.layers[layer].width), whole), rows)
 
     def jacobians(self, x: Array, visit: VisitFactor, which: Derivative) -> None:
         """Call visit(layer, J, fed, rows), J = d layer / d variable (1, n, D, directions), float64.

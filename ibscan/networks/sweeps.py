@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ibscan.errors import InputError
-from ibscan.networks.derivatives import Outputs, full, gram, grams, paired, triangle
+from ibscan.networks.derivatives import Outputs, full, gram, grams, paired, summed, triangle
 from ibscan.numerics.counting import Gram, rounding
 from ibscan.numerics.room import is_out_of_memory, numbers_at_hand
 
@@ -46,10 +46,10 @@ class Sweep:
         if layer not in self.fed:
             return None
         place = self.fed[layer]
-        like = found[0]
         if place is None:
-            return torch.ones(1, 1, 1, 1, dtype=like.dtype, device=like.device)
-        return found[place].unsqueeze(0)
+            return torch.ones(1, 1, 1, 1, dtype=found[0].dtype, device=found[0].device)
+        # Beside a layer too wide to be held there is nothing else.
+        return found[place].unsqueeze(0) if place < len(found) else None
 
 
 def grouped(widths: Mapping[int, int], feeds: Mapping[int, int | None], size: int, room: int) -> Iterator[Sweep]:
@@ -121,44 +121,51 @@ def swept(
 
 
 def counted(sweep: Sweep, room: int, outputs: Outputs) -> list[torch.Tensor]:
-    """Return the smaller Gram matrix of every layer's Jacobian.
+    """Return the smaller Gram matrix of every layer's Jacobian, then of each whether a row's Jacobian is not zero.
 
     Of a layer too wide for its Jacobian to be held, by pairs of blocks of directions.
     """
-    if _too_wide(sweep, outputs, room):
-        alone = _first(outputs)
-        return [paired(alone, room)]
+    wide = _too_wide(sweep, outputs, room)
     if not _narrow(outputs):
         # The values are there: where this fails an operation has no forward derivative, or none under vmap.
         with contextlib.suppress(InputError):
-            return grams(outputs)
-    return [gram(jacobian) for jacobian in full(outputs, reverse=True)]
+            return paired(outputs, room) if wide else grams(outputs)
+    return summed(outputs, room) if wide else [*_grams_of(full(outputs, reverse=True))]
 
 
 def decomposed(sweep: Sweep, room: int, outputs: Outputs) -> list[torch.Tensor]:
     """Return every layer's Jacobian, or of one too wide for that a triangle in its stead, and those of what feeds."""
     if _too_wide(sweep, outputs, room):
-        return [triangle(_first(outputs), room)]
+        alone = _first(outputs)
+        with contextlib.suppress(InputError):
+            return [triangle(alone, room)]
+        return [triangle(alone, room, reverse=True)]
     if not _narrow(outputs):
         with contextlib.suppress(InputError):
             return full(outputs)
     return full(outputs, reverse=True)
 
 
-def as_gram(values: torch.Tensor, size: int, sound: torch.Tensor) -> Gram:
+def as_gram(values: torch.Tensor, positive: torch.Tensor, size: int, sound: torch.Tensor) -> Gram:
     """Return Gram matrices (n, m, m) as what is counted from: no bound for numbers whose squares are not exact.
 
     Args:
         values: Gram matrices.
+        positive: Whether J is not zero, (n,), which an underflow would hide.
         size: Length of the sums they are made of.
         sound: Whether the layer's values are finite, (n,).
     """
     norm = values.flatten(1).norm(dim=1)
     usable = torch.isfinite(norm) & (norm > LEAST) & (norm < MOST)
-    error = torch.where(usable, rounding(size) * norm, torch.inf)
+    error = torch.where(usable, rounding(size) * norm, torch.where(positive, torch.inf, 0.0))
     whole = torch.where((usable & sound)[:, None, None], values, 0.0)
     one = torch.ones_like(norm)
     return Gram(whole.unsqueeze(0), error.unsqueeze(0), one.unsqueeze(0), sound.unsqueeze(0))
+
+
+def _grams_of(jacobians: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    yield from map(gram, jacobians)
+    yield from (jacobian.flatten(1).any(1) for jacobian in jacobians)
 
 
 def room_for(device: torch.device) -> int:

@@ -9,11 +9,22 @@ import torch
 
 from ibscan.numerics.spectrum import numerical_rank, spectral_norm
 
-__all__ = ["Counts", "Gram", "bound_counts", "eigenvalue_counts", "gram_counts", "inertia_counts", "rounding"]
+__all__ = [
+    "Counts",
+    "Gram",
+    "bound_counts",
+    "eigenvalue_counts",
+    "elimination_counts",
+    "gram_counts",
+    "inertia_counts",
+    "rounding",
+]
 
-# Up to so many thresholds a factorization each is cheaper than all eigenvalues, of matrices of this size at least.
+# Up to so many thresholds a factorization each is cheaper than all eigenvalues: of matrices of this size at least by
+# the library's, of tiny ones by elimination in all of them at once.
 FEW_THRESHOLDS = 3
 LEAST_SIZE = 24
+TINY_SIZE = 8
 # An estimated distance to the nearest eigenvalue must exceed the error by so much to be believed.
 SAFETY = 10.0
 EPS = torch.finfo(torch.float64).eps
@@ -21,16 +32,18 @@ EPS = torch.finfo(torch.float64).eps
 
 @dataclass(frozen=True)
 class Gram:
-    """G = A A^T or A^T A of A = J / scale, and how far from the exact one it may be.
+    """G = A A^T or A^T A of A = J / scale, and how far it may be from that of J as it was computed.
 
-    `values` (C, n, m, m), `error` (C, n) bounds the spectral norm of what G lacks, `scale` (C, n) is a power of two;
-    n is 1 where all rows share them. `sound` (C, n) is False where J is not finite; G is zero there.
+    `values` (C, n, m, m), `error` (C, n) bounds the spectral norm of what G lacks, `scale` (C, n) is a power of two; n
+    is 1, and `shared` is true, where they are the same at every row of the probe. `sound` (C, rows) is False where J is
+    not finite; G is zero there.
     """
 
     values: torch.Tensor
     error: torch.Tensor
     scale: torch.Tensor
     sound: torch.Tensor
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,9 +70,12 @@ def rounding(size: int) -> float:
 
 
 def gram_counts(values: torch.Tensor, error: torch.Tensor, eps: torch.Tensor, relative: torch.Tensor) -> Counts:
-    """Return counts by the cheaper of the two routes below: a few absolute thresholds need no eigenvalues."""
-    if len(relative) == 0 and eps.shape[-1] <= FEW_THRESHOLDS and values.shape[-1] >= LEAST_SIZE:
-        return inertia_counts(values, error, eps)
+    """Return counts by the cheapest of the routes below: a few absolute thresholds need no eigenvalues."""
+    if len(relative) == 0 and eps.shape[-1] <= FEW_THRESHOLDS:
+        if values.shape[-1] <= TINY_SIZE:
+            return elimination_counts(values, error, eps)
+        if values.shape[-1] >= LEAST_SIZE:
+            return inertia_counts(values, error, eps)
     return eigenvalue_counts(values, error, eps, relative)
 
 
@@ -119,6 +135,43 @@ def inertia_counts(values: torch.Tensor, error: torch.Tensor, eps: torch.Tensor)
         certain &= (distance > SAFETY * bound) & (singular == 0)
     zero = (scale == 0.0) & (error == 0.0)
     return Counts(torch.stack(numbers, -1), certain | zero, scale > 0.0)
+
+
+def elimination_counts(values: torch.Tensor, error: torch.Tensor, eps: torch.Tensor) -> Counts:
+    """Count from the signs of the pivots of Gaussian elimination, of all matrices at once, for tiny ones.
+
+    Each threshold is counted from a little below and from a little above. Certain where both counts agree, and no
+    element grew so that its rounding could be as much as the distance: there is no pivoting.
+
+    Args:
+        values: G, shape (B, m, m), float64, finite.
+        error: Bound on the spectral norm of its error, shape (B,).
+        eps: Thresholds, shape (B, E).
+
+    Source:
+        Sylvester's law of inertia; Higham 2002, theorem 9.3: the error is that of the growth of the elements.
+    """
+    size, limits = values.shape[-1], eps.square().T
+    scale = values.flatten(1).norm(dim=1)
+    apart = SAFETY * (error + rounding(size) * torch.maximum(scale, limits))
+    shifts = torch.cat((limits - apart, limits + apart))
+    # The batch last: every step is one operation on long rows.
+    rest = values.permute(1, 2, 0).unsqueeze(2).repeat(1, 1, len(shifts), 1)
+    rest.diagonal(dim1=0, dim2=1).sub_(shifts.unsqueeze(-1))
+    number, largest = torch.zeros_like(shifts, dtype=torch.int64), torch.zeros_like(shifts)
+    for _ in range(size):
+        pivot, row = rest[0, 0], rest[0, 1:]
+        number += pivot > 0.0
+        rest = rest[1:, 1:] - (rest[1:, 0] / pivot).unsqueeze(1) * row
+        if len(rest):
+            largest = torch.maximum(largest, rest.abs().amax((0, 1)))
+    below, above = number[: len(limits)], number[len(limits) :]
+    grown = largest.view(2, len(limits), -1).amax(0)
+    zero = (scale == 0.0) & (error == 0.0)
+    # Written so that a NaN is not certain.
+    certain = ((below == above) & (rounding(size) * size * grown < apart)).all(0)
+    number = torch.where(zero, 0, above)
+    return Counts(number.T.contiguous(), certain | zero, scale > 0.0)
 
 
 def bound_counts(own: torch.Tensor, fed: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:

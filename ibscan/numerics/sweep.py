@@ -19,6 +19,8 @@ __all__ = ["Carried", "carried_on", "carried_post", "exactly_on", "started"]
 ACTIVE_SHARE = 0.7
 # Columns are taken off a factor where so many go; fewer cost less than the decomposition.
 LEAST_GAIN = 16
+# Numbers of a matrix so small that calling a library costs more than the work.
+TINY = 2**10
 # Between these the largest entry's square and its products with errors are exact to rounding.
 LEAST, MOST = 2.0**-100, 2.0**100
 
@@ -40,10 +42,10 @@ class Carried:
     scale: torch.Tensor
     sound: torch.Tensor
 
-    def counted(self) -> Gram:
-        """Return what singular values are counted from."""
+    def counted(self, *, shared: bool = False) -> Gram:
+        """Return what singular values are counted from; `shared` says that they are those of every row."""
         error = self.error + rounding(self.factor.shape[-1]) * self.norm
-        return Gram(self.gram, torch.where(self.norm > 0.0, error, 0.0), self.scale, self.sound)
+        return Gram(self.gram, torch.where(self.norm > 0.0, error, 0.0), self.scale, self.sound, shared)
 
 
 def started(factor: torch.Tensor) -> Carried:
@@ -147,6 +149,9 @@ def _active_rows(factor: torch.Tensor, slope: torch.Tensor, index: torch.Tensor 
 
 
 def _times(weight: torch.Tensor, inner: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+    if index is None and weight.shape[-1] * inner.shape[-1] <= TINY and inner.shape[1] > 1:
+        # One product a checkpoint in place of one a row, whose call would cost more than its work.
+        return torch.einsum("cod,cndk->cnok", weight, inner).contiguous()
     if index is None:
         return weight.unsqueeze(1) @ inner
     # Rows of W^T are copied whole, a row of memory each.

@@ -18,9 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ibscan.errors import InputError
 from ibscan.networks import module as module_module
 from ibscan.networks import sweeps as sweeps_module
+from ibscan.networks.admission import recorded_taps
 from ibscan.networks.derivatives import Outputs
 from ibscan.networks.loading import built, loaded
-from ibscan.networks.admission import recorded_taps
 from ibscan.networks.module import Module
 from ibscan.types import Derivative
 

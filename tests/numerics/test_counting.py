@@ -7,7 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibscan.numerics.counting import bound_counts, eigenvalue_counts, gram_counts, inertia_counts, rounding
+from ibscan.numerics.counting import (
+    bound_counts,
+    eigenvalue_counts,
+    elimination_counts,
+    gram_counts,
+    inertia_counts,
+    rounding,
+)
 
 NONE = torch.zeros(0, dtype=torch.float64)
 
@@ -24,37 +31,56 @@ def counted(sigma, eps):
     return (sigma.unsqueeze(-2) > eps.unsqueeze(-1)).sum(-1)
 
 
-@pytest.mark.parametrize("route", ["eigenvalues", "inertia"])
+ROUTES = {
+    "eigenvalues": lambda values, error, eps: eigenvalue_counts(values, error, eps, NONE),
+    "inertia": inertia_counts,
+    "elimination": elimination_counts,
+}
+
+
+@pytest.mark.parametrize("route", list(ROUTES))
 @given(st.integers(1, 40), st.integers(0, 10**6), st.floats(0, 12), st.floats(-8, 1))
 def test_certain_counts_are_those_of_the_svd(route, size, seed, falling, power):
+    size = min(size, 8) if route == "elimination" else size
     a, sigma = matrices(3, size, seed, falling)
     eps = torch.full((3, 1), 10.0**power, dtype=torch.float64)
     error = torch.full((3,), rounding(size), dtype=torch.float64)
-    found = (
-        eigenvalue_counts(a @ a.mT, error, eps, NONE)
-        if route == "eigenvalues"
-        else inertia_counts(a @ a.mT, error, eps)
-    )
+    found = ROUTES[route](a @ a.mT, error, eps)
     expected = counted(sigma.expand(3, -1), eps)
     assert torch.equal(found.number[found.certain], expected[found.certain])
     # Far from every squared singular value nothing is in doubt: above the floor of a Gram matrix, at depth one.
     clear = ((sigma**2 - eps[0] ** 2).abs() > 1e-11).all()
-    assert found.certain.all() or not clear
+    # Elimination without pivoting may lose more.
+    assert found.certain.all() or not clear or route == "elimination"
 
 
-@pytest.mark.parametrize("route", [eigenvalue_counts, lambda g, e, t, _: inertia_counts(g, e, t)])
-def test_a_threshold_on_a_singular_value_is_in_doubt(route):
-    a, sigma = matrices(1, 30, 0)
-    error = torch.full((1,), rounding(30), dtype=torch.float64)
-    for k in (0, 7, 29):
-        assert not route(a @ a.mT, error, sigma[k].view(1, 1), NONE).certain.any()
-        assert route(a @ a.mT, error, sigma[k].view(1, 1) * (1 + 1e-6), NONE).number.item() == k
+@pytest.mark.parametrize(("route", "size"), [("eigenvalues", 30), ("inertia", 30), ("elimination", 8)])
+def test_a_threshold_on_a_singular_value_is_in_doubt(route, size):
+    a, sigma = matrices(1, size, 0)
+    error = torch.full((1,), rounding(size), dtype=torch.float64)
+    for k in (0, 3, size - 1):
+        assert not ROUTES[route](a @ a.mT, error, sigma[k].view(1, 1)).certain.any()
+        assert ROUTES[route](a @ a.mT, error, sigma[k].view(1, 1) * (1 + 1e-6)).number.item() == k
+
+
+def test_elimination_that_lets_elements_grow_is_in_doubt():
+    """A first pivot of 1e-13 beside entries of 1: the second is rounding."""
+    value = torch.tensor([[[1.0 + 1e-13, 1.0, 0.5], [1.0, 1.0, 0.2], [0.5, 0.2, 2.0]]], dtype=torch.float64)
+    found = elimination_counts(
+        value, torch.full((1,), 1e-15, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    )
+    assert not found.certain.any()
+    good = elimination_counts(
+        value, torch.full((1,), 1e-15, dtype=torch.float64), torch.full((1, 1), 0.7, dtype=torch.float64)
+    )
+    assert good.certain.all()
+    assert good.number.item() == int((torch.linalg.eigvalsh(value)[0] > 0.49).sum())
 
 
 def test_what_is_exactly_zero_is_certain_and_not_positive():
     zero, none = torch.zeros(2, 30, 30, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     eps = torch.full((2, 1), 1e-300, dtype=torch.float64)
-    for found in (eigenvalue_counts(zero, none, eps, NONE + 0), inertia_counts(zero, none, eps)):
+    for found in (route(zero, none, eps) for route in ROUTES.values()):
         assert found.number.tolist() == [[0], [0]]
         assert found.certain.all()
         assert not found.positive.any()
@@ -65,8 +91,7 @@ def test_errors_that_are_not_numbers_are_never_certain():
     eps = torch.full((2, 1), 0.3, dtype=torch.float64)
     for bad in (torch.nan, torch.inf):
         error = torch.full((2,), bad, dtype=torch.float64)
-        assert not eigenvalue_counts(a @ a.mT, error, eps, NONE).certain.any()
-        assert not inertia_counts(a @ a.mT, error, eps).certain.any()
+        assert not any(route(a @ a.mT, error, eps).certain.any() for route in ROUTES.values())
 
 
 def test_relative_thresholds_follow_the_largest():

@@ -35,7 +35,7 @@ def layer_memory(plan: Plan) -> list[int]:
         for measure in plan.measures:
             rows = plan.rows(measure)
             if isinstance(measure, LocalRank):
-                one = layer.width * directions
+                one = layer.width * (measure.directions or directions)
                 held.append(FACTOR_COPIES * NUMBER * max(one, min(budget, rows * one)))
             else:
                 held.append(VALUE_COPIES * NUMBER * rows * layer.width)

@@ -234,7 +234,7 @@ def test_blocks_of_rows_do_not_change_bounds(smallest, spectrum_rows, monkeypatc
     for budget in (None, 1):
         if budget is not None:
             monkeypatch.setattr(chain_module, "FACTOR_BUDGET", budget)
-            monkeypatch.setattr(chain_module, "SWEEP_BUDGET", budget)
+            monkeypatch.setattr(chain_module, "SWEEP_BUDGET", dict.fromkeys(("cpu", "cuda"), budget))
         found = measured(network_of([chain]), x, **options)["rank_bound_jacobian"]
         assert (found.status == Status.OK).all()
         np.testing.assert_allclose(found.value[0, 1], expected[:used].mean(0), rtol=1e-14)

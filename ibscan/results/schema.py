@@ -36,7 +36,6 @@ def build(
     outcomes: Sequence[tuple[Measure, Mapping[str, Estimate], int]],
     *,
     attrs: Mapping[str, Any],
-    metrics: bool = True,
 ) -> Result:
     """Lay out what was measured on one block of checkpoints.
 
@@ -48,7 +47,6 @@ def build(
         layers: The L layers reported.
         outcomes: For each measure what it returned, arrays (C, L, *dims) or (C, *dims), and the rows it used.
         attrs: Root attributes; mappings and lists become JSON, None is left out.
-        metrics: Whether numbers in the checkpoints' metadata (`ibscan.metric.NAME`) become variables.
 
     Returns:
         Coordinates, variables with companions and statuses, and root attributes.
@@ -70,8 +68,7 @@ def build(
             places = _places(quantity, measure, estimate, lead, axes)
             measured = {"at": measure.at, "rows": int(quantity.rows(measure, rows)), **measure.attributes}
             variables.update(_family(quantity, estimate, places, measured))
-    if metrics:
-        variables.update(_metrics(checkpoints, variables))
+    variables.update(_metrics(checkpoints, variables))
     fixed = {"Conventions": "CF-1.11", "format": "ibscan", "format_version": FORMAT_VERSION}
     return Result(coordinates, variables, {**fixed, **_plain(attrs)})
 

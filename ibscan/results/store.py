@@ -20,7 +20,7 @@ from ibscan.results.axes import AUXILIARY, stored_text
 from ibscan.results.decode import DIMENSIONS, FORMAT_VERSION, decoded
 from ibscan.types import Result, Variable
 
-__all__ = ["FORMAT_VERSION", "is_result", "place", "read", "stray_pattern", "write"]
+__all__ = ["FORMAT_VERSION", "place", "read", "stray_pattern", "write"]
 
 # Below this a chunk index costs more than compression saves.
 _WORTH_COMPRESSING = 8192
@@ -106,18 +106,6 @@ def read(path: Path) -> Result:
         raise InputError(
             f"{path}: is not a readable result file of ibscan ({what}); expected whole HDF5 with format='ibscan'."
         ) from error
-
-
-def is_result(path: Path) -> bool:
-    """Return whether a file says that it is a result of ibscan, of whatever version; nothing else is read."""
-    try:
-        if not path.is_file() or not _sound(path, path.stat().st_size):
-            return False
-        with h5py.File(path, "r", locking=False) as file:
-            attribute = file.attrs.get_id("format") if "format" in file.attrs else None
-            return attribute is not None and attribute.shape == () and file.attrs["format"] == "ibscan"
-    except Exception:  # noqa: BLE001 - the same boundary as in `read`
-        return False
 
 
 def _seal(digest: str) -> bytes:

@@ -110,6 +110,8 @@ def swept(
                 raise
         else:
             yield part, found
+            # Whoever still holds the list must not hold a block's Jacobians beside the next one's.
+            found.clear()
             continue
         torch.cuda.empty_cache()
         if count > 1:

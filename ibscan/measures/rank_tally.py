@@ -137,9 +137,8 @@ class RankTally:
         """Bound the counts of rows by those of the weight above eps over the norm of what feeds it."""
         if layer not in self.weights:
             weight = self.network.weight(layer)
-            exact = weight is not None and weight.separate and weight.positions is not None
             self.weights[layer] = None
-            if weight is not None and exact and weight.positions:
+            if weight is not None and weight.separate and weight.positions:
                 sigma = singular_values(made_finite(weight.matrix, finite_matrices(weight.matrix)))
                 self.weights[layer] = sigma.repeat(1, weight.positions)
         own = self.weights[layer]

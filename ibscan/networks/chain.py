@@ -13,7 +13,7 @@ from ibscan.networks.resolve import ChainSpec
 from ibscan.numerics.jacobian import row_factor, softmax_carried
 from ibscan.numerics.spectrum import finite_matrices, made_finite, spectral_norm
 from ibscan.numerics.sweep import Carried, carried_on, carried_post, exactly_on, started
-from ibscan.numerics.tiling import mapped
+from ibscan.numerics.tiling import cuts, mapped
 from ibscan.types import Array, Derivative, Layer, Normals, Visit, VisitFactor, VisitGram, Weight
 
 __all__ = ["Chain", "stacked_chain"]
@@ -75,8 +75,8 @@ class Chain:
             x: Probe rows, shape (N, ...), flattened here.
             visit: Is given the layer's index, pre and post of shape (C, n, D), float64, and the rows as a slice.
         """
-        for rows, block in self._blocks(x, ACTIVATION_BUDGET // (self.size * self._widest())):
-            for layer, pre, post in self._forward(block):
+        for rows in cuts(0, len(x), ACTIVATION_BUDGET // (self.size * self._widest())):
+            for layer, pre, post in self._forward(self._block(x, rows)):
                 visit(layer, pre.to(torch.float64), post.to(torch.float64), rows)
 
     def weight(self, layer: int) -> Weight:
@@ -94,13 +94,13 @@ class Chain:
         Source:
             Patel and Shwartz-Ziv 2024, section 2.
         """
-        weights = [weight.to(torch.float64) for weight in self.weights]
-        norms = [spectral_norm(made_finite(weight, finite_matrices(weight))) for weight in weights]
         end = self._end(which)
         if end < 0:
             return
         factor, start = self._first(which)
         begun = started(factor)
+        weights = {layer: self.weights[layer].to(torch.float64) for layer in range(start + 1, end + 1)}
+        norms = {k: spectral_norm(made_finite(weight, finite_matrices(weight))) for k, weight in weights.items()}
 
         def swept(rows: slice) -> None:
             state = begun
@@ -238,28 +238,20 @@ class Chain:
         start = 0 if which.origin is None else which.origin + 1
         weight = self.weights[start].to(torch.float64)
         if which.directions is not None and which.basis is not None:
-            parts = [slice(k, min(k + COLUMNS, which.directions)) for k in range(0, which.directions, COLUMNS)]
-            basis = which.basis
+            basis, parts = which.basis, cuts(0, which.directions, COLUMNS)
             columns = (torch.as_tensor(basis(weight.shape[-1], part)).to(weight) for part in parts)
             weight = torch.cat([weight @ column for column in columns], -1)
         return row_factor(weight), start
 
     def _end(self, which: Derivative) -> int:
-        """Return the last layer wanted; at least the first there is."""
+        """Return the last layer wanted, -1 where there is none."""
         return max((layer for layer in range(len(self.layers)) if which.wants(layer)), default=-1)
 
     def _cuts(self, rows: int, factor: torch.Tensor, budget: int) -> list[slice]:
-        size = max(1, budget // (self.size * self._widest() * factor.shape[-1]))
-        return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+        return cuts(0, rows, budget // (self.size * self._widest() * factor.shape[-1]))
 
     def _block(self, x: Array, rows: slice) -> torch.Tensor:
         return torch.as_tensor(x[rows].reshape(rows.stop - rows.start, -1)).to(self.device, self.weights[0].dtype)
-
-    def _blocks(self, x: Array, size: int) -> Iterator[tuple[slice, torch.Tensor]]:
-        size = max(1, size)
-        for start in range(0, len(x), size):
-            rows = slice(start, min(start + size, len(x)))
-            yield rows, self._block(x, rows)
 
     def _widest(self) -> int:
         return max(self.inputs, *(layer.width for layer in self.layers))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ibscan.numerics.tiling import cuts
+
 __all__ = ["Outputs", "full", "gram", "grams", "paired", "spectral_norms", "summed", "triangle"]
 
 # Power iteration ends when no row's estimate grows by more than this share, or after so many steps.
@@ -37,11 +39,9 @@ class Outputs:
         """n, the number of rows."""
         return len(self.variable)
 
-    def parts(self, start: int = 0, stop: int | None = None, most: int | None = None) -> Iterator[slice]:
-        """Yield the directions from `start` to `stop` in parts."""
-        stop, most = self.size if stop is None else stop, most or self.tangents
-        for first in range(start, stop, most):
-            yield slice(first, min(first + most, stop))
+    def parts(self, start: int = 0, stop: int | None = None) -> list[slice]:
+        """Return the directions from `start` to `stop` in parts."""
+        return cuts(start, self.size if stop is None else stop, self.tangents)
 
     def images(self, part: slice) -> list[torch.Tensor]:
         """Return J v of every layer for the directions of a part, (n, D, b): one pass in forward mode.
@@ -115,8 +115,7 @@ def paired(outputs: Outputs, most: int) -> list[torch.Tensor]:
     """
     whole = _zeros(outputs, outputs.size, outputs.size)
     positive = torch.zeros(outputs.rows, dtype=torch.bool, device=whole.device)
-    block = max(1, most // (outputs.rows * outputs.widths[0]))
-    for left in outputs.parts(most=block):
+    for left in cuts(0, outputs.size, most // (outputs.rows * outputs.widths[0])):
         held = _zeros(outputs, outputs.widths[0], left.stop - left.start)
         for part in outputs.parts(left.start, left.stop):
             held[..., part.start - left.start : part.stop - left.start] = outputs.images(part)[0]
@@ -190,11 +189,9 @@ def spectral_norms(outputs: Outputs, start: torch.Tensor) -> list[torch.Tensor]:
     return found
 
 
-def _slices(outputs: Outputs, most: int) -> Iterator[slice]:
-    """Yield the units of a layer in slices whose J can be held."""
-    size = max(1, most // (outputs.rows * outputs.size))
-    for start in range(0, outputs.widths[0], size):
-        yield slice(start, min(start + size, outputs.widths[0]))
+def _slices(outputs: Outputs, most: int) -> list[slice]:
+    """Return the units of a layer in slices whose J can be held."""
+    return cuts(0, outputs.widths[0], most // (outputs.rows * outputs.size))
 
 
 def _reversed(outputs: Outputs, layer: int, units: slice) -> torch.Tensor:

@@ -17,6 +17,7 @@ from ibscan.networks.loading import foreign
 from ibscan.networks.passes import Reached, Tapper, attached, tapped
 from ibscan.networks.sweeps import Sweep, as_gram, counted, decomposed, grouped, room_for, swept
 from ibscan.networks.trees import main_tensor
+from ibscan.numerics.tiling import cuts
 from ibscan.types import Array, At, Derivative, Layer, Normals, Visit, VisitFactor, VisitGram, Weight
 
 __all__ = ["Module"]
@@ -321,10 +322,8 @@ class Module:
         return max(int(x[0].size), *(layer.width for layer in self.layers))
 
     def _blocks(self, x: Array, size: int) -> Iterator[tuple[slice, torch.Tensor]]:
-        size = max(1, size)
-        for start in range(0, len(x), size):
-            rows = slice(start, min(start + size, len(x)))
-            yield rows, torch.as_tensor(x[rows]).to(self.device, self.dtype)
+        for rows in cuts(0, len(x), size):
+            yield rows, self._rows(x[rows])
 
 
 def _by_row(value: torch.Tensor, rows: int) -> torch.Tensor:

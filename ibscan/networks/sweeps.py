@@ -12,6 +12,7 @@ from ibscan.errors import InputError
 from ibscan.networks.derivatives import Outputs, full, gram, grams, paired, summed, triangle
 from ibscan.numerics.counting import Gram, rounding
 from ibscan.numerics.room import is_out_of_memory, numbers_at_hand
+from ibscan.numerics.tiling import cuts
 
 __all__ = ["Sweep", "as_gram", "counted", "decomposed", "grouped", "room_for", "swept"]
 
@@ -99,7 +100,7 @@ def swept(
     block = max(1, min(busy * BLOCK_BUDGET, room) // (first.size * sum(sweep.widths)))
     passed = min(busy * PASS_BUDGET, room) // (min(block, rows) * max(sweep.widths))
     tangents = max(1, min(TANGENTS, passed))
-    left = [slice(start, min(start + block, rows)) for start in range(0, rows, block)][::-1]
+    left = cuts(0, rows, block)[::-1]
     while left:
         part = left.pop()
         count = part.stop - part.start

@@ -8,10 +8,21 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["mapped", "tiles"]
+__all__ = ["cuts", "mapped", "tiles"]
 
 T = TypeVar("T")
 Piece = TypeVar("Piece")
+
+
+def cuts(start: int, stop: int, size: int) -> list[slice]:
+    """Return consecutive slices from `start` to `stop` of `size` each, of one at least; the last may be shorter.
+
+    Example:
+        >>> cuts(0, 5, 2)
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    size = max(1, size)
+    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
 def tiles(rows: int, columns: int, device: torch.device) -> list[slice]:
@@ -31,8 +42,7 @@ def tiles(rows: int, columns: int, device: torch.device) -> list[slice]:
         >>> tiles(5, 2**17, torch.device("cpu"))
         [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
-    size = max(1, (2**18 if device.type == "cpu" else 2**26) // max(1, columns))
-    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+    return cuts(0, rows, (2**18 if device.type == "cpu" else 2**26) // max(1, columns))
 
 
 def mapped(function: Callable[[Piece], T], pieces: Sequence[Piece], device: torch.device) -> list[T]:

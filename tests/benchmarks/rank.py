@@ -43,9 +43,9 @@ Estimates = Mapping[str, Estimate]
 COLUMNS = ("workload", "job", "rows", "baseline s", "ibscan s", "ratio", "demanded", "counts", "spectra off by")
 
 
-def jobs(rows: int) -> dict[str, LocalRank]:
-    """Return what is asked for: the default at its share of spectrum rows, 64 of 1024, and one threshold alone."""
-    default = LocalRank(eps=EPS, rel_eps=EPS, samples=None, spectrum_rows=max(1, rows // 16))
+def jobs(rows: int, *, whole: bool) -> dict[str, LocalRank]:
+    """Return what is asked for: the default command, of whose 1024 rows 64 have spectra, and one threshold alone."""
+    default = LocalRank(eps=EPS, rel_eps=EPS, samples=None, spectrum_rows=64 if whole else max(1, rows // 16))
     return {"default": default, "one eps": LocalRank(eps=(0.01,), rel_eps=(), samples=None, spectrum_rows=1)}
 
 
@@ -156,7 +156,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict
 
 def compared(workload: Workload, repeats: int) -> bool:
     """Print a line for each job; return whether all counts are right."""
-    measures = jobs(len(workload.x))
+    measures = jobs(len(workload.x), whole=workload.whole)
     few = few_rows(workload)
     baseline(few.models, few.x)
     for measure in measures.values():
@@ -275,7 +275,8 @@ def small(arguments: argparse.Namespace) -> bool:
         f"""
 CPU seconds, medians of {arguments.repeats}, one thread, baseline and both jobs in turn. Baseline: per layer,
 svdvals of vmap(jacrev) over rows in float64; it is the same for both jobs.
-default: eps and rel_eps {EPS}, spectra on 1 of 16 rows (a command: 64 of 1024).
+default: eps and rel_eps {EPS}, spectra on 1 of 16 rows (a command: 64 of 1024;
+of the small stacked ones, which have 64 rows in all, on each).
 one eps: eps 0.01 alone, spectra on one row. Counts: sum, spread, least and largest of every layer, rows with
 a singular value within {DOUBT:g} of the largest from a threshold excepted.
 What is done once for all rows (a chain's first layer) weighs more on so few rows than on 1024."""

@@ -29,7 +29,10 @@ Layers = Generator[torch.Tensor, None, torch.Tensor]
 
 @dataclass(frozen=True)
 class Workload:
-    """Models one by one for the baseline, the same stacked into networks for ibscan, and the rows of the probe."""
+    """Models one by one for the baseline, the same stacked into networks for ibscan, and the rows of the probe.
+
+    `whole` says that those are all the rows a command would have, and not a part of its 1024.
+    """
 
     name: str
     models: tuple[nn.Module, ...]
@@ -37,6 +40,7 @@ class Workload:
     x: np.ndarray
     demanded: float = 0.0
     note: str = ""
+    whole: bool = False
 
 
 # Models. `pre` yields every layer's value in order of call: what asks for one layer runs no further than that layer.
@@ -263,7 +267,7 @@ def small_stacked(rows: int) -> Workload:
     x = np.random.default_rng(0).integers(0, 2, (rows, NARROW[0])).astype(float)
     networks = stacked(models, rows)
     note = f"{len(models)} checkpoints in {len(networks)} blocks"
-    return Workload("small stacked", tuple(models), networks, x, 12, note)
+    return Workload("small stacked", tuple(models), networks, x, 12, note, whole=True)
 
 
 def residual_conv(rows: int) -> Workload:

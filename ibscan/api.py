@@ -84,9 +84,9 @@ def scan(ckpts: str | PathLike[str] | Sequence[str | PathLike[str]] = ".", **opt
     Args:
         ckpts: A folder, a file, or several files.
         **options: The command line's, with underscores: `probe`, `probe_arg` (a mapping), `model`, `layers`, `at`,
-            `epochs`, `samples`, `from_layer` (--from), `input_dims`, `eps`, `rel_eps`, `noise`, `bins`, `bin_width`,
-            `bin_range`, `tolerance`, `seed`, `device`, ... A repeatable option takes one value or several; `rel_eps`
-            may be empty. `output` names a file to write and resume; without it the result stays in memory.
+            `epochs`, `samples`, `from_layer` (--from), `input_dims`, `eps`, `rel_eps`, `noise`, `rel_noise`, `bins`,
+            `bin_width`, `bin_range`, `tolerance`, `seed`, `device`, ... A repeatable option takes one value or several;
+            `rel_eps` may be empty. `output` names a file to write and resume; without it the result stays in memory.
 
     Returns:
         The run: `run["local_rank"]` is a named array, `run.to_hdf5(path)` writes the file.

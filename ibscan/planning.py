@@ -272,7 +272,7 @@ def _measures(
         if "network" in channels:
             measures.append(NetworkInformation(noise, tolerance, request.max_replicas, draws, samples))
         if "readout" in channels:
-            measures.append(ReadoutInformation(noise, tolerance, draws, at or "post", samples))
+            measures.append(ReadoutInformation(noise, request.rel_noise, tolerance, draws, at or "post", samples))
     if request.verb in ("cluster", "scan"):
         measures.append(Clustering(at or "post", limit(OTHER_SAMPLES)))
     limits = {measure.samples for measure in measures if request.samples is None and measure.samples is not None}

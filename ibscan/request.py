@@ -47,6 +47,7 @@ class Request:
     rel_eps: tuple[float, ...] = EPS
     spectrum_rows: int | Literal["all"] = 64
     noise: tuple[float, ...] = ()
+    rel_noise: tuple[float, ...] = ()
     channel: tuple[str, ...] = ()
     bins: tuple[int, ...] = ()
     bin_width: tuple[float, ...] = ()
@@ -65,7 +66,7 @@ class Request:
     command: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("eps", "rel_eps", "noise", "bin_width"):
+        for name in ("eps", "rel_eps", "noise", "rel_noise", "bin_width"):
             for number in getattr(self, name):
                 _positive(f"--{name.replace('_', '-')}", number)
         _positive("--tolerance", self.tolerance)
@@ -96,6 +97,8 @@ class Request:
         ):
             if given not in allowed:
                 raise UsageError(f"{name} {given}: expected {' or '.join(a for a in allowed if a)}.")
+        if self.rel_noise and self.channel and "readout" not in self.channel:
+            raise UsageError("--rel-noise is of the read-out channel, and only --channel network was asked for.")
         for channel in self.channel:
             if channel not in CHANNELS:
                 raise UsageError(f"--channel {channel}: expected {' or '.join(CHANNELS)}.")

@@ -228,6 +228,14 @@ MI = (
         "Standard deviation of the channel noise, activation units; repeatable. "
         "Default: 0.1, or the noise trained with.",
     ),
+    _several(
+        "rel_noise",
+        number,
+        "R",
+        MEASURE,
+        "Noise of the read-out channel as a multiple of the layer's own root-mean-square distance from its mean; "
+        "repeatable.",
+    ),
     _option(
         "channel",
         list[str] | None,

@@ -21,9 +21,9 @@ from ibscan.measures.activations import (
     layer_values,
     post_widths,
 )
-from ibscan.measures.readout import readout_cell
+from ibscan.measures.readout import draws_of, readout_cell
 from ibscan.numerics.bracket import Bracket
-from ibscan.numerics.mixture import gaussian_cap
+from ibscan.numerics.mixture import Mixture, gaussian_cap, principal_components
 from ibscan.numerics.propagation import Queries, bracket_terms, others_density, replica_sums
 from ibscan.types import Array, Estimate, Layer, Network, Probe, Quantity, Status, Streams
 
@@ -175,14 +175,22 @@ class NetworkInformation:
     ) -> _Cell:
         """Return the cell of a layer no noise comes before: the read-out channel, exact densities."""
         values = layer_values(network, population.x, layer, "post")[0]
+        state = layer_status(values)
+        if state is not Status.OK:
+            return _Cell.constant(state)
         cell = readout_cell(
-            values, population.rows, noise, population.ceiling, layer, streams, self.tolerance, self.max_draws
+            Mixture.of(values, population.rows),
+            draws_of(streams, layer, values),
+            noise,
+            ceiling=population.ceiling,
+            tolerance=self.tolerance,
+            max_draws=self.max_draws,
         )
-        if cell.status in (Status.NONFINITE, Status.DEAD):
-            return _Cell.constant(cell.status)
-        xt, xt_se, _, _, ty, ty_se, cap = cell.numbers
-        ends = (xt, xt_se, xt - 1.96 * xt_se, xt + 1.96 * xt_se, ty, ty_se, ty - 1.96 * ty_se, ty + 1.96 * ty_se)
-        return _Cell(cell.status, (*ends, cap), 1, cell.draws)
+        ends = (
+            (value, error, value - 1.96 * error, value + 1.96 * error)
+            for value, error in ((cell.xt, cell.xt_se), (cell.ty, cell.ty_se))
+        )
+        return _Cell(cell.status, (*next(ends), *next(ends), cell.cap), 1, cell.draws)
 
     def _later(
         self,
@@ -234,7 +242,7 @@ class NetworkInformation:
                 break
             few, (size, draws) = False, wanted
         weights = population.share.repeat(len(inner)) / len(inner)
-        spread = gaussian_cap((flat := inner.flatten(0, 1)) - weights @ flat, weights, noise)
+        spread = gaussian_cap(principal_components(inner.flatten(0, 1), weights)[0], noise)
         value, error, lower, upper = found.value, found.error, found.lower, found.upper
         numbers: tuple[float, ...] = (value[0], error[0], lower[0], upper[0], value[1], error[1], lower[1], upper[1])
         resolved = closed and 1.96 * max(error) <= self.tolerance

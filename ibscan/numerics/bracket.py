@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from ibscan.numerics.mixture import UNSEEN
+from ibscan.numerics.readout import UNSEEN
 
 __all__ = ["Bracket"]
 

@@ -9,15 +9,17 @@ the draw.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from ibscan.numerics.mixture import EXPANSION_LIMIT, gaussian_exponents
 from ibscan.numerics.tiling import mapped, tiles
 
-__all__ = ["Queries", "bracket_terms", "grouped", "others_density", "replica_sums"]
+__all__ = ["Queries", "bracket_terms", "gaussian_exponents", "grouped", "others_density", "replica_sums"]
 
+# |a|^2 + |b|^2 - 2 a.b loses about 1e-16 max|s|^2; up to this ratio to noise^2 the exponent is right to 1e-8.
+EXPANSION_LIMIT = 1e8
 # Exponentials below e^-300 of the largest, whose squares are still normal numbers, change no sum.
 LEAST_EXPONENT = -300.0
 LARGEST = 1e300
@@ -174,3 +176,32 @@ def bracket_terms(
     return torch.stack((inner, torch.where(unseen.unsqueeze(-1), torch.minimum(outer, blind), outer), outer)).permute(
         0, 1, 4, 2, 3
     )
+
+
+def gaussian_exponents(centres: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Return the function (a, shift) -> shift_i - ||a_i - c_j||^2 / 2, float64.
+
+    One matrix product with two columns more, a . c - |c|^2/2 + (shift - |a|^2/2), where that is right to 1e-8; from
+    differences elsewhere.
+
+    Args:
+        centres: c, shape (n, d), float64, centred, in units of the noise.
+
+    Returns:
+        A function of a (m, d) and shift (m,) or (1,), giving shape (m, n).
+    """
+    squared = centres.square().sum(1, keepdim=True)
+    if float(squared.max()) > EXPANSION_LIMIT:
+
+        def from_differences(a: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+            distance = torch.cdist(a, centres, compute_mode="donot_use_mm_for_euclid_dist")
+            return distance.square_().mul_(-0.5).add_(shift.unsqueeze(1))
+
+        return from_differences
+    right = torch.cat((centres, -0.5 * squared, torch.ones_like(squared)), 1).mT.contiguous()
+
+    def from_product(a: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        rest = shift.unsqueeze(1) - 0.5 * a.square().sum(1, keepdim=True)
+        return torch.cat((a, torch.ones_like(rest), rest), 1) @ right
+
+    return from_product

@@ -270,6 +270,8 @@ def _more_precise(old: Result, new: Result, main: str, frame: _Frame, tolerance:
     fresh = new[f"{main}_status"].values
     # Of equals the newer, whose status and budget are those of the command at hand.
     keep = np.isin(status, (Status.OK, Status.SATURATED, Status.UNRESOLVED)) & (error < _half_width(new, main))
+    if not main.endswith(("_xt", "_ty")):  # has no target of its own
+        return keep, status
     resolved = np.where(status != Status.UNRESOLVED, status, np.where(fresh != Status.UNRESOLVED, fresh, Status.OK))
     return keep, np.where(error <= tolerance * (1 + 1e-9), resolved, Status.UNRESOLVED).astype(np.int8)
 
@@ -295,7 +297,7 @@ def _on(frame: _Frame, dims: tuple[str, ...], values: Array | None, fill: float)
 
 
 # Parameters that add up when results join; every other list is one value of several numbers.
-_ADDED = ("eps", "rel_eps", "noise", "bins", "widths")
+_ADDED = ("eps", "rel_eps", "noise", "rel_noise", "bins", "widths")
 
 
 def _merged(old: Any, new: Any, name: str = "") -> Any:  # noqa: ANN401 - JSON

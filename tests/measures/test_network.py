@@ -72,9 +72,12 @@ def half(found, place):
     return (found.upper[place] - found.lower[place]) / 2
 
 
-def check(found, place, truth):
-    """The house's rule for Monte Carlo, four standard errors, on the value and on both ends of the bracket."""
-    value, error = found.value[place], found.stderr[place]
+def check(found, place, truth, rounding=1e-9):
+    """The house's rule for Monte Carlo, four standard errors, on the value and on both ends of the bracket.
+
+    A first layer of one unit is integrated, with no error but rounding.
+    """
+    value, error = found.value[place], found.stderr[place] + rounding
     # The ends already lie 1.96 errors out; in one case of twenty that is not enough, in one of 15,000 four are not.
     assert found.lower[place] - 2.04 * error <= truth <= found.upper[place] + 2.04 * error, (place, truth, value, error)
     assert abs(value - truth) <= 4 * error + half(found, place), (place, truth, value, error)
@@ -519,7 +522,7 @@ def test_single_precision_of_the_forward_pass_is_enough():
     result = measure(network, probe_of(x, y), Streams(0))
     for layer, truths in enumerate(quadrature("three tanh", 0.3)):
         for key, truth in zip((XT, TY), truths, strict=True):
-            check(result[key], (0, layer, 0), truth)
+            check(result[key], (0, layer, 0), truth, rounding=1e-6)
 
 
 # Other inputs that few replicas do not show ------------------------------------------------------------------------

@@ -12,15 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import brute_information, line_entropy, line_ty, line_xt, loop_bound, two_point_table, weight_entropy
 
-from ibscan.numerics import mixture
-from ibscan.numerics.mixture import (
-    collapsed,
-    entropy,
-    gaussian_cap,
-    gaussian_exponents,
-    pairwise_bounds,
-    readout_information,
-)
+from ibscan.numerics import mixture, tree
+from ibscan.numerics.mixture import Mixture, collapsed, entropy, principal_components
+from ibscan.numerics.propagation import gaussian_exponents
+from ibscan.numerics.readout import draw_terms, readout_information
 from ibscan.numerics.tiling import mapped, tiles
 
 LAWS = settings(max_examples=15, deadline=None, derandomize=True)
@@ -53,11 +48,21 @@ def draws_of(shape, seed=0):
     return lambda m: torch.from_numpy(np.random.default_rng([seed, m]).standard_normal(shape))
 
 
+def pairwise_bounds(centres, weights, noise):
+    return Mixture.of(centres, weights[:, None]).bounds(noise)
+
+
+def gaussian_cap(centres, weights, noise):
+    return mixture.gaussian_cap(principal_components(centres, weights)[0], noise)
+
+
 def measured(centres, joint, noise, *, seed=0, tolerance=1e-300, max_draws=2**11):
-    normals = draws_of(tuple(centres.shape), seed)
-    lower, upper = pairwise_bounds(centres, joint.sum(1), noise)
+    population, normals = Mixture.of(centres, joint), draws_of(tuple(centres.shape), seed)
+    lower, upper = population.bounds(noise)
     gap = max(0.0, min(upper, entropy(joint.sum(1))) - lower)
-    return readout_information(centres, joint, noise, normals, tolerance=tolerance, max_draws=max_draws, gap=gap)
+    return readout_information(
+        population, noise, lambda m: normals(m)[:, population.units], tolerance=tolerance, max_draws=max_draws, gap=gap
+    )
 
 
 def assert_within(value, truth, se, slack=1e-12):
@@ -213,23 +218,28 @@ def test_equals_brute_force_on_the_same_draws(case, labels):
     centres, noise = CASES[case]
     n = len(centres)
     joint = {"one": uniform(n), "hard": uniform(n, 3), "soft": soft_joint(n, 3, 1)}[labels]
-    result = measured(centres, joint, noise, max_draws=6 * n)
-    normals = draws_of(tuple(centres.shape))
-    xt, ty = brute_information(centres, joint, noise, [normals(m) for m in range(result.draws)])
-    assert result.draws >= 2
-    assert result.xt == pytest.approx(xt, rel=1e-10, abs=1e-12)
-    assert result.ty == pytest.approx(ty, rel=1e-10, abs=1e-12)
+    population, normals = Mixture.of(centres, joint), draws_of(tuple(centres.shape))
+    terms = [draw_terms(population, noise, normals(m)[:, population.units], population.owner) for m in range(4)]
+    found = torch.stack(terms).mean(0) @ population.rows
+    # Rows of one centre are one input, whose label is that of any of them.
+    mixed = (population.weights / population.share[:, None])[population.owner] * population.rows[:, None]
+    xt, ty = brute_information(centres, mixed, noise, [normals(m) for m in range(4)])
+    assert float(found[0]) == pytest.approx(xt, rel=1e-10, abs=1e-12)
+    assert float(found[1]) == pytest.approx(ty, rel=1e-10, abs=1e-12)
 
 
 def test_tile_size_does_not_matter(monkeypatch):
     centres, joint = gauss((37, 4), 21), soft_joint(37, 2, 4)
     whole = measured(centres, joint, 0.5, max_draws=37 * 4)
     bounds = pairwise_bounds(centres, joint.sum(1), 0.5)
-    monkeypatch.setattr(mixture, "tiles", lambda rows, *_: [slice(k, min(k + 5, rows)) for k in range(0, rows, 5)])
-    cut = measured(centres, joint, 0.5, max_draws=37 * 4)
-    assert (cut.xt, cut.ty) == pytest.approx((whole.xt, whole.ty), rel=1e-12)
-    assert (cut.xt_se, cut.ty_se) == pytest.approx((whole.xt_se, whole.ty_se), rel=1e-10)
-    assert pairwise_bounds(centres, joint.sum(1), 0.5) == pytest.approx(bounds, rel=1e-12)
+    monkeypatch.setattr(tree, "LEAF", 3)
+    for dense in (0.0, 1.0):  # never, and always, looking for what is within reach
+        monkeypatch.setattr(tree, "DENSE", dense)
+        monkeypatch.setitem(mixture.BLOCK, "cpu", 5)
+        cut = measured(centres, joint, 0.5, max_draws=37 * 4)
+        assert (cut.xt, cut.ty, cut.slope) == pytest.approx((whole.xt, whole.ty, whole.slope), rel=1e-11)
+        assert (cut.xt_se, cut.ty_se) == pytest.approx((whole.xt_se, whole.ty_se), rel=1e-9)
+        assert pairwise_bounds(centres, joint.sum(1), 0.5) == pytest.approx(bounds, rel=1e-11)
 
 
 def test_equal_centres_with_different_labels():
@@ -315,7 +325,7 @@ def test_stops_at_the_tolerance(tolerance):
 
 
 def test_a_wide_tolerance_costs_fewer_draws():
-    few, many = (measured(gauss((20, 2), 2), uniform(20), 0.5, tolerance=t, max_draws=2**18) for t in (0.1, 0.02))
+    few, many = (measured(gauss((20, 2), 2), uniform(20), 0.5, tolerance=t, max_draws=2**18) for t in (0.1, 0.005))
     assert 2 <= few.draws < many.draws
 
 
@@ -340,14 +350,9 @@ def test_errors_cover_rare_overlaps(noise):
     Within 4 of the reported errors of the exact value of two points, in every one of eight seeds.
     """
     centres = torch.cat((torch.full((32, 1), -1.0), torch.full((32, 1), 1.0))).double()
-    distinct, weights, owner = collapsed(centres, uniform(64))
-    lower, upper = pairwise_bounds(distinct, weights.sum(1), noise)
     truth = line_xt([-1.0, 1.0], [1, 1], noise)
     for seed in range(8):
-        found = readout_information(
-            distinct, weights, noise, draws_of((64, 1), seed), tolerance=0.05, max_draws=2**16, owner=owner,
-            gap=min(upper, math.log(2)) - lower,
-        )  # fmt: skip
+        found = measured(centres, uniform(64), noise, seed=seed, tolerance=0.05, max_draws=2**16)
         assert abs(found.xt - truth) <= 4 * found.xt_se
 
 
@@ -367,7 +372,8 @@ def test_a_budget_below_two_draws_a_centre_still_answers(budget):
         return draws_of((60, 2))(m)
 
     centres = gauss((60, 2), 4)
-    result = readout_information(centres, uniform(60, 2), 0.5, normals, tolerance=1e-6, max_draws=budget)
+    population = Mixture.of(centres, uniform(60, 2))
+    result = readout_information(population, 0.5, normals, tolerance=1e-6, max_draws=budget)
     assert not result.resolved
     assert calls
     for value in (result.xt, result.xt_se, result.ty, result.ty_se):
@@ -541,13 +547,11 @@ def test_rows_of_a_heavy_centre_are_strata_of_their_own():
     """
     rows = torch.cat((torch.zeros(32, 2, dtype=torch.float64), gauss((32, 2), 5)))
     joint = uniform(64)
-    centres, weights, owner = collapsed(rows, joint)
-    truth = readout_information(centres, weights, 0.4, draws_of((33, 2)), tolerance=1e-9, max_draws=33 * 2_000)
+    centres, weights, _ = collapsed(rows, joint)
+    truth = measured(centres, weights, 0.4, tolerance=1e-9, max_draws=33 * 2_000)
     held = 0
     for seed in range(40):
-        found = readout_information(
-            centres, weights, 0.4, draws_of((64, 2), seed + 1), tolerance=10.0, max_draws=128, owner=owner
-        )
+        found = measured(rows, joint, 0.4, seed=seed + 1, tolerance=10.0, max_draws=128)
         held += abs(found.xt - truth.xt) <= 1.96 * found.xt_se + 4 * truth.xt_se
     assert held >= 33
 

@@ -1,0 +1,109 @@
+"""Points in kd-order: leaves of a few neighbours each, and the leaves that a ball may reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Tree"]
+
+# Points of a leaf at most: small ones are skipped more often, large ones cost fewer calls. As many as there are
+# coordinates, so that picking out a point costs no more than comparing it.
+LEAF, LARGEST_LEAF = 64, 256
+# Boxes are compared along so many axes at most: each one more costs what a few centres cost.
+AXES = 8
+# Where a ball reaches more than this share of the leaves, finding out which costs more than it spares.
+DENSE = 0.4
+# Balls looked at to find that share.
+LOOK = 128
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Points halved along their widest axis again and again.
+
+    `order` (leaves, size) are indices of points, filled up by repeats where `real` (leaves, size) is False. `boxes`
+    holds, root first, the low and high corners (nodes, k) of every node along the `axes` (d, k), orthonormal; None for
+    the coordinates themselves.
+    """
+
+    order: torch.Tensor
+    real: torch.Tensor
+    boxes: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    axes: torch.Tensor | None
+
+    @staticmethod
+    def of(points: torch.Tensor) -> Tree:
+        """Build the tree of points, shape (n, d), n >= 1.
+
+        In many dimensions boxes are along a few directions in which the points spread most: a distance along these
+        is never more than the whole one.
+        """
+        count, width = points.shape
+        axes = _widest(points) if width > AXES else None
+        along = points if axes is None else points @ axes
+        most = LARGEST_LEAF if points.is_cuda else min(max(LEAF, width), LARGEST_LEAF)
+        depth = max(0, (-(-count // most) - 1).bit_length())
+        size = -(-count // 2**depth)
+        place = torch.arange(2**depth * size, device=points.device)
+        # Any point may be repeated: its repeats are left out of every sum.
+        nodes = place.clamp(max=count - 1).view(1, -1)
+        fillers = place.ge(count).view(1, -1)
+        boxes = []
+        for level in range(depth + 1):
+            inside = along[nodes]
+            low, high = inside.amin(1), inside.amax(1)
+            boxes.append((low, high))
+            if level < depth:
+                axis = (high - low).argmax(1).view(-1, 1, 1).expand(-1, nodes.shape[1], 1)
+                halves = inside.gather(2, axis).squeeze(2).argsort(dim=1, stable=True)
+                nodes, fillers = (kind.gather(1, halves).view(2 * len(nodes), -1) for kind in (nodes, fillers))
+        return Tree(nodes, ~fillers, tuple(boxes), axes)
+
+    def reached(self, points: torch.Tensor, squared: torch.Tensor) -> tuple[torch.Tensor, list[int]] | None:
+        """Return which points have each leaf within their reach: certified, no leaf that is within it is missing.
+
+        Args:
+            points: Shape (m, d).
+            squared: Squared radius of the ball about each, shape (m,).
+
+        Returns:
+            Indices of points, leaf by leaf, and how many each leaf has; None where most leaves are within reach of
+            most points, and looking further would cost more than it spares.
+        """
+        leaves = len(self.order)
+        along = points if self.axes is None else points @ self.axes
+        look = torch.linspace(0, len(points) - 1, min(LOOK, len(points)), device=points.device).long()
+        every = torch.arange(leaves, device=points.device)
+        pairs = look.repeat_interleave(leaves), every.repeat(len(look))
+        if leaves == 1 or float(self._within(along, squared, *pairs, len(self.boxes) - 1).double().mean()) > DENSE:
+            return None
+        point = torch.arange(len(points), device=points.device)
+        node = torch.zeros_like(point)
+        for level in range(1, len(self.boxes)):
+            point = point.repeat_interleave(2)
+            node = torch.stack((2 * node, 2 * node + 1), 1).flatten()
+            kept = self._within(along, squared, point, node, level).nonzero().squeeze(1)
+            point, node = point[kept], node[kept]
+        by_leaf = node.argsort(stable=True)
+        return point[by_leaf], torch.bincount(node, minlength=leaves).tolist()
+
+    def _within(
+        self, along: torch.Tensor, squared: torch.Tensor, point: torch.Tensor, node: torch.Tensor, level: int
+    ) -> torch.Tensor:
+        low, high = self.boxes[level]
+        at = along[point]
+        beyond = torch.maximum(low[node].sub_(at), at - high[node]).clamp_(min=0.0)
+        return beyond.square_().sum(1) <= squared[point]
+
+
+def _widest(points: torch.Tensor) -> torch.Tensor:
+    """Return orthonormal directions (d, k) near those of the largest spread: two power iterations from coordinates."""
+    centred = points - points.mean(0)
+    start = centred.var(0, correction=0).argsort(descending=True)[:AXES]
+    axes = torch.zeros(points.shape[1], len(start), dtype=points.dtype, device=points.device)
+    axes[start, torch.arange(len(start), device=points.device)] = 1.0
+    for _ in range(2):
+        axes = torch.linalg.qr(centred.mT @ (centred @ axes))[0]
+    return axes

@@ -1,0 +1,204 @@
+"""Control variates, quadrature at one unit, and skipping by a tree: each against the obvious lines."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from oracles import line_ty, line_xt
+
+from ibscan.numerics import mixture, tree
+from ibscan.numerics.controls import Residuals, controls, quadratic
+from ibscan.numerics.mixture import Mixture
+from ibscan.numerics.readout import draw_terms, line_information, readout_information
+from ibscan.numerics.tree import Tree
+
+
+def gauss(shape, seed):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
+
+
+def shared(n, classes=1):
+    return torch.eye(classes, dtype=torch.float64)[torch.arange(n) % classes] / n
+
+
+# Controls ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [1, 2, 5, 12, 13, 40])
+def test_controls_have_mean_zero_at_every_centre(d):
+    """Exactly: under the eight-point rule whose moments up to the second are those of a standard normal."""
+    follow = controls(gauss((3, d), d), 10**9)
+    root = math.sqrt(d)
+    # +-sqrt(d) along each axis, all alike: mean 0, E z_k z_l = delta_kl.
+    z = torch.cat([sign * root * torch.eye(d, dtype=torch.float64) for sign in (-1, 1)])
+    for owner in range(3):
+        found = follow(z, torch.full((2 * d,), owner))
+        assert found.mean(0).abs().max() < 1e-12
+    assert found.shape[1] == (d + d * (d + 1) if d <= 12 else 1)
+
+
+def test_few_draws_are_followed_by_few_controls():
+    centres, z, owner = gauss((4, 3), 1), gauss((4, 3), 2), torch.arange(4)
+    assert [controls(centres, spare)(z, owner).shape[1] for spare in (0, 15, 16, 239, 240)] == [0, 0, 1, 1, 15]
+
+
+def test_quadratic_lists_every_pair_once():
+    z = gauss((6, 3), 1)
+    expected = [z[:, k] * z[:, m] - float(k == m) for k, m in itertools.combinations_with_replacement(range(3), 2)]
+    torch.testing.assert_close(quadratic(z), torch.stack(expected, 1))
+
+
+def test_residuals_are_those_of_two_least_squares_fits():
+    """Each half's coefficients from the other half's differences within strata, by numpy's least squares."""
+    strata, draws, p = 40, 5, 3
+    share = torch.from_numpy(np.random.default_rng(1).dirichlet(np.ones(strata)))
+    follow = gauss((draws, strata, p), 2)
+    terms = torch.stack((follow @ torch.tensor([1.0, -2, 0.5]).double(), follow[..., 0].square())) + gauss(
+        (2, draws, strata), 3
+    )
+    tally = Residuals(share, stratified=True)
+    for part in (slice(0, 1), slice(1, 4), slice(4, 5)):
+        tally.add(terms[:, part], follow[part])
+    value, error = tally.result()
+
+    def within(part):
+        return part - part.mean(0)
+
+    for k in range(2):
+        total = variance = 0.0
+        for half in (0, 1):
+            mine, other = slice(half, None, 2), slice(1 - half, None, 2)
+            scale = share[other][None, :, None].numpy()
+            x = (scale * within(follow[:, other]).numpy()).reshape(-1, p)
+            y = (scale[..., 0] * within(terms[k][:, other]).numpy()).ravel()
+            beta = np.linalg.lstsq(x, y, rcond=None)[0]
+            left = terms[k][:, mine].numpy() - follow[:, mine].numpy() @ beta
+            total += float(share[mine].numpy() @ left.mean(0))
+            variance += float((share[mine].numpy() ** 2 * left.var(0, ddof=1)).sum()) / draws
+        assert value[k] == pytest.approx(total, rel=1e-10)
+        assert error[k] == pytest.approx(math.sqrt(variance), rel=1e-10)
+
+
+def test_dependent_and_constant_controls_do_no_harm():
+    share = torch.full((30,), 1 / 30, dtype=torch.float64)
+    plain, doubled = Residuals(share, stratified=True), Residuals(share, stratified=True)
+    for draw in range(4):
+        one, term = gauss((1, 30, 1), draw), gauss((1, 1, 30), 10 + draw)
+        plain.add(term, one)
+        doubled.add(term, torch.cat((one, 2 * one, torch.zeros(1, 30, 1)), 2))
+    for a, b in zip(plain.result(), doubled.result(), strict=True):
+        assert a == pytest.approx(b, rel=1e-9)
+
+
+def test_controls_shrink_the_error_and_keep_the_mean():
+    """Two noises from each other the integrand is nearly quadratic: a tenth of the variance at most is left."""
+    population, noise = Mixture.of(gauss((64, 4), 1), shared(64, 2)), 2.0
+    normals = [gauss((64, 4), 100 + m) for m in range(40)]
+    found = readout_information(population, noise, lambda m: normals[m], tolerance=1e-9, max_draws=64 * 40)
+    terms = torch.stack([draw_terms(population, noise, z, population.owner) for z in normals])
+    plain = (terms[:, 0].var(0).mean() / 64 / 40).sqrt()
+    assert found.xt_se < 0.3 * plain
+    assert abs(found.xt - terms[:, 0].mean()) < 4 * plain
+
+
+# Slope -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.4, 3.0])
+@pytest.mark.parametrize("d", [1, 3])
+def test_slope_is_the_derivative(noise, d):
+    """-dI/d ln noise by a central difference of values from the same draws (or integrals)."""
+    population = Mixture.of(gauss((50, d), 3) * torch.tensor([1.0, 0.3, 2.0]).double()[:d], shared(50, 2))
+    step = 1e-3
+
+    def at(factor):
+        if d == 1:
+            return line_information(population, noise * factor)
+        return readout_information(
+            population, noise * factor, lambda m: gauss((50, d), 50 + m), tolerance=1e-9, max_draws=2**16
+        )
+
+    here, up, down = at(1.0), at(math.exp(step)), at(math.exp(-step))
+    derivative = (down.xt - up.xt) / (2 * step)
+    assert here.slope == pytest.approx(derivative, abs=1e-5 if d == 1 else 6 * here.slope_se + 1e-3)
+
+
+# One unit ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", [0.005, 0.1, 1.0, 30.0])
+@pytest.mark.parametrize("case", ["even", "clustered", "far", "heavy", "shifted"])
+def test_a_line_is_integrated_to_1e_9(noise, case):
+    rng = np.random.default_rng(2)
+    points = {
+        "even": np.linspace(-1, 1, 33),
+        "clustered": np.concatenate((-1 + 1e-3 * rng.random(12), 1 - 1e-9 * rng.random(12), [0.3])),
+        "far": np.array([0.0, 20.0, 20.01, -4.0]),
+        "heavy": np.repeat([0.0, 0.2, 5.0], [7, 2, 1]),
+        "shifted": 1000.0 + rng.standard_normal(20),
+    }[case]
+    joint = np.eye(2)[rng.integers(2, size=len(points))] / len(points)
+    found = line_information(Mixture.of(torch.from_numpy(points)[:, None], torch.from_numpy(joint)), noise)
+    # The oracle's own grid is rounded where it is far from 0.
+    distinct, owner = np.unique(points - points.mean(), return_inverse=True)
+    merged = np.zeros((len(distinct), 2))
+    np.add.at(merged, owner, joint)
+    assert found.xt == pytest.approx(line_xt(distinct, merged.sum(1), noise), abs=1e-9)
+    assert found.ty == pytest.approx(line_ty(distinct, merged, noise), abs=1e-9)
+    assert (found.xt_se, found.ty_se, found.draws, found.resolved) == (0.0, 0.0, 0, True)
+
+
+# Skipping ----------------------------------------------------------------------------------------------------------
+
+CLOUDS = {
+    "line": gauss((70, 1), 1),
+    "cloud": gauss((300, 5), 2),
+    "corners": torch.tensor(list(itertools.product([-1.0, 1.0], repeat=6)), dtype=torch.float64),
+    "clusters": gauss((200, 3), 3) * 0.01 + torch.randint(0, 3, (200, 1), generator=torch.Generator().manual_seed(1)),
+    "wide": gauss((150, 40), 4) * torch.logspace(0, -3, 40, dtype=torch.float64),
+    "one": gauss((1, 4), 5),
+}
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+@pytest.mark.parametrize("leaf", [1, 4, 64])
+def test_every_leaf_that_is_within_reach_is_named(cloud, leaf, monkeypatch):
+    monkeypatch.setattr(tree, "LEAF", leaf)
+    monkeypatch.setattr(tree, "LARGEST_LEAF", leaf)
+    monkeypatch.setattr(tree, "DENSE", 1.0)
+    points, asked = CLOUDS[cloud], CLOUDS[cloud] + 0.1 * gauss(CLOUDS[cloud].shape, 9)
+    built = Tree.of(points)
+    assert sorted(built.order[built.real].tolist()) == list(range(len(points)))
+    for reach in (1e-6, 0.3, 3.0):
+        squared = torch.full((len(asked),), reach**2, dtype=torch.float64)
+        found = built.reached(asked, squared)
+        if found is None:
+            assert len(built.order) == 1
+            continue
+        named = {(leaf, int(k)) for leaf, part in enumerate(found[0].split(found[1])) for k in part}
+        apart = (asked[:, None] - points[None]).square().sum(-1)
+        for leaf_index, members in enumerate(built.order):
+            near = (apart[:, members] <= squared[:, None]).any(1).nonzero().squeeze(1)
+            assert {(leaf_index, int(k)) for k in near} <= named
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+@pytest.mark.parametrize("noise", [1e-4, 0.02, 0.5, 20.0])
+@pytest.mark.parametrize("limit", [0.0, 1e6])
+def test_sums_are_those_over_all_centres(cloud, noise, limit, monkeypatch):
+    """Left out is less than 1e-12 of the smallest weight; own-centre shifts as the draws have them."""
+    monkeypatch.setattr(tree, "LEAF", 8)
+    monkeypatch.setattr(mixture, "EXPANSION_LIMIT", limit)
+    population = Mixture.of(CLOUDS[cloud], shared(len(CLOUDS[cloud]), 3))
+    z = gauss((len(population.owner), len(population.units)), 11)
+    points = population.centres[population.owner] + noise * z
+    shift = 0.5 * z.square().sum(1)
+    found = population.sums(points, shift, population.weights, noise)
+    apart = (points[:, None] - population.centres[None]).square().sum(-1) / (2 * noise**2)
+    expected = torch.exp(shift[:, None] - apart) @ population.weights
+    smallest = float(population.share.min())
+    assert ((found - expected).abs() <= 1e-12 * smallest + 1e-9 * expected).all()

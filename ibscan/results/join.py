@@ -295,7 +295,7 @@ def _on(frame: _Frame, dims: tuple[str, ...], values: Array | None, fill: float)
 
 
 # Parameters that add up when results join; every other list is one value of several numbers.
-_ADDED = ("eps", "rel_eps", "noise", "bins", "widths")
+_ADDED = ("eps", "rel_eps", "noise", "rel_noise", "bins", "widths")
 
 
 def _merged(old: Any, new: Any, name: str = "") -> Any:  # noqa: ANN401 - JSON

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zlib
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ import numpy as np
 
 from ibscan.results.schema import build
 from ibscan.types import Checkpoint, Estimate, Layer, Quantity, Result, Status
+from ibscan.views.console import console
+from ibscan.views.tables import tables
 
 LAYERS = ("fc1", "fc2", "fc10", "out")
 
@@ -26,6 +29,19 @@ READOUT = (
     Quantity("mi_readout_xt", "I(X; T+Z)", "nat", "information about the input", ("noise",)),
     Quantity("mi_readout_ty", "I(T+Z; Y)", "nat", "information about the label", ("noise",)),
     Quantity("mi_readout_cap", "cap of I(X; T+Z)", "nat", "smallest proven upper bound", ("noise",)),
+)
+SLOPE = (Quantity("mi_readout_slope", "-dI/d ln noise", "1", "slope of the information", ("noise",)),)
+RELATIVE = (
+    Quantity("mi_readout_rel_xt", "I(X; T+Z)", "nat", "information about the input", ("rel_noise",)),
+    Quantity("mi_readout_rel_ty", "I(T+Z; Y)", "nat", "information about the label", ("rel_noise",)),
+    Quantity("mi_readout_rel_cap", "cap of I(X; T+Z)", "nat", "smallest proven upper bound", ("rel_noise",)),
+    Quantity("mi_readout_rel_slope", "-dI/d ln noise", "1", "slope of the information", ("rel_noise",)),
+    Quantity("noise_absolute", "noise", "activation units", "the noise in activation units", ("rel_noise",)),
+)
+PROJECTED = (
+    Quantity("mi_readout_projected_xt", "I(X; P(T+Z))", "nat", "information of components", ("noise",)),
+    Quantity("mi_readout_projected_tail", "tail", "nat", "what the others can add", ("noise",)),
+    Quantity("mi_readout_projected_components", "k", "1", "components kept", ("noise",), counted=True),
 )
 NETWORK = (Quantity("mi_network_xt", "I(X; T)", "nat", "information about the input", ("noise",)),)
 BINNED = (
@@ -108,11 +124,19 @@ COMPANIONS = {
     "local_rank_rel": ("stderr",),
     "mi_readout_xt": ("stderr", "lower", "upper"),
     "mi_readout_ty": ("stderr",),
+    "mi_readout_slope": ("stderr",),
+    "mi_readout_rel_xt": ("stderr", "lower", "upper"),
+    "mi_readout_rel_ty": ("stderr",),
+    "mi_readout_rel_slope": ("stderr",),
+    "mi_readout_projected_xt": ("stderr",),
     "mi_network_xt": ("stderr", "lower", "upper"),
 }
 MEASURES = {
     "rank": Fake("local_rank", RANK, {"eps": (0.1, 0.01), "rel_eps": (0.01,)}, at="pre"),
     "readout": Fake("readout", READOUT, {"noise": (0.1,)}),
+    "slope": Fake("slope", SLOPE, {"noise": (0.1,)}),
+    "relative": Fake("relative", RELATIVE, {"rel_noise": (0.1,)}),
+    "projected": Fake("projected", PROJECTED, {"noise": (0.1,)}),
     "network": Fake("network", NETWORK, {"noise": (0.1,)}),
     "binned": Fake("binned", BINNED, {"binning": ("30 bins",)}),
     "cluster": Fake("clustering", CLUSTER, {"distance_bin": range(5)}),
@@ -166,6 +190,16 @@ def marked(found: Result, name: str, index: tuple[Any, ...], status: Status, val
     if value is not None:
         found[name].values[index] = value
     return found
+
+
+def printed(found: Result, width: int = 100, *, unicode: bool = True, **options: Any) -> list[list[str]]:
+    """The lines of each block that `show` prints, none for the blank one at its end."""
+    blocks = []
+    for block in tables(found, width=width, unicode=unicode, **options):
+        stream = io.StringIO()
+        console(stream, color="never", width=width).print(block)
+        blocks.append([line.rstrip() for line in stream.getvalue().rstrip("\n").splitlines()])
+    return blocks
 
 
 def assert_equal(one: Result, other: Result, *, ordered: bool = True, attrs: bool = True) -> None:

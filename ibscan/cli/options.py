@@ -267,7 +267,14 @@ MI = (
 RESULT = (_argument("result", Path, inspect.Parameter.empty, "A file that a scan wrote.", "RESULT"),)
 
 SHOW = (
-    _option("curve", bool, False, OUTPUT, "Local rank against eps, a column a checkpoint; nothing else.", "--curve"),
+    _option(
+        "curve",
+        bool,
+        False,
+        OUTPUT,
+        "What was measured against its eps, noise or cells, a column a checkpoint; nothing else.",
+        "--curve",
+    ),
 )
 
 PRINTING = (

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich.console import Group as Stack
-from rich.text import Text
 
-from ibscan.views.cells import formatted
-from ibscan.views.frame import Frame, legend, measured, name_of, terms
-from ibscan.views.grid import Column, Group, panels
+from ibscan.views.frame import Frame, measured, terms
+from ibscan.views.grid import Group
+from ibscan.views.last import last_column, last_table
 
 __all__ = ["bounds_table"]
 
@@ -47,30 +44,10 @@ def bounds_table(frame: Frame) -> Stack | None:
     groups = []
     for place, eps in enumerate(result["eps"].values.tolist()):
         heads = {name: head for name, head in _OVER_EPS.items() if measured(frame, name, "eps")}
-        columns = [_column(frame, name, (head,), place) for name, head in heads.items()]
+        columns = [last_column(frame, name, (head,), place) for name, head in heads.items()]
         groups.append(Group(f"{sign} {eps:g}", tuple(columns)))
-    alone = [_column(frame, name, heads) for name, heads in _ALONE.items() if measured(frame, name)]
+    alone = [last_column(frame, name, heads) for name, heads in _ALONE.items() if measured(frame, name)]
     groups.append(Group("weights", tuple(alone)))
-    names = tuple(name_of(name, frame.unicode) for name in result["layer"].values.tolist())
-    axis, labels = frame.axis
-    separator = " · " if frame.unicode else " - "
-    title = separator.join((f"local rank and its bounds at {axis} {labels[-1]}", terms(frame, "local_rank")))
     rows = result["rank_bound_jacobian"].attrs.get("rows", 0) if "rank_bound_jacobian" in result else 0
-    return Stack(
-        Text(title, style="bold yellow", overflow="fold"),
-        *panels([Column(("layer",), names)], groups, width=frame.width, unicode=frame.unicode),
-        *(
-            Text(note, style="dim", overflow="fold")
-            for note in (*legend(frame, groups), _NOTE.format(eps=sign, rows=rows))
-        ),
-        Text(""),
-    )
-
-
-def _column(frame: Frame, name: str, heads: Sequence[str], *place: int) -> Column:
-    """Return one column of the last checkpoint, a cell a layer."""
-    values, status = frame.scaled(name)[-1], frame.result.status(name)
-    codes = None if status is None else status[-1]
-    for at in place:
-        values, codes = values[:, at], None if codes is None else codes[:, at]
-    return Column(tuple(heads), tuple(formatted(values, codes, unicode=frame.unicode)))
+    title = ("local rank and its bounds", terms(frame, "local_rank"))
+    return last_table(frame, title, groups, [_NOTE.format(eps=sign, rows=rows)])

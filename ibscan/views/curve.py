@@ -1,8 +1,8 @@
-"""Local rank against its threshold: eps down, layers across, and under each layer some checkpoints."""
+"""A quantity against its threshold, noise or cells: those down, layers across, and under each some checkpoints."""
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,14 +10,41 @@ import numpy as np
 from rich.console import Group as Stack
 
 from ibscan.errors import NothingMatched
-from ibscan.types import Result, Variable
+from ibscan.types import Array, Result, Variable
+from ibscan.views.block import block
 from ibscan.views.cells import number
-from ibscan.views.frame import Cells, Frame, block, derivative, layered, leaf, measured, terms, thinned
+from ibscan.views.channels import CHANNELS, Channel, closed, leaves_of, notes
+from ibscan.views.frame import (
+    Cells,
+    Frame,
+    derivative,
+    layered,
+    leaf,
+    name_of,
+    places,
+    terms,
+    thinned,
+)
 from ibscan.views.grid import Group
 
-__all__ = ["curve_tables", "curves"]
+__all__ = ["curve_table", "curve_tables", "curves"]
 
-_EPS = {"local_rank": "eps", "local_rank_rel": "rel_eps"}
+_RANKS = {"local_rank": "eps", "local_rank_rel": "rel_eps"}
+_CHANNELS: dict[str, tuple[Channel, str]] = {
+    channel.variable(side): (channel, side) for side in ("xt", "ty", "slope") for channel in CHANNELS
+}
+_OVER = _RANKS | {name: channel.dim for name, (channel, _) in _CHANNELS.items()}
+# Information has one noise and one kind of cells unless more are typed: that is no curve.
+_FEWEST = {name: 1 if name in _RANKS else 2 for name in _OVER}
+_LEADS = {"noise": "noise", "rel_noise": "noise/rms", "binning": "cells"}
+_AGAINST = {"noise": "noise", "rel_noise": "relative noise", "binning": "cells"}
+_FINER = {
+    "eps": "--eps values on ibscan rank",
+    "rel_eps": "--rel-eps values on ibscan rank",
+    "noise": "--noise values on ibscan mi",
+    "rel_noise": "--rel-noise values on ibscan mi",
+    "binning": "--bins or --bin-width values on ibscan mi",
+}
 _MOST_COLUMNS = 4
 _FEW_POINTS = 8
 _COUNTED = "Mean over probe rows of the number of singular values of the Jacobian {of} above"
@@ -28,58 +55,86 @@ _THRESHOLDS = {
 
 
 def curves(result: Result) -> tuple[str, ...]:
-    """Return the names of the variables that are curves of local rank over eps.
+    """Return the names of the variables that are curves: over eps, noise, relative noise or cells.
 
     Args:
         result: Any.
 
     Returns:
-        `local_rank`, `local_rank_rel`, or both: those with a measured cell.
+        Those of local rank with a measured cell, and those of information measured at two values or more.
 
     Raises:
-        NothingMatched: There is neither.
+        NothingMatched: There is none.
     """
     frame = Frame(result, "nats", every=True, width=1, unicode=False)
-    found = tuple(name for name, dim in _EPS.items() if measured(frame, name, dim))
+    found = tuple(name for name, dim in _OVER.items() if len(places(frame, name, dim)) >= _FEWEST[name])
     if not found:
         raise NothingMatched(
-            "--curve: the result holds no local rank; expected one that ibscan rank or ibscan scan measured. "
-            "Run ibscan rank on its checkpoints."
+            "--curve: the result holds no local rank, and no information at two noises or in two kinds of cells. "
+            "Run ibscan rank on its checkpoints, or ibscan mi with more than one --noise."
         )
     return found
 
 
 def curve_tables(frame: Frame) -> list[Stack]:
-    """Return a table for each curve of local rank over eps: first and last checkpoint, and up to two between.
+    """Return a table for each curve: first and last checkpoint, and up to two between.
 
     Args:
         frame: The result and how it is shown; all checkpoints where it shows every one.
 
     Returns:
-        The table over absolute eps, and the one over relative eps, as far as they were measured.
+        Local rank over absolute and relative eps, information over noise and cells, as far as they were measured.
 
     Raises:
-        NothingMatched: The result has no local rank.
+        NothingMatched: The result has no curve.
     """
-    return [_table(frame, name) for name in curves(frame.result)]
+    return [curve_table(frame, name, advise=True) for name in curves(frame.result)]
 
 
-def _table(frame: Frame, name: str) -> Stack:
+def curve_table(frame: Frame, name: str, *, advise: bool = False) -> Stack:
+    """Return the table of one curve.
+
+    Args:
+        frame: The result and how it is shown.
+        name: A variable that is one.
+        advise: Say of a curve of few points how it gets finer.
+
+    Returns:
+        The table.
+    """
     axis, labels = frame.axis
-    places = _places(frame)
-    turned = _turned(frame, name, places)
+    shown = _places(frame)
+    turned = _turned(frame, name, shown)
 
     def leaves(layer: int) -> Sequence[Cells]:
-        return [leaf(turned, name, (axis, labels[place]), layer, column) for column, place in enumerate(places)]
+        return [leaf(turned, name, (axis, labels[place]), layer, column) for column, place in enumerate(shown)]
 
-    groups = [_without_trend(group) for group in layered(turned, leaves, widths=True)]
-    title = f"local rank against {'relative ' if name == 'local_rank_rel' else ''}{turned.axis_name}"
-    threshold = _THRESHOLDS[name].format(eps=turned.axis_name)
-    notes = [f"{_COUNTED.format(of=derivative(turned, name))} {threshold} In parentheses: units of the layer."]
-    notes += [*_errors(turned, name), *_points(turned, name)]
-    if len(places) < frame.size:
-        notes.append(f"{len(places)} of {frame.size} checkpoints shown (--all shows every one).")
-    return block(turned, (title, terms(turned, name)), groups, notes)
+    groups = [_without_trend(group) for group in layered(turned, leaves, widths=name in _RANKS)]
+    below = _below(frame, turned, name) + (_points(turned, _OVER[name]) if advise else [])
+    if len(shown) < frame.size:
+        below.append(f"{len(shown)} of {frame.size} checkpoints shown (--all shows every one).")
+    return block(turned, (_title(frame, name), terms(turned, name)), groups, below)
+
+
+def _title(frame: Frame, name: str) -> str:
+    if name in _RANKS:
+        return f"local rank against {'relative ' if name == 'local_rank_rel' else ''}{_lead(frame, _RANKS[name])}"
+    channel, _ = _CHANNELS[name]
+    symbol = name_of(str(frame.result[name].attrs.get("symbol", "")), frame.unicode)
+    return " ".join(part for part in (channel.label, symbol, "against", _AGAINST[channel.dim]) if part)
+
+
+def _below(frame: Frame, turned: Frame, name: str) -> list[str]:
+    """Return what needs saying below any curve of the variable."""
+    if name not in _RANKS:
+        return notes(frame, leaves_of(frame, *_CHANNELS[name]))
+    threshold = _THRESHOLDS[name].format(eps=_lead(frame, _RANKS[name]))
+    counted = f"{_COUNTED.format(of=derivative(turned, name))} {threshold} In parentheses: units of the layer."
+    return [counted, *_errors(turned, name)]
+
+
+def _lead(frame: Frame, dim: str) -> str:
+    return _LEADS.get(dim, "ε" if frame.unicode else "eps")
 
 
 def _places(frame: Frame) -> list[int]:
@@ -89,36 +144,44 @@ def _places(frame: Frame) -> list[int]:
     return list(range(frame.size)) if frame.every else thinned(along, _MOST_COLUMNS)
 
 
-def _turned(frame: Frame, name: str, places: Sequence[int]) -> Frame:
-    """Return the frame of a curve alone, turned: eps runs where checkpoints ran, and checkpoints where eps did."""
-    result = frame.result
-    eps = result[_EPS[name]].values
-    order = np.argsort(eps, kind="stable")
+def _turned(frame: Frame, name: str, shown: Sequence[int]) -> Frame:
+    """Return the frame of a curve alone, turned: its parameter runs where checkpoints ran, checkpoints where it did."""
+    result, dim = frame.result, _OVER[name]
+    values = result[dim].values
+    known = set(places(frame, name, dim))
+    order = [place for place in _order(values) if place in known]
+    texts = [name_of(v, frame.unicode) if isinstance(v, str) else f"{v:g}" for v in values[order].tolist()]
 
-    def turn(found: Variable) -> Variable:
-        values = np.moveaxis(found.values[list(places)], (0, 2), (2, 0))[order]
-        return Variable(("checkpoint", "layer", "shown"), values, found.attrs)
+    def turn(found: Variable, array: Array) -> Variable:
+        turned = np.moveaxis(array[list(shown)], (0, 2), (2, 0))[order]
+        return Variable(("checkpoint", "layer", "shown"), turned, found.attrs)
 
     beside = str(result[name].attrs.get("ancillary_variables", "")).split()
-    alike = [one for one in (name, *beside) if one in result.variables and result[one].dims == result[name].dims]
+    alike = [one for one in beside if one in result.variables and result[one].dims == result[name].dims]
+    main = closed(replace(frame, units="nats"), name)
+    variables = {name: turn(result[name], main)} | {one: turn(result[one], result[one].values) for one in alike}
     coordinates = {key: result[key] for key in ("layer", "layer_width")} | {
-        "checkpoint": Variable(("checkpoint",), np.arange(len(eps))),
-        "value": Variable(("checkpoint",), eps[order]),
-        # What stands in the lead column where a foreign file's eps is not finite.
-        "checkpoint_name": Variable(("checkpoint",), np.array([f"{value:g}" for value in eps[order]], dtype=object)),
+        "checkpoint": Variable(("checkpoint",), np.arange(len(order)))
     }
-    attrs = {"settings": json.dumps({"axis": "ε" if frame.unicode else "eps"})}
-    return Frame(
-        Result(coordinates, {one: turn(result[one]) for one in alike}, attrs),
-        frame.units,
-        every=True,
-        width=frame.width,
-        unicode=frame.unicode,
-    )
+    return replace(frame, result=Result(coordinates, variables, {}), every=True, labels=(_lead(frame, dim), texts))
+
+
+def _order(values: Array) -> list[int]:
+    """Return the places of a parameter's values in ascending order: cells by kind, then by their number."""
+    if values.dtype.kind != "O":
+        numeric: list[int] = np.argsort(values, kind="stable").tolist()
+        return numeric
+
+    def key(place: int) -> tuple[str, float]:
+        text = str(values[place])
+        found = re.search(r"[0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?", text)
+        return (text, 0.0) if found is None else (text.replace(found.group(), "", 1), float(found.group()))
+
+    return sorted(range(len(values)), key=key)
 
 
 def _without_trend(group: Group) -> Group:
-    # Local rank only falls as eps grows: its course down a column says nothing.
+    # The course down a column is no course of training.
     return Group(group.name, tuple(replace(column, trend="") for column in group.columns))
 
 
@@ -133,10 +196,9 @@ def _errors(turned: Frame, name: str) -> list[str]:
     )
 
 
-def _points(turned: Frame, name: str) -> list[str]:
+def _points(turned: Frame, dim: str) -> list[str]:
     """Say how a curve of few points gets finer."""
     if turned.size >= _FEW_POINTS:
         return []
-    option = f"--{_EPS[name].replace('_', '-')}"
     count = f"{turned.size} point{'s' if turned.size != 1 else ''}"
-    return [f"A curve of {count}: more {option} values on ibscan rank, into the same file, make it finer."]
+    return [f"A curve of {count}: more {_FINER[dim]}, into the same file, make it finer."]

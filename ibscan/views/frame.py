@@ -8,24 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.console import Group as Stack
-from rich.text import Text
 
 from ibscan.types import Array, Result, Status
-from ibscan.views.cells import MEANINGS, formatted, mark, number, trend
+from ibscan.views.cells import formatted, number, trend
 from ibscan.views.console import escaped
-from ibscan.views.grid import Column, Group, panels
+from ibscan.views.grid import Column, Group
 
 __all__ = [
     "Cells",
     "Frame",
-    "block",
+    "codes",
     "derivative",
     "layered",
     "leaf",
-    "legend",
     "measured",
     "name_of",
+    "places",
     "statement",
     "terms",
     "thinned",
@@ -47,13 +45,14 @@ class Cells:
 
 @dataclass(frozen=True)
 class Frame:
-    """A result and how it is to be shown."""
+    """A result and how it is to be shown; `labels` names rows that are no checkpoints, and what they are."""
 
     result: Result
     units: str
     every: bool
     width: int
     unicode: bool
+    labels: tuple[str, list[str]] | None = None
 
     @property
     def size(self) -> int:
@@ -63,10 +62,10 @@ class Frame:
     @property
     def rows(self) -> list[int]:
         """Checkpoints shown: all, or those spread evenly over the logarithm of the axis."""
+        if self.every:
+            return list(range(self.size))
         values = self.axis_values
-        return (
-            list(range(self.size)) if self.every else thinned(values if values is not None else self.size, _MOST_ROWS)
-        )
+        return thinned(self.size if values is None else values, _MOST_ROWS)
 
     @property
     def axis_values(self) -> Array | None:
@@ -85,6 +84,8 @@ class Frame:
     @property
     def axis(self) -> tuple[str, list[str]]:
         """Name of the series' axis and one label a checkpoint; names where the axis is not known of all."""
+        if self.labels is not None:
+            return self.labels
         values = self.axis_values
         if values is not None:
             return name_of(self.axis_name, self.unicode), [_coordinate(value) for value in values.tolist()]
@@ -148,15 +149,30 @@ def measured(frame: Frame, name: str, *own: str) -> bool:
     return bool((status != Status.NOT_MEASURED).any()) if status is not None else frame.result[name].values.size > 0
 
 
+def codes(frame: Frame, name: str) -> Array | None:
+    """Return a variable's statuses. A count has none: what it holds in place of a count is not measured."""
+    status, values = frame.result.status(name), frame.result[name].values
+    if status is None and values.dtype.kind in "iu":
+        return np.where(values < 0, Status.NOT_MEASURED, Status.OK)
+    return status
+
+
+def places(frame: Frame, name: str, own: str) -> list[int]:
+    """Return where along its own dimension any cell of a variable was measured: what joined it may have more."""
+    if not measured(frame, name, own):
+        return []
+    status = codes(frame, name)
+    if status is None:
+        return list(range(len(frame.result[own].values)))
+    found: list[int] = np.flatnonzero((status != Status.NOT_MEASURED).any((0, 1))).tolist()
+    return found
+
+
 def leaf(frame: Frame, name: str, heads: tuple[str, ...], layer: int | None, *place: Any) -> Cells:  # noqa: ANN401
     """Return one column of a variable: of a layer (None where it has none), at a place along its own dimensions."""
     index = (slice(None), *(() if layer is None else (layer,)), *place)
-    values, status = frame.scaled(name)[index], frame.result.status(name)
-    found = frame.result[name].values
-    if status is None and found.dtype.kind in "iu":
-        # A count has no status; what it holds in place of a count is not measured.
-        status = np.where(found < 0, Status.NOT_MEASURED, Status.OK)
-    return Cells(heads, values, None if status is None else status[index])
+    status = codes(frame, name)
+    return Cells(heads, frame.scaled(name)[index], None if status is None else status[index])
 
 
 def layered(frame: Frame, leaves: Callable[[int], Sequence[Cells]], *, widths: bool = False) -> list[Group]:
@@ -187,28 +203,6 @@ def derivative(frame: Frame, name: str) -> str:
     return "d layer / d input" if origin == "input" else f"d layer / d post of {name_of(origin, frame.unicode)}"
 
 
-def block(frame: Frame, title: Sequence[str], groups: Sequence[Group], notes: Sequence[str]) -> Stack:
-    """Return a table with its title, its panels, and what needs saying below it."""
-    separator = " · " if frame.unicode else " - "
-    texts = [Text(separator.join(part for part in title if part), style="bold yellow", overflow="fold")]
-    texts += panels(frame.lead, groups, width=frame.width, unicode=frame.unicode)
-    texts += [Text(note, style="dim", overflow="fold") for note in (*legend(frame, groups), *notes, *_thinning(frame))]
-    return Stack(*texts, Text(""))
-
-
-def legend(frame: Frame, groups: Sequence[Group]) -> list[str]:
-    """Explain the marks that occur, and no others."""
-    cells = [
-        text.strip() for column in (*frame.lead[1:], *(c for g in groups for c in g.columns)) for text in column.cells
-    ]
-    seen: list[str] = []
-    for status, meaning in MEANINGS.items():
-        sign = mark(status, unicode=frame.unicode)
-        if any(text == sign or (status is not Status.NOT_MEASURED and text.endswith(sign)) for text in cells):
-            seen.append(f"{sign} {meaning}")
-    return ["; ".join(seen)] if seen else []
-
-
 def thinned(along: Array | int, most: int) -> list[int]:
     """Return at most `most` places of increasing values (or of so many), spread over their logarithm.
 
@@ -228,15 +222,6 @@ def thinned(along: Array | int, most: int) -> list[int]:
         distance[list(chosen)] = -1.0
         chosen.add(int(distance.argmax()))
     return sorted(chosen)
-
-
-def _thinning(frame: Frame) -> list[str]:
-    rows = len(frame.rows)
-    return (
-        [f"{rows} of {frame.size} checkpoints shown (--all shows every one); trend over all."]
-        if rows < frame.size
-        else []
-    )
 
 
 def statement(value: float, unit: str) -> str:

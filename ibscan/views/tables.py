@@ -12,13 +12,17 @@ from rich.console import RenderableType
 
 from ibscan.errors import UsageError
 from ibscan.types import Result, Status
+from ibscan.views.apart import apart_table
+from ibscan.views.block import block
 from ibscan.views.bounds import bounds_table
 from ibscan.views.curve import curve_tables
-from ibscan.views.frame import Cells, Frame, block, derivative, layered, leaf, measured, name_of, terms, thinned
+from ibscan.views.frame import Cells, Frame, derivative, layered, leaf, measured, name_of, terms, thinned
 from ibscan.views.grid import Group
 from ibscan.views.head import head
 from ibscan.views.information import information_tables
 from ibscan.views.listing import listing
+from ibscan.views.projected import projected_table
+from ibscan.views.slope import slope_table
 
 __all__ = ["listing", "tables"]
 
@@ -42,7 +46,7 @@ def tables(
         units: `nats`, or `bits` to convert what is in nat.
         every: Every checkpoint instead of about twelve, log-spaced, first and last among them.
         variable: One variable in place of the usual tables, histograms and spectra included.
-        curve: Local rank against eps in their place.
+        curve: What was measured against its eps, noise or cells in their place.
         width: Columns of the terminal; layers that do not fit go to further panels.
         unicode: Whether the terminal shows more than ASCII.
 
@@ -51,7 +55,7 @@ def tables(
 
     Raises:
         UsageError: There is no such variable, or no such unit.
-        NothingMatched: The curve is asked for, and there is no local rank.
+        NothingMatched: Curves are asked for, and there is none.
     """
     if units not in ("nats", "bits"):
         raise UsageError(f"units {units!r}: expected nats or bits.")
@@ -63,7 +67,16 @@ def tables(
         return [head(frame), *curve_tables(frame)]
     if variable is not None:
         return [head(frame), _one(frame, variable)]
-    usual = (_rank(frame), bounds_table(frame), *information_tables(frame), _clustering(frame))
+    usual = (
+        _rank(frame),
+        bounds_table(frame),
+        *information_tables(frame, "xt"),
+        apart_table(frame),
+        projected_table(frame),
+        *information_tables(frame, "ty"),
+        slope_table(frame),
+        _clustering(frame),
+    )
     return [head(frame), *(table for table in usual if table is not None)]
 
 

@@ -75,6 +75,21 @@ def test_cells_in_neither_are_not_measured(synthetic: ModuleType) -> None:
     assert np.isnan(found["distance_edge_low"].values[1]).all()
 
 
+def test_relative_noises_add_up(synthetic: ModuleType) -> None:
+    parts = [
+        synthetic.result(
+            range(2),
+            [synthetic.Fake("relative", synthetic.RELATIVE, {"rel_noise": (noise,)})],
+            settings={"measures": {"mi_readout": {"rel_noise": [noise]}}},
+        )
+        for noise in (0.3, 0.1)
+    ]
+    whole = join(*parts)
+    assert whole["rel_noise"].values.tolist() == [0.1, 0.3]
+    assert whole.settings["measures"]["mi_readout"]["rel_noise"] == [0.1, 0.3]
+    np.testing.assert_array_equal(whole["noise_absolute"].values[..., 1], parts[0]["noise_absolute"].values[..., 0])
+
+
 def test_what_is_new_wins_with_its_companions(synthetic: ModuleType) -> None:
     old, new = synthetic.result(range(2)), synthetic.result(range(2))
     new["mi_readout_xt"].values[0, 0, 0] = 7.0

@@ -30,7 +30,7 @@ HOSTILE = (
 
 
 def test_round_trip(synthetic: ModuleType, tmp_path: Path) -> None:
-    result = synthetic.result(range(3), (*synthetic.USUAL, "network"))
+    result = synthetic.result(range(3), (*synthetic.USUAL, "network", "slope", "relative", "projected"))
     synthetic.marked(result, "local_rank", (0, 0, 0), Status.NONFINITE, np.nan)
     write(result, tmp_path / "r.h5")
     synthetic.assert_equal(read(tmp_path / "r.h5"), result)

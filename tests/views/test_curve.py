@@ -233,6 +233,7 @@ def test_refusals(command: Run, series: Path, tmp_path: Path) -> None:
         assert bare.out == ""
         assert "no local rank" in bare.err
         assert "Run ibscan rank" in bare.err
+        assert "more than one --noise" in bare.err
         both = command("show", tmp_path / "r.h5", "--curve", "--variable", "nc1", "--format", form)
         assert both.code == 2
         assert both.err == "ibscan: --curve and --variable nc1: each says alone what is shown; give one of them.\n"

@@ -70,14 +70,6 @@ def test_information_stands_side_by_side_and_named(synthetic: ModuleType) -> Non
     assert "Standard errors up to" in below
 
 
-def test_many_noises_have_a_table_each(synthetic: ModuleType) -> None:
-    noises = (0.01, 0.02, 0.05, 0.1, 0.2)
-    measures = [synthetic.Fake(n, getattr(synthetic, n.upper()), {"noise": noises}) for n in ("readout", "network")]
-    text = shown(synthetic.result(range(3), [*measures, "binned"]), 100)
-    assert text.count("mutual information I(X;T)") == 6
-    assert all(f"noise {noise:g}" in text for noise in noises)
-
-
 def test_bits_change_numbers_and_unit(synthetic: ModuleType) -> None:
     found = synthetic.result(range(3), input_entropy=None, settings={"input_entropy": 2 * np.log(2)})
     text = table(shown(found, 200, units="bits"), "mutual information I(X;T)")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +15,8 @@ from ibscan.numerics.cells import cell_entropy, equal_cells, grid_cells
 from ibscan.types import At, Estimate, Layer, Network, Probe, Quantity, Status, Streams
 
 __all__ = ["BinnedInformation"]
+
+Cut = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,8 @@ class BinnedInformation:
                 status[c, layer] = state
                 if state is Status.NONFINITE:
                     continue
-                for k, (index, step, beyond) in enumerate(self._cells(values[c], network.layers[layer])):
-                    found = cell_entropy(index, labels, classes)
+                for k, (cut, step, beyond) in enumerate(self._cuts(values[c], network.layers[layer])):
+                    found = cell_entropy(values[c], labels, classes, cut)
                     place = (c, layer, k)
                     # Rounding may leave -1e-16 where the entropy is 0.
                     xt[place], ty[place] = max(0.0, found.entropy), max(0.0, found.label_information)
@@ -116,15 +119,19 @@ class BinnedInformation:
             "mi_binned_outside": Estimate(outside, sound),
         }
 
-    def _cells(self, values: torch.Tensor, layer: Layer) -> list[tuple[torch.Tensor, float, float]]:
-        """Return for every binning the cells, their width, and the share of values outside the range."""
-        stated = self.limits or (layer.post_range if self.at == "post" else None)
-        low, high = stated or (float(values.min()), float(values.max()))
-        found = []
-        for count in self.bins:
-            index, beyond = equal_cells(values, low, high, count)
-            found.append((index, (high - low) / count, beyond))
-        return found + [(grid_cells(values, width), width, 0.0) for width in self.widths]
+    def _cuts(self, values: torch.Tensor, layer: Layer) -> list[tuple[Cut, float, float]]:
+        """Return for every binning what gives the cells, their width, and the share of values outside the range."""
+        found: list[tuple[Cut, float, float]] = []
+        if self.bins:
+            lowest, highest = (float(end) for end in values.aminmax())
+            low, high = self.limits or (layer.post_range if self.at == "post" else None) or (lowest, highest)
+            beyond = 0.0
+            if high > low and (lowest < low or highest > high):
+                beyond = float(((values < low) | (values > high)).double().mean())
+            for count in self.bins:
+                cut = partial(equal_cells, low=low, high=high, bins=count)
+                found.append((cut, (high - low) / count, beyond))
+        return found + [(partial(grid_cells, width=width), width, 0.0) for width in self.widths]
 
 
 def _short(number: float) -> str:

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from ibscan.numerics.tiling import mapped, tiles
+from ibscan.numerics.tiling import block_shape, cuts, mapped
 
 __all__ = ["DistanceHistogram", "distance_histogram"]
 
-# In units of a cell; rounding of the scaled distance is below 1e-13.
-EDGE_MARGIN = 1e-9
+EPSILON = 2.0**-52
+# Distances enter the means with a certified relative error of this at most; nearer pairs are done from differences.
+PRECISION = 1e-12
+# Roundings beside those of d terms, in units of EPSILON: centring, scaling, roots, edges.
+SPARE = 8
+# Up to this width differences cost no more than a product and its doubtful pairs.
+NARROW = 4
+# Above this share of doubtful pairs a whole block from differences is cheaper than its pairs one by one.
+MANY = 1 / 8
+# Numbers gathered at a time for pairs one by one.
+GATHERED = 2**22
+DIFFERENCES = "donot_use_mm_for_euclid_dist"
+# Rows from which the search for the farthest pair starts, and steps it takes at most.
+STARTS, STEPS = 64, 4
+
+
+_Memory = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,8 +49,10 @@ class DistanceHistogram:
 def distance_histogram(points: torch.Tensor, labels: torch.Tensor, bins: int = 100) -> DistanceHistogram:
     """Return the histogram over `bins` equal cells from 0 to the largest distance, the last closed above.
 
-    Distances come from differences and not from a^2 + b^2 - 2ab, so that equal points are at 0 and lattices of exact
-    numbers, which saturated layers are (-1 and 1), do not jitter across the edges.
+    The distance of two rows is that of their differences in float64, so that equal points are at 0 and lattices of
+    exact numbers, which saturated layers are (-1 and 1), do not jitter across the edges. Most pairs need no
+    differences: a float64 matrix product gives their distance with a proven error, and only pairs within that error of
+    an edge, or too near for it, are done again. Equal rows of one class are counted once, with their number.
 
     Args:
         points: Shape (n, d), finite, float64.
@@ -44,79 +63,215 @@ def distance_histogram(points: torch.Tensor, labels: torch.Tensor, bins: int = 1
         Counts that sum to n (n - 1) / 2 exactly, edges and means.
 
     Source:
-        Goldfeld et al. 2019, arXiv 1810.05728, section 5 (pairwise distances within and between classes).
+        Goldfeld et al. 2019, arXiv 1810.05728, section 5 (pairwise distances within and between classes); the error of
+        a product: Higham 2002, Accuracy and Stability of Numerical Algorithms, section 3.1.
     """
-    order = torch.argsort(labels, stable=True)
-    points, labels = points[order], labels[order]
-    pieces = _triangle(labels)
-    largest = max(mapped(lambda piece: _largest(points, piece), pieces, points.device), default=0.0)
-    edges = torch.linspace(0.0, largest, bins + 1, dtype=points.dtype, device=points.device)
-    counts = torch.zeros(2, bins, dtype=torch.int64, device=points.device)
-    total = [0.0, 0.0]
-    for piece, (count, length) in zip(
-        pieces, mapped(lambda piece: _tally(points, piece, edges), pieces, points.device), strict=True
-    ):
-        counts[int(piece.same)] += count
-        total[int(piece.same)] += length
-    pairs = counts.sum(1).tolist()
-    mean = [length / number if number else float("nan") for length, number in zip(total, pairs, strict=True)]
-    return DistanceHistogram(counts[1], counts[0], edges, mean[1], mean[0])
+    number = len(points)
+    # By a power of two, which rounds nothing: squares neither overflow nor vanish. Adding 0.0 turns -0.0 into it.
+    exponent = max(-1000, math.frexp(float((points.amax(0) - points.amin(0)).amax()))[1])
+    points, labels, weights = _merged((points * 2.0**-exponent).add_(0.0), labels)
+    sizes = torch.unique_consecutive(labels, return_counts=True)[1].tolist()
+    strips = _strips(sizes, points.device)
+    largest, found = 0.0, _far(points)
+    sums: dict[bool, _Sum] = {}
+    spare: list[_Memory] = []
+    while found > largest or not sums:
+        largest = found
+        edges = torch.linspace(0.0, largest, bins + 1, dtype=points.dtype, device=points.device)
+        sums = {same: _counted(points, weights, sizes, strips, edges, spare, same=same) for same in (True, False)}
+        # The search finds the farthest pair nearly always. Where it did not, all pairs have been seen by now.
+        found = max(part.largest for part in sums.values())
+    # Copies of a row are at 0 from one another.
+    sums[True].count[0] += 0 if weights is None else (weights * (weights - 1) / 2).sum().to(torch.int64)
+    assert int(sums[True].count.sum() + sums[False].count.sum()) == number * (number - 1) // 2
+    within, between = (math.ldexp(sums[same].mean(), exponent) for same in (True, False))
+    return DistanceHistogram(sums[True].count, sums[False].count, edges * 2.0**exponent, within, between)
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """A block of the upper triangle; `square` says that it straddles the diagonal, `same` that it is in one class."""
+class _Strip:
+    """A block of rows of one class, where that class ends, and the columns of pairs within and between."""
 
     rows: slice
-    columns: slice
-    same: bool
-    square: bool = False
+    within: slice
+    between: slice
+
+    def columns(self, *, same: bool) -> slice:
+        return self.within if same else self.between
 
 
-def _triangle(labels: torch.Tensor) -> list[_Piece]:
-    """Return blocks that cover every unordered pair of sorted rows once, each within one class or between two."""
-    sizes = torch.unique_consecutive(labels, return_counts=True)[1].tolist()
-    pieces = []
-    start = 0
+@dataclass(frozen=True)
+class _Sum:
+    """Counts by cell and the sum of the distances of some pairs; the largest distance where it is beyond the edges."""
+
+    count: torch.Tensor
+    length: float
+    largest: float
+
+    def mean(self) -> float:
+        pairs = int(self.count.sum())
+        return self.length / pairs if pairs else float("nan")
+
+
+def _merged(points: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return rows sorted by label, equal ones of one label once, with their numbers; None where no two are equal."""
+    # Equal rows have equal sums of their bits times odd numbers; integers, so in any order. Unequal sums are unequal
+    # rows: mostly there is no need to sort whole rows.
+    odd = torch.arange(1, points.shape[1] + 1, device=points.device) * 0x9E3779B97F4A7C1 % 2**61 * 2 + 1
+    bits = [points[rows].view(torch.int64) for rows in cuts(0, len(points), block_shape(points.device)[0])]
+    if len(torch.unique(torch.cat([((part ^ part >> 32) * odd).sum(1) for part in bits]))) == len(points):
+        order = torch.argsort(labels, stable=True)
+        return points[order], labels[order], None
+    rows, count = torch.unique(torch.cat((labels.unsqueeze(1).to(points.dtype), points), 1), dim=0, return_counts=True)
+    return rows[:, 1:].contiguous(), rows[:, 0].to(labels.dtype), count.to(points.dtype)
+
+
+def _strips(sizes: Sequence[int], device: torch.device) -> list[_Strip]:
+    """Return strips that cover every unordered pair of sorted rows once."""
+    found, start, number = [], 0, sum(sizes)
     for size in sizes:
         stop = start + size
-        for block in tiles(size, len(labels) - start, labels.device):
-            rows = slice(start + block.start, start + block.stop)
-            # Only the leading square straddles the diagonal; what is right of it counts whole.
-            pieces.append(_Piece(rows, rows, same=True, square=True))
-            pieces.append(_Piece(rows, slice(rows.stop, stop), same=True))
-            pieces.append(_Piece(rows, slice(stop, len(labels)), same=False))
+        for rows in cuts(start, stop, block_shape(device)[0]):
+            found.append(_Strip(rows, slice(rows.start, stop), slice(stop, number)))
         start = stop
-    return [piece for piece in pieces if piece.columns.start < piece.columns.stop]
+    return found
 
 
-def _largest(points: torch.Tensor, piece: _Piece) -> float:
-    return float(_distances(points[piece.rows], points[piece.columns]).max())
+def _far(points: torch.Tensor) -> float:
+    """Return the distance of two rows that are far apart: from rows far from the middle to the row farthest from each.
+
+    One such step already reaches half the largest distance.
+    """
+    centred = points - points.mean(0)
+    squared = centred.square().sum(1)
+    rows = squared.topk(min(STARTS, len(points)))[1]
+    found = 0.0
+    for _ in range(STEPS):
+        far = torch.addmm(squared, centred[rows], centred.mT, alpha=-2.0).argmax(1)
+        distance = float(_apart(points[rows], points[far]).max())
+        if distance <= found:
+            break
+        found, rows = distance, torch.unique(far)
+    return found
 
 
-def _tally(points: torch.Tensor, piece: _Piece, edges: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Return how many distances of a block fall into each cell, and their sum."""
-    block = _distances(points[piece.rows], points[piece.columns])
-    if piece.square:
-        distance = block[torch.ones(block.shape, dtype=torch.bool, device=block.device).triu_(1)]
-    else:
-        distance = block.flatten()
-    count = torch.bincount(_cells(distance, edges), minlength=len(edges) - 1)
-    return count, float(distance.sum())
+def _counted(
+    points: torch.Tensor,
+    weights: torch.Tensor | None,
+    sizes: Sequence[int],
+    strips: Sequence[_Strip],
+    edges: torch.Tensor,
+    spare: list[_Memory],
+    *,
+    same: bool,
+) -> _Sum:
+    """Count all pairs within classes, or all between them."""
+    # About the class's own mean within it: the error of a product is relative to the norms of its rows.
+    right = points.new_ones(len(points), points.shape[1] + 2)
+    start = 0
+    for size in sizes if same else [len(points)]:
+        part, place = points[start : start + size], right[start : start + size]
+        centred = torch.sub(part, part.mean(0), out=place[:, :-2])
+        torch.linalg.vecdot(centred, centred, out=place[:, -2])
+        start += size
+    wanted = [piece for piece in strips if piece.columns(same=same).start < piece.columns(same=same).stop]
+    found = mapped(
+        lambda piece: _strip_sum(points, right, weights, edges, piece.rows, piece.columns(same=same), spare, same=same),
+        wanted,
+        points.device,
+    )
+    count = torch.zeros(len(edges) - 1, dtype=torch.int64, device=points.device)
+    for strip in found:
+        count += strip.count
+    return _Sum(count, math.fsum(strip.length for strip in found), max((strip.largest for strip in found), default=0.0))
 
 
-def _cells(distance: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
-    """Return the index of the cell [edge_k, edge_k+1) of each distance, the last closed, exactly."""
-    bins = len(edges) - 1
-    if float(edges[-1]) == 0.0:
-        return torch.zeros(len(distance), dtype=torch.int64, device=distance.device)
-    scaled = distance * (bins / edges[-1])
-    cell = scaled.to(torch.int64).clamp_(max=bins - 1)
-    # Truncation is five times quicker than a search, and wrong only within rounding of an edge: those are searched.
-    near = ((scaled - scaled.round()).abs_() < EDGE_MARGIN).nonzero().squeeze(1)
-    cell[near] = torch.bucketize(distance[near], edges[1:-1], right=True)
-    return cell
+def _strip_sum(
+    points: torch.Tensor,
+    right: torch.Tensor,
+    weights: torch.Tensor | None,
+    edges: torch.Tensor,
+    rows: slice,
+    columns: slice,
+    spare: list[_Memory],
+    *,
+    same: bool,
+) -> _Sum:
+    """Count the pairs of a strip, block by block; `right` has rows (a, |a|^2, 1) of centred points a."""
+    bins, width, height = len(edges) - 1, points.shape[1], rows.stop - rows.start
+    top = float(edges[-1])
+    unit = bins / top if top else 0.0  # distances are in cells below
+    own = right[rows]
+    left = own[:, [*range(width), width + 1, width]].mul_(unit**2)
+    left[:, :width] *= -2.0
+    # |fl(a.b) - a.b| <= d u |a||b| with any order of sums, u half of EPSILON: so much for the product, for the squares
+    # that are part of it, and for those of the differences, all d of them against (|a| + |b|)^2.
+    norms = float(own[:, width].amax().sqrt()) + float(right[columns, width].amax().sqrt())
+    error = (1.5 * width + SPARE) * EPSILON * (unit * norms) ** 2
+    again = error / (2.0 * PRECISION)
+    # Of two numbers whose squares differ by `error`, one being 1 or more, the difference is no more than that.
+    margin = error + SPARE * EPSILON * bins
+    across = block_shape(points.device)[1]
+    # Fresh memory costs as much as what is done in it: what one strip leaves, the next one takes.
+    try:
+        memory = spare.pop()
+    except IndexError:
+        most = min(block_shape(points.device)[0], len(points)) * min(across, len(points))
+        memory = (
+            *torch.empty(2, most, dtype=points.dtype, device=points.device),
+            torch.empty(most, dtype=torch.int32, device=points.device),
+        )
+    count = torch.zeros(bins, dtype=torch.int64, device=points.device)
+    lengths, largest = [], 0.0
+    for part in cuts(columns.start, columns.stop, across):
+        shape = height, part.stop - part.start
+        squared, distance, cell = (place[: shape[0] * shape[1]].view(shape) for place in memory)
+        share = None if weights is None else weights[rows].unsqueeze(1) * weights[part]
+        straddles = same and part.start == rows.start
+        if straddles:  # below the diagonal pairs come a second time; on it are none, and it is put away from all edges
+            share = (torch.ones_like(squared) if share is None else share).triu(1)
+        if width <= NARROW:
+            torch.mul(torch.cdist(points[rows], points[part], compute_mode=DIFFERENCES), unit, out=distance)
+            if straddles:
+                distance.diagonal().fill_(bins - 0.5)
+        else:
+            torch.mm(left, right[part].mT, out=squared)
+            if straddles:
+                squared.diagonal().fill_((bins - 0.5) ** 2)
+            # Product and reciprocal root: half the time of a root. NaN where rounding left nothing: done again.
+            torch.rsqrt(squared, out=distance).mul_(squared)
+            if float(squared.amin()) <= again:
+                index = (squared <= again).nonzero()
+                distance[index[:, 0], index[:, 1]] = unit * _differences(points, rows, part, index)
+        lengths.append(float(distance.sum() if share is None else torch.dot(distance.flatten(), share.flatten())))
+        lowest, highest = torch.frac(distance, out=squared).aminmax()
+        cell.copy_(distance)
+        if float(lowest) <= margin or float(highest) >= 1.0 - margin:
+            near = (distance - distance.round()).abs_() <= margin
+            index = near.logical_and_(distance >= 1.0 - margin).nonzero()
+            exact = _differences(points, rows, part, index)
+            above = torch.bucketize(exact, edges[1:], right=True, out_int32=True).clamp_(max=bins - 1)
+            cell[index[:, 0], index[:, 1]] = torch.where(exact > top, bins, above).to(cell.dtype)
+        found = torch.bincount(cell.flatten(), None if share is None else share.flatten(), minlength=bins + 1)
+        count += found[:bins].to(torch.int64)
+        if len(found) > bins + 1 or float(found[bins]):
+            index = (distance >= distance.amax() - 2.0 * margin).nonzero()
+            largest = max(largest, float(_differences(points, rows, part, index).max()))
+    spare.append(memory)
+    return _Sum(count, math.fsum(lengths) / unit if unit else 0.0, largest)
 
 
-def _distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+def _differences(points: torch.Tensor, rows: slice, columns: slice, index: torch.Tensor) -> torch.Tensor:
+    """Return the distances of the pairs `index`, shape (m, 2), of a block: roots of sums of squared differences."""
+    a, b = points[rows], points[columns]
+    if len(index) > MANY * len(a) * len(b):
+        return torch.cdist(a, b, compute_mode=DIFFERENCES)[index[:, 0], index[:, 1]]
+    found = points.new_empty(len(index))
+    for part in cuts(0, len(index), GATHERED // points.shape[1]):
+        found[part] = _apart(a[index[part, 0]], b[index[part, 1]])
+    return found
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return the distance of every row of `a` from that of `b`: to the last bit as a block of them would be."""
+    return torch.cdist(a.unsqueeze(1), b.unsqueeze(1), compute_mode=DIFFERENCES)[:, 0, 0]

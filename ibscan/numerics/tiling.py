@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["cuts", "mapped", "tiles"]
+__all__ = ["block_shape", "cuts", "mapped", "tiles"]
 
 T = TypeVar("T")
 Piece = TypeVar("Piece")
@@ -43,6 +43,11 @@ def tiles(rows: int, columns: int, device: torch.device) -> list[slice]:
         [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
     return cuts(0, rows, (2**18 if device.type == "cpu" else 2**26) // max(1, columns))
+
+
+def block_shape(device: torch.device) -> tuple[int, int]:
+    """Return rows and columns of a block of pairs: what a core has near at hand, or what keeps a GPU busy."""
+    return (256, 1024) if device.type == "cpu" else (2**13, 2**13)
 
 
 def mapped(function: Callable[[Piece], T], pieces: Sequence[Piece], device: torch.device) -> list[T]:

@@ -10,8 +10,7 @@ import argparse
 import os
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -142,20 +141,10 @@ def findings(workload: Workload, measure: LocalRank) -> list[Estimates]:
     return [measured(measure, network, probe, Streams(0)) for network in workload.networks]
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, object]]:
-    """Return the median CPU seconds of every call, taken in turn, and what the last one returned."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    last: dict[str, object] = {}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            before = time.process_time()
-            last[name] = call()
-            seconds[name].append(time.process_time() - before)
-    return {name: (statistics.median(spent), last[name]) for name, spent in seconds.items()}
-
-
 def compared(workload: Workload, repeats: int) -> bool:
     """Print a line for each job; return whether all counts are right."""
+    from timing import interleaved
+
     measures = jobs(len(workload.x), whole=workload.whole)
     few = few_rows(workload)
     baseline(few.models, few.x)
@@ -187,28 +176,10 @@ def line(*cells: object) -> str:
 # Large workloads on a GPU --------------------------------------------------------------------------------------------
 
 
-def elapsed(call: Callable[[], object], device: torch.device) -> float:
-    """Return seconds a call takes on a device: by its own events, or CPU seconds."""
-    if device.type == "cpu":
-        return next(iter(interleaved({"": call}, 1).values()))[0]
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize(device)
-    start.record()
-    call()
-    stop.record()
-    torch.cuda.synchronize(device)
-    return start.elapsed_time(stop) / 1000
-
-
-def product_rate(device: torch.device) -> float:
-    """Return float64 operations a second of one large matrix product, the best of three after one for nothing."""
-    size = 1024 if device.type == "cpu" else 8192
-    a = torch.randn(size, size, dtype=torch.float64, device=device)
-    return 2 * size**3 / min([elapsed(lambda: a @ a, device) for _ in range(4)][1:])
-
-
 def held_against_floor(workload: Workload, measure: LocalRank, operations: float, rate: float, repeats: int) -> None:
     """Print the median time of a large workload, the target, and its share of the floor."""
+    from timing import elapsed
+
     device = workload.networks[0].device
     findings(few_rows(workload), measure)
     seconds = statistics.median(elapsed(lambda: findings(workload, measure), device) for _ in range(repeats))
@@ -241,6 +212,7 @@ def route(workload: Workload, measure: LocalRank) -> str:
 
 def large(arguments: argparse.Namespace) -> bool:
     """Run the large workloads that are wanted."""
+    from timing import chosen, product_rate
     from workloads import WIDE, active_shares, chain_operations, large_residual, module_operations, wide_series
 
     chosen(arguments.only, TARGET)
@@ -265,6 +237,7 @@ def large(arguments: argparse.Namespace) -> bool:
 
 def small(arguments: argparse.Namespace) -> bool:
     """Run the workloads that a baseline can follow; return whether all counts are right."""
+    from timing import chosen
     from workloads import ON_CPU
 
     chosen(arguments.only, ON_CPU)
@@ -282,12 +255,6 @@ a singular value within {DOUBT:g} of the largest from a threshold excepted.
 What is done once for all rows (a chain's first layer) weighs more on so few rows than on 1024."""
     )
     return all(right)
-
-
-def chosen(only: str | None, names: Iterable[str]) -> None:
-    """Leave where --only names none of the workloads."""
-    if only is not None and only not in names:
-        sys.exit(f"--only {only!r}: expected one of {', '.join(names)}.")
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import symbol_entropy
 
+from ibscan.numerics import cells as numerics_cells
 from ibscan.numerics.cells import cell_entropy, equal_cells, grid_cells
 
 LAWS = settings(max_examples=25, deadline=None, derandomize=True)
@@ -29,7 +31,50 @@ def test_grid_is_floor_with_an_edge_at_zero():
 @LAWS
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20), st.floats(1e-4, 10))
 def test_grid_against_math_floor(values, width):
-    assert grid_cells(double(values), width).tolist() == [math.floor(v / width) for v in values]
+    """Cell k is k * width <= t < (k + 1) * width; the quotient alone may round up to k."""
+    for value, cell in zip(values, grid_cells(double(values), width).tolist(), strict=True):
+        assert cell * width <= value < (cell + 1) * width
+        assert abs(cell - math.floor(value / width)) <= 1
+
+
+def beside(edge):
+    """The edge, and the numbers just below and above it."""
+    return [math.nextafter(edge, -math.inf), edge, math.nextafter(edge, math.inf)]
+
+
+@pytest.mark.parametrize("width", [0.07, 0.1, 1 / 3, 0.7, 1e-4, 3e5])
+def test_values_on_and_beside_the_edges_of_a_grid(width):
+    for k in [*range(-60, 61), 10**6 + 7, -(10**6) - 7]:
+        below, on, above = grid_cells(double(beside(k * width)), width).tolist()
+        assert (below, on, above) == (k - 1, k, k)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 1.0), (-0.3, 1.7), (1000.0, 1000.7), (-1e-9, 5.0)])
+@pytest.mark.parametrize("bins", [1, 2, 3, 7, 30, 49, 100, 1000])
+def test_values_on_and_beside_the_edges_of_equal_cells(low, high, bins):
+    """Edge k, low + (high - low) * k / bins in float64, is in cell k and the number just below it in cell k - 1."""
+    for k in range(1, bins):
+        below, on, above = equal_cells(double(beside(low + (high - low) * k / bins)), low, high, bins).tolist()
+        assert (below, on, above) == (k - 1, k, k)
+    ends = equal_cells(double([*beside(low), *beside(high)]), low, high, bins).tolist()
+    assert ends == [0, 0, 0, bins - 1, bins - 1, bins - 1]
+
+
+def test_cells_narrower_than_rounding_end():
+    """Five numbers for thirty cells: every value lies between the edges of its cell, as far as they can be told."""
+    low = 1.0
+    high = low + 5 * 2.0**-52
+    values = double([low + k * 2.0**-52 for k in range(6)])
+    cells = equal_cells(values, low, high, 30).tolist()
+    assert cells == sorted(cells)
+    assert (cells[0], cells[-1]) == (0, 29)
+    for value, cell in zip(values.tolist()[1:-1], cells[1:-1], strict=True):
+        assert low + (high - low) * cell / 30 <= value < low + (high - low) * (cell + 1) / 30
+
+
+def test_a_range_beyond_the_largest_number():
+    cells = equal_cells(double([-1.5e308, -1.0, 1.0, 1.5e308]), -1.6e308, 1.6e308, 2)
+    assert cells.tolist() == [0, 0, 1, 1]
 
 
 def test_grid_does_not_overflow():
@@ -41,44 +86,36 @@ def test_grid_does_not_overflow():
 def test_equal_cells_of_the_closed_range():
     """Eight cells of [-1, 1] have width 0.25: each value by hand."""
     values = double([-1.0, -0.75, -0.7500001, -0.01, 0.0, 0.74, 0.75, 0.999999, 1.0])
-    cells, outside = equal_cells(values, -1.0, 1.0, 8)
-    assert cells.tolist() == [0, 1, 0, 3, 4, 6, 7, 7, 7]
-    assert outside == 0.0
+    assert equal_cells(values, -1.0, 1.0, 8).tolist() == [0, 1, 0, 3, 4, 6, 7, 7, 7]
 
 
-def test_values_outside_go_to_the_end_cells_and_are_counted():
-    cells, outside = equal_cells(double([[-5.0, -1.0000001], [0.0, 1.0], [1.0000001, 1e9]]), -1.0, 1.0, 4)
+def test_values_outside_go_to_the_end_cells():
+    cells = equal_cells(double([[-5.0, -1.0000001], [0.0, 1.0], [1.0000001, 1e9]]), -1.0, 1.0, 4)
     assert cells.tolist() == [[0, 0], [2, 3], [3, 3]]
-    assert outside == 4 / 6
 
 
 def test_saturated_tanh_with_thirty_bins():
     """Values of exactly +-1 are inside: the first and the last cell; -1 never wraps, 1 opens no 31st cell."""
     values = torch.tanh(double([-40.0, -20.0, 20.0, 40.0]))
     assert values.tolist() == [-1, -1, 1, 1]
-    cells, outside = equal_cells(values, -1.0, 1.0, 30)
-    assert cells.tolist() == [0, 0, 29, 29]
-    assert outside == 0.0
+    assert equal_cells(values, -1.0, 1.0, 30).tolist() == [0, 0, 29, 29]
 
 
 def test_equal_range_is_one_cell():
-    cells, outside = equal_cells(double([3.0, 3.0, 3.0]), 3.0, 3.0, 10)
+    cells = equal_cells(double([3.0, 3.0, 3.0]), 3.0, 3.0, 10)
     assert len(set(cells.tolist())) == 1
     assert 0 <= cells[0] <= 9
-    assert outside == 0.0
 
 
 @LAWS
 @given(st.integers(1, 40), st.floats(-10, 10), st.floats(0.1, 10), st.integers(0, 99))
 def test_equal_cells_against_searchsorted(bins, low, width, seed):
-    """Away from edges (by 1e-9 of the range) the cell is the number of inner edges at or below the value."""
+    """The cell is the number of inner edges at or below the value."""
     high = low + width
     values = np.random.default_rng(seed).uniform(low - 0.2 * width, high + 0.2 * width, 50)
-    edges = low + width * np.arange(1, bins) / bins
-    clear = np.abs(values[:, None] - edges[None]).min(1, initial=np.inf) > 1e-9 * width
-    cells, outside = equal_cells(double(values.tolist()), low, high, bins)
-    assert (cells.numpy()[clear] == np.searchsorted(edges, values[clear], side="right")).all()
-    assert outside == np.mean((values < low) | (values > high))
+    edges = [low + (high - low) * k / bins for k in range(1, bins)]
+    cells = equal_cells(double(values.tolist()), low, high, bins)
+    assert cells.tolist() == np.searchsorted(edges, values, side="right").tolist()
 
 
 def test_one_cell_tells_nothing():
@@ -148,3 +185,72 @@ def test_a_label_copied_by_the_cells():
     result = cell_entropy(labels[:, None].double(), labels, 3)
     expected = 0.5 * math.log(2) + math.log(3) / 3 + math.log(6) / 6
     assert (result.entropy, result.label_information) == pytest.approx((expected, expected), rel=1e-12)
+
+
+def counted(cells, labels):
+    """H(cell), I(cell; Y) and occupied cells by counting tuples in a dictionary."""
+    rows, n = [tuple(row) for row in cells.tolist()], len(cells)
+
+    def plain(symbols):
+        return -math.fsum(k / n * math.log(k / n) for k in Counter(symbols).values())
+
+    joint = plain(list(zip(rows, labels.tolist(), strict=True)))
+    return plain(rows), plain(rows) + plain(labels.tolist()) - joint, len(set(rows))
+
+
+# From one cell a unit to ranges that leave int64 behind; 2^53 + 1 does not exist in float64.
+RANGES = (1, 2, 30, 10**6, 2**40, 2**53, 10**25)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    st.integers(0, 9999),
+    st.integers(1, 60),
+    st.integers(1, 90),
+    st.lists(st.sampled_from(RANGES), min_size=1, max_size=5),
+    st.integers(1, 60),
+    st.sampled_from([0.0, -7.0, 1e6, -(2.0**60)]),
+)
+def test_any_cells_against_a_dictionary(seed, n, d, ranges, patterns, offset):
+    """Columns narrow and wide in any order, rows repeated or not, all at an offset: 1e-12 nats."""
+    g = np.random.default_rng(seed)
+    size = np.array(ranges, dtype=float)[np.arange(d) % len(ranges)]
+    cells = np.floor(g.random((patterns, d)) * size)[g.integers(0, patterns, n)] + offset
+    one = g.integers(0, n)
+    cells[one, g.integers(0, d)] += 1.0  # a row that may differ in one unit alone
+    labels = g.integers(0, 3, n)
+    expected, information, occupied = counted(cells, labels)
+    result = cell_entropy(torch.from_numpy(cells), torch.from_numpy(labels), 3)
+    assert result.occupied == occupied
+    assert result.entropy == pytest.approx(expected, rel=0, abs=1e-12)
+    assert result.label_information == pytest.approx(information, rel=0, abs=1e-12)
+
+
+@pytest.mark.parametrize("limit", [4, 64, 2**20])
+def test_small_keys_give_the_same(limit, monkeypatch):
+    """Keys that overflow at every other column, columns that are all ranked: the entropy of the same cells."""
+    g = np.random.default_rng(3)
+    cells, labels = torch.from_numpy(g.integers(0, 2, (40, 9)).astype(float)), torch.from_numpy(g.integers(0, 2, 40))
+    whole = cell_entropy(cells, labels, 2)
+    monkeypatch.setattr(numerics_cells, "KEY_LIMIT", max(limit, 40 * 40))
+    monkeypatch.setattr(numerics_cells, "COLUMN_LIMIT", limit)
+    monkeypatch.setattr(numerics_cells, "COLUMNS", 2)
+    assert cell_entropy(cells, labels, 2) == whole
+
+
+def test_units_are_cut_only_while_rows_share_a_cell():
+    """200 units of continuous values and fine cells: the first few tell all rows apart, H = ln n exactly."""
+    values, seen = torch.randn(500, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64), []
+
+    def cut(part):
+        seen.append(part.shape)
+        return grid_cells(part, 1e-3)
+
+    assert cell_entropy(values, None, 1, cut).entropy == pytest.approx(math.log(500), rel=1e-15)
+    assert seen == [(500, numerics_cells.COLUMNS)]
+    seen.clear()
+    values[7] = values[3]
+    result = cell_entropy(values, None, 1, cut)
+    assert result.entropy == pytest.approx(math.log(500) - 2 * math.log(2) / 500, rel=1e-14)
+    assert [shape[0] for shape in seen[:2]] == [500, 2]  # the two equal rows alone go on
+    assert sum(shape[1] for shape in seen) == 200

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ibscan.numerics import distances
 from ibscan.numerics.distances import distance_histogram
@@ -113,7 +114,7 @@ def test_two_rows(labels):
     assert result.within.tolist() == ([0, 0, 0, 1] if same else [0] * 4)
     assert result.between.tolist() == ([0] * 4 if same else [0, 0, 0, 1])
     assert result.edges.tolist() == [0, 1.25, 2.5, 3.75, 5]
-    assert (result.within_mean if same else result.between_mean) == 5.0
+    assert (result.within_mean if same else result.between_mean) == pytest.approx(5.0, rel=4e-16)
 
 
 @pytest.mark.parametrize("offset", [1e6, -1e9])
@@ -131,7 +132,7 @@ def test_an_offset_changes_nothing(offset):
 def test_tile_boundaries(rows, monkeypatch):
     points, labels = points_of(64, 3, 9)
     whole = distance_histogram(points, labels, 20)
-    monkeypatch.setattr(distances, "tiles", lambda n, *_: [slice(k, min(k + rows, n)) for k in range(0, n, rows)])
+    monkeypatch.setattr(distances, "block_shape", lambda _: (rows, 2 * rows - 1))
     cut = distance_histogram(points, labels, 20)
     assert torch.equal(cut.within, whole.within)
     assert torch.equal(cut.between, whole.between)
@@ -139,7 +140,7 @@ def test_tile_boundaries(rows, monkeypatch):
 
 
 def test_many_rows_count_every_pair_once():
-    """n = 1500 spans several tiles of 2^19 numbers; scipy's pdist is the reference."""
+    """n = 1500 spans several blocks; scipy's pdist is the reference."""
     from scipy.spatial.distance import pdist
 
     points, labels = points_of(1500, 2, 10)
@@ -162,11 +163,125 @@ def test_permutation_and_rotation():
     assert (other.within_mean, other.between_mean) == pytest.approx((base.within_mean, base.between_mean), rel=1e-10)
 
 
-@pytest.mark.parametrize("scale", [1e-150, 1e150])
+@pytest.mark.parametrize("scale", [1e-300, 1e-150, 1e150, 1e300])
 def test_extreme_scales(scale):
-    """Squares are still finite and normal at these scales."""
+    """Squares overflow or vanish; distances do not."""
     points = torch.tensor([[0.0], [1.0], [3.0]], dtype=torch.float64) * scale
     result = distance_histogram(points, torch.tensor([0, 0, 1]), 3)
     assert result.within.tolist() == [0, 1, 0]
     assert result.between.tolist() == [0, 0, 2]
     assert result.between_mean == pytest.approx(2.5 * scale, rel=1e-10)
+
+
+def by_differences(points, labels, edges):
+    """Counts within and between, and mean distances, from float64 differences in blocks, and a search of the edges."""
+    distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    i, j = torch.triu_indices(len(points), len(points), 1)
+    flat, same = distance[i, j], labels[i] == labels[j]
+    cells = torch.searchsorted(edges[1:-1].contiguous(), flat, right=True)
+    counts = [torch.bincount(cells[kind], minlength=len(edges) - 1).tolist() for kind in (same, ~same)]
+    return counts, [float(flat[kind].mean()) for kind in (same, ~same)], float(flat.max())
+
+
+def layer_like(kind, g):
+    """Values as layers have them, and some that a product of matrices cannot tell apart."""
+    y = g.integers(0, 4, 300)
+    centre = g.normal(size=(4, 24))[y]
+    values = {
+        "normal": g.normal(size=(300, 24)),
+        "narrow": g.normal(size=(300, 2)),
+        "saturated": np.sign(g.normal(size=(300, 24))),
+        "few patterns": np.sign(g.normal(size=(300, 4))),
+        "nearly saturated": np.tanh(20 * g.normal(size=(300, 6))),
+        "relu": np.maximum(g.normal(size=(300, 3)) @ g.normal(size=(3, 24)) - 0.5, 0),
+        "tenths": g.integers(0, 4, (300, 9)) * 0.1,
+        "collapsed": centre + 1e-7 * g.normal(size=(300, 24)),
+        "collapsed at an offset": centre + 1e-7 * g.normal(size=(300, 24)) + 1000,
+        "one class far away": centre + 1e6 * (y == 2)[:, None] + 1e-3 * g.normal(size=(300, 24)),
+        "one row far away": g.normal(size=(300, 24)) * np.where(np.arange(300) == 7, 1e8, 1)[:, None],
+        "equidistant": np.eye(300),
+    }[kind]
+    return torch.from_numpy(values), torch.from_numpy(y)
+
+
+KINDS = (
+    *("normal", "narrow", "saturated", "few patterns", "nearly saturated", "relu", "tenths", "collapsed"),
+    *("collapsed at an offset", "one class far away", "one row far away", "equidistant"),
+)
+
+
+@pytest.mark.parametrize("bins", [1, 10, 100, 10_000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_pair_is_in_the_cell_of_its_differences(kind, bins):
+    points, labels = layer_like(kind, np.random.default_rng(bins))
+    result = distance_histogram(points, labels, bins)
+    (within, between), means, largest = by_differences(points, labels, result.edges)
+    assert float(result.edges[-1]) == largest
+    assert result.within.tolist() == within
+    assert result.between.tolist() == between
+    assert (result.within_mean, result.between_mean) == pytest.approx(means, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["normal", "saturated", "few patterns", "equidistant"])
+@pytest.mark.parametrize("share", [0.3, 1 - 1e-15])
+def test_a_search_that_misses_the_farthest_pair(kind, share, monkeypatch):
+    """The pairs are counted again up to the largest distance that the first count met."""
+    points, labels = layer_like(kind, np.random.default_rng(5))
+    expected = distance_histogram(points, labels)
+    found = distances._far
+    monkeypatch.setattr(distances, "_far", lambda rows: share * found(rows))
+    result = distance_histogram(points, labels)
+    assert torch.equal(result.edges, expected.edges)
+    assert torch.equal(result.within, expected.within)
+    assert torch.equal(result.between, expected.between)
+    assert (result.within_mean, result.between_mean) == (expected.within_mean, expected.between_mean)
+
+
+@pytest.mark.parametrize("many", [0.0, 1.0])
+def test_doubtful_pairs_in_blocks_and_one_by_one(many, monkeypatch):
+    """Both ways give the same to the last bit."""
+    points, labels = layer_like("nearly saturated", np.random.default_rng(6))
+    expected = distance_histogram(points, labels)
+    monkeypatch.setattr(distances, "MANY", many)
+    monkeypatch.setattr(distances, "GATHERED", 20)
+    result = distance_histogram(points, labels)
+    assert torch.equal(result.within, expected.within)
+    assert torch.equal(result.between, expected.between)
+    assert (result.within_mean, result.between_mean) == (expected.within_mean, expected.between_mean)
+
+
+def test_copies_count_as_often_as_they_occur():
+    """Rows 2, 3 and 1 times in two classes: pairs of copies at 0, and between different rows the product of both."""
+    rows = torch.tensor([[0.0, 0.0], [3.0, 4.0], [-0.0, 0.0]], dtype=torch.float64)
+    points, labels = rows[[0, 1, 1, 2, 1, 0]], torch.tensor([0, 0, 0, 0, 0, 1])
+    result = distance_histogram(points, labels, 5)
+    assert result.within.tolist() == [1 + 3, 0, 0, 0, 2 * 3]
+    assert result.between.tolist() == [2, 0, 0, 0, 3]
+    assert (result.within_mean, result.between_mean) == (3.0, 3.0)
+
+
+def test_one_number_of_threads_or_another(monkeypatch):
+    points, labels = points_of(900, 8, 12)
+    expected = distance_histogram(points, labels)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    result = distance_histogram(points, labels)
+    assert torch.equal(result.within, expected.within)
+    assert (result.within_mean, result.between_mean) == (expected.within_mean, expected.between_mean)
+
+
+def test_memory_does_not_grow_with_the_pairs():
+    """No tensor is larger than the two places of a block: 3000 rows have 17 times as many pairs."""
+    asked = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, kinds, arguments=(), keywords=None):
+            made = function(*arguments, **(keywords or {}))
+            asked.extend(
+                part.numel() for part in (made if isinstance(made, tuple) else (made,)) if torch.is_tensor(part)
+            )
+            return made
+
+    points, labels = points_of(3000, 4, 13, classes=2)
+    with Sizes():
+        distance_histogram(points, labels)
+    assert max(asked) <= 2 * math.prod(distances.block_shape(points.device))

@@ -93,7 +93,7 @@ def test_intervals_of_the_readout_hold_as_often_as_they_say(name, seeds, report)
     for key in QUANTITIES:
         if key in case.exact:
             wrong = np.abs(values[key] - truth[key][0]).max()
-            if errors[key].max() >= EXACT or wrong >= EXACT:
+            if not (errors[key].max() < EXACT and wrong < EXACT):
                 complaints.append(f"{key} is to be exact: standard error {errors[key].max():.1e}, error {wrong:.1e}")
         elif errors[key].mean() * TRUTH_SHARE < truth[key][1]:
             complaints.append(f"{key}: standard error {errors[key].mean():.1e} calls for more draws of the truth")

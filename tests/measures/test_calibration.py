@@ -28,7 +28,7 @@ EXACT = 1e-9
 # The truth's own standard error, in those of the value under test.
 TRUTH_SHARE = 0.1
 # The network channel takes longer: a fifth of the seeds, at least so many.
-NETWORK_SHARE, NETWORK_SEEDS = 5, 8
+NETWORK_SHARE, NETWORK_SEEDS = 5, 6
 # A bracket wider than this many tolerances says nothing, and holds the truth for nothing.
 VACUOUS = 4
 SHORT_TRUTH = 128

@@ -126,3 +126,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where networks are measured: cpu, cuda, cuda:1")
     parser.addoption("--dtype", default="float64", choices=("float64", "float32"), help="of commands' forward passes")
     parser.addoption("--kills", type=int, default=3, help="how often the kill test kills a run (long version: 40)")
+    parser.addoption(
+        "--calibration-seeds", type=int, default=20, help="seeds of every calibration test (long version: 200)"
+    )

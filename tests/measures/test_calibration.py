@@ -1,0 +1,160 @@
+"""Calibration: over many seeds, 95 % intervals hold in 95 of 100 cases, neither fewer nor all.
+
+The short version runs by default; `pytest tests/measures/test_calibration.py -s --calibration-seeds 200` is the long
+one, and prints its tables. Cases and truths are in tests/calibration.py, the oracle that made the truths
+in tests/calibration_oracle.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from calibration import CASES, CHAINS, TRUTHS
+from calibration_oracle import DRAWS, chain_truth, read_out_truth
+from oracles import network_of, probe_of
+from scipy.stats import binom
+
+from ibscan.measures.network import NetworkInformation
+from ibscan.measures.readout import ReadoutInformation
+from ibscan.types import Streams
+
+# Of 200 seeds 180 to 199 intervals are to hold, of the brackets 93 in 100; in a short run, no fewer than a sound 95 %
+# interval falls below but once in 10^4, and all may by luck.
+LONG, LEAST, LEAST_BRACKETS, MOST, FALSE_ALARM = 200, 0.9, 0.93, 0.995, 1e-4
+# A standard error under this is a claim of exactness, and the error is held to it.
+EXACT = 1e-9
+# The truth's own standard error, in those of the value under test.
+TRUTH_SHARE = 0.1
+# The network channel takes longer: a fifth of the seeds, at least so many.
+NETWORK_SHARE, NETWORK_SEEDS = 5, 6
+# A bracket wider than this many tolerances says nothing, and holds the truth for nothing.
+VACUOUS = 4
+SHORT_TRUTH = 128
+QUANTITIES = ("xt", "ty")
+
+
+@pytest.fixture(scope="module")
+def seeds(pytestconfig):
+    return pytestconfig.getoption("--calibration-seeds")
+
+
+@pytest.fixture(scope="module")
+def report():
+    """Lines by table, printed when all cases have run."""
+    tables: dict[str, list[str]] = {}
+    yield tables
+    for header, lines in tables.items():
+        print("", header, *lines, sep="\n")
+
+
+def fewest(count, share, seeds):
+    return math.floor(share * count) if seeds >= LONG else int(binom.ppf(FALSE_ALARM, count, 0.95))
+
+
+def most(seeds):
+    return math.floor(MOST * seeds) if seeds >= LONG else seeds
+
+
+def ratio(errors, values):
+    deviation = values.std(ddof=1)
+    return f"{errors.mean() / deviation:.2f}" if deviation > EXACT else "-"
+
+
+READ_OUT = (
+    f"{'read-out channel':24}{'width':>6}{'noise':>7}{'n':>6}{'cov. xt':>9}{'cov. ty':>9}"
+    f"{'se/sd xt':>10}{'se/sd ty':>10}{'bias xt':>9}{'bias ty':>9}{'se xt':>9}{'se ty':>9}{'draws':>8}"
+)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_intervals_of_the_readout_hold_as_often_as_they_say(name, seeds, report):
+    case, truth = CASES[name], dict(zip(QUANTITIES, (TRUTHS[name][:2], TRUTHS[name][2:]), strict=True))
+    measure = ReadoutInformation(noise=(case.noise,), tolerance=case.tolerance, max_draws=case.max_draws, samples=None)
+    # A seed orders the rows and draws the noise, as in a command.
+    results = [measure(case.network, case.probe.sampled(None, s), Streams(s)) for s in range(seeds)]
+    values, errors, held = {}, {}, {}
+    for key in QUANTITIES:
+        found = [result[f"mi_readout_{key}"] for result in results]
+        values[key], errors[key] = (np.array([getattr(f, a)[0, 0, 0] for f in found]) for a in ("value", "stderr"))
+        held[key] = np.abs(values[key] - truth[key][0]) <= 1.96 * np.hypot(errors[key], truth[key][1])
+    biases = {k: (values[k].mean() - truth[k][0]) / max(EXACT, values[k].std(ddof=1)) * seeds**0.5 for k in QUANTITIES}
+    report.setdefault(READ_OUT, []).append(
+        f"{name:24}{case.values.shape[1]:6}{case.noise:7}{len(case.values):6}"
+        + "".join(f"{'exact' if errors[k].max() < EXACT else held[k].sum():>9}" for k in QUANTITIES)
+        + "".join(f"{ratio(errors[k], values[k]):>10}" for k in QUANTITIES)
+        + "".join(f"{biases[k]:9.1f}" for k in QUANTITIES)
+        + "".join(f"{errors[k].mean():9.1e}" for k in QUANTITIES)
+        + f"{np.median([result['mi_readout_xt'].draws[0, 0, 0] for result in results]):8.0f}"
+    )
+    # Both quantities are looked at before either is complained of.
+    complaints = []
+    for key in QUANTITIES:
+        if key in case.exact:
+            wrong = np.abs(values[key] - truth[key][0]).max()
+            if not (errors[key].max() < EXACT and wrong < EXACT):
+                complaints.append(f"{key} is to be exact: standard error {errors[key].max():.1e}, error {wrong:.1e}")
+        elif errors[key].mean() * TRUTH_SHARE < truth[key][1]:
+            complaints.append(f"{key}: standard error {errors[key].mean():.1e} calls for more draws of the truth")
+        elif not (bounds := (fewest(seeds, LEAST, seeds), most(seeds)))[0] <= held[key].sum() <= bounds[1]:
+            complaints.append(
+                f"{key}: {held[key].sum()} of {seeds} intervals hold, not {bounds[0]} to {bounds[1]};"
+                f" mean standard error over deviation {ratio(errors[key], values[key])}"
+            )
+    assert not complaints, complaints
+
+
+NETWORK = (
+    f"{'network channel':24}{'widths':>12}{'noise':>7}{'n':>6}{'seeds':>7}{'cov. xt':>9}{'cov. ty':>9}"
+    f"{'half xt':>9}{'half ty':>9}{'replicas':>10}{'draws':>8}"
+)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_brackets_of_the_network_channel_hold(name, seeds, report):
+    case, count = CHAINS[name], max(NETWORK_SEEDS, seeds // NETWORK_SHARE)
+    network, probe, place = network_of([case.chain], case.activation), probe_of(case.x, case.labels), (0, case.layer, 0)
+    measure = NetworkInformation(noise=(case.noise,), tolerance=case.tolerance, max_replicas=512, max_draws=2**13)
+    results = [measure(network, probe.sampled(None, s), Streams(s)) for s in range(count)]
+    truth, held, half = case.truth, {}, {}
+    for key, exact in zip(QUANTITIES, (truth[0], truth[2]), strict=True):
+        found = [result[f"mi_network_{key}"] for result in results]
+        lower, upper = (np.array([getattr(f, a)[place] for f in found]) for a in ("lower", "upper"))
+        held[key], half[key] = ((lower <= exact) & (exact <= upper)).sum(), np.median(upper - lower) / 2
+    widths = "-".join(str(part) for part in (case.x.shape[1], *(len(w) for w in case.chain[0][:-1])))
+    report.setdefault(NETWORK, []).append(
+        f"{name:24}{widths:>12}{case.noise:7}{len(case.x):6}{count:7}"
+        + "".join(f"{held[k]:9}" for k in QUANTITIES)
+        + "".join(f"{half[k]:9.3f}" for k in QUANTITIES)
+        + f"{np.median([r['mi_network_xt'].replicas[place] for r in results]):10.0f}"
+        + f"{np.median([r['mi_network_xt'].draws[place] for r in results]):8.0f}"
+    )
+    for key in QUANTITIES:
+        assert held[key] >= fewest(count, LEAST_BRACKETS, seeds), (key, held[key], count)
+        assert half[key] <= VACUOUS * case.tolerance, (key, half[key])
+
+
+# The truths --------------------------------------------------------------------------------------------------------
+
+
+def draws_for(seeds):
+    """The long version makes the truths anew as they were made; the short one from fewer draws."""
+    return DRAWS if seeds >= LONG else DRAWS // SHORT_TRUTH
+
+
+def check_truth(found, kept):
+    """The same draws give the same number up to rounding; fewer give one within eight errors: t, and skewed terms."""
+    for column in (0, 2):
+        slack = 8 * math.hypot(found[column + 1], kept[column + 1]) + EXACT / 10
+        assert abs(found[column] - kept[column]) <= slack, (found, kept)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_truths_of_the_readout_are_what_the_oracle_says(name, seeds):
+    check_truth(read_out_truth(CASES[name], draws_for(seeds)), TRUTHS[name])
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_truths_of_the_network_channel_are_what_the_oracle_says(name, seeds):
+    check_truth(chain_truth(CHAINS[name], draws_for(seeds)), CHAINS[name].truth)

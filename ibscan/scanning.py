@@ -21,8 +21,8 @@ __all__ = ["Block", "blocks", "measured", "partition"]
 
 # Activations (checkpoints x rows x units) a stacked block may hold. Small networks on few rows are bound by the number
 # of calls and gain from stacking; beyond this one checkpoint alone is work enough, and a part is written after each.
-STACKED_ACTIVATIONS = 2**17
-LARGEST_BLOCK = 64
+STACKED_ACTIVATIONS = 2**18
+LARGEST_BLOCK = 128
 # Below this width two threads cost more in waiting than they save in work.
 THREADED_WIDTH = 64
 

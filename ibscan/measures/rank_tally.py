@@ -100,20 +100,18 @@ class RankTally:
             sigma = torch.zeros(*sound.shape, min(factor.shape[-2:]), dtype=factor.dtype, device=factor.device)
             sigma[places] = singular_values(made_finite(factor[places], sound[places]))
         eps, relative = self._thresholds(layer, rows)
-        limits = torch.cat(
-            [part.expand(-1, max(eps.shape[1], sigma.shape[1]), -1) for part in (eps, relative * sigma[..., :1])], -1
-        )
-        number = numerical_rank(sigma, limits).cpu().numpy()
-        alive, whole = (sigma[..., 0] > 0.0).cpu().numpy(), sound.cpu().numpy()
-        c, at = np.nonzero(needed)
-        held = np.zeros_like(at) if factor.shape[1] == 1 else at
-        self.number[c, layer, :, rows[at]] = number[c, np.minimum(at, number.shape[1] - 1)]
-        self.alive[c, layer, rows[at]], self.sound[c, layer, rows[at]] = alive[c, held], whole[c, held]
+        held = max(eps.shape[1], sigma.shape[1])
+        parts = [part.expand(-1, held, -1).movedim(-1, 0) for part in (eps, relative * sigma[..., :1])]
+        limits = torch.cat(parts).movedim(0, -1)
+        _note(self.number[:, layer], rows, needed[:, None], numerical_rank(sigma, limits).movedim(-1, 1))
+        _note(self.alive[:, layer], rows, needed, sigma[..., 0] > 0.0)
+        _note(self.sound[:, layer], rows, needed, sound)
         first = int(np.searchsorted(rows, self.spectral))
         if first:
             self._spectra(layer, sigma, first)
             if fed is not None:
-                self._bound(layer, made_finite(fed, finite_matrices(fed)), rows[:first])
+                # What is not finite makes all it feeds so.
+                self._bound(layer, made_finite(fed, sound), rows[:first])
 
     def _thresholds(self, layer: int, rows: Array) -> tuple[torch.Tensor, torch.Tensor]:
         """Return absolute thresholds, (C, n or 1, E), and those relative to the row's largest singular value, (R,).
@@ -128,10 +126,10 @@ class RankTally:
 
     def _spectra(self, layer: int, sigma: torch.Tensor, rows: int) -> None:
         share = sigma.expand(-1, max(rows, sigma.shape[1]), -1)[:, :rows]
-        stack = torch.cat((share, effective_rank(share).unsqueeze(-1), stable_rank(share).unsqueeze(-1)), -1)
+        sums = [part.sum(1) for part in (share, effective_rank(share).unsqueeze(-1), stable_rank(share).unsqueeze(-1))]
         # What the factor has no column for is zero.
         at = [*range(sigma.shape[-1]), self.size, self.size + 1]
-        self.spectrum[:, layer, at] += stack.sum(1).cpu().numpy() / self.spectral
+        self.spectrum[:, layer, at] += torch.cat(sums, -1).cpu().numpy() / self.spectral
 
     def _bound(self, layer: int, fed: torch.Tensor, rows: Array) -> None:
         """Bound the counts of rows by those of the weight above eps over the norm of what feeds it."""
@@ -191,6 +189,11 @@ class RankTally:
             (number.reshape(len(first), number.shape[3]) + first).ravel(), minlength=len(first) * values
         )
         return np.where(told[..., None, None], found.reshape(*lead, values), -1)
+
+
+def _note(noted: Array, rows: Array, needed: Array, found: torch.Tensor) -> None:
+    """Put what was found of rows, the last axis, in its place where it was needed."""
+    noted[..., rows] = np.where(needed, found.cpu().numpy(), noted[..., rows])
 
 
 def _by_row(values: torch.Tensor, size: int) -> Array:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ibscan.numerics.spectrum import numerical_rank, spectral_norm
+from ibscan.numerics.spectrum import spectral_norm
 
 __all__ = [
     "Counts",
@@ -28,6 +28,8 @@ TINY_SIZE = 8
 # An estimated distance to the nearest eigenvalue must exceed the error by so much to be believed.
 SAFETY = 10.0
 EPS = torch.finfo(torch.float64).eps
+# By so much, relative, bounds of a norm are moved apart, so that their rounding does not put the norm outside.
+HAIR = 1e-12
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,8 @@ def elimination_counts(values: torch.Tensor, error: torch.Tensor, eps: torch.Ten
 def bound_counts(own: torch.Tensor, fed: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
     """Return #{sigma(W) > eps / |B|}, which #{sigma(W B) > eps} does not exceed.
 
-    The norm of B lies between its longest row and its Frobenius norm. Only where the count differs between those is it
-    computed.
+    The norm of B lies between its longest row and its Frobenius norm. Only where the count differs between those is
+    more asked of it: bounds from powers of a Gram matrix, and where it differs between these as well, the norm itself.
 
     Args:
         own: Singular values of W, shape (C, d).
@@ -191,19 +193,38 @@ def bound_counts(own: torch.Tensor, fed: torch.Tensor, eps: torch.Tensor) -> tor
     Source:
         Horn and Johnson, Topics in Matrix Analysis, theorem 3.3.16: sigma_k(W B) <= sigma_k(W) |B|.
     """
-
-    def counted(norm: torch.Tensor) -> torch.Tensor:
-        return numerical_rank(own.unsqueeze(1), eps / norm.unsqueeze(-1))
-
-    lengths = fed.norm(dim=-1)
-    # A hair apart, so that rounding does not put the norm outside.
-    found, least = counted(lengths.norm(dim=-1) * (1 + 1e-12)), counted(lengths.amax(-1) * (1 - 1e-12))
-    open_rows = (found != least).any(-1)
-    if bool(open_rows.any()):
-        norm = torch.ones_like(lengths[..., 0])
-        norm[open_rows] = spectral_norm(fed[open_rows])
-        found = torch.where(open_rows.unsqueeze(-1), counted(norm), found)
+    limits = (eps.unsqueeze(-1) / own.unsqueeze(1)).sort(-1).values
+    # The rows of the probe last: sums over a dimension that is not last in memory's order are slow.
+    lengths = fed.movedim(1, -1).square().sum(2)
+    found = _reached(limits, lengths.sum(1).sqrt() * (1 + HAIR))
+    least = _reached(limits, lengths.amax(1).sqrt() * (1 - HAIR))
+    checkpoint, row = (found != least).any(-1).nonzero(as_tuple=True)
+    if len(row):
+        matrix, limits = fed[checkpoint, row], limits[checkpoint]
+        norm, least_norm = _norm_bounds(matrix)
+        apart = _reached(limits, norm * (1 + HAIR)) != _reached(limits, least_norm * (1 - HAIR))
+        still = apart.flatten(1).any(1)
+        norm[still] = spectral_norm(matrix[still]).unsqueeze(-1)
+        found[checkpoint, row] = _reached(limits, norm).squeeze(1)
     return found
+
+
+def _reached(limits: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+    """Return how many limits (C, E, d), ascending, are less than norms (C, n): (C, n, E)."""
+    each = norm.unsqueeze(1).expand(-1, limits.shape[1], -1).contiguous()
+    return torch.searchsorted(limits, each).movedim(1, -1)
+
+
+def _norm_bounds(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what the spectral norms of matrices (r, s, k), none of them zero, do not exceed and reach, (r, 1) each.
+
+    With the eigenvalues g of the Gram matrix: sum g^4 / sum g^2 <= max g^2, and max g^4 <= sum g^4.
+    """
+    size = matrix.flatten(1).norm(dim=1).unsqueeze(-1)
+    scaled = matrix / size.unsqueeze(-1)
+    gram = scaled @ scaled.mT if scaled.shape[1] <= scaled.shape[2] else scaled.mT @ scaled
+    second, fourth = (power.flatten(1).square().sum(1, keepdim=True) for power in (gram, gram @ gram))
+    return size * fourth ** (1 / 8), size * (fourth / second) ** (1 / 4)
 
 
 def _start(size: int, like: torch.Tensor) -> torch.Tensor:

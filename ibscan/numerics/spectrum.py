@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ibscan.numerics.bidiagonal import stacked_values
+
 __all__ = [
     "effective_rank",
     "finite_matrices",
@@ -13,6 +15,10 @@ __all__ = [
     "spectral_norm",
     "stable_rank",
 ]
+
+# So many matrices of so few rows or columns take less time all at once than one by one. On a CPU: on a GPU a library
+# does not take them one by one, and some thousand operations in turn would be as many launches.
+MANY, TINY = 2**11, 8
 
 
 def finite_matrices(matrix: torch.Tensor) -> torch.Tensor:
@@ -31,7 +37,8 @@ def singular_values(matrix: torch.Tensor) -> torch.Tensor:
     """Return singular values in descending order.
 
     Through the SVD itself and not a Gram matrix, whose smallest eigenvalues lose half the digits: counts are right
-    down to eps = 1e-14 sigma_max.
+    down to eps = 1e-14 sigma_max. Of many tiny matrices by operations on all of them, and by the library where those
+    are not certain.
 
     Args:
         matrix: Shape (..., D, k), finite, float64.
@@ -39,8 +46,14 @@ def singular_values(matrix: torch.Tensor) -> torch.Tensor:
     Returns:
         Shape (..., min(D, k)), >= 0.
     """
-    sigma: torch.Tensor = torch.linalg.svdvals(matrix)
-    return sigma
+    least = min(matrix.shape[-2:])
+    if 0 < least <= TINY and matrix.shape[:-2].numel() >= MANY and matrix.device.type == "cpu":
+        sigma, certain = stacked_values(matrix)
+        if not bool(certain.all()):
+            sigma[~certain] = torch.linalg.svdvals(matrix[~certain])
+        return sigma
+    own: torch.Tensor = torch.linalg.svdvals(matrix)
+    return own
 
 
 def numerical_rank(sigma: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
@@ -60,7 +73,9 @@ def numerical_rank(sigma: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         >>> numerical_rank(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0.0, 1.0]))
         tensor([2, 1])
     """
-    return (sigma.unsqueeze(-2) > eps.unsqueeze(-1)).sum(-1)
+    each = eps.expand(*sigma.shape[:-1], -1) if eps.dim() == 1 else eps
+    # Thresholds first: what is compared and summed then lies in memory as the singular values do.
+    return (sigma > each.movedim(-1, 0).unsqueeze(-1)).sum(-1).movedim(0, -1)
 
 
 def effective_rank(sigma: torch.Tensor) -> torch.Tensor:

@@ -83,7 +83,7 @@ def carried_on(before: Carried, slope: torch.Tensor, weight: torch.Tensor, norm:
         rows = (weight.unsqueeze(1) * slope.unsqueeze(-2)).flatten(1, 2)
         factor = (rows @ before.factor[:, 0]).view(*slope.shape[:2], *weight.shape[1:2], -1)
     else:
-        factor = _times(weight, _active_rows(before.factor, slope, index), index)
+        factor = _times(weight, _active_rows(before.factor, slope, index), index).contiguous()
     steepest = slope.abs().amax(-1)
     growth = (norm.unsqueeze(-1) * steepest).square()
     error = growth * (before.error + 2.0 * rounding(max(before.factor.shape[-2:])) * before.norm)
@@ -104,7 +104,11 @@ def exactly_on(factor: torch.Tensor, slope: torch.Tensor, weight: torch.Tensor) 
         Patel and Shwartz-Ziv 2024, section 2.
     """
     index = _active(slope)
-    inner = _active_rows(factor, slope, index)
+    if index is None and _tiny(weight, factor):
+        # Rows last in memory, along which operations on tiny matrices run, the product below as well.
+        inner = (slope.mT.contiguous().unsqueeze(2) * factor.movedim(1, -1)).movedim(-1, 1)
+    else:
+        inner = _active_rows(factor, slope, index)
     if inner.shape[-1] - inner.shape[-2] >= LEAST_GAIN:
         inner = row_factor(inner)
     return _times(weight, inner, index), inner
@@ -149,13 +153,18 @@ def _active_rows(factor: torch.Tensor, slope: torch.Tensor, index: torch.Tensor 
 
 
 def _times(weight: torch.Tensor, inner: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
-    if index is None and weight.shape[-1] * inner.shape[-1] <= TINY and inner.shape[1] > 1:
+    if index is None and _tiny(weight, inner) and inner.shape[1] > 1:
         # One product a checkpoint in place of one a row, whose call would cost more than its work.
-        return torch.einsum("cod,cndk->cnok", weight, inner).contiguous()
+        rows = inner.movedim(1, -1)
+        return (weight @ rows.flatten(2)).view(*weight.shape[:2], *rows.shape[2:]).movedim(-1, 1)
     if index is None:
         return weight.unsqueeze(1) @ inner
     # Rows of W^T are copied whole, a row of memory each.
     return _rows(weight.mT.contiguous().unsqueeze(1), index).mT @ inner
+
+
+def _tiny(weight: torch.Tensor, factor: torch.Tensor) -> bool:
+    return weight.shape[-1] * factor.shape[-1] <= TINY
 
 
 def _active(slope: torch.Tensor) -> torch.Tensor | None:

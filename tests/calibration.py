@@ -21,7 +21,8 @@ class Case:
     """Values of one layer at n distinct inputs, their classes, and what the estimator is asked for.
 
     `exact` names the quantities whose standard error is to be under 1e-9, and the error with it; the intervals of the
-    others are counted.
+    others are counted. Of those in `rare` all may hold: overlaps that most runs do not meet once are most of the error,
+    and what is allowed for them is too much wherever none was missed.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Case:
     tolerance: float = 0.05
     max_draws: int = 65536
     exact: tuple[str, ...] = ()
+    rare: tuple[str, ...] = ()
 
     @property
     def probe(self):
@@ -127,7 +129,7 @@ CASES = {
         made("line, small noise", *clusters(100, 1, 5, 0.01, 2), noise=0.005, exact=BOTH),
         made("line, 1000 away", 1000 + cloud(80, 1, 3), noise=0.3, exact=BOTH),
         made("plane", cloud(100, 2, 4), noise=0.2, tolerance=0.03),
-        made("saturated tanh", saturated_tanh(150, 2, 15, 5), noise=0.05, tolerance=0.03),
+        made("saturated tanh", saturated_tanh(150, 2, 15, 5), noise=0.05, tolerance=0.03, rare=("ty",)),
         made("heavy tails", heavy_tails(120, 2, 6), noise=0.3),
         made("heavy duplicates", repeated(120, 3, 40, 40, 7), np.arange(120) % 3, noise=0.3, tolerance=0.03),
         made("late, small noise", *clusters(160, 3, 12, 0.008, 8), noise=0.005),
@@ -138,7 +140,7 @@ CASES = {
         made("nearly ln n", cloud(100, 5, 13), noise=0.2, tolerance=0.01),
         # Ever rarer overlaps: a handful of draws in two thousand meets one, then one run of several.
         made("nearer ln n", cloud(100, 5, 13), noise=0.15),
-        made("nearest ln n", cloud(100, 5, 13), noise=0.12),
+        made("nearest ln n", cloud(100, 5, 13), noise=0.12, rare=BOTH),
         made("late", *clusters(120, 7, 16, 0.05, 14), noise=0.05),
         made("hardly anything", cloud(100, 7, 15, scale=0.05), noise=1.0, tolerance=0.01),
         made("wider dead relu", dead_relu(100, 12, 4, 2, 16), noise=1.0),

@@ -13,7 +13,9 @@ __all__ = ["Residuals", "controls", "quadratic"]
 # Up to this width all products of two coordinates are followed; beyond, only the length of the noise.
 QUADRATIC_WIDTH = 12
 # Differences between draws that one control needs, so that following it by chance costs little.
-DRAWS_A_CONTROL = 8
+DRAWS_A_CONTROL = 4
+# Fewer strata than these are not halved: their draws are.
+FEW_STRATA = 64
 # Directions in which controls vary by less than this share of the most are rounding.
 DEPENDENT = 1e-10
 
@@ -28,33 +30,29 @@ def quadratic(z: torch.Tensor) -> torch.Tensor:
     return products.sub((first == second).to(z.dtype))
 
 
-def controls(centres: torch.Tensor, spare: int) -> Follow:
-    """Return the function (z, owner) -> controls of draws s_owner + noise z, whose means are exactly zero.
+def controls(width: int, spare: int) -> Follow:
+    """Return the function (z, s) -> controls of draws t = s + noise z, whose means are exactly zero.
 
     Up to 12 units: z_k, z_k s_l + s_k z_l and z_k z_l - delta_kl; of wider layers, and where there are few draws, the
     one that matters most, |z|^2 - d; none where even that could not be fitted.
 
     Args:
-        centres: s, shape (n, d), about their mean.
+        width: d.
         spare: Differences between draws of one stratum there will be.
 
     Returns:
-        Function of standard normals (m, d) and indices of centres (m,), giving (m, number of controls).
+        Function of standard normals z (m, d) and of where they are added, s (m, d), giving (m, number of controls).
     """
-    width = centres.shape[1]
-    # Of the size of one, so that all controls weigh alike when dependent ones are looked for.
-    scaled = centres / centres.square().mean().sqrt().clamp(min=torch.finfo(centres.dtype).tiny)
-    first, second = torch.triu_indices(width, width, device=centres.device) if width <= QUADRATIC_WIDTH else ((), ())
+    first, second = torch.triu_indices(width, width) if width <= QUADRATIC_WIDTH else ((), ())
 
-    def none(z: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+    def none(z: torch.Tensor, s: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
         return z[:, :0]
 
-    def length(z: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+    def length(z: torch.Tensor, s: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
         excess: torch.Tensor = z.square().sum(1, keepdim=True) - width
         return excess.div(math.sqrt(2 * width))
 
-    def every(z: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-        s = scaled[owner]
+    def every(z: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         return torch.cat((z, z[:, first] * s[:, second] + s[:, first] * z[:, second], quadratic(z)), 1)
 
     if width <= QUADRATIC_WIDTH and spare >= DRAWS_A_CONTROL * 2 * (width + width * (width + 1)):
@@ -62,21 +60,95 @@ def controls(centres: torch.Tensor, spare: int) -> Follow:
     return length if spare >= DRAWS_A_CONTROL * 2 else none
 
 
+def controlled(terms: torch.Tensor, follow: torch.Tensor) -> torch.Tensor:
+    """Return terms of strata less the controls, as the other half of the strata follows them.
+
+    Args:
+        terms: Shape (terms, strata, draws).
+        follow: Their controls, shape (strata, draws, p).
+
+    Returns:
+        The shape of the terms, with the same means in expectation.
+    """
+    both = torch.cat((terms.movedim(0, -1), follow), -1)
+    left = terms.clone()
+    for mine, other in _halves(*both.shape[:2]):
+        fitted = both[other]
+        # Within strata where they have more than one draw: what tells strata apart is not the noise's doing.
+        apart = fitted - (fitted.mean(1, keepdim=True) if fitted.shape[1] > 1 else fitted.mean((0, 1)))
+        apart = apart.flatten(0, 1)
+        fit = _fitted(apart.mT @ apart, len(terms))
+        left[:, *mine] -= (follow[mine] @ fit).movedim(-1, 0)
+    return left
+
+
+def _halves(strata: int, draws: int) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+    """Return, for each half, its strata and draws, and those of the other half.
+
+    Strata alternate; few of them differ too much for what one half does to say what the other does: there draws do.
+    """
+    every = slice(None)
+    by_draws = strata < FEW_STRATA and draws >= 4
+    first, second = ((every, slice(k, None, 2)) if by_draws else (slice(k, None, 2), every) for k in (0, 1))
+    return [(first, second), (second, first)]
+
+
+@dataclass
+class Spread:
+    """Mean and covariance of each row's replicas as they come, and the control that a Gaussian of them is.
+
+    ln N(s + z; mean, covariance + I) less its mean over z: what the density of a row's own replicas does near them.
+    In units of the noise.
+    """
+
+    origin: torch.Tensor
+    count: int = 0
+    _first: torch.Tensor | None = None
+    _second: torch.Tensor | None = None
+
+    @staticmethod
+    def about(origin: torch.Tensor) -> Spread:
+        """Begin with no replica, at a point near each row's (rows, D): sums of squares about it lose no digits."""
+        return Spread(origin)
+
+    def add(self, values: torch.Tensor) -> None:
+        """Add replicas (R, rows, D); of layers too wide to have a matrix for every row nothing is kept."""
+        self.count += len(values)
+        if values.shape[-1] > QUADRATIC_WIDTH:
+            return
+        apart = (values - self.origin).transpose(0, 1)
+        first, second = apart.sum(1), apart.mT @ apart
+        self._first = first if self._first is None else self._first + first
+        self._second = second if self._second is None else self._second + second
+
+    def follow(self, z: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        """Return the control of standard normals z added to replicas s, both (draws, rows, D): (rows, draws, 1)."""
+        if self._first is None or self._second is None:
+            return z.new_zeros(z.shape[1], z.shape[0], 0)
+        mean = self._first / self.count
+        covariance = self._second / self.count - mean.unsqueeze(2) * mean.unsqueeze(1)
+        precision = torch.linalg.inv(covariance + torch.eye(z.shape[-1], dtype=z.dtype, device=z.device))
+        from_mean = (s - self.origin - mean).transpose(0, 1)
+        z = z.transpose(0, 1)
+        weighed = z @ precision
+        trace = precision.diagonal(dim1=1, dim2=2).sum(1).view(-1, 1)
+        curved: torch.Tensor = (weighed * (0.5 * z + from_mean)).sum(-1) - 0.5 * trace
+        return curved.unsqueeze(-1)
+
+
 @dataclass
 class Residuals:
-    """Terms of strata, draw by draw, less the controls as the other half of the strata follows them.
+    """Terms of strata, draw by draw, less the controls as the other half of the draws follows them.
 
-    Strata alternate between two halves. What is subtracted in one has coefficients fitted in the other, so that it does
-    not know the draws it is subtracted from and keeps its mean of zero. `share` are the weights of the strata, which
-    are all there are (`stratified`) or a sample.
+    Strata alternate between two halves, draws where there are few strata. What is subtracted in one half has
+    coefficients fitted in the other, so that it does not know the draws it is subtracted from and keeps its mean of
+    zero. `share` are the weights of the strata, which are all there are (`stratified`) or a sample.
     """
 
     share: torch.Tensor
     stratified: bool
     draws: int = 0
-    terms: int = 0
-    _mean: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
-    _spread: list[torch.Tensor] = field(default_factory=list)
+    _halves: list[_Half] = field(default_factory=list)
 
     def add(self, terms: torch.Tensor, follow: torch.Tensor) -> None:
         """Add some draws of every stratum.
@@ -85,42 +157,69 @@ class Residuals:
             terms: Shape (terms, draws, strata).
             follow: Their controls, shape (draws, strata, p).
         """
-        both = torch.cat((terms.movedim(0, -1), follow), -1)
-        before, number = self.draws, len(both)
-        if before == 0:
-            self.terms = len(terms)
-            self._mean = torch.zeros_like(both[0])
-            self._spread = [both.new_zeros(both.shape[-1], both.shape[-1]) for _ in range(2)]
-        self.draws += number
-        # About the mean of what came together, and that about the mean before: sums of squares would cancel where the
-        # spread is small.
-        middle = both.mean(0)
-        apart = self.share.unsqueeze(1) * (both - middle)
-        shift = self.share.unsqueeze(1) * (middle - self._mean)
-        self._mean = self._mean + (middle - self._mean) * (number / self.draws)
-        for half, spread in enumerate(self._spread):
-            inside, step = apart[:, half::2].flatten(0, 1), shift[half::2]
-            spread += inside.mT @ inside + (before * number / self.draws) * (step.mT @ step)
+        both = torch.cat((terms.movedim(0, -1), follow), -1).transpose(0, 1)
+        if not self._halves:
+            self._halves = [_Half(self.share[mine[0]], mine, len(terms)) for mine, _ in _halves(*both.shape[:2])]
+        for half in self._halves:
+            half.add(both[half.part])
+        self.draws += both.shape[1]
 
     def result(self) -> tuple[list[float], list[float]]:
         """Return means and standard errors of the terms."""
-        terms = self.terms
-        fitted = [_fitted(spread, terms) for spread in self._spread]
-        means = self._mean[:, :terms].clone()
-        variance = means.new_zeros(terms)
-        for half, spread in enumerate(self._spread):
-            # Strata of one half alone have nothing to be fitted to but themselves.
-            fit = fitted[1 - half]
-            means[half::2] -= self._mean[half::2, terms:] @ fit
-            left = torch.cat((torch.eye(terms, dtype=fit.dtype, device=fit.device), -fit))
-            variance += torch.einsum("it,ij,jt->t", left, spread, left)
-        value = self.share @ means
+        one, two = self._halves
+        fitted = [(one, two.fit()), (two, one.fit())]
+        means = [half.mean(fit) for half, fit in fitted]
+        # Halves of the draws count for as many as they are; halves of the strata have them all.
+        by_draws = one.draws < self.draws
+        value = torch.stack([half.draws * (half.share @ m) for half, m in zip(self._halves, means, strict=True)]).sum(0)
+        value /= self.draws
         if self.stratified:
-            error = (variance.clamp(min=0.0) / ((self.draws - 1) * self.draws)).sqrt()
+            scatter = torch.stack([half.scatter(fit) for half, fit in fitted]).sum(0).clamp(min=0.0)
+            error = (scatter / ((self.draws - (2 if by_draws else 1)) * self.draws)).sqrt()
         else:
             # Not every stratum was visited: the spread between those that were is part of the error.
-            error = means.std(0) / len(means) ** 0.5
+            strata = torch.stack(means).mean(0) if by_draws else torch.cat(means)
+            error = strata.std(0) / len(strata) ** 0.5
         return value.tolist(), error.tolist()
+
+
+@dataclass
+class _Half:
+    """Mean of every stratum, and scatter within strata by squared share, of terms and controls together."""
+
+    share: torch.Tensor
+    part: tuple[slice, slice]
+    terms: int
+    draws: int = 0
+    _mean: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    _scatter: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def add(self, both: torch.Tensor) -> None:
+        """Add draws (strata, draws, terms and controls)."""
+        before, number = self.draws, both.shape[1]
+        if number == 0:  # of a single draw the other half has it
+            return
+        self.draws += number
+        # About the mean of what came together, and that about the mean before: sums of squares would cancel where the
+        # spread is small.
+        middle = both.mean(1)
+        apart = (self.share.view(-1, 1, 1) * (both - middle.unsqueeze(1))).flatten(0, 1)
+        step = self.share.unsqueeze(1) * (middle - self._mean)
+        self._scatter = self._scatter + apart.mT @ apart + (before * number / self.draws) * (step.mT @ step)
+        self._mean = self._mean + (middle - self._mean) * (number / self.draws)
+
+    def fit(self) -> torch.Tensor:
+        """Return the coefficients by which these terms follow the controls."""
+        return _fitted(self._scatter, self.terms)
+
+    def mean(self, fit: torch.Tensor) -> torch.Tensor:
+        """Return the means of the strata (strata, terms) once that much of the controls is taken off."""
+        return self._mean[:, : self.terms] - self._mean[:, self.terms :] @ fit
+
+    def scatter(self, fit: torch.Tensor) -> torch.Tensor:
+        """Return the scatter of the terms once that much of the controls is taken off."""
+        left = torch.cat((torch.eye(self.terms, dtype=fit.dtype, device=fit.device), -fit))
+        return torch.einsum("it,ij,jt->t", left, self._scatter, left)
 
 
 def _fitted(spread: torch.Tensor, terms: int) -> torch.Tensor:

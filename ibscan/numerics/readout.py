@@ -14,10 +14,13 @@ from ibscan.numerics.mixture import Mixture
 __all__ = ["Information", "draw_terms", "line_information", "readout_information"]
 
 # Draws, counted by the weight of their strata, before the spread between them is trusted.
-LEAST_DRAWS = 2048
-# Overlaps rarer than 3/N escape N draws in 95 of 100 cases (the rule of three), and one moves a term by about a nat:
-# an error of 1.5/N that no spread between the draws shows, the only one left where centres hardly overlap.
-UNSEEN = 1.5
+LEAST_DRAWS = 8192
+# Overlaps rarer than 3/N escape N draws in 95 of 100 cases (the rule of three), and one moves a term by a nat or two:
+# an error of 3/N that no spread between the draws shows, the only one left where centres hardly overlap. Where a
+# draw leaves open which of all centres made it, there is nothing apart that it could fail to meet.
+UNSEEN = 3.0
+# No unit's spread is divided by less.
+TINY = torch.finfo(torch.float64).tiny
 # Draws made together, of as many strata: less would be all calls, and more all memory.
 TOGETHER = 2**13
 # Quadrature: points a noise, and how far from the centres. The trapezoidal rule converges geometrically; at twelve
@@ -60,8 +63,9 @@ def readout_information(
     are added until 1.96 standard errors of both values are within `tolerance`. Where the budget does not allow two
     draws a row, a systematic sample of the rows, which must come in random order, is visited, and their spread counts.
 
-    Near ln n the terms are constant but for rare draws between centres; the standard error includes 1.5 over the number
-    of draws, or `gap` if that is less, for those that were not met.
+    Near ln n the terms are constant but for rare draws between centres; the standard error includes 3 over the number
+    of draws, or `gap` if that is less, for those that were not met, times the share of the centres' spread that a draw
+    tells of.
 
     Args:
         mixture: The population of N rows.
@@ -91,7 +95,9 @@ def readout_information(
     budget = max(2, max_draws // len(owner))
     # A spread seen in a handful of draws may be small by luck and would end the sampling.
     goal = min(budget, max(2, math.ceil(LEAST_DRAWS * float(share.square().sum()))))
-    follow = controls(mixture.centres, len(owner) * (goal - 1))
+    follow = controls(mixture.centres.shape[1], len(owner) * (goal - 1))
+    # Of the size of one, so that all controls weigh alike when dependent ones are looked for.
+    places = mixture.centres / max(mixture.extent / math.sqrt(mixture.centres.shape[1]), TINY)
     sums = Residuals(share, stratified)
     together = max(1, TOGETHER // len(owner))
     done = 0
@@ -99,14 +105,15 @@ def readout_information(
         size = min(together, goal - done)
         z = torch.cat([normals(draw)[: len(owner)] for draw in range(done, done + size)])
         owners = owner.repeat(size)
-        terms, followed = draw_terms(mixture, noise, z, owners), follow(z, owners)
+        terms, followed = draw_terms(mixture, noise, z, owners), follow(z, places[owners])
         sums.add(terms.view(3, size, -1), followed.view(size, len(owner), followed.shape[1]))
         done += size
         if done == goal:
             value, errors = sums.result()
             # A draw between two centres so far apart that N draws miss it would move the slope by 2 ln N.
             drawn = done * len(owner)
-            unseen = min(gap, UNSEEN / drawn)
+            open_share = min(1.0, value[2] * (noise / mixture.extent) ** 2) if mixture.extent > 0 else 1.0
+            unseen = min(gap, UNSEEN / drawn * (1.0 - open_share))
             errors = [math.hypot(e, unseen * k) for e, k in zip(errors, (1.0, 1.0, 2 * math.log(drawn)), strict=True)]
             excess = 1.96 * max(errors[:2]) / tolerance
             if excess > 1.0:

@@ -31,19 +31,19 @@ def shared(n, classes=1):
 @pytest.mark.parametrize("d", [1, 2, 5, 12, 13, 40])
 def test_controls_have_mean_zero_at_every_centre(d):
     """Exactly: under the eight-point rule whose moments up to the second are those of a standard normal."""
-    follow = controls(gauss((3, d), d), 10**9)
+    follow, places = controls(d, 10**9), gauss((3, d), d)
     root = math.sqrt(d)
     # +-sqrt(d) along each axis, all alike: mean 0, E z_k z_l = delta_kl.
     z = torch.cat([sign * root * torch.eye(d, dtype=torch.float64) for sign in (-1, 1)])
     for owner in range(3):
-        found = follow(z, torch.full((2 * d,), owner))
+        found = follow(z, places[owner].expand(2 * d, -1))
         assert found.mean(0).abs().max() < 1e-12
     assert found.shape[1] == (d + d * (d + 1) if d <= 12 else 1)
 
 
 def test_few_draws_are_followed_by_few_controls():
-    centres, z, owner = gauss((4, 3), 1), gauss((4, 3), 2), torch.arange(4)
-    assert [controls(centres, spare)(z, owner).shape[1] for spare in (0, 15, 16, 239, 240)] == [0, 0, 1, 1, 15]
+    s, z = gauss((4, 3), 1), gauss((4, 3), 2)
+    assert [controls(3, spare)(z, s).shape[1] for spare in (0, 7, 8, 119, 120)] == [0, 0, 1, 1, 15]
 
 
 def test_quadratic_lists_every_pair_once():

@@ -41,19 +41,20 @@ def controls(width: int, spare: int) -> Follow:
         spare: Differences between draws of one stratum there will be.
 
     Returns:
-        Function of standard normals z (m, d) and of where they are added, s (m, d), giving (m, number of controls).
+        Function of standard normals z (..., d) and of where they are added, s (..., d), giving (..., number of
+        controls).
     """
     first, second = torch.triu_indices(width, width) if width <= QUADRATIC_WIDTH else ((), ())
 
     def none(z: torch.Tensor, s: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
-        return z[:, :0]
+        return z[..., :0]
 
     def length(z: torch.Tensor, s: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
-        excess: torch.Tensor = z.square().sum(1, keepdim=True) - width
+        excess: torch.Tensor = z.square().sum(-1, keepdim=True) - width
         return excess.div(math.sqrt(2 * width))
 
     def every(z: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        return torch.cat((z, z[:, first] * s[:, second] + s[:, first] * z[:, second], quadratic(z)), 1)
+        return torch.cat((z, z[..., first] * s[..., second] + s[..., first] * z[..., second], quadratic(z)), -1)
 
     if width <= QUADRATIC_WIDTH and spare >= DRAWS_A_CONTROL * 2 * (width + width * (width + 1)):
         return every

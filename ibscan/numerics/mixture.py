@@ -26,8 +26,8 @@ LARGEST_EXPONENT = 700.0
 EXPANSION_LIMIT = 1e6
 # Picking out rows of a block pays where no more than this share of them is left.
 FEW = 0.7
-# Points whose sums are made together.
-BLOCK = {"cpu": 2**12, "cuda": 2**18}
+# Points whose sums are made together, and pairs of them with leaves.
+BLOCK = {"cpu": (2**12, 2**20), "cuda": (2**18, 2**26)}
 
 
 def entropy(weights: torch.Tensor) -> float:
@@ -220,6 +220,7 @@ class Mixture:
                 else:
                     total.index_add_(0, part, share)
 
-        size = BLOCK.get(points.device.type, BLOCK["cuda"])
+        most, pairs = BLOCK.get(points.device.type, BLOCK["cuda"])
+        size = min(most, pairs // len(order))
         mapped(fill, cuts(0, len(points), size), points.device)
         return found

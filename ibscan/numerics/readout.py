@@ -19,6 +19,8 @@ LEAST_DRAWS = 8192
 # an error of 3/N that no spread between the draws shows, the only one left where centres hardly overlap. Where a
 # draw leaves open which of all centres made it, there is nothing apart that it could fail to meet.
 UNSEEN = 3.0
+# Where a layer is wider, every second, third, ... stratum gives the slope, as long as so many do.
+SLOPE_WIDTH, LEAST_STRATA = 64, 256
 # No unit's spread is divided by less.
 TINY = torch.finfo(torch.float64).tiny
 # Draws made together, of as many strata: less would be all calls, and more all memory.
@@ -95,21 +97,34 @@ def readout_information(
     budget = max(2, max_draws // len(owner))
     # A spread seen in a handful of draws may be small by luck and would end the sampling.
     goal = min(budget, max(2, math.ceil(LEAST_DRAWS * float(share.square().sum()))))
-    follow = controls(mixture.centres.shape[1], len(owner) * (goal - 1))
+    width = mixture.centres.shape[1]
+    follow = controls(width, len(owner) * (goal - 1))
     # Of the size of one, so that all controls weigh alike when dependent ones are looked for.
-    places = mixture.centres / max(mixture.extent / math.sqrt(mixture.centres.shape[1]), TINY)
-    sums = Residuals(share, stratified)
+    places = mixture.centres[owner] / max(mixture.extent / math.sqrt(width), TINY)
+    # The slope of a wide layer costs as much again as all else: it has no target, and some of the strata will do.
+    apart = -(-width // SLOPE_WIDTH)
+    kept = slice(None, None, apart if len(owner) >= LEAST_STRATA * apart else 1)
+    sums, slopes = (
+        Residuals(share, stratified),
+        Residuals(share[kept] / share[kept].sum(), stratified and kept.step == 1),
+    )
     together = max(1, TOGETHER // len(owner))
     done = 0
     while done < goal:
         size = min(together, goal - done)
-        z = torch.cat([normals(draw)[: len(owner)] for draw in range(done, done + size)])
-        owners = owner.repeat(size)
-        terms, followed = draw_terms(mixture, noise, z, owners), follow(z, places[owners])
-        sums.add(terms.view(3, size, -1), followed.view(size, len(owner), followed.shape[1]))
+        z = torch.stack([normals(draw)[: len(owner)] for draw in range(done, done + size)])
+        followed = follow(z, places)
+        if kept.step == 1:
+            terms = draw_terms(mixture, noise, z, owner, slope=True)
+            sums.add(terms[:2], followed)
+            slopes.add(terms[2:], followed)
+        else:
+            sums.add(draw_terms(mixture, noise, z, owner), followed)
+            terms = draw_terms(mixture, noise, z[:, kept], owner[kept], slope=True)
+            slopes.add(terms[2:], followed[:, kept])
         done += size
         if done == goal:
-            value, errors = sums.result()
+            value, errors = ([*a, *b] for a, b in zip(sums.result(), slopes.result(), strict=True))
             # A draw between two centres so far apart that N draws miss it would move the slope by 2 ln N.
             drawn = done * len(owner)
             open_share = min(1.0, value[2] * (noise / mixture.extent) ** 2) if mixture.extent > 0 else 1.0
@@ -122,31 +137,38 @@ def readout_information(
     return Information(value[0], errors[0], value[1], errors[1], value[2], errors[2], done, len(owner), resolved)
 
 
-def draw_terms(mixture: Mixture, noise: float, normals: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-    """Return what one draw t = s_i + noise z says: the terms whose means are I(X;T), I(T;Y) and the slope.
+def draw_terms(
+    mixture: Mixture, noise: float, normals: torch.Tensor, owner: torch.Tensor, *, slope: bool = False
+) -> torch.Tensor:
+    """Return what draws t = s_i + noise z say: the terms whose means are I(X;T), I(T;Y) and the slope.
 
     Args:
         mixture: The population.
         noise: Standard deviation, > 0.
-        normals: z, shape (m, d).
+        normals: z, shape (draws, m, d).
         owner: i of every draw, shape (m,).
+        slope: Whether that of the slope is wanted, which takes the mean of the centres given t.
 
     Returns:
-        ln p(t|i) - ln p(t), E_Y|i [ln p(t|Y) - ln p(t)], ||s_i - E[S|t]||^2 / noise^2; shape (3, m).
+        ln p(t|i) - ln p(t), E_Y|i [ln p(t|Y) - ln p(t)], and ||s_i - E[S|t]||^2 / noise^2 where it is wanted; shape
+        (2 or 3, draws, m).
     """
     centres, weights = mixture.centres, mixture.weights
     classes = weights.shape[1]
     own = centres[owner]
     # Own-centre reference: each term is a ratio to the density of the centre that made the draw, so no running
     # maximum is needed and the own term is exactly its weight.
-    columns = torch.cat((weights, mixture.share.unsqueeze(1) * centres), 1)
-    found = mixture.sums(own + noise * normals, 0.5 * normals.square().sum(1), columns, noise)
-    joint, moment = found[:, :classes], found[:, classes:]
-    total = joint.sum(1)
+    columns = torch.cat((weights, mixture.share.unsqueeze(1) * centres), 1) if slope else weights
+    points, energy = (own + noise * normals).flatten(0, 1), 0.5 * normals.square().sum(-1).flatten()
+    found = mixture.sums(points, energy, columns, noise).view(*normals.shape[:2], -1)
+    joint, moment = found[..., :classes], found[..., classes:]
+    total = joint.sum(-1, keepdim=True)
     given = (weights / mixture.share.unsqueeze(1))[owner]
-    ratio = joint.log() - total.log().unsqueeze(1) - weights.sum(0).log()
-    apart = (moment / total.unsqueeze(1) - own) / noise
-    return torch.stack((-total.log(), torch.where(given > 0, given * ratio, 0.0).sum(1), apart.square().sum(1)))
+    ratio = joint.log() - total.log() - weights.sum(0).log()
+    terms = [-total.log().squeeze(-1), torch.where(given > 0, given * ratio, 0.0).sum(-1)]
+    if slope:
+        terms.append(((moment / total - own) / noise).square().sum(-1))
+    return torch.stack(terms)
 
 
 def line_information(mixture: Mixture, noise: float) -> Information:

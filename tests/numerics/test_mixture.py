@@ -219,8 +219,8 @@ def test_equals_brute_force_on_the_same_draws(case, labels):
     n = len(centres)
     joint = {"one": uniform(n), "hard": uniform(n, 3), "soft": soft_joint(n, 3, 1)}[labels]
     population, normals = Mixture.of(centres, joint), draws_of(tuple(centres.shape))
-    terms = [draw_terms(population, noise, normals(m)[:, population.units], population.owner) for m in range(4)]
-    found = torch.stack(terms).mean(0) @ population.rows
+    z = torch.stack([normals(m)[:, population.units] for m in range(4)])
+    found = draw_terms(population, noise, z, population.owner).mean(1) @ population.rows
     # Rows of one centre are one input, whose label is that of any of them.
     mixed = (population.weights / population.share[:, None])[population.owner] * population.rows[:, None]
     xt, ty = brute_information(centres, mixed, noise, [normals(m) for m in range(4)])
@@ -235,7 +235,7 @@ def test_tile_size_does_not_matter(monkeypatch):
     monkeypatch.setattr(tree, "LEAF", 3)
     for dense in (0.0, 1.0):  # never, and always, looking for what is within reach
         monkeypatch.setattr(tree, "DENSE", dense)
-        monkeypatch.setitem(mixture.BLOCK, "cpu", 5)
+        monkeypatch.setitem(mixture.BLOCK, "cpu", (5, 1000))
         cut = measured(centres, joint, 0.5, max_draws=37 * 4)
         assert (cut.xt, cut.ty, cut.slope) == pytest.approx((whole.xt, whole.ty, whole.slope), rel=1e-11)
         assert (cut.xt_se, cut.ty_se) == pytest.approx((whole.xt_se, whole.ty_se), rel=1e-9)

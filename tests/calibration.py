@@ -142,7 +142,7 @@ CASES = {
         made("nearer ln n", cloud(100, 5, 13), noise=0.15),
         made("nearest ln n", cloud(100, 5, 13), noise=0.12, rare=BOTH),
         made("late", *clusters(120, 7, 16, 0.05, 14), noise=0.05),
-        made("hardly anything", cloud(100, 7, 15, scale=0.05), noise=1.0, tolerance=0.01),
+        made("hardly anything", cloud(100, 7, 15, scale=0.05), noise=1.0, tolerance=0.01, rare=("xt",)),
         made("wider dead relu", dead_relu(100, 12, 4, 2, 16), noise=1.0),
         made("all apart", cloud(100, 12, 17), noise=0.005, exact=BOTH),
         made("thirteen", np.tanh(cloud(80, 13, 18, scale=0.5)), noise=0.3, tolerance=0.03),

@@ -233,7 +233,7 @@ def readout_cell(
         found = readout_information(
             mixture,
             noise,
-            lambda draw: normals(draw)[:, mixture.units],
+            mixture.chosen(normals),
             tolerance=tolerance,
             max_draws=max_draws,
             gap=max(0.0, cap - lower),

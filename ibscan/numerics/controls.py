@@ -50,7 +50,7 @@ def controls(width: int, spare: int) -> Follow:
         return z[..., :0]
 
     def length(z: torch.Tensor, s: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
-        excess: torch.Tensor = z.square().sum(-1, keepdim=True) - width
+        excess: torch.Tensor = torch.linalg.vector_norm(z, dim=-1, keepdim=True).square_() - width
         return excess.div(math.sqrt(2 * width))
 
     def every(z: torch.Tensor, s: torch.Tensor) -> torch.Tensor:

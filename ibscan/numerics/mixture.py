@@ -7,6 +7,7 @@ there is one class. p(t) = sum_i w_i N(t; s_i, noise^2 I) with w_i = sum_c W[i, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -135,6 +136,15 @@ class Mixture:
         """As of `principal_components`, of the centres."""
         return principal_components(self.centres, self.share)
 
+    def chosen(self, normals: Callable[[int], torch.Tensor]) -> Callable[[int], torch.Tensor]:
+        """Return the function of a draw that gives its standard normals of these units, of that of all units."""
+
+        def drawn(draw: int) -> torch.Tensor:
+            z = normals(draw)
+            return z if len(self.units) == z.shape[1] else z[:, self.units]
+
+        return drawn
+
     def projected(self, components: int) -> Mixture:
         """Return the mixture of so many first principal components."""
         centres, weights, owner = collapsed(self.centres @ self.principal[1][:components].mT, self.weights)
@@ -164,17 +174,17 @@ class Mixture:
         # Kept: a sweep over doubled noises asks for most of them twice.
         if noise not in self._overlaps:
             none = torch.zeros(len(self.centres), dtype=self.centres.dtype, device=self.centres.device)
-            near = self.sums(self.centres, none, self.share.unsqueeze(1), noise).squeeze(1)
+            near = self.sums(self.centres / noise, none, self.share.unsqueeze(1), noise).squeeze(1)
             self._overlaps[noise] = -float(self.share @ near.log())
         return self._overlaps[noise]
 
     def sums(self, points: torch.Tensor, shift: torch.Tensor, columns: torch.Tensor, noise: float) -> torch.Tensor:
-        """Return sum_j exp(shift_i - ||t_i - s_j||^2 / (2 noise^2)) columns_j.
+        """Return sum_j exp(shift_i - ||t_i - s_j / noise||^2 / 2) columns_j.
 
         Centres that cannot matter are skipped: those whose terms, all together, are below 1e-12 of the smallest weight.
 
         Args:
-            points: t, shape (m, d).
+            points: t, in units of the noise, shape (m, d).
             shift: Shape (m,).
             columns: What is summed, no larger than weights are, shape (n, q).
             noise: Standard deviation, > 0.
@@ -199,10 +209,10 @@ class Mixture:
             return distance.square_().mul_(-0.5).add_(at[:, -1:])
 
         def fill(rows: slice) -> None:
-            at, lift, total = points[rows] / noise, shift[rows].unsqueeze(1), found[rows]
-            near = self._tree.reached(points[rows], (2.0 * noise**2) * (shift[rows] + cut))
+            at, lift, total = points[rows], shift[rows].unsqueeze(1), found[rows]
+            near = self._tree.reached(at, 2.0 * (shift[rows] + cut), noise)
             if expands:
-                lift = lift - 0.5 * at.square().sum(1, keepdim=True)
+                lift = lift - 0.5 * torch.linalg.vector_norm(at, dim=1, keepdim=True).square_()
             at = torch.cat((at, torch.ones_like(lift), lift), 1)
             every = torch.arange(len(at), device=at.device)
             parts = [every] * len(order) if near is None else torch.split(near[0], near[1])

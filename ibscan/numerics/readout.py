@@ -155,11 +155,11 @@ def draw_terms(
     """
     centres, weights = mixture.centres, mixture.weights
     classes = weights.shape[1]
-    own = centres[owner]
+    own = centres[owner] / noise
     # Own-centre reference: each term is a ratio to the density of the centre that made the draw, so no running
     # maximum is needed and the own term is exactly its weight.
     columns = torch.cat((weights, mixture.share.unsqueeze(1) * centres), 1) if slope else weights
-    points, energy = (own + noise * normals).flatten(0, 1), 0.5 * normals.square().sum(-1).flatten()
+    points, energy = (own + normals).flatten(0, 1), 0.5 * torch.linalg.vector_norm(normals, dim=-1).square_().flatten()
     found = mixture.sums(points, energy, columns, noise).view(*normals.shape[:2], -1)
     joint, moment = found[..., :classes], found[..., classes:]
     total = joint.sum(-1, keepdim=True)
@@ -167,7 +167,7 @@ def draw_terms(
     ratio = joint.log() - total.log() - weights.sum(0).log()
     terms = [-total.log().squeeze(-1), torch.where(given > 0, given * ratio, 0.0).sum(-1)]
     if slope:
-        terms.append(((moment / total - own) / noise).square().sum(-1))
+        terms.append((moment / (noise * total) - own).square_().sum(-1))
     return torch.stack(terms)
 
 
@@ -196,7 +196,7 @@ def line_information(mixture: Mixture, noise: float) -> Information:
     near = torch.where(t - centres[left] < centres[right] - t, centres[left], centres[right])
     shift = 0.5 * ((t - near) / noise).square()
     columns = torch.cat((mixture.weights, mixture.share.unsqueeze(1) * mixture.centres), 1)
-    found = mixture.sums(t.unsqueeze(1), shift, columns, noise)
+    found = mixture.sums(t.unsqueeze(1) / noise, shift, columns, noise)
     joint, moment = found[:, :-1], found[:, -1]
     total = joint.sum(1)
     density = torch.exp(-shift) / (STEPS * math.sqrt(2 * math.pi))

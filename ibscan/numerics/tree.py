@@ -61,19 +61,22 @@ class Tree:
                 nodes, fillers = (kind.gather(1, halves).view(2 * len(nodes), -1) for kind in (nodes, fillers))
         return Tree(nodes, ~fillers, tuple(boxes), axes)
 
-    def reached(self, points: torch.Tensor, squared: torch.Tensor) -> tuple[torch.Tensor, list[int]] | None:
+    def reached(
+        self, points: torch.Tensor, squared: torch.Tensor, unit: float = 1.0
+    ) -> tuple[torch.Tensor, list[int]] | None:
         """Return which points have each leaf within their reach: certified, no leaf that is within it is missing.
 
         Args:
-            points: Shape (m, d).
-            squared: Squared radius of the ball about each, shape (m,).
+            points: Shape (m, d), in the unit.
+            squared: Squared radius of the ball about each, shape (m,), in the unit squared.
+            unit: What the tree's points are not yet divided by.
 
         Returns:
             Indices of points, leaf by leaf, and how many each leaf has; None where most leaves are within reach of
             most points, and looking further would cost more than it spares.
         """
         leaves = len(self.order)
-        along = points if self.axes is None else points @ self.axes
+        along, squared = unit * (points if self.axes is None else points @ self.axes), unit**2 * squared
         look = torch.linspace(0, len(points) - 1, min(LOOK, len(points)), device=points.device).long()
         every = torch.arange(leaves, device=points.device)
         pairs = look.repeat_interleave(leaves), every.repeat(len(look))

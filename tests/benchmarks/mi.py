@@ -12,8 +12,8 @@ the same with scipy's `cdist`, and h(T+Z) - h(Z), the mean of -ln p(t) less a kn
 (Goldfeld et al. 2019).
 
 ibscan's time is that of the estimate and its error: normals, mixture and its tree, draws, with I(T+Z; Y) and the slope,
-which the loop has not. `cell` is the ratio of the loop to all that a command finds there, the two pairwise bounds and the
-cap too; the bounds have rows of their own.
+which the loop has not. `cell` is the ratio of the loop to all that a command finds there, the two pairwise bounds and
+the cap too; the bounds have rows of their own.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def sampling(values: Values, noise: float) -> Callable[[], object]:
         return readout_information(
             mixture,
             noise,
-            lambda draw: normals(draw)[:, mixture.units],
+            mixture.chosen(normals),
             tolerance=TOLERANCE,
             max_draws=MOST_DRAWS,
             gap=gap,
@@ -347,7 +347,7 @@ def small(arguments: argparse.Namespace) -> bool:
         f"""
 CPU seconds, medians of {arguments.repeats}, one thread, all sides in turn, float64.
 loop s: one pass over the rows was timed, and multiplied by the passes to ibscan's half width (1.96 standard errors):
-extrapolated, not run. Where rare events that were not met (1.5 / draws) are most of it: as many draws as ibscan's.
+extrapolated, not run. Where rare events that were not met (3 / draws) are most of it: as many draws as ibscan's.
 ratio: loop s over ibscan s. cell: over the whole cell, bounds too. at .02: had the loop stopped at the half width asked
 for. cdist: the loop with scipy's distances. h - h: the loop for h(T+Z) - h(Z), to 0.02.
 agree: within {APART:g} combined standard errors, with 1.5 / draws of either side; bounds within {AGREEMENT:g} nats."""

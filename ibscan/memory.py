@@ -11,8 +11,9 @@ __all__ = ["BASE", "layer_memory"]
 # Python, torch, scipy and h5py without any data, bytes; and the blocks all layers share.
 BASE = 350 * 2**20
 NUMBER = 8
-# A layer's values, as passed, collected, centred and in units of the noise; Jacobians, their product and its SVD.
-VALUE_COPIES, FACTOR_COPIES = 5, 3
+# A layer's values, as passed, collected, distinct, decomposed and in the order of their tree, and a draw about each;
+# Jacobians, their product and its SVD.
+VALUE_COPIES, FACTOR_COPIES = 12, 3
 
 
 def layer_memory(plan: Plan) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-__all__ = ["Residuals", "controls", "quadratic"]
+__all__ = ["QUADRATIC_WIDTH", "Residuals", "Spread", "controlled", "controls", "quadratic"]
 
 # Up to this width all products of two coordinates are followed; beyond, only the length of the noise.
 QUADRATIC_WIDTH = 12
@@ -19,7 +19,7 @@ FEW_STRATA = 64
 # Directions in which controls vary by less than this share of the most are rounding.
 DEPENDENT = 1e-10
 
-Follow = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Follow = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 def quadratic(z: torch.Tensor) -> torch.Tensor:
@@ -42,18 +42,19 @@ def controls(width: int, spare: int) -> Follow:
 
     Returns:
         Function of standard normals z (..., d) and of where they are added, s (..., d), giving (..., number of
-        controls).
+        controls). Beyond 12 units it does not look at s.
     """
     first, second = torch.triu_indices(width, width) if width <= QUADRATIC_WIDTH else ((), ())
 
-    def none(z: torch.Tensor, s: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+    def none(z: torch.Tensor, s: torch.Tensor | None) -> torch.Tensor:  # noqa: ARG001
         return z[..., :0]
 
-    def length(z: torch.Tensor, s: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+    def length(z: torch.Tensor, s: torch.Tensor | None) -> torch.Tensor:  # noqa: ARG001
         excess: torch.Tensor = torch.linalg.vector_norm(z, dim=-1, keepdim=True).square_() - width
         return excess.div(math.sqrt(2 * width))
 
-    def every(z: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+    def every(z: torch.Tensor, s: torch.Tensor | None) -> torch.Tensor:
+        assert s is not None
         return torch.cat((z, z[..., first] * s[..., second] + s[..., first] * z[..., second], quadratic(z)), -1)
 
     if width <= QUADRATIC_WIDTH and spare >= DRAWS_A_CONTROL * 2 * (width + width * (width + 1)):

@@ -193,7 +193,7 @@ class Mixture:
             Shape (m, q).
         """
         order, real = self._tree.order, self._tree.real
-        leaves = self.centres[order] / noise
+        leaves = self.centres[order].div_(noise)
         squares = leaves.square().sum(-1, keepdim=True)
         expands = float(squares.amax()) <= EXPANSION_LIMIT
         # One product then gives whole exponents: t . s - |s|^2 / 2 + (shift - |t|^2 / 2).

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ibscan.numerics.controls import Residuals, controls
+from ibscan.numerics.controls import QUADRATIC_WIDTH, Residuals, controls
 from ibscan.numerics.mixture import Mixture
+from ibscan.numerics.tiling import cuts
 
 __all__ = ["Information", "draw_terms", "line_information", "readout_information"]
 
@@ -19,6 +20,8 @@ LEAST_DRAWS = 8192
 # an error of 3/N that no spread between the draws shows, the only one left where centres hardly overlap. Where a
 # draw leaves open which of all centres made it, there is nothing apart that it could fail to meet.
 UNSEEN = 3.0
+# Numbers of draws that are looked at together.
+NUMBERS = {"cpu": 2**22, "cuda": 2**28}
 # Where a layer is wider, every second, third, ... stratum gives the slope, as long as so many do.
 SLOPE_WIDTH, LEAST_STRATA = 64, 256
 # No unit's spread is divided by less.
@@ -100,7 +103,9 @@ def readout_information(
     width = mixture.centres.shape[1]
     follow = controls(width, len(owner) * (goal - 1))
     # Of the size of one, so that all controls weigh alike when dependent ones are looked for.
-    places = mixture.centres[owner] / max(mixture.extent / math.sqrt(width), TINY)
+    places = (
+        mixture.centres.div(max(mixture.extent / math.sqrt(width), TINY))[owner] if width <= QUADRATIC_WIDTH else None
+    )
     # The slope of a wide layer costs as much again as all else: it has no target, and some of the strata will do.
     apart = -(-width // SLOPE_WIDTH)
     kept = slice(None, None, apart if len(owner) >= LEAST_STRATA * apart else 1)
@@ -108,11 +113,13 @@ def readout_information(
         Residuals(share, stratified),
         Residuals(share[kept] / share[kept].sum(), stratified and kept.step == 1),
     )
-    together = max(1, TOGETHER // len(owner))
+    numbers = NUMBERS.get(share.device.type, NUMBERS["cuda"])
+    together = max(1, min(TOGETHER // len(owner), numbers // (len(owner) * width)))
     done = 0
     while done < goal:
         size = min(together, goal - done)
-        z = torch.stack([normals(draw)[: len(owner)] for draw in range(done, done + size)])
+        made = [normals(draw)[: len(owner)] for draw in range(done, done + size)]
+        z = torch.stack(made) if size > 1 else made[0].unsqueeze(0)
         followed = follow(z, places)
         if kept.step == 1:
             terms = draw_terms(mixture, noise, z, owner, slope=True)
@@ -154,21 +161,27 @@ def draw_terms(
         (2 or 3, draws, m).
     """
     centres, weights = mixture.centres, mixture.weights
-    classes = weights.shape[1]
-    own = centres[owner] / noise
-    # Own-centre reference: each term is a ratio to the density of the centre that made the draw, so no running
-    # maximum is needed and the own term is exactly its weight.
+    classes, prior = weights.shape[1], weights.sum(0).log()
+    given = weights / mixture.share.unsqueeze(1)
     columns = torch.cat((weights, mixture.share.unsqueeze(1) * centres), 1) if slope else weights
-    points, energy = (own + normals).flatten(0, 1), 0.5 * torch.linalg.vector_norm(normals, dim=-1).square_().flatten()
-    found = mixture.sums(points, energy, columns, noise).view(*normals.shape[:2], -1)
-    joint, moment = found[..., :classes], found[..., classes:]
-    total = joint.sum(-1, keepdim=True)
-    given = (weights / mixture.share.unsqueeze(1))[owner]
-    ratio = joint.log() - total.log() - weights.sum(0).log()
-    terms = [-total.log().squeeze(-1), torch.where(given > 0, given * ratio, 0.0).sum(-1)]
-    if slope:
-        terms.append((moment / (noise * total) - own).square_().sum(-1))
-    return torch.stack(terms)
+    draws, strata, width = normals.shape
+    terms = torch.empty(3 if slope else 2, draws, strata, dtype=centres.dtype, device=centres.device)
+    # Of wide layers only some strata at a time, so that draws take no more memory than the layer itself.
+    for part in cuts(0, strata, NUMBERS.get(centres.device.type, NUMBERS["cuda"]) // (draws * width)):
+        z, i = normals[:, part], owner[part]
+        own = centres[i] / noise
+        # Own-centre reference: each term is a ratio to the density of the centre that made the draw, so no running
+        # maximum is needed and the own term is exactly its weight.
+        energy = 0.5 * torch.linalg.vector_norm(z, dim=-1).square_()
+        found = mixture.sums((own + z).flatten(0, 1), energy.flatten(), columns, noise).view(draws, len(i), -1)
+        joint, moment = found[..., :classes], found[..., classes:]
+        total = joint.sum(-1, keepdim=True)
+        ratio = joint.log() - total.log() - prior
+        terms[0, :, part] = -total.log().squeeze(-1)
+        terms[1, :, part] = torch.where(given[i] > 0, given[i] * ratio, 0.0).sum(-1)
+        if slope:
+            terms[2, :, part] = (moment / (noise * total) - own).square_().sum(-1)
+    return terms
 
 
 def line_information(mixture: Mixture, noise: float) -> Information:

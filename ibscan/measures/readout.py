@@ -13,7 +13,7 @@ import torch
 
 from ibscan.measures.activations import input_weights, is_saturated, label_status, layer_status, layers_in_turn
 from ibscan.numerics.mixture import Mixture, gaussian_cap
-from ibscan.numerics.readout import line_information, readout_information
+from ibscan.numerics.readout import LEAST_SHARE, line_information, readout_information
 from ibscan.numerics.tiling import mapped
 from ibscan.types import Array, At, Estimate, Layer, Network, Probe, Quantity, Status, Streams
 
@@ -47,7 +47,7 @@ def _quantities(prefix: str, dim: str, noisy: str) -> tuple[Quantity, ...]:
             f"{prefix}_slope",
             "-dI/d ln noise",
             "1",
-            "E||S - E[S|T+Z]||^2 / noise^2, what I(X; T+Z) loses per unit of ln noise",
+            "E||T - E[T|T+Z]||^2 / noise^2: nats that I(X; T+Z) loses per unit of ln noise",
             dims,
         ),
     )
@@ -227,7 +227,7 @@ def readout_cell(
     """
     lower, upper = mixture.bounds(noise)
     cap = min(ceiling, gaussian_cap(mixture.principal[0], noise), upper)
-    if mixture.centres.shape[1] == 1:
+    if mixture.centres.shape[1] == 1 and noise >= LEAST_SHARE * mixture.extent:
         found = line_information(mixture, noise)
     else:
         found = readout_information(

@@ -28,7 +28,7 @@ EXPANSION_LIMIT = 1e6
 # Picking out rows of a block pays where no more than this share of them is left.
 FEW = 0.7
 # Points whose sums are made together, and pairs of them with leaves.
-BLOCK = {"cpu": (2**12, 2**20), "cuda": (2**18, 2**26)}
+BLOCK = {"cpu": (2**12, 2**20), "cuda": (2**18, 2**24)}
 
 
 def entropy(weights: torch.Tensor) -> float:
@@ -129,7 +129,9 @@ class Mixture:
     @cached_property
     def extent(self) -> float:
         """Root-mean-square distance of the rows from their mean."""
-        return math.sqrt(float(self.share @ self.centres.square().sum(1)))
+        # By the largest, whose square may leave the range of float64.
+        most = float(self.centres.abs().amax())
+        return most * math.sqrt(float(self.share @ (self.centres / most).square().sum(1))) if most > 0 else 0.0
 
     @cached_property
     def principal(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -178,7 +180,9 @@ class Mixture:
             self._overlaps[noise] = -float(self.share @ near.log())
         return self._overlaps[noise]
 
-    def sums(self, points: torch.Tensor, shift: torch.Tensor, columns: torch.Tensor, noise: float) -> torch.Tensor:
+    def sums(
+        self, points: torch.Tensor, shift: torch.Tensor, columns: torch.Tensor, noise: float, size: float = 1.0
+    ) -> torch.Tensor:
         """Return sum_j exp(shift_i - ||t_i - s_j / noise||^2 / 2) columns_j.
 
         Centres that cannot matter are skipped: those whose terms, all together, are below 1e-12 of the smallest weight.
@@ -186,8 +190,9 @@ class Mixture:
         Args:
             points: t, in units of the noise, shape (m, d).
             shift: Shape (m,).
-            columns: What is summed, no larger than weights are, shape (n, q).
+            columns: What is summed, shape (n, q).
             noise: Standard deviation, > 0.
+            size: How much larger than weights the columns are, in units of what is asked of their sums.
 
         Returns:
             Shape (m, q).
@@ -199,7 +204,7 @@ class Mixture:
         # One product then gives whole exponents: t . s - |s|^2 / 2 + (shift - |t|^2 / 2).
         whole = torch.cat((leaves, -0.5 * squares, torch.ones_like(squares)), -1).mT
         columns = torch.where(real.unsqueeze(-1), columns[order], 0.0)
-        cut = -math.log(NEGLIGIBLE * float(self.share[self.share > 0].amin()))
+        cut = -math.log(NEGLIGIBLE * float(self.share[self.share > 0].amin())) + math.log(max(1.0, size))
         found = torch.zeros(len(points), columns.shape[-1], dtype=points.dtype, device=points.device)
 
         def exponents(at: torch.Tensor, leaf: int) -> torch.Tensor:
@@ -231,6 +236,5 @@ class Mixture:
                     total.index_add_(0, part, share)
 
         most, pairs = BLOCK.get(points.device.type, BLOCK["cuda"])
-        size = min(most, pairs // len(order))
-        mapped(fill, cuts(0, len(points), size), points.device)
+        mapped(fill, cuts(0, len(points), min(most, pairs // len(order))), points.device)
         return found

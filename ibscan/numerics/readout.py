@@ -12,7 +12,7 @@ from ibscan.numerics.controls import QUADRATIC_WIDTH, Residuals, controls
 from ibscan.numerics.mixture import Mixture
 from ibscan.numerics.tiling import cuts
 
-__all__ = ["Information", "draw_terms", "line_information", "readout_information"]
+__all__ = ["LEAST_SHARE", "Information", "draw_terms", "line_information", "readout_information"]
 
 # Draws, counted by the weight of their strata, before the spread between them is trusted.
 LEAST_DRAWS = 8192
@@ -20,6 +20,8 @@ LEAST_DRAWS = 8192
 # an error of 3/N that no spread between the draws shows, the only one left where centres hardly overlap. Where a
 # draw leaves open which of all centres made it, there is nothing apart that it could fail to meet.
 UNSEEN = 3.0
+# What others may add to the density of a draw's own centre for them not to be there.
+ALONE = 1e-13
 # Numbers of draws that are looked at together.
 NUMBERS = {"cpu": 2**22, "cuda": 2**28}
 # Where a layer is wider, every second, third, ... stratum gives the slope, as long as so many do.
@@ -31,6 +33,8 @@ TOGETHER = 2**13
 # Quadrature: points a noise, and how far from the centres. The trapezoidal rule converges geometrically; at twelve
 # points what is left is rounding. Beyond nine noises lies 1e-18 of a Gaussian.
 STEPS, REACH = 12, 9.0
+# Noise, as a share of the extent, below which the places of the grid are not told apart well enough.
+LEAST_SHARE = 1e-7
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,7 @@ def draw_terms(
     classes, prior = weights.shape[1], weights.sum(0).log()
     given = weights / mixture.share.unsqueeze(1)
     columns = torch.cat((weights, mixture.share.unsqueeze(1) * centres), 1) if slope else weights
+    size = mixture.extent / noise if slope else 1.0
     draws, strata, width = normals.shape
     terms = torch.empty(3 if slope else 2, draws, strata, dtype=centres.dtype, device=centres.device)
     # Of wide layers only some strata at a time, so that draws take no more memory than the layer itself.
@@ -172,15 +177,20 @@ def draw_terms(
         own = centres[i] / noise
         # Own-centre reference: each term is a ratio to the density of the centre that made the draw, so no running
         # maximum is needed and the own term is exactly its weight.
-        energy = 0.5 * torch.linalg.vector_norm(z, dim=-1).square_()
-        found = mixture.sums((own + z).flatten(0, 1), energy.flatten(), columns, noise).view(draws, len(i), -1)
+        at = own + z
+        # Of z as it was added: far from the origin its last digits are gone.
+        energy = 0.5 * torch.linalg.vector_norm(at - own, dim=-1).square_()
+        found = mixture.sums(at.flatten(0, 1), energy.flatten(), columns, noise, size).view(draws, len(i), -1)
         joint, moment = found[..., :classes], found[..., classes:]
         total = joint.sum(-1, keepdim=True)
         ratio = joint.log() - total.log() - prior
         terms[0, :, part] = -total.log().squeeze(-1)
         terms[1, :, part] = torch.where(given[i] > 0, given[i] * ratio, 0.0).sum(-1)
         if slope:
-            terms[2, :, part] = (moment / (noise * total) - own).square_().sum(-1)
+            apart = (moment / (noise * total) - own).square_().sum(-1)
+            # Alone, its own centre is the mean; what is left is rounding.
+            alone = total.squeeze(-1) <= mixture.share[i] * (1.0 + ALONE)
+            terms[2, :, part] = torch.where(alone, 0.0, apart)
     return terms
 
 
@@ -192,7 +202,7 @@ def line_information(mixture: Mixture, noise: float) -> Information:
         noise: Standard deviation, > 0.
 
     Returns:
-        Values right to about 1e-10; standard errors 0.
+        Values right to about 1e-10, as long as the noise is no less than 1e-7 of the extent; standard errors 0.
     """
     centres = mixture.centres[:, 0].sort().values
     step = noise / STEPS
@@ -202,20 +212,26 @@ def line_information(mixture: Mixture, noise: float) -> Information:
     first = torch.cat((middle[:1] - reach, torch.maximum(middle[1:] - reach, middle[:-1] + reach + 1)))
     length = middle + reach + 1 - first
     start = length.cumsum(0) - length
-    place = torch.arange(int(length.sum()), device=centres.device) + (first - start).repeat_interleave(length)
-    t = place.to(centres.dtype) * step
-    right = torch.searchsorted(centres, t).clamp(1 if len(centres) > 1 else 0, len(centres) - 1)
-    left = (right - 1).clamp(min=0)
-    near = torch.where(t - centres[left] < centres[right] - t, centres[left], centres[right])
-    shift = 0.5 * ((t - near) / noise).square()
     columns = torch.cat((mixture.weights, mixture.share.unsqueeze(1) * mixture.centres), 1)
-    found = mixture.sums(t.unsqueeze(1) / noise, shift, columns, noise)
-    joint, moment = found[:, :-1], found[:, -1]
-    total = joint.sum(1)
-    density = torch.exp(-shift) / (STEPS * math.sqrt(2 * math.pi))
-    ratio = joint.log() - total.log().unsqueeze(1) - mixture.weights.sum(0).log()
-    xt = float((density * total) @ (shift - total.log())) - 0.5
-    ty = float(density @ torch.where(joint > 0, joint * ratio, 0.0).sum(1))
-    # E[(T - E[S|T])^2] is noise^4 times the Fisher information, and what is left of noise^2 is the error of E[S|T].
-    slope = 1.0 - float((density * total) @ ((t - moment / total) / noise).square())
+    prior = mixture.weights.sum(0).log()
+    found = torch.zeros(3, dtype=centres.dtype, device=centres.device)
+    for part in cuts(0, int(length.sum()), NUMBERS.get(centres.device.type, NUMBERS["cuda"]) // STEPS):
+        place = torch.arange(part.start, part.stop, device=centres.device)
+        segment = torch.searchsorted(start, place, right=True) - 1
+        t = (place - start[segment] + first[segment]).to(centres.dtype) * step
+        right = torch.searchsorted(centres, t).clamp(1 if len(centres) > 1 else 0, len(centres) - 1)
+        left = (right - 1).clamp(min=0)
+        near = torch.where(t - centres[left] < centres[right] - t, centres[left], centres[right])
+        shift = 0.5 * ((t - near) / noise).square()
+        sums = mixture.sums(t.unsqueeze(1) / noise, shift, columns, noise, mixture.extent / noise)
+        joint, moment = sums[:, :-1], sums[:, -1]
+        total = joint.sum(1)
+        density = torch.exp(-shift) / (STEPS * math.sqrt(2 * math.pi))
+        ratio = joint.log() - total.log().unsqueeze(1) - prior
+        found[0] += (density * total) @ (shift - total.log())
+        found[1] += density @ torch.where(joint > 0, joint * ratio, 0.0).sum(1)
+        # E[(T - E[S|T])^2] is noise^4 times the Fisher information, and what is left of noise^2 is the error of E[S|T].
+        found[2] += (density * total) @ ((t - moment / total) / noise).square()
+    xt, ty, slope = (found - torch.tensor([0.5, 0.0, 1.0], dtype=found.dtype, device=found.device)).tolist()
+    slope = -slope
     return Information(xt, 0.0, ty, 0.0, slope, 0.0, 0, len(mixture.owner), resolved=True)

@@ -76,34 +76,42 @@ class Tree:
             most points, and looking further would cost more than it spares.
         """
         leaves = len(self.order)
-        along, squared = unit * (points if self.axes is None else points @ self.axes), unit**2 * squared
+        along = points if self.axes is None else points @ self.axes
         look = torch.linspace(0, len(points) - 1, min(LOOK, len(points)), device=points.device).long()
         every = torch.arange(leaves, device=points.device)
         pairs = look.repeat_interleave(leaves), every.repeat(len(look))
-        if leaves == 1 or float(self._within(along, squared, *pairs, len(self.boxes) - 1).double().mean()) > DENSE:
+        boxes = [(low / unit, high / unit) for low, high in self.boxes]
+        if leaves == 1 or float(_within(along, squared, *pairs, *boxes[-1]).double().mean()) > DENSE:
             return None
         point = torch.arange(len(points), device=points.device)
         node = torch.zeros_like(point)
-        for level in range(1, len(self.boxes)):
+        for box in boxes[1:]:
             point = point.repeat_interleave(2)
             node = torch.stack((2 * node, 2 * node + 1), 1).flatten()
-            kept = self._within(along, squared, point, node, level).nonzero().squeeze(1)
+            kept = _within(along, squared, point, node, *box).nonzero().squeeze(1)
             point, node = point[kept], node[kept]
         by_leaf = node.argsort(stable=True)
         return point[by_leaf], torch.bincount(node, minlength=leaves).tolist()
 
-    def _within(
-        self, along: torch.Tensor, squared: torch.Tensor, point: torch.Tensor, node: torch.Tensor, level: int
-    ) -> torch.Tensor:
-        low, high = self.boxes[level]
-        at = along[point]
-        beyond = torch.maximum(low[node].sub_(at), at - high[node]).clamp_(min=0.0)
-        return beyond.square_().sum(1) <= squared[point]
+
+def _within(
+    along: torch.Tensor,
+    squared: torch.Tensor,
+    point: torch.Tensor,
+    node: torch.Tensor,
+    low: torch.Tensor,
+    high: torch.Tensor,
+) -> torch.Tensor:
+    at = along[point]
+    beyond = torch.maximum(low[node].sub_(at), at - high[node]).clamp_(min=0.0)
+    return beyond.square_().sum(1) <= squared[point]
 
 
 def _widest(points: torch.Tensor) -> torch.Tensor:
     """Return orthonormal directions (d, k) near those of the largest spread: two power iterations from coordinates."""
     centred = points - points.mean(0)
+    # Squares of the largest stay in the range of float64.
+    centred /= centred.abs().amax().clamp(min=torch.finfo(centred.dtype).tiny)
     start = centred.var(0, correction=0).argsort(descending=True)[:AXES]
     axes = torch.zeros(points.shape[1], len(start), dtype=points.dtype, device=points.device)
     axes[start, torch.arange(len(start), device=points.device)] = 1.0

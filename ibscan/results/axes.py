@@ -75,7 +75,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "eps": "absolute threshold on singular values",
     "rel_eps": "threshold relative to the row's largest singular value",
     "noise": "standard deviation of the Gaussian noise per unit, in activation units",
-    "rel_noise": "the same as a multiple of the layer's root-mean-square distance from its mean",
+    "rel_noise": "standard deviation of the noise as a multiple of the layer's root-mean-square distance from its mean",
     "binning": "how units were cut into cells",
     "component": "place of the singular value in descending order, from 1",
     "rank_value": "rank of a row's Jacobian, from 0",

@@ -30,7 +30,7 @@ _BINNED = {
     "xt": "binned: entropy over cells; it measures clustering, it does not estimate I(X;T).",
     "ty": "binned: what the cell tells about the label; it depends on the cells chosen.",
 }
-_SLOPE = "-dI/d ln noise: the slope of I(X; T+Z), which is E||S - E[S|T]||^2/noise^2, S the layer and T = S+Z."
+_SLOPE = "-dI/d ln noise: the slope of I(X; T+Z), in nats: E||T - E[T|T+Z]||^2/noise^2, T the layer, Z the noise."
 
 
 @dataclass(frozen=True)
@@ -176,13 +176,20 @@ def _ceiling(frame: Frame, name: str) -> str:
     return f"Ceiling: H(X), at most ln {frame.result[name].attrs.get('rows', 0)} = {bound}, less where rows repeat."
 
 
-def largest_error(frame: Frame, leaves: Sequence[Leaf], *, last: bool = False) -> float | None:
-    """Return the largest standard error of columns to two digits, of all checkpoints or the last; None without any."""
+def largest_error(
+    frame: Frame, leaves: Sequence[Leaf], *, last: bool = False, layers: Sequence[int] | None = None
+) -> float | None:
+    """Return the largest standard error of columns to two digits, of all checkpoints or the last; None without any.
+
+    Of values that are not shown, as their bracket is open, none counts, nor of layers other than those given.
+    """
     found: list[float] = []
     for one in leaves:
         if f"{one.name}_se" in frame.result.variables:
-            values = frame.scaled(f"{one.name}_se")[-1 if last else 0 :, :, one.place]
-            found += values[np.isfinite(values)].tolist()
+            rows, across = slice(-1 if last else 0, None), slice(None) if layers is None else layers
+            values = frame.scaled(f"{one.name}_se")[rows, across, one.place]
+            shown = np.isfinite(values) & np.isfinite(closed(frame, one.name)[rows, across, one.place])
+            found += values[shown].tolist()
     return float(f"{max(found):.2g}") if found else None
 
 

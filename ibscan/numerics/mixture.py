@@ -18,6 +18,8 @@ from ibscan.numerics.tree import Tree
 
 __all__ = ["Mixture", "collapsed", "entropy", "gaussian_cap", "principal_components"]
 
+Sums = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
 # What is left out of a sum, relative to the own term of the one that asks.
 NEGLIGIBLE = 1e-12
 # A ratio of densities beyond e^700 under its own draw has probability < e^-700 (Markov's inequality): the clamp never
@@ -176,26 +178,22 @@ class Mixture:
         # Kept: a sweep over doubled noises asks for most of them twice.
         if noise not in self._overlaps:
             none = torch.zeros(len(self.centres), dtype=self.centres.dtype, device=self.centres.device)
-            near = self.sums(self.centres / noise, none, self.share.unsqueeze(1), noise).squeeze(1)
+            near = self.sums(self.share.unsqueeze(1), noise)(self.centres / noise, none).squeeze(1)
             self._overlaps[noise] = -float(self.share @ near.log())
         return self._overlaps[noise]
 
-    def sums(
-        self, points: torch.Tensor, shift: torch.Tensor, columns: torch.Tensor, noise: float, size: float = 1.0
-    ) -> torch.Tensor:
-        """Return sum_j exp(shift_i - ||t_i - s_j / noise||^2 / 2) columns_j.
+    def sums(self, columns: torch.Tensor, noise: float, size: float = 1.0) -> Sums:
+        """Return the function (t, shift) -> sum_j exp(shift_i - ||t_i - s_j / noise||^2 / 2) columns_j.
 
         Centres that cannot matter are skipped: those whose terms, all together, are below 1e-12 of the smallest weight.
 
         Args:
-            points: t, in units of the noise, shape (m, d).
-            shift: Shape (m,).
             columns: What is summed, shape (n, q).
             noise: Standard deviation, > 0.
             size: How much larger than weights the columns are, in units of what is asked of their sums.
 
         Returns:
-            Shape (m, q).
+            A function of points t in units of the noise (m, d) and shifts (m,), giving (m, q).
         """
         order, real = self._tree.order, self._tree.real
         leaves = self.centres[order].div_(noise)
@@ -205,7 +203,6 @@ class Mixture:
         whole = torch.cat((leaves, -0.5 * squares, torch.ones_like(squares)), -1).mT
         columns = torch.where(real.unsqueeze(-1), columns[order], 0.0)
         cut = -math.log(NEGLIGIBLE * float(self.share[self.share > 0].amin())) + math.log(max(1.0, size))
-        found = torch.zeros(len(points), columns.shape[-1], dtype=points.dtype, device=points.device)
 
         def exponents(at: torch.Tensor, leaf: int) -> torch.Tensor:
             if expands:
@@ -213,12 +210,12 @@ class Mixture:
             distance = torch.cdist(at[:, :-2], leaves[leaf], compute_mode="donot_use_mm_for_euclid_dist")
             return distance.square_().mul_(-0.5).add_(at[:, -1:])
 
-        def fill(rows: slice) -> None:
-            at, lift, total = points[rows], shift[rows].unsqueeze(1), found[rows]
-            near = self._tree.reached(at, 2.0 * (shift[rows] + cut), noise)
+        def summed(at: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+            near, lift = self._tree.reached(at, 2.0 * (shift + cut), noise), shift.unsqueeze(1)
             if expands:
                 lift = lift - 0.5 * torch.linalg.vector_norm(at, dim=1, keepdim=True).square_()
             at = torch.cat((at, torch.ones_like(lift), lift), 1)
+            total = torch.zeros(len(at), columns.shape[-1], dtype=at.dtype, device=at.device)
             every = torch.arange(len(at), device=at.device)
             parts = [every] * len(order) if near is None else torch.split(near[0], near[1])
             for leaf, part in enumerate(parts):
@@ -234,7 +231,11 @@ class Mixture:
                     total += share
                 else:
                     total.index_add_(0, part, share)
+            return total
 
-        most, pairs = BLOCK.get(points.device.type, BLOCK["cuda"])
-        mapped(fill, cuts(0, len(points), min(most, pairs // len(order))), points.device)
-        return found
+        def all_sums(points: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+            most, pairs = BLOCK.get(points.device.type, BLOCK["cuda"])
+            blocks = cuts(0, len(points), min(most, pairs // len(order)))
+            return torch.cat(mapped(lambda rows: summed(points[rows], shift[rows]), blocks, points.device))
+
+        return all_sums

@@ -10,7 +10,7 @@ import torch
 
 from ibscan.numerics.controls import QUADRATIC_WIDTH, Residuals, controls
 from ibscan.numerics.mixture import Mixture
-from ibscan.numerics.tiling import cuts
+from ibscan.numerics.tiling import cuts, mapped
 
 __all__ = ["LEAST_SHARE", "Information", "draw_terms", "line_information", "readout_information"]
 
@@ -23,13 +23,13 @@ UNSEEN = 3.0
 # What others may add to the density of a draw's own centre for them not to be there.
 ALONE = 1e-13
 # Numbers of draws that are looked at together.
-NUMBERS = {"cpu": 2**22, "cuda": 2**28}
+NUMBERS = {"cpu": 2**19, "cuda": 2**28}
 # Where a layer is wider, every second, third, ... stratum gives the slope, as long as so many do.
 SLOPE_WIDTH, LEAST_STRATA = 64, 256
 # No unit's spread is divided by less.
 TINY = torch.finfo(torch.float64).tiny
-# Draws made together, of as many strata: less would be all calls, and more all memory.
-TOGETHER = 2**13
+# Draws made together, of as many strata, and numbers of them: less would be all calls, and more all memory.
+TOGETHER, TOGETHER_NUMBERS = 2**13, 2**22
 # Quadrature: points a noise, and how far from the centres. The trapezoidal rule converges geometrically; at twelve
 # points what is left is rounding. Beyond nine noises lies 1e-18 of a Gaussian.
 STEPS, REACH = 12, 9.0
@@ -117,8 +117,8 @@ def readout_information(
         Residuals(share, stratified),
         Residuals(share[kept] / share[kept].sum(), stratified and kept.step == 1),
     )
-    numbers = NUMBERS.get(share.device.type, NUMBERS["cuda"])
-    together = max(1, min(TOGETHER // len(owner), numbers // (len(owner) * width)))
+    most = TOGETHER_NUMBERS if share.device.type == "cpu" else TOGETHER_NUMBERS * 64
+    together = max(1, min(TOGETHER // len(owner), most // (len(owner) * width)))
     done = 0
     while done < goal:
         size = min(together, goal - done)
@@ -171,16 +171,17 @@ def draw_terms(
     size = mixture.extent / noise if slope else 1.0
     draws, strata, width = normals.shape
     terms = torch.empty(3 if slope else 2, draws, strata, dtype=centres.dtype, device=centres.device)
-    # Of wide layers only some strata at a time, so that draws take no more memory than the layer itself.
-    for part in cuts(0, strata, NUMBERS.get(centres.device.type, NUMBERS["cuda"]) // (draws * width)):
+    sums = mixture.sums(columns, noise, size)
+
+    def fill(part: slice) -> None:
         z, i = normals[:, part], owner[part]
         own = centres[i] / noise
-        # Own-centre reference: each term is a ratio to the density of the centre that made the draw, so no running
-        # maximum is needed and the own term is exactly its weight.
         at = own + z
-        # Of z as it was added: far from the origin its last digits are gone.
+        # Own-centre reference: each term is a ratio to the density of the centre that made the draw, so no running
+        # maximum is needed and the own term is exactly its weight. Of z as it was added: far from the origin its last
+        # digits are gone.
         energy = 0.5 * torch.linalg.vector_norm(at - own, dim=-1).square_()
-        found = mixture.sums(at.flatten(0, 1), energy.flatten(), columns, noise, size).view(draws, len(i), -1)
+        found = sums(at.flatten(0, 1), energy.flatten()).view(draws, len(i), -1)
         joint, moment = found[..., :classes], found[..., classes:]
         total = joint.sum(-1, keepdim=True)
         ratio = joint.log() - total.log() - prior
@@ -191,6 +192,10 @@ def draw_terms(
             # Alone, its own centre is the mean; what is left is rounding.
             alone = total.squeeze(-1) <= mixture.share[i] * (1.0 + ALONE)
             terms[2, :, part] = torch.where(alone, 0.0, apart)
+
+    # Of wide layers only some strata at a time, which stay in a core's cache.
+    numbers = NUMBERS.get(centres.device.type, NUMBERS["cuda"])
+    mapped(fill, cuts(0, strata, numbers // (draws * width)), centres.device)
     return terms
 
 
@@ -213,9 +218,9 @@ def line_information(mixture: Mixture, noise: float) -> Information:
     length = middle + reach + 1 - first
     start = length.cumsum(0) - length
     columns = torch.cat((mixture.weights, mixture.share.unsqueeze(1) * mixture.centres), 1)
-    prior = mixture.weights.sum(0).log()
+    prior, sums = mixture.weights.sum(0).log(), mixture.sums(columns, noise, mixture.extent / noise)
     found = torch.zeros(3, dtype=centres.dtype, device=centres.device)
-    for part in cuts(0, int(length.sum()), NUMBERS.get(centres.device.type, NUMBERS["cuda"]) // STEPS):
+    for part in cuts(0, int(length.sum()), NUMBERS.get(centres.device.type, NUMBERS["cuda"])):
         place = torch.arange(part.start, part.stop, device=centres.device)
         segment = torch.searchsorted(start, place, right=True) - 1
         t = (place - start[segment] + first[segment]).to(centres.dtype) * step
@@ -223,8 +228,8 @@ def line_information(mixture: Mixture, noise: float) -> Information:
         left = (right - 1).clamp(min=0)
         near = torch.where(t - centres[left] < centres[right] - t, centres[left], centres[right])
         shift = 0.5 * ((t - near) / noise).square()
-        sums = mixture.sums(t.unsqueeze(1) / noise, shift, columns, noise, mixture.extent / noise)
-        joint, moment = sums[:, :-1], sums[:, -1]
+        both = sums(t.unsqueeze(1) / noise, shift)
+        joint, moment = both[:, :-1], both[:, -1]
         total = joint.sum(1)
         density = torch.exp(-shift) / (STEPS * math.sqrt(2 * math.pi))
         ratio = joint.log() - total.log().unsqueeze(1) - prior

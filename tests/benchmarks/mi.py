@@ -53,8 +53,8 @@ EPOCHS = (38, 1000)
 TOLERANCE, MOST_DRAWS = 0.02, 65536
 # Noise, and what is demanded of the ratio there.
 SZT, WIDE, BOUNDS = {0.005: 20.0, 0.05: 20.0, 0.2: 8.0}, (0.05, 40.0), (0.01, 8.0)
-# Units and rows of wide layers: at 512 units a pass of the loop is long enough with half the rows.
-WIDTHS = {64: 4096, 512: 2048}
+# Units of wide layers, of as many rows as the other layers have.
+WIDTHS = (64, 512)
 GROWTH, GROWTH_NOISE, GROWTH_WIDTH = (2000, 6000, 18_000, 50_000), (0.05, 0.2), 10
 # Numbers a block of the loop holds: differences, or distances where scipy makes them.
 BLOCK = 2**18
@@ -225,11 +225,11 @@ def szt(rows: int | None, repeats: int) -> bool:
 
 
 def wide(rows: int | None, repeats: int) -> bool:
-    from layers import clustered, plain
+    from layers import ROWS, clustered, plain
 
     print(line(*COLUMNS))
     noise, demanded = WIDE
-    cases = (make(rows or most, width) for width, most in WIDTHS.items() for make in (plain, clustered))
+    cases = (make(rows or ROWS, width) for width in WIDTHS for make in (plain, clustered))
     right = [compared(values, noise, repeats, demanded)[1] for values in cases]
     return all(right)
 
@@ -350,7 +350,7 @@ loop s: one pass over the rows was timed, and multiplied by the passes to ibscan
 extrapolated, not run. Where rare events that were not met (3 / draws) are most of it: as many draws as ibscan's.
 ratio: loop s over ibscan s. cell: over the whole cell, bounds too. at .02: had the loop stopped at the half width asked
 for. cdist: the loop with scipy's distances. h - h: the loop for h(T+Z) - h(Z), to 0.02.
-agree: within {APART:g} combined standard errors, with 1.5 / draws of either side; bounds within {AGREEMENT:g} nats."""
+agree: within {APART:g} combined standard errors, with 3 / draws of either side; bounds within {AGREEMENT:g} nats."""
     )
     return all(right)
 

@@ -197,7 +197,7 @@ def test_sums_are_those_over_all_centres(cloud, noise, limit, monkeypatch):
     z = gauss((len(population.owner), len(population.units)), 11)
     points = population.centres[population.owner] + noise * z
     shift = 0.5 * z.square().sum(1)
-    found = population.sums(points / noise, shift, population.weights, noise)
+    found = population.sums(population.weights, noise)(points / noise, shift)
     apart = (points[:, None] - population.centres[None]).square().sum(-1) / (2 * noise**2)
     expected = torch.exp(shift[:, None] - apart) @ population.weights
     smallest = float(population.share.min())

@@ -23,7 +23,7 @@ from ibscan.measures.activations import (
 )
 from ibscan.measures.readout import draws_of, readout_cell
 from ibscan.numerics.bracket import Bracket
-from ibscan.numerics.controls import Spread, controlled, controls
+from ibscan.numerics.controls import ReplicaControls, controlled
 from ibscan.numerics.mixture import Mixture, gaussian_cap, principal_components
 from ibscan.numerics.propagation import Queries, bracket_terms, others_density, replica_sums
 from ibscan.types import Array, Estimate, Layer, Network, Probe, Quantity, Status, Streams
@@ -357,12 +357,12 @@ class _Channel:
         # The own input seen by as few replicas as the others are.
         few, fair = range(len(inner)), others.clone()
         first_ones = torch.tensor([draw < len(few) for draw in own], device=made.device)
-        common, spread = _follow(noise, made), Spread.about(made[0])
+        follow = ReplicaControls(noise, made)
         count, goal, before = 0, max(start, draws), math.inf
         while True:
             for block, values in replicas(range(count, goal)):
                 others = torch.logaddexp(others, replica_sums(queries, block, values))
-                spread.add(values)
+                follow.add(values)
                 if block.start in few:
                     part = block[: len(few) - block.start]
                     fair = torch.logaddexp(fair, replica_sums(queries, part, values[: len(part)]))
@@ -371,8 +371,7 @@ class _Channel:
             terms = bracket_terms(
                 others, count, rest, joint[owner], joint.sum(0), fair - seen.log(), effective < SEEN_CENTRES
             )
-            follow = torch.cat((common, spread.follow(noise, made)), -1)
-            terms = controlled(terms.flatten(0, 2), follow).view(terms.shape)
+            terms = controlled(terms.flatten(0, 2), follow.follow()).view(terms.shape)
             found = Bracket.of(terms, len(self.population.x), count)
             # A bracket closes like 1/K once replicas are dense, more slowly before: one that this could not close
             # within the budget is left open at once.
@@ -383,15 +382,6 @@ class _Channel:
             if enough or count >= self.max_replicas or (hopeless and 2 * gap > before):
                 return found
             goal, before = min(2 * count, self.max_replicas), gap
-
-
-def _follow(noise: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
-    """Return controls (rows, draws, p) of noise (draws, rows, D), standard, added to replicas made (draws, rows, D)."""
-    draws, rows, width = noise.shape
-    places = made - made.mean((0, 1))
-    places /= places.square().mean().sqrt().clamp(min=torch.finfo(places.dtype).tiny)
-    follow = controls(width, rows * max(1, draws - 1))
-    return follow(noise.flatten(0, 1), places.flatten(0, 1)).view(draws, rows, -1).transpose(0, 1)
 
 
 def _normals(

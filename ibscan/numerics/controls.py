@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-__all__ = ["QUADRATIC_WIDTH", "Residuals", "Spread", "controlled", "controls", "quadratic"]
+__all__ = ["QUADRATIC_WIDTH", "ReplicaControls", "Residuals", "controlled", "controls", "quadratic"]
 
 # Up to this width all products of two coordinates are followed; beyond, only the length of the noise.
 QUADRATIC_WIDTH = 12
@@ -95,47 +95,46 @@ def _halves(strata: int, draws: int) -> list[tuple[tuple[slice, slice], tuple[sl
     return [(first, second), (second, first)]
 
 
-@dataclass
-class Spread:
-    """Mean and covariance of each row's replicas as they come, and the control that a Gaussian of them is.
+class ReplicaControls:
+    """Controls of draws at replicas of rows: those of `controls`, and what a Gaussian of each row's replicas does.
 
-    ln N(s + z; mean, covariance + I) less its mean over z: what the density of a row's own replicas does near them.
-    In units of the noise.
+    The latter is ln N(s + z; mean, covariance + I), up to its sign, less its mean over z, mean and covariance being of
+    the row's replicas as they come: what the density of its own replicas does near them. In units of the noise.
     """
 
-    origin: torch.Tensor
-    count: int = 0
-    _first: torch.Tensor | None = None
-    _second: torch.Tensor | None = None
-
-    @staticmethod
-    def about(origin: torch.Tensor) -> Spread:
-        """Begin with no replica, at a point near each row's (rows, D): sums of squares about it lose no digits."""
-        return Spread(origin)
+    def __init__(self, z: torch.Tensor, s: torch.Tensor) -> None:
+        """Begin without replicas, with standard normals z added to s, both (draws, rows, D)."""
+        draws, _, width = z.shape
+        self._z, self._s, self._count = z.transpose(0, 1), s.transpose(0, 1), 0
+        places = self._s - self._s.mean((0, 1))
+        # Of the size of one, so that all controls weigh alike when dependent ones are looked for.
+        places /= places.square().mean().sqrt().clamp(min=torch.finfo(places.dtype).tiny)
+        self._common = controls(width, len(self._s) * max(1, draws - 1))(self._z, places)
+        # Sums of squares about a point near each row's replicas lose no digits.
+        self._origin = self._s[:, :1]
+        self._first, self._second = z.new_zeros(len(self._s), 1, width), z.new_zeros(())
 
     def add(self, values: torch.Tensor) -> None:
         """Add replicas (R, rows, D); of layers too wide to have a matrix for every row nothing is kept."""
-        self.count += len(values)
         if values.shape[-1] > QUADRATIC_WIDTH:
             return
-        apart = (values - self.origin).transpose(0, 1)
-        first, second = apart.sum(1), apart.mT @ apart
-        self._first = first if self._first is None else self._first + first
-        self._second = second if self._second is None else self._second + second
+        apart = values.transpose(0, 1) - self._origin
+        self._count += len(values)
+        self._first = self._first + apart.sum(1, keepdim=True)
+        self._second = self._second + apart.mT @ apart
 
-    def follow(self, z: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """Return the control of standard normals z added to replicas s, both (draws, rows, D): (rows, draws, 1)."""
-        if self._first is None or self._second is None:
-            return z.new_zeros(z.shape[1], z.shape[0], 0)
-        mean = self._first / self.count
-        covariance = self._second / self.count - mean.unsqueeze(2) * mean.unsqueeze(1)
-        precision = torch.linalg.inv(covariance + torch.eye(z.shape[-1], dtype=z.dtype, device=z.device))
-        from_mean = (s - self.origin - mean).transpose(0, 1)
-        z = z.transpose(0, 1)
-        weighed = z @ precision
+    def follow(self) -> torch.Tensor:
+        """Return the controls, shape (rows, draws, p)."""
+        if self._count == 0:
+            return self._common
+        mean = self._first / self._count
+        covariance = self._second / self._count - mean.mT @ mean
+        width = covariance.shape[-1]
+        precision = torch.linalg.inv(covariance + torch.eye(width, dtype=mean.dtype, device=mean.device))
+        weighed = self._z @ precision
         trace = precision.diagonal(dim1=1, dim2=2).sum(1).view(-1, 1)
-        curved: torch.Tensor = (weighed * (0.5 * z + from_mean)).sum(-1) - 0.5 * trace
-        return curved.unsqueeze(-1)
+        own = (weighed * (0.5 * self._z + (self._s - self._origin - mean))).sum(-1) - 0.5 * trace
+        return torch.cat((self._common, own.unsqueeze(-1)), -1)
 
 
 @dataclass

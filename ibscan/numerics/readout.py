@@ -113,10 +113,9 @@ def readout_information(
     # The slope of a wide layer costs as much again as all else: it has no target, and some of the strata will do.
     apart = -(-width // SLOPE_WIDTH)
     kept = slice(None, None, apart if len(owner) >= LEAST_STRATA * apart else 1)
-    sums, slopes = (
-        Residuals(share, stratified),
-        Residuals(share[kept] / share[kept].sum(), stratified and kept.step == 1),
-    )
+    sums, slopes = Residuals(share, stratified), None
+    if kept.step > 1:
+        slopes = Residuals(share[kept] / share[kept].sum(), stratified=False)
     most = TOGETHER_NUMBERS if share.device.type == "cpu" else TOGETHER_NUMBERS * 64
     together = max(1, min(TOGETHER // len(owner), most // (len(owner) * width)))
     done = 0
@@ -125,17 +124,14 @@ def readout_information(
         made = [normals(draw)[: len(owner)] for draw in range(done, done + size)]
         z = torch.stack(made) if size > 1 else made[0].unsqueeze(0)
         followed = follow(z, places)
-        if kept.step == 1:
-            terms = draw_terms(mixture, noise, z, owner, slope=True)
-            sums.add(terms[:2], followed)
-            slopes.add(terms[2:], followed)
-        else:
-            sums.add(draw_terms(mixture, noise, z, owner), followed)
-            terms = draw_terms(mixture, noise, z[:, kept], owner[kept], slope=True)
-            slopes.add(terms[2:], followed[:, kept])
+        sums.add(draw_terms(mixture, noise, z, owner, slope=slopes is None), followed)
+        if slopes is not None:
+            slopes.add(draw_terms(mixture, noise, z[:, kept], owner[kept], slope=True)[2:], followed[:, kept])
         done += size
         if done == goal:
-            value, errors = ([*a, *b] for a, b in zip(sums.result(), slopes.result(), strict=True))
+            value, errors = sums.result()
+            if slopes is not None:
+                value, errors = (a + b for a, b in zip((value, errors), slopes.result(), strict=True))
             # A draw between two centres so far apart that N draws miss it would move the slope by 2 ln N.
             drawn = done * len(owner)
             open_share = min(1.0, value[2] * (noise / mixture.extent) ** 2) if mixture.extent > 0 else 1.0

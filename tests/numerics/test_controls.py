@@ -11,7 +11,7 @@ import torch
 from oracles import line_ty, line_xt
 
 from ibscan.numerics import mixture, tree
-from ibscan.numerics.controls import Residuals, controls, quadratic
+from ibscan.numerics.controls import ReplicaControls, Residuals, controls, quadratic
 from ibscan.numerics.mixture import Mixture
 from ibscan.numerics.readout import draw_terms, line_information, readout_information
 from ibscan.numerics.tree import Tree
@@ -30,7 +30,7 @@ def shared(n, classes=1):
 
 @pytest.mark.parametrize("d", [1, 2, 5, 12, 13, 40])
 def test_controls_have_mean_zero_at_every_centre(d):
-    """Exactly: under the eight-point rule whose moments up to the second are those of a standard normal."""
+    """Exactly: under a rule of 2d points whose moments up to the second are those of a standard normal."""
     follow, places = controls(d, 10**9), gauss((3, d), d)
     root = math.sqrt(d)
     # +-sqrt(d) along each axis, all alike: mean 0, E z_k z_l = delta_kl.
@@ -103,6 +103,25 @@ def test_controls_shrink_the_error_and_keep_the_mean():
     plain = (terms[0].var(0).mean() / 64 / 40).sqrt()
     assert found.xt_se < 0.3 * plain
     assert abs(found.xt - terms[0].mean()) < 4 * plain
+
+
+def test_replicas_are_followed_as_a_gaussian_of_them():
+    """The last control against torch's own density, whose mean over z is that of points with moments 0 and 1."""
+    rows, d = 3, 2
+    s, replicas = gauss((4, rows, d), 1) + 100, gauss((50, rows, d), 2) + 100
+    nodes = math.sqrt(d) * torch.cat([sign * torch.eye(d, dtype=torch.float64) for sign in (-1, 1)])
+    z = gauss((4, rows, d), 3)
+    follow = ReplicaControls(z, s)
+    for part in replicas.split(20):
+        follow.add(part)
+    found = follow.follow()[..., -1]
+    for row in range(rows):
+        own = replicas[:, row]
+        law = torch.distributions.MultivariateNormal(own.mean(0), torch.cov(own.T, correction=0) + torch.eye(d))
+        for draw in range(4):
+            mean = law.log_prob(s[draw, row] + nodes).mean()
+            expected = mean - law.log_prob(s[draw, row] + z[draw, row])
+            assert float(found[row, draw]) == pytest.approx(float(expected), abs=1e-9)
 
 
 # Slope -------------------------------------------------------------------------------------------------------------

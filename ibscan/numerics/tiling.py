@@ -66,7 +66,9 @@ def mapped(function: Callable[[Piece], T], pieces: Sequence[Piece], device: torc
         return [function(piece) for piece in pieces]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(workers)
+    # Each worker says so itself: OpenMP keeps the number per thread, and a BLAS that splits a sum there on some calls
+    # and not on others does not give the same bits twice.
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     try:
         return list(pool.map(function, pieces))
     finally:

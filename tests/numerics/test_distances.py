@@ -237,6 +237,20 @@ def test_a_search_that_misses_the_farthest_pair(kind, share, monkeypatch):
     assert (result.within_mean, result.between_mean) == (expected.within_mean, expected.between_mean)
 
 
+def test_the_same_bits_from_any_number_of_threads():
+    """Sums within a worker are never split by the library: which it did on some calls and not on others."""
+    points, labels = layer_like("saturated", np.random.default_rng(5))
+    before, found = torch.get_num_threads(), set()
+    try:
+        for threads in (1, *[2] * 30):
+            torch.set_num_threads(threads)
+            result = distance_histogram(points, labels)
+            found.add((result.within_mean, result.between_mean))
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize("many", [0.0, 1.0])
 def test_doubtful_pairs_in_blocks_and_one_by_one(many, monkeypatch):
     """Both ways give the same to the last bit."""

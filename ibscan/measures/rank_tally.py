@@ -143,7 +143,7 @@ class RankTally:
         if own is not None:
             number = bound_counts(own, fed, self.eps)
             number = number.expand(-1, max(len(rows), number.shape[1]), -1)[:, : len(rows)]
-            self.bounds[:, layer, :, rows] = number.transpose(0, 1).cpu().numpy()
+            self.bounds[:, layer][..., rows] = number.movedim(1, -1).cpu().numpy()
 
     def estimates(self) -> dict[str, Estimate]:
         """Return what was gathered as estimates."""

@@ -14,7 +14,7 @@ import torch
 
 from ibscan.errors import CheckpointError
 from ibscan.models import Loaded
-from ibscan.numerics.room import is_out_of_memory
+from ibscan.numerics.room import is_out_of_memory, keep_freed
 from ibscan.types import Array, Checkpoint, Estimate, Layer, Measure, Network, Probe, Status, Streams
 
 __all__ = ["Block", "blocks", "measured", "partition"]
@@ -133,6 +133,7 @@ def measured(
         streams: Random numbers.
         layers: Which layers are wanted; None for all.
     """
+    keep_freed()
     narrow = max(layer.width for layer in network.layers) < THREADED_WIDTH and len(sample.x) <= 1024
     with _threads(1 if narrow else torch.get_num_threads()), torch.no_grad():
         return measure(network, sample, streams, layers)

@@ -7,14 +7,16 @@ values to full relative precision, as the elements of a Gram matrix do not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 __all__ = ["stacked_values"]
 
 EPS = torch.finfo(torch.float64).eps
-# Steps for each singular value, and then such without a shift, at a third of the cost: once the last element is small
-# either kind makes what is beside it smaller by as much. What has not converged after them is left to the library.
-STEPS, PLAIN_STEPS = 4, 2
+# Steps for each singular value of all matrices, and then of those alone that need more. What has not converged after
+# them is left to the library.
+STEPS, MORE_STEPS = 3, 3
 # Squares of squares beyond these leave the range of float64; a zero singular value is among what does.
 LEAST, MOST = 1e-140, 1e140
 # So many roundings may have made a bound too large.
@@ -41,7 +43,7 @@ def stacked_values(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     squares, certain = _eigenvalues(diagonal, beside)
     # Written so that a NaN is not certain.
     certain &= (squares[-1] > LEAST) & (squares[0] < MOST)
-    return torch.stack(squares).sqrt_().view(-1, *lead).movedim(0, -1), certain.view(lead)
+    return squares.sqrt_().view(-1, *lead).movedim(0, -1), certain.view(lead)
 
 
 def _bidiagonal(matrix: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -78,8 +80,8 @@ def _reflected(vector: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     return square
 
 
-def _eigenvalues(q: list[torch.Tensor], e: list[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Return the eigenvalues of B B^T in descending order, and where each is right to rounding of its own size.
+def _eigenvalues(q: list[torch.Tensor], e: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the eigenvalues of B B^T in descending order, (n, B), and where each is right to rounding of its own size.
 
     The differential quotient-difference algorithm: a shift by no more than the least eigenvalue leaves all elements
     positive, so that nothing cancels, and makes the last one small. The last two eigenvalues have a closed form.
@@ -91,45 +93,77 @@ def _eigenvalues(q: list[torch.Tensor], e: list[torch.Tensor]) -> tuple[list[tor
     Source:
         Fernando and Parlett 1994, Accurate singular values and differential qd algorithms: dqds.
     """
-    shifted, found = torch.zeros_like(q[0]), []
-    certain = torch.ones_like(shifted, dtype=torch.bool)
-    while len(q) > 2:
-        inverse = [x.reciprocal() for x in q]
-        for step in range(STEPS + PLAIN_STEPS):
-            # Where an element is zero there is no shift either.
-            shift = _shift(inverse, e).nan_to_num_(nan=0.0) if step < STEPS else torch.zeros_like(shifted)
-            shifted += shift
-            rest = q[0] - shift
-            less = shift.neg_()
-            for k, beside in enumerate(e):
-                q[k] = rest + beside
-                inverse[k] = q[k].reciprocal()
-                ratio = q[k + 1] * inverse[k]
-                e[k] = beside * ratio
-                rest = torch.addcmul(less, rest, ratio)
-            q[-1], inverse[-1] = rest, rest.reciprocal()
-        last, beside = q.pop(), e.pop()
-        # What is neglected of B B^T, on and off its diagonal: by Weyl's inequality no eigenvalue moves by more.
-        lost = EPS * shifted
-        certain &= (last >= 0.0) & (beside <= lost) & (last * beside <= lost.square_())
-        found.append(shifted + last)
-    found += [shifted + value for value in _pair(q, e)]
-    # By comparing neighbours: they are nearly in order.
-    for end in range(len(found) - 1, 0, -1):
-        for k in range(end):
-            found[k], found[k + 1] = torch.minimum(found[k], found[k + 1]), torch.maximum(found[k], found[k + 1])
-    return found[::-1], certain
+    size, zero = len(q), torch.zeros_like(q[0])
+    # Rows of q, of 1 / q, of e with what is beside an element already taken off, and the sum of shifts.
+    table = torch.stack([*q, *(one.reciprocal() for one in q), *e, zero, zero])
+    certain, found, shift = torch.ones_like(zero, dtype=torch.bool), [], None
+    for rest in range(size, 2, -1):
+        shift, done = _taken_off(table, rest, shift, STEPS)
+        left = (~done).nonzero().squeeze(-1)
+        if len(left):
+            part = table[:, left]
+            shift[left], done[left] = _taken_off(part, rest, None, MORE_STEPS)
+            table[:, left] = part
+        certain &= done
+        found.append(table[-1] + table[rest - 1])
+    found += [table[-1] + value for value in _pair(table[:size], table[2 * size : -1])]
+    values = torch.stack(found[::-1])
+    mixed = (values[1:] > values[:-1]).any(0).nonzero().squeeze(-1)
+    if len(mixed):
+        values[:, mixed] = values[:, mixed].sort(0, descending=True).values
+    return values, certain
 
 
-def _shift(inverse: list[torch.Tensor], e: list[torch.Tensor]) -> torch.Tensor:
-    """Return lower bounds on the least eigenvalues of B B^T, near which they converge cubically.
+def _taken_off(
+    table: torch.Tensor, rest: int, shift: torch.Tensor | None, steps: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make so many steps with the first `rest` elements; return the shift without the last, and where it may go.
 
-    From the traces of its inverse and of the inverse's square, sums of positive numbers. NaN where an element of q is
-    zero.
+    Without it there is the matrix A of those before it, to whose last q then belongs what is beside it. What is
+    neglected is the element b off the diagonal, which moves no eigenvalue by more than b, nor than b^2 over the
+    distance of the element from the eigenvalues of A.
+
+    Args:
+        table: As above, shape (3 n + 1, B); overwritten.
+        rest: How many elements have not been taken off.
+        shift: Of the first step, if known.
+        steps: How many.
+
+    Source:
+        Li and Li 2005, A note on eigenvalues of perturbed Hermitian matrices.
+    """
+    rows, size = table.unbind(), len(table) // 3
+    q, inverse, e, shifted = rows[:rest], rows[size : size + rest], rows[2 * size : 2 * size + rest], rows[-1]
+    for _ in range(steps):
+        shift = _shift(inverse, e)[0] if shift is None else shift
+        shifted += shift
+        left = q[0] - shift
+        less = shift.neg_()
+        for k in range(rest - 1):
+            torch.add(left, e[k], out=q[k])
+            torch.reciprocal(q[k], out=inverse[k])
+            ratio = q[k + 1] * inverse[k]
+            e[k].mul_(ratio)
+            left = torch.addcmul(less, left, ratio)
+        torch.add(left, e[-1], out=q[-1])
+        torch.reciprocal(q[-1], out=inverse[-1])
+        e[-1].zero_()
+        shift = None
+    shift, trace = _shift(inverse[:-1], e[:-1])
+    lost = EPS * (shifted + q[-1])
+    # The least eigenvalue of A is at least the inverse of the trace of A^-1. Written so that a NaN is not certain.
+    apart = torch.maximum(trace.reciprocal_().sub_(q[-1]), lost)
+    return shift, (q[-1] >= 0.0) & (q[-1] * e[-2] <= lost.mul_(apart))
+
+
+def _shift(inverse: Sequence[torch.Tensor], e: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return lower bounds on the least eigenvalues of B B^T, near which they converge cubically, and the trace.
+
+    From the traces of its inverse and of the inverse's square, sums of positive numbers. Zero where an element of q is.
 
     Args:
         inverse: 1 / q, n of shape (B,).
-        e: n - 1 of shape (B,).
+        e: n - 1 of shape (B,), and others.
 
     Source:
         Laguerre's bound for polynomials whose roots are real: Wilkinson 1965, The algebraic eigenvalue problem,
@@ -139,7 +173,7 @@ def _shift(inverse: list[torch.Tensor], e: list[torch.Tensor]) -> torch.Tensor:
     # Of a column of (B B^T)^-1 the diagonal element, and the squares of it and those above it; their sums so far.
     own = inverse[0]
     column, trace, squares = own.square(), own.clone(), own.square()
-    for one, beside in zip(inverse[1:], e, strict=True):
+    for one, beside in zip(inverse[1:], e, strict=False):
         ratio = one * beside
         above = column.mul_(ratio)
         own = torch.addcmul(one, own, ratio)
@@ -148,15 +182,21 @@ def _shift(inverse: list[torch.Tensor], e: list[torch.Tensor]) -> torch.Tensor:
         # What is above the diagonal is below it as well.
         squares.add_(above).add_(column)
     spread = squares.mul_(size * (1.0 + SPARE * EPS)).addcmul_(trace, trace, value=-1.0).clamp_(min=0.0)
-    return trace.add_(spread.mul_(size - 1).sqrt_()).reciprocal_().mul_(size * (1.0 - SPARE * EPS))
+    most = spread.mul_(size - 1).sqrt_().add_(trace)
+    return most.reciprocal_().mul_(size * (1.0 - SPARE * EPS)).nan_to_num_(nan=0.0), trace
 
 
-def _pair(q: list[torch.Tensor], e: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the eigenvalues of B B^T of a bidiagonal B of two rows or one, in ascending order."""
+def _pair(q: torch.Tensor, e: torch.Tensor) -> list[torch.Tensor]:
+    """Return the eigenvalues of B B^T of a bidiagonal B of two rows or one, in ascending order.
+
+    Args:
+        q: Squares of the diagonal, shape (n, B).
+        e: Of what is beside it, shape (n, B): the last adds to the last element of B B^T.
+    """
     if len(q) == 1:
-        return q
-    first, last = q
-    root = (first - last + e[0]).square_().addcmul_(last, e[0], value=4.0).sqrt_()
-    largest = (first + last + e[0]).add_(root).mul_(0.5)
-    # Their product is that of the diagonal's squares; a difference would cancel.
-    return [first * last / largest, largest]
+        return [q[0]]
+    first, last = q[0] + e[0], q[1] + e[1]
+    root = (first - last).square_().addcmul_(q[1], e[0], value=4.0).sqrt_()
+    largest = (first + last).add_(root).mul_(0.5)
+    # Their product is a sum of positive numbers; a difference would cancel.
+    return [(q[0] * last).addcmul_(e[0], e[1]).div_(largest), largest]

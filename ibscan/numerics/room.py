@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["is_out_of_memory", "numbers_at_hand"]
+__all__ = ["is_out_of_memory", "keep_freed", "numbers_at_hand"]
 
 # Of what is free, what one block may take: its products and LAPACK's copies need the rest.
 SHARE = 8
 LEAST = 2**16
+# Bytes of the largest block by which glibc raises its limits (32 MiB), less room for what it adds to a block.
+LARGEST = 2**25 - 2**16
 
 
 def numbers_at_hand(device: torch.device, most: int) -> int:
@@ -26,6 +28,19 @@ def numbers_at_hand(device: torch.device, most: int) -> int:
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free()
     room = max(LEAST, free // (8 * SHARE))
     return most if room >= most else 2 ** (room.bit_length() - 1)
+
+
+def keep_freed() -> None:
+    """Have what is freed stay with this process, up to some 64 MiB, for the next operation to take.
+
+    glibc returns large blocks to the system, which clears every page of the next: a sixth of the time of small
+    networks, whose operations are short. Freeing one block raises the size that it keeps; the block itself is never
+    written to, so it costs next to nothing, and with other libraries does nothing.
+
+    Source:
+        The GNU C Library, mallopt(3): M_MMAP_THRESHOLD is adjusted dynamically, and M_TRIM_THRESHOLD with it.
+    """
+    torch.empty(LARGEST, dtype=torch.uint8)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -27,6 +27,8 @@ NEGLIGIBLE = 1e-12
 LARGEST_EXPONENT = 700.0
 # |a|^2 + |b|^2 - 2 a.b loses about 1e-16 of max |b|^2: up to this, in squared noises, exponents are right to 1e-10.
 EXPANSION_LIMIT = 1e6
+# Odd, and without a pattern in its bits: 2^63 over the golden ratio.
+MULTIPLIER = 0x4F1BBCDCBFA53E0B
 # Picking out rows of a block pays where no more than this share of them is left.
 FEW = 0.7
 # Points whose sums are made together, and pairs of them with leaves.
@@ -54,10 +56,21 @@ def collapsed(centres: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tenso
         Distinct centres (n, d), their weights (n, C), and the index of each row's centre (N,).
     """
     # Adding 0.0 turns -0.0 into 0.0, the same point.
-    distinct, owner = torch.unique(centres + 0.0, dim=0, return_inverse=True)
+    centres = centres + 0.0
+    if _all_differ(centres):
+        return centres, weights, torch.arange(len(centres), device=centres.device)
+    distinct, owner = torch.unique(centres, dim=0, return_inverse=True)
     merged = torch.zeros(len(distinct), weights.shape[1], dtype=weights.dtype, device=weights.device)
     merged.index_add_(0, owner, weights)
     return distinct, merged, owner
+
+
+def _all_differ(rows: torch.Tensor) -> bool:
+    """Return whether rows are seen to differ, from one number each: sorting whole rows takes far longer."""
+    # Equal bits give equal sums of products, which wrap around; different ones hardly ever do.
+    factors = torch.full((rows.shape[1],), MULTIPLIER, device=rows.device).cumprod(0)
+    numbers = (rows.view(torch.int64) * factors).sum(1).sort().values
+    return bool((numbers[1:] != numbers[:-1]).all())
 
 
 def gaussian_cap(sigma: torch.Tensor, noise: float) -> float:
@@ -118,7 +131,8 @@ class Mixture:
         moving[0] |= ~moving.any()
         units = moving.nonzero().squeeze(1)
         rows = joint.sum(1)
-        values = values[:, units]
+        if len(units) < values.shape[1]:
+            values = values[:, units]
         # Centred before anything else, so that a constant offset of the units costs no digits.
         centres, weights, owner = collapsed(values - rows @ values, joint)
         return Mixture(centres, weights, owner, rows, units)

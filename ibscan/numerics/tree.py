@@ -40,8 +40,8 @@ class Tree:
     axes: torch.Tensor | None
 
     @staticmethod
-    def of(points: torch.Tensor) -> Tree:
-        """Build the tree of points, shape (n, d), n >= 1.
+    def of(points: torch.Tensor, most: int | None = None) -> Tree:
+        """Build the tree of points, shape (n, d), n >= 1, of leaves of `most` points each, by default what is fastest.
 
         In many dimensions boxes are along a few directions in which the points spread most: a distance along these
         is never more than the whole one.
@@ -49,7 +49,8 @@ class Tree:
         count, width = points.shape
         axes = _widest(points) if width > AXES else None
         along = points if axes is None else points @ axes
-        most = LARGEST_LEAF if points.is_cuda else min(max(LEAF, width), LARGEST_LEAF)
+        if most is None:
+            most = LARGEST_LEAF if points.is_cuda else min(max(LEAF, width), LARGEST_LEAF)
         depth = max(0, (-(-count // most) - 1).bit_length())
         size = -(-count // 2**depth)
         place = torch.arange(2**depth * size, device=points.device)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-__all__ = ["QUADRATIC_WIDTH", "ReplicaControls", "Residuals", "controlled", "controls", "quadratic"]
+__all__ = ["QUADRATIC_WIDTH", "ReplicaControls", "Residuals", "controlled", "controls", "gaussian", "quadratic"]
 
 # Up to this width all products of two coordinates are followed; beyond, only the length of the noise.
 QUADRATIC_WIDTH = 12
@@ -60,6 +60,22 @@ def controls(width: int, spare: int) -> Follow:
     if width <= QUADRATIC_WIDTH and spare >= DRAWS_A_CONTROL * 2 * (width + width * (width + 1)):
         return every
     return length if spare >= DRAWS_A_CONTROL * 2 else none
+
+
+def gaussian(z: torch.Tensor, apart: torch.Tensor, precision: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what -ln N(apart + z; 0, precision^-1) does about its mean over z: the part quadratic in z and the linear.
+
+    Args:
+        z: Standard normals (..., m, d).
+        apart: Where they are added, from the mean of the Gaussian, (..., m or 1, d).
+        precision: Any symmetric matrices (..., d, d); of means zero are the parts whatever these are.
+
+    Returns:
+        Both of shape (..., m).
+    """
+    weighed = z @ precision
+    trace = precision.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
+    return 0.5 * ((weighed * z).sum(-1) - trace), (weighed * apart).sum(-1)
 
 
 def controlled(terms: torch.Tensor, follow: torch.Tensor) -> torch.Tensor:
@@ -131,9 +147,7 @@ class ReplicaControls:
         covariance = self._second / self._count - mean.mT @ mean
         width = covariance.shape[-1]
         precision = torch.linalg.inv(covariance + torch.eye(width, dtype=mean.dtype, device=mean.device))
-        weighed = self._z @ precision
-        trace = precision.diagonal(dim1=1, dim2=2).sum(1).view(-1, 1)
-        own = (weighed * (0.5 * self._z + (self._s - self._origin - mean))).sum(-1) - 0.5 * trace
+        own = torch.stack(gaussian(self._z, self._s - self._origin - mean, precision)).sum(0)
         return torch.cat((self._common, own.unsqueeze(-1)), -1)
 
 

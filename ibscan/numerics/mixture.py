@@ -27,6 +27,10 @@ NEGLIGIBLE = 1e-12
 LARGEST_EXPONENT = 700.0
 # |a|^2 + |b|^2 - 2 a.b loses about 1e-16 of max |b|^2: up to this, in squared noises, exponents are right to 1e-10.
 EXPANSION_LIMIT = 1e6
+# Odd, and without a pattern in its bits: 2^63 over the golden ratio.
+MULTIPLIER = 0x4F1BBCDCBFA53E0B
+# Centres at most of a group of neighbours.
+GROUP = 64
 # Picking out rows of a block pays where no more than this share of them is left.
 FEW = 0.7
 # Points whose sums are made together, and pairs of them with leaves.
@@ -54,10 +58,21 @@ def collapsed(centres: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tenso
         Distinct centres (n, d), their weights (n, C), and the index of each row's centre (N,).
     """
     # Adding 0.0 turns -0.0 into 0.0, the same point.
-    distinct, owner = torch.unique(centres + 0.0, dim=0, return_inverse=True)
+    centres = centres + 0.0
+    if _all_differ(centres):
+        return centres, weights, torch.arange(len(centres), device=centres.device)
+    distinct, owner = torch.unique(centres, dim=0, return_inverse=True)
     merged = torch.zeros(len(distinct), weights.shape[1], dtype=weights.dtype, device=weights.device)
     merged.index_add_(0, owner, weights)
     return distinct, merged, owner
+
+
+def _all_differ(rows: torch.Tensor) -> bool:
+    """Return whether rows are seen to differ, from one number each: sorting whole rows takes far longer."""
+    # Equal bits give equal sums of products, which wrap around; different ones hardly ever do.
+    factors = torch.full((rows.shape[1],), MULTIPLIER, device=rows.device).cumprod(0)
+    numbers = (rows.view(torch.int64) * factors).sum(1).sort().values
+    return bool((numbers[1:] != numbers[:-1]).all())
 
 
 def gaussian_cap(sigma: torch.Tensor, noise: float) -> float:
@@ -118,7 +133,8 @@ class Mixture:
         moving[0] |= ~moving.any()
         units = moving.nonzero().squeeze(1)
         rows = joint.sum(1)
-        values = values[:, units]
+        if len(units) < values.shape[1]:
+            values = values[:, units]
         # Centred before anything else, so that a constant offset of the units costs no digits.
         centres, weights, owner = collapsed(values - rows @ values, joint)
         return Mixture(centres, weights, owner, rows, units)
@@ -174,6 +190,11 @@ class Mixture:
     def _tree(self) -> Tree:
         return Tree.of(self.centres)
 
+    @cached_property
+    def groups(self) -> Tree:
+        """Groups of neighbours, as many on any device."""
+        return Tree.of(self.centres, GROUP) if self._tree.order.shape[1] > GROUP else self._tree
+
     def _overlap(self, noise: float) -> float:
         # Kept: a sweep over doubled noises asks for most of them twice.
         if noise not in self._overlaps:
@@ -201,7 +222,7 @@ class Mixture:
         expands = float(squares.amax()) <= EXPANSION_LIMIT
         # One product then gives whole exponents: t . s - |s|^2 / 2 + (shift - |t|^2 / 2).
         whole = torch.cat((leaves, -0.5 * squares, torch.ones_like(squares)), -1).mT
-        columns = torch.where(real.unsqueeze(-1), columns[order], 0.0)
+        columns = columns[order].masked_fill_(~real.unsqueeze(-1), 0.0)
         cut = -math.log(NEGLIGIBLE * float(self.share[self.share > 0].amin())) + math.log(max(1.0, size))
 
         def exponents(at: torch.Tensor, leaf: int) -> torch.Tensor:
@@ -210,18 +231,17 @@ class Mixture:
             distance = torch.cdist(at[:, :-2], leaves[leaf], compute_mode="donot_use_mm_for_euclid_dist")
             return distance.square_().mul_(-0.5).add_(at[:, -1:])
 
-        def summed(at: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        def add(at: torch.Tensor, shift: torch.Tensor, total: torch.Tensor) -> None:
             near, lift = self._tree.reached(at, 2.0 * (shift + cut), noise), shift.unsqueeze(1)
             if expands:
                 lift = lift - 0.5 * torch.linalg.vector_norm(at, dim=1, keepdim=True).square_()
             at = torch.cat((at, torch.ones_like(lift), lift), 1)
-            total = torch.zeros(len(at), columns.shape[-1], dtype=at.dtype, device=at.device)
             every = torch.arange(len(at), device=at.device)
             parts = [every] * len(order) if near is None else torch.split(near[0], near[1])
             for leaf, part in enumerate(parts):
                 if not len(part):
                     continue
-                exponent = exponents(at if part is every else at[part], leaf)
+                exponent = exponents(at if part is every else at.index_select(0, part), leaf)
                 # Boxes are generous in many dimensions: what the exponents themselves rule out is left here.
                 alive = (exponent.amax(1) > -cut).nonzero().squeeze(1)
                 if len(alive) < FEW * len(part):
@@ -231,11 +251,12 @@ class Mixture:
                     total += share
                 else:
                     total.index_add_(0, part, share)
-            return total
 
         def all_sums(points: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
             most, pairs = BLOCK.get(points.device.type, BLOCK["cuda"])
             blocks = cuts(0, len(points), min(most, pairs // len(order)))
-            return torch.cat(mapped(lambda rows: summed(points[rows], shift[rows]), blocks, points.device))
+            total = torch.zeros(len(points), columns.shape[-1], dtype=points.dtype, device=points.device)
+            mapped(lambda rows: add(points[rows], shift[rows], total[rows]), blocks, points.device)
+            return total
 
         return all_sums

@@ -10,6 +10,7 @@ import torch
 
 from ibscan.numerics.controls import QUADRATIC_WIDTH, Residuals, controls
 from ibscan.numerics.mixture import Mixture
+from ibscan.numerics.neighbours import NeighbourControls
 from ibscan.numerics.tiling import cuts, mapped
 
 __all__ = ["LEAST_SHARE", "Information", "draw_terms", "line_information", "readout_information"]
@@ -26,6 +27,8 @@ ALONE = 1e-13
 NUMBERS = {"cpu": 2**19, "cuda": 2**28}
 # Where a layer is wider, every second, third, ... stratum gives the slope, as long as so many do.
 SLOPE_WIDTH, LEAST_STRATA = 64, 256
+# Of wider layers, matrices of every group of neighbours cost more than the draws they save.
+NEIGHBOUR_WIDTH = 64
 # No unit's spread is divided by less.
 TINY = torch.finfo(torch.float64).tiny
 # Draws made together, of as many strata, and numbers of them: less would be all calls, and more all memory.
@@ -110,6 +113,10 @@ def readout_information(
     places = (
         mixture.centres.div(max(mixture.extent / math.sqrt(width), TINY))[owner] if width <= QUADRATIC_WIDTH else None
     )
+    # Where the bounds all but meet there is nothing for them to explain.
+    near = None
+    if QUADRATIC_WIDTH < width <= NEIGHBOUR_WIDTH and gap > tolerance:
+        near = NeighbourControls(mixture, noise, owner)
     # The slope of a wide layer costs as much again as all else: it has no target, and some of the strata will do.
     apart = -(-width // SLOPE_WIDTH)
     kept = slice(None, None, apart if len(owner) >= LEAST_STRATA * apart else 1)
@@ -123,7 +130,7 @@ def readout_information(
         size = min(together, goal - done)
         made = [normals(draw)[: len(owner)] for draw in range(done, done + size)]
         z = torch.stack(made) if size > 1 else made[0].unsqueeze(0)
-        followed = follow(z, places)
+        followed = follow(z, places) if near is None else torch.cat((follow(z, places), near(z)), -1)
         sums.add(draw_terms(mixture, noise, z, owner, slope=slopes is None), followed)
         if slopes is not None:
             slopes.add(draw_terms(mixture, noise, z[:, kept], owner[kept], slope=True)[2:], followed[:, kept])
@@ -171,7 +178,7 @@ def draw_terms(
 
     def fill(part: slice) -> None:
         z, i = normals[:, part], owner[part]
-        own = centres[i] / noise
+        own = centres.index_select(0, i).div_(noise)
         at = own + z
         # Own-centre reference: each term is a ratio to the density of the centre that made the draw, so no running
         # maximum is needed and the own term is exactly its weight. Of z as it was added: far from the origin its last
@@ -184,7 +191,7 @@ def draw_terms(
         terms[0, :, part] = -total.log().squeeze(-1)
         terms[1, :, part] = torch.where(given[i] > 0, given[i] * ratio, 0.0).sum(-1)
         if slope:
-            apart = (moment / (noise * total) - own).square_().sum(-1)
+            apart = moment.div_(noise * total).sub_(own).square_().sum(-1)
             # Alone, its own centre is the mean; what is left is rounding.
             alone = total.squeeze(-1) <= mixture.share[i] * (1.0 + ALONE)
             terms[2, :, part] = torch.where(alone, 0.0, apart)

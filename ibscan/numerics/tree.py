@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ibscan.numerics.tiling import cuts
+
 __all__ = ["Tree"]
 
 # Points of a leaf at most: small ones are skipped more often, large ones cost fewer calls. As many as there are
@@ -17,6 +19,10 @@ AXES = 8
 DENSE = 0.4
 # Balls looked at to find that share.
 LOOK = 128
+# All nodes of the first level with so many are compared with every ball: in fewer calls than going down to them takes.
+COARSE = 64
+# Numbers that are compared together: in a core's cache, or enough to keep a GPU busy.
+NUMBERS = {"cpu": 2**16, "cuda": 2**24}
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,8 @@ class Tree:
     axes: torch.Tensor | None
 
     @staticmethod
-    def of(points: torch.Tensor) -> Tree:
-        """Build the tree of points, shape (n, d), n >= 1.
+    def of(points: torch.Tensor, most: int | None = None) -> Tree:
+        """Build the tree of points, shape (n, d), n >= 1, of leaves of `most` points each, by default what is fastest.
 
         In many dimensions boxes are along a few directions in which the points spread most: a distance along these
         is never more than the whole one.
@@ -43,7 +49,8 @@ class Tree:
         count, width = points.shape
         axes = _widest(points) if width > AXES else None
         along = points if axes is None else points @ axes
-        most = LARGEST_LEAF if points.is_cuda else min(max(LEAF, width), LARGEST_LEAF)
+        if most is None:
+            most = LARGEST_LEAF if points.is_cuda else min(max(LEAF, width), LARGEST_LEAF)
         depth = max(0, (-(-count // most) - 1).bit_length())
         size = -(-count // 2**depth)
         place = torch.arange(2**depth * size, device=points.device)
@@ -77,42 +84,48 @@ class Tree:
         """
         leaves = len(self.order)
         along = points if self.axes is None else points @ self.axes
-        look = torch.linspace(0, len(points) - 1, min(LOOK, len(points)), device=points.device).long()
-        every = torch.arange(leaves, device=points.device)
-        pairs = look.repeat_interleave(leaves), every.repeat(len(look))
         boxes = [(low / unit, high / unit) for low, high in self.boxes]
-        if leaves == 1 or float(_within(along, squared, *pairs, *boxes[-1]).double().mean()) > DENSE:
+        look = torch.linspace(0, len(points) - 1, min(LOOK, len(points)), device=points.device).long()
+        if leaves == 1 or float(_table(along[look], squared[look], *boxes[-1]).double().mean()) > DENSE:
             return None
-        point = torch.arange(len(points), device=points.device)
-        node = torch.zeros_like(point)
-        for box in boxes[1:]:
-            point = point.repeat_interleave(2)
-            node = torch.stack((2 * node, 2 * node + 1), 1).flatten()
-            kept = _within(along, squared, point, node, *box).nonzero().squeeze(1)
-            point, node = point[kept], node[kept]
-        by_leaf = node.argsort(stable=True)
-        return point[by_leaf], torch.bincount(node, minlength=leaves).tolist()
+        coarse = min(len(boxes), COARSE.bit_length()) - 1
+        # Node by node, so that points come leaf by leaf in the end.
+        node, point = _table(along, squared, *boxes[coarse]).nonzero(as_tuple=True)
+        for low, high in boxes[coarse + 1 :]:
+            node, point = torch.cat((2 * node, 2 * node + 1)), point.repeat(2)
+            apart = _beyond(low[node], along[point], high[node]).square_().sum(1)
+            kept = (apart <= squared[point]).nonzero().squeeze(1)
+            node, point = node[kept], point[kept]
+        if coarse < len(boxes) - 1:
+            node, by_leaf = node.sort(stable=True)
+            point = point[by_leaf]
+        return point, torch.bincount(node, minlength=leaves).tolist()
 
 
-def _within(
-    along: torch.Tensor,
-    squared: torch.Tensor,
-    point: torch.Tensor,
-    node: torch.Tensor,
-    low: torch.Tensor,
-    high: torch.Tensor,
-) -> torch.Tensor:
-    at = along[point]
-    beyond = torch.maximum(low[node].sub_(at), at - high[node]).clamp_(min=0.0)
-    return beyond.square_().sum(1) <= squared[point]
+def _table(along: torch.Tensor, squared: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Return whether balls (m) reach boxes (nodes), shape (nodes, m)."""
+    numbers = NUMBERS.get(along.device.type, NUMBERS["cuda"])
+    low, high, turned = low.mT.unsqueeze(2), high.mT.unsqueeze(2), along.mT.contiguous()
+    found = []
+    for part in cuts(0, len(along), numbers // low.shape[1]):
+        apart = turned.new_zeros(())
+        for axis in zip(low, turned[:, part], high, strict=True):
+            beyond = _beyond(*axis)
+            apart = torch.addcmul(apart, beyond, beyond)
+        found.append(apart <= squared[part])
+    return torch.cat(found, 1)
+
+
+def _beyond(low: torch.Tensor, at: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    return torch.maximum(low - at, at - high).clamp_(min=0.0)
 
 
 def _widest(points: torch.Tensor) -> torch.Tensor:
     """Return orthonormal directions (d, k) near those of the largest spread: two power iterations from coordinates."""
     centred = points - points.mean(0)
     # Squares of the largest stay in the range of float64.
-    centred /= centred.abs().amax().clamp(min=torch.finfo(centred.dtype).tiny)
-    start = centred.var(0, correction=0).argsort(descending=True)[:AXES]
+    centred /= torch.stack(centred.aminmax()).abs().amax().clamp(min=torch.finfo(centred.dtype).tiny)
+    start = centred.square().sum(0).argsort(descending=True)[:AXES]
     axes = torch.zeros(points.shape[1], len(start), dtype=points.dtype, device=points.device)
     axes[start, torch.arange(len(start), device=points.device)] = 1.0
     for _ in range(2):

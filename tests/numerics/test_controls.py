@@ -13,6 +13,7 @@ from oracles import line_ty, line_xt
 from ibscan.numerics import mixture, tree
 from ibscan.numerics.controls import ReplicaControls, Residuals, controls, quadratic
 from ibscan.numerics.mixture import Mixture
+from ibscan.numerics.neighbours import NeighbourControls
 from ibscan.numerics.readout import draw_terms, line_information, readout_information
 from ibscan.numerics.tree import Tree
 
@@ -122,6 +123,26 @@ def test_replicas_are_followed_as_a_gaussian_of_them():
             mean = law.log_prob(s[draw, row] + nodes).mean()
             expected = mean - law.log_prob(s[draw, row] + z[draw, row])
             assert float(found[row, draw]) == pytest.approx(float(expected), abs=1e-9)
+
+
+def test_neighbours_are_followed_as_a_gaussian_of_them():
+    """Both parts together against torch's own density; d nodes either way have the moments of z."""
+    d, noise = 14, 0.5
+    population = Mixture.of(gauss((90, d), 1) + 10, shared(90, 1))
+    z, owner = gauss((3, 90, d), 2), population.owner
+    found = NeighbourControls(population, noise, owner)(z).sum(-1)
+    nodes = math.sqrt(d) * torch.cat([sign * torch.eye(d, dtype=torch.float64) for sign in (-1, 1)])
+    groups, real = population.groups.order, population.groups.real
+    assert len(groups) > 1
+    for members, there in zip(groups, real, strict=True):
+        places = population.centres[members[there]] / noise
+        law = torch.distributions.MultivariateNormal(
+            places.mean(0), torch.cov(places.T, correction=0) + torch.eye(d, dtype=torch.float64)
+        )
+        for row in (owner == members[0]).nonzero().flatten().tolist():
+            s = population.centres[owner[row]] / noise
+            expected = law.log_prob(s + nodes).mean() - law.log_prob(s + z[:, row])
+            assert torch.allclose(found[:, row], expected, rtol=0, atol=1e-8)
 
 
 # Slope -------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import torch
 
 __all__ = ["QUADRATIC_WIDTH", "ReplicaControls", "Residuals", "controlled", "controls", "gaussian", "quadratic"]
 
-# Up to this width all products of two coordinates are followed; beyond, only the length of the noise.
+# Up to this width all products of two coordinates are followed; beyond, only the length of the noise (and what
+# a Gaussian says, of replicas or of neighbours).
 QUADRATIC_WIDTH = 12
 # Differences between draws that one control needs, so that following it by chance costs little.
 DRAWS_A_CONTROL = 4

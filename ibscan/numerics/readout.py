@@ -70,10 +70,11 @@ def readout_information(
     """Return I(X; S + Z) and I(S + Z; Y) of the discrete population, Z ~ N(0, noise^2 I), by Monte Carlo.
 
     Every draw t = s_i + z gives ln p(t|i) - ln p(t): the conditional density is exact, and ||z||^2 cancels between
-    the two. Polynomials in z of mean zero are subtracted, as far as the draws of the other half of the strata follow
-    them. The rows are the strata: every one has two draws or more, so that the spread between them is no error. Draws
-    are added until 1.96 standard errors of both values are within `tolerance`. Where the budget does not allow two
-    draws a row, a systematic sample of the rows, which must come in random order, is visited, and their spread counts.
+    the two. Polynomials in z of mean zero (`controls`, `NeighbourControls`) are subtracted, as far as the draws of
+    the other half of the strata follow them. The rows are the strata: every one has two draws or more, so that the
+    spread between them is no error. Draws are added until 1.96 standard errors of both values are within
+    `tolerance`. Where the budget does not allow two draws a row, a systematic sample of the rows, which must come
+    in random order, is visited, and their spread counts.
 
     Near ln n the terms are constant but for rare draws between centres; the standard error includes 3 over the number
     of draws, or `gap` if that is less, for those that were not met, times the share of the centres' spread that a draw

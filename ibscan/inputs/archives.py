@@ -107,14 +107,21 @@ def _root(entries: Mapping[str, zipfile.ZipInfo], name: str) -> str:
     roots = [entry.removesuffix("data.pkl") for entry in entries if entry == "data.pkl" or entry.endswith("/data.pkl")]
     tails = {entry.partition("/")[2] or entry for entry in entries}
     if "constants.pkl" in tails or any(tail.startswith("code/") for tail in tails):
-        raise CheckpointError(f"{name}: is a TorchScript archive, which carries code and is not read; {SAVE_AGAIN}.")
+        raise CheckpointError(
+            f"{name}: is a TorchScript archive, which carries code and is not read; where you trust it, "
+            'torch.save(torch.jit.load(FILE).state_dict(), "FILE.pt").'
+        )
     if any(
         tail.endswith(("model.json", "serialized_exported_program.json")) or "archive_format" in tail for tail in tails
     ):
-        raise CheckpointError(f"{name}: is an exported program (.pt2), which is not read; {SAVE_AGAIN}.")
+        raise CheckpointError(
+            f"{name}: is an exported program (.pt2), which is not read; where you trust it, "
+            'torch.save(torch.export.load(FILE).state_dict, "FILE.pt").'
+        )
     if "model.weights.h5" in entries or ("config.json" in entries and "metadata.json" in entries):
         raise CheckpointError(
-            f"{name}: is a Keras archive; Keras comes in a later version; save a single .safetensors file."
+            f"{name}: is a Keras archive, which is not read; save its arrays under the names of the torch model "
+            "with safetensors.numpy.save_file."
         )
     if entries and all(entry.endswith(".npy") for entry in entries):
         raise CheckpointError(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import torch
 
 from ibscan.errors import CheckpointError
 from ibscan.inputs.checkpoint import load_tensors
 from ibscan.types import Checkpoint
 
-__all__ = ["difference", "is_copy", "same_weights"]
+__all__ = ["difference", "is_copy", "the_same"]
 
 # Names of copies: the best so far, the latest, the end.
 COPIES = ("best", "last", "latest", "final")
@@ -20,20 +23,38 @@ def is_copy(checkpoint: Checkpoint) -> bool:
     return any(word in stem.replace("-", ".").replace("_", ".").split(".") for word in COPIES)
 
 
-def same_weights(copy: Checkpoint, other: Checkpoint) -> bool:
-    """Tell whether two checkpoints hold the same tensors: by the hash of the files, else by the numbers."""
-    if copy.sha256 == other.sha256:
-        return True
-    numbers = [
-        (a, b) for a, b in ((copy.epoch, other.epoch), (copy.step, other.step)) if a is not None and b is not None
-    ]
-    if any(a != b for a, b in numbers) or copy.tensors != other.tensors:
-        return False
+def the_same(copy: Checkpoint, others: Sequence[Checkpoint]) -> Checkpoint | None:
+    """Return the first that holds the same tensors: by the hash of the files, else by the numbers; None if none does.
+
+    Where a pattern gives two of them places of their own, they are no copies.
+    """
+    others = [one for one in others if not _apart(copy, one)]
+    equal = next((one for one in others if one.sha256 == copy.sha256), None)
+    alike = [one for one in others if one.tensors == copy.tensors and not _differ(copy, one)]
+    if equal is not None or not alike:
+        return equal
     try:
-        mine, theirs = load_tensors(copy), load_tensors(other)
+        mine = load_tensors(copy)
+    except CheckpointError:
+        return None
+    return next((one for one in alike if _holds(one, mine)), None)
+
+
+def _apart(one: Checkpoint, other: Checkpoint) -> bool:
+    return one.step_source == other.step_source == "pattern" and _differ(one, other)
+
+
+def _differ(one: Checkpoint, other: Checkpoint) -> bool:
+    numbers = ((one.epoch, other.epoch), (one.step, other.step), (one.value, other.value))
+    return any(a is not None and b is not None and a != b for a, b in numbers)
+
+
+def _holds(one: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> bool:
+    try:
+        loaded = load_tensors(one)
     except CheckpointError:
         return False
-    return all(mine[key].equal(theirs[key]) for key in mine)
+    return all(loaded[key].equal(tensor) for key, tensor in tensors.items())
 
 
 def difference(one: Checkpoint, first: Checkpoint) -> str:

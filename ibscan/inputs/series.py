@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +13,13 @@ from pathlib import Path
 
 from ibscan.errors import CheckpointError, InputError, NothingMatched
 from ibscan.inputs.checkpoint import inspect_checkpoint
-from ibscan.inputs.comparison import difference, is_copy, same_weights
-from ibscan.inputs.coordinates import compiled_pattern, first_known, numbers_by_pattern
-from ibscan.inputs.discovery import Candidate, Found, found_in_folder, natural_key
+from ibscan.inputs.comparison import difference, is_copy, the_same
+from ibscan.inputs.coordinates import compiled_pattern, matches, numbers_by_pattern
+from ibscan.inputs.discovery import Candidate, Found, found_in_folder, is_conventional, natural_key
 from ibscan.inputs.files import unreadable
 from ibscan.inputs.manifest import Manifest
 from ibscan.inputs.selection import axis_values, select_epochs
+from ibscan.inputs.shards import is_index, named_files
 from ibscan.types import Checkpoint, Series
 
 __all__ = ["axis_values", "read_series", "select_epochs"]
@@ -64,7 +67,7 @@ def read_series(
         NothingMatched: A folder with no checkpoint in it.
         InputError: A missing or unreadable path, a step that occurs twice, or nothing left that could be used.
     """
-    where, found = _found(paths, exclude)
+    where, found = _found(paths, exclude, manifest)
     draft = _Draft(skipped=dict(found.skipped), notices=list(found.notices))
     candidates = _matching(found.candidates, manifest, draft)
     for candidate in candidates:
@@ -75,8 +78,8 @@ def read_series(
     if not draft.checkpoints and not draft.skipped:
         raise NothingMatched(_nothing(where, found, manifest))
     _drop_copies(draft)
-    axis = _axis(draft, manifest)
     _keep_one_architecture(draft)
+    axis = _axis(draft, manifest)
     if not draft.checkpoints:
         raise InputError(_all_skipped(where, draft.skipped))
     _refuse_doubles(draft.checkpoints, axis)
@@ -87,7 +90,7 @@ def read_series(
     return Series(tuple(draft.checkpoints), axis, draft.skipped, tuple(draft.notices))
 
 
-def _found(paths: Sequence[Path], exclude: Sequence[Path]) -> tuple[str, Found]:
+def _found(paths: Sequence[Path], exclude: Sequence[Path], manifest: Manifest | None) -> tuple[str, Found]:
     for path in paths:
         try:
             path.stat()
@@ -95,20 +98,30 @@ def _found(paths: Sequence[Path], exclude: Sequence[Path]) -> tuple[str, Found]:
             if len(paths) == 1 or isinstance(error, FileNotFoundError):
                 raise InputError(unreadable(path, str(path), error)) from None
     if len(paths) == 1 and paths[0].is_dir():
-        return str(paths[0]), found_in_folder(paths[0], exclude)
+        expression = _expression(manifest)
+        known = None if expression is None else lambda name: matches(expression, name) is not None
+        return str(paths[0]), found_in_folder(paths[0], exclude, known)
     # Absolute but not resolved: a link is called as the user called it.
     barred = {path.resolve() for path in exclude}
     absolute = list(dict.fromkeys(path.absolute() for path in paths if not (exclude and path.resolve() in barred)))
     parent = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else Path()
-    candidates = [Candidate(path, path.relative_to(parent).as_posix()) for path in absolute]
+    # A shell's pattern names the shards beside their index.
+    shards = {file for path in absolute if is_index(path.name) for file in named_files(path)}
+    candidates = [Candidate(path, path.relative_to(parent).as_posix()) for path in absolute if path not in shards]
     return "the paths given", Found(candidates=candidates)
 
 
-def _matching(candidates: Sequence[Candidate], manifest: Manifest | None, draft: _Draft) -> list[Candidate]:
+def _expression(manifest: Manifest | None) -> re.Pattern[str] | None:
     if manifest is None or manifest.pattern is None:
+        return None
+    return compiled_pattern(manifest.pattern, str(manifest.path))[0]
+
+
+def _matching(candidates: Sequence[Candidate], manifest: Manifest | None, draft: _Draft) -> list[Candidate]:
+    expression = _expression(manifest)
+    if expression is None or manifest is None:
         return list(candidates)
-    expression, _ = compiled_pattern(manifest.pattern, str(manifest.path))
-    matching = [one for one in candidates if expression and numbers_by_pattern(expression, one.name) is not None]
+    matching = [one for one in candidates if matches(expression, one.name)]
     left = [one.name for one in candidates if one not in matching]
     if left:
         draft.notices.append(
@@ -122,14 +135,11 @@ def _inspected(
     candidate: Candidate, manifest: Manifest | None, state_key: str | None, weights: str | None
 ) -> Checkpoint:
     checkpoint = inspect_checkpoint(candidate.path, candidate.name, state_key=state_key, weights=weights)
-    if manifest is None or manifest.pattern is None:
-        return checkpoint
-    expression, _ = compiled_pattern(manifest.pattern, str(manifest.path))
-    read = numbers_by_pattern(expression, candidate.name)
-    if read is None:
+    expression = _expression(manifest)
+    if expression is None:
         return checkpoint
     # What the user wrote beside the files beats what is in them; numbers the pattern does not name stay.
-    found = first_known(read)
+    found = numbers_by_pattern(expression, candidate.name)
     return dataclasses.replace(
         checkpoint,
         epoch=checkpoint.epoch if found.epoch is None else found.epoch,
@@ -176,11 +186,16 @@ def _drop_links(draft: _Draft) -> None:
 def _drop_copies(draft: _Draft) -> None:
     """Drop `best`, `last` and the like where they equal another checkpoint, or nothing says when they were saved."""
     _drop_links(draft)
-    copies = [one for one in draft.checkpoints if is_copy(one)]
-    others = [one for one in draft.checkpoints if not is_copy(one)]
+    # A trainer saves its last, or best, weights once more beside the folders of the run.
+    nested = any("/" in one.name for one in draft.checkpoints)
+    copies: list[Checkpoint] = []
+    others: list[Checkpoint] = []
+    for one in draft.checkpoints:
+        again = is_copy(one) or (nested and "/" not in one.name and is_conventional(one.name))
+        (copies if again else others).append(one)
     kept: list[Checkpoint] = []
     for copy in copies:
-        same = next((one for one in [*others, *kept] if same_weights(copy, one)), None)
+        same = the_same(copy, [*others, *kept])
         if same is not None:
             draft.notices.append(f"{copy.name}: holds the same weights as {same.name}, so it was left out.")
         elif not _known(copy) and any(_known(one) for one in others):
@@ -189,7 +204,8 @@ def _drop_copies(draft: _Draft) -> None:
             )
         else:
             kept.append(copy)
-    draft.checkpoints = [one for one in draft.checkpoints if not is_copy(one) or one in kept]
+    named = {one.name for one in [*others, *kept]}
+    draft.checkpoints = [one for one in draft.checkpoints if one.name in named]
 
 
 def _axis(draft: _Draft, manifest: Manifest | None) -> str:
@@ -239,16 +255,30 @@ def _inferred_axis(draft: _Draft) -> tuple[str, Callable[[Checkpoint], float | N
 
 
 def _keep_one_architecture(draft: _Draft) -> None:
-    if not draft.checkpoints:
+    """Keep the architecture that most checkpoints have, of equally many the one of the first checkpoint."""
+    groups: dict[frozenset[tuple[str, tuple[int, ...]]], list[Checkpoint]] = {}
+    for one in sorted(draft.checkpoints, key=_place):
+        groups.setdefault(frozenset((key, info.shape) for key, info in one.tensors.items()), []).append(one)
+    if len(groups) < 2:
         return
-    first, kept = draft.checkpoints[0], []
-    for one in draft.checkpoints:
-        reason = difference(one, first)
-        if reason:
-            draft.skipped[one.name] = reason
-        else:
-            kept.append(one)
-    draft.checkpoints = kept
+    kept, *others = sorted(groups.values(), key=len, reverse=True)
+    named = {one.name for one in kept}
+    draft.checkpoints = [one for one in draft.checkpoints if one.name in named]
+    draft.skipped |= {one.name: difference(one, kept[0]) for group in others for one in group}
+    draft.notices.append(
+        f"{len(groups)} architectures: {len(kept)} like {kept[0].name} are kept, "
+        f"{', '.join(f'{len(group)} like {group[0].name}' for group in others[:3])} left out."
+    )
+
+
+def _place(checkpoint: Checkpoint) -> tuple[float, float, list[tuple[int, int, str]]]:
+    """Return what orders checkpoints before an axis is known: epoch, step, name; unknown numbers last."""
+    epoch, step = checkpoint.epoch, checkpoint.step
+    return (
+        math.inf if epoch is None else epoch,
+        math.inf if step is None else step,
+        natural_key(checkpoint.name),
+    )
 
 
 def _refuse_doubles(checkpoints: Sequence[Checkpoint], axis: str) -> None:

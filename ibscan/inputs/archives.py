@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import pickle
 import struct
@@ -222,7 +223,7 @@ def load_archive(source: BinaryIO, name: str) -> Any:  # noqa: ANN401 - whatever
     """
     # The boundary to a foreign reader: what torch.load raises on a damaged file is not a closed list.
     try:
-        with torch.serialization.safe_globals(_plain_numpy()), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_plain_data()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(source, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
@@ -235,8 +236,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def _plain_numpy() -> list[Any]:
+def _plain_data() -> list[Any]:
     scalar, rebuilt = np.dtype("f8").type(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
     named: list[Any] = [(scalar, name) for name in NUMPY_SCALARS] + [(rebuilt, name) for name in NUMPY_ARRAYS]
     kinds = {type(np.dtype(code)) for code in "?bhilqBHILQefdFDSU"}
-    return [*named, np.dtype, np.ndarray, *kinds]
+    return [*named, np.dtype, np.ndarray, *kinds, argparse.Namespace]

@@ -151,7 +151,8 @@ def _kind(shot: Snapshot, file: Path, name: str) -> str:
         and not head.lstrip().startswith((b"{", b"<"))
     ):
         kind = "safetensors" if kind != "text" else kind
-    if kind not in FORMATS:
+    # The parts of a distributed checkpoint are torch files, one tensor each.
+    if kind not in FORMATS or file.suffix == ".distcp":
         raise CheckpointError(refusal(kind, file, name, shot.size))
     return kind
 

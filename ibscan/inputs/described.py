@@ -63,6 +63,8 @@ OTHER_TENSORS = {
 PLAIN = (
     "collections.OrderedDict",
     "collections.Counter",
+    # What training scripts keep their arguments in: a dictionary by another name.
+    "argparse.Namespace",
     "torch.Size",
     "torch.device",
     "torch.serialization._get_layout",

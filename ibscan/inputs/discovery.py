@@ -195,7 +195,7 @@ def _is_recognised(path: Path, name: str) -> bool:
     # The first pickle of torch's legacy format is one known number.
     if kind == "safetensors":
         return int.from_bytes(head[:8], "little") < path.stat().st_size
-    return kind == "pickle" and head[2:15] == b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+    return kind == "pickle" and head[2:14] == b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
 
 def _sort_folder(path: Path, found: Found, matches: Callable[[str], bool] | None) -> None:

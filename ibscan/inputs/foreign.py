@@ -52,7 +52,7 @@ def refusal(kind: str, path: Path, name: str, size: int) -> str:
     Returns:
         The sentence.
     """
-    if kind == "unknown" and path.suffix in BY_SUFFIX:
+    if kind not in SENTENCES and path.suffix in BY_SUFFIX:
         return f"{name}: {BY_SUFFIX[path.suffix]}"
     if kind in SENTENCES:
         return f"{name}: {SENTENCES[kind]}"

@@ -23,8 +23,8 @@ SHARD = re.compile(r"-\d{5}-of-\d{5}\.(safetensors|bin|pt|pth)$", re.IGNORECASE)
 MAX_INDEX_BYTES = 16 << 20
 MAX_NAMES = 100_000
 LONGEST_VALUE = 10_000
-# Characters of a foreign name that a message repeats.
-SHOWN = 120
+# Characters of a foreign name that a message repeats; characters no file system allows in a name.
+SHOWN, LONGEST_NAME = 120, 255
 WAY_OUT = "copy or save the whole folder again"
 
 
@@ -139,7 +139,7 @@ def _place(folder: Path, file: str, name: str) -> Path:
         inside = place.resolve().parent == folder.resolve()
     except (OSError, RuntimeError, ValueError):
         inside = False
-    if Path(file).name != file or not inside:
+    if Path(file).name != file or len(file) > LONGEST_NAME or is_index(file) or not inside:
         raise CheckpointError(
             f"{name}: the index names {file[:SHOWN]!r}, which is not a file in its own folder (no path and no link out "
             "of it is followed); copy the files themselves beside the index."

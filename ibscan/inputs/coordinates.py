@@ -32,7 +32,8 @@ STEP = re.compile(
     rf"{BEFORE}(?:global[-_]?steps?|steps?|iterations?|iters?|iter[-_]num|it)[-_=. ]?{NUMBER}", re.IGNORECASE
 )
 SAVED = re.compile(rf"{BEFORE}(?:checkpoint|ckpt|chkpt|cp)[-_=. ]?{NUMBER}", re.IGNORECASE)
-VERSION = re.compile(r"-v\d+$")
+# Lightning's second file of one name, and the rank DeepSpeed puts into names: no places in the run.
+VERSION = re.compile(r"-v\d+$|(?<![a-zA-Z])(?:mp_)?rank[-_]?\d+", re.IGNORECASE)
 STATED = re.compile(r"[A-Za-z_]+[A-Za-z0-9_]*=[-+0-9.eE]+")
 BARE = re.compile(rf"(?<![0-9a-zA-Z.]){NUMBER}")
 # The last is what DeepSpeed writes.
@@ -71,7 +72,7 @@ def numbers_in_name(name: str) -> Coordinates:
 
     A number counts where it follows `epoch` or `ep`, or `step`, `global_step`, `iter`, `iteration`, `it`. One after
     `checkpoint` or `ckpt`, and the only bare number of a name (`model_12`, `100/`), is a step unless the name says
-    epoch. `val_loss=0.02`, `-v1` and numbers inside words are neither; of several bare numbers none is chosen.
+    epoch. `val_loss=0.02`, `-v1`, `rank_0` and numbers inside words are neither; of several bare ones none is chosen.
 
     Args:
         name: The last component of a path.

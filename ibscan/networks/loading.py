@@ -72,6 +72,9 @@ def loaded(
     if shapes != wanted:
         raise InputError(_misfit(name, shapes, wanted))
     with foreign("the model"):
+        # Copied into parameters of single precision, weights of double precision would be rounded.
+        if any(tensor.dtype == torch.float64 for tensor in fitting.values()):
+            model.to(torch.float64)
         model.load_state_dict(dict(fitting), strict=True)
     return model
 

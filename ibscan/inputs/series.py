@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
 from collections import Counter
@@ -13,9 +12,9 @@ from pathlib import Path
 
 from ibscan.errors import CheckpointError, InputError, NothingMatched
 from ibscan.inputs.checkpoint import inspect_checkpoint
-from ibscan.inputs.comparison import difference, is_copy, the_same
+from ibscan.inputs.comparison import is_placed, of_one_architecture, without_copies
 from ibscan.inputs.coordinates import compiled_pattern, matches, numbers_by_pattern
-from ibscan.inputs.discovery import Candidate, Found, found_in_folder, is_conventional, natural_key
+from ibscan.inputs.discovery import Candidate, Found, found_in_folder, natural_key
 from ibscan.inputs.files import unreadable
 from ibscan.inputs.manifest import Manifest
 from ibscan.inputs.selection import axis_values, select_epochs
@@ -77,15 +76,18 @@ def read_series(
             draft.skipped[candidate.name] = str(error)
     if not draft.checkpoints and not draft.skipped:
         raise NothingMatched(_nothing(where, found, manifest))
-    _drop_copies(draft)
-    _keep_one_architecture(draft)
+    draft.checkpoints, notices = without_copies(draft.checkpoints)
+    draft.notices += notices
+    draft.checkpoints, odd, notices = of_one_architecture(draft.checkpoints)
+    draft.skipped |= odd
+    draft.notices += notices
     axis = _axis(draft, manifest)
     if not draft.checkpoints:
         raise InputError(_all_skipped(where, draft.skipped))
     _refuse_doubles(draft.checkpoints, axis)
     if axis == "index":
         draft.checkpoints = [
-            one if _known(one) else dataclasses.replace(one, step_source="order") for one in draft.checkpoints
+            one if is_placed(one) else dataclasses.replace(one, step_source="order") for one in draft.checkpoints
         ]
     return Series(tuple(draft.checkpoints), axis, draft.skipped, tuple(draft.notices))
 
@@ -165,49 +167,6 @@ def _all_skipped(where: str, skipped: Mapping[str, str]) -> str:
     return f"{where}: none of {len(skipped)} checkpoints can be used. First: {reasons}"
 
 
-def _known(checkpoint: Checkpoint) -> bool:
-    return any(number is not None for number in (checkpoint.epoch, checkpoint.step, checkpoint.value))
-
-
-def _drop_links(draft: _Draft) -> None:
-    """Drop links to another checkpoint of the series."""
-    places = {}
-    for one in draft.checkpoints:
-        root = one.path.parents[one.name.count("/")]
-        if root.resolve() / one.name == one.path.resolve():
-            places[one.path.resolve()] = one.name
-    for one in list(draft.checkpoints):
-        target = places.get(one.path.resolve(), one.name)
-        if target != one.name:
-            draft.checkpoints.remove(one)
-            draft.notices.append(f"{one.name}: is a link to {target}, so it was left out.")
-
-
-def _drop_copies(draft: _Draft) -> None:
-    """Drop `best`, `last` and the like where they equal another checkpoint, or nothing says when they were saved."""
-    _drop_links(draft)
-    # A trainer saves its last, or best, weights once more beside the folders of the run.
-    nested = any("/" in one.name for one in draft.checkpoints)
-    copies: list[Checkpoint] = []
-    others: list[Checkpoint] = []
-    for one in draft.checkpoints:
-        again = is_copy(one) or (nested and "/" not in one.name and is_conventional(one.name))
-        (copies if again else others).append(one)
-    kept: list[Checkpoint] = []
-    for copy in copies:
-        same = the_same(copy, [*others, *kept])
-        if same is not None:
-            draft.notices.append(f"{copy.name}: holds the same weights as {same.name}, so it was left out.")
-        elif not _known(copy) and any(_known(one) for one in others):
-            draft.notices.append(
-                f"{copy.name}: no epoch or step is known for it, so it was left out; its weights equal no other's."
-            )
-        else:
-            kept.append(copy)
-    named = {one.name for one in [*others, *kept]}
-    draft.checkpoints = [one for one in draft.checkpoints if one.name in named]
-
-
 def _axis(draft: _Draft, manifest: Manifest | None) -> str:
     """Choose the axis and put the checkpoints in its order."""
     if not draft.checkpoints:
@@ -247,38 +206,11 @@ def _inferred_axis(draft: _Draft) -> tuple[str, Callable[[Checkpoint], float | N
         return "value", coordinate("value")
     for name in distinct or known:
         return name, coordinate(name)
-    bare = [one.name for one in draft.checkpoints if not _known(one)]
+    bare = [one.name for one in draft.checkpoints if not is_placed(one)]
     if len(bare) < len(draft.checkpoints):
         what = f"{', '.join(bare[:3])}: states neither epoch nor step" if bare else "some state an epoch, others a step"
         draft.notices.append(f"{what}, so the series is ordered by name.")
     return "index", None
-
-
-def _keep_one_architecture(draft: _Draft) -> None:
-    """Keep the architecture that most checkpoints have, of equally many the one of the first checkpoint."""
-    groups: dict[frozenset[tuple[str, tuple[int, ...]]], list[Checkpoint]] = {}
-    for one in sorted(draft.checkpoints, key=_place):
-        groups.setdefault(frozenset((key, info.shape) for key, info in one.tensors.items()), []).append(one)
-    if len(groups) < 2:
-        return
-    kept, *others = sorted(groups.values(), key=len, reverse=True)
-    named = {one.name for one in kept}
-    draft.checkpoints = [one for one in draft.checkpoints if one.name in named]
-    draft.skipped |= {one.name: difference(one, kept[0]) for group in others for one in group}
-    draft.notices.append(
-        f"{len(groups)} architectures: {len(kept)} like {kept[0].name} are kept, "
-        f"{', '.join(f'{len(group)} like {group[0].name}' for group in others[:3])} left out."
-    )
-
-
-def _place(checkpoint: Checkpoint) -> tuple[float, float, list[tuple[int, int, str]]]:
-    """Return what orders checkpoints before an axis is known: epoch, step, name; unknown numbers last."""
-    epoch, step = checkpoint.epoch, checkpoint.step
-    return (
-        math.inf if epoch is None else epoch,
-        math.inf if step is None else step,
-        natural_key(checkpoint.name),
-    )
 
 
 def _refuse_doubles(checkpoints: Sequence[Checkpoint], axis: str) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from ibscan.errors import CheckpointError, InputError, NothingMatched
 from ibscan.inputs.checkpoint import inspect_checkpoint
 from ibscan.inputs.comparison import is_placed, of_one_architecture, without_copies
-from ibscan.inputs.coordinates import compiled_pattern, matches, numbers_by_pattern
-from ibscan.inputs.discovery import Candidate, Found, found_in_folder, natural_key
+from ibscan.inputs.coordinates import compiled_pattern, matches, numbers_by_pattern, numbers_in_name
+from ibscan.inputs.discovery import Candidate, Found, found_in_folder, is_conventional, natural_key
 from ibscan.inputs.files import unreadable
 from ibscan.inputs.manifest import Manifest
 from ibscan.inputs.selection import axis_values, select_epochs
@@ -76,6 +76,8 @@ def read_series(
             draft.skipped[candidate.name] = str(error)
     if not draft.checkpoints and not draft.skipped:
         raise NothingMatched(_nothing(where, found, manifest))
+    if len(draft.checkpoints) == 1 and len(paths) == 1 and paths[0].is_dir():
+        draft.checkpoints = [_named_by_folder(draft.checkpoints[0], paths[0])]
     draft.checkpoints, notices = without_copies(draft.checkpoints)
     draft.notices += notices
     draft.checkpoints, odd, notices = of_one_architecture(draft.checkpoints)
@@ -149,6 +151,16 @@ def _inspected(
         value=checkpoint.value if found.value is None else found.value,
         step_source="pattern",
     )
+
+
+def _named_by_folder(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """Return the one checkpoint of `checkpoint-500/`, whose own name says nothing, with what the folder's name says."""
+    if is_placed(checkpoint) or not is_conventional(checkpoint.name):
+        return checkpoint
+    found = numbers_in_name(folder.resolve().name)
+    if found.epoch is None and found.step is None:
+        return checkpoint
+    return dataclasses.replace(checkpoint, epoch=found.epoch, step=found.step, step_source=found.source)
 
 
 def _nothing(where: str, found: Found, manifest: Manifest | None) -> str:

@@ -107,6 +107,12 @@ def chosen_set(tree: Any, name: str, state_key: str | None, weights: str | None)
             f"{name}: holds raw weights ({_listed(raw)}) beside averaged ones ({_listed(averaged)}); "
             "say which with --weights raw or --weights ema."
         )
+    unnamed = _unnamed_averages(tree)
+    if unnamed and not averaged and weights != "raw":
+        raise CheckpointError(
+            f"{name}: holds averaged weights as a list without names ({unnamed}), which cannot be told apart; take the "
+            "raw ones with --weights raw."
+        )
     found = averaged if weights == "ema" else raw if weights == "raw" else raw or averaged
     if len(found) == 1:
         return found[0], sets[found[0]]
@@ -153,6 +159,16 @@ def under(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     if not prefix:
         return dict(tensors)
     return {key[len(prefix) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(f"{prefix}.")}
+
+
+def _unnamed_averages(tree: Any) -> str:  # noqa: ANN401 - whatever was saved
+    """Return under which usual key averages lie as a list, as the package torch_ema saves them, or the empty string."""
+    for key in AVERAGED if isinstance(tree, Mapping) else ():
+        held = tree.get(key)
+        for value in held.values() if isinstance(held, Mapping) else (held,):
+            if isinstance(value, list | tuple) and any(is_tensor(item) for item in value):
+                return key
+    return ""
 
 
 def _clean(tensors: Mapping[str, Any]) -> set[str]:

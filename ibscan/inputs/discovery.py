@@ -230,6 +230,11 @@ def _inside(folder: Path, name: str) -> tuple[str, list[Path]]:
     inside.sort(key=lambda path: natural_key(path.name))
     usual = [path for path in inside if is_conventional(path.name)]
     trainer = any(path.name == TRAINER for path in paths)
+    if trainer and not inside and not inner.refused:
+        return (
+            "is a trainer's folder without its weights in a file beside trainer_state.json; those that FSDP or "
+            "DeepSpeed left in parts are not read, merge them with `accelerate merge-weights` or zero_to_fp32.py."
+        ), []
     return inner.refused, usual if trainer and usual else inside
 
 

@@ -58,6 +58,10 @@ def part() -> object:
 
 
 AVG = {"weights": "ema"}
+# As the packages torch_ema and ema-pytorch save their averages.
+UNNAMED = {"decay": 0.9, "num_updates": 3, "shadow_params": list(EMA.values()), "collected_params": None}
+KEY = "ema.ema_model"
+ONLINE = {"step": torch.tensor(3), **prefixed(RAW, "online_model."), **prefixed(EMA, "ema_model.")}
 CONTENTS: list[Row] = [
     ("lightning", lambda: layouts.lightning(3, 40, RAW), {}, "state_dict", 3, 40, 0, "model."),
     ("lightning-in", lambda: layouts.lightning(3, 40, RAW), {"state_key": "model"}, "state_dict.model", 3, 40, 0, ""),
@@ -124,6 +128,8 @@ CONTENTS: list[Row] = [
     ("nested-ema", lambda: {"net": RAW, "ema": {"module": EMA}}, AVG, "ema.module", None, None, 1, ""),
     ("params", lambda: {"params": RAW, "params_ema": EMA}, {"weights": "raw"}, "params", None, None, 0, ""),
     ("params-ema", lambda: {"params": RAW, "params_ema": EMA}, AVG, "params_ema", None, None, 1, ""),
+    ("unnamed", lambda: {"model": RAW, "ema": UNNAMED}, {"weights": "raw"}, "model", None, None, 0, ""),
+    ("online", lambda: {"model": RAW, "ema": ONLINE}, {"state_key": KEY}, KEY, None, None, 1, ""),
     ("gan", lambda: {"generator": RAW, "critic": EMA, "iter": 9}, {"state_key": "critic"}, "critic", None, 9, 1, ""),
     ("part", part, {"state_key": "decoder"}, "decoder", None, None, 1, ""),
 ]  # fmt: skip
@@ -149,6 +155,8 @@ ASKED: list[tuple[str, Callable[[], object], dict[str, str], tuple[str, ...]]] =
     ("prefix-twice", averaging, {"state_key": "model"}, ("several", "state_dict.model")),
     ("two", lambda: {"model": RAW, "net": EMA}, {}, ("model, net", "--state-key model")),
     ("no-such-key", lambda: {"model": RAW}, {"state_key": "teacher"}, ("'teacher'", "model")),
+    ("unnamed", lambda: {"model": RAW, "ema": UNNAMED}, {}, ("(ema)", "without names", "--weights raw")),
+    ("unnamed-ema", lambda: {"model": RAW, "ema": UNNAMED}, {"weights": "ema"}, ("without names",)),
     ("no-ema", lambda: {"model": RAW}, AVG, ("no ema weights", "model")),
     ("gan", lambda: {"generator": RAW, "critic": EMA}, {}, ("generator, critic", "--state-key generator")),
 ]  # fmt: skip
@@ -446,6 +454,15 @@ def test_a_trainer_folder_gives_weights_and_json_alone(
     assert not (tmp_path / "canary").exists()
 
 
+def test_a_trainer_folder_without_weights_is_said(tmp_path: Path):
+    layouts.trainer(tmp_path / "checkpoint-1", 1, 1.0)
+    (tmp_path / "checkpoint-1/pytorch_model_fsdp_0").mkdir()
+    put_safetensors(tmp_path / "checkpoint-2/model.safetensors", weights())
+    series = read_series([tmp_path])
+    assert listed(series) == ["checkpoint-2/model.safetensors"]
+    assert "accelerate merge-weights" in series.skipped["checkpoint-1"]
+
+
 def test_the_final_model_beside_a_trainers_folders(tmp_path: Path):
     for step in (500, 1000):
         put_safetensors(
@@ -509,6 +526,17 @@ def test_content_counts_and_not_the_suffix(tmp_path: Path):
     ]
     for shift, one in enumerate(series.checkpoints, 1):
         holds(one, shift)
+
+
+REFUSED_TYPES = ["complex64", "int8", "uint8", "bool"]
+
+
+@pytest.mark.parametrize("dtype", REFUSED_TYPES)
+@pytest.mark.parametrize("put", [put_safetensors, put_torch])
+def test_weights_that_are_no_real_numbers(put: Callable[..., Path], dtype: str, tmp_path: Path):
+    path = put(tmp_path / "a.pt", {**weights(), "2.weight": torch.ones(2, 3).to(getattr(torch, dtype))})
+    with pytest.raises(CheckpointError, match=rf"'2\.weight' has dtype {dtype}"):
+        inspect_checkpoint(path, "a.pt")
 
 
 # Architectures

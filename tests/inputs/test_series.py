@@ -171,10 +171,12 @@ def test_what_is_never_a_checkpoint(tmp_path: Path):
         (tmp_path / name).write_bytes(b"\xff\xfe\x00")
     (tmp_path / "model.pt.tmp").write_bytes(b"x")
     (tmp_path / "tmp-model.pt").write_bytes(b"x")
+    (tmp_path / "model.safetensors.part").write_bytes(b"x")
+    (tmp_path / "model.pt.incomplete").write_bytes(b"x")
     series = read_series([tmp_path], exclude=[probe])
     assert names(series) == ["epoch-1.safetensors"]
     assert not series.skipped
-    assert len(series.notices) == 2
+    assert len(series.notices) == 4
     assert all("unfinished save" in notice for notice in series.notices)
 
 

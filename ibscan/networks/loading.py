@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ def loaded(
     fitting = next((found for names in (original, state) if (found := _fitting(names, wanted))), state)
     shapes = {key: tuple(tensor.shape) for key, tensor in fitting.items()}
     if shapes != wanted:
-        raise InputError(_misfit(name, shapes, wanted))
+        raise InputError(_misfit(name, shapes, wanted) + _part(original, wanted))
     with foreign("the model"):
         # Copied into parameters of single precision, weights of double precision would be rounded.
         if any(tensor.dtype == torch.float64 for tensor in fitting.values()):
@@ -115,13 +115,18 @@ def _misfit(name: str, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str
     if other:
         key = other[0]
         parts.append(f"{len(other)} of another shape, such as {key!r} {found[key]} where the model has {wanted[key]}")
-    ends = [key.removesuffix(f".{first}") for first in list(wanted)[:1] for key in found if key.endswith(f".{first}")]
-    prefix = next((end for end in ends if all(f"{end}.{key}" in found for key in wanted)), None)
-    hint = "" if prefix is None else f" The names under {prefix!r} are: --state-key {prefix} takes those alone."
     return (
         f"{name}: its tensors are not those of the model: of {len(wanted)}, {'; '.join(parts)}. "
-        f"Give the callable and --model-arg this checkpoint was made with.{hint}"
+        "Give the callable and --model-arg this checkpoint was made with."
     )
+
+
+def _part(stored: Collection[str], wanted: Collection[str]) -> str:
+    """Return the sentence that names the part of a file whose names are the model's, or the empty string."""
+    first = next(iter(wanted), "")
+    ends = [key.removesuffix(f".{first}") for key in stored if key.endswith(f".{first}")]
+    prefix = next((end for end in ends if all(f"{end}.{key}" in stored for key in wanted)), None)
+    return "" if prefix is None else f" The names under {prefix!r} are: --state-key {prefix} takes those alone."
 
 
 @contextlib.contextmanager

@@ -171,7 +171,7 @@ def test_a_lightning_module_and_the_network_in_it(command: Run, tmp_path: Path) 
     inner = ["rank", run, "-m", f"{tmp_path / 'nets.py'}:inner", "-n", "4", "-o", tmp_path / "c.h5"]
     done = command(*inner)
     assert done.code == 3
-    assert "--state-key model" in done.err
+    assert "The names under 'model' are: --state-key model" in done.err
     done = command(*inner, "--state-key", "model")
     assert done.code == 0, done.err
     assert [row["result"] for row in done.rows()] == rows[0]

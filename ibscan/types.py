@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "WRAPPERS",
     "At",
     "Checkpoint",
     "Derivative",
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 At: TypeAlias = Literal["pre", "post"]
+# What DataParallel and DDP, torch.compile, FSDP and activation checkpointing put into the names of what they wrap.
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -70,7 +73,8 @@ class Checkpoint:
 
     `name` is the path relative to the series' folder, as tables show it. `value` is the coordinate of a sweep
     (say a loss weight), where the series is one. `tensors` maps state-dict names, wrapper prefixes already stripped,
-    to shape and dtype, in stored order; `stored_names` maps those names to the ones in the file.
+    to shape and dtype, in stored order; `stored_names` maps those names to the ones in the file. Where the weights lie
+    in several files, `shards` maps each to its SHA-256, `sha256` is that of them together, and `path` is their index.
     """
 
     path: Path
@@ -86,6 +90,7 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
     state_key: str = ""
     stored_names: Mapping[str, str] = field(default_factory=dict)
+    shards: Mapping[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

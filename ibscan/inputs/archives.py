@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import pickle
 import struct
@@ -107,14 +108,21 @@ def _root(entries: Mapping[str, zipfile.ZipInfo], name: str) -> str:
     roots = [entry.removesuffix("data.pkl") for entry in entries if entry == "data.pkl" or entry.endswith("/data.pkl")]
     tails = {entry.partition("/")[2] or entry for entry in entries}
     if "constants.pkl" in tails or any(tail.startswith("code/") for tail in tails):
-        raise CheckpointError(f"{name}: is a TorchScript archive, which carries code and is not read; {SAVE_AGAIN}.")
+        raise CheckpointError(
+            f"{name}: is a TorchScript archive, which carries code and is not read; where you trust it, "
+            'torch.save(torch.jit.load(FILE).state_dict(), "FILE.pt").'
+        )
     if any(
         tail.endswith(("model.json", "serialized_exported_program.json")) or "archive_format" in tail for tail in tails
     ):
-        raise CheckpointError(f"{name}: is an exported program (.pt2), which is not read; {SAVE_AGAIN}.")
+        raise CheckpointError(
+            f"{name}: is an exported program (.pt2), which is not read; where you trust it, "
+            'torch.save(torch.export.load(FILE).state_dict, "FILE.pt").'
+        )
     if "model.weights.h5" in entries or ("config.json" in entries and "metadata.json" in entries):
         raise CheckpointError(
-            f"{name}: is a Keras archive; Keras comes in a later version; save a single .safetensors file."
+            f"{name}: is a Keras archive, which is not read; save its arrays under the names of the torch model "
+            "with safetensors.numpy.save_file."
         )
     if entries and all(entry.endswith(".npy") for entry in entries):
         raise CheckpointError(
@@ -215,7 +223,7 @@ def load_archive(source: BinaryIO, name: str) -> Any:  # noqa: ANN401 - whatever
     """
     # The boundary to a foreign reader: what torch.load raises on a damaged file is not a closed list.
     try:
-        with torch.serialization.safe_globals(_plain_numpy()), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_plain_data()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(source, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
@@ -228,8 +236,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def _plain_numpy() -> list[Any]:
+def _plain_data() -> list[Any]:
     scalar, rebuilt = np.dtype("f8").type(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
     named: list[Any] = [(scalar, name) for name in NUMPY_SCALARS] + [(rebuilt, name) for name in NUMPY_ARRAYS]
     kinds = {type(np.dtype(code)) for code in "?bhilqBHILQefdFDSU"}
-    return [*named, np.dtype, np.ndarray, *kinds]
+    return [*named, np.dtype, np.ndarray, *kinds, argparse.Namespace]

@@ -1,10 +1,10 @@
-"""One checkpoint file: what it says of itself, and its tensors, safely."""
+"""One checkpoint, in one file or several: what it says of itself, and its tensors, safely."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from safetensors.torch import load as load_safetensors
 
 from ibscan.errors import CheckpointError
 from ibscan.inputs.archives import load_archive, read_archive
-from ibscan.inputs.containers import chosen_set, is_tensor, stripped_names
+from ibscan.inputs.containers import chosen_set, is_tensor, stripped_names, under
 from ibscan.inputs.coordinates import (
     Coordinates,
     first_known,
@@ -24,9 +24,10 @@ from ibscan.inputs.coordinates import (
     numbers_in_sidecar,
 )
 from ibscan.inputs.described import check_tensor, plain_number
-from ibscan.inputs.discovery import CONVENTIONAL, weights_file
+from ibscan.inputs.discovery import is_conventional, weights_file
 from ibscan.inputs.files import RETRY_SECONDS, Snapshot, content_kind, snapshot
 from ibscan.inputs.foreign import refusal
+from ibscan.inputs.shards import SHARD, identity, is_index, read_index
 from ibscan.inputs.tensorfiles import read_tensor_header
 from ibscan.types import Checkpoint, TensorInfo
 
@@ -38,10 +39,19 @@ LONGEST_METADATA = 10_000
 
 @dataclass(frozen=True)
 class _Contents:
+    """What a file says: tensors by stored name, metadata, numbers, which set of tensors was taken; its format and hash.
+
+    Of several files, the hash of each is in `shards`.
+    """
+
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
     coordinates: Coordinates
-    state_key: str = ""
+    state_key: str
+    format: str
+    size: int
+    sha256: str
+    shards: Mapping[Path, str] = field(default_factory=dict)
 
 
 def inspect_checkpoint(
@@ -64,31 +74,69 @@ def inspect_checkpoint(
         CheckpointError: The file cannot be used; the sentence says why and what to do.
     """
     file = weights_file(path, name) if path.is_dir() else path
-    with snapshot(file, name) as shot:
-        kind = _kind(shot, file, name)
-        contents = (_safetensors_contents if kind == "safetensors" else _torch_contents)(
-            shot, name, kind, state_key, weights
+    if SHARD.search(file.name):
+        raise CheckpointError(
+            f"{name}: is one shard of a checkpoint in several files; give its folder, or the .index.json beside it."
         )
+    read = _sharded_contents if is_index(file.name) else _file_contents
+    contents = read(file, name, state_key, weights)
     names = stripped_names(list(contents.tensors))
-    for stored, info in contents.tensors.items():
-        _refuse_dtype(stored, info.dtype, name)
+    for stored in names:
+        _refuse_dtype(stored, contents.tensors[stored].dtype, name)
     parts = [part for part in name.split("/") if part]
-    alone = numbers_in_sidecar(file.parent, name) if file.name in CONVENTIONAL else Coordinates()
+    alone = numbers_in_sidecar(file.parent, name) if is_conventional(file.name) else Coordinates()
     found = first_known(contents.coordinates, alone, *(numbers_in_name(part) for part in reversed(parts[-2:])))
     return Checkpoint(
         path=file,
         name=name,
-        sha256=shot.sha256,
-        size=shot.size,
-        format=FORMATS[kind],
+        sha256=contents.sha256,
+        size=contents.size,
+        format=contents.format,
         epoch=found.epoch,
         step=found.step,
         value=found.value,
         step_source=found.source,
-        tensors={names[stored]: info for stored, info in contents.tensors.items()},
+        tensors={clean: contents.tensors[stored] for stored, clean in names.items()},
         metadata=contents.metadata,
         state_key=contents.state_key,
-        stored_names={names[stored]: stored for stored in contents.tensors},
+        stored_names={clean: stored for stored, clean in names.items()},
+        shards=contents.shards,
+    )
+
+
+def _file_contents(file: Path, name: str, state_key: str | None, weights: str | None) -> _Contents:
+    with snapshot(file, name) as shot:
+        kind = _kind(shot, file, name)
+        read = _safetensors_contents if kind == "safetensors" else _torch_contents
+        return read(shot, name, kind, state_key, weights)
+
+
+def _sharded_contents(file: Path, name: str, state_key: str | None, weights: str | None) -> _Contents:
+    """Read every file an index names, one at a time, and hold the index against them."""
+    index = read_index(file, name)
+    contents: list[_Contents] = []
+    holder: dict[str, str] = {}
+    for shard, named in index.files.items():
+        where = _beside(name, shard)
+        found = _file_contents(shard, where, "", None)
+        _check_shard(found.tensors, named, where, name)
+        twice = next((key for key in found.tensors if key in holder), None)
+        if twice is not None:
+            raise CheckpointError(f"{name}: {twice!r} is both in {holder[twice]} and in {where}; save it again.")
+        holder.update(dict.fromkeys(found.tensors, where))
+        contents.append(found)
+    tensors = {key: info for one in contents for key, info in one.tensors.items()}
+    metadata = {key: word for one in contents for key, word in one.metadata.items()} | dict(index.metadata)
+    shards = {shard: one.sha256 for shard, one in zip(index.files, contents, strict=True)}
+    return _Contents(
+        _of_one_set(tensors, state_key, weights, name),
+        metadata,
+        numbers_in_metadata(metadata, name),
+        state_key or "",
+        f"{contents[0].format}, {len(contents)} shards",
+        sum(one.size for one in contents),
+        identity(shards.values()),
+        shards,
     )
 
 
@@ -103,7 +151,8 @@ def _kind(shot: Snapshot, file: Path, name: str) -> str:
         and not head.lstrip().startswith((b"{", b"<"))
     ):
         kind = "safetensors" if kind != "text" else kind
-    if kind not in FORMATS:
+    # The parts of a distributed checkpoint are torch files, one tensor each.
+    if kind not in FORMATS or file.suffix == ".distcp":
         raise CheckpointError(refusal(kind, file, name, shot.size))
     return kind
 
@@ -111,19 +160,29 @@ def _kind(shot: Snapshot, file: Path, name: str) -> str:
 def _safetensors_contents(
     shot: Snapshot, name: str, kind: str, state_key: str | None, weights: str | None
 ) -> _Contents:
-    del kind
-    if state_key:
-        raise CheckpointError(
-            f"{name}: a safetensors file holds one set of tensors under no key; leave --state-key {state_key} out."
-        )
     header = read_tensor_header(shot.stream, shot.size, name)
+    if not header.tensors:
+        raise CheckpointError(f"{name}: holds no tensors; expected a state dict, as model.state_dict() gives.")
+    tensors = _of_one_set(header.tensors, state_key, weights, name)
+    numbers = numbers_in_metadata(header.metadata, name)
+    return _Contents(tensors, header.metadata, numbers, state_key or "", FORMATS[kind], shot.size, shot.sha256)
+
+
+def _of_one_set(
+    tensors: Mapping[str, TensorInfo], state_key: str | None, weights: str | None, name: str
+) -> Mapping[str, TensorInfo]:
+    """Return what is asked for of a file that has no keys: all, or those whose names begin with --state-key."""
     if weights == "ema":
         raise CheckpointError(
             f"{name}: a safetensors file holds one set of tensors, so there is no ema to take; leave --weights out."
         )
-    if not header.tensors:
-        raise CheckpointError(f"{name}: holds no tensors; expected a state dict, as model.state_dict() gives.")
-    return _Contents(header.tensors, header.metadata, numbers_in_metadata(header.metadata, name))
+    chosen = under(tensors, state_key or "")
+    if not chosen:
+        raise CheckpointError(
+            f"{name}: holds one set of tensors under no key, and no name in it begins with {state_key!r} and a dot; "
+            f"leave --state-key {state_key} out."
+        )
+    return chosen
 
 
 def _torch_contents(shot: Snapshot, name: str, kind: str, state_key: str | None, weights: str | None) -> _Contents:
@@ -142,7 +201,23 @@ def _torch_contents(shot: Snapshot, name: str, kind: str, state_key: str | None,
     }
     metadata = {word: str(value) for word, value in (words | numbers).items()}
     infos = {stored: TensorInfo(tensor.shape, tensor.dtype) for stored, tensor in tensors.items()}
-    return _Contents(infos, metadata, numbers_in_object(numbers, name), key)
+    return _Contents(infos, metadata, numbers_in_object(numbers, name), key, FORMATS[kind], shot.size, shot.sha256)
+
+
+def _beside(name: str, file: Path) -> str:
+    """Return what a file is called in messages that lies beside one called `name`."""
+    folder, slash, _ = name.rpartition("/")
+    return f"{folder}{slash}{file.name}"
+
+
+def _check_shard(found: Mapping[str, TensorInfo], named: Sequence[str], where: str, name: str) -> None:
+    """Refuse a shard that does not hold exactly what the index says of it."""
+    absent = next((key for key in named if key not in found), None)
+    wanted = set(named)
+    extra = next((key for key in found if key not in wanted), None)
+    if absent is not None or extra is not None:
+        what = f"has {absent!r} there, which it lacks" if absent is not None else f"does not name its {extra!r}"
+        raise CheckpointError(f"{name}: does not fit {where}: the index {what}; copy or save the whole folder again.")
 
 
 def _refuse_dtype(stored: str, dtype: str, name: str) -> None:
@@ -167,39 +242,45 @@ def load_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: The file is gone, changed since it was listed (after one more try), or does not load.
     """
+    if not checkpoint.shards:
+        loaded = _loaded(checkpoint.path, checkpoint.name, checkpoint.sha256, checkpoint.state_key)
+        return _as_listed(loaded, checkpoint)
+    whole: dict[str, Any] = {}
+    for shard, sha256 in checkpoint.shards.items():
+        whole |= _loaded(shard, _beside(checkpoint.name, shard), sha256, "")
+    return _as_listed(under(whole, checkpoint.state_key), checkpoint)
+
+
+def _loaded(file: Path, name: str, sha256: str, state_key: str) -> dict[str, Any]:
+    """Return the tensors of one file by stored name, if it still is the file of that hash."""
     for attempt in range(2):
         if attempt:
             time.sleep(RETRY_SECONDS)
-        with snapshot(checkpoint.path, checkpoint.name) as shot:
-            if shot.sha256 != checkpoint.sha256:
-                continue
-            loaded = _loaded(shot, checkpoint)
-        return _as_listed(loaded, checkpoint)
+        with snapshot(file, name) as shot:
+            if shot.sha256 == sha256:
+                return _tensors(shot, file, name, state_key)
     raise CheckpointError(
-        f"{checkpoint.name}: changed since it was listed (its hash differs); run again once nothing writes to it."
+        f"{name}: changed since it was listed (its hash differs); run again once nothing writes to it."
     )
 
 
-def _loaded(shot: Snapshot, checkpoint: Checkpoint) -> dict[str, Any]:
-    if checkpoint.format != "safetensors":
-        tree = load_archive(shot.stream, checkpoint.name)
-        return chosen_set(tree, checkpoint.name, checkpoint.state_key, None)[1]
+def _tensors(shot: Snapshot, file: Path, name: str, state_key: str) -> dict[str, Any]:
+    if _kind(shot, file, name) != "safetensors":
+        return chosen_set(load_archive(shot.stream, name), name, state_key, None)[1]
     # The boundary to a foreign reader; its own error class is not the only one it raises.
     try:
         if shot.blob is not None:
-            return dict(load_safetensors(shot.blob))
-        with safe_open(checkpoint.path, "pt", device="cpu") as file:
+            return under(load_safetensors(shot.blob), state_key)
+        with safe_open(file, "pt", device="cpu") as opened:
             # Cloned: what stays mapped would take the process down when the file is cut short.
-            return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - no mapping
+            names = under({key: key for key in opened.keys()}, state_key)  # noqa: SIM118 - no mapping
+            return {key: opened.get_tensor(stored).clone() for key, stored in names.items()}
     except Exception as error:  # noqa: BLE001 - see above
-        raise CheckpointError(
-            f"{checkpoint.name}: the safetensors library cannot read it ({error}); save it again."
-        ) from None
+        raise CheckpointError(f"{name}: the safetensors library cannot read it ({error}); save it again.") from None
 
 
 def _as_listed(loaded: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    names = stripped_names(list(loaded))
-    tensors = {names[stored]: tensor.detach() for stored, tensor in loaded.items()}
+    tensors = {clean: loaded[stored].detach() for stored, clean in stripped_names(list(loaded)).items()}
     for key, info in checkpoint.tensors.items():
         tensor = tensors.get(key)
         if tensor is None or tuple(tensor.shape) != info.shape or str(tensor.dtype) != f"torch.{info.dtype}":

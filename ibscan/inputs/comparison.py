@@ -1,42 +1,143 @@
-"""Two checkpoints side by side: copies of one another, or of another architecture."""
+"""Checkpoints side by side: copies of one another, or of another architecture."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import torch
 
 from ibscan.errors import CheckpointError
 from ibscan.inputs.checkpoint import load_tensors
+from ibscan.inputs.discovery import is_conventional, natural_key
 from ibscan.types import Checkpoint
 
-__all__ = ["difference", "is_copy", "same_weights"]
+__all__ = ["is_placed", "of_one_architecture", "without_copies"]
 
 # Names of copies: the best so far, the latest, the end.
 COPIES = ("best", "last", "latest", "final")
 
 
-def is_copy(checkpoint: Checkpoint) -> bool:
+def is_placed(checkpoint: Checkpoint) -> bool:
+    """Tell whether anything is known of where in the series a checkpoint belongs."""
+    return any(number is not None for number in (checkpoint.epoch, checkpoint.step, checkpoint.value))
+
+
+def without_copies(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:
+    """Drop links, and `best`, `last` and the like where they equal another, or nothing says when they were saved.
+
+    Args:
+        checkpoints: In any order.
+
+    Returns:
+        Those kept, in their order, and a sentence for each that was not.
+    """
+    checkpoints, notices = _without_links(checkpoints)
+    # A trainer saves its last, or best, weights once more beside the folders of the run.
+    nested = any("/" in one.name for one in checkpoints)
+    copies: list[Checkpoint] = []
+    others: list[Checkpoint] = []
+    for one in checkpoints:
+        again = _is_copy(one) or (nested and "/" not in one.name and is_conventional(one.name))
+        (copies if again else others).append(one)
+    kept = list(others)
+    for copy in copies:
+        same = _same_file(copy, kept) or _same_numbers(copy, others)
+        if same is not None:
+            notices.append(f"{copy.name}: holds the same weights as {same.name}, so it was left out.")
+        elif not is_placed(copy) and any(is_placed(one) for one in others):
+            notices.append(
+                f"{copy.name}: no epoch or step is known for it, so it was left out; its weights equal no other's."
+            )
+        else:
+            kept.append(copy)
+    names = {one.name for one in kept}
+    return [one for one in checkpoints if one.name in names], notices
+
+
+def _without_links(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:
+    """Drop links to another checkpoint of the series."""
+    places = {}
+    for one in checkpoints:
+        root = one.path.parents[one.name.count("/")]
+        if root.resolve() / one.name == one.path.resolve():
+            places[one.path.resolve()] = one.name
+    targets = {one.name: places.get(one.path.resolve(), one.name) for one in checkpoints}
+    links = {name: target for name, target in targets.items() if target != name}
+    notices = [f"{name}: is a link to {target}, so it was left out." for name, target in links.items()]
+    return [one for one in checkpoints if one.name not in links], notices
+
+
+def of_one_architecture(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint], dict[str, str], list[str]]:
+    """Keep the architecture that most have; of equally many, that of the earliest.
+
+    Args:
+        checkpoints: In any order.
+
+    Returns:
+        Those kept, in their order; the names of the others with what is different; a sentence that counts them.
+    """
+    groups: dict[frozenset[tuple[str, tuple[int, ...]]], list[Checkpoint]] = {}
+    for one in sorted(checkpoints, key=_place):
+        groups.setdefault(frozenset((key, info.shape) for key, info in one.tensors.items()), []).append(one)
+    if len(groups) < 2:
+        return list(checkpoints), {}, []
+    most, *others = sorted(groups.values(), key=len, reverse=True)
+    names = {one.name for one in most}
+    odd = {one.name: _difference(one, most[0]) for group in others for one in group}
+    counted = ", ".join(f"{len(group)} like {group[0].name}" for group in others[:3])
+    notice = f"{len(groups)} architectures: {len(most)} like {most[0].name} are kept, {counted} left out."
+    return [one for one in checkpoints if one.name in names], odd, [notice]
+
+
+def _place(checkpoint: Checkpoint) -> tuple[float, float, list[tuple[int, int, str]]]:
+    """Return what orders checkpoints before an axis is known: epoch, step, name; unknown numbers last."""
+    epoch, step = checkpoint.epoch, checkpoint.step
+    return (math.inf if epoch is None else epoch, math.inf if step is None else step, natural_key(checkpoint.name))
+
+
+def _is_copy(checkpoint: Checkpoint) -> bool:
     """Tell whether a name says that the file repeats another one: `best`, `last`, `latest`, `final`."""
     stem = Path(checkpoint.name).name.lower()
     return any(word in stem.replace("-", ".").replace("_", ".").split(".") for word in COPIES)
 
 
-def same_weights(copy: Checkpoint, other: Checkpoint) -> bool:
-    """Tell whether two checkpoints hold the same tensors: by the hash of the files, else by the numbers."""
-    if copy.sha256 == other.sha256:
-        return True
-    numbers = [
-        (a, b) for a, b in ((copy.epoch, other.epoch), (copy.step, other.step)) if a is not None and b is not None
-    ]
-    if any(a != b for a, b in numbers) or copy.tensors != other.tensors:
-        return False
+def _same_file(copy: Checkpoint, others: Sequence[Checkpoint]) -> Checkpoint | None:
+    """Return the first of the same hash; two that a pattern gives places of their own are no copies."""
+    return next((one for one in others if one.sha256 == copy.sha256 and not _apart(copy, one)), None)
+
+
+def _same_numbers(copy: Checkpoint, others: Sequence[Checkpoint]) -> Checkpoint | None:
+    """Return the first that holds equal tensors in another file, at no other place."""
+    alike = [one for one in others if not _differ(copy, one) and one.tensors == copy.tensors]
+    if not alike:
+        return None
     try:
-        mine, theirs = load_tensors(copy), load_tensors(other)
+        mine = load_tensors(copy)
+    except CheckpointError:
+        return None
+    return next((one for one in alike if _holds(one, mine)), None)
+
+
+def _apart(one: Checkpoint, other: Checkpoint) -> bool:
+    return one.step_source == other.step_source == "pattern" and _differ(one, other)
+
+
+def _differ(one: Checkpoint, other: Checkpoint) -> bool:
+    numbers = ((one.epoch, other.epoch), (one.step, other.step), (one.value, other.value))
+    return any(a is not None and b is not None and a != b for a, b in numbers)
+
+
+def _holds(one: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> bool:
+    try:
+        loaded = load_tensors(one)
     except CheckpointError:
         return False
-    return all(mine[key].equal(theirs[key]) for key in mine)
+    return all(loaded[key].equal(tensor) for key, tensor in tensors.items())
 
 
-def difference(one: Checkpoint, first: Checkpoint) -> str:
+def _difference(one: Checkpoint, first: Checkpoint) -> str:
     """Return the sentence naming the first tensor in which two architectures differ, or the empty string."""
     advice = "A series holds one architecture; scan the two runs separately."
     for key in dict.fromkeys([*first.tensors, *one.tensors]):

@@ -9,10 +9,12 @@ import torch
 
 from ibscan.errors import CheckpointError
 from ibscan.inputs.described import StoredTensor
+from ibscan.types import WRAPPERS
 
-__all__ = ["chosen_set", "stripped_names", "tensor_sets"]
+__all__ = ["chosen_set", "stripped_names", "tensor_sets", "under"]
 
-RAW = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
+# The last is where Lightning keeps the raw weights while `state_dict` holds averaged ones.
+RAW = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "current_model_state")
 AVERAGED = (
     "ema",
     "ema_state_dict",
@@ -23,10 +25,17 @@ AVERAGED = (
     "ema_weights",
     "ema_params",
     "params_ema",
+    "ema_model_state_dict",
+    "model_ema_state_dict",
     "averaged",
+    "averaged_model",
+    "swa_model",
+    "swa_state_dict",
+    "shadow",
 )
 DEPTH = 3
-WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# The count that torch's AveragedModel keeps beside the `module` it wraps.
+AVERAGES = "n_averaged"
 
 
 def is_tensor(value: object) -> bool:
@@ -83,26 +92,34 @@ def chosen_set(tree: Any, name: str, state_key: str | None, weights: str | None)
     """
     sets = tensor_sets(tree)
     if state_key is not None:
-        if state_key in sets:
-            return state_key, sets[state_key]
-        raise CheckpointError(
-            f"{name}: holds no tensors under {state_key!r}; --state-key may be one of {_listed(sets)}."
-        )
-    averaged = [key for key in sets if key and any(part in AVERAGED for part in key.split("."))]
-    raw = [key for key in sets if key and all(part in RAW for part in key.split("."))]
-    if not raw and "" in sets and _is_state(sets[""]):
+        return _stated_set(sets, state_key, name)
+    states = {key: tensors for key, tensors in sets.items() if _is_state(tensors)}
+    averaged = [key for key in states if key and any(part in AVERAGED for part in key.split("."))]
+    raw = [key for key in states if key and all(part in RAW for part in key.split("."))]
+    if not raw and "" in states:
         raw = [""]
+    if not raw and averaged:
+        # Under whatever key: tensors of the same names are what was averaged.
+        clean = _clean(states[averaged[0]])
+        raw = [key for key in states if key not in averaged and _clean(states[key]) == clean]
     if weights is None and raw and averaged:
         raise CheckpointError(
             f"{name}: holds raw weights ({_listed(raw)}) beside averaged ones ({_listed(averaged)}); "
             "say which with --weights raw or --weights ema."
+        )
+    unnamed = _unnamed_averages(tree)
+    if unnamed and not averaged and weights != "raw":
+        raise CheckpointError(
+            f"{name}: holds averaged weights as a list without names ({unnamed}), which cannot be told apart; take the "
+            "raw ones with --weights raw."
         )
     found = averaged if weights == "ema" else raw if weights == "raw" else raw or averaged
     if len(found) == 1:
         return found[0], sets[found[0]]
     if found:
         raise CheckpointError(
-            f"{name}: holds several sets of tensors ({_listed(found)}); say which with --state-key {found[0]}."
+            f"{name}: holds several sets of tensors ({_listed(found)}); say which with "
+            f"--state-key, such as --state-key {found[0]}."
         )
     if sets and weights is not None:
         raise CheckpointError(
@@ -115,6 +132,47 @@ def chosen_set(tree: Any, name: str, state_key: str | None, weights: str | None)
             f"{named[0]}."
         )
     raise CheckpointError(f"{name}: holds no named tensors; expected a state dict, as model.state_dict() gives.")
+
+
+def _stated_set(sets: Mapping[str, dict[str, Any]], state_key: str, name: str) -> tuple[str, dict[str, Any]]:
+    """Return the set of that key, or the tensors of a set whose names begin with it."""
+    if state_key in sets:
+        return state_key, sets[state_key]
+    within = {}
+    for key, tensors in sets.items():
+        prefix = state_key.removeprefix(f"{key}.") if key else state_key
+        chosen = under(tensors, prefix)
+        # Without the key of its set a prefix is looked for in the usual ones.
+        if chosen and (prefix != state_key or not key or all(part in RAW + AVERAGED for part in key.split("."))):
+            within[f"{key}.{prefix}" if key else prefix] = chosen
+    if len(within) == 1:
+        return next(iter(within.items()))
+    listed = _listed(list(within) or list(sets))
+    raise CheckpointError(
+        f"{name}: holds {'several sets of' if within else 'no'} tensors under {state_key!r}; --state-key may be one of "
+        f"{listed}, or a prefix of the names in it."
+    )
+
+
+def under(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the tensors whose names begin with a prefix and a dot, without them; all for the empty prefix."""
+    if not prefix:
+        return dict(tensors)
+    return {key[len(prefix) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(f"{prefix}.")}
+
+
+def _unnamed_averages(tree: Any) -> str:  # noqa: ANN401 - whatever was saved
+    """Return under which usual key averages lie as a list, as the package torch_ema saves them, or the empty string."""
+    for key in AVERAGED if isinstance(tree, Mapping) else ():
+        held = tree.get(key)
+        for value in held.values() if isinstance(held, Mapping) else (held,):
+            if isinstance(value, list | tuple) and any(is_tensor(item) for item in value):
+                return key
+    return ""
+
+
+def _clean(tensors: Mapping[str, Any]) -> set[str]:
+    return set(stripped_names(list(tensors)).values())
 
 
 def _is_state(tensors: Mapping[str, Any]) -> bool:
@@ -134,7 +192,8 @@ def stripped_names(stored: Sequence[str]) -> dict[str, str]:
     """Return the names without wrapper prefixes, as path components, wherever and however often they stand.
 
     `module` is also a name people give: it goes only where everything beside it goes through it. If two names would
-    become one, all names stay as they are.
+    become one, all names stay as they are. torch's AveragedModel keeps a count beside the module it wraps, which is no
+    part of the network: its name is left out.
 
     Args:
         stored: Names as in the file.
@@ -148,8 +207,10 @@ def stripped_names(stored: Sequence[str]) -> dict[str, str]:
         >>> stripped_names(["module.weight", "head.weight"])
         {'module.weight': 'module.weight', 'head.weight': 'head.weight'}
     """
-    children: dict[tuple[str, ...], set[str]] = {}
     split = {name: tuple(name.split(".")) for name in stored}
+    if {parts[0] for parts in split.values()} == {"module", AVERAGES} and AVERAGES in split:
+        del split[AVERAGES]
+    children: dict[tuple[str, ...], set[str]] = {}
     for parts in split.values():
         if any(wrapper in parts for wrapper in WRAPPERS):
             for depth in range(len(parts)):

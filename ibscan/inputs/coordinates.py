@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ibscan.errors import CheckpointError, UsageError
+from ibscan.inputs.shards import whole_name
 
 __all__ = [
     "Coordinates",
     "compiled_pattern",
     "first_known",
+    "matches",
     "numbers_in_metadata",
     "numbers_in_name",
     "numbers_in_object",
@@ -30,10 +32,12 @@ STEP = re.compile(
     rf"{BEFORE}(?:global[-_]?steps?|steps?|iterations?|iters?|iter[-_]num|it)[-_=. ]?{NUMBER}", re.IGNORECASE
 )
 SAVED = re.compile(rf"{BEFORE}(?:checkpoint|ckpt|chkpt|cp)[-_=. ]?{NUMBER}", re.IGNORECASE)
-VERSION = re.compile(r"-v\d+$")
+# Lightning's second file of one name, and the rank DeepSpeed puts into names: no places in the run.
+VERSION = re.compile(r"-v\d+$|(?<![a-zA-Z])(?:mp_)?rank[-_]?\d+", re.IGNORECASE)
 STATED = re.compile(r"[A-Za-z_]+[A-Za-z0-9_]*=[-+0-9.eE]+")
 BARE = re.compile(rf"(?<![0-9a-zA-Z.]){NUMBER}")
-STEP_KEYS = ("step", "global_step", "iter", "iter_num", "iteration")
+# The last is what DeepSpeed writes.
+STEP_KEYS = ("step", "global_step", "iter", "iter_num", "iteration", "global_steps")
 LARGEST_STEP = 2**63 - 1
 SIDECAR_BYTES = 64 << 20
 PLACEHOLDER = re.compile(r"\{(epoch|step|value:[^{}]+)\}")
@@ -68,7 +72,7 @@ def numbers_in_name(name: str) -> Coordinates:
 
     A number counts where it follows `epoch` or `ep`, or `step`, `global_step`, `iter`, `iteration`, `it`. One after
     `checkpoint` or `ckpt`, and the only bare number of a name (`model_12`, `100/`), is a step unless the name says
-    epoch. `val_loss=0.02`, `-v1` and numbers inside words are neither; of several bare numbers none is chosen.
+    epoch. `val_loss=0.02`, `-v1`, `rank_0` and numbers inside words are neither; of several bare ones none is chosen.
 
     Args:
         name: The last component of a path.
@@ -82,7 +86,7 @@ def numbers_in_name(name: str) -> Coordinates:
         >>> numbers_in_name("checkpoint-12.pth.tar").step, numbers_in_name("val_loss=0.02.pt").step
         (12, None)
     """
-    stem = VERSION.sub("", SUFFIX.sub("", name))
+    stem = VERSION.sub("", SUFFIX.sub("", whole_name(name)))
     epoch, step = EPOCH.search(stem), STEP.search(stem)
     if epoch is None and step is None:
         step = SAVED.search(stem)
@@ -169,7 +173,7 @@ def numbers_in_metadata(metadata: Mapping[str, str], name: str) -> Coordinates:
 
 
 def numbers_in_object(scalars: Mapping[str, int | float], name: str) -> Coordinates:
-    """Read `epoch` and the step (`step`, `global_step`, `iter`, `iter_num`, `iteration`) at the top of a saved object.
+    """Read `epoch` and the step (`step`, `global_step`, `iter`, `iter_num`, ...) at the top of a saved object.
 
     Args:
         scalars: The plain numbers at the top level.
@@ -235,7 +239,7 @@ def compiled_pattern(pattern: str, where: str) -> tuple[re.Pattern[str], str | N
             f"{{value:NAME}}, "
             "each at most once."
         )
-    numbers = {"epoch": r"\d+(?:\.\d+)?", "step": r"\d+", "value": r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"}
+    numbers = {"epoch": r"\d+(?:\.\d+)?", "step": r"\d+", "value": r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"}
     expression = re.escape(pieces[0])
     for name, literal in zip(names, pieces[2::2], strict=True):
         expression += f"(?P<{name}>{numbers[name]}){re.escape(literal)}"
@@ -243,16 +247,22 @@ def compiled_pattern(pattern: str, where: str) -> tuple[re.Pattern[str], str | N
     return re.compile(expression), own
 
 
-def numbers_by_pattern(expression: re.Pattern[str], name: str) -> Coordinates | None:
-    """Return what the pattern reads in a name (the whole of it, its folder, or its last part), or None."""
-    parts = name.split("/")
-    found = next((match for text in (name, *reversed(parts)) if (match := expression.fullmatch(text))), None)
-    if found is None:
-        return None
-    groups = found.groupdict()
+def matches(expression: re.Pattern[str], name: str) -> re.Match[str] | None:
+    """Return how the pattern reads a name (the whole of it, its folder, or its last part), or None."""
+    return next((match for text in (name, *reversed(name.split("/"))) if (match := expression.fullmatch(text))), None)
+
+
+def numbers_by_pattern(expression: re.Pattern[str], name: str) -> Coordinates:
+    """Return what the pattern reads in a name; nothing where it does not match.
+
+    Raises:
+        CheckpointError: A number too large to be one.
+    """
+    found = matches(expression, name)
+    groups = {} if found is None else found.groupdict()
     return Coordinates(
-        None if groups.get("epoch") is None else float(groups["epoch"]),
+        None if groups.get("epoch") is None else _finite(groups["epoch"], "epoch", name),
         None if groups.get("step") is None else whole_step(groups["step"], name),
-        None if groups.get("value") is None else float(groups["value"]),
+        None if groups.get("value") is None else _finite(groups["value"], "the value", name, signed=True),
         "pattern",
     )

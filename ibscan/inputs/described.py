@@ -63,6 +63,8 @@ OTHER_TENSORS = {
 PLAIN = (
     "collections.OrderedDict",
     "collections.Counter",
+    # What training scripts keep their arguments in: a dictionary by another name.
+    "argparse.Namespace",
     "torch.Size",
     "torch.device",
     "torch.serialization._get_layout",
@@ -202,7 +204,8 @@ def check_tensor(stored: str, tensor: StoredTensor, name: str) -> None:
     """
     if tensor.kind != "dense" or tensor.storage is None:
         raise CheckpointError(
-            f"{name}: {stored!r} is a {tensor.kind} tensor; a dense one was expected. Save a plain copy."
+            f"{name}: {stored!r} is a {tensor.kind} tensor of dtype {tensor.dtype}; a dense one was expected. Save a "
+            "plain copy (dequantised, dense) of the weights."
         )
     if len(tensor.stride) != len(tensor.shape):
         raise CheckpointError(

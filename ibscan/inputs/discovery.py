@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ibscan.errors import CheckpointError, InputError
 from ibscan.inputs.files import content_kind, file_head, special_kind, unreadable
-from ibscan.inputs.foreign import folder_kind, is_part
+from ibscan.inputs.foreign import folder_kind
 from ibscan.inputs.hdf5 import is_result
+from ibscan.inputs.shards import SHARD, is_index, named_files, whole_name
 
-__all__ = ["CONVENTIONAL", "Candidate", "Found", "found_in_folder", "natural_key", "weights_file"]
+__all__ = ["Candidate", "Found", "found_in_folder", "is_conventional", "natural_key", "weights_file"]
 
 CONVENTIONAL = (
     "model.safetensors",
     "pytorch_model.bin",
     "adapter_model.safetensors",
+    "adapter_model.bin",
     "diffusion_pytorch_model.safetensors",
 )
 # A file so named is meant as a checkpoint: if it cannot be used, that is said and not passed over.
@@ -37,11 +39,13 @@ CLAIMED = (
 )
 CLAIMED_BIN = re.compile(r"(model|checkpoint|ckpt|epoch|step|weights).*\.bin$", re.IGNORECASE)
 TEMPORARY = re.compile(r"(\.tmp$|^tmp-|\.part$|\.incomplete$)", re.IGNORECASE)
+# What trainers save beside the weights: named, never opened.
 BESIDE = re.compile(
-    r"^(optimizer|optim|scheduler|scaler|rng[_-]?state|random_states?|training_args|train_args|args|hparams)"
-    r"([-_.\d].*)?\.(pt|pth|bin|safetensors|pkl)$",
+    r"^((optimizer|optim|lr_scheduler|scheduler|scaler|sampler|dl_state_dict|rng[_-]?state|random_states?|trainer_state|"
+    r"training_args|train_args|args|hparams|custom_checkpoint)([-_.\d].*)?|.*_optim_states)\.(pt|pth|bin|safetensors|pkl)$",
     re.IGNORECASE,
 )
+TRAINER = "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,16 @@ class Candidate:
 
 @dataclass
 class Found:
-    """A folder sorted: candidates, what was skipped and why, sentences, and names of what else lies there."""
+    """A folder sorted: candidates, what was skipped and why, sentences, and names of what else lies there.
+
+    `refused` says why the folder as a whole cannot be read, where it is one checkpoint of another kind.
+    """
 
     candidates: list[Candidate] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    refused: str = ""
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
@@ -81,34 +89,53 @@ def _listing(folder: Path, name: str) -> list[Path]:
         raise InputError(unreadable(folder, name, error)) from None
 
 
-def found_in_folder(folder: Path, exclude: Sequence[Path]) -> Found:
+def found_in_folder(folder: Path, exclude: Sequence[Path], matches: Callable[[str], bool] | None = None) -> Found:
     """Sort what lies in a run folder: its files, and one level of folders that are one checkpoint each.
 
     Args:
         folder: The folder.
         exclude: Paths that are never checkpoints (the probe in use, the output).
+        matches: Whether the series' own pattern knows a name such as `kl=0.1/last.ckpt`; of a folder of several
+            checkpoints those are taken.
 
     Returns:
-        What was found; nothing was opened but the first bytes of regular files.
+        What was found; nothing was opened but the first bytes of regular files, and the indexes of shards.
 
     Raises:
         InputError: The folder cannot be listed.
     """
-    found = Found()
-    paths = _listing(folder, str(folder))
-    whole = folder_kind(paths)
-    if whole:
-        found.skipped[folder.name or str(folder)] = f"{folder}: {whole}"
-        paths = [
-            path for path in paths if path.suffix not in (".distcp", ".safetensors", ".bin") or not is_part(path, paths)
-        ]
-    barred = {path.resolve() for path in exclude}
-    for path in paths:
-        _sort(path, found, barred)
+    found = _files(
+        _listing(folder, str(folder)),
+        {path.resolve() for path in exclude},
+        lambda path, found: _sort_folder(path, found, matches),
+    )
+    if found.refused:
+        found.skipped[folder.name or str(folder)] = f"{folder}: {found.refused}"
     return found
 
 
-def _sort(path: Path, found: Found, barred: set[Path]) -> None:
+def _files(paths: Sequence[Path], barred: set[Path], nested: Callable[[Path, Found], None] | None = None) -> Found:
+    """Sort what lies in one folder; folders in it are for `nested` to sort."""
+    names = {path.name for path in paths}
+    refused, parts = folder_kind(names)
+    found = Found(refused=refused)
+    shards = {file for path in paths if is_index(path.name) for file in named_files(path)}
+    stray = [path.name for path in paths if SHARD.search(path.name) and path not in shards]
+    if stray and any(is_index(name) for name in names):
+        found.notices.append(f"{', '.join(stray[:3])}: no index beside it names this shard, so it was left out.")
+    elif stray and not refused:
+        found.refused = "holds shards of a sharded checkpoint without the .index.json that names them; copy it whole."
+    for path in paths:
+        if path in shards or path.name in stray or (parts is not None and parts.match(path.name)):
+            continue
+        # A trainer's own folder: its weights have telling names, and nothing else is opened.
+        _sort(path, found, barred, nested, sniffed=TRAINER not in names)
+    return found
+
+
+def _sort(
+    path: Path, found: Found, barred: set[Path], nested: Callable[[Path, Found], None] | None, *, sniffed: bool
+) -> None:
     name = path.name
     if name == "ibscan.toml" or name.startswith("probe.") or BESIDE.match(name):
         return
@@ -128,13 +155,14 @@ def _sort(path: Path, found: Found, barred: set[Path]) -> None:
         return
     words = special_kind(mode)
     if words == "a folder":
-        _sort_folder(path, found)
+        if nested is not None:
+            nested(path, found)
     elif words:
         _claim_or_pass(path, found, f"{name}: is {words}, but a regular file was expected; it was not opened.")
-    elif is_claimed(name) or _is_recognised(path, name):
+    elif is_claimed(name) or (sniffed and _is_recognised(path, name)):
         if not (name.endswith((".h5", ".hdf5")) and is_result(path)):
             found.candidates.append(Candidate(path, name))
-    elif not is_result(path):
+    elif not (sniffed and is_result(path)):
         found.others.append(name)
 
 
@@ -147,7 +175,12 @@ def _claim_or_pass(path: Path, found: Found, sentence: str) -> None:
 
 def is_claimed(name: str) -> bool:
     """Tell whether a name says that the file is meant as a checkpoint."""
-    return name.lower().endswith(CLAIMED) or bool(CLAIMED_BIN.search(name))
+    return name.lower().endswith(CLAIMED) or bool(CLAIMED_BIN.search(name)) or is_index(name)
+
+
+def is_conventional(name: str) -> bool:
+    """Tell whether a file's name is the one libraries give the weights of a folder, in one file or by an index."""
+    return whole_name(name) in CONVENTIONAL
 
 
 def _is_recognised(path: Path, name: str) -> bool:
@@ -162,40 +195,47 @@ def _is_recognised(path: Path, name: str) -> bool:
     # The first pickle of torch's legacy format is one known number.
     if kind == "safetensors":
         return int.from_bytes(head[:8], "little") < path.stat().st_size
-    return kind == "pickle" and head[2:15] == b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+    return kind == "pickle" and head[2:14] == b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
 
-def _sort_folder(path: Path, found: Found) -> None:
+def _sort_folder(path: Path, found: Found, matches: Callable[[str], bool] | None) -> None:
     if path.name.endswith(".parts"):
         return
     try:
-        inside = weights_inside(path)
+        refused, inside = _inside(path, path.name)
     except InputError as error:
         found.skipped[path.name] = str(error)
         return
-    sentence = folder_kind(_listing(path, path.name))
-    if sentence:
-        found.skipped[path.name] = f"{path.name}: {sentence}"
-    elif len(inside) == 1:
-        found.candidates.append(Candidate(inside[0], f"{path.name}/{inside[0].name}"))
-    elif inside and all(file.name in CONVENTIONAL for file in inside):
+    picked = [file for file in inside if matches is not None and matches(f"{path.name}/{file.name}")]
+    if refused:
+        found.skipped[path.name] = f"{path.name}: {refused}"
+    elif len(inside) == 1 or picked:
+        found.candidates += [Candidate(file, f"{path.name}/{file.name}") for file in picked or inside]
+    elif inside and all(is_conventional(file.name) for file in inside):
         found.skipped[path.name] = _several(path.name, inside)
     elif inside:
         found.notices.append(
-            f"{path.name}: holds {len(inside)} checkpoints, a series of its own, so it was left out; scan it by itself."
+            f"{path.name}: holds {len(inside)} checkpoints, a series of its own, so it was left out; scan it by "
+            "itself, or pick one of each folder with a pattern under [series] in ibscan.toml."
         )
     else:
         found.others.append(f"{path.name}/")
 
 
-def weights_inside(folder: Path) -> list[Path]:
-    """Return the files in a folder that may be its weights: never optimizer, rng or argument files."""
-    inner = Found()
-    for path in _listing(folder, folder.name):
-        if not path.is_dir():
-            _sort(path, inner, set())
-    named = [one.path for one in inner.candidates] + [folder / name for name in inner.skipped]
-    return sorted(named, key=lambda path: natural_key(path.name))
+def _inside(folder: Path, name: str) -> tuple[str, list[Path]]:
+    """Return why a folder is no checkpoint here, if so, and the files that may be its weights, unreadable ones too."""
+    paths = _listing(folder, name)
+    inner = _files(paths, set())
+    inside = [one.path for one in inner.candidates] + [folder / file for file in inner.skipped]
+    inside.sort(key=lambda path: natural_key(path.name))
+    usual = [path for path in inside if is_conventional(path.name)]
+    trainer = any(path.name == TRAINER for path in paths)
+    if trainer and not inside and not inner.refused:
+        return (
+            "is a trainer's folder without its weights in a file beside trainer_state.json; those that FSDP or "
+            "DeepSpeed left in parts are not read, merge them with `accelerate merge-weights` or zero_to_fp32.py."
+        ), []
+    return inner.refused, usual if trainer and usual else inside
 
 
 def _several(name: str, inside: Sequence[Path]) -> str:
@@ -217,10 +257,9 @@ def weights_file(folder: Path, name: str) -> Path:
         CheckpointError: None, several, or a kind of checkpoint that is not read yet.
         InputError: The folder cannot be listed.
     """
-    sentence = folder_kind(_listing(folder, name))
-    if sentence:
-        raise CheckpointError(f"{name}: {sentence}")
-    inside = weights_inside(folder)
+    refused, inside = _inside(folder, name)
+    if refused:
+        raise CheckpointError(f"{name}: {refused}")
     if not inside:
         raise CheckpointError(
             f"{name}: is a folder without a checkpoint in it; expected one .safetensors, .pt, .pth, .ckpt or .bin."

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 
-__all__ = ["folder_kind", "is_part", "refusal"]
+__all__ = ["folder_kind", "refusal"]
 
-LATER = "comes in a later version; save a single .safetensors file of the state dict"
-SHARD = re.compile(r"-\d{5}-of-\d{5}\.(safetensors|bin|pt|pth)$")
 SENTENCES = {
     "lfs": "is a Git LFS pointer, not the weights themselves; run `git lfs pull` in its folder.",
     "empty": "has zero bytes: the save was cut short or the disk was full; save or copy it again.",
@@ -20,18 +18,26 @@ SENTENCES = {
     "bzip2": "is compressed with bzip2; unpack it first (bunzip2).",
     "xz": "is compressed with xz; unpack it first (unxz).",
     "zstd": "is compressed with zstd; unpack it first (unzstd).",
-    "hdf5": f"is an HDF5 file (Keras weights?); reading it as a checkpoint {LATER}.",
-    "npy": f"is a numpy file; reading it as a checkpoint {LATER}.",
+    "hdf5": "is an HDF5 file (Keras weights?), which is not read as a checkpoint; save its arrays under the names of "
+    "the torch model with safetensors.numpy.save_file.",
+    "npy": "is a numpy array, which is no checkpoint; save the arrays under their names with "
+    "safetensors.numpy.save_file.",
     "mat": "is a MATLAB file, which is no checkpoint; save a single .safetensors file of the state dict.",
     "idx": "is an IDX data file, which is no checkpoint; give it as --probe if it is one.",
-    "onnx": f"is an ONNX graph; reading it as a checkpoint {LATER}.",
+    "onnx": "is an ONNX graph, which is not read; save the state dict of the torch model it was exported from.",
 }
 BY_SUFFIX = {
     ".onnx": SENTENCES["onnx"],
-    ".distcp": f"is a shard of a distributed checkpoint (DCP); DCP {LATER}.",
-    ".msgpack": f"is a Flax file; reading it as a checkpoint {LATER}.",
-    ".pb": f"is a TensorFlow file; reading it as a checkpoint {LATER}.",
+    ".distcp": "is one part of a distributed checkpoint (DCP), which is not read; where you trust "
+    "its folder, turn it into one file: `python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER "
+    "FILE.pt`.",
+    ".msgpack": "is a Flax file, which is not read; restore it with flax.serialization.msgpack_restore and save it "
+    "under the names of the torch model with safetensors.flax.save_file.",
+    ".pb": "is a TensorFlow file, which is not read; save its variables under the names of the torch model with "
+    "safetensors.tensorflow.save_file.",
 }
+STATES = re.compile(r"((bf16_)?zero_pp_rank_\d+_)?mp_rank_\d+_model_states\.pt$")
+CONSOLIDATED = re.compile(r"consolidated\.\d+\.(pth|pt|safetensors)$")
 
 
 def refusal(kind: str, path: Path, name: str, size: int) -> str:
@@ -46,7 +52,7 @@ def refusal(kind: str, path: Path, name: str, size: int) -> str:
     Returns:
         The sentence.
     """
-    if kind == "unknown" and path.suffix in BY_SUFFIX:
+    if kind not in SENTENCES and path.suffix in BY_SUFFIX:
         return f"{name}: {BY_SUFFIX[path.suffix]}"
     if kind in SENTENCES:
         return f"{name}: {SENTENCES[kind]}"
@@ -58,25 +64,39 @@ def refusal(kind: str, path: Path, name: str, size: int) -> str:
     )
 
 
-def is_part(path: Path, paths: Sequence[Path]) -> bool:
-    """Tell whether a file is a shard, or named by an index beside it."""
-    return bool(SHARD.search(path.name)) or path.suffix == ".distcp" or Path(f"{path}.index.json") in paths
+def folder_kind(names: Collection[str]) -> tuple[str, re.Pattern[str] | None]:
+    """Tell whether a folder is one checkpoint of a kind that is not read.
 
+    Args:
+        names: Of what lies in it.
 
-def folder_kind(paths: Sequence[Path]) -> str:
-    """Return the sentence for a folder that is one checkpoint of a kind not read yet, or the empty string."""
-    names = {path.name for path in paths}
-    if any(name.endswith((".safetensors.index.json", ".bin.index.json")) for name in names):
-        index = next(name for name in sorted(names) if name.endswith(".index.json"))
-        return f"{index} names the shards of a sharded checkpoint; reading shards {LATER}."
-    if any(SHARD.search(name) for name in names):
-        return f"holds shards of a sharded checkpoint without their index; reading shards {LATER}."
+    Returns:
+        The sentence, and what its files are called; the empty string and None for any other folder.
+    """
     if ".metadata" in names and any(name.endswith(".distcp") for name in names):
-        return f"is a distributed checkpoint (DCP), whose .metadata is a pickle; DCP {LATER}."
+        return (
+            "is a distributed checkpoint (DCP), whose .metadata is a pickle and is not read; where you trust it, turn "
+            "it into one file: `python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pt`."
+        ), re.compile(r"\.metadata$|.*\.distcp$")
     if "saved_model.pb" in names:
-        return f"is a TensorFlow SavedModel; reading it {LATER}."
-    if names & {"_METADATA", "_CHECKPOINT_METADATA", "_sharding"}:
-        return f"is an Orbax checkpoint; Orbax {LATER}."
-    if any(name.endswith("model_states.pt") and name.startswith(("mp_rank", "zero_pp", "bf16_zero")) for name in names):
-        return f"is a DeepSpeed checkpoint of several ranks; reading it {LATER} (zero_to_fp32.py does)."
-    return ""
+        return (
+            "is a TensorFlow SavedModel, which is not read; save its variables under the names of the torch model with "
+            "safetensors.tensorflow.save_file."
+        ), re.compile(r"saved_model\.pb$")
+    if not {"_METADATA", "_CHECKPOINT_METADATA", "_sharding"}.isdisjoint(names):
+        return (
+            "is an Orbax checkpoint, which is not read; restore it with orbax and save it under the names of the torch "
+            "model with safetensors.flax.save_file."
+        ), re.compile(r"_METADATA$|_CHECKPOINT_METADATA$|_sharding$")
+    states = [name for name in names if STATES.match(name)]
+    if len(states) > 1 or any("zero_pp" in name for name in states):
+        return (
+            "is a DeepSpeed checkpoint whose weights are spread over several ranks, which is not read; merge them with "
+            "the zero_to_fp32.py that DeepSpeed wrote beside it."
+        ), STATES
+    if sum(bool(CONSOLIDATED.match(name)) for name in names) > 1:
+        return (
+            "holds the consolidated.NN parts of a tensor-parallel checkpoint, each a slice of every weight, which are "
+            "not read; merge them into one state dict with the converter of their model."
+        ), CONSOLIDATED
+    return "", None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +12,13 @@ from pathlib import Path
 
 from ibscan.errors import CheckpointError, InputError, NothingMatched
 from ibscan.inputs.checkpoint import inspect_checkpoint
-from ibscan.inputs.comparison import difference, is_copy, same_weights
-from ibscan.inputs.coordinates import compiled_pattern, first_known, numbers_by_pattern
-from ibscan.inputs.discovery import Candidate, Found, found_in_folder, natural_key
+from ibscan.inputs.comparison import is_placed, of_one_architecture, without_copies
+from ibscan.inputs.coordinates import compiled_pattern, matches, numbers_by_pattern, numbers_in_name
+from ibscan.inputs.discovery import Candidate, Found, found_in_folder, is_conventional, natural_key
 from ibscan.inputs.files import unreadable
 from ibscan.inputs.manifest import Manifest
 from ibscan.inputs.selection import axis_values, select_epochs
+from ibscan.inputs.shards import is_index, named_files
 from ibscan.types import Checkpoint, Series
 
 __all__ = ["axis_values", "read_series", "select_epochs"]
@@ -64,7 +66,7 @@ def read_series(
         NothingMatched: A folder with no checkpoint in it.
         InputError: A missing or unreadable path, a step that occurs twice, or nothing left that could be used.
     """
-    where, found = _found(paths, exclude)
+    where, found = _found(paths, exclude, manifest)
     draft = _Draft(skipped=dict(found.skipped), notices=list(found.notices))
     candidates = _matching(found.candidates, manifest, draft)
     for candidate in candidates:
@@ -74,20 +76,25 @@ def read_series(
             draft.skipped[candidate.name] = str(error)
     if not draft.checkpoints and not draft.skipped:
         raise NothingMatched(_nothing(where, found, manifest))
-    _drop_copies(draft)
+    if len(draft.checkpoints) == 1 and len(paths) == 1 and paths[0].is_dir():
+        draft.checkpoints = [_named_by_folder(draft.checkpoints[0], paths[0])]
+    draft.checkpoints, notices = without_copies(draft.checkpoints)
+    draft.notices += notices
+    draft.checkpoints, odd, notices = of_one_architecture(draft.checkpoints)
+    draft.skipped |= odd
+    draft.notices += notices
     axis = _axis(draft, manifest)
-    _keep_one_architecture(draft)
     if not draft.checkpoints:
         raise InputError(_all_skipped(where, draft.skipped))
     _refuse_doubles(draft.checkpoints, axis)
     if axis == "index":
         draft.checkpoints = [
-            one if _known(one) else dataclasses.replace(one, step_source="order") for one in draft.checkpoints
+            one if is_placed(one) else dataclasses.replace(one, step_source="order") for one in draft.checkpoints
         ]
     return Series(tuple(draft.checkpoints), axis, draft.skipped, tuple(draft.notices))
 
 
-def _found(paths: Sequence[Path], exclude: Sequence[Path]) -> tuple[str, Found]:
+def _found(paths: Sequence[Path], exclude: Sequence[Path], manifest: Manifest | None) -> tuple[str, Found]:
     for path in paths:
         try:
             path.stat()
@@ -95,20 +102,30 @@ def _found(paths: Sequence[Path], exclude: Sequence[Path]) -> tuple[str, Found]:
             if len(paths) == 1 or isinstance(error, FileNotFoundError):
                 raise InputError(unreadable(path, str(path), error)) from None
     if len(paths) == 1 and paths[0].is_dir():
-        return str(paths[0]), found_in_folder(paths[0], exclude)
+        expression = _expression(manifest)
+        known = None if expression is None else lambda name: matches(expression, name) is not None
+        return str(paths[0]), found_in_folder(paths[0], exclude, known)
     # Absolute but not resolved: a link is called as the user called it.
     barred = {path.resolve() for path in exclude}
     absolute = list(dict.fromkeys(path.absolute() for path in paths if not (exclude and path.resolve() in barred)))
     parent = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else Path()
-    candidates = [Candidate(path, path.relative_to(parent).as_posix()) for path in absolute]
+    # A shell's pattern names the shards beside their index.
+    shards = {file for path in absolute if is_index(path.name) for file in named_files(path)}
+    candidates = [Candidate(path, path.relative_to(parent).as_posix()) for path in absolute if path not in shards]
     return "the paths given", Found(candidates=candidates)
 
 
-def _matching(candidates: Sequence[Candidate], manifest: Manifest | None, draft: _Draft) -> list[Candidate]:
+def _expression(manifest: Manifest | None) -> re.Pattern[str] | None:
     if manifest is None or manifest.pattern is None:
+        return None
+    return compiled_pattern(manifest.pattern, str(manifest.path))[0]
+
+
+def _matching(candidates: Sequence[Candidate], manifest: Manifest | None, draft: _Draft) -> list[Candidate]:
+    expression = _expression(manifest)
+    if expression is None or manifest is None:
         return list(candidates)
-    expression, _ = compiled_pattern(manifest.pattern, str(manifest.path))
-    matching = [one for one in candidates if expression and numbers_by_pattern(expression, one.name) is not None]
+    matching = [one for one in candidates if matches(expression, one.name)]
     left = [one.name for one in candidates if one not in matching]
     if left:
         draft.notices.append(
@@ -122,14 +139,11 @@ def _inspected(
     candidate: Candidate, manifest: Manifest | None, state_key: str | None, weights: str | None
 ) -> Checkpoint:
     checkpoint = inspect_checkpoint(candidate.path, candidate.name, state_key=state_key, weights=weights)
-    if manifest is None or manifest.pattern is None:
-        return checkpoint
-    expression, _ = compiled_pattern(manifest.pattern, str(manifest.path))
-    read = numbers_by_pattern(expression, candidate.name)
-    if read is None:
+    expression = _expression(manifest)
+    if expression is None:
         return checkpoint
     # What the user wrote beside the files beats what is in them; numbers the pattern does not name stay.
-    found = first_known(read)
+    found = numbers_by_pattern(expression, candidate.name)
     return dataclasses.replace(
         checkpoint,
         epoch=checkpoint.epoch if found.epoch is None else found.epoch,
@@ -137,6 +151,16 @@ def _inspected(
         value=checkpoint.value if found.value is None else found.value,
         step_source="pattern",
     )
+
+
+def _named_by_folder(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """Return the one checkpoint of `checkpoint-500/`, whose own name says nothing, with what the folder's name says."""
+    if is_placed(checkpoint) or not is_conventional(checkpoint.name):
+        return checkpoint
+    found = numbers_in_name(folder.resolve().name)
+    if found.epoch is None and found.step is None:
+        return checkpoint
+    return dataclasses.replace(checkpoint, epoch=found.epoch, step=found.step, step_source=found.source)
 
 
 def _nothing(where: str, found: Found, manifest: Manifest | None) -> str:
@@ -153,43 +177,6 @@ def _all_skipped(where: str, skipped: Mapping[str, str]) -> str:
         return next(iter(skipped.values()))
     reasons = " ".join(list(skipped.values())[:2])
     return f"{where}: none of {len(skipped)} checkpoints can be used. First: {reasons}"
-
-
-def _known(checkpoint: Checkpoint) -> bool:
-    return any(number is not None for number in (checkpoint.epoch, checkpoint.step, checkpoint.value))
-
-
-def _drop_links(draft: _Draft) -> None:
-    """Drop links to another checkpoint of the series."""
-    places = {}
-    for one in draft.checkpoints:
-        root = one.path.parents[one.name.count("/")]
-        if root.resolve() / one.name == one.path.resolve():
-            places[one.path.resolve()] = one.name
-    for one in list(draft.checkpoints):
-        target = places.get(one.path.resolve(), one.name)
-        if target != one.name:
-            draft.checkpoints.remove(one)
-            draft.notices.append(f"{one.name}: is a link to {target}, so it was left out.")
-
-
-def _drop_copies(draft: _Draft) -> None:
-    """Drop `best`, `last` and the like where they equal another checkpoint, or nothing says when they were saved."""
-    _drop_links(draft)
-    copies = [one for one in draft.checkpoints if is_copy(one)]
-    others = [one for one in draft.checkpoints if not is_copy(one)]
-    kept: list[Checkpoint] = []
-    for copy in copies:
-        same = next((one for one in [*others, *kept] if same_weights(copy, one)), None)
-        if same is not None:
-            draft.notices.append(f"{copy.name}: holds the same weights as {same.name}, so it was left out.")
-        elif not _known(copy) and any(_known(one) for one in others):
-            draft.notices.append(
-                f"{copy.name}: no epoch or step is known for it, so it was left out; its weights equal no other's."
-            )
-        else:
-            kept.append(copy)
-    draft.checkpoints = [one for one in draft.checkpoints if not is_copy(one) or one in kept]
 
 
 def _axis(draft: _Draft, manifest: Manifest | None) -> str:
@@ -231,24 +218,11 @@ def _inferred_axis(draft: _Draft) -> tuple[str, Callable[[Checkpoint], float | N
         return "value", coordinate("value")
     for name in distinct or known:
         return name, coordinate(name)
-    bare = [one.name for one in draft.checkpoints if not _known(one)]
+    bare = [one.name for one in draft.checkpoints if not is_placed(one)]
     if len(bare) < len(draft.checkpoints):
         what = f"{', '.join(bare[:3])}: states neither epoch nor step" if bare else "some state an epoch, others a step"
         draft.notices.append(f"{what}, so the series is ordered by name.")
     return "index", None
-
-
-def _keep_one_architecture(draft: _Draft) -> None:
-    if not draft.checkpoints:
-        return
-    first, kept = draft.checkpoints[0], []
-    for one in draft.checkpoints:
-        reason = difference(one, first)
-        if reason:
-            draft.skipped[one.name] = reason
-        else:
-            kept.append(one)
-    draft.checkpoints = kept
 
 
 def _refuse_doubles(checkpoints: Sequence[Checkpoint], axis: str) -> None:

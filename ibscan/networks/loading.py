@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,12 +13,16 @@ from torch import nn
 
 from ibscan.errors import IbscanError, InputError
 from ibscan.networks.passes import Reached
+from ibscan.types import WRAPPERS
 
 __all__ = ["built", "foreign", "loaded"]
 
+# By name, as their modules are dear to import: torch.compile's and torch.optim.swa_utils'.
+UNWRAPPED = ("OptimizedModule", "AveragedModel")
+
 
 def built(build: Callable[[], Any]) -> nn.Module:
-    """Return the model a callable makes, unwrapped from torch.compile and DataParallel, in eval mode.
+    """Return the model a callable makes, unwrapped from torch.compile, DataParallel and AveragedModel, in eval mode.
 
     Args:
         build: Makes the model; what is random in it has a fixed seed.
@@ -29,7 +33,7 @@ def built(build: Callable[[], Any]) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build()
-    while isinstance(model, nn.Module) and (type(model).__name__ == "OptimizedModule" or _parallel(model)):
+    while isinstance(model, nn.Module) and (type(model).__name__ in UNWRAPPED or _parallel(model)):
         model = model._modules["_orig_mod" if "_orig_mod" in model._modules else "module"]
     if not isinstance(model, nn.Module):
         raise InputError(f"the model's callable returned a {type(model).__name__}; expected an nn.Module.")
@@ -46,6 +50,9 @@ def loaded(
 ) -> nn.Module:
     """Return the model with a checkpoint's weights, every one of them and no other.
 
+    The names in the file count first, then those without wrapper prefixes, then both sides' without; and where all
+    names begin alike (`model.` of a LightningModule), without that too. What is loaded always fits name by name.
+
     Args:
         build: Makes the model.
         state: Tensors by state-dict name, wrapper prefixes stripped.
@@ -60,13 +67,38 @@ def loaded(
         # Lazy modules have no shapes yet.
         wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if hasattr(tensor, "shape")}
     original = {stored.get(key, key): tensor for key, tensor in state.items()}
-    fitting = original if set(original) == set(wanted) else state
+    fitting = next((found for names in (original, state) if (found := _fitting(names, wanted))), state)
     shapes = {key: tuple(tensor.shape) for key, tensor in fitting.items()}
     if shapes != wanted:
-        raise InputError(_misfit(name, shapes, wanted))
+        raise InputError(_misfit(name, shapes, wanted) + _part(original, wanted))
     with foreign("the model"):
+        # Copied into parameters of single precision, weights of double precision would be rounded.
+        if any(tensor.dtype == torch.float64 for tensor in fitting.values()):
+            model.to(torch.float64)
         model.load_state_dict(dict(fitting), strict=True)
     return model
+
+
+def _fitting(
+    state: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...]]
+) -> Mapping[str, torch.Tensor] | None:
+    """Return the tensors under the names the model has for them, or None where they are not the same names."""
+    bare = {_bare(key): key for key in wanted}
+    while state:
+        if set(state) == set(wanted):
+            return state
+        stripped = {_bare(key): tensor for key, tensor in state.items()}
+        if len(stripped) == len(state) and len(bare) == len(wanted) and set(stripped) == set(bare):
+            return {bare[key]: tensor for key, tensor in stripped.items()}
+        first = {key.partition(".")[0] for key in state}
+        if len(first) > 1 or first & set(state):
+            return None
+        state = {key.partition(".")[2]: tensor for key, tensor in state.items()}
+    return None
+
+
+def _bare(key: str) -> str:
+    return ".".join(part for part in key.split(".") if part not in WRAPPERS)
 
 
 def _misfit(name: str, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
@@ -87,6 +119,14 @@ def _misfit(name: str, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str
         f"{name}: its tensors are not those of the model: of {len(wanted)}, {'; '.join(parts)}. "
         "Give the callable and --model-arg this checkpoint was made with."
     )
+
+
+def _part(stored: Collection[str], wanted: Collection[str]) -> str:
+    """Return the sentence that names the part of a file whose names are the model's, or the empty string."""
+    first = next(iter(wanted), "")
+    ends = [key.removesuffix(f".{first}") for key in stored if key.endswith(f".{first}")]
+    prefix = next((end for end in ends if all(f"{end}.{key}" in stored for key in wanted)), None)
+    return "" if prefix is None else f" The names under {prefix!r} are: --state-key {prefix} takes those alone."
 
 
 @contextlib.contextmanager

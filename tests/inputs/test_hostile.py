@@ -20,7 +20,6 @@ from ibscan.inputs.checkpoint import inspect_checkpoint, load_tensors
 from ibscan.inputs.series import read_series
 
 Builder = Callable[[Path], object]
-LATER = "later version"
 
 
 def written(blob: bytes | Callable[[], bytes]) -> Builder:
@@ -114,7 +113,7 @@ TABLE: list[tuple[str, Builder, tuple[str, ...]]] = [
         ("'a.weight'", "complex64"),
     ),
     ("integer.pt", torch_file(lambda: {"a.weight": torch.zeros(2, dtype=torch.int8)}), ("'a.weight'", "int8")),
-    ("quantised.pt", make.quantised, ("'fc.weight'", "quantised")),
+    ("quantised.pt", make.quantised, ("'fc.weight'", "quantised", "qint8")),
     ("sparse.pt", torch_file(lambda: {"a.weight": torch.eye(2).to_sparse()}), ("'a.weight'", "sparse")),
     ("bare.pt", torch_file(lambda: torch.zeros(3)), ("bare tensor",)),
     ("list.pt", torch_file(lambda: [1, 2]), ("no named tensors",)),
@@ -126,13 +125,29 @@ TABLE: list[tuple[str, Builder, tuple[str, ...]]] = [
     ("large.pt", torch_file(lambda: {"model": make.state(), "step": 10**20}), (str(10**20),)),
     ("nan.pt", torch_file(lambda: {"model": make.state(), "epoch": float("nan")}), ("epoch nan",)),
     ("fraction.pt", torch_file(lambda: {"model": make.state(), "step": 1.5}), ("step 1.5",)),
-    ("script.pt", lambda path: make.zip_of(path, "m/data.pkl", "m/constants.pkl", "m/code/a.py"), ("TorchScript",)),
-    ("exported.pt2", lambda path: make.zip_of(path, "m/archive_format", "m/models/model.json"), ("exported program",)),
-    ("net.keras", lambda path: make.zip_of(path, "config.json", "metadata.json", "model.weights.h5"), ("Keras", LATER)),
+    (
+        "script.pt",
+        lambda path: make.zip_of(path, "m/data.pkl", "m/constants.pkl", "m/code/a.py"),
+        ("TorchScript", "torch.jit.load"),
+    ),
+    (
+        "exported.pt2",
+        lambda path: make.zip_of(path, "m/archive_format", "m/models/model.json"),
+        ("exported program", "torch.export.load"),
+    ),
+    (
+        "net.keras",
+        lambda path: make.zip_of(path, "config.json", "metadata.json", "model.weights.h5"),
+        ("Keras", "safetensors.numpy.save_file"),
+    ),
     ("array.pt", lambda path: make.zip_of(path, "a.npy"), (".npz",)),
     ("other.pt", lambda path: make.zip_of(path, "a.txt"), ("without the data.pkl",)),
-    ("net.onnx", written(b"\x08\x07\x12\x07pytorch\x1a\x052.0.0" + b"\x00" * 40), ("ONNX", LATER)),
-    ("net.weights.h5", make.hdf5_file, ("HDF5", LATER)),
+    (
+        "net.onnx",
+        written(b"\x08\x07\x12\x07pytorch\x1a\x052.0.0" + b"\x00" * 40),
+        ("ONNX", "state dict of the torch model"),
+    ),
+    ("net.weights.h5", make.hdf5_file, ("HDF5", "safetensors.numpy.save_file")),
     ("old.pt", make.tar_file, ("tar archive",)),
     ("packed.pt", written(b"\x1f\x8b\x08\x00" + b"\x00" * 30), ("gzip", "gunzip")),
     ("fifo.pt", os.mkfifo, ("named pipe", "not opened")),
@@ -175,19 +190,13 @@ def test_refused_alone_and_skipped_beside_a_good_one(name: str, build: Builder, 
 
 
 FOLDERS: list[tuple[str, dict[str, bytes], str]] = [
-    (
-        "sharded",
-        {
-            "model.safetensors.index.json": b'{"weight_map": {"a": "../x"}}',
-            "model-00001-of-00002.safetensors": make.GOOD,
-        },
-        "sharded",
-    ),
-    ("shards", {"model-00001-of-00002.safetensors": make.GOOD}, "without their index"),
+    ("shards", {"model-00001-of-00002.safetensors": make.GOOD}, "without the .index.json"),
     ("dcp", {".metadata": b"\x80\x02.", "__0_0.distcp": b"x"}, "distributed checkpoint"),
     ("saved_model", {"saved_model.pb": b"x"}, "SavedModel"),
     ("orbax", {"_METADATA": b"{}"}, "Orbax"),
-    ("deepspeed", {"mp_rank_00_model_states.pt": b"x"}, "DeepSpeed"),
+    ("deepspeed", {"mp_rank_00_model_states.pt": b"x", "mp_rank_01_model_states.pt": b"x"}, "zero_to_fp32.py"),
+    ("zero3", {"zero_pp_rank_0_mp_rank_00_model_states.pt": b"x"}, "several ranks"),
+    ("llama", {"consolidated.00.pth": b"x", "consolidated.01.pth": b"x"}, "tensor-parallel"),
     (
         "two",
         {"model.safetensors": make.GOOD, "pytorch_model.bin": make.torch_bytes(make.state())},

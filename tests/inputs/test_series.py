@@ -62,6 +62,18 @@ NAMES: list[tuple[str, float | None, int | None]] = [
     ("resnet18.pt", None, None),
     ("mlp_784_10.pt", None, None),
     ("last.ckpt", None, None),
+    ("last-v1.ckpt", None, None),
+    ("epoch=03-val_loss=0.02-v2.ckpt", 3, None),
+    ("checkpoint.pth.tar", None, None),
+    ("checkpoint-1500-best.pt", None, 1500),
+    ("epoch_3_iter_200.pth", 3, 200),
+    ("ema_0.9999_050000.pt", None, 50000),
+    ("mp_rank_00_model_states.pt", None, None),
+    ("rank0_step_7.pt", None, 7),
+    ("model.safetensors.index.json", None, None),
+    ("step-12.safetensors.index.json", None, 12),
+    ("step-12.safetensors.index.fp16.json", None, 12),
+    ("0", None, 0),
     ("20240101123000123456789.pt", None, None),
     ("epoch1e999.pt", None, None),
 ]
@@ -159,10 +171,12 @@ def test_what_is_never_a_checkpoint(tmp_path: Path):
         (tmp_path / name).write_bytes(b"\xff\xfe\x00")
     (tmp_path / "model.pt.tmp").write_bytes(b"x")
     (tmp_path / "tmp-model.pt").write_bytes(b"x")
+    (tmp_path / "model.safetensors.part").write_bytes(b"x")
+    (tmp_path / "model.pt.incomplete").write_bytes(b"x")
     series = read_series([tmp_path], exclude=[probe])
     assert names(series) == ["epoch-1.safetensors"]
     assert not series.skipped
-    assert len(series.notices) == 2
+    assert len(series.notices) == 4
     assert all("unfinished save" in notice for notice in series.notices)
 
 

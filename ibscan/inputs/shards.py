@@ -1,0 +1,155 @@
+"""A checkpoint in several files: the index that names them, and where they lie."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ibscan.errors import CheckpointError
+from ibscan.inputs.files import snapshot
+
+__all__ = ["SHARD", "Index", "identity", "is_index", "named_files", "read_index", "whole_name"]
+
+# model.safetensors.index.json, pytorch_model.bin.index.json, and with a variant: model.safetensors.index.fp16.json.
+INDEX = re.compile(r"\.(safetensors|bin|pt|pth)\.index(\.[\w-]+)?\.json$", re.IGNORECASE)
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.(safetensors|bin|pt|pth)$", re.IGNORECASE)
+# A hundred bytes for the name of each of the most tensors a checkpoint may hold, and a file's name beside it.
+MAX_INDEX_BYTES = 16 << 20
+MAX_NAMES = 100_000
+LONGEST_VALUE = 10_000
+# Characters of a foreign name that a message repeats; characters no file system allows in a name.
+SHOWN, LONGEST_NAME = 120, 255
+WAY_OUT = "copy or save the whole folder again"
+
+
+@dataclass(frozen=True)
+class Index:
+    """What an index says: each file with the tensors it should hold, in the index' order, and plain metadata."""
+
+    files: Mapping[Path, tuple[str, ...]]
+    metadata: Mapping[str, str]
+
+
+def is_index(name: str) -> bool:
+    """Tell whether a file's name is that of an index of shards."""
+    return bool(INDEX.search(name))
+
+
+def whole_name(name: str) -> str:
+    """Return what an index' checkpoint would be called in one file: `model.safetensors`; other names as they are."""
+    return INDEX.sub(lambda match: f".{match[1]}", name)
+
+
+def identity(hashes: Iterable[str]) -> str:
+    """Return the SHA-256 of a checkpoint in several files: of their hashes, sorted, whatever they are called.
+
+    Args:
+        hashes: Of the files, hexadecimal.
+    """
+    return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
+
+
+def read_index(path: Path, name: str) -> Index:
+    """Read an index; every file it names lies in its own folder.
+
+    Args:
+        path: The index.
+        name: What to call it in a message.
+
+    Returns:
+        The index. Whether the files are there, and hold what it says, is not looked at.
+
+    Raises:
+        CheckpointError: No readable index, too large, or a file that is not in the folder.
+    """
+    if _size(path) > MAX_INDEX_BYTES:
+        raise CheckpointError(
+            f"{name}: the index has {_size(path)} bytes, at most {MAX_INDEX_BYTES} were expected; no checkpoint needs "
+            "that many names."
+        )
+    with snapshot(path, name) as shot:
+        tables = _decoded(shot.stream.read(MAX_INDEX_BYTES + 1), name)
+    weight_map = tables.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or len(weight_map) > MAX_NAMES:
+        found = f"{len(weight_map)} names" if isinstance(weight_map, dict) else type(weight_map).__name__
+        raise CheckpointError(
+            f"{name}: its weight_map is {found}, but a table of tensor names to files was expected, 1 to {MAX_NAMES} "
+            f"names; {WAY_OUT}."
+        )
+    places: dict[Any, Path] = {}
+    files: dict[Path, list[str]] = {}
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str):
+            raise CheckpointError(
+                f"{name}: the index gives {tensor[:SHOWN]!r} a {type(file).__name__}, but the name of a file was "
+                f"expected; {WAY_OUT}."
+            )
+        if file not in places:
+            places[file] = _place(path.parent, file, name)
+        files.setdefault(places[file], []).append(tensor)
+    return Index({file: tuple(tensors) for file, tensors in files.items()}, _plain(tables.get("metadata")))
+
+
+def named_files(path: Path) -> set[Path]:
+    """Return the files an index names, none if it cannot be read: why not is said where the checkpoint is read."""
+    try:
+        return set(read_index(path, path.name).files)
+    except CheckpointError:
+        return set()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        # The reader says what is wrong with it.
+        return 0
+
+
+def _decoded(text: bytes, name: str) -> dict[str, Any]:
+    doubled: list[str] = []
+
+    def collected(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            doubled.append(Counter(key for key, _ in pairs).most_common(1)[0][0])
+        return table
+
+    try:
+        tables = json.loads(text.decode(), object_pairs_hook=collected)
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{name}: the index is not readable JSON; {WAY_OUT}.") from None
+    if doubled:
+        raise CheckpointError(f"{name}: the index has the name {doubled[0][:SHOWN]!r} twice; {WAY_OUT}.")
+    if not isinstance(tables, dict):
+        raise CheckpointError(f"{name}: the index is no table, but one with a weight_map was expected; {WAY_OUT}.")
+    return tables
+
+
+def _place(folder: Path, file: str, name: str) -> Path:
+    """Return where a file named by an index lies, refusing all that leads out of the folder."""
+    place = folder / file
+    try:
+        inside = place.resolve().parent == folder.resolve()
+    except (OSError, RuntimeError, ValueError):
+        inside = False
+    if Path(file).name != file or len(file) > LONGEST_NAME or is_index(file) or not inside:
+        raise CheckpointError(
+            f"{name}: the index names {file[:SHOWN]!r}, which is not a file in its own folder (no path and no link out "
+            "of it is followed); copy the files themselves beside the index."
+        )
+    return place
+
+
+def _plain(found: Any) -> dict[str, str]:  # noqa: ANN401 - decoded JSON
+    """Return the strings and numbers of an index' metadata, as strings; anything else says nothing here."""
+    if not isinstance(found, dict):
+        return {}
+    words = {key: value for key, value in found.items() if isinstance(value, str | int | float)}
+    return {key: text for key, value in words.items() if len(text := str(value)) <= LONGEST_VALUE}

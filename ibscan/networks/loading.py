@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,31 +42,68 @@ def _parallel(model: nn.Module) -> bool:
 
 
 def loaded(
-    build: Callable[[], Any], state: Mapping[str, torch.Tensor], stored: Mapping[str, str], name: str
+    build: Callable[[], Any],
+    state: Mapping[str, torch.Tensor],
+    stored: Mapping[str, str],
+    name: str,
+    *,
+    saved: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """Return the model with a checkpoint's weights, every one of them and no other.
+
+    Names the model itself has for one tensor (tied embeddings) may stand for one another.
 
     Args:
         build: Makes the model.
         state: Tensors by state-dict name, wrapper prefixes stripped.
         stored: Those names to the names in the file: a real submodule called `module` survives if only these fit.
         name: The checkpoint, for a message.
+        saved: The model's own names by others it may be saved under, which count only if all then fit.
 
     Raises:
-        InputError: Names or shapes do not fit.
+        InputError: Names or shapes do not fit, or tensors differ that the model has as one.
     """
     model = built(build)
     with foreign("the model"):
-        # Lazy modules have no shapes yet.
-        wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if hasattr(tensor, "shape")}
+        own = model.state_dict(keep_vars=True)
+    # Lazy modules have no shapes yet.
+    wanted = {key: tuple(tensor.shape) for key, tensor in own.items() if hasattr(tensor, "shape")}
+    tied = _tied(own)
     original = {stored.get(key, key): tensor for key, tensor in state.items()}
-    fitting = original if set(original) == set(wanted) else state
+    renamed = {(saved or {}).get(key, key): tensor for key, tensor in state.items()}
+    candidates = [_completed(one, tied, name) for one in (original, renamed, state) if len(one) == len(state)]
+    fitting = next((one for one in candidates if set(one) == set(wanted)), candidates[-1])
     shapes = {key: tuple(tensor.shape) for key, tensor in fitting.items()}
     if shapes != wanted:
         raise InputError(_misfit(name, shapes, wanted))
     with foreign("the model"):
         model.load_state_dict(dict(fitting), strict=True)
     return model
+
+
+def _tied(own: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """Return the names under which the model has one and the same tensor, where it has several for it."""
+    names: dict[int, list[str]] = {}
+    for key, tensor in own.items():
+        names.setdefault(id(tensor), []).append(key)
+    return [keys for keys in names.values() if len(keys) > 1]
+
+
+def _completed(
+    state: Mapping[str, torch.Tensor], tied: Sequence[Sequence[str]], name: str
+) -> Mapping[str, torch.Tensor]:
+    """Return the tensors with those left out that are another one under a second name: safetensors files hold one."""
+    found = dict(state)
+    for keys in tied:
+        present = [key for key in keys if key in state]
+        for key in present[1:]:
+            if not torch.equal(state[key], state[present[0]]):
+                raise InputError(
+                    f"{name}: {present[0]!r} and {key!r} differ, but the model has one tensor for the two. Give the "
+                    "model this checkpoint was made with, which does not tie them."
+                )
+        found.update({key: state[present[0]] for key in keys if present})
+    return found
 
 
 def _misfit(name: str, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
@@ -85,7 +122,7 @@ def _misfit(name: str, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str
         parts.append(f"{len(other)} of another shape, such as {key!r} {found[key]} where the model has {wanted[key]}")
     return (
         f"{name}: its tensors are not those of the model: of {len(wanted)}, {'; '.join(parts)}. "
-        "Give the callable and --model-arg this checkpoint was made with."
+        "Give the model and --model-arg this checkpoint was made with."
     )
 
 

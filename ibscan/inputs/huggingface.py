@@ -29,6 +29,7 @@ from ibscan.types import Checkpoint, TensorInfo
 __all__ = ["config_beside", "library_model", "stated_class"]
 
 MAX_BYTES = 1 << 20
+DEEPEST = 32
 # Counts in a config become lists and layers before any weight is compared. Positions are counted in millions, and the
 # base of rotary embeddings is larger still; nothing is made of either but a buffer, whose size is looked at.
 LARGEST_COUNT, LARGEST_POSITION = 1 << 20, 1 << 30
@@ -66,7 +67,7 @@ def config_beside(checkpoint: Checkpoint) -> dict[str, Any] | None:
         Its entries, or None where there is no such file, or one of something else: it names no `model_type`.
 
     Raises:
-        InputError: It cannot be read, is larger than 1 MiB, or no JSON.
+        InputError: It cannot be read, is larger than 1 MiB or nested absurdly deep, or no JSON.
     """
     path = checkpoint.path.parent / "config.json"
     if not exists(str(path)):
@@ -81,7 +82,15 @@ def config_beside(checkpoint: Checkpoint) -> dict[str, Any] | None:
         raise InputError(unreadable(path, str(path), error)) from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is no readable JSON ({error}); mend it, or name the model with --model.") from None
-    return found if isinstance(found, dict) and isinstance(found.get("model_type"), str) else None
+    if not isinstance(found, dict):
+        return None
+    level: list[Any] = [found]
+    for _ in range(DEEPEST):
+        level = [part for one in level for part in (one.values() if isinstance(one, dict) else one)]
+        level = [part for part in level if isinstance(part, dict | list)]
+    if level:
+        raise InputError(f"{path}: is nested more than {DEEPEST} deep, as no config is; mend it, or move it away.")
+    return found if isinstance(found.get("model_type"), str) else None
 
 
 def stated_class(typed: str, checkpoints: Sequence[Checkpoint]) -> str:
@@ -106,18 +115,19 @@ def stated_class(typed: str, checkpoints: Sequence[Checkpoint]) -> str:
     for checkpoint in beside.values():
         found = config_beside(checkpoint)
         other = wanted if found is None else _used(found)
-        differing = [key for key in {**wanted, **other} if wanted.get(key) != other.get(key)]
-        if differing:
+        # As text: a NaN equals no other.
+        says, said = ({key: json.dumps(one[key], sort_keys=True) for key in one} for one in (other, wanted))
+        odd = next((one for one in {**said, **says} if said.get(one) != says.get(one)), None)
+        if odd is not None:
             raise InputError(
-                f"{checkpoint.path.parent / 'config.json'}: {differing[0]!r} is {other.get(differing[0])!r}, but "
-                f"{where} has {wanted.get(differing[0])!r}. A series holds one architecture; scan the two separately."
+                f"{checkpoint.path.parent / 'config.json'}: {odd!r:.80} is {says.get(odd, 'absent'):.80}, but {where} "
+                f"has {said.get(odd, 'absent'):.80}. A series holds one architecture; scan the two separately."
             )
     names = [typed.partition(":")[2]] if ":" in typed else first.get("architectures")
-    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
-        raise InputError(
-            f"{where}: states no one class of model under 'architectures' ({names!r}); add --model hf:CLASS."
-        )
-    return names[0]
+    if not isinstance(names, list) or len(names) != 1 or not NAME.fullmatch(str(names[0])):
+        said_so = f"--model {typed}" if ":" in typed else f"{where}: architectures is {names!r:.80}"
+        raise InputError(f"{said_so}: expected the name of one class of the library; say which with --model hf:CLASS.")
+    return str(names[0])
 
 
 @importing(None)
@@ -143,7 +153,7 @@ def library_model(config: Mapping[str, Any], name: str, tensors: Mapping[str, Te
             f"{where}: {name} is a model of the transformers library, which cannot be imported ({error}); install it "
             "with pip install 'ibscan[hf]'."
         ) from None
-    found = getattr(transformers, name, None) if NAME.fullmatch(name) else None
+    found = getattr(transformers, name, None)
     described = getattr(found, "config_class", None)
     if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel) or described is None:
         raise InputError(
@@ -210,7 +220,7 @@ def _vet(config: Any, where: str, key: str = "") -> None:  # noqa: ANN401 - deco
     if isinstance(config, Mapping):
         for name, value in config.items():
             if name in REFUSED and value:
-                raise InputError(f"{where}: its config.json {REFUSED[name]} ({name}: {str(value)[:80]}).")
+                raise InputError(f"{where}: its config.json {REFUSED[name]} ({name}: {value!r:.80}).")
             if name == "model_type" and str(value).startswith("timm"):
                 raise InputError(f"{where}: its config.json {TIMM}.")
             _vet(value, where, str(name))
@@ -219,7 +229,9 @@ def _vet(config: Any, where: str, key: str = "") -> None:  # noqa: ANN401 - deco
             _vet(value, where, key)
     most = LARGEST_POSITION if any(word in key for word in POSITIONS) else LARGEST_COUNT
     if isinstance(config, int) and abs(config) > most:
-        raise InputError(f"{where}: its config.json has {key}: {str(config)[:20]}, and at most {most} was expected.")
+        raise InputError(
+            f"{where}: its config.json has {key!r:.80}: {str(config)[:20]}, and at most {most} was expected."
+        )
 
 
 def _fed(found: type[nn.Module], where: str) -> Any:  # noqa: ANN401 - a class of an untyped library
@@ -242,7 +254,7 @@ def _fed(found: type[nn.Module], where: str) -> Any:  # noqa: ANN401 - a class o
     return type(found.__name__, (found,), {"forward": forward, "__module__": found.__module__})
 
 
-class _Transposed(nn.Linear):
+class Conv1D(nn.Linear):
     """A Linear whose weight is stored transposed, as GPT-2 does, in a class of its own that is no Linear."""
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -258,7 +270,7 @@ def _with_linears(model: nn.Module) -> nn.Module:
     """Put a Linear, which is a layer here, in place of every Conv1D, which computes the same."""
     for path, module in list(model.named_modules()):
         if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
-            model.set_submodule(path, _Transposed(*module.weight.shape))
+            model.set_submodule(path, Conv1D(*module.weight.shape))
     return model
 
 

@@ -30,10 +30,10 @@ __all__ = ["config_beside", "library_model", "stated_class"]
 
 MAX_BYTES = 1 << 20
 DEEPEST = 32
-# Counts in a config become lists and layers before any weight is compared. Positions are counted in millions, and the
-# base of rotary embeddings is larger still; nothing is made of either but a buffer, whose size is looked at.
-LARGEST_COUNT, LARGEST_POSITION = 1 << 20, 1 << 30
-POSITIONS = ("position", "length", "seq", "window", "theta", "context", "_id")
+# Counts in a config become lists (of layers, of labels) before any weight is compared. Positions and tokens may be
+# millions, and the base of rotary embeddings is more still; of these nothing is made but tensors, which are counted.
+LARGEST_COUNT, LARGEST_POSITION = 1 << 17, 1 << 30
+POSITIONS = ("position", "length", "seq", "window", "theta", "context", "ctx", "token", "vocab", "_id")
 # What the library keeps beside the weights (causal masks, angles): 1 GiB in float32.
 LARGEST_BUFFERS = 1 << 28
 # A network under construction may hold a parameter twice before it ties the two, and a few that are thrown away.
@@ -47,7 +47,7 @@ REFUSED = {
     "use_timm_backbone": "asks for a network of timm; give the whole model as --model path.py:callable",
     "use_pretrained_backbone": "asks for weights to be fetched, and nothing is; they are those of the checkpoint",
 }
-TIMM = "is a model of timm; give it as --model timm:create_model --model-arg model_name=..."
+TIMM = "describes a model of timm; give it as --model timm:create_model --model-arg model_name=NAME"
 # What says how and where to compute (names of kernels on a hub among it), not what: all is set here.
 IGNORED = {
     "dtype", "torch_dtype", "transformers_version", "architectures", "attn_implementation", "experts_implementation",
@@ -220,18 +220,16 @@ def _vet(config: Any, where: str, key: str = "") -> None:  # noqa: ANN401 - deco
     if isinstance(config, Mapping):
         for name, value in config.items():
             if name in REFUSED and value:
-                raise InputError(f"{where}: its config.json {REFUSED[name]} ({name}: {value!r:.80}).")
+                raise InputError(f"{where}: its config {REFUSED[name]} ({name}: {value!r:.80}).")
             if name == "model_type" and str(value).startswith("timm"):
-                raise InputError(f"{where}: its config.json {TIMM}.")
+                raise InputError(f"{where}: its config {TIMM}.")
             _vet(value, where, str(name))
     elif isinstance(config, list | tuple):
         for value in config:
             _vet(value, where, key)
     most = LARGEST_POSITION if any(word in key for word in POSITIONS) else LARGEST_COUNT
     if isinstance(config, int) and abs(config) > most:
-        raise InputError(
-            f"{where}: its config.json has {key!r:.80}: {str(config)[:20]}, and at most {most} was expected."
-        )
+        raise InputError(f"{where}: its config has {key!r:.80}: {str(config)[:20]}, and at most {most} was expected.")
 
 
 def _fed(found: type[nn.Module], where: str) -> Any:  # noqa: ANN401 - a class of an untyped library
@@ -240,7 +238,10 @@ def _fed(found: type[nn.Module], where: str) -> Any:  # noqa: ANN401 - a class o
     taken = inspect.signature(found.forward).parameters
     main = "inputs_embeds" if own == "input_ids" else own
     if main not in taken:
-        raise InputError(f"{where}: {found.__name__} takes {', '.join(taken)}, and no {main} that could be measured.")
+        raise InputError(
+            f"{where}: {found.__name__} has no argument {main}. Of token ids alone nothing can be measured, as there "
+            "is no derivative by an id; measure a part of it that takes embeddings, as --model path.py:callable."
+        )
 
     def forward(self: Any, rows: torch.Tensor) -> Any:  # noqa: ANN401 - as the library has it
         width = self.get_input_embeddings().weight.shape[-1] if main == "inputs_embeds" else None
@@ -301,7 +302,7 @@ def _bounded(tensors: Mapping[str, TensorInfo], where: str) -> Iterator[None]:
         parameters, numbers = parameters + 1, numbers + parameter.numel()
         if parameters > 2 * len(tensors) + SPARE_PARAMETERS or numbers > 2 * stored + SPARE_NUMBERS:
             raise InputError(
-                f"{where}: its config.json describes a network larger than the weights beside it ({len(tensors)} "
+                f"{where}: its config describes a network larger than the weights beside it ({len(tensors)} "
                 f"tensors, {stored} numbers); check that the two belong together."
             )
 

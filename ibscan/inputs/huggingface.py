@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import logging
 import math
 import re
 import sys
@@ -165,7 +166,7 @@ def library_model(config: Mapping[str, Any], name: str, tensors: Mapping[str, Te
 
     @importing(None)
     def build() -> nn.Module:
-        with _offline():
+        with _alone():
             made = described.from_dict(_used(config))
             _vet(made.to_dict(), where)
             made.use_cache = False
@@ -276,18 +277,21 @@ def _with_linears(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _offline() -> Iterator[None]:
-    """Forbid the library's hub to fetch anything; what would ask for it is refused before."""
+def _alone() -> Iterator[None]:
+    """Keep the library from asking its hub for anything (what would is refused before), and from chatter."""
     constants = sys.modules.get("huggingface_hub.constants")
-    before = getattr(constants, "HF_HUB_OFFLINE", None)
-    if constants is None or before is None:
-        yield
-        return
-    constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+    before = getattr(constants, "HF_HUB_OFFLINE", False)
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    if constants is not None:
+        constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before  # type: ignore[attr-defined]
+        logger.setLevel(level)
+        if constants is not None:
+            constants.HF_HUB_OFFLINE = before  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

@@ -77,6 +77,9 @@ def loaded(
     if shapes != wanted:
         raise InputError(_misfit(name, shapes, wanted))
     with foreign("the model"):
+        # Code makes single precision, which would round what was saved in double.
+        if any(tensor.dtype is torch.float64 for tensor in fitting.values()):
+            model.double()
         model.load_state_dict(dict(fitting), strict=True)
     return model
 

@@ -89,6 +89,7 @@ def test_a_trainer_folder_is_measured_under_the_names_it_was_saved_with(
         (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "epoch": step / 20}))
     done = command("cluster", tmp_path / "run", "--model", "hf", "-p", images, "-o", tmp_path / "a.h5")
     assert done.code == 0, done.err
+    assert "all of the config" not in done.err
     result = read(tmp_path / "a.h5")
     assert result["layer"].values.tolist() == ["layers.0", "layers.1", "classifier"]
     assert result["step"].values.tolist() == [20, 100]

@@ -108,6 +108,7 @@ def test_every_verb_measures_it(saved: tuple[str, Path], command: Run, tmp_path:
     done = command("scan", folder, "--model", "hf", *quick, "-o", tmp_path / "r.h5")
     assert done.code == 0, done.err
     assert "is not measured" not in done.err
+    assert "transformers" not in done.err
     result = read(tmp_path / "r.h5")
     kinds = dict(zip(result["layer"].values, result["layer_type"].values, strict=True))
     assert kinds[MODELS[name][2]] == MODELS[name][3]

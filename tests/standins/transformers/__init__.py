@@ -1,5 +1,6 @@
 """As much of the transformers library as ibscan touches, for tests without it; two tiny models in its manner."""
 
+import logging
 from typing import Any
 
 import huggingface_hub.constants as hub
@@ -16,6 +17,7 @@ class PreTrainedConfig:
 
     def __init__(self, **entries: Any) -> None:
         assert hub.HF_HUB_OFFLINE, "the config is made while the hub could be asked"
+        logging.getLogger("transformers.configuration_utils").warning("all of the config: %s", entries)
         self.entries = entries
         for key, value in entries.items():
             setattr(self, key, value)

@@ -16,7 +16,8 @@ from torch import nn
 from ibscan.errors import InputError, UsageError
 from ibscan.inputs.checkpoint import load_tensors
 from ibscan.inputs.code import Maker, called, code_hash, named_callable
-from ibscan.inputs.huggingface import config_beside, library_model, stated_class
+from ibscan.inputs.config import config_beside, stated_class
+from ibscan.inputs.huggingface import library_model
 from ibscan.inputs.manifest import Manifest
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.chain import stacked_chain

@@ -5,16 +5,19 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from torch import nn
 
 from ibscan.errors import InputError, UsageError
 from ibscan.inputs.checkpoint import load_tensors
-from ibscan.inputs.code import called, code_hash, named_callable
+from ibscan.inputs.code import Maker, called, code_hash, named_callable
+from ibscan.inputs.config import config_beside, stated_class
+from ibscan.inputs.huggingface import library_model
 from ibscan.inputs.manifest import Manifest
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.chain import stacked_chain
@@ -33,7 +36,7 @@ Loaded: TypeAlias = tuple[Checkpoint, Mapping[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Stated:
-    """A model as it is stated: `mlp:ACT:OUT`, or a callable with its arguments."""
+    """A model as it is stated: `mlp:ACT:OUT`, `hf:CLASS` with entries of its config, or a callable with arguments."""
 
     spec: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -76,7 +79,7 @@ def stated_model(
     *,
     trust: bool,
 ) -> Stated:
-    """Return the model: as typed, as the manifest has it, or as the checkpoints' metadata state it.
+    """Return the model: as typed, as the manifest has it, as metadata state it, or as `config.json` beside it does.
 
     Args:
         typed: `--model`, or None.
@@ -88,7 +91,7 @@ def stated_model(
     Raises:
         UsageError: Nothing states the activation, the checkpoints contradict one another, the spec is unknown, or a
             plain chain was given arguments.
-        InputError: A file names code, and `--trust` was not given.
+        InputError: A file names code, and `--trust` was not given; a `config.json` that is needed cannot be used.
     """
     stated = typed
     if stated is None and manifest is not None and manifest.model_spec is not None:
@@ -101,6 +104,8 @@ def stated_model(
                 "Say which with --model mlp:ACT, or scan the runs separately."
             )
         stated = specs.pop()
+    if stated is None and config_beside(checkpoints[0]) is not None:
+        stated = "hf"
     if stated is None:
         shapes = ", ".join(f"{name} {info.shape}" for name, info in list(checkpoints[0].tensors.items())[:12])
         raise UsageError(
@@ -112,11 +117,18 @@ def stated_model(
         if arguments:
             raise UsageError(f"model arguments ({', '.join(arguments)}) are for a callable, and {stated} takes none.")
         return Stated(str(parse_spec(stated)))
+    if typed is None and not trust and stated == "hf":
+        raise InputError(
+            f"{checkpoints[0].name}: the config.json beside it describes a model of the transformers library; add "
+            "--model hf to have the library make it (no code of the folder runs), or --trust."
+        )
     if typed is None and not trust:
         raise InputError(
             f"the series names code of its own as its model ({stated}), and code from files is not run unasked; "
             "name it yourself with --model, or add --trust."
         )
+    if stated.partition(":")[0] == "hf":
+        return Stated(f"hf:{stated_class(stated, checkpoints)}", dict(arguments))
     if typed is None:
         folder = manifest.path.parent if manifest is not None and manifest.model_spec else checkpoints[0].path.parent
         stated = str(folder / stated) if stated.partition(":")[0].endswith(".py") else stated
@@ -150,9 +162,12 @@ def model_of(
     """
     if stated.spec.startswith("mlp:"):
         return _chain(stated, first, probe, device, dtype)
-    where = f"--model {stated.spec}"
-    build = partial(called, named_callable(stated.spec, "--model"), stated.arguments, where)
-    model = loaded(build, load_tensors(first), first.stored_names, first.name)
+    maker = _maker(stated, first)
+
+    def weighted(checkpoint: Checkpoint, state: Mapping[str, torch.Tensor]) -> nn.Module:
+        return loaded(maker.build, state, checkpoint.stored_names, checkpoint.name, saved=maker.names)
+
+    model = weighted(first, load_tensors(first))
     rows = probe.x[:FEW_ROWS]
     network = recorded_taps(model, rows, (), device=device, dtype=dtype)
     unmatched = [glob for glob in globs if not any(globbed(layer.name, [glob]) for layer in network.layers)]
@@ -163,15 +178,26 @@ def model_of(
 
     def one(pairs: Sequence[Loaded]) -> Network:
         ((checkpoint, state),) = pairs
-        fresh = loaded(build, state, checkpoint.stored_names, checkpoint.name)
-        return Module(fresh.to(device, dtype), taps, device, dtype)
+        return Module(weighted(checkpoint, state).to(device, dtype), taps, device, dtype)
 
-    return Model(stated, probe.x[0].size, taps.layers, 1, one, taps.untapped, code_hash(stated.spec))
+    return Model(stated, probe.x[0].size, taps.layers, 1, one, taps.untapped, maker.code)
 
 
 def globbed(name: str, globs: Sequence[str]) -> bool:
     """Return whether a layer's name matches one of the globs; no globs match every name."""
     return not globs or any(fnmatch.fnmatchcase(name, glob) for glob in globs)
+
+
+def _maker(stated: Stated, first: Checkpoint) -> Maker:
+    """Return what makes the model, however it is stated."""
+    where = f"--model {stated.spec}"
+    kind, _, name = stated.spec.partition(":")
+    if kind == "hf":
+        config = {**(config_beside(first) or {}), **stated.arguments}
+        found: Maker = called(partial(library_model, config, name, first.tensors, where), {}, where)
+        return replace(found, build=partial(called, found.build, {}, where))
+    function = named_callable(stated.spec, "--model")
+    return Maker(partial(called, function, stated.arguments, where), code_hash(stated.spec))
 
 
 def _chain(stated: Stated, first: Checkpoint, probe: Probe, device: torch.device, dtype: torch.dtype) -> Model:

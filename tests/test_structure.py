@@ -15,7 +15,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "types": ({"errors"}, {"numpy"}),
     "numerics": (set(), {"torch", "numpy", "scipy"}),
-    "inputs": (BASE, {"numpy", "torch", "scipy", "safetensors", "h5py"}),
+    "inputs": (BASE, {"numpy", "torch", "scipy", "safetensors", "h5py", "transformers"}),
     "networks": (BASE | {"numerics"}, {"torch", "numpy"}),
     "measures": (BASE | {"numerics"}, {"torch", "numpy"}),
     "results": (BASE, {"numpy", "h5py"}),

@@ -14,20 +14,33 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ibscan.errors import CheckpointError, InputError, UsageError
+from ibscan.errors import CheckpointError, IbscanError, InputError, UsageError
 from ibscan.inputs.files import exists, regular_stat, unreadable
 
-__all__ = ["called", "code_hash", "is_code", "named_callable"]
+__all__ = ["Maker", "called", "code_hash", "importing", "is_code", "named_callable"]
 
 ATTRIBUTES = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 MODULE = re.compile(rf"{ATTRIBUTES}:{ATTRIBUTES}")
 FILE = re.compile(rf"(?s:.+)\.py:{ATTRIBUTES}")
 LONGEST_MESSAGE = 300
 OURS = (__file__, importlib.__file__)
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What makes a model, and the hash of the code that does.
+
+    `names` maps other names that tensors may be saved under to the model's own.
+    """
+
+    build: Callable[[], Any]
+    code: str
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_code(spec: str) -> bool:
@@ -66,7 +79,7 @@ def named_callable(spec: str, option: str) -> Callable[..., Any]:
         raise UsageError(f"{where}: expected module:callable or path.py:callable.")
     place, _, dotted = spec.rpartition(":")
     folder = str(Path(place).absolute().parent) if place.endswith(".py") else None
-    with _importing(folder):
+    with importing(folder):
         module = _imported(place, where) if folder is None else _loaded(Path(place), where)
         found: Any = module
         for name in dotted.split("."):
@@ -76,7 +89,7 @@ def named_callable(spec: str, option: str) -> Callable[..., Any]:
 
     @functools.wraps(found, updated=())
     def call(*positional: Any, **named: Any) -> Any:  # noqa: ANN401 - as the code has it
-        with _importing(folder):
+        with importing(folder):
             return found(*positional, **named)
 
     return call
@@ -131,8 +144,12 @@ def _unfit(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str | 
 
 
 @contextlib.contextmanager
-def _importing(folder: str | None) -> Iterator[None]:
-    """Keep the working folder off the import path and put `folder` on it, and send prints to standard error."""
+def importing(folder: str | None) -> Iterator[None]:
+    """Keep the working folder off the import path and put `folder` on it, and send prints to standard error.
+
+    Args:
+        folder: Where code is imported from besides, or None.
+    """
     # Only what stands there on Python's own account: the same folder on PYTHONPATH, or installed, stays.
     first = not sys.flags.safe_path and bool(sys.path) and os.path.realpath(sys.path[0]) == str(Path.cwd().resolve())
     dropped = [(k, entry) for k, entry in enumerate(sys.path) if entry == "" or (k == 0 and first)]
@@ -157,6 +174,8 @@ def _told(where: str, verb: str) -> Iterator[None]:
     # would end this program with its own exit code; KeyboardInterrupt and our signals are not.
     try:
         yield
+    except IbscanError:
+        raise
     except (Exception, SystemExit) as error:
         # Running out of memory is told by whoever knows what to do about it. torch is loaded if it can raise.
         if isinstance(error, (MemoryError, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError))):

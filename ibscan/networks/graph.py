@@ -247,10 +247,13 @@ def _untapped(model: nn.Module, graph: Graph) -> Iterator[tuple[str, str]]:
     alone = {path for k, (path, _, _) in enumerate(graph.calls) if k not in graph.inner}
     measured = {path for k, (path, _, node) in enumerate(graph.calls) if k not in graph.inner and node >= 0}
     inner = {graph.calls[k][0] for k in graph.inner}
-    for path, module in model.named_modules():
+    modules = list(model.named_modules())
+    # An embedding that shares its matrix with the output layer: the product is that layer's.
+    shared = {id(p) for path, module in modules if path in measured for p in module.parameters(recurse=False)}
+    for path, module in modules:
         if path in measured:
             continue
-        own = list(module.named_parameters(recurse=False))
+        own = [(key, p) for key, p in module.named_parameters(recurse=False) if id(p) not in shared]
         taken = {key: graph.products[id(p)] for key, p in own if id(p) in graph.products}
         if path in alone:
             yield path, "its output does not depend on the probe's rows"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,50 +46,62 @@ def _parallel(model: nn.Module) -> bool:
 
 
 def loaded(
-    build: Callable[[], Any], state: Mapping[str, torch.Tensor], stored: Mapping[str, str], name: str
+    build: Callable[[], Any],
+    state: Mapping[str, torch.Tensor],
+    stored: Mapping[str, str],
+    name: str,
+    *,
+    saved: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """Return the model with a checkpoint's weights, every one of them and no other.
 
     The names in the file count first, then those without wrapper prefixes, then both sides' without; and where all
     names begin alike (`model.` of a LightningModule), without that too. What is loaded always fits name by name.
+    Names the model itself has for one tensor (tied embeddings) may stand for one another.
 
     Args:
         build: Makes the model.
         state: Tensors by state-dict name, wrapper prefixes stripped.
         stored: Those names to the names in the file: a real submodule called `module` survives if only these fit.
         name: The checkpoint, for a message.
+        saved: The model's own names by others it may be saved under, which count only if all then fit.
 
     Raises:
-        InputError: Names or shapes do not fit.
+        InputError: Names or shapes do not fit, or tensors differ that the model has as one.
     """
     model = built(build)
     with foreign("the model"):
-        # Lazy modules have no shapes yet.
-        wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if hasattr(tensor, "shape")}
+        own = model.state_dict(keep_vars=True)
+    # Lazy modules have no shapes yet.
+    wanted = {key: tuple(tensor.shape) for key, tensor in own.items() if hasattr(tensor, "shape")}
+    tied = _tied(own)
     original = {stored.get(key, key): tensor for key, tensor in state.items()}
-    fitting = next((found for names in (original, state) if (found := _fitting(names, wanted))), state)
+    renamed = {(saved or {}).get(key, key): tensor for key, tensor in state.items()}
+    candidates = [one for one in (original, renamed, state) if len(one) == len(state)]
+    fitting = next((found for one in candidates if (found := _fitting(one, wanted, tied, name))), state)
     shapes = {key: tuple(tensor.shape) for key, tensor in fitting.items()}
     if shapes != wanted:
         raise InputError(_misfit(name, shapes, wanted) + _part(original, wanted))
     with foreign("the model"):
-        # Copied into parameters of single precision, weights of double precision would be rounded.
-        if any(tensor.dtype == torch.float64 for tensor in fitting.values()):
-            model.to(torch.float64)
+        # Code makes single precision, which would round what was saved in double.
+        if any(tensor.dtype is torch.float64 for tensor in fitting.values()):
+            model.double()
         model.load_state_dict(dict(fitting), strict=True)
     return model
 
 
 def _fitting(
-    state: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...]]
+    state: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...]], tied: Sequence[Sequence[str]], name: str
 ) -> Mapping[str, torch.Tensor] | None:
     """Return the tensors under the names the model has for them, or None where they are not the same names."""
     bare = {_bare(key): key for key in wanted}
     while state:
-        if set(state) == set(wanted):
-            return state
         stripped = {_bare(key): tensor for key, tensor in state.items()}
-        if len(stripped) == len(state) and len(bare) == len(wanted) and set(stripped) == set(bare):
-            return {bare[key]: tensor for key, tensor in stripped.items()}
+        whole = len(stripped) == len(state) and len(bare) == len(wanted)
+        for named in (state, {bare.get(key, key): tensor for key, tensor in stripped.items()} if whole else {}):
+            found = _completed(named, tied, name)
+            if set(found) == set(wanted):
+                return found
         first = {key.partition(".")[0] for key in state}
         if len(first) > 1 or first & set(state):
             return None
@@ -99,6 +111,31 @@ def _fitting(
 
 def _bare(key: str) -> str:
     return ".".join(part for part in key.split(".") if part not in WRAPPERS)
+
+
+def _tied(own: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """Return the names under which the model has one and the same tensor, where it has several for it."""
+    names: dict[int, list[str]] = {}
+    for key, tensor in own.items():
+        names.setdefault(id(tensor), []).append(key)
+    return [keys for keys in names.values() if len(keys) > 1]
+
+
+def _completed(
+    state: Mapping[str, torch.Tensor], tied: Sequence[Sequence[str]], name: str
+) -> Mapping[str, torch.Tensor]:
+    """Return the tensors with those left out that are another one under a second name: safetensors files hold one."""
+    found = dict(state)
+    for keys in tied:
+        present = [key for key in keys if key in state]
+        for key in present[1:]:
+            if not torch.equal(state[key], state[present[0]]):
+                raise InputError(
+                    f"{name}: {present[0]!r} and {key!r} differ, but the model has one tensor for the two. Give the "
+                    "model this checkpoint was made with, which does not tie them."
+                )
+        found.update({key: state[present[0]] for key in keys if present})
+    return found
 
 
 def _misfit(name: str, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
@@ -117,7 +154,7 @@ def _misfit(name: str, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str
         parts.append(f"{len(other)} of another shape, such as {key!r} {found[key]} where the model has {wanted[key]}")
     return (
         f"{name}: its tensors are not those of the model: of {len(wanted)}, {'; '.join(parts)}. "
-        "Give the callable and --model-arg this checkpoint was made with."
+        "Give the model and --model-arg this checkpoint was made with."
     )
 
 

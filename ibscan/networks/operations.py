@@ -25,7 +25,19 @@ __all__ = [
 ]
 
 # Operations by a matrix: where one of these takes a parameter, that is a layer in all but name.
-PRODUCTS = ("linear", "matmul", "__matmul__", "bmm", "einsum", "multi_head_attention_forward", "lstm", "gru", "conv")
+PRODUCTS = (
+    "linear",
+    "matmul",
+    "__matmul__",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "einsum",
+    "multi_head_attention_forward",
+    "lstm",
+    "gru",
+    "conv",
+)
 # Tensors shaped like another, or placed where it is, but not computed from its values.
 CONSTANT = (
     "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like",

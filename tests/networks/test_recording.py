@@ -504,13 +504,17 @@ def test_attention_as_a_module():
     check(forward, expected, shape=(3, 4), a=linear, b=lambda: linear(12, 2), attention=attention)
 
 
-def test_a_product_with_weights_that_are_no_layer():
-    model, x = made(lambda s, x: s.b(tanh(relu(s.a(x)) @ s.c)), a=linear, b=linear)
+@pytest.mark.parametrize(
+    ("product", "name"),
+    [(lambda h, c: h @ c, "matmul"), (lambda h, c: torch.addmm(torch.zeros(4, dtype=h.dtype), h, c), "addmm")],
+)
+def test_a_product_with_weights_that_are_no_layer(product, name):
+    model, x = made(lambda s, x: s.b(tanh(product(relu(s.a(x)), s.c))), a=linear, b=linear)
     model.c = nn.Parameter(torch.eye(4, dtype=torch.float64) * 2)
     network = network_of(model, x)
     rows = torch.from_numpy(x)
     torch.testing.assert_close(walked(network, x)["a"][1], relu(model.a(rows)), rtol=1e-12, atol=0)
-    assert network.taps.untapped == (("c", "its weights are used by matmul without a layer being called"),)
+    assert network.taps.untapped == (("c", f"its weights are used by {name} without a layer being called"),)
 
 
 def test_recurrence_by_hand_and_by_module():

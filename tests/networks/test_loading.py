@@ -1,0 +1,50 @@
+"""A checkpoint's weights in a model: every tensor and no other, as it was saved."""
+
+import pytest
+import torch
+from torch import nn
+
+from ibscan.errors import InputError
+from ibscan.networks.loading import loaded
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(4, 3)
+        self.head = nn.Linear(3, 4)
+        self.head.weight = self.embed.weight
+
+
+def load(build: type[nn.Module], state: dict[str, torch.Tensor], **saved: str) -> nn.Module:
+    return loaded(build, state, {key: key for key in state}, "a.safetensors", saved=saved)
+
+
+def test_double_precision_is_kept() -> None:
+    weight = torch.full((1, 1), 1 / 3, dtype=torch.float64)
+    found = loaded(lambda: nn.Linear(1, 1, bias=False), {"weight": weight}, {}, "a.safetensors")
+    assert torch.equal(found.weight, weight)
+
+
+@pytest.mark.parametrize("name", ["embed.weight", "head.weight"])
+def test_one_of_two_tied_names_is_enough(name: str) -> None:
+    weight = torch.randn(4, 3)
+    found = load(Tied, {name: weight, "head.bias": torch.zeros(4)})
+    assert torch.equal(found.embed.weight, weight)
+    assert found.head.weight is found.embed.weight
+
+
+def test_tied_names_say_the_same_or_are_refused() -> None:
+    state = {"embed.weight": torch.ones(4, 3), "head.weight": torch.ones(4, 3), "head.bias": torch.zeros(4)}
+    assert torch.equal(load(Tied, state).embed.weight, torch.ones(4, 3))
+    with pytest.raises(InputError, match=r"'embed.weight' and 'head.weight' differ"):
+        load(Tied, {**state, "head.weight": torch.zeros(4, 3)})
+    with pytest.raises(InputError, match="2 missing"):
+        load(Tied, {"head.bias": torch.zeros(4)})
+
+
+def test_other_names_count_only_if_all_then_fit() -> None:
+    state = {"old.weight": torch.ones(4, 3), "head.bias": torch.zeros(4)}
+    assert torch.equal(load(Tied, state, **{"old.weight": "embed.weight"}).embed.weight, torch.ones(4, 3))
+    with pytest.raises(InputError, match=r"1 unexpected, such as 'old.weight'"):
+        load(Tied, {**state, "embed.weight": torch.ones(4, 3)}, **{"old.weight": "embed.weight"})

@@ -1,0 +1,1 @@
+"""Callables with the arguments of torchvision's."""

@@ -75,6 +75,8 @@ class Checkpoint:
     (say a loss weight), where the series is one. `tensors` maps state-dict names, wrapper prefixes already stripped,
     to shape and dtype, in stored order; `stored_names` maps those names to the ones in the file. Where the weights lie
     in several files, `shards` maps each to its SHA-256, `sha256` is that of them together, and `path` is their index.
+    `stamps` is what the system says of each file while it is unchanged, so that it need not be hashed again; empty
+    where that cannot be told.
     """
 
     path: Path
@@ -91,6 +93,7 @@ class Checkpoint:
     state_key: str = ""
     stored_names: Mapping[str, str] = field(default_factory=dict)
     shards: Mapping[Path, str] = field(default_factory=dict)
+    stamps: Mapping[Path, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load as load_safetensors
 
 from ibscan.errors import CheckpointError
 from ibscan.inputs.archives import load_archive, read_archive
@@ -25,23 +22,25 @@ from ibscan.inputs.coordinates import (
 )
 from ibscan.inputs.described import check_tensor, plain_number
 from ibscan.inputs.discovery import is_conventional, weights_file
-from ibscan.inputs.files import RETRY_SECONDS, Snapshot, content_kind, snapshot
+from ibscan.inputs.files import FileChanged, Snapshot, content_kind, snapshot, tried_twice
 from ibscan.inputs.foreign import refusal
 from ibscan.inputs.shards import SHARD, identity, is_index, read_index
-from ibscan.inputs.tensorfiles import read_tensor_header
+from ibscan.inputs.tensorfiles import read_tensor_header, read_tensors
 from ibscan.types import Checkpoint, TensorInfo
 
 __all__ = ["inspect_checkpoint", "load_tensors"]
 
 FORMATS = {"safetensors": "safetensors", "zip": "torch zip", "pickle": "torch legacy"}
 LONGEST_METADATA = 10_000
+# From here on a file is hashed piece by piece and only what is needed of it is read again, straight into tensors.
+STREAMED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class _Contents:
     """What a file says: tensors by stored name, metadata, numbers, which set of tensors was taken; its format and hash.
 
-    Of several files, the hash of each is in `shards`.
+    Of several files, the hash of each is in `shards`; `stamps` are those of each file's snapshot.
     """
 
     tensors: Mapping[str, TensorInfo]
@@ -52,6 +51,7 @@ class _Contents:
     size: int
     sha256: str
     shards: Mapping[Path, str] = field(default_factory=dict)
+    stamps: Mapping[Path, tuple[int, ...]] = field(default_factory=dict)
 
 
 def inspect_checkpoint(
@@ -101,14 +101,18 @@ def inspect_checkpoint(
         state_key=contents.state_key,
         stored_names={clean: stored for stored, clean in names.items()},
         shards=contents.shards,
+        stamps=contents.stamps,
     )
 
 
 def _file_contents(file: Path, name: str, state_key: str | None, weights: str | None) -> _Contents:
-    with snapshot(file, name) as shot:
-        kind = _kind(shot, file, name)
-        read = _safetensors_contents if kind == "safetensors" else _torch_contents
-        return read(shot, name, kind, state_key, weights)
+    def read() -> _Contents:
+        with snapshot(file, name, whole=STREAMED_BYTES) as shot:
+            kind = _kind(shot, file, name)
+            contents = _safetensors_contents if kind == "safetensors" else _torch_contents
+            return replace(contents(shot, name, kind, state_key, weights), stamps={file: shot.stamp})
+
+    return tried_twice(read)
 
 
 def _sharded_contents(file: Path, name: str, state_key: str | None, weights: str | None) -> _Contents:
@@ -137,6 +141,7 @@ def _sharded_contents(file: Path, name: str, state_key: str | None, weights: str
         sum(one.size for one in contents),
         identity(shards.values()),
         shards,
+        {shard: stamp for one in contents for shard, stamp in one.stamps.items()},
     )
 
 
@@ -242,41 +247,31 @@ def load_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: The file is gone, changed since it was listed (after one more try), or does not load.
     """
+    stamps = checkpoint.stamps
     if not checkpoint.shards:
-        loaded = _loaded(checkpoint.path, checkpoint.name, checkpoint.sha256, checkpoint.state_key)
-        return _as_listed(loaded, checkpoint)
+        file = checkpoint.path
+        known = stamps.get(file, ()), checkpoint.sha256
+        return _as_listed(_loaded(file, checkpoint.name, known, checkpoint.state_key), checkpoint)
     whole: dict[str, Any] = {}
     for shard, sha256 in checkpoint.shards.items():
-        whole |= _loaded(shard, _beside(checkpoint.name, shard), sha256, "")
+        whole |= _loaded(shard, _beside(checkpoint.name, shard), (stamps.get(shard, ()), sha256), "")
     return _as_listed(under(whole, checkpoint.state_key), checkpoint)
 
 
-def _loaded(file: Path, name: str, sha256: str, state_key: str) -> dict[str, Any]:
-    """Return the tensors of one file by stored name, if it still is the file of that hash."""
-    for attempt in range(2):
-        if attempt:
-            time.sleep(RETRY_SECONDS)
-        with snapshot(file, name) as shot:
-            if shot.sha256 == sha256:
-                return _tensors(shot, file, name, state_key)
-    raise CheckpointError(
-        f"{name}: changed since it was listed (its hash differs); run again once nothing writes to it."
-    )
+def _loaded(file: Path, name: str, known: tuple[tuple[int, ...], str], state_key: str) -> dict[str, Any]:
+    """Return the tensors of one file by stored name, if it still is the file of that stamp and hash."""
 
+    def read() -> dict[str, Any]:
+        with snapshot(file, name, whole=STREAMED_BYTES, known=known) as shot:
+            if shot.sha256 != known[1]:
+                raise FileChanged(
+                    f"{name}: changed since it was listed (its hash differs); run again once nothing writes to it."
+                )
+            if _kind(shot, file, name) == "safetensors":
+                return under(read_tensors(shot.stream, shot.size, name), state_key)
+            return dict(chosen_set(load_archive(shot.stream, name), name, state_key, None)[1])
 
-def _tensors(shot: Snapshot, file: Path, name: str, state_key: str) -> dict[str, Any]:
-    if _kind(shot, file, name) != "safetensors":
-        return chosen_set(load_archive(shot.stream, name), name, state_key, None)[1]
-    # The boundary to a foreign reader; its own error class is not the only one it raises.
-    try:
-        if shot.blob is not None:
-            return under(load_safetensors(shot.blob), state_key)
-        with safe_open(file, "pt", device="cpu") as opened:
-            # Cloned: what stays mapped would take the process down when the file is cut short.
-            names = under({key: key for key in opened.keys()}, state_key)  # noqa: SIM118 - no mapping
-            return {key: opened.get_tensor(stored).clone() for key, stored in names.items()}
-    except Exception as error:  # noqa: BLE001 - see above
-        raise CheckpointError(f"{name}: the safetensors library cannot read it ({error}); save it again.") from None
+    return tried_twice(read)
 
 
 def _as_listed(loaded: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

@@ -126,7 +126,8 @@ def _matching(candidates: Sequence[Candidate], manifest: Manifest | None, draft:
     if expression is None or manifest is None:
         return list(candidates)
     matching = [one for one in candidates if matches(expression, one.name)]
-    left = [one.name for one in candidates if one not in matching]
+    taken = {one.name for one in matching}
+    left = [one.name for one in candidates if one.name not in taken]
     if left:
         draft.notices.append(
             f"{', '.join(left[:5])}{' ...' if len(left) > 5 else ''}: left out, as the pattern {manifest.pattern} "

@@ -20,11 +20,11 @@ CHECKPOINTS = 8
 
 @pytest.fixture(scope="module")
 def long_series(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a series whose scan takes a few seconds, one block a checkpoint."""
+    """Make a series whose scan takes a few seconds: with so many units on 4096 rows, one block a checkpoint."""
     folder = tmp_path_factory.mktemp("kill") / "ckpts"
     folder.mkdir()
     for epoch in range(CHECKPOINTS):
-        ibscan.save(folder, chain(12, 10, 6, 2, seed=epoch), epoch=epoch)
+        ibscan.save(folder, chain(12, 16, 15, 2, seed=epoch), epoch=epoch)
     binary_probe(folder, bits=12)
     return folder
 

@@ -8,15 +8,20 @@ from ibscan.errors import CheckpointError
 from ibscan.inputs.checkpoint import load_tensors
 from ibscan.types import Checkpoint
 
-__all__ = ["difference", "is_copy", "same_weights"]
+__all__ = ["difference", "is_copy", "repeats", "same_weights"]
 
 # Names of copies: the best so far, the latest, the end.
 COPIES = ("best", "last", "latest", "final")
 
 
 def is_copy(checkpoint: Checkpoint) -> bool:
+    """Tell whether a checkpoint's name says that it repeats another one."""
+    return repeats(checkpoint.name)
+
+
+def repeats(name: str) -> bool:
     """Tell whether a name says that the file repeats another one: `best`, `last`, `latest`, `final`."""
-    stem = Path(checkpoint.name).name.lower()
+    stem = Path(name).name.lower()
     return any(word in stem.replace("-", ".").replace("_", ".").split(".") for word in COPIES)
 
 

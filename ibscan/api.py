@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -245,10 +246,12 @@ def _scanned(
     if not checkpoints:
         return [], {}
     rows = max(plan.rows(measure) for measure in plan.measures)
-    cut = partition(checkpoints, sum(layer.width for layer in plan.model.layers), rows, plan.most)
-    # A block with one part missing is done again whole: its bits depend on what is stacked together.
+    units = sum(layer.width for layer in plan.model.layers)
+    weights = sum(math.prod(tensor.shape) for tensor in checkpoints[0].tensors.values())
+    cut = partition(checkpoints, units, rows, weights, plan.most)
+    # A block with one checkpoint missing is done again whole: its bits depend on what is stacked together.
     ready = [all((c.sha256, c.name) in finished for c in block) for block in cut]
-    found = [finished[c.sha256, c.name] for block, done in zip(cut, ready, strict=True) if done for c in block]
+    found = [part for block, done in zip(cut, ready, strict=True) if done for part in _kept(block, finished)]
     todo = [block for block, done in zip(cut, ready, strict=True) if not done]
     reporter.started(sum(len(block) for block in todo))
     skipped: dict[str, str] = {}
@@ -259,14 +262,20 @@ def _scanned(
             reporter.problem(skip_sentence(name, reason))
         skipped.update(block.skipped)
         if block.checkpoints:
-            whole = _built(block, plan)
+            # One part a block: what was measured together is lost or kept together, at the price of one write.
+            found.append(_built(block, plan))
+            if keep is not None:
+                keep(found[-1])
             for checkpoint in block.checkpoints:
-                part = selected(whole, checkpoints=[(checkpoint.sha256, checkpoint.name)])
-                if keep is not None:
-                    keep(part)
-                found.append(part)
                 reporter.advanced(checkpoint.name)
     return found, skipped
+
+
+def _kept(block: Sequence[Checkpoint], finished: Mapping[tuple[str, str], Result]) -> list[Result]:
+    """Return a block's rows of the parts they are in: one part, if the series is cut as it was then."""
+    keys = [(checkpoint.sha256, checkpoint.name) for checkpoint in block]
+    distinct = {id(finished[key]): finished[key] for key in keys}
+    return [selected(part, checkpoints=set(keys) & set(rows_of(part))) for part in distinct.values()]
 
 
 def _built(block: Block, plan: Plan) -> Result:

@@ -40,11 +40,11 @@ def stored_result(request: Request, plan: Plan) -> Result | None:
 
 def renamed(stored: Result, checkpoints: Sequence[Checkpoint]) -> Result:
     """Return the result with the new names of checkpoints whose files were renamed since."""
-    names = {checkpoint.name for checkpoint in checkpoints}
-    fresh = {c.sha256: c.name for c in checkpoints if (c.sha256, c.name) not in rows_of(stored)}
+    names, rows = {checkpoint.name for checkpoint in checkpoints}, rows_of(stored)
+    fresh = {c.sha256: c.name for c in checkpoints if (c.sha256, c.name) not in rows}
     column = stored["checkpoint_name"]
     values = column.values.copy()
-    for (sha, name), row in rows_of(stored).items():
+    for (sha, name), row in rows.items():
         if sha in fresh and name not in names:
             values[row] = fresh.pop(sha)
     coordinates = {**stored.coordinates, "checkpoint_name": dataclasses.replace(column, values=values)}

@@ -23,6 +23,8 @@ __all__ = ["Block", "blocks", "measured", "partition"]
 # of calls and gain from stacking; beyond this one checkpoint alone is work enough, and a part is written after each.
 STACKED_ACTIVATIONS = 2**18
 LARGEST_BLOCK = 128
+# Weights that checkpoints measured together may have: 32 MB of float64, whatever there are of rows and units.
+STACKED_WEIGHTS = 2**22
 # Below this width two threads cost more in waiting than they save in work.
 THREADED_WIDTH = 64
 
@@ -41,7 +43,7 @@ class Block:
 
 
 def partition(
-    checkpoints: Sequence[Checkpoint], units: int, rows: int, most: int | None = None
+    checkpoints: Sequence[Checkpoint], units: int, rows: int, weights: int, most: int | None = None
 ) -> list[tuple[Checkpoint, ...]]:
     """Cut a series into blocks whose size depends on nothing but the sizes of the work.
 
@@ -51,12 +53,14 @@ def partition(
         checkpoints: In order.
         units: Units of all layers together.
         rows: Largest number of probe rows any measure uses.
+        weights: Numbers one checkpoint holds.
         most: How many a network can hold at once, where it cannot hold any number.
 
     Returns:
         Blocks in order.
     """
-    size = max(1, min(most or LARGEST_BLOCK, LARGEST_BLOCK, STACKED_ACTIVATIONS // max(1, units * rows)))
+    stacked = min(STACKED_ACTIVATIONS // max(1, units * rows), STACKED_WEIGHTS // max(1, weights))
+    size = max(1, min(most or LARGEST_BLOCK, LARGEST_BLOCK, stacked))
     return [tuple(checkpoints[k : k + size]) for k in range(0, len(checkpoints), size)]
 
 
@@ -84,39 +88,50 @@ def blocks(
         Blocks in the order of the series.
     """
     for part in parts:
-        states: list[Loaded] = []
-        read: list[Checkpoint] = []
-        skipped: dict[str, str] = {}
-        for checkpoint in part:
-            try:
-                states.append((checkpoint, load(checkpoint)))
-                read.append(checkpoint)
-            except CheckpointError as error:
-                skipped[checkpoint.name] = str(error)
-        network = stack(states) if read else None
-        outcomes = () if network is None else tuple(_outcomes(network, states, stack, measures, probe, seed, layers))
-        yield Block(tuple(read), () if network is None else network.layers, outcomes, skipped)
+        # In a function of its own, so that nothing of one block is there when the next is loaded.
+        yield _finished(part, load, stack, measures, probe, seed, layers)
 
 
-def _outcomes(
-    network: Network,
-    states: Sequence[Loaded],
+def _finished(
+    part: Sequence[Checkpoint],
+    load: Callable[[Checkpoint], Mapping[str, torch.Tensor]],
     stack: Callable[[Sequence[Loaded]], Network],
     measures: Sequence[Measure],
     probe: Probe,
     seed: int,
     layers: Sequence[int] | None,
+) -> Block:
+    states: list[Loaded] = []
+    skipped: dict[str, str] = {}
+    for checkpoint in part:
+        try:
+            states.append((checkpoint, load(checkpoint)))
+        except CheckpointError as error:
+            skipped[checkpoint.name] = str(error)
+    if not states:
+        return Block((), (), (), skipped)
+    read = tuple(checkpoint for checkpoint, _ in states)
+    network = stack(states)
+    # The network has weights of its own by now.
+    states.clear()
+    outcomes = tuple(_outcomes(network, measures, probe, seed, layers))
+    return Block(read, network.layers, outcomes, skipped)
+
+
+def _outcomes(
+    network: Network, measures: Sequence[Measure], probe: Probe, seed: int, layers: Sequence[int] | None
 ) -> Iterator[tuple[Measure, Mapping[str, Estimate], int]]:
     for measure in measures:
         sample = probe.sampled(measure.samples, seed)
         try:
             found = measured(measure, network, sample, Streams(seed), layers)
         except (MemoryError, RuntimeError) as error:
-            if len(states) == 1:
+            if network.size == 1:
                 found = _unmeasured(measure, network, _misfortune(error))
             else:
                 # One of the stack spoils it for all: each alone.
-                alone = (next(_outcomes(stack([s]), [s], stack, [measure], probe, seed, layers)) for s in states)
+                each = (network.alone(k) for k in range(network.size))
+                alone = (next(_outcomes(one, [measure], probe, seed, layers)) for one in each)
                 found = _stacked([estimates for _, estimates, _ in alone])
         yield measure, found, len(sample.x)
 

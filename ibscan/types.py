@@ -70,7 +70,8 @@ class Checkpoint:
 
     `name` is the path relative to the series' folder, as tables show it. `value` is the coordinate of a sweep
     (say a loss weight), where the series is one. `tensors` maps state-dict names, wrapper prefixes already stripped,
-    to shape and dtype, in stored order; `stored_names` maps those names to the ones in the file.
+    to shape and dtype, in stored order; `stored_names` maps those names to the ones in the file. `stamp` is what the
+    system says of an unchanged file, so that it need not be hashed again; empty where that cannot be told.
     """
 
     path: Path
@@ -86,6 +87,7 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
     state_key: str = ""
     stored_names: Mapping[str, str] = field(default_factory=dict)
+    stamp: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load as load_safetensors
 
 from ibscan.errors import CheckpointError
 from ibscan.inputs.archives import load_archive, read_archive
@@ -25,15 +22,17 @@ from ibscan.inputs.coordinates import (
 )
 from ibscan.inputs.described import check_tensor, plain_number
 from ibscan.inputs.discovery import CONVENTIONAL, weights_file
-from ibscan.inputs.files import RETRY_SECONDS, Snapshot, content_kind, snapshot
+from ibscan.inputs.files import FileChanged, Snapshot, content_kind, snapshot, tried_twice
 from ibscan.inputs.foreign import refusal
-from ibscan.inputs.tensorfiles import read_tensor_header
+from ibscan.inputs.tensorfiles import read_tensor_header, read_tensors
 from ibscan.types import Checkpoint, TensorInfo
 
 __all__ = ["inspect_checkpoint", "load_tensors"]
 
 FORMATS = {"safetensors": "safetensors", "zip": "torch zip", "pickle": "torch legacy"}
 LONGEST_METADATA = 10_000
+# From here on a file is hashed piece by piece and only what is needed of it is read again, straight into tensors.
+STREAMED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,14 @@ def inspect_checkpoint(
         CheckpointError: The file cannot be used; the sentence says why and what to do.
     """
     file = weights_file(path, name) if path.is_dir() else path
-    with snapshot(file, name) as shot:
-        kind = _kind(shot, file, name)
-        contents = (_safetensors_contents if kind == "safetensors" else _torch_contents)(
-            shot, name, kind, state_key, weights
-        )
+
+    def read() -> tuple[Snapshot, str, _Contents]:
+        with snapshot(file, name, whole=STREAMED_BYTES) as shot:
+            kind = _kind(shot, file, name)
+            contents = _safetensors_contents if kind == "safetensors" else _torch_contents
+            return shot, kind, contents(shot, name, kind, state_key, weights)
+
+    shot, kind, contents = tried_twice(read)
     names = stripped_names(list(contents.tensors))
     for stored, info in contents.tensors.items():
         _refuse_dtype(stored, info.dtype, name)
@@ -89,6 +91,7 @@ def inspect_checkpoint(
         metadata=contents.metadata,
         state_key=contents.state_key,
         stored_names={names[stored]: stored for stored in contents.tensors},
+        stamp=shot.stamp,
     )
 
 
@@ -167,34 +170,21 @@ def load_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: The file is gone, changed since it was listed (after one more try), or does not load.
     """
-    for attempt in range(2):
-        if attempt:
-            time.sleep(RETRY_SECONDS)
-        with snapshot(checkpoint.path, checkpoint.name) as shot:
+
+    def read() -> dict[str, Any]:
+        known = checkpoint.stamp, checkpoint.sha256
+        with snapshot(checkpoint.path, checkpoint.name, whole=STREAMED_BYTES, known=known) as shot:
             if shot.sha256 != checkpoint.sha256:
-                continue
-            loaded = _loaded(shot, checkpoint)
-        return _as_listed(loaded, checkpoint)
-    raise CheckpointError(
-        f"{checkpoint.name}: changed since it was listed (its hash differs); run again once nothing writes to it."
-    )
+                raise FileChanged(
+                    f"{checkpoint.name}: changed since it was listed (its hash differs); run again once nothing writes "
+                    "to it."
+                )
+            if checkpoint.format == "safetensors":
+                return read_tensors(shot.stream, shot.size, checkpoint.name)
+            tree = load_archive(shot.stream, checkpoint.name)
+            return dict(chosen_set(tree, checkpoint.name, checkpoint.state_key, None)[1])
 
-
-def _loaded(shot: Snapshot, checkpoint: Checkpoint) -> dict[str, Any]:
-    if checkpoint.format != "safetensors":
-        tree = load_archive(shot.stream, checkpoint.name)
-        return chosen_set(tree, checkpoint.name, checkpoint.state_key, None)[1]
-    # The boundary to a foreign reader; its own error class is not the only one it raises.
-    try:
-        if shot.blob is not None:
-            return dict(load_safetensors(shot.blob))
-        with safe_open(checkpoint.path, "pt", device="cpu") as file:
-            # Cloned: what stays mapped would take the process down when the file is cut short.
-            return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - no mapping
-    except Exception as error:  # noqa: BLE001 - see above
-        raise CheckpointError(
-            f"{checkpoint.name}: the safetensors library cannot read it ({error}); save it again."
-        ) from None
+    return _as_listed(tried_twice(read), checkpoint)
 
 
 def _as_listed(loaded: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

@@ -7,19 +7,32 @@ import io
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
-from ibscan.errors import CheckpointError
+from ibscan.errors import CheckpointError, InputError
 
-__all__ = ["SMALL_BYTES", "Snapshot", "content_kind", "exists", "file_head", "regular_stat", "snapshot", "special_kind"]
+__all__ = [
+    "FileChanged",
+    "Snapshot",
+    "content_kind",
+    "exists",
+    "file_head",
+    "regular_stat",
+    "snapshot",
+    "special_kind",
+    "tried_twice",
+]
 
+T = TypeVar("T")
 SMALL_BYTES = 256 << 20
 HEAD_BYTES = 1024
 RETRY_SECONDS = 0.05
+# A file written to again within one tick of its file system's clock (2 s at the coarsest) has the same times as before.
+SETTLED_NS = 2_000_000_000
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 MAGIC: tuple[tuple[bytes, str], ...] = (
@@ -43,17 +56,24 @@ SPECIAL = (
 )
 
 
+class FileChanged(CheckpointError):  # noqa: N818 - says what happened
+    """A file is another one than when reading it began."""
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A file's bytes at one moment: a stream over them, how many, and their hash.
 
-    `blob` holds the bytes themselves where the file is small enough to be read whole; else None.
+    `blob` holds the bytes themselves where the file is small enough to be read whole; else None. `stamp` is what the
+    system says of the file and would say otherwise after any change to it; empty where it was written to so lately that
+    the times might not tell.
     """
 
     stream: BinaryIO
     size: int
     sha256: str
     blob: bytes | None
+    stamp: tuple[int, ...] = ()
 
 
 def exists(path: str) -> bool:
@@ -123,6 +143,9 @@ def content_kind(head: bytes) -> str:
     """
     if not head:
         return "empty"
+    # Before all magic numbers: a header of 1152 bytes begins as a pickle does. No header has 4 GiB.
+    if head[4:9] == b"\0\0\0\0{":
+        return "safetensors"
     for magic, kind in MAGIC:
         if head.startswith(magic):
             return kind
@@ -133,7 +156,7 @@ def content_kind(head: bytes) -> str:
         return "hdf5"
     if head[0] == 0x80 and len(head) > 1 and 2 <= head[1] <= 5:
         return "pickle"
-    # A length has bytes that no text has; a line break is one that text does.
+    # An impossible length, which is said where it is read. Bytes that no text has; a line break is one that text does.
     if head[8:9] == b"{" and any(byte > 126 or (byte < 32 and byte not in b"\t\n\r") for byte in head[:8]):
         return "safetensors"
     if head[0] == 0x08 and (b"onnx" in head or b"pytorch" in head[:64]):
@@ -155,8 +178,23 @@ def _is_text(head: bytes) -> bool:
     return all(character.isprintable() or character in "\t\n\r\f" for character in words.removeprefix("\ufeff"))
 
 
+def tried_twice(read: Callable[[], T]) -> T:
+    """Return what `read` gives; where the file changes meanwhile it gets one more try.
+
+    Raises:
+        CheckpointError: It changed twice, or cannot be used.
+    """
+    try:
+        return read()
+    except FileChanged:
+        time.sleep(RETRY_SECONDS)
+        return read()
+
+
 @contextmanager
-def snapshot(path: Path, name: str) -> Iterator[Snapshot]:
+def snapshot(
+    path: Path, name: str, *, whole: int | None = None, known: tuple[tuple[int, ...], str] = ((), "")
+) -> Iterator[Snapshot]:
     """Read a file so that what is parsed is what was hashed; a file that changes meanwhile gets one more try.
 
     Small files are read whole and never mapped: a file cut short while it is mapped kills the process with SIGBUS,
@@ -165,27 +203,37 @@ def snapshot(path: Path, name: str) -> Iterator[Snapshot]:
     Args:
         path: The file.
         name: What to call it in a message.
+        whole: Bytes from which on a file is not read whole if nobody wrote to it lately; None for the most allowed.
+        known: Stamp and hash of an earlier snapshot; a file that still has that stamp is not hashed again.
 
     Yields:
         The snapshot; its stream stands at the start and is closed afterwards.
 
     Raises:
+        FileChanged: It changed while it was parsed; `tried_twice` tries again.
         CheckpointError: Not a regular readable file, or it changed twice while being read.
     """
+    whole = SMALL_BYTES if whole is None else min(whole, SMALL_BYTES)
     for attempt in range(2):
         if attempt:
             time.sleep(RETRY_SECONDS)
-        taken = _attempt(path, name, last=bool(attempt))
+        taken = _attempt(path, name, whole, known, last=bool(attempt))
         if taken is not None:
             break
     else:
         raise CheckpointError(f"{name}: changed twice while it was being read; run again once nothing writes to it.")
     with taken.stream:
         before = None if taken.blob is not None else os.fstat(taken.stream.fileno())
-        yield taken
-    # What was not read whole may have changed while it was parsed.
-    if before is not None and not _unchanged(path, before):
-        raise CheckpointError(f"{name}: changed while it was being read; run again once nothing writes to it.")
+        wrong: InputError | None = None
+        try:
+            yield taken
+        except InputError as error:
+            wrong = error
+        # What was not read whole may have changed while it was parsed, and then that is what went wrong.
+        if before is not None and not _unchanged(path, before):
+            raise FileChanged(f"{name}: changed while it was being read; run again once nothing writes to it.")
+        if wrong is not None:
+            raise wrong
 
 
 def _unchanged(path: Path, before: os.stat_result) -> bool:
@@ -196,7 +244,7 @@ def _unchanged(path: Path, before: os.stat_result) -> bool:
     return (before.st_ino, before.st_size, before.st_mtime_ns) == (after.st_ino, after.st_size, after.st_mtime_ns)
 
 
-def _attempt(path: Path, name: str, *, last: bool) -> Snapshot | None:
+def _attempt(path: Path, name: str, whole: int, known: tuple[tuple[int, ...], str], *, last: bool) -> Snapshot | None:
     try:
         before = path.stat()
         if special_kind(before.st_mode):
@@ -209,7 +257,12 @@ def _attempt(path: Path, name: str, *, last: bool) -> Snapshot | None:
     except OSError as error:
         raise CheckpointError(unreadable(path, name, error)) from None
     try:
-        taken = _taken(stream, before.st_size)
+        held = os.fstat(stream.fileno())
+        stamp = _stamp(held)
+        if stamp and stamp == known[0]:
+            return Snapshot(stream, held.st_size, known[1], None, stamp)
+        # A change while a settled file is parsed shows in its times; for another one the bytes in hand have to do.
+        taken = _taken(stream, before.st_size, whole if stamp else SMALL_BYTES, stamp)
         after = path.stat()
     except FileNotFoundError:
         stream.close()
@@ -223,12 +276,19 @@ def _attempt(path: Path, name: str, *, last: bool) -> Snapshot | None:
     return None
 
 
-def _taken(stream: io.BufferedReader, size: int) -> Snapshot:
-    if size < SMALL_BYTES:
+def _stamp(found: os.stat_result) -> tuple[int, ...]:
+    if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < SETTLED_NS:
+        return ()
+    # The time of the last change to the entry cannot be set back, as that of the content can.
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _taken(stream: io.BufferedReader, size: int, whole: int, stamp: tuple[int, ...]) -> Snapshot:
+    if size < whole:
         with stream:
-            blob = stream.read(SMALL_BYTES)
-        return Snapshot(io.BytesIO(blob), len(blob), hashlib.sha256(blob).hexdigest(), blob)
+            blob = stream.read(whole)
+        return Snapshot(io.BytesIO(blob), len(blob), hashlib.sha256(blob).hexdigest(), blob, stamp)
     digest = hashlib.file_digest(stream, "sha256").hexdigest()
     length = stream.seek(0, os.SEEK_END)
     stream.seek(0)
-    return Snapshot(stream, length, digest, None)
+    return Snapshot(stream, length, digest, None, stamp)

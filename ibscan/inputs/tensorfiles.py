@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import torch
+
 from ibscan.errors import CheckpointError
 from ibscan.types import TensorInfo
 
-__all__ = ["DTYPES", "TensorFile", "read_tensor_header"]
+__all__ = ["DTYPES", "TensorFile", "read_tensor_header", "read_tensors"]
 
 MAX_HEADER_BYTES = 32 << 20
 MAX_TENSORS = 100_000
@@ -88,6 +90,33 @@ def read_tensor_header(stream: BinaryIO, size: int, name: str) -> TensorFile:
     spans.sort(key=lambda span: span[:2])
     _check_spans(spans, size - 8 - length, name)
     return TensorFile({key: _info(entries[key]) for *_, key in spans}, metadata)
+
+
+def read_tensors(stream: BinaryIO, size: int, name: str) -> dict[str, torch.Tensor]:
+    """Read the tensors of a safetensors file, each straight into its own memory: nothing is mapped or held twice.
+
+    Args:
+        stream: The file, from its start.
+        size: Its length in bytes.
+        name: What to call it in a message.
+
+    Returns:
+        Name to tensor, in stored order, on the CPU.
+
+    Raises:
+        CheckpointError: The header is not one, or the file ends too early.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    # The header was checked to describe the data without a gap, in this order.
+    for key, info in read_tensor_header(stream, size, name).tensors.items():
+        tensors[key] = torch.empty(info.shape, dtype=getattr(torch, info.dtype))
+        room = tensors[key].reshape(-1).view(torch.uint8).numpy().data
+        while room:
+            read = stream.readinto(room)  # type: ignore[attr-defined]
+            if not read:
+                raise CheckpointError(f"{name}: ends within {key!r}; copy or save it again.")
+            room = room[read:]
+    return tensors
 
 
 def _entries(header: bytes, name: str) -> dict[str, Any]:

@@ -289,7 +289,9 @@ def stacked_chain(
     """
 
     def stack(key: str) -> torch.Tensor:
-        return torch.stack([state[key].to(dtype) for state in states]).to(device)
+        cast = [state[key].to(dtype).contiguous().unsqueeze(0) for state in states]
+        # One alone is large, and is not copied once more.
+        return (torch.cat(cast) if len(cast) > 1 else cast[0]).to(device)
 
     prefixes = [f"{name}." if name else "" for name in order]
     weights = tuple(stack(f"{prefix}weight") for prefix in prefixes)

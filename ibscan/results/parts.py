@@ -28,7 +28,7 @@ _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 @dataclass(frozen=True)
 class Parts:
-    """The finished checkpoints of one run, one small file each, in `FILE.parts/`.
+    """The finished blocks of checkpoints of one run, one small file each, in `FILE.parts/`.
 
     Made by `parts`, which holds the lock. `key` is the hash of everything that changes numbers; parts of another key
     are of no use to this run.
@@ -49,7 +49,7 @@ class Parts:
         return found
 
     def add(self, result: Result) -> None:
-        """Keep a finished checkpoint, or several as one part.
+        """Keep finished checkpoints as one part.
 
         Raises:
             ResourceError: The disk is full.

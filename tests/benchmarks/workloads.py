@@ -227,7 +227,7 @@ def stacked(models: Sequence[Chain], rows: int, device: torch.device = CPU) -> t
     order = [name for name, _ in models[0].named_children()]
     units = sum(layer.out_features for layer in models[0].children())
     spec = ChainSpec(models[0].activation, "identity")
-    parts = partition(states, units, rows)
+    parts = partition(states, units, rows, sum(tensor.numel() for tensor in states[0].values()))
     return tuple(stacked_chain(spec, order, part, device=device, dtype=torch.float64) for part in parts)
 
 

@@ -212,6 +212,18 @@ def test_links_to_another_are_dropped(tmp_path: Path):
         assert "newest.safetensors: is a link to epoch-1.safetensors" in " ".join(series.notices)
 
 
+@pytest.mark.parametrize("length", [0x280, 0x480, 0x580])
+def test_a_header_whose_length_begins_as_a_pickle_does(length: int, tmp_path: Path):
+    path = tmp_path / "epoch-1.safetensors"
+    blob = safetensors_bytes(state(), metadata={"epoch": "1"})
+    header = 8 + int.from_bytes(blob[:8], "little")
+    path.write_bytes(length.to_bytes(8, "little") + blob[8:header].ljust(length) + blob[header:])
+    assert path.read_bytes()[:1] == b"\x80"
+    (checkpoint,) = read_series([tmp_path]).checkpoints
+    assert (checkpoint.format, checkpoint.epoch) == ("safetensors", 1)
+    assert load_tensors(checkpoint)["0.weight"].equal(state()["0.weight"])
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "pt"])
 def test_files_too_large_to_read_whole(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("ibscan.inputs.files.SMALL_BYTES", 0)

@@ -205,7 +205,9 @@ def _written(
             result = dataclasses.replace(result, attrs={**result.attrs, "complete": 0})
         if held is None or found or not tells_the_same(held, result):
             write(result, output)
-    kept.remove()
+    # Of a run killed when the file was written already there are parts of everything, and nothing is left to measure.
+    for key in {left.part_key(), plan.part_key()}:
+        dataclasses.replace(place, key=key).remove()
     return result, skipped
 
 

@@ -133,7 +133,8 @@ def check_output(path: Path, inputs: Sequence[Path]) -> None:
         except InputError as error:
             raise UsageError(f"{error} It is not overwritten; name another file with -o.") from error
     target = Path(os.path.realpath(path))
-    trial = target.parent / f".ibscan-{secrets.token_hex(6)}.tmp"
+    # Named as the output's own temporary files: should the process be killed just here, the next run deletes it.
+    trial = target.parent / f"{stray_pattern(target)[:-1]}{secrets.token_hex(6)}.tmp"
     try:
         # The output's own name is tried for its length, which the trial's cannot tell.
         _name_fits(target)

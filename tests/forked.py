@@ -131,10 +131,17 @@ def _become(order: dict[str, Any]) -> None:
     sys.argv = ["ibscan", *order["start"]]
     from ibscan.__main__ import main
 
+    code: Any = 1
     try:
         main()
+    except SystemExit as leave:
+        code = leave.code or 0
     finally:
         (Path(order["folder"]) / "changes").write_text(str(changes[0]))
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        # Taking torch down costs more than a short command.
+        os._exit(code)
 
 
 def _serve() -> None:

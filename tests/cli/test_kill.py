@@ -165,8 +165,9 @@ def test_stopped_before_a_change_of_the_disk(
     moments = range(1, command.changes + 1)
     # Each of them in the long version; else some, and of the last dozen, in which the result is written, more.
     some = pytestconfig.getoption("--kills")
-    drawn = random.Random(0).sample(moments, some) + random.Random(1).sample(moments[-12:], some)
-    for at in moments if 2 * some > len(moments) else sorted(set(drawn)):
+    draws = random.Random(0)
+    drawn = {draws.choice(choice) for choice in (moments, moments[-12:]) for _ in range(some)}
+    for at in moments if 2 * some > len(moments) else sorted(drawn):
         number = stops[at % len(stops)]
         command = server.start(*quick, "-o", output, **{**watched, "at": at, "signal": int(number)})
         code = command.finished()
@@ -269,6 +270,24 @@ def test_two_runs_on_one_output(command: Run, server: Server, long_series: Path,
         assert "another run" in second.err
     assert first.finished() == 0
     assert_same(output, unbroken)
+    assert_alone(output)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_followed_folder(
+    server: Server, quick: tuple[object, ...], quick_unbroken: Path, output: Path, number: signal.Signals
+) -> None:
+    following = server.start(*quick, "-o", output, "--follow")
+    while not output.exists():
+        assert following.poll() is None, following.err
+        time.sleep(0.005)
+    second = server.start(*quick, "-o", output, "--follow")
+    assert second.finished() == 6
+    following.send(number)
+    assert following.finished() == (-number if number == signal.SIGKILL else 128 + number)
+    assert number == signal.SIGKILL or "--follow" in following.err
+    finished(server, *quick, "-o", output, "--follow", "--idle", 0.2)
+    assert_same(output, quick_unbroken)
     assert_alone(output)
 
 

@@ -111,7 +111,8 @@ def _matching(candidates: Sequence[Candidate], manifest: Manifest | None, draft:
         return list(candidates)
     expression, _ = compiled_pattern(manifest.pattern, str(manifest.path))
     matching = [one for one in candidates if expression and numbers_by_pattern(expression, one.name) is not None]
-    left = [one.name for one in candidates if one not in matching]
+    taken = {one.name for one in matching}
+    left = [one.name for one in candidates if one.name not in taken]
     if left:
         draft.notices.append(
             f"{', '.join(left[:5])}{' ...' if len(left) > 5 else ''}: left out, as the pattern {manifest.pattern} "

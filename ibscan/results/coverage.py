@@ -90,7 +90,7 @@ def _precise(result: Result, measure: Measure, key: str, at: Any, tolerance: flo
     gap = width
     for name in (key, key.replace("_xt", "_ty")):
         width = np.fmax(width, 1.96 * result[f"{name}_se"].values[at])
-        gap = np.fmax(gap, open_bracket(result, name)[at])
+        gap = np.fmax(gap, open_bracket(result, name, at))
     status = result.status(key)
     unresolved = np.zeros(width.shape, dtype=bool) if status is None else status[at] == Status.UNRESOLVED
     budget = getattr(measure, "max_draws", 0)
@@ -106,12 +106,12 @@ def _precise(result: Result, measure: Measure, key: str, at: Any, tolerance: flo
     return bool(np.where(unresolved, spent, np.fmax(width, gap) <= most).all())
 
 
-def open_bracket(result: Result, key: str) -> Array:
+def open_bracket(result: Result, key: str, at: Any = ...) -> Array:  # noqa: ANN401 - an index
     """Return half of what a value's bracket leaves open beside its 95 % interval; 0 where ends are other bounds."""
     if Estimate.companion(key.replace("_ty", "_xt"), "budget") not in result:
-        return np.zeros(result[key].values.shape)
-    ends = result[f"{key}_upper"].values - result[f"{key}_lower"].values
-    return np.asarray(0.5 * ends - 1.96 * result[f"{key}_se"].values)
+        return np.zeros(result[key].values[at].shape)
+    ends = result[f"{key}_upper"].values[at] - result[f"{key}_lower"].values[at]
+    return np.asarray(0.5 * ends - 1.96 * result[f"{key}_se"].values[at])
 
 
 def _positions(present: Array, asked: Sequence[Any]) -> list[int] | None:

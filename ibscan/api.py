@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 
 from ibscan.errors import InputError, UsageError
+from ibscan.following import looks
 from ibscan.inputs.checkpoint import load_tensors
 from ibscan.inputs.probe import parse_arguments
 from ibscan.planning import Plan, planned, skip_sentence
 from ibscan.request import PARTIAL, Reporter, Request, Silent, parse_range
 from ibscan.results.coverage import FAILURES, rows_of
 from ibscan.results.join import first_difference, join
-from ibscan.results.parts import check_output, parts
+from ibscan.results.parts import Parts, check_output, parts
 from ibscan.results.schema import build
 from ibscan.results.select import selected
 from ibscan.results.store import read, write
-from ibscan.resuming import remaining, renamed, stored_result, tells_the_same
+from ibscan.resuming import changed, remaining, renamed, stored_result, tells_the_same
 from ibscan.scanning import Block, blocks, partition
 from ibscan.types import Checkpoint, Estimate, Result, Status
 
@@ -102,7 +103,7 @@ def run(request: Request, reporter: Reporter | None = None) -> Run:
     """Carry out a scan verb.
 
     Finished checkpoints lie as parts beside the output until all are there; the file is then written whole. The same
-    request again takes up what is missing.
+    request again takes up what is missing. With `follow` the file is whole after every look at the folder.
 
     Args:
         request: What to measure, on what, and where to write; no output keeps the result in memory.
@@ -116,14 +117,48 @@ def run(request: Request, reporter: Reporter | None = None) -> Run:
         Interrupted: A signal; the parts stay.
     """
     reporter = reporter or Silent()
+    if request.follow and request.output is not None:
+        return _followed(request, request.output, reporter)
     plan = planned(request, reporter)
     if request.output is None:
         found, skipped = _scanned(plan, plan.series.checkpoints, {}, None, reporter)
         result = _joined(found)
     else:
-        result, skipped = _written(request, plan, request.output, reporter)
+        with parts(request.output, "") as place:
+            result, skipped = _written(request, plan, request.output, place, reporter, set())
+    return _finished(request, plan, result, skipped, set(), reporter)
+
+
+def _followed(request: Request, output: Path, reporter: Reporter) -> Run:
+    """Carry out a scan verb on a folder as checkpoints arrive; the file is whole and up to date after every look."""
+    following = looks(request, reporter)
+    measured: set[tuple[str, str]] = set()
+    with parts(output, "") as place:
+        for look in following:
+            before = len(measured)
+            result, skipped = _written(request, look.plan, output, place, look.reporter, measured, whole=look.last)
+            # The first look is what the command says; after it all that is there is this run's own.
+            request = dataclasses.replace(request, resume=True, force=False)
+            gone = [c.name for c in look.plan.series.checkpoints if c.name in skipped and not c.path.exists()]
+            if gone:
+                look.reporter.notice(f"{', '.join(gone)}: deleted before it could be measured.")
+            if len(measured) > before:
+                look.reporter.notice(f"{output} is up to date: {len(measured)} checkpoints measured so far.")
+            plan = look.plan
+    return _finished(request, plan, result, skipped, measured, reporter)
+
+
+def _finished(
+    request: Request,
+    plan: Plan,
+    result: Result | None,
+    skipped: Mapping[str, str],
+    measured: set[tuple[str, str]],
+    reporter: Reporter,
+) -> Run:
+    """Return what was asked for: the series, and what was `measured` of checkpoints that are gone by now."""
     skipped = {**plan.series.skipped, **skipped}
-    asked = None if result is None else _asked(result, plan)
+    asked = None if result is None else _asked(result, plan, measured)
     if asked is None or not rows_of(asked):
         reasons = " ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:3])
         raise InputError(f"no checkpoint could be measured. {reasons}")
@@ -131,33 +166,48 @@ def run(request: Request, reporter: Reporter | None = None) -> Run:
     return Run(asked, request.output, _exit_code(asked, skipped, request, reporter))
 
 
-def _written(request: Request, plan: Plan, output: Path, reporter: Reporter) -> tuple[Result | None, dict[str, str]]:
-    """Measure what the output does not hold yet, and write it whole."""
-    with parts(output, "") as place:
-        # Read under the lock: another run may be finishing this very file.
-        held = stored_result(request, plan)
-        stored = None if held is None else renamed(held, plan.series.checkpoints)
-        left, waiting = remaining(request, plan, stored)
-        kept = dataclasses.replace(place, key=left.part_key())
-        finished = {key: part for part in kept.finished() for key in rows_of(part)} if request.resume else {}
-        finished = {key: part for key, part in finished.items() if not _failures(part)}
-        found, skipped = _scanned(left, waiting, finished, kept.add, reporter)
-        result = _joined(found)
-        if stored is not None:
-            # Numbers in names, sidecars and the manifest may say more of a checkpoint than when it was measured.
-            known = rows_of(stored)
-            seen = [c for c in plan.series.checkpoints if (c.sha256, c.name) in known]
-            told = join(stored, build(seen, (), (), attrs=plan.attrs), replace=request.force)
-            result = (
-                told
-                if result is None
-                else join(told, result, replace=request.force, tolerance=request.tolerance if request.resume else None)
-            )
-        if result is not None:
-            result = _completed(result, plan, skipped)
-            if held is None or found or not tells_the_same(held, result):
-                write(result, output)
-        kept.remove()
+def _written(
+    request: Request,
+    plan: Plan,
+    output: Path,
+    place: Parts,
+    reporter: Reporter,
+    measured: set[tuple[str, str]],
+    *,
+    whole: bool = True,
+) -> tuple[Result | None, dict[str, str]]:
+    """Measure what the output does not hold yet and is not among the `measured`, which grow; write it whole."""
+    # Read under the lock: another run may be finishing this very file.
+    held = stored_result(request, plan)
+    stored = None if held is None else renamed(held, plan.series.checkpoints)
+    left, waiting = remaining(request, plan, stored)
+    kept = dataclasses.replace(place, key=left.part_key())
+    finished = {key: part for part in kept.finished() for key in rows_of(part)} if request.resume else {}
+    finished = {key: part for key, part in finished.items() if not _failures(part)}
+    waiting = [c for c in waiting if (c.sha256, c.name) not in measured]
+    found, skipped = _scanned(left, waiting, finished, kept.add, reporter)
+    measured.update(key for part in found for key in rows_of(part))
+    result = _joined(found)
+    if stored is not None:
+        # Numbers in names, sidecars and the manifest may say more of a checkpoint than when it was measured.
+        known = rows_of(stored)
+        seen = [c for c in plan.series.checkpoints if (c.sha256, c.name) in known]
+        told = join(stored, build(seen, (), (), attrs=plan.attrs), replace=request.force)
+        # Where training goes on, what a checkpoint is now takes the place of what it was.
+        for name in changed(stored, result) if request.follow and result is not None else ():
+            reporter.notice(f"{name}: has changed since it was measured, so it was measured again.")
+        replace, tolerance = request.force or request.follow, request.tolerance if request.resume else None
+        result = told if result is None else join(told, result, replace=replace, tolerance=tolerance)
+    if result is not None:
+        # What could not be read on the way may be whole at the next look.
+        result = _completed(result, plan, skipped if whole else {})
+        if not whole:
+            result = dataclasses.replace(result, attrs={**result.attrs, "complete": 0})
+        if held is None or found or not tells_the_same(held, result):
+            write(result, output)
+    # Of a run killed when the file was written already there are parts of everything, and nothing is left to measure.
+    for key in {left.part_key(), plan.part_key()}:
+        dataclasses.replace(place, key=key).remove()
     return result, skipped
 
 
@@ -266,12 +316,12 @@ def _completed(result: Result, plan: Plan, skipped: Mapping[str, str]) -> Result
     return dataclasses.replace(result, attrs=attrs)
 
 
-def _asked(result: Result, plan: Plan) -> Result:
+def _asked(result: Result, plan: Plan, measured: set[tuple[str, str]]) -> Result:
     coordinates: dict[str, Any] = {dim: list(v) for m in plan.measures for dim, v in m.coordinates.items()}
     coordinates["layer"] = [plan.model.names[layer] for layer in plan.layers]
     variables = [quantity.key for measure in plan.measures for quantity in measure.quantities]
     variables += [name for name in result.variables if name.startswith("metric_")]
-    keys = {(c.sha256, c.name) for c in plan.series.checkpoints}
+    keys = {(c.sha256, c.name) for c in plan.series.checkpoints} | (measured & set(rows_of(result)))
     return selected(result, checkpoints=keys, variables=variables, coordinates=coordinates)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 
 from ibscan import __version__
 from ibscan.errors import InputError, NothingMatched, UsageError
+from ibscan.inputs.checkpoint import inspect_checkpoint
 from ibscan.inputs.manifest import Manifest, read_manifest
 from ibscan.inputs.probe import find_probe, read_probe
 from ibscan.inputs.series import read_series, select_epochs
@@ -29,7 +30,7 @@ from ibscan.measures.weight_rank import WeightRank
 from ibscan.models import Model, globbed, model_of, stated_model
 from ibscan.request import CHANNELS, Reporter, Request
 from ibscan.results.parts import check_output
-from ibscan.types import Layer, Measure, Probe, Series
+from ibscan.types import Checkpoint, Layer, Measure, Probe, Series
 
 __all__ = ["Plan", "manifest_of", "planned", "series_of", "skip_sentence"]
 
@@ -77,6 +78,48 @@ class Plan:
         return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Grounds:
+    """What a request names beside checkpoints; `exclude` lists files that are never taken for one."""
+
+    device: torch.device
+    manifest: Manifest | None
+    probe: str | None
+    probe_arg: Mapping[str, Any]
+    exclude: tuple[Path, ...]
+
+
+def grounds(request: Request) -> Grounds:
+    """Find and check what can be checked without a checkpoint.
+
+    Raises:
+        UsageError: There is no such device, or the output may not be written.
+        InputError: The manifest cannot be used.
+    """
+    device = _device(request.device)
+    manifest = manifest_of(request.paths, trust=request.trust)
+    source, arguments = _probe_source(request, manifest)
+    beside = [] if source is None else [Path(source.partition("#")[0])]
+    if request.output is not None:
+        check_output(request.output, [*beside, *(path for path in request.paths if path.is_file())])
+    return Grounds(device, manifest, source, arguments, (*beside, *([request.output] if request.output else [])))
+
+
+def probe_of(request: Request, ground: Grounds) -> tuple[Probe, tuple[str, ...]]:
+    """Return the probe and sentences about it.
+
+    Raises:
+        InputError: There is none, or it cannot be used.
+    """
+    if ground.probe is None:
+        raise InputError(
+            f"{request.paths[0]}: no probe was found beside the checkpoints (probe.npz, probe.npy, probe.mat, ...) and "
+            "none was given; name the inputs to measure on with --probe FILE."
+        )
+    probe, notices = read_probe(ground.probe, ground.probe_arg)
+    return probe, tuple(notices)
+
+
 def planned(request: Request, reporter: Reporter) -> Plan:
     """Read and check everything a request names.
 
@@ -92,32 +135,52 @@ def planned(request: Request, reporter: Reporter) -> Plan:
         InputError: An input cannot be used, or probe and model do not fit.
         NothingMatched: An empty folder or a filter that matches nothing.
     """
-    device = _device(request.device)
-    manifest = manifest_of(request.paths, trust=request.trust)
-    source, arguments = _probe_source(request, manifest)
-    beside = [] if source is None else [Path(source.partition("#")[0])]
-    if request.output is not None:
-        check_output(request.output, [*beside, *(path for path in request.paths if path.is_file())])
-    series = series_of(request, manifest, exclude=[*beside, *([request.output] if request.output else [])])
-    if source is None:
-        raise InputError(
-            f"{request.paths[0]}: no probe was found beside the checkpoints (probe.npz, probe.npy, probe.mat, ...) and "
-            "none was given; name the inputs to measure on with --probe FILE."
-        )
-    probe, notices = read_probe(source, arguments)
+    ground = grounds(request)
+    series = series_of(request, ground.manifest, exclude=ground.exclude)
+    return plan_of(request, reporter, ground, series, probe_of(request, ground))
+
+
+def plan_of(
+    request: Request,
+    reporter: Reporter,
+    ground: Grounds,
+    series: Series,
+    read: tuple[Probe, Sequence[str]],
+    before: Plan | None = None,
+) -> Plan:
+    """Hold a series and a probe against a request.
+
+    Args:
+        request: What the user asks for.
+        reporter: Told what was skipped, sampled or left out.
+        ground: As `grounds` found it.
+        series: The checkpoints.
+        read: As `probe_of` returned it.
+        before: A plan for the same folder, whose model is taken over where the architecture stayed.
+
+    Returns:
+        The plan.
+
+    Raises:
+        IbscanError: As `planned`.
+    """
+    (probe, notices), device = read, ground.device
     for sentence in (*series.notices, *notices):
         reporter.notice(sentence)
     for name, reason in series.skipped.items():
         reporter.problem(skip_sentence(name, reason))
-    stated = stated_model(request.model, request.model_arg, manifest, series.checkpoints, trust=request.trust)
-    model = model_of(
-        stated,
-        series.checkpoints[0],
-        probe,
-        globs=request.layers,
-        device=device,
-        dtype=getattr(torch, request.dtype),
-    )
+    stated = stated_model(request.model, request.model_arg, ground.manifest, series.checkpoints, trust=request.trust)
+    if before is not None and (stated, _architecture(series)) == (before.model.stated, _architecture(before.series)):
+        model = before.model
+    else:
+        model = model_of(
+            stated,
+            series.checkpoints[0],
+            probe,
+            globs=request.layers,
+            device=device,
+            dtype=getattr(torch, request.dtype),
+        )
     for name, reason in model.untapped:
         reporter.notice(f"{name} is not measured: {reason}.")
     names = model.names
@@ -170,12 +233,28 @@ def manifest_of(paths: Sequence[Path], *, trust: bool) -> Manifest | None:
     return None if folder is None else read_manifest(folder, trust=trust)
 
 
-def series_of(request: Request, manifest: Manifest | None, *, exclude: Sequence[Path]) -> Series:
+def series_of(
+    request: Request,
+    manifest: Manifest | None,
+    *,
+    exclude: Sequence[Path],
+    inspect: Callable[..., Checkpoint] = inspect_checkpoint,
+) -> Series:
     """Return the series a request names, `--epochs` applied."""
     series = read_series(
-        request.paths, manifest=manifest, state_key=request.state_key, weights=request.weights, exclude=exclude
+        request.paths,
+        manifest=manifest,
+        state_key=request.state_key,
+        weights=request.weights,
+        exclude=exclude,
+        inspect=inspect,
     )
     return series if request.epochs is None else select_epochs(series, request.epochs)
+
+
+def _architecture(series: Series) -> tuple[Any, ...]:
+    first = series.checkpoints[0]
+    return dict(first.tensors), dict(first.stored_names), first.state_key
 
 
 def skip_sentence(name: str, reason: str) -> str:

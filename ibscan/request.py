@@ -12,13 +12,15 @@ from typing import Any, Literal, Protocol
 from ibscan.errors import UsageError
 from ibscan.types import At
 
-__all__ = ["CHANNELS", "PARTIAL", "Reporter", "Request", "Silent", "parse_range"]
+__all__ = ["CHANNELS", "IDLE_SECONDS", "PARTIAL", "Reporter", "Request", "Silent", "parse_range"]
 
 # Exit code of a command that did part of what was asked.
 PARTIAL = 4
 Verb = Literal["rank", "mi", "cluster", "scan"]
 EPS = (0.001, 0.01, 0.1)
 CHANNELS = ("network", "readout")
+# How long a folder that is followed may have nothing new: longer than most epochs take.
+IDLE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Request:
     resume: bool = True
     force: bool = False
     strict: bool = False
+    follow: bool = False
+    idle: float | None = None
     trust: bool = False
     command: str = ""
 
@@ -70,6 +74,12 @@ class Request:
             for number in getattr(self, name):
                 _positive(f"--{name.replace('_', '-')}", number)
         _positive("--tolerance", self.tolerance)
+        if self.idle is not None:
+            _positive("--idle", self.idle)
+            if not self.follow:
+                raise UsageError(f"--idle {self.idle:g}: says when following a folder ends; add --follow.")
+        if self.follow and self.output is None:
+            raise UsageError("--follow keeps what it measures in a file; name one with --output.")
         for name, least in (
             ("bins", 1),
             ("samples", 1),

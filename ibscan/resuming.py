@@ -15,7 +15,7 @@ from ibscan.results.join import first_difference
 from ibscan.results.store import read
 from ibscan.types import Checkpoint, Measure, Result
 
-__all__ = ["remaining", "renamed", "stored_result", "tells_the_same"]
+__all__ = ["changed", "remaining", "renamed", "stored_result", "tells_the_same"]
 
 
 def stored_result(request: Request, plan: Plan) -> Result | None:
@@ -27,9 +27,10 @@ def stored_result(request: Request, plan: Plan) -> Result | None:
     if difference is not None and request.force:
         return None
     if difference is None and not request.force:
-        difference = conflict(stored, plan.measures, len(plan.probe.x)) or changed_checkpoint(
-            stored, plan.series.checkpoints
-        )
+        difference = conflict(stored, plan.measures, len(plan.probe.x))
+        # A folder is followed because its files change.
+        if difference is None and not request.follow:
+            difference = changed_checkpoint(stored, plan.series.checkpoints)
     if difference is not None:
         raise UsageError(
             f"{request.output} holds another result: {difference}. Write elsewhere with -o, or replace it with --force."
@@ -48,6 +49,12 @@ def renamed(stored: Result, checkpoints: Sequence[Checkpoint]) -> Result:
             values[row] = fresh.pop(sha)
     coordinates = {**stored.coordinates, "checkpoint_name": dataclasses.replace(column, values=values)}
     return dataclasses.replace(stored, coordinates=coordinates)
+
+
+def changed(stored: Result, result: Result) -> list[str]:
+    """Return the names under which the two hold different contents."""
+    hashes = {name: sha for sha, name in rows_of(stored)}
+    return [name for sha, name in rows_of(result) if hashes.get(name, sha) != sha]
 
 
 def changed_checkpoint(stored: Result, checkpoints: Sequence[Checkpoint]) -> str | None:

@@ -25,10 +25,12 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "scanning": (BASE | {"models", "measures", "numerics"}, {"torch", "numpy"}),
     "models": (BASE | {"inputs", "networks"}, {"torch"}),
     "planning": (BASE | {"request", "models", "inputs", "networks", "measures", "results", "__init__"}, {"torch"}),
+    "following": (BASE | {"planning", "request", "inputs"}, set()),
     "memory": (BASE | {"planning", "networks", "measures"}, set()),
     "resuming": (BASE | {"request", "planning", "results"}, {"numpy"}),
     "api": (
-        BASE | {"request", "planning", "resuming", "scanning", "inputs", "networks", "measures", "results"},
+        BASE
+        | {"request", "planning", "resuming", "following", "scanning", "inputs", "networks", "measures", "results"},
         {"torch", "numpy"},
     ),
     "cli": ({"*"}, {"typer"}),

@@ -183,6 +183,19 @@ SCAN = (
         "resume", bool, True, OUTPUT, "Take up what is finished, or measure everything again.", "--resume/--no-resume"
     ),
     _option("force", bool, False, OUTPUT, "Replace what differs in an existing result.", "--force"),
+    _option(
+        "follow", bool, False, INPUT, "Keep measuring a folder's checkpoints as they arrive, until --idle.", "--follow"
+    ),
+    _option(
+        "idle",
+        float | None,
+        None,
+        INPUT,
+        "With --follow: end when nothing new has come for so long. Default: 600.",
+        parser=number,
+        metavar="SECONDS",
+        show_default=False,
+    ),
     _option("strict", bool, False, OUTPUT, "Exit 4 on unresolved cells too.", "--strict"),
 )
 

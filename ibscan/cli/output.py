@@ -137,6 +137,7 @@ class Reporting:
         """Open the progress line; nothing to do opens none."""
         from ibscan.views.progress import progress
 
+        self.close()  # of a folder that is followed, each look starts one
         mode = "off" if self.output.quiet or not total else self.output.progress_mode
         opened = progress(total, stream=sys.stderr, mode=mode)
         self._bar = opened.__enter__()

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.torch import load as load_safetensors
 
 from ibscan.errors import InputError, UsageError
 from ibscan.inputs.archives import check_directory, load_archive, read_archive
@@ -23,7 +21,7 @@ from ibscan.inputs.matlab import read_stored, stored_arrays
 from ibscan.inputs.named import NamedArrays, Pick, brief, check_size
 from ibscan.inputs.returned import as_numpy
 from ibscan.inputs.tables import SUFFIXES as TABLES
-from ibscan.inputs.tensorfiles import read_tensor_header
+from ibscan.inputs.tensorfiles import read_tensor_header, read_tensors
 
 __all__ = ["NOW", "named_arrays"]
 
@@ -139,15 +137,9 @@ def _safetensors(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
     wanted = pick(shapes)
     for key in wanted:
         check_size(shapes[key], 8, key, name)
-    # The boundary to a foreign reader; its own error class is not the only one it raises.
-    try:
-        if shot.blob is not None:
-            loaded = load_safetensors(shot.blob)
-            return NamedArrays(shapes, {key: as_numpy(loaded[key]) for key in wanted})
-        with safe_open(shot.stream.name, "pt", device="cpu") as file:
-            return NamedArrays(shapes, {key: as_numpy(file.get_tensor(key).clone()) for key in wanted})
-    except Exception as error:  # noqa: BLE001 - see above
-        raise InputError(f"{name}: the safetensors library cannot read it ({brief(error)}); save it again.") from None
+    shot.stream.seek(0)
+    loaded = read_tensors(shot.stream, shot.size, name, wanted)
+    return NamedArrays(shapes, {key: as_numpy(loaded[key]) for key in wanted})
 
 
 def _torch(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:

@@ -13,7 +13,7 @@ from ibscan.inputs.checkpoint import load_tensors
 from ibscan.inputs.discovery import is_conventional, natural_key
 from ibscan.types import Checkpoint
 
-__all__ = ["is_placed", "of_one_architecture", "without_copies"]
+__all__ = ["is_placed", "of_one_architecture", "repeats", "without_copies"]
 
 # Names of copies: the best so far, the latest, the end.
 COPIES = ("best", "last", "latest", "final")
@@ -39,7 +39,7 @@ def without_copies(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint],
     copies: list[Checkpoint] = []
     others: list[Checkpoint] = []
     for one in checkpoints:
-        again = _is_copy(one) or (nested and "/" not in one.name and is_conventional(one.name))
+        again = repeats(one.name) or (nested and "/" not in one.name and is_conventional(one.name))
         (copies if again else others).append(one)
     kept = list(others)
     for copy in copies:
@@ -97,9 +97,9 @@ def _place(checkpoint: Checkpoint) -> tuple[float, float, list[tuple[int, int, s
     return (math.inf if epoch is None else epoch, math.inf if step is None else step, natural_key(checkpoint.name))
 
 
-def _is_copy(checkpoint: Checkpoint) -> bool:
+def repeats(name: str) -> bool:
     """Tell whether a name says that the file repeats another one: `best`, `last`, `latest`, `final`."""
-    stem = Path(checkpoint.name).name.lower()
+    stem = Path(name).name.lower()
     return any(word in stem.replace("-", ".").replace("_", ".").split(".") for word in COPIES)
 
 

@@ -46,6 +46,7 @@ def read_series(
     state_key: str | None = None,
     weights: str | None = None,
     exclude: Sequence[Path] = (),
+    inspect: Callable[..., Checkpoint] = inspect_checkpoint,
 ) -> Series:
     """Find, inspect and order the checkpoints of one run or sweep.
 
@@ -58,6 +59,7 @@ def read_series(
         state_key: Which set of tensors, where a file holds several.
         weights: `raw` or `ema`, where a file holds both.
         exclude: Paths that are no checkpoints: the probe in use, the output.
+        inspect: Reads one checkpoint, with the arguments of `inspect_checkpoint`.
 
     Returns:
         The series. What could not be used is in `skipped` with the reason; sentences for the user are in `notices`.
@@ -71,7 +73,7 @@ def read_series(
     candidates = _matching(found.candidates, manifest, draft)
     for candidate in candidates:
         try:
-            draft.checkpoints.append(_inspected(candidate, manifest, state_key, weights))
+            draft.checkpoints.append(_inspected(candidate, manifest, state_key, weights, inspect))
         except CheckpointError as error:
             draft.skipped[candidate.name] = str(error)
     if not draft.checkpoints and not draft.skipped:
@@ -137,9 +139,13 @@ def _matching(candidates: Sequence[Candidate], manifest: Manifest | None, draft:
 
 
 def _inspected(
-    candidate: Candidate, manifest: Manifest | None, state_key: str | None, weights: str | None
+    candidate: Candidate,
+    manifest: Manifest | None,
+    state_key: str | None,
+    weights: str | None,
+    inspect: Callable[..., Checkpoint],
 ) -> Checkpoint:
-    checkpoint = inspect_checkpoint(candidate.path, candidate.name, state_key=state_key, weights=weights)
+    checkpoint = inspect(candidate.path, candidate.name, state_key=state_key, weights=weights)
     expression = _expression(manifest)
     if expression is None:
         return checkpoint

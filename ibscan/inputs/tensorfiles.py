@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -92,13 +93,16 @@ def read_tensor_header(stream: BinaryIO, size: int, name: str) -> TensorFile:
     return TensorFile({key: _info(entries[key]) for *_, key in spans}, metadata)
 
 
-def read_tensors(stream: BinaryIO, size: int, name: str) -> dict[str, torch.Tensor]:
+def read_tensors(
+    stream: BinaryIO, size: int, name: str, wanted: Collection[str] | None = None
+) -> dict[str, torch.Tensor]:
     """Read the tensors of a safetensors file, each straight into its own memory: nothing is mapped or held twice.
 
     Args:
         stream: The file, from its start.
         size: Its length in bytes.
         name: What to call it in a message.
+        wanted: Which tensors; None for all.
 
     Returns:
         Name to tensor, in stored order, on the CPU.
@@ -109,7 +113,11 @@ def read_tensors(stream: BinaryIO, size: int, name: str) -> dict[str, torch.Tens
     tensors: dict[str, torch.Tensor] = {}
     # The header was checked to describe the data without a gap, in this order.
     for key, info in read_tensor_header(stream, size, name).tensors.items():
-        tensors[key] = torch.empty(info.shape, dtype=getattr(torch, info.dtype))
+        dtype = getattr(torch, info.dtype)
+        if wanted is not None and key not in wanted:
+            stream.seek(math.prod(info.shape) * dtype.itemsize, io.SEEK_CUR)
+            continue
+        tensors[key] = torch.empty(info.shape, dtype=dtype)
         room = tensors[key].reshape(-1).view(torch.uint8).numpy().data
         while room:
             read = stream.readinto(room)  # type: ignore[attr-defined]

@@ -23,6 +23,7 @@ from ibscan.types import Result
 __all__ = ["Parts", "check_output", "parts"]
 
 _PART = re.compile(r"([0-9a-f]{8})-[0-9a-f]{16}\.npz")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -118,6 +119,7 @@ def check_output(path: Path, inputs: Sequence[Path]) -> None:
 
     Raises:
         UsageError: A folder, an input, something that is no result of ibscan, a newer one, or no place to write.
+        ResourceError: The disk is full.
     """
     try:
         if path.is_dir():
@@ -133,16 +135,19 @@ def check_output(path: Path, inputs: Sequence[Path]) -> None:
         except InputError as error:
             raise UsageError(f"{error} It is not overwritten; name another file with -o.") from error
     target = Path(os.path.realpath(path))
-    trial = target.parent / f".ibscan-{secrets.token_hex(6)}.tmp"
+    # Named as the output's own temporary files: should the process be killed just here, the next run deletes it.
+    trial = target.parent / f"{stray_pattern(target)[:-1]}{secrets.token_hex(6)}.tmp"
     try:
         # The output's own name is tried for its length, which the trial's cannot tell.
         _name_fits(target)
         trial.touch(exist_ok=False)
         trial.unlink()
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path}: cannot be written ({_reason(error)}). Name a file in an existing, writable folder with -o."
-        ) from error
+        kind: type[IbscanError] = UsageError
+        way_out = "Name a file in an existing, writable folder with -o."
+        if isinstance(error, OSError) and error.errno in _FULL:
+            kind, way_out = ResourceError, "Free space, or name another place with -o."
+        raise kind(f"{path}: cannot be written ({_reason(error)}). {way_out}") from error
 
 
 def _name_fits(target: Path) -> None:
@@ -170,7 +175,7 @@ def _locked(folder: Path, output: Path) -> int:
                 raise UsageError(f"{output}: its folder does not exist. Name another place with -o.") from None
             continue  # the run before was just removing the folder
         except OSError as error:
-            kind: type[IbscanError] = ResourceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else UsageError
+            kind: type[IbscanError] = ResourceError if error.errno in _FULL else UsageError
             raise kind(f"{folder}: cannot be made or used ({_reason(error)}). Name another place with -o.") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

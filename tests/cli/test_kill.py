@@ -6,34 +6,73 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Run, binary_probe, chain
+from forked import Command, Server
 
-import ibscan
+import ibscan.api
 from ibscan.results.store import read
 
-CHECKPOINTS = 8
+CHECKPOINTS = 6
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Any network is measured one checkpoint at a time, so that there is a part for each.
+NETWORK = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2))
+"""
+# Code that holds a run up, whatever it is told.
+DEAF = """
+import pathlib, time
+
+def build():
+    for _ in range(2):
+        try:
+            pathlib.Path({reached!r}).touch()
+            time.sleep(60)
+        except BaseException:
+            pass
+"""
 
 
 @pytest.fixture(scope="module")
 def long_series(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a series whose scan takes a few seconds: with so many units on 4096 rows, one block a checkpoint."""
+    """Make a series whose scan takes a second or more, several blocks of it."""
     folder = tmp_path_factory.mktemp("kill") / "ckpts"
     folder.mkdir()
     for epoch in range(CHECKPOINTS):
-        ibscan.save(folder, chain(12, 16, 15, 2, seed=epoch), epoch=epoch)
-    binary_probe(folder, bits=12)
+        ibscan.save(folder, chain(10, 80, 16, 2, seed=epoch), epoch=epoch)
+    binary_probe(folder, bits=10)
     return folder
 
 
-def started(series: Path, output: Path) -> subprocess.Popen[str]:
-    arguments = ["mi", str(series), "--channel", "readout", "-o", str(output), "--progress", "off"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "ibscan", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
+    """Make a series of four whose scan takes a moment, a part a checkpoint; return the command line."""
+    folder = tmp_path_factory.mktemp("quick")
+    for epoch in range(4):
+        ibscan.save(folder, chain(6, 5, 4, 2, seed=epoch), epoch=epoch, spec="mlp:tanh")
+    (folder / "net.py").write_text(NETWORK)
+    binary_probe(folder)
+    return ("cluster", folder, "-m", f"{folder / 'net.py'}:build", "--progress", "off")
+
+
+@pytest.fixture(scope="module")
+def server(quick: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("commands")
+    made = Server(folder)
+    made.warm(*quick, "-o", folder / "warm.h5")
+    yield made
+    made.close()
+
+
+def scanning(series: Path, output: Path) -> tuple[object, ...]:
+    return ("mi", series, "--channel", "readout", "--max-draws", 1024, "-o", output, "--progress", "off")
 
 
 def kept(output: Path) -> list[Path]:
@@ -41,11 +80,9 @@ def kept(output: Path) -> list[Path]:
     return [path for path in folder.glob("[0-9a-f]*") if path.suffix != ".tmp"]
 
 
-def wait_for_parts(process: subprocess.Popen[str], output: Path, number: int) -> None:
-    deadline = time.monotonic() + 120
-    while process.poll() is None and len(kept(output)) < number:
-        assert time.monotonic() < deadline, "no part appeared"
-        time.sleep(0.01)
+def wait_for_parts(command: Command, output: Path, number: int) -> None:
+    while command.poll() is None and len(kept(output)) < number:
+        time.sleep(0.005)
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -58,83 +95,219 @@ def assert_same(one: Path, other: Path) -> None:
     assert differing <= {"created_at", "command"}
 
 
+def assert_alone(output: Path) -> None:
+    """Nothing but the result is left where it lies."""
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+
+def finished(server: Server, *arguments: object) -> None:
+    command = server.start(*arguments)
+    assert command.finished() == 0, command.err
+
+
 @pytest.fixture(scope="module")
-def unbroken(long_series: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unbroken(server: Server, long_series: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("unbroken") / "r.h5"
-    process = started(long_series, output)
-    _, err = process.communicate()
-    assert process.returncode == 0, err
+    finished(server, *scanning(long_series, output))
     return output
 
 
+@pytest.fixture(scope="module")
+def quick_unbroken(server: Server, quick: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("unbroken") / "r.h5"
+    finished(server, *quick, "-o", output)
+    return output
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out" / "r.h5"
+
+
 def test_killed_runs_resume_to_the_same_bits(
-    long_series: Path, unbroken: Path, tmp_path: Path, pytestconfig: pytest.Config
+    server: Server, long_series: Path, unbroken: Path, output: Path, pytestconfig: pytest.Config
 ) -> None:
     moments = random.Random(0)
-    output = tmp_path / "r.h5"
-    for _ in range(pytestconfig.getoption("--kills")):
-        before = len(kept(output))
-        process = started(long_series, output)
-        # Past the start-up, into the work: at the earliest once a part more is there.
-        wait_for_parts(process, output, before + 1)
-        time.sleep(moments.random() * 0.5)
-        process.kill()
-        process.communicate()
+    began = time.monotonic()
+    finished(server, *scanning(long_series, output))
+    whole = time.monotonic() - began
+    output.unlink()
+    killed = 0
+    while killed < pytestconfig.getoption("--kills"):
+        command = server.start(*scanning(long_series, output))
+        # At any moment of what is left of the run.
+        time.sleep(moments.random() * whole * (1 - len(kept(output)) / CHECKPOINTS))
+        command.send(signal.SIGKILL)
+        killed += command.finished() == -signal.SIGKILL
         if output.exists():  # it had finished before the signal came
             assert_same(output, unbroken)
             output.unlink()
-    process = started(long_series, output)
-    _, err = process.communicate()
-    assert process.returncode == 0, err
+    finished(server, *scanning(long_series, output))
     assert_same(output, unbroken)
-    assert not output.with_name("r.h5.parts").exists()
+    assert_alone(output)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals_keep_the_parts_and_say_how_to_go_on(long_series: Path, tmp_path: Path, number: signal.Signals) -> None:
-    output = tmp_path / "r.h5"
-    with started(long_series, output) as process:
-        wait_for_parts(process, output, 1)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert out == ""
-    assert number.name in err
-    assert "ibscan mi" in err
-    assert "Traceback" not in err
+@pytest.mark.parametrize("stops", [(signal.SIGKILL,), STOPS], ids=["killed", "stopped"])
+def test_stopped_before_a_change_of_the_disk(
+    server: Server,
+    quick: tuple[object, ...],
+    quick_unbroken: Path,
+    output: Path,
+    stops: tuple[signal.Signals, ...],
+    pytestconfig: pytest.Config,
+) -> None:
+    """The run ends before something it opens, renames or deletes: parts, the lock, the final file, parts again."""
+    watched = {"watched": str(output.parent), "at": 0}
+    command = server.start(*quick, "-o", output, **watched)
+    assert command.finished() == 0
+    output.unlink()
+    moments = range(1, command.changes + 1)
+    # Each of them in the long version; else some, and of the last dozen, in which the result is written, more.
+    some = pytestconfig.getoption("--kills")
+    draws = random.Random(0)
+    drawn = {draws.choice(choice) for choice in (moments, moments[-12:]) for _ in range(some)}
+    for at in moments if 2 * some > len(moments) else sorted(drawn):
+        number = stops[at % len(stops)]
+        command = server.start(*quick, "-o", output, **{**watched, "at": at, "signal": int(number)})
+        code = command.finished()
+        assert code == (-number if number == signal.SIGKILL else 128 + number), command.err
+        if number != signal.SIGKILL:
+            assert command.out == ""
+            assert number.name in command.err
+            assert "To go on: ibscan cluster" in command.err
+            assert "Traceback" not in command.err
+        if output.exists():
+            assert_same(output, quick_unbroken)
+        finished(server, *quick, "-o", output)
+        assert_same(output, quick_unbroken)
+        assert_alone(output)
+        output.unlink()
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_signals_keep_the_parts_and_say_how_to_go_on(
+    server: Server, long_series: Path, output: Path, number: signal.Signals
+) -> None:
+    command = server.start(*scanning(long_series, output))
+    wait_for_parts(command, output, 1)
+    command.send(number)
+    assert command.finished() == 128 + number
+    assert command.out == ""
+    assert number.name in command.err
+    assert "ibscan mi" in command.err
+    assert "Traceback" not in command.err
     assert not output.exists()
-    assert kept(output)
+    parts = {path.name for path in kept(output)}
+    assert parts
+    # What is measured after the signal's moment is what was left.
+    command = server.start(*scanning(long_series, output))
+    wait_for_parts(command, output, len(parts) + 1)
+    command.send(signal.SIGKILL)
+    command.finished()
+    assert parts <= {path.name for path in kept(output)}
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_second_signal_leaves_at_once(
+    server: Server, quick: tuple[object, ...], tmp_path: Path, number: signal.Signals
+) -> None:
+    code, reached = tmp_path / "deaf.py", tmp_path / "reached"
+    code.write_text(DEAF.format(reached=str(reached)))
+    command = server.start(*quick[:2], "-m", f"{code}:build", "-o", tmp_path / "r.h5")
+    for _ in range(2):
+        while not reached.exists():
+            assert command.poll() is None, command.err
+            time.sleep(0.005)
+        reached.unlink()
+        command.send(number)
+    assert command.finished() == 128 + number
+
+
+def test_a_process_of_its_own(long_series: Path, output: Path) -> None:
+    """As a user starts it: an interrupt while it still imports, and one in the middle of the work."""
+    typed = [sys.executable, "-m", "ibscan", *map(str, scanning(long_series, output))]
+    for parts, code in ((0, (130, -signal.SIGINT)), (1, (130,))):
+        with subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            time.sleep(0.2)
+            while process.poll() is None and len(kept(output)) < parts:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=120)
+        assert process.returncode in code
+        assert out == ""
+        assert "Traceback" not in err
+        assert not parts or "To go on: ibscan mi" in err
 
 
 def test_parts_are_taken_up_not_measured_again(
-    command: Run, long_series: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Run,
+    server: Server,
+    quick: tuple[object, ...],
+    quick_unbroken: Path,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    output = tmp_path / "r.h5"
-    process = started(long_series, output)
-    wait_for_parts(process, output, 3)
-    process.kill()
-    process.communicate()
-    finished = len(kept(output))
+    at = 0
+    while len(kept(output)) != 2:
+        at += 1
+        order = {"watched": str(output.parent), "at": at, "signal": int(signal.SIGKILL)}
+        assert server.start(*quick, "-o", output, **order).finished() == -signal.SIGKILL
     loaded: list[str] = []
-    import ibscan.api
-
     load = ibscan.api.load_tensors
     monkeypatch.setattr("ibscan.api.load_tensors", lambda c: (loaded.append(c.name), load(c))[1])
-    done = command("mi", long_series, "--channel", "readout", "-o", output)
-    assert done.code == 0
-    assert len(loaded) == CHECKPOINTS - finished
+    assert command(*quick, "-o", output).code == 0
+    assert loaded == ["epoch-00002.safetensors", "epoch-00003.safetensors"]
+    assert_same(output, quick_unbroken)
+
+
+def test_two_runs_on_one_output(command: Run, server: Server, long_series: Path, unbroken: Path, output: Path) -> None:
+    first = server.start(*scanning(long_series, output))
+    wait_for_parts(first, output, 1)
+    for name in (output, output.parent / ".." / "out" / "r.h5"):
+        second = command(*scanning(long_series, name))
+        assert second.code == 6
+        assert "another run" in second.err
+    assert first.finished() == 0
     assert_same(output, unbroken)
+    assert_alone(output)
 
 
-def test_two_runs_on_one_output(command: Run, long_series: Path, tmp_path: Path) -> None:
-    output = tmp_path / "r.h5"
-    with started(long_series, output) as process:
-        wait_for_parts(process, output, 1)
-        done = command("mi", long_series, "--channel", "readout", "-o", output)
-        process.kill()
-        process.communicate()
-    assert done.code == 6
-    assert "another run" in done.err
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_followed_folder(
+    server: Server, quick: tuple[object, ...], quick_unbroken: Path, output: Path, number: signal.Signals
+) -> None:
+    following = server.start(*quick, "-o", output, "--follow")
+    while not output.exists():
+        assert following.poll() is None, following.err
+        time.sleep(0.005)
+    second = server.start(*quick, "-o", output, "--follow")
+    assert second.finished() == 6
+    following.send(number)
+    assert following.finished() == (-number if number == signal.SIGKILL else 128 + number)
+    assert number == signal.SIGKILL or "--follow" in following.err
+    finished(server, *quick, "-o", output, "--follow", "--idle", 0.2)
+    assert_same(output, quick_unbroken)
+    assert_alone(output)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.5], ids=["part", "result"])
+def test_files_that_may_not_grow(
+    command: Run, server: Server, quick: tuple[object, ...], quick_unbroken: Path, output: Path, share: float
+) -> None:
+    """A limit on the size of files, below that of a part or between that and the result's, stands for a full disk."""
+    server.start(*quick, "-o", output, watched=str(output.parent), at=12, signal=int(signal.SIGKILL)).finished()
+    largest = int(max(path.stat().st_size for path in kept(output)) * share)
+    limited = server.start(*quick, "-o", output, largest=largest)
+    assert limited.finished() == 6
+    assert limited.out == ""
+    assert len(limited.err.splitlines()) == 1
+    assert "File too large" in limited.err
+    assert not output.exists()
+    assert len(kept(output)) == (4 if share > 1 else 2)
+    assert command(*quick, "-o", output).code == 0
+    assert_same(output, quick_unbroken)
+    assert_alone(output)
 
 
 def test_a_reader_that_leaves(unbroken: Path) -> None:

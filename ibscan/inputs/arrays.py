@@ -28,6 +28,8 @@ from ibscan.inputs.tensorfiles import read_tensor_header
 __all__ = ["NOW", "named_arrays"]
 
 MOST_SIZES = 64
+# Others inflate without a bound, or take memory that the file states.
+NUMPY_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 NOW = "a probe is .npz, .npy, .safetensors, .h5, .mat, .pt, .csv, IDX, or code as module:callable or path.py:callable"
 
 
@@ -91,7 +93,8 @@ def _npy_header(stream: BinaryIO, key: str, name: str, size: int) -> tuple[int, 
         raise InputError(
             f"{name}: array {key!r} states a shape of {len(shape)} sizes that none can have; save it again."
         )
-    check_size(shape, dtype.itemsize, key, name)
+    # As what it becomes: bytes are widened to float64.
+    check_size(shape, max(8, dtype.itemsize), key, name)
     wanted = stream.tell() + math.prod(shape) * dtype.itemsize
     if wanted != size:
         raise InputError(
@@ -120,6 +123,8 @@ def _npz(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
                 raise InputError(f"{name}: is a zip archive without arrays; {NOW}.")
             shapes = {}
             for key, entry in entries.items():
+                if entry.compress_type not in NUMPY_COMPRESSION:
+                    raise InputError(f"{name}: array {key!r} is compressed as numpy never does; save it again.")
                 with archive.open(entry) as stream:
                     shapes[key] = _npy_header(io.BytesIO(stream.read(70_000)), key, name, entry.file_size)
             picked = {}

@@ -18,13 +18,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Output", "output_for", "say"]
 
+_LONGEST = 10_000
+
 
 def say(sentence: str) -> None:
     """Print one line on standard error, whatever its encoding, names from files made harmless."""
     from ibscan.views.console import escaped
 
     stream = sys.stderr
-    line = f"ibscan: {escaped(sentence)}\n"
+    text = escaped(sentence)
+    if len(text) > _LONGEST:  # a name from a file may be megabytes long; what to do about it stands at the end
+        text = f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 2 :]}"
+    line = f"ibscan: {text}\n"
     encoding = getattr(stream, "encoding", None) or "utf-8"
     # Standard error may be full or gone: what cannot be said must not stop what is being measured.
     with contextlib.suppress(OSError):

@@ -193,10 +193,12 @@ def test_a_table_through_a_pipe_has_no_styles_unless_forced(
 
 @FULL
 def test_a_full_standard_error_stops_nothing(series: Path, tmp_path: Path) -> None:
-    with open("/dev/full", "w") as full, contextlib.redirect_stderr(full):  # noqa: PTH123 - a device
-        (series / "epoch-00003.safetensors").write_bytes(b"")
-        with contextlib.redirect_stdout(io.StringIO()):
-            assert exit_code(["rank", str(series), "-o", str(tmp_path / "r.h5")]) == 4
+    (series / "epoch-00003.safetensors").write_bytes(b"")
+    full = open("/dev/full", "w")  # noqa: PTH123, SIM115 - a device, which cannot be closed without an error
+    with contextlib.redirect_stderr(full), contextlib.redirect_stdout(io.StringIO()):
+        assert exit_code(["rank", str(series), "-o", str(tmp_path / "r.h5")]) == 4
+    with pytest.raises(OSError, match="No space"):
+        full.close()
 
 
 def test_a_standard_input_that_is_closed_names_nothing(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import pickletools
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -174,7 +175,9 @@ def odd_zip(draw: Draw, blob: bytes) -> bytes:
                 continue
             renamed = name if choice > 1 else draw(st.one_of(TEXTS, st.just(name.upper()), st.just("/" + name)))
             packing = zipfile.ZIP_DEFLATED if choice == 2 else zipfile.ZIP_STORED
-            new.writestr(zipfile.ZipInfo(renamed.encode("utf-8", "replace").decode()), content, packing)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a name twice
+                new.writestr(zipfile.ZipInfo(renamed.encode("utf-8", "replace").decode()), content, packing)
     return stream.getvalue()
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ibscan.errors import Interrupted, UsageError
+from ibscan.errors import UsageError
 
 if TYPE_CHECKING:
     from ibscan.types import Result
@@ -37,16 +36,6 @@ def say(sentence: str) -> None:
         stream.flush()
 
 
-@contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    # Taken before Typer sees it, which would end the program with another code.
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise Interrupted(signal.SIGPIPE) from None
-
-
 @dataclass(frozen=True)
 class Output:
     """How a command prints; `format` is table, tsv, csv or jsonl, never auto."""
@@ -67,8 +56,11 @@ class Output:
 
     def result(self, result: Result) -> None:
         """Print a result's tables or rows on standard output."""
-        with _reader_may_leave():
+        from ibscan.views.console import reader_may_leave
+
+        with reader_may_leave():
             self._result(result)
+            sys.stdout.flush()
 
     def _result(self, result: Result) -> None:
         if self.format != "table":
@@ -98,8 +90,11 @@ class Output:
 
     def rows(self, columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> None:
         """Print rows that are not a result's on standard output."""
-        with _reader_may_leave():
+        from ibscan.views.console import reader_may_leave
+
+        with reader_may_leave():
             self._rows(columns, rows)
+            sys.stdout.flush()
 
     def _rows(self, columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> None:
         if self.format != "table":

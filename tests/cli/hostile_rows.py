@@ -462,6 +462,16 @@ FOLDERS = [
     Row("shard linked out", shards({"a": "model-00001-of-00001.safetensors"}, True), RANK, 4, ("sharded",)),
     Row("shard missing", shards({"a": "model-00001-of-00001.safetensors"}), RANK, 4, ("sharded",)),
     Row("no path on standard input", nothing, "rank -", 5, ("standard input",)),
+    Row("a null byte on standard input", nothing, "ls -", 3, (r"\x00b", "is no path"), stdin="run/a\0b\n"),
+    Row("5000 letters on standard input", nothing, "ls -", 3, ("is no path",), stdin="a" * 5000),
+    Row("a name of bytes", lambda run: (run / "\udcff.pt").write_bytes(b""), RANK, 4, (r"\udcff.pt: has zero bytes",)),
+    Row(
+        "a link as output",
+        lambda run: (run.parent / "r.h5").symlink_to("run/probe.npz"),
+        "rank run -o r.h5",
+        2,
+        ("r.h5",),
+    ),
     Row("odd paths on standard input", nothing, "ls -", 3, (r"\x1b[31m",), stdin="run/\x1b[31m\nx\n"),
     Row(
         "escapes in ls",
@@ -481,6 +491,7 @@ WEIGHTS = [
         Row(f"{dtype}", saved(cast(dtype)), RANK, 0, (), check=statuses("local_rank", Status.OK))
         for dtype in (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
     ),
+    Row("a layer without units", saved({"0.weight": torch.zeros(0, 4)}), RANK, 3, ("'0' has no units",)),
     Row("a NaN weight", saved(filled("2.weight", math.nan)), RANK, 4, ("nonfinite",)),
     Row("an infinite bias", saved(filled("2.bias", math.inf)), CLUSTER, 4, ("nonfinite",)),
     Row("a zero layer", saved(filled("0.weight", 0)), INFORMATION, 0, (), check=at_most(1)),

@@ -116,10 +116,23 @@ def test_rows_through_a_pipe_are_whole(hostile: Path, changed: dict[str, str]) -
 
 
 def test_a_reader_that_leaves(long: Path) -> None:
-    for line in (f"{IBSCAN} show {long} | head -n 1", f"{IBSCAN} export {long} --json | true"):
-        done = shell(f"{line}; exit ${{PIPESTATUS[0]}}")
-        assert (done.returncode, done.stderr) == (141, b"")
+    for line in (
+        f"show {long} | head -n 1",
+        f"export {long} --json | true",
+        f"show {long} --format table --all | true",
+        "rank --help | true",
+        "--version | true",
+    ):
+        done = shell(f"{IBSCAN} {line}; exit ${{PIPESTATUS[0]}}")
+        assert (done.returncode, done.stderr) == (141, b""), line
         assert done.stdout.count(b"\n") <= 1
+
+
+def test_help_has_no_styles_where_none_are_wanted() -> None:
+    for changed, styled in (({}, True), ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, False), ({"TERM": "dumb"}, False)):
+        code, content = on_a_terminal(f"{IBSCAN} rank --help", {**UTF8, **changed})
+        assert code == 0
+        assert (b"\x1b" in content) == styled
 
 
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")

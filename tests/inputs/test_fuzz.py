@@ -28,7 +28,7 @@ from ibscan.views.tables import tables
 
 Blob = Callable[[make.Draw], bytes]
 # Writing and printing a result takes ten times what a checkpoint does; starting a process, a hundred times.
-SLOW, SLOWER = 5, 40
+SLOW, SLOWER = 5, 15
 
 
 def fuzzed(

@@ -30,6 +30,12 @@ __all__ = ["NOW", "named_arrays"]
 MOST_SIZES = 64
 # Others inflate without a bound, or take memory that the file states.
 NUMPY_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# The third differs from the second in field names alone, and structured arrays are refused.
+NUMPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,
+}
 NOW = "a probe is .npz, .npy, .safetensors, .h5, .mat, .pt, .csv, IDX, or code as module:callable or path.py:callable"
 
 
@@ -76,8 +82,9 @@ def _npy_header(stream: BinaryIO, key: str, name: str, size: int) -> tuple[int, 
     # The boundary to a foreign reader: a damaged header makes numpy raise ValueError, SyntaxError, TypeError, ...
     try:
         version = np.lib.format.read_magic(stream)
-        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = reader(stream)
+        if version not in NUMPY_HEADERS:
+            raise ValueError(f"format version {version}")
+        shape, _, dtype = NUMPY_HEADERS[version](stream)
     except Exception as error:  # noqa: BLE001 - see above
         raise InputError(
             f"{name}: array {key!r} has no readable numpy header ({brief(error)}); save it again."

@@ -558,6 +558,13 @@ PROBES = [
     Row("a probe of torch that calls", probe_file("probe.pt", make.evil_probe), RANK, 3, ("posix.system", "not run")),
     Row("a probe in a fifo", probe_file("probe.npz", os.mkfifo), RANK, 3, ("named pipe",)),
     Row("an HDF5 link out", probe_file("probe.h5", make.linked_hdf5), RANK, 3, ("links are never followed",)),
+    Row(
+        "an array of numpy's version 9",
+        probe_file("probe.npy", lambda path: path.write_bytes(b"\x93NUMPY\x09\x00" + bytes(9))),
+        RANK,
+        3,
+        ("no readable numpy header", "(9, 0)"),
+    ),
     Row("several probes", beside_good("probe.npy", lambda: b""), RANK, 2, ("probe.npy, probe.npz",)),
 ]
 MANIFESTS = [

@@ -124,11 +124,6 @@ def pieces(pickled: bytes) -> list[bytes]:
     return [pickled[a:b] for a, b in zip(places, [*places[1:], len(pickled)], strict=True)]
 
 
-def data_pickle(blob: bytes) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(blob)) as archive:
-        return archive.read("archive/data.pkl")
-
-
 # Whatever a pickle may do: import, call, build, and take what was never put.
 ODD_PIECES = [
     b"cposix\nsystem\n",

@@ -171,10 +171,6 @@ def zip_of(path: Path, *names: str) -> None:
             archive.writestr(name, b"x")
 
 
-class Net(torch.nn.Sequential):
-    """A module of our own, to be pickled whole."""
-
-
 def whole_module(path: Path) -> None:
     torch.save(torch.nn.Sequential(torch.nn.Linear(2, 2)), path)
 

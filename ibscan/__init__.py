@@ -3,12 +3,14 @@
 Importing the package is cheap: torch comes in with the first name that needs it.
 """
 
-from __future__ import annotations
-
+# Nothing more is imported here: under `python -m ibscan` it would be looked for in the working folder first, until
+# __main__ has taken that off the path.
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ibscan.api import Run, cluster, mi, rank, scan
     from ibscan.networks.noisy import noisy
     from ibscan.training import save
@@ -22,7 +24,7 @@ _ROOMS = dict.fromkeys(("Run", "cluster", "mi", "rank", "scan"), "ibscan.api") |
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module's attribute may be anything
+def __getattr__(name: str) -> "Any":  # noqa: ANN401 - a module's attribute may be anything
     if name not in _ROOMS:
         raise AttributeError(f"module 'ibscan' has no attribute {name!r}")
     value = getattr(importlib.import_module(_ROOMS[name]), name)

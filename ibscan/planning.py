@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -181,6 +182,9 @@ def plan_of(
             device=device,
             dtype=getattr(torch, request.dtype),
         )
+    for layer in model.layers:
+        if not layer.width:
+            raise InputError(f"{series.checkpoints[0].name}: layer {layer.name!r} has no units; expected at least one.")
     for name, reason in model.untapped:
         reporter.notice(f"{name} is not measured: {reason}.")
     names = model.names
@@ -228,7 +232,20 @@ def plan_of(
 
 
 def manifest_of(paths: Sequence[Path], *, trust: bool) -> Manifest | None:
-    """Return the manifest beside the checkpoints: in the folder, or in the one folder all files lie in."""
+    """Return the manifest beside the checkpoints: in the folder, or in the one folder all files lie in.
+
+    Raises:
+        InputError: A path that none can be.
+    """
+    for path in paths:
+        # Names from standard input may be of any length and hold any byte; the rest is found out by whoever reads them.
+        try:
+            path.stat()
+        except ValueError as error:
+            raise InputError(f"{path}: is no path ({error}).") from None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise InputError(f"{path}: is no path ({error.strerror}).") from None
     folder = _folder(paths)
     return None if folder is None else read_manifest(folder, trust=trust)
 

@@ -122,6 +122,8 @@ def parse_range(text: str) -> tuple[float, float]:
     """
     low, _, high = text.partition(":")
     try:
+        if "_" in text:  # Python would take 1_0 for 10
+            raise ValueError
         return float(low), float(high)
     except ValueError:
         raise UsageError(f"--bin-range {text}: expected LO:HI, such as -1:1.") from None

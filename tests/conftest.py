@@ -29,6 +29,7 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 VERBS = ("rank", "mi", "cluster", "scan")
 # What stands in for libraries that need not be installed holds no tests.
 collect_ignore = ["standins"]
+FUZZ = 60
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def synthetic_results() -> ModuleType:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where networks are measured: cpu, cuda, cuda:1")
     parser.addoption("--dtype", default="float64", choices=("float64", "float32"), help="of commands' forward passes")
+    parser.addoption("--fuzz", type=int, default=FUZZ, help="examples a fuzzed reader (long version: 2000)")
     parser.addoption("--kills", type=int, default=3, help="how often the kill test kills a run (long version: 40)")
     parser.addoption(
         "--calibration-seeds", type=int, default=20, help="seeds of every calibration test (long version: 200)"

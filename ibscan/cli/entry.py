@@ -28,6 +28,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def main() -> None:
     """Run the command line and leave with its exit code."""
     _replace_closed_streams()
+    if os.environ.get("NO_COLOR"):
+        # rich would leave colours out and keep bold, and with FORCE_COLOR writes both in the help that Typer prints.
+        os.environ.pop("FORCE_COLOR", None)
+        os.environ["TERM"] = "dumb"
     # Not an option of Typer's: those are read through a validation library that costs a third of --help's time.
     if sys.argv[1:] == ["--version"]:
         code = _printed(f"ibscan {__version__}")
@@ -60,9 +64,12 @@ def exit_code(arguments: list[str]) -> int:
         again = shlex.join(["ibscan", *sys.argv[1:]])
         say(f"stopped by {signal.Signals(stop.signal_number).name}; finished checkpoints are kept. To go on: {again}")
         return 128 + stop.signal_number
+    except SystemExit as leave:
+        # Typer's help is printed by rich, which ends the program so when whoever read standard output has left.
+        return 128 + signal.SIGPIPE if not arguments or {"-h", "--help"} & set(arguments) else int(leave.code or BUG)
     except IbscanError as error:
         if debug:
-            traceback.print_exc()
+            _trace()
         say(str(error))
         return error.exit_code
     except typer.TyperException as error:
@@ -75,14 +82,22 @@ def exit_code(arguments: list[str]) -> int:
         return _said(error)
     except Exception as error:  # noqa: BLE001 - the last frame: a mistake of ours ends in a sentence, not a traceback
         if debug:
-            traceback.print_exc()
+            _trace()
         say(f"this is a bug in ibscan ({type(error).__name__}: {error}). --debug shows where; please report it.")
         return BUG
+
+
+def _trace() -> None:
+    # Messages hold names from files here too.
+    for line in traceback.format_exc().splitlines():
+        say(line)
 
 
 def _printed(line: str) -> int:
     try:
         print(line, flush=True)
+    except BrokenPipeError:
+        return 128 + signal.SIGPIPE
     except OSError as error:
         return _said(error)
     return 0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ibscan.errors import Interrupted, UsageError
+from ibscan.errors import UsageError
 
 if TYPE_CHECKING:
     from ibscan.types import Result
@@ -18,28 +17,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Output", "output_for", "say"]
 
+_LONGEST = 10_000
+
 
 def say(sentence: str) -> None:
     """Print one line on standard error, whatever its encoding, names from files made harmless."""
     from ibscan.views.console import escaped
 
     stream = sys.stderr
-    line = f"ibscan: {escaped(sentence)}\n"
+    text = escaped(sentence)
+    if len(text) > _LONGEST:  # a name from a file may be megabytes long; what to do about it stands at the end
+        text = f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 2 :]}"
+    line = f"ibscan: {text}\n"
     encoding = getattr(stream, "encoding", None) or "utf-8"
     # Standard error may be full or gone: what cannot be said must not stop what is being measured.
     with contextlib.suppress(OSError):
         stream.write(line.encode(encoding, "replace").decode(encoding))
         stream.flush()
-
-
-@contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    # Taken before Typer sees it, which would end the program with another code.
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise Interrupted(signal.SIGPIPE) from None
 
 
 @dataclass(frozen=True)
@@ -62,8 +56,11 @@ class Output:
 
     def result(self, result: Result) -> None:
         """Print a result's tables or rows on standard output."""
-        with _reader_may_leave():
+        from ibscan.views.console import reader_may_leave
+
+        with reader_may_leave():
             self._result(result)
+            sys.stdout.flush()
 
     def _result(self, result: Result) -> None:
         if self.format != "table":
@@ -93,8 +90,11 @@ class Output:
 
     def rows(self, columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> None:
         """Print rows that are not a result's on standard output."""
-        with _reader_may_leave():
+        from ibscan.views.console import reader_may_leave
+
+        with reader_may_leave():
             self._rows(columns, rows)
+            sys.stdout.flush()
 
     def _rows(self, columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> None:
         if self.format != "table":

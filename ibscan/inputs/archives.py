@@ -25,6 +25,8 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MAX_ENTRIES = 100_000
 MAX_DIRECTORY_BYTES = 32 << 20
 MAX_PICKLE_BYTES = 64 << 20
+# The locator alone, and with the record before it.
+WIDE_LOCATOR_BYTES, WIDE_RECORD_BYTES = 20, 76
 SAVE_AGAIN = "save a single .safetensors file, or torch.save(model.state_dict(), ...)"
 
 
@@ -60,7 +62,8 @@ def _read_zip(shot: Snapshot, name: str) -> PickleReading:
     try:
         with zipfile.ZipFile(shot.stream) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
-            if len(entries) < len(archive.infolist()):
+            # torch looks entries up without regard to case, so of data.pkl and DATA.PKL it might read the other one.
+            if len({entry.lower() for entry in entries}) < len(archive.infolist()):
                 raise CheckpointError(f"{name}: holds a zip entry twice under one name; save it again.")
             root = _root(entries, name)
             _check_entries(entries, shot.size, name)
@@ -94,13 +97,22 @@ def check_directory(shot: Snapshot, name: str) -> None:
         raise CheckpointError(
             f"{name}: is a truncated zip archive (its directory at the end is missing); copy or save it again."
         )
-    count, size = struct.unpack("<HI", tail[place + 10 : place + 16])
-    wide = tail.rfind(b"PK\x06\x06", 0, place)
-    if wide >= 0 and wide + 56 <= len(tail):
-        count, size = struct.unpack("<QQ", tail[wide + 32 : wide + 48])
+    count, size, offset = struct.unpack("<HII", tail[place + 10 : place + 20])
+    # The wide record and its locator, where there are any, stand just before: a reader looks nowhere else.
+    wide = place - WIDE_RECORD_BYTES
+    if wide >= 0 and tail[place - WIDE_LOCATOR_BYTES : place].startswith(b"PK\x06\x07"):
+        count, size, offset = struct.unpack("<QQQ", tail[wide + 32 : wide + 56])
+    else:
+        wide = place
     if count > MAX_ENTRIES or size > MAX_DIRECTORY_BYTES:
         raise CheckpointError(
             f"{name}: its zip directory lists {count} entries in {size} bytes, far beyond a checkpoint; refused."
+        )
+    if start + wide != offset + size:
+        # Readers differ in where they then look for the directory, so what was checked need not be what is loaded.
+        raise CheckpointError(
+            f"{name}: is a damaged zip archive (its directory does not stand where the end says, or bytes were put "
+            "before it); copy or save it again."
         )
 
 

@@ -136,11 +136,13 @@ def applied(x: Array, arguments: Mapping[str, Any], source: str) -> Array:
     Raises:
         UsageError: A list or shape that does not fit the rows.
     """
-    result = np.ascontiguousarray(x, dtype=np.float64)
-    for key in ("scale", "mean", "std"):
-        if key in arguments:
-            factor = _fitting(arguments[key], key, result.shape[1:], source)
-            result = result - factor if key == "mean" else result / factor
+    # What is not finite, then or now, is told of by whoever asked.
+    with np.errstate(all="ignore"):
+        result = np.ascontiguousarray(x, dtype=np.float64)
+        for key in ("scale", "mean", "std"):
+            if key in arguments:
+                factor = _fitting(arguments[key], key, result.shape[1:], source)
+                result = result - factor if key == "mean" else result / factor
     if "shape" in arguments:
         shape = tuple(arguments["shape"])
         if math.prod(shape) != math.prod(result.shape[1:]):

@@ -26,6 +26,14 @@ from ibscan.inputs.tensorfiles import read_tensor_header, read_tensors
 __all__ = ["NOW", "named_arrays"]
 
 MOST_SIZES = 64
+# Others inflate without a bound, or take memory that the file states.
+NUMPY_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# The third differs from the second in field names alone, and structured arrays are refused.
+NUMPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,
+}
 NOW = "a probe is .npz, .npy, .safetensors, .h5, .mat, .pt, .csv, IDX, or code as module:callable or path.py:callable"
 
 
@@ -72,8 +80,9 @@ def _npy_header(stream: BinaryIO, key: str, name: str, size: int) -> tuple[int, 
     # The boundary to a foreign reader: a damaged header makes numpy raise ValueError, SyntaxError, TypeError, ...
     try:
         version = np.lib.format.read_magic(stream)
-        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = reader(stream)
+        if version not in NUMPY_HEADERS:
+            raise ValueError(f"format version {version}")
+        shape, _, dtype = NUMPY_HEADERS[version](stream)
     except Exception as error:  # noqa: BLE001 - see above
         raise InputError(
             f"{name}: array {key!r} has no readable numpy header ({brief(error)}); save it again."
@@ -89,7 +98,8 @@ def _npy_header(stream: BinaryIO, key: str, name: str, size: int) -> tuple[int, 
         raise InputError(
             f"{name}: array {key!r} states a shape of {len(shape)} sizes that none can have; save it again."
         )
-    check_size(shape, dtype.itemsize, key, name)
+    # As what it becomes: bytes are widened to float64.
+    check_size(shape, max(8, dtype.itemsize), key, name)
     wanted = stream.tell() + math.prod(shape) * dtype.itemsize
     if wanted != size:
         raise InputError(
@@ -118,6 +128,8 @@ def _npz(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
                 raise InputError(f"{name}: is a zip archive without arrays; {NOW}.")
             shapes = {}
             for key, entry in entries.items():
+                if entry.compress_type not in NUMPY_COMPRESSION:
+                    raise InputError(f"{name}: array {key!r} is compressed as numpy never does; save it again.")
                 with archive.open(entry) as stream:
                     shapes[key] = _npy_header(io.BytesIO(stream.read(70_000)), key, name, entry.file_size)
             picked = {}

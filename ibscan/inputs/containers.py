@@ -61,18 +61,28 @@ def tensor_sets(tree: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401 - whate
     """
     sets: dict[str, dict[str, Any]] = {}
     if isinstance(tree, Mapping):
-        _collect(tree, "", sets, DEPTH)
+        _collect(tree, "", sets, DEPTH, {})
     return sets
 
 
-def _collect(tree: Mapping[Any, Any], key: str, sets: dict[str, dict[str, Any]], depth: int) -> None:
-    direct = {name: value for name, value in tree.items() if isinstance(name, str) and is_tensor(value)}
+def _collect(
+    tree: Mapping[Any, Any],
+    key: str,
+    sets: dict[str, dict[str, Any]],
+    depth: int,
+    known: dict[int, tuple[dict[str, Any], dict[str, Mapping[Any, Any]]]],
+) -> None:
+    # A small file may name one large table a hundred thousand times: each is read once.
+    if id(tree) not in known:
+        named = {name: value for name, value in tree.items() if isinstance(name, str)}
+        # Optimizers keep their moments in nested tables: only the top level and known containers are looked into.
+        inner = {n: v for n, v in named.items() if isinstance(v, Mapping) and (not key or n in RAW + AVERAGED)}
+        known[id(tree)] = {n: v for n, v in named.items() if is_tensor(v)}, inner
+    direct, inner = known[id(tree)]
     if direct:
         sets[key] = direct
-    for name, value in tree.items():
-        # Optimizers keep their moments in nested tables: only the top level and known containers are looked into.
-        if depth and isinstance(name, str) and isinstance(value, Mapping) and (not key or name in RAW + AVERAGED):
-            _collect(value, f"{key}.{name}" if key else name, sets, depth - 1 if name in RAW + AVERAGED else 0)
+    for name, value in inner.items() if depth else ():
+        _collect(value, f"{key}.{name}" if key else name, sets, depth - 1 if name in RAW + AVERAGED else 0, known)
 
 
 def chosen_set(tree: Any, name: str, state_key: str | None, weights: str | None) -> tuple[str, dict[str, Any]]:  # noqa: ANN401

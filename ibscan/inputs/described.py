@@ -134,7 +134,9 @@ def is_harmless(name: str, args: tuple[Any, ...]) -> bool:
         return len(args) == 3 and args[1] == (0,) and args[0] == Global("numpy.ndarray")
     if name == "numpy.dtype":
         return bool(args) and isinstance(args[0], str) and bool(re.fullmatch(r"[<>|=]?[biufcSU]\d{0,4}", args[0]))
-    return name in KNOWN and name not in STORAGE_GLOBALS and name not in DTYPE_GLOBALS and name != "torch.Tensor"
+    # An array or a tensor made by its class takes its size from the argument, however little is stored.
+    classes = ("torch.Tensor", "numpy.ndarray")
+    return name in KNOWN and name not in STORAGE_GLOBALS and name not in DTYPE_GLOBALS and name not in classes
 
 
 def rebuilt_tensor(args: tuple[Any, ...]) -> StoredTensor:

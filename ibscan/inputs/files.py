@@ -107,6 +107,8 @@ def regular_stat(path: Path, name: str) -> os.stat_result:
         found = path.stat()
     except OSError as error:
         raise CheckpointError(unreadable(path, name, error)) from None
+    except ValueError as error:
+        raise CheckpointError(f"{name}: is no path ({error}).") from None
     words = special_kind(found.st_mode)
     if words:
         raise CheckpointError(f"{name}: is {words}, but a regular file was expected; it was not opened.")

@@ -172,4 +172,6 @@ def read_stored(stream: BinaryIO, array: StoredArray, name: str) -> Array:
     if array.kind == CHAR:
         rows = numbers.reshape(len(numbers), -1) if count else numbers.reshape(len(numbers), 0)
         return np.array(["".join(map(chr, row)).rstrip() for row in rows.tolist()], dtype=np.str_)
-    return numbers.astype(np.bool_ if array.logical else CLASSES[array.kind])
+    # A damaged array of integers may be stored as floating point that is none.
+    with np.errstate(invalid="ignore"):
+        return numbers.astype(np.bool_ if array.logical else CLASSES[array.kind])

@@ -37,7 +37,8 @@ def check_size(shape: Sequence[int], itemsize: int, key: str, name: str) -> None
     Raises:
         InputError: It is larger than `MAX_ARRAY_BYTES`.
     """
-    size = math.prod(shape) * itemsize
+    # Without its zeros: numpy refuses no rows of 2^64 numbers.
+    size = math.prod(filter(None, shape)) * itemsize
     if size > MAX_ARRAY_BYTES:
         raise InputError(
             f"{name}: array {key!r} of shape {tuple(shape)} takes {size} bytes, at most {MAX_ARRAY_BYTES} are read; "

@@ -28,6 +28,9 @@ from ibscan.inputs.described import (
 __all__ = ["BrokenPickle", "PickleReading", "read_pickle"]
 
 MAX_OPERATIONS = 1_000_000
+# Python hashes an integer modulo 2^61 - 1, without a secret: a table of larger ones can be made to take quadratic time.
+# Random states hold a few.
+LARGEST_HASHED, MAX_LARGE_INTEGERS = 2**61 - 1, 1000
 
 # Opcodes of later protocols, which the safe reader of torch does not take.
 LATER = {"FRAME", "STACK_GLOBAL", "MEMOIZE", "SHORT_BINUNICODE", "BINUNICODE8", "NEWOBJ_EX", "ADDITEMS", "FROZENSET"}
@@ -55,6 +58,7 @@ class _Machine:
     unsafe: dict[str, None] = field(default_factory=dict)
     storages: dict[str, Storage] = field(default_factory=dict)
     later: bool = False
+    large: int = 0
 
     def popped_to_mark(self) -> list[Any]:
         items: list[Any] = []
@@ -146,6 +150,9 @@ def _follow(machine: _Machine, name: str, argument: Any) -> None:  # noqa: ANN40
             machine.unsafe[f"extension {argument}"] = None
             stack.append(Called("extension", ()))
         case _ if argument is not None:
+            machine.large += isinstance(argument, int) and abs(argument) >= LARGEST_HASHED
+            if machine.large > MAX_LARGE_INTEGERS:
+                raise BrokenPickle(f"more than {MAX_LARGE_INTEGERS} integers beyond 61 bits, far beyond a state dict")
             stack.append(argument)
         case _:
             _follow_collection(machine, name)

@@ -127,7 +127,11 @@ def _values(dataset: h5py.Dataset, size: int) -> Array:
         where = dataset.file.filename
         raise InputError(f"{where}: {dataset.name!r} has type {dataset.dtype}, expected numbers or text.")
     values = dataset[()]
-    native: Array = values.astype(np.float64 if kind == "f" else np.int8 if kind == "i" and width == 1 else np.int64)
+    # A NaN of 32 bits may be of the kind that signals.
+    with np.errstate(invalid="ignore"):
+        native: Array = values.astype(
+            np.float64 if kind == "f" else np.int8 if kind == "i" and width == 1 else np.int64
+        )
     return native
 
 

@@ -35,6 +35,8 @@ COLUMNS = (
     "unit",
     "status",
 )
+# What a spreadsheet takes for the start of a formula; some take the full-width forms of East Asian keyboards too.
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _BESIDE = ("se", "lower", "upper")
 _EXTREMES = ("min", "max")
 _STATUS_NAMES = {int(status): status.name.lower() for status in Status}
@@ -216,6 +218,6 @@ def _tsv_cell(value: Any) -> str:  # noqa: ANN401 - a cell
 
 def _csv_cell(value: Any) -> str:  # noqa: ANN401 - a cell
     text = _escaped(_text(value))
-    if isinstance(value, str) and text.startswith(("=", "+", "-", "@")):
+    if isinstance(value, str) and text.startswith(_FORMULA):
         text = f"'{text}"
     return f'"{text.replace(chr(34), chr(34) * 2)}"' if any(c in text for c in ',"') else text

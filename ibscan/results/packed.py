@@ -40,10 +40,11 @@ def packed(result: Result, key: str) -> bytes:
     return stream.getvalue()
 
 
-def unpacked(path: Path, key: str) -> Result | None:
+def unpacked(source: Path | io.BytesIO, key: str) -> Result | None:
     """Return the part, or None where it is damaged or belongs to other settings."""
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+        stream = io.BytesIO(source.read_bytes()) if isinstance(source, Path) else source
+        with np.load(stream, allow_pickle=False) as archive:
             header = json.loads(archive["header"].tobytes())
             if header["key"] != key:
                 return None

@@ -18,10 +18,12 @@ import numpy as np
 from ibscan.errors import InputError, ResourceError, UsageError
 from ibscan.results.axes import AUXILIARY, stored_text
 from ibscan.results.decode import DIMENSIONS, FORMAT_VERSION, decoded
+from ibscan.results.unsealed import read_apart
 from ibscan.types import Result, Variable
 
 __all__ = ["FORMAT_VERSION", "place", "read", "stray_pattern", "write"]
 
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 # Below this a chunk index costs more than compression saves.
 _WORTH_COMPRESSING = 8192
 _NOT_OURS_TO_WRITE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -94,7 +96,10 @@ def read(path: Path) -> Result:
     if not stat.S_ISREG(described.st_mode):
         raise InputError(f"{path}: is not a regular file; expected a result file of ibscan.")
     try:
-        if not _sound(path, described.st_size):
+        sound = _sound(path, described.st_size)
+        if sound is None:
+            return read_apart(path)
+        if not sound:
             raise InputError(f"{path}: is damaged: its content does not have the SHA-256 written at its end.")
         with h5py.File(path, "r", locking=False) as file:
             return decoded(file, described.st_size, str(path))
@@ -113,23 +118,27 @@ def _seal(digest: str) -> bytes:
     return f"\nibscan {digest}\n".encode()
 
 
-def _sound(path: Path, size: int) -> bool:
-    """Return False if the file has a seal that its content does not match; one without (edited elsewhere) passes.
+def _sound(path: Path, size: int) -> bool | None:
+    """Return whether the content is what the seal at its end says, None where there is no seal (edited elsewhere).
 
     Small datasets have no checksum of their own, and on damaged text the HDF5 library crashes: a flipped bit has to be
     found before the library sees it.
+
+    Raises:
+        InputError: No HDF5 at all.
     """
     length = len(_seal("0" * 64))
-    if size < length:
-        return True
     with path.open("rb") as stream:
+        if stream.read(len(_HDF5)) != _HDF5:
+            raise InputError(f"{path}: is no HDF5 file; expected a result file of ibscan.")
+        stream.seek(0)
         digest = hashlib.sha256()
-        left = size - length
+        left = max(0, size - length)
         while left > 0 and (block := stream.read(min(left, 1 << 20))):
             digest.update(block)
             left -= len(block)
         seal = stream.read(length)
-    return not seal.startswith(b"\nibscan ") or seal == _seal(digest.hexdigest())
+    return seal == _seal(digest.hexdigest()) if seal.startswith(b"\nibscan ") else None
 
 
 def _placed(content: bytes, temporary: Path, target: Path) -> None:

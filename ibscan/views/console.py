@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, Literal, cast
 
 from rich.console import Console
 
-__all__ = ["console", "escaped", "is_terminal", "unicode_ok"]
+from ibscan.errors import Interrupted
+
+__all__ = ["console", "escaped", "is_terminal", "reader_may_leave", "unicode_ok"]
 
 Color = Literal["auto", "always", "never"]
 
 _GLYPHS = "▁▂▃▄▅▆▇█†─→≤×"
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Turn a broken pipe into the end of the program, before rich or Typer end it with a code of their own.
+
+    Raises:
+        Interrupted: Whoever read the stream has left.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise Interrupted(signal.SIGPIPE) from None
 
 
 @dataclass(frozen=True)
@@ -27,11 +45,13 @@ class _Forgiving:
         return getattr(self.stream, "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
-        self.stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
+        with reader_may_leave():
+            self.stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
         return len(text)
 
     def flush(self) -> None:
-        self.stream.flush()
+        with reader_may_leave():
+            self.stream.flush()
 
     def isatty(self) -> bool:
         return is_terminal(self.stream)

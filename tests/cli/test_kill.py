@@ -1,6 +1,5 @@
 """Runs that are killed, stopped, or get in each other's way: nothing finished is lost, the bits are the same."""
 
-import os
 import random
 import signal
 import subprocess
@@ -308,46 +307,6 @@ def test_files_that_may_not_grow(
     assert command(*quick, "-o", output).code == 0
     assert_same(output, quick_unbroken)
     assert_alone(output)
-
-
-def test_a_reader_that_leaves(unbroken: Path) -> None:
-    shell = f"{sys.executable} -m ibscan show {unbroken} --all | head -n 1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
-    # The rows may all fit into the pipe before head leaves.
-    assert done.returncode in (0, 141)
-    assert done.stderr == ""
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-def test_full_standard_output(unbroken: Path) -> None:
-    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device, not a file
-        done = subprocess.run(
-            [sys.executable, "-m", "ibscan", "show", str(unbroken)],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 6
-    assert len(done.stderr.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    "environment",
-    [{"PYTHONIOENCODING": "ascii"}, {"COLUMNS": "1"}, {"TERM": "dumb"}, {"NO_COLOR": "1", "FORCE_COLOR": "1"}],
-)
-def test_odd_terminals(unbroken: Path, environment: dict[str, str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "ibscan", "show", str(unbroken), "--format", "table"],
-        capture_output=True,
-        env={**os.environ, **environment},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    if "NO_COLOR" in environment:
-        assert b"\x1b" not in done.stdout
-    if environment.get("PYTHONIOENCODING") == "ascii":
-        assert done.stdout.isascii()
 
 
 def test_a_changed_file_is_noticed(command: Run, series: Path, tmp_path: Path) -> None:

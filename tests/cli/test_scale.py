@@ -168,8 +168,8 @@ for epochs in ("0:9:1", "0:199:1"):
     ibscan.cluster(sys.argv[1], model="mlp:tanh", samples=8, epochs=epochs)
     print(peak())
 """
-# Bytes: a net of half a million weights; what the peak may grow by from 10 to 200 of them: one block of eight, in float32
-# and in float64. Kept by mistake, 190 of them would take 1.1 GB.
+# Bytes: a net of half a million weights; what the peak may grow by from 10 to 200 of them, a block of eight in float32 and
+# in float64. Kept by mistake, 190 of them would take 1.1 GB.
 WIDTH, NET, MARGIN = 500, 2_000_000, 48_000_000
 
 

@@ -14,7 +14,6 @@ import hashlib
 import itertools
 import multiprocessing
 import os
-import resource
 import shutil
 import statistics
 import tempfile
@@ -37,26 +36,17 @@ from torch import nn
 import ibscan
 from ibscan import scanning
 from ibscan.cli.entry import exit_code
+from ibscan.inputs.files import SETTLED_NS
 from ibscan.inputs.series import read_series
 
 NARROW = (12, 10, 7, 5, 4, 3, 2)
 ROWS, BYTES = 64, 4
 REPEATS = 3
-# Seconds that a thousand small checkpoints may cost beyond the measuring; how much longer than hashing listing may take.
+# Seconds that a thousand small checkpoints may cost beyond the measuring; what listing may take, in hashings.
 BEYOND, OVER_HASHING = 20.0, 1.2
 MEGABYTE = 2**20
 SMALL_COLUMNS = ("checkpoints", "rank s", "measuring", "beyond", "again", "ls", "peak MB")
-LARGE_COLUMNS = (
-    "files",
-    "hashing s",
-    "ls",
-    "ratio",
-    "first scan of 2 s",
-    "of all",
-    "measuring",
-    "peak MB of 2",
-    "of all",
-)
+LARGE_COLUMNS = ("files", "hashing s", "ls", "ratio", "cluster s", "measuring", "peak MB", "peak MB of 2")
 
 
 @dataclass(frozen=True)
@@ -80,6 +70,12 @@ def stopwatch(found: list[Spent]) -> Iterator[None]:
     found.append(Spent(time.process_time() - cpu, time.perf_counter() - wall))
 
 
+def peak() -> int:
+    """Return the most bytes this process held; what getrusage tells is also its parent's from before it began."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
 # In a process of its own ---------------------------------------------------------------------------------------------
 
 
@@ -101,11 +97,11 @@ def command(arguments: list[str]) -> tuple[Spent, Spent, float]:
             return measured(*given)
 
     scanning.measured = timed
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), stopwatch(whole):
         code = exit_code(arguments)
     assert code == 0, arguments
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    grown = (peak() - before) / MEGABYTE
     inside = Spent(sum(one.cpu for one in measures), sum(one.wall for one in measures))
     return whole[0], inside, grown
 
@@ -153,15 +149,24 @@ def large_series(folder: Path, kind: str, checkpoints: int, megabytes: int) -> N
 # Tables --------------------------------------------------------------------------------------------------------------
 
 
+def part_of(folder: Path, checkpoints: int) -> Path:
+    """Return a folder with the first checkpoints and the probe, which take no room of their own."""
+    part = folder.with_name(f"{folder.name}-{checkpoints}")
+    part.mkdir()
+    files = sorted(folder.glob("epoch-*"))[:checkpoints]
+    for file in (*files, folder / "probe.npz"):
+        (part / file.name).hardlink_to(file)
+    return part
+
+
 def small(folder: Path, most: int) -> None:
     small_series(folder, most)
     print("  ".join(SMALL_COLUMNS))
     for checkpoints in (most // 10, 3 * most // 10, most):
-        asked = [folder, "--progress", "off", "--epochs", f"0:{checkpoints - 1}"]
-        scan = ["rank", *asked, "--spectrum-rows", 4, "-o", folder / f"{checkpoints}.h5"]
+        part = part_of(folder, checkpoints)
+        scan = ["rank", part, "--progress", "off", "--spectrum-rows", 4, "-o", folder / f"{checkpoints}.h5"]
         first, measuring, peak = apart(scan)
-        again = apart(scan)[0]
-        listing = apart(["ls", folder, "--epochs", f"0:{checkpoints - 1}"])[0]
+        again, listing = apart(scan)[0], apart(["ls", part])[0]
         row = (checkpoints, first, measuring, first - measuring, again, listing, f"{peak:.0f}")
         print("  ".join(map(str, row)), flush=True)
     over = (first - measuring).wall
@@ -191,6 +196,8 @@ def large(folder: Path, kind: str, checkpoints: int, megabytes: int) -> None:
     large_series(folder, kind, checkpoints, megabytes)
     files = sorted(folder.glob("epoch-*"))
     hashed(files)
+    # A file just written is not taken for settled.
+    time.sleep(2 * SETTLED_NS / 1e9)
     spent = median(
         {
             "hashing": lambda: hashed(files),
@@ -198,11 +205,15 @@ def large(folder: Path, kind: str, checkpoints: int, megabytes: int) -> None:
         }
     )
     ratio = spent["ls"].cpu / spent["hashing"].cpu
-    scan = ["cluster", folder, "--model", "mlp:tanh", "--layers", "4", "--progress", "off", "--epochs"]
-    two, _, peak_two = apart([*scan, "0,1", "-o", folder / "2.h5"])
-    every, measuring, peak = apart([*scan, "0:", "-o", folder / "all.h5"])
-    row = (f"{len(files)} {kind}", spent["hashing"], spent["ls"], f"{ratio:.2f}", two, every, measuring)
-    print("  ".join(map(str, (*row, f"{peak_two:.0f}", f"{peak:.0f}"))), flush=True)
+    two = part_of(folder, 2)
+    options = ["--model", "mlp:tanh", "--layers", "4", "--progress", "off", "-o"]
+    every, measuring, peak = apart(["cluster", folder, *options, folder / "all.h5"])
+    peak_two = apart(["cluster", two, *options, folder / "two.h5"])[2]
+    row = (f"{len(files)} {kind}", spent["hashing"], spent["ls"], f"{ratio:.2f}", every, measuring)
+    print("  ".join(map(str, (*row, f"{peak:.0f}", f"{peak_two:.0f}"))), flush=True)
+    # One series at a time: each takes gigabytes.
+    shutil.rmtree(two)
+    shutil.rmtree(folder)
 
 
 def main() -> None:
@@ -220,8 +231,6 @@ def main() -> None:
             print("  ".join(LARGE_COLUMNS))
         for kind in ("safetensors", "torch zip") if options.large else ():
             large(place / "large", kind, options.large, options.megabytes)
-            # One series at a time: each takes gigabytes.
-            shutil.rmtree(place / "large")
         if options.large:
             print(f"listing safetensors files takes at most {OVER_HASHING} times what hashing does, by demand")
     finally:

@@ -15,8 +15,9 @@ from typing import Any, TypeAlias
 from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
 from ibscan.inputs.checkpoint import inspect_checkpoint
 from ibscan.inputs.comparison import repeats
-from ibscan.inputs.discovery import TEMPORARY, is_claimed
+from ibscan.inputs.discovery import BESIDE, TEMPORARY, TRAINER, is_claimed
 from ibscan.inputs.files import content_kind, file_head
+from ibscan.inputs.shards import is_index
 from ibscan.planning import Grounds, Plan, grounds, plan_of, probe_of, series_of
 from ibscan.request import IDLE_SECONDS, Reporter, Request
 from ibscan.types import Checkpoint, Probe
@@ -95,8 +96,14 @@ def _looks(request: Request, ground: Grounds, probe: tuple[Probe, tuple[str, ...
             else:
                 # What cannot be used yet may still become whole.
                 series = series if last else dataclasses.replace(series, skipped={}, notices=())
-                plan = plan_of(request, reporter, ground, series, probe, plan)
-                yield Look(plan, last, reporter)
+                try:
+                    plan = plan_of(request, reporter, ground, series, probe, plan)
+                except CheckpointError:
+                    # Gone or changed since it was listed, and no other is there: the next look will tell.
+                    if last:
+                        raise
+                else:
+                    yield Look(plan, last, reporter)
             if last and not watched.look():
                 return
         time.sleep(pause)
@@ -123,11 +130,13 @@ class _Watched:
         now: dict[str, Stamp] = {}
         place = self.folder.resolve()
         barred = {path.name for path in self.exclude if path.resolve().parent == place}
+        # A trainer's own folder: its weights have telling names, and nothing else is opened.
+        sniffed = not (self.folder / TRAINER).exists()
         # A folder that is gone for a moment has nothing new.
         with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
             for entry in entries:
                 hidden = entry.name.startswith(".") or entry.name.endswith(".parts") or entry.name in barred
-                found = None if hidden else _stamp(Path(entry.path))
+                found = None if hidden else _stamp(Path(entry.path), sniffed=sniffed)
                 if found is not None:
                     now[entry.name] = found
         before, self._seen = self._seen, now
@@ -158,14 +167,14 @@ class _Watched:
         return known
 
 
-def _stamp(path: Path) -> Stamp | None:
+def _stamp(path: Path, *, sniffed: bool) -> Stamp | None:
     """Return what the system says of a file, or of the files of a folder; None where they are no checkpoint."""
     try:
         own = path.stat()
         if stat.S_ISREG(own.st_mode):
             # A list of shards changes with any of them.
-            listed = sorted(path.parent.iterdir()) if path.name.endswith(".index.json") else []
-            return (*_numbers(own), *_stamps(listed)) if listed or _may_be(path) else None
+            listed = sorted(path.parent.iterdir()) if is_index(path.name) else []
+            return (*_numbers(own), *_stamps(listed)) if listed or _may_be(path, sniffed=sniffed) else None
         return _stamps(sorted(path.iterdir())) or None if stat.S_ISDIR(own.st_mode) else None
     except OSError:  # gone, or not for us
         return None
@@ -182,8 +191,10 @@ def _is_named(name: str) -> bool:
     return is_claimed(name) or bool(TEMPORARY.search(name))
 
 
-def _may_be(path: Path) -> bool:
-    return _is_named(path.name) or content_kind(file_head(path)) in KINDS
+def _may_be(path: Path, *, sniffed: bool) -> bool:
+    if BESIDE.match(path.name):
+        return False
+    return _is_named(path.name) or (sniffed and content_kind(file_head(path)) in KINDS)
 
 
 def _numbers(found: os.stat_result) -> Stamp:

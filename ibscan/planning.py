@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ibscan import __version__
-from ibscan.errors import InputError, NothingMatched, UsageError
+from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
 from ibscan.inputs.checkpoint import inspect_checkpoint
 from ibscan.inputs.manifest import Manifest, read_manifest
 from ibscan.inputs.probe import find_probe, read_probe
@@ -28,12 +28,22 @@ from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
 from ibscan.measures.weight_rank import WeightRank
-from ibscan.models import Model, globbed, model_of, stated_model
+from ibscan.models import Model, Stated, globbed, model_of, stated_model
 from ibscan.request import CHANNELS, Reporter, Request
 from ibscan.results.parts import check_output
 from ibscan.types import Checkpoint, Layer, Measure, Probe, Series
 
-__all__ = ["Plan", "manifest_of", "planned", "series_of", "skip_sentence"]
+__all__ = [
+    "Grounds",
+    "Plan",
+    "grounds",
+    "manifest_of",
+    "plan_of",
+    "planned",
+    "probe_of",
+    "series_of",
+    "skip_sentence",
+]
 
 DEFAULT_NOISE = 0.1
 RANK_SAMPLES, OTHER_SAMPLES = 1024, 4096
@@ -174,14 +184,7 @@ def plan_of(
     if before is not None and (stated, _architecture(series)) == (before.model.stated, _architecture(before.series)):
         model = before.model
     else:
-        model = model_of(
-            stated,
-            series.checkpoints[0],
-            probe,
-            globs=request.layers,
-            device=device,
-            dtype=getattr(torch, request.dtype),
-        )
+        series, model = _modelled(request, reporter, series, stated, probe, device)
     for layer in model.layers:
         if not layer.width:
             raise InputError(f"{series.checkpoints[0].name}: layer {layer.name!r} has no units; expected at least one.")
@@ -267,6 +270,23 @@ def series_of(
         inspect=inspect,
     )
     return series if request.epochs is None else select_epochs(series, request.epochs)
+
+
+def _modelled(
+    request: Request, reporter: Reporter, series: Series, stated: Stated, probe: Probe, device: torch.device
+) -> tuple[Series, Model]:
+    """Return the model, and the series less first checkpoints that went away, or changed, since it was listed."""
+    while True:
+        first, *rest = series.checkpoints
+        try:
+            dtype = getattr(torch, request.dtype)
+            return series, model_of(stated, first, probe, globs=request.layers, device=device, dtype=dtype)
+        except CheckpointError as error:
+            if not rest:
+                raise
+            reporter.problem(skip_sentence(first.name, str(error)))
+            skipped = {**series.skipped, first.name: str(error)}
+            series = dataclasses.replace(series, checkpoints=tuple(rest), skipped=skipped)
 
 
 def _architecture(series: Series) -> tuple[Any, ...]:

@@ -103,7 +103,12 @@ CHECKPOINTS = (
     ),
     _option("weights", str | None, None, INPUT, "Which tensors where a file holds both.", metavar="raw|ema"),
     _option(
-        "state_key", str | None, None, INPUT, "The entry to read where a file holds several states.", metavar="KEY"
+        "state_key",
+        str | None,
+        None,
+        INPUT,
+        "The entry to read where a file holds several states, or what the names of a part of it begin with.",
+        metavar="KEY",
     ),
     _option(
         "trust", bool, False, INPUT, "Allow code and paths named by files found beside the checkpoints.", "--trust"
@@ -113,8 +118,8 @@ CHECKPOINTS = (
         str | None,
         None,
         MODEL,
-        "mlp:ACT or mlp:ACT:OUT for a plain chain; module:callable or path.py:callable returning an nn.Module. "
-        "Default: what the series says of itself.",
+        "mlp:ACT or mlp:ACT:OUT for a plain chain; module:callable or path.py:callable returning an nn.Module; hf or "
+        "hf:CLASS for a model of transformers with its config.json. Default: what the series says of itself.",
         "-m",
         "--model",
         metavar="SPEC",
@@ -124,7 +129,7 @@ CHECKPOINTS = (
         list[str] | None,
         None,
         MODEL,
-        "An argument of module:callable, read as JSON where it is JSON; repeatable.",
+        "An argument of the callable, or an entry put over the config, read as JSON where it is JSON; repeatable.",
         metavar="KEY=VALUE",
         show_default=False,
     ),

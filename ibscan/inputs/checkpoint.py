@@ -179,7 +179,7 @@ def _of_one_set(
     """Return what is asked for of a file that has no keys: all, or those whose names begin with --state-key."""
     if weights == "ema":
         raise CheckpointError(
-            f"{name}: a safetensors file holds one set of tensors, so there is no ema to take; leave --weights out."
+            f"{name}: holds one set of tensors under no key, so there is no ema to take; leave --weights out."
         )
     chosen = under(tensors, state_key or "")
     if not chosen:

@@ -11,7 +11,7 @@ from ibscan.errors import CheckpointError
 from ibscan.inputs.described import StoredTensor
 from ibscan.types import WRAPPERS
 
-__all__ = ["chosen_set", "stripped_names", "tensor_sets", "under"]
+__all__ = ["chosen_set", "is_tensor", "stripped_names", "tensor_sets", "under"]
 
 # The last is where Lightning keeps the raw weights while `state_dict` holds averaged ones.
 RAW = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "current_model_state")

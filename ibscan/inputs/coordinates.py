@@ -18,9 +18,11 @@ __all__ = [
     "compiled_pattern",
     "first_known",
     "matches",
+    "numbers_by_pattern",
     "numbers_in_metadata",
     "numbers_in_name",
     "numbers_in_object",
+    "numbers_in_sidecar",
 ]
 
 SUFFIX = re.compile(r"(\.(safetensors|pth|pt|ckpt|bin|tar|th))+$", re.IGNORECASE)

@@ -13,7 +13,18 @@ from ibscan.inputs.foreign import folder_kind
 from ibscan.inputs.hdf5 import is_result
 from ibscan.inputs.shards import SHARD, is_index, named_files, whole_name
 
-__all__ = ["Candidate", "Found", "found_in_folder", "is_conventional", "natural_key", "weights_file"]
+__all__ = [
+    "BESIDE",
+    "TEMPORARY",
+    "TRAINER",
+    "Candidate",
+    "Found",
+    "found_in_folder",
+    "is_claimed",
+    "is_conventional",
+    "natural_key",
+    "weights_file",
+]
 
 CONVENTIONAL = (
     "model.safetensors",
@@ -254,7 +265,7 @@ def weights_file(folder: Path, name: str) -> Path:
         The file.
 
     Raises:
-        CheckpointError: None, several, or a kind of checkpoint that is not read yet.
+        CheckpointError: None, several, or a kind of checkpoint that is not read.
         InputError: The folder cannot be listed.
     """
     refused, inside = _inside(folder, name)

@@ -373,6 +373,22 @@ def vanishing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Path, "open", vanish)
 
 
+def vanishing_once_listed(patch: pytest.MonkeyPatch) -> None:
+    opened, times = Path.open, itertools.count()
+
+    def vanish(self: Path, *args, **kwargs):
+        if self.name == "step-1.safetensors" and next(times):
+            self.unlink(missing_ok=True)
+        return opened(self, *args, **kwargs)
+
+    patch.setattr(Path, "open", vanish)
+
+
+def beside_another(run: Path) -> None:
+    coded()(run)
+    (run / "step-2.safetensors").write_bytes(checkpoint(STATE, step="2"))
+
+
 # Checks of what was measured
 
 
@@ -538,6 +554,15 @@ MODELS = [
     Row("forward gives a tuple", coded(), code("tuple"), 0, ()),
     Row("forward gives a dict", coded(), code("dict"), 0, ()),
     Row("dropout", coded(), code("dropout"), 0, ()),
+    Row(
+        "the first deleted before it is a model",
+        beside_another,
+        code("plain"),
+        4,
+        ("skipped: step-1.safetensors: does not exist",),
+        vanishing_once_listed,
+        lost=("run/step-1.safetensors",),
+    ),
     Row("batch norm", coded(normed), code("norm"), 0, ()),
     Row("random forward", coded(), code("noise"), 3, ("random",)),
 ]

@@ -1,5 +1,7 @@
 """`--follow`: a folder that training writes to, on a clock of the tests' own, so that nothing waits."""
 
+import json
+import os
 import shutil
 import threading
 import time
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Finished, Run, binary_probe, chain
+from safetensors.torch import save as safetensors_bytes
 
 import ibscan
 from ibscan import following, planning
@@ -180,6 +183,65 @@ def test_a_checkpoint_that_changes_is_measured_again(follow: Follow, command: Ru
     assert done.err.count("epoch-00001.safetensors: has changed") == 1
     assert command("cluster", folder, "-o", "plain.h5").code == 0
     assert_close(Path("r.h5"), Path("plain.h5"))
+
+
+@pytest.mark.parametrize("variant", ["", ".fp16"])
+def test_shards_that_come_one_by_one(follow: Follow, command: Run, folder: Path, variant: str) -> None:
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    shards: dict[int, list[bytes]] = {}
+    for step in (10, 20):
+        made = list(chain(6, 5, 4, 2, seed=step).state_dict().items())
+        shards[step] = [safetensors_bytes(dict(made[:3])), safetensors_bytes(dict(made[3:]))]
+        told = {key: names[k > 2] for k, (key, _) in enumerate(made)}
+
+    def put(place: Path, step: int, *which: int) -> None:
+        place.mkdir(exist_ok=True)
+        for k in which:
+            (place / names[k]).write_bytes(shards[step][k])
+
+    def listed(place: Path, name: str) -> None:
+        (place / f"{name}.safetensors.index{variant}.json").write_text(json.dumps({"weight_map": told}))
+
+    inside = folder / "checkpoint-20"
+    events = {
+        # In the folder itself, the index first; then a folder, the index last.
+        1: lambda: listed(folder, "step-10"),
+        4: lambda: put(folder, 10, 0),
+        7: lambda: put(folder, 10, 1),
+        10: lambda: put(inside, 20, 0),
+        13: lambda: put(inside, 20, 1),
+        16: lambda: listed(inside, "model"),
+    }
+    (folder / "ibscan.toml").write_text('[model]\nspec = "mlp:tanh"\n')
+    done, clock = follow(events)
+    assert done.code == 0, done.err
+    assert "skipped" not in done.err
+    assert clock.seen == [1, 2]
+    assert command("cluster", folder, "-o", "plain.h5").code == 0
+    assert_close(Path("r.h5"), Path("plain.h5"))
+
+
+def test_of_a_trainers_folder_weights_and_json_are_opened(
+    follow: Follow, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(folder, 0).rename(folder / "model.safetensors")
+    (folder / "trainer_state.json").write_text('{"global_step": 5}')
+    for name in ("optimizer.pt", "rng_state.pth", "training_args.bin", "scheduler.pt", "vocab"):
+        (folder / name).write_bytes(b"PK\x03\x04")
+    opened, open_as_ever = set(), Path.open
+
+    def noted(self: Path, *arguments: Any, **named: Any) -> Any:
+        opened.add(self.name)
+        return open_as_ever(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", noted)
+    # What is beside the weights is no news either.
+    done, clock = follow({4: lambda: os.truncate(folder / "optimizer.pt", 9)})
+    assert done.code == 0, done.err
+    assert clock.now == IDLE
+    assert {name for name in opened if (folder / name).exists()} <= {
+        "model.safetensors", "trainer_state.json", "probe.npz", "ibscan.toml", "config.json"
+    }  # fmt: skip
 
 
 def test_what_training_deletes_is_kept(follow: Follow, folder: Path) -> None:

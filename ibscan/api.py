@@ -143,7 +143,7 @@ def _followed(request: Request, output: Path, reporter: Reporter) -> Run:
             if gone:
                 look.reporter.notice(f"{', '.join(gone)}: deleted before it could be measured.")
             if len(measured) > before:
-                look.reporter.notice(f"{output} is up to date: {len(measured)} checkpoints measured so far.")
+                look.reporter.notice(f"{output} is up to date; checkpoints measured so far: {len(measured)}.")
             plan = look.plan
     return _finished(request, plan, result, skipped, measured, reporter)
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,6 +170,44 @@ def test_tokens_are_fed_as_embeddings_and_tied_weights_are_one(command: Run, sen
     untied = command("cluster", folder_of(tmp_path / "untied", {**TEXT, "tie_word_embeddings": False}, state), *given)
     assert untied.code == 3
     assert "1 missing, such as 'lm_head.weight'" in untied.err
+
+
+def in_shards(place: Path, state: dict[str, torch.Tensor], wrapper: str = "") -> Path:
+    """Put a folder's weights into two files and an index, the names perhaps wrapped."""
+    (place / "model.safetensors").unlink()
+    files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    weight_map = {f"{wrapper}{key}": files[k > 1] for k, key in enumerate(state)}
+    for file in files:
+        save_file({key: state[key[len(wrapper) :]] for key, held in weight_map.items() if held == file}, place / file)
+    (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return place
+
+
+def test_shards_of_tied_and_wrapped_weights_that_arrive_while_followed(
+    command: Run, sentences: Path, tmp_path: Path
+) -> None:
+    state, run = text_state(), tmp_path / "run"
+    whole = folder_of(tmp_path / "whole", TEXT, state)
+    given = ["--model", "hf", "-p", sentences, "-o"]
+    assert command("cluster", whole, *given, tmp_path / "a.h5").code == 0
+    for step, wrapper in ((10, ""), (20, "module._orig_mod.")):
+        in_shards(folder_of(tmp_path / f"checkpoint-{step}", TEXT, state), state, wrapper)
+    run.mkdir()
+    arrivals = [
+        threading.Timer(delay, (tmp_path / name).rename, (run / name,))
+        for delay, name in ((0.2, "checkpoint-10"), (0.6, "checkpoint-20"))
+    ]
+    for arrival in arrivals:
+        arrival.start()
+    done = command("cluster", run, "--follow", "--idle", "0.6", *given, tmp_path / "b.h5")
+    for arrival in arrivals:
+        arrival.join()
+    assert done.code == 0, done.err
+    one, other = read(tmp_path / "a.h5"), read(tmp_path / "b.h5")
+    assert other["step"].values.tolist() == [10, 20]
+    assert one["layer"].values.tolist() == other["layer"].values.tolist()
+    for found in other["distance_within_mean"].values:
+        np.testing.assert_array_equal(found, one["distance_within_mean"].values[0])
 
 
 def test_token_ids_are_no_probe(command: Run, tmp_path: Path) -> None:

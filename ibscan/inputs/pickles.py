@@ -277,6 +277,8 @@ def _called(machine: _Machine, target: Any, args: tuple[Any, ...]) -> Any:  # no
     if name == "_codecs.encode" and len(args) == 2 and all(isinstance(part, str) for part in args):
         return args[0].encode("latin-1") if args[1] in ("latin1", "latin-1") else args[0].encode()
     if not is_harmless(name, args):
+        # One sentence says it: the name alone was noted where it is imported.
+        machine.unsafe.pop(name, None)
         machine.unsafe[f"{name} called with {_brief(args)}"] = None
     return Called(name, args)
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 from ibscan.errors import CheckpointError
 from ibscan.inputs.files import snapshot
+from ibscan.inputs.tensorfiles import decoded
 
 __all__ = ["SHARD", "Index", "identity", "is_index", "named_files", "read_index", "whole_name"]
 
@@ -113,16 +112,8 @@ def _size(path: Path) -> int:
 
 
 def _decoded(text: bytes, name: str) -> dict[str, Any]:
-    doubled: list[str] = []
-
-    def collected(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) < len(pairs):
-            doubled.append(Counter(key for key, _ in pairs).most_common(1)[0][0])
-        return table
-
     try:
-        tables = json.loads(text.decode(), object_pairs_hook=collected)
+        tables, doubled = decoded(text)
     except (ValueError, RecursionError):
         raise CheckpointError(f"{name}: the index is not readable JSON; {WAY_OUT}.") from None
     if doubled:

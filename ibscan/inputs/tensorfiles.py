@@ -6,6 +6,7 @@ import io
 import json
 import math
 import struct
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -15,7 +16,7 @@ import torch
 from ibscan.errors import CheckpointError
 from ibscan.types import TensorInfo
 
-__all__ = ["DTYPES", "TensorFile", "read_tensor_header", "read_tensors"]
+__all__ = ["DTYPES", "TensorFile", "decoded", "read_tensor_header", "read_tensors"]
 
 MAX_HEADER_BYTES = 32 << 20
 MAX_TENSORS = 100_000
@@ -127,18 +128,30 @@ def read_tensors(
     return tensors
 
 
-def _entries(header: bytes, name: str) -> dict[str, Any]:
+def decoded(text: bytes) -> tuple[Any, list[str]]:
+    """Return what JSON says, and names that stand twice in one table of it: readers differ in which of the two counts.
+
+    Args:
+        text: UTF-8.
+
+    Raises:
+        ValueError: It is no JSON.
+        RecursionError: It is nested absurdly deep.
+    """
     doubled: list[str] = []
 
     def collected(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = dict(pairs)
         if len(keys) < len(pairs):
-            seen: set[str] = set()
-            doubled.extend(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            doubled.append(Counter(key for key, _ in pairs).most_common(1)[0][0])
         return keys
 
+    return json.loads(text.decode(), object_pairs_hook=collected), doubled
+
+
+def _entries(header: bytes, name: str) -> dict[str, Any]:
     try:
-        entries = json.loads(header.decode(), object_pairs_hook=collected)
+        entries, doubled = decoded(header)
     except (ValueError, RecursionError):
         raise CheckpointError(
             f"{name}: its safetensors header is not readable JSON; the file is damaged, copy or save it again."

@@ -111,7 +111,11 @@ def _finished(
     if not states:
         return Block((), (), (), skipped)
     read = tuple(checkpoint for checkpoint, _ in states)
-    network = stack(states)
+    try:
+        network = stack(states)
+    except CheckpointError as error:
+        # Only of one alone is more asked than its architecture, which is that of the series.
+        return Block((), (), (), {**skipped, **dict.fromkeys((checkpoint.name for checkpoint in read), str(error))})
     # The network has weights of its own by now.
     states.clear()
     outcomes = tuple(_outcomes(network, measures, probe, seed, layers))

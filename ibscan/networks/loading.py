@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ibscan.errors import IbscanError, InputError
+from ibscan.errors import CheckpointError, IbscanError, InputError
 from ibscan.networks.passes import Reached
 from ibscan.types import WRAPPERS
 
@@ -67,7 +67,8 @@ def loaded(
         saved: The model's own names by others it may be saved under, which count only if all then fit.
 
     Raises:
-        InputError: Names or shapes do not fit, or tensors differ that the model has as one.
+        InputError: Names or shapes do not fit.
+        CheckpointError: Tensors differ that the model has as one: another checkpoint's may not.
     """
     model = built(build)
     with foreign("the model"):
@@ -130,7 +131,7 @@ def _completed(
         present = [key for key in keys if key in state]
         for key in present[1:]:
             if not torch.equal(state[key], state[present[0]]):
-                raise InputError(
+                raise CheckpointError(
                     f"{name}: {present[0]!r} and {key!r} differ, but the model has one tensor for the two. Give the "
                     "model this checkpoint was made with, which does not tie them."
                 )

@@ -199,6 +199,31 @@ def test_wrappers_on_both_sides(command: Run, tmp_path: Path) -> None:
     assert {row["layer"] for row in done.rows()} >= {"0.module", "2.module", "4.module"}
 
 
+TIED = """
+from torch import nn
+
+class Tied(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(4, 4, bias=False), nn.Tanh(), nn.Linear(4, 4, bias=False))
+        self[2].weight = self[0].weight
+"""
+
+
+@pytest.mark.parametrize("odd", [0, 1])
+def test_a_checkpoint_whose_tied_weights_differ_is_skipped(command: Run, odd: int, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "tied.py").write_text(TIED)
+    for step in range(3):
+        weight = torch.eye(4) * (step + 1)
+        state = {"0.weight": weight, "2.weight": weight + (step == odd)}
+        torch.save(state, tmp_path / f"run/step{step}.pt")
+    np.save(tmp_path / "run/probe.npy", np.eye(4))
+    done = command("cluster", tmp_path / "run", "-m", f"{tmp_path / 'tied.py'}:Tied", "-o", tmp_path / "r.h5")
+    assert done.code == 4, done.err
+    assert done.err.count(f"skipped: step{odd}.pt: '0.weight' and '2.weight' differ") == 1
+    assert read(tmp_path / "r.h5")["step"].values.tolist() == [step for step in range(3) if step != odd]
+
+
 def test_one_odd_checkpoint_first_or_last_is_partial(command: Run, tmp_path: Path) -> None:
     for odd in (0, 3):
         run = tmp_path / f"run{odd}"

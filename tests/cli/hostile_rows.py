@@ -518,6 +518,15 @@ WEIGHTS = [
     Row("a NaN weight", saved(filled("2.weight", math.nan)), RANK, 4, ("nonfinite",)),
     Row("an infinite bias", saved(filled("2.bias", math.inf)), CLUSTER, 4, ("nonfinite",)),
     Row("a zero layer", saved(filled("0.weight", 0)), INFORMATION, 0, (), check=at_most(1)),
+    Row("no slope", saved(filled("0.weight", 0)), RANK, 0, (), check=statuses("local_rank", Status.DEAD)),
+    Row(
+        "a constant layer",
+        saved(filled("0.weight", 0)),
+        INFORMATION,
+        0,
+        (),
+        check=statuses("mi_binned_xt", Status.DEAD),
+    ),
     Row(
         "layer names of escapes",
         saved(named("\x1b[31m\n[bold]/../=a", "@b")),

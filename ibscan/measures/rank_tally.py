@@ -142,14 +142,14 @@ class RankTally:
             weight = self.network.weight(layer)
             self.weights[layer] = None
             if weight is not None and weight.separate and weight.positions:
-                if fed[0].numel() > 1 or bool((fed != 1.0).any()):
-                    sigma = singular_values(made_finite(weight.matrix, finite_matrices(weight.matrix)))
+                if fed[0].numel() == 1 and weight.positions == 1 and bool((fed == 1.0).all()):
+                    self.weights[layer] = sigma[:, 0]
                 else:
-                    sigma = sigma[:, 0]
-                self.weights[layer] = sigma.repeat(1, weight.positions)
-        own = self.weights[layer]
-        if own is not None:
-            number = bound_counts(own, fed, self.eps)
+                    own = singular_values(made_finite(weight.matrix, finite_matrices(weight.matrix)))
+                    self.weights[layer] = own.repeat(1, weight.positions)
+        held = self.weights[layer]
+        if held is not None:
+            number = bound_counts(held, fed, self.eps)
             number = number.expand(-1, max(len(rows), number.shape[1]), -1)[:, : len(rows)]
             self.bounds[:, layer][..., rows] = number.movedim(1, -1).cpu().numpy()
 

@@ -24,7 +24,11 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "training": (BASE | {"networks"}, {"torch", "safetensors"}),
     "scanning": (BASE | {"models", "measures", "numerics"}, {"torch", "numpy"}),
     "models": (BASE | {"inputs", "networks"}, {"torch"}),
-    "planning": (BASE | {"request", "models", "inputs", "networks", "measures", "results", "__init__"}, {"torch"}),
+    "measuring": (BASE | {"request", "models", "measures"}, set()),
+    "planning": (
+        BASE | {"request", "models", "measuring", "inputs", "networks", "measures", "results", "__init__"},
+        {"torch"},
+    ),
     "following": (BASE | {"planning", "request", "inputs"}, set()),
     "memory": (BASE | {"planning", "networks", "measures"}, set()),
     "resuming": (BASE | {"request", "planning", "results"}, {"numpy"}),

@@ -100,18 +100,20 @@ class RankTally:
             sigma = torch.zeros(*sound.shape, min(factor.shape[-2:]), dtype=factor.dtype, device=factor.device)
             sigma[places] = singular_values(made_finite(factor[places], sound[places]))
         eps, relative = self._thresholds(layer, rows)
+        # A stretch of rows is written to in its place, others are copied out and in.
+        at = slice(rows[0], rows[-1] + 1) if len(rows) == rows[-1] - rows[0] + 1 else rows
         held = max(eps.shape[1], sigma.shape[1])
         parts = [part.expand(-1, held, -1).movedim(-1, 0) for part in (eps, relative * sigma[..., :1])]
         limits = torch.cat(parts).movedim(0, -1)
-        _note(self.number[:, layer], rows, needed[:, None], numerical_rank(sigma, limits).movedim(-1, 1))
-        _note(self.alive[:, layer], rows, needed, sigma[..., 0] > 0.0)
-        _note(self.sound[:, layer], rows, needed, sound)
+        _note(self.number[:, layer], at, needed[:, None], numerical_rank(sigma, limits).movedim(-1, 1))
+        _note(self.alive[:, layer], at, needed, sigma[..., 0] > 0.0)
+        _note(self.sound[:, layer], at, needed, sound)
         first = int(np.searchsorted(rows, self.spectral))
         if first:
             self._spectra(layer, sigma, first)
             if fed is not None:
                 # What is not finite makes all it feeds so.
-                self._bound(layer, made_finite(fed, sound), rows[:first])
+                self._bound(layer, sigma, made_finite(fed, sound), rows[:first])
 
     def _thresholds(self, layer: int, rows: Array) -> tuple[torch.Tensor, torch.Tensor]:
         """Return absolute thresholds, (C, n or 1, E), and those relative to the row's largest singular value, (R,).
@@ -131,17 +133,23 @@ class RankTally:
         at = [*range(sigma.shape[-1]), self.size, self.size + 1]
         self.spectrum[:, layer, at] += torch.cat(sums, -1).cpu().numpy() / self.spectral
 
-    def _bound(self, layer: int, fed: torch.Tensor, rows: Array) -> None:
-        """Bound the counts of rows by those of the weight above eps over the norm of what feeds it."""
+    def _bound(self, layer: int, sigma: torch.Tensor, fed: torch.Tensor, rows: Array) -> None:
+        """Bound the counts of rows by those of the weight above eps over the norm of what feeds it.
+
+        Where the input itself feeds the layer, the singular values of its Jacobian are the weight's.
+        """
         if layer not in self.weights:
             weight = self.network.weight(layer)
             self.weights[layer] = None
             if weight is not None and weight.separate and weight.positions:
-                sigma = singular_values(made_finite(weight.matrix, finite_matrices(weight.matrix)))
-                self.weights[layer] = sigma.repeat(1, weight.positions)
-        own = self.weights[layer]
-        if own is not None:
-            number = bound_counts(own, fed, self.eps)
+                if fed[0].numel() == 1 and weight.positions == 1 and bool((fed == 1.0).all()):
+                    self.weights[layer] = sigma[:, 0]
+                else:
+                    own = singular_values(made_finite(weight.matrix, finite_matrices(weight.matrix)))
+                    self.weights[layer] = own.repeat(1, weight.positions)
+        held = self.weights[layer]
+        if held is not None:
+            number = bound_counts(held, fed, self.eps)
             number = number.expand(-1, max(len(rows), number.shape[1]), -1)[:, : len(rows)]
             self.bounds[:, layer][..., rows] = number.movedim(1, -1).cpu().numpy()
 
@@ -191,12 +199,13 @@ class RankTally:
         return np.where(told[..., None, None], found.reshape(*lead, values), -1)
 
 
-def _note(noted: Array, rows: Array, needed: Array, found: torch.Tensor) -> None:
+def _note(noted: Array, rows: Array | slice, needed: Array, found: torch.Tensor) -> None:
     """Put what was found of rows, the last axis, in its place where it was needed."""
     part = noted[..., rows]
     # In place: of two orders of memory `np.where` would make a third, at many times the cost.
-    np.copyto(part, found.cpu().numpy(), where=needed)
-    noted[..., rows] = part
+    np.copyto(part, found.cpu().numpy(), where=True if needed.all() else needed)
+    if not isinstance(rows, slice):
+        noted[..., rows] = part
 
 
 def _by_row(values: torch.Tensor, size: int) -> Array:

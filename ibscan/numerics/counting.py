@@ -196,8 +196,8 @@ def bound_counts(own: torch.Tensor, fed: torch.Tensor, eps: torch.Tensor) -> tor
     limits = (eps.unsqueeze(-1) / own.unsqueeze(1)).sort(-1).values
     # The rows of the probe last: sums over a dimension that is not last in memory's order are slow.
     lengths = fed.movedim(1, -1).square().sum(2)
-    found = _reached(limits, lengths.sum(1).sqrt() * (1 + HAIR))
-    least = _reached(limits, lengths.amax(1).sqrt() * (1 - HAIR))
+    norms = torch.cat((lengths.sum(1).sqrt_().mul_(1 + HAIR), lengths.amax(1).sqrt_().mul_(1 - HAIR)), -1)
+    found, least = _reached(limits, norms).chunk(2, 1)
     checkpoint, row = (found != least).any(-1).nonzero(as_tuple=True)
     if len(row):
         matrix, limits = fed[checkpoint, row], limits[checkpoint]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run
+from inputs.layouts import in_shards
 from safetensors.torch import save_file
 
 import ibscan
@@ -172,17 +173,6 @@ def test_tokens_are_fed_as_embeddings_and_tied_weights_are_one(command: Run, sen
     assert "1 missing, such as 'lm_head.weight'" in untied.err
 
 
-def in_shards(place: Path, state: dict[str, torch.Tensor], wrapper: str = "") -> Path:
-    """Put a folder's weights into two files and an index, the names perhaps wrapped."""
-    (place / "model.safetensors").unlink()
-    files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    weight_map = {f"{wrapper}{key}": files[k > 1] for k, key in enumerate(state)}
-    for file in files:
-        save_file({key: state[key[len(wrapper) :]] for key, held in weight_map.items() if held == file}, place / file)
-    (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return place
-
-
 def test_shards_of_tied_and_wrapped_weights_that_arrive_while_followed(
     command: Run, sentences: Path, tmp_path: Path
 ) -> None:
@@ -191,7 +181,9 @@ def test_shards_of_tied_and_wrapped_weights_that_arrive_while_followed(
     given = ["--model", "hf", "-p", sentences, "-o"]
     assert command("cluster", whole, *given, tmp_path / "a.h5").code == 0
     for step, wrapper in ((10, ""), (20, "module._orig_mod.")):
-        in_shards(folder_of(tmp_path / f"checkpoint-{step}", TEXT, state), state, wrapper)
+        place = folder_of(tmp_path / f"checkpoint-{step}", TEXT, state)
+        (place / "model.safetensors").unlink()
+        in_shards(place, "model.safetensors", {f"{wrapper}{key}": tensor for key, tensor in state.items()})
     run.mkdir()
     arrivals = [
         threading.Timer(delay, (tmp_path / name).rename, (run / name,))

@@ -74,8 +74,11 @@ class Plan:
 
     def part_key(self) -> str:
         """Return the hash of everything that changes numbers, the checkpoint itself excepted."""
+        # What tables go by changes no number, and may change as a folder grows.
+        settings = {name: value for name, value in json.loads(self.attrs["settings"]).items() if name != "axis"}
         science = {
-            "identity": [self.attrs[name] for name in ("model", "probe_sha256", "seed", "settings", "ibscan_version")],
+            "identity": [self.attrs[name] for name in ("model", "probe_sha256", "seed", "ibscan_version")],
+            "settings": settings,
             "layers": self.layers,
             "measures": [repr(measure) for measure in self.measures],
         }

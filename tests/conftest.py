@@ -52,6 +52,8 @@ Run = Callable[..., Finished]
 def pytest_configure(config: pytest.Config) -> None:
     oracles.DEVICE = torch.device(config.getoption("--device"))
     oracles.DTYPE = getattr(torch, config.getoption("--dtype"))
+    # As every command does: until it is said once, MKL takes fewer threads while the machine is busy, and other bits.
+    torch.set_num_threads(torch.get_num_threads())
 
 
 @pytest.fixture

@@ -52,8 +52,9 @@ Run = Callable[..., Finished]
 def pytest_configure(config: pytest.Config) -> None:
     oracles.DEVICE = torch.device(config.getoption("--device"))
     oracles.DTYPE = getattr(torch, config.getoption("--dtype"))
-    # As every command does: until it is said once, MKL takes fewer threads while the machine is busy, and other bits.
-    torch.set_num_threads(torch.get_num_threads())
+    # Several processes of tests have a core each. As every command does: until it is said once, MKL takes fewer threads
+    # while the machine is busy, and gives other bits.
+    torch.set_num_threads(1 if hasattr(config, "workerinput") else torch.get_num_threads())
 
 
 @pytest.fixture

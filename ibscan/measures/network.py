@@ -26,6 +26,7 @@ from ibscan.numerics.bracket import Bracket
 from ibscan.numerics.controls import ReplicaControls, controlled
 from ibscan.numerics.mixture import Mixture, gaussian_cap, principal_components
 from ibscan.numerics.propagation import Queries, bracket_terms, others_density, replica_sums
+from ibscan.numerics.tiling import aligned
 from ibscan.types import Array, Estimate, Layer, Network, Probe, Quantity, Status, Streams
 
 __all__ = ["NetworkInformation"]
@@ -291,7 +292,7 @@ class _Population:
         weights, ceiling = input_weights(probe)
         first, member, _ = distinct_rows(probe.x)
         owner = torch.as_tensor(member, device=network.device)
-        rows = torch.as_tensor(weights, device=network.device)
+        rows = aligned(weights).to(network.device)
         joint = torch.zeros(len(first), rows.shape[1], dtype=rows.dtype, device=rows.device).index_add_(0, owner, rows)
         return _Population(probe.x, first, owner, rows, joint, ceiling)
 
@@ -348,7 +349,7 @@ class _Channel:
         # Every draw on a replica of its own: those of one replica would tell the same again.
         own = tuple(range(draws))
         made = torch.cat([values for _, values in replicas(range(draws))])
-        noise = torch.as_tensor(np.stack([normals(self.layer, draw) for draw in range(draws)]), device=made.device)
+        noise = aligned(np.stack([normals(self.layer, draw) for draw in range(draws)])).to(made.device)
         points = made + noise
         queries = Queries(points.transpose(0, 1), 0.5 * noise.square().sum(-1).mT, own)
         joint, owner = self.population.joint, self.population.owner[:rows]

@@ -14,7 +14,7 @@ import torch
 from ibscan.measures.activations import input_weights, is_saturated, label_status, layer_status, layers_in_turn
 from ibscan.numerics.mixture import Mixture, gaussian_cap
 from ibscan.numerics.readout import LEAST_SHARE, line_information, readout_information
-from ibscan.numerics.tiling import mapped
+from ibscan.numerics.tiling import aligned, mapped
 from ibscan.types import Array, At, Estimate, Layer, Network, Probe, Quantity, Status, Streams
 
 __all__ = ["Cell", "ReadoutInformation", "components", "draws_of", "readout_cell"]
@@ -137,7 +137,7 @@ class ReadoutInformation:
             bounds and caps. What principal components tell is there where a layer is wide enough.
         """
         weights, ceiling = input_weights(probe)
-        joint = torch.as_tensor(weights, device=network.device)
+        joint = aligned(weights).to(network.device)
         measured = partial(readout_cell, ceiling=ceiling, tolerance=self.tolerance, max_draws=self.max_draws)
         absolute, levels = len(self.noise), len(self.noise) + len(self.rel_noise)
         lead = network.size, len(network.layers)
@@ -207,7 +207,7 @@ def draws_of(streams: Streams, layer: int, values: torch.Tensor) -> Draws:
 
     def drawn(draw: int) -> torch.Tensor:
         stream = streams.generator(ReadoutInformation.name, layer, draw)
-        return torch.as_tensor(stream.standard_normal(tuple(values.shape)), device=values.device)
+        return aligned(stream.standard_normal(tuple(values.shape))).to(values.device)
 
     return lru_cache(KEPT_DRAWS)(drawn) if values.numel() <= KEPT_NUMBERS else drawn
 

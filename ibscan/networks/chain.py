@@ -13,7 +13,7 @@ from ibscan.networks.resolve import ChainSpec
 from ibscan.numerics.jacobian import row_factor, softmax_carried
 from ibscan.numerics.spectrum import finite_matrices, made_finite, spectral_norm
 from ibscan.numerics.sweep import Carried, carried_on, carried_post, exactly_on, started
-from ibscan.numerics.tiling import cuts, mapped
+from ibscan.numerics.tiling import aligned, cuts, mapped
 from ibscan.types import Array, Derivative, Layer, Normals, Visit, VisitFactor, VisitGram, Weight
 
 __all__ = ["Chain", "stacked_chain"]
@@ -179,7 +179,7 @@ class Chain:
         Source:
             Goldfeld et al. 2019, section 2: T_l = f_l(T_{l-1}) + Z_l.
         """
-        rows = torch.as_tensor(x.reshape(len(x), -1)).to(self.device, self.weights[0].dtype)
+        rows = aligned(x.reshape(len(x), -1)).to(self.device, self.weights[0].dtype)
         # What feeds the first noise is the same in every replica.
         clean = self._layer(0, rows.expand(self.size, *rows.shape))[1]
         widest = max(one.width for one in self.layers[: layer + 1])
@@ -188,7 +188,7 @@ class Chain:
             block = range(start, min(start + size, replicas.stop))
             post = clean.unsqueeze(1).expand(-1, len(block), -1, -1)
             for before in range(layer):
-                z = torch.as_tensor(np.stack([normals(before, replica) for replica in block]))
+                z = aligned(np.stack([normals(before, replica) for replica in block]))
                 noisy = post + noise * z.to(self.device, post.dtype)
                 _, post = self._layer(before + 1, noisy.flatten(1, 2))
                 post = post.reshape(self.size, len(block), len(x), -1)
@@ -252,7 +252,7 @@ class Chain:
         return cuts(0, rows, budget // (self.size * self._widest() * factor.shape[-1]))
 
     def _block(self, x: Array, rows: slice) -> torch.Tensor:
-        return torch.as_tensor(x[rows].reshape(rows.stop - rows.start, -1)).to(self.device, self.weights[0].dtype)
+        return aligned(x[rows].reshape(rows.stop - rows.start, -1)).to(self.device, self.weights[0].dtype)
 
     def _widest(self) -> int:
         return max(self.inputs, *(layer.width for layer in self.layers))

@@ -17,7 +17,7 @@ from ibscan.networks.loading import foreign
 from ibscan.networks.passes import Reached, Tapper, attached, tapped
 from ibscan.networks.sweeps import Sweep, as_gram, counted, decomposed, grouped, room_for, swept
 from ibscan.networks.trees import main_tensor
-from ibscan.numerics.tiling import cuts
+from ibscan.numerics.tiling import aligned, cuts
 from ibscan.types import Array, At, Derivative, Layer, Normals, Visit, VisitFactor, VisitGram, Weight
 
 __all__ = ["Module"]
@@ -103,7 +103,7 @@ class Module:
         Source:
             Goldfeld et al. 2019, section 2: T_l = f_l(T_{l-1}) + Z_l.
         """
-        rows = torch.as_tensor(x).to(self.device, self.dtype)
+        rows = aligned(x).to(self.device, self.dtype)
         size = max(1, NOISY_BUDGET // (len(x) * self._widest(x)))
         for start in range(replicas.start, replicas.stop, size):
             block = range(start, min(start + size, replicas.stop))
@@ -239,7 +239,7 @@ class Module:
         return (self.taps.pre if at == "pre" else self.taps.post)[layer]
 
     def _rows(self, x: Array) -> torch.Tensor:
-        return torch.as_tensor(x).to(self.device, self.dtype)
+        return aligned(x).to(self.device, self.dtype)
 
     def _variable(self, x: Array, which: Derivative) -> torch.Tensor:
         """Return what is differentiated by: the rows, or the origin's post, flattened."""

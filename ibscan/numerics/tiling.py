@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
-__all__ = ["block_shape", "cuts", "mapped", "tiles"]
+__all__ = ["aligned", "block_shape", "cuts", "mapped", "tiles"]
 
 T = TypeVar("T")
 Piece = TypeVar("Piece")
@@ -43,6 +44,15 @@ def tiles(rows: int, columns: int, device: torch.device) -> list[slice]:
         [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
     return cuts(0, rows, (2**18 if device.type == "cpu" else 2**26) // max(1, columns))
+
+
+def aligned(array: np.ndarray[Any, Any]) -> torch.Tensor:
+    """Return a copy of an array in torch's own memory, which begins at a multiple of 64 bytes.
+
+    Where numpy's begins depends on what the process did before, and by it MKL groups the terms of its sums: the same
+    numbers would not give the same bits.
+    """
+    return torch.tensor(array)
 
 
 def block_shape(device: torch.device) -> tuple[int, int]:

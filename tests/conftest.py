@@ -58,6 +58,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Set the number of threads; the number before is there again after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> Run:
     """Run `ibscan ARGUMENTS` in this process, where no signal or terminal is needed; on --device, in --dtype."""
 

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from oracles import weight_entropy
 from readout_oracles import extent, on_a_line, sampled, told
 
@@ -185,15 +184,11 @@ def test_noises_and_checkpoints_together_equal_each_alone(draws):
     assert ((both["mi_readout_xt"].draws <= 60) | (draws > 60)).all()
 
 
-def test_threads_do_not_matter():
-    values, before = cloud(3000, 3, 4), torch.get_num_threads()
-    try:
-        found = []
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            found.append(told([values], noise=(0.3, 1.0), max_draws=4000))
-    finally:
-        torch.set_num_threads(before)
+def test_threads_do_not_matter(threads):
+    values, found = cloud(3000, 3, 4), []
+    for number in (1, 2):
+        threads(number)
+        found.append(told([values], noise=(0.3, 1.0), max_draws=4000))
     for name in ("mi_readout_xt", "mi_readout_slope", "mi_readout_cap"):
         alike(found[0][name], found[1][name], rtol=1e-9)
 

@@ -576,16 +576,13 @@ def test_tiles_cover_every_row_once(rows, columns):
     assert all(len(range(rows)[piece]) * columns <= 2**19 or len(range(rows)[piece]) == 1 for piece in got)
 
 
-def test_mapped_keeps_the_order_and_passes_errors_on():
-    torch.set_num_threads(2)
-    try:
-        assert mapped(lambda k: k * k, range(50), torch.device("cpu")) == [k * k for k in range(50)]
-        assert torch.get_num_threads() == 2
-        with pytest.raises(ZeroDivisionError):
-            mapped(lambda k: 1 // k, range(50), torch.device("cpu"))
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)
+def test_mapped_keeps_the_order_and_passes_errors_on(threads):
+    threads(2)
+    assert mapped(lambda k: k * k, range(50), torch.device("cpu")) == [k * k for k in range(50)]
+    assert torch.get_num_threads() == 2
+    with pytest.raises(ZeroDivisionError):
+        mapped(lambda k: 1 // k, range(50), torch.device("cpu"))
+    assert torch.get_num_threads() == 2
 
 
 def test_line_oracle_knows_a_gaussian():

@@ -260,8 +260,9 @@ class Chain:
 
 def _sound(pre: torch.Tensor) -> torch.Tensor:
     """Return which rows are finite, (C, n); a sum that is finite says so of all."""
-    total = pre.sum(-1)
-    return torch.isfinite(total) if bool(torch.isfinite(total.sum())) else torch.isfinite(pre).all(-1)
+    if bool(torch.isfinite(pre.sum())):
+        return torch.ones(pre.shape[:-1], dtype=torch.bool, device=pre.device)
+    return torch.isfinite(pre).all(-1)
 
 
 def _softmax(p: torch.Tensor) -> torch.Tensor:

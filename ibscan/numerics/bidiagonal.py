@@ -16,7 +16,7 @@ __all__ = ["stacked_values"]
 EPS = torch.finfo(torch.float64).eps
 # Steps for each singular value of all matrices, and then of those alone that need more. What has not converged after
 # them is left to the library.
-STEPS, MORE_STEPS = 3, 3
+STEPS, MORE_STEPS = 3, 2
 # Squares of squares beyond these leave the range of float64; a zero singular value is among what does.
 LEAST, MOST = 1e-140, 1e140
 # So many roundings may have made a bound too large.
@@ -75,7 +75,11 @@ def _reflected(vector: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
         norm = square.sqrt()
         first = torch.copysign(norm, vector[0]).add_(vector[0])
         vector[0] = first
-        along = (others * vector).sum(1).div_(norm.mul_(first.abs()))
+        # Term by term: all products at once would leave a core's cache and come back for the sum.
+        along = others[:, 0] * first
+        for term, own in zip(others.unbind(1)[1:], vector[1:], strict=True):
+            along.addcmul_(term, own)
+        along.div_(norm.mul_(first.abs()))
         others.addcmul_(along.unsqueeze(1), vector, value=-1.0)
     return square
 
@@ -94,19 +98,21 @@ def _eigenvalues(q: list[torch.Tensor], e: list[torch.Tensor]) -> tuple[torch.Te
         Fernando and Parlett 1994, Accurate singular values and differential qd algorithms: dqds.
     """
     size, zero = len(q), torch.zeros_like(q[0])
-    # Rows of q, of 1 / q, of e with what is beside an element already taken off, and the sum of shifts.
-    table = torch.stack([*q, *(one.reciprocal() for one in q), *e, zero, zero])
+    # The sum of shifts, then q, 1 / q and e in turn, e with what is beside an element already taken off.
+    turns = zip(q, (one.reciprocal() for one in q), [*e, zero], strict=True)
+    table = torch.stack([zero, *(row for turn in turns for row in turn)])
     certain, found, shift = torch.ones_like(zero, dtype=torch.bool), [], None
     for rest in range(size, 2, -1):
-        shift, done = _taken_off(table, rest, shift, STEPS)
+        held = table[: 3 * rest + 1]
+        shift, done = _taken_off(held, shift, STEPS)
         left = (~done).nonzero().squeeze(-1)
         if len(left):
-            part = table[:, left]
-            shift[left], done[left] = _taken_off(part, rest, None, MORE_STEPS)
-            table[:, left] = part
+            part = held[:, left]
+            shift[left], done[left] = _taken_off(part, None, MORE_STEPS)
+            held[:, left] = part
         certain &= done
-        found.append(table[-1] + table[rest - 1])
-    found += [table[-1] + value for value in _pair(table[:size], table[2 * size : -1])]
+        found.append(held[0] + held[-3])
+    found += [table[0] + value for value in _pair(table[1::3], table[3::3])]
     values = torch.stack(found[::-1])
     mixed = (values[1:] > values[:-1]).any(0).nonzero().squeeze(-1)
     if len(mixed):
@@ -114,32 +120,29 @@ def _eigenvalues(q: list[torch.Tensor], e: list[torch.Tensor]) -> tuple[torch.Te
     return values, certain
 
 
-def _taken_off(
-    table: torch.Tensor, rest: int, shift: torch.Tensor | None, steps: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make so many steps with the first `rest` elements; return the shift without the last, and where it may go.
+def _taken_off(table: torch.Tensor, shift: torch.Tensor | None, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make so many steps; return the shift without the last element, and where that may go.
 
     Without it there is the matrix A of those before it, to whose last q then belongs what is beside it. What is
     neglected is the element b off the diagonal, which moves no eigenvalue by more than b, nor than b^2 over the
     distance of the element from the eigenvalues of A.
 
     Args:
-        table: As above, shape (3 n + 1, B); overwritten.
-        rest: How many elements have not been taken off.
+        table: As above, of the elements not yet taken off, shape (3 n + 1, B); overwritten.
         shift: Of the first step, if known.
         steps: How many.
 
     Source:
         Li and Li 2005, A note on eigenvalues of perturbed Hermitian matrices.
     """
-    rows, size = table.unbind(), len(table) // 3
-    q, inverse, e, shifted = rows[:rest], rows[size : size + rest], rows[2 * size : 2 * size + rest], rows[-1]
+    shifted, *rows = table.unbind()
+    q, inverse, e = rows[::3], rows[1::3], rows[2::3]
     for _ in range(steps):
         shift = _shift(inverse, e)[0] if shift is None else shift
         shifted += shift
         left = q[0] - shift
         less = shift.neg_()
-        for k in range(rest - 1):
+        for k in range(len(q) - 1):
             torch.add(left, e[k], out=q[k])
             torch.reciprocal(q[k], out=inverse[k])
             ratio = q[k + 1] * inverse[k]

@@ -9,9 +9,15 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
+from ibscan.numerics.room import keep_freed
+
 
 def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, object]]:
-    """Return the median CPU seconds of every call, taken in turn, and what the last one returned."""
+    """Return the median CPU seconds of every call, taken in turn, and what the last one returned.
+
+    Freed memory stays with the process, as in every command: it does so for all of them.
+    """
+    keep_freed()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     last: dict[str, object] = {}
     for _ in range(repeats):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
-from ibscan.inputs.checkpoint import inspect_checkpoint
+from ibscan.inputs.checkpoint import FORMATS, inspect_checkpoint
 from ibscan.inputs.comparison import repeats
 from ibscan.inputs.discovery import BESIDE, TEMPORARY, TRAINER, is_claimed
 from ibscan.inputs.files import content_kind, file_head
@@ -26,9 +26,6 @@ __all__ = ["Look", "looks"]
 
 # Between two looks at the folder; shorter where --idle is, so that what is new is seen before the time is over.
 PAUSE_SECONDS, PAUSES_AN_IDLE = 1.0, 4
-# What torch and safetensors write, whatever the file is called.
-KINDS = ("safetensors", "zip", "pickle")
-
 # What the system says of a file, or of all files of a folder that is one checkpoint: another one means other content.
 Stamp: TypeAlias = tuple[Any, ...]
 
@@ -194,7 +191,7 @@ def _is_named(name: str) -> bool:
 def _may_be(path: Path, *, sniffed: bool) -> bool:
     if BESIDE.match(path.name):
         return False
-    return _is_named(path.name) or (sniffed and content_kind(file_head(path)) in KINDS)
+    return _is_named(path.name) or (sniffed and content_kind(file_head(path)) in FORMATS)
 
 
 def _numbers(found: os.stat_result) -> Stamp:

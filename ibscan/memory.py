@@ -28,7 +28,7 @@ def layer_memory(plan: Plan) -> list[int]:
         Bytes, one number a layer; within a factor of two or so of what is seen.
     """
     model, stacked = plan.model, plan.model.most is None
-    budget = chain.FACTOR_BUDGET if stacked else sweeps.BLOCK_BUDGET
+    budget = chain.FACTOR_BUDGET if stacked else sweeps.BLOCK_BUDGET[plan.device.type]
     directions = min(model.inputs, model.layers[0].width) if stacked else model.inputs
     found = []
     for layer in model.layers:

@@ -58,6 +58,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run's folder with a probe, and no checkpoint yet."""
+    made = tmp_path / "ckpts"
+    made.mkdir()
+    binary_probe(made)
+    return made
+
+
+@pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
     """Set the number of threads; the number before is there again after the test."""
     before = torch.get_num_threads()

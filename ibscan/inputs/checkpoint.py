@@ -28,8 +28,9 @@ from ibscan.inputs.shards import SHARD, identity, is_index, read_index
 from ibscan.inputs.tensorfiles import read_tensor_header, read_tensors
 from ibscan.types import Checkpoint, TensorInfo
 
-__all__ = ["inspect_checkpoint", "load_tensors"]
+__all__ = ["FORMATS", "inspect_checkpoint", "load_tensors"]
 
+# What is read, whatever the file is called: the kind of its content, and what the format is called.
 FORMATS = {"safetensors": "safetensors", "zip": "torch zip", "pickle": "torch legacy"}
 LONGEST_METADATA = 10_000
 # From here on a file is hashed piece by piece and only what is needed of it is read again, straight into tensors.
@@ -149,13 +150,9 @@ def _kind(shot: Snapshot, file: Path, name: str) -> str:
     head = shot.stream.read(1024)
     shot.stream.seek(0)
     kind = content_kind(head)
-    # A header length that happens to be all text bytes: the name settles what the content leaves open.
-    if (
-        kind in ("text", "unknown", "idx")
-        and file.suffix == ".safetensors"
-        and not head.lstrip().startswith((b"{", b"<"))
-    ):
-        kind = "safetensors" if kind != "text" else kind
+    # The name settles what the content leaves open.
+    if kind in ("unknown", "idx") and file.suffix == ".safetensors" and not head.lstrip().startswith((b"{", b"<")):
+        kind = "safetensors"
     # The parts of a distributed checkpoint are torch files, one tensor each.
     if kind not in FORMATS or file.suffix == ".distcp":
         raise CheckpointError(refusal(kind, file, name, shot.size))

@@ -12,13 +12,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ibscan.errors import CheckpointError, InputError
-from ibscan.inputs.files import exists, regular_stat, unreadable
+from ibscan.errors import InputError
+from ibscan.inputs.files import exists, small_text
 from ibscan.types import Checkpoint
 
 __all__ = ["check_config", "config_beside", "stated_class", "used_entries"]
 
-MAX_BYTES = 1 << 20
 DEEPEST = 32
 # Counts in a config become lists (of layers, of labels) before any weight is compared. Positions and tokens may be
 # millions, and the base of rotary embeddings is more still; of these nothing is made but tensors, which are counted.
@@ -58,14 +57,9 @@ def config_beside(checkpoint: Checkpoint) -> dict[str, Any] | None:
     path = checkpoint.path.parent / "config.json"
     if not exists(str(path)):
         return None
+    text = small_text(path)
     try:
-        if (size := regular_stat(path, str(path)).st_size) > MAX_BYTES:
-            raise InputError(f"{path}: has {size} bytes, and at most {MAX_BYTES} were expected; is it another file?")
-        found = json.loads(path.read_bytes())
-    except CheckpointError as error:
-        raise InputError(str(error)) from None
-    except OSError as error:
-        raise InputError(unreadable(path, str(path), error)) from None
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is no readable JSON ({error}); mend it, or name the model with --model.") from None
     if not isinstance(found, dict):

@@ -22,6 +22,7 @@ __all__ = [
     "exists",
     "file_head",
     "regular_stat",
+    "small_text",
     "snapshot",
     "special_kind",
     "tried_twice",
@@ -29,6 +30,8 @@ __all__ = [
 
 T = TypeVar("T")
 SMALL_BYTES = 256 << 20
+# No description of a run or a model is longer.
+TEXT_BYTES = 1 << 20
 HEAD_BYTES = 1024
 RETRY_SECONDS = 0.05
 # A file written to again within one tick of its file system's clock (2 s at the coarsest) has the same times as before.
@@ -113,6 +116,25 @@ def regular_stat(path: Path, name: str) -> os.stat_result:
     if words:
         raise CheckpointError(f"{name}: is {words}, but a regular file was expected; it was not opened.")
     return found
+
+
+def small_text(path: Path) -> str:
+    """Return the content of a small text file that users or libraries write beside checkpoints.
+
+    Raises:
+        InputError: Missing, no regular file, unreadable, over 1 MiB, or no UTF-8.
+    """
+    try:
+        size = regular_stat(path, str(path)).st_size
+        if size > TEXT_BYTES:
+            raise InputError(f"{path}: has {size} bytes, and at most {TEXT_BYTES} were expected; is it another file?")
+        return path.read_bytes().decode("utf-8-sig")
+    except CheckpointError as error:
+        raise InputError(str(error)) from None
+    except OSError as error:
+        raise InputError(unreadable(path, str(path), error)) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is no UTF-8 text ({error}); mend it or move it away.") from None
 
 
 def unreadable(path: Path, name: str, error: OSError) -> str:

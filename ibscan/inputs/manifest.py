@@ -8,17 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ibscan.errors import CheckpointError, InputError, UsageError
+from ibscan.errors import InputError, UsageError
 from ibscan.inputs.arguments import KNOWN as PROBE_ARGUMENTS
 from ibscan.inputs.arguments import checked_arguments
 from ibscan.inputs.choice import split_spec
 from ibscan.inputs.code import is_code
 from ibscan.inputs.coordinates import compiled_pattern
-from ibscan.inputs.files import exists, regular_stat, unreadable
+from ibscan.inputs.files import exists, small_text
 
 __all__ = ["Manifest", "read_manifest"]
 
-MAX_BYTES = 1 << 20
 KEYS: dict[str, dict[str, type[Any]]] = {
     "model": {"spec": str, "args": dict},
     "probe": {"path": str, **dict.fromkeys(PROBE_ARGUMENTS, object)},
@@ -55,8 +54,8 @@ def read_manifest(folder: Path, *, trust: bool) -> Manifest | None:
         The manifest, or None where there is no such file.
 
     Raises:
-        UsageError: Unknown key, wrong type, broken TOML, over 1 MiB.
-        InputError: The probe lies outside the folder or is code, or the file may not be read.
+        UsageError: Unknown key, wrong type, broken TOML.
+        InputError: The probe lies outside the folder or is code, or the file may not be read or has over 1 MiB.
     """
     path = folder / "ibscan.toml"
     if not path.exists() and not path.is_symlink():
@@ -85,15 +84,9 @@ def read_manifest(folder: Path, *, trust: bool) -> Manifest | None:
 
 
 def _tables(path: Path) -> dict[str, dict[str, Any]]:
+    text = small_text(path)
     try:
-        size = regular_stat(path, str(path)).st_size
-        if size > MAX_BYTES:
-            raise UsageError(f"{path}: has {size} bytes, and at most {MAX_BYTES} were expected; is it another file?")
-        tables = tomllib.loads(path.read_bytes().decode())
-    except CheckpointError as error:
-        raise InputError(str(error)) from None
-    except OSError as error:
-        raise InputError(unreadable(path, str(path), error)) from None
+        tables = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: is no readable TOML ({error}); mend it or move it away.") from None
     for name, table in tables.items():

@@ -19,11 +19,11 @@ __all__ = ["Sweep", "as_gram", "counted", "decomposed", "grouped", "room_for", "
 # Directions of the input carried through one pass.
 TANGENTS = 256
 # Numbers the Jacobians of one row may hold, the values of one pass at its widest layer, and several rows' Jacobians:
-# less where memory is short. A GPU needs larger blocks to be busy.
-ROW_BUDGET = 2**27
-PASS_BUDGET = 2**25
-BLOCK_BUDGET = 2**24
-BUSY = 2**4
+# less where memory is short. A CPU takes blocks of more than 32 MiB anew each time, and the system clears them; a GPU
+# needs larger ones to be busy.
+ROW_BUDGET = {"cpu": 2**27, "cuda": 2**31}
+PASS_BUDGET = {"cpu": 2**22, "cuda": 2**29}
+BLOCK_BUDGET = {"cpu": 2**22, "cuda": 2**28}
 # A unit's gradient costs as much as so many directions in forward mode.
 GRADIENT_COST = 2
 # Squares of numbers beyond these leave the range in which they are exact to rounding.
@@ -96,9 +96,9 @@ def swept(
         room: Numbers that may be held.
     """
     first = outputs(sweep, slice(0, 1), 1)
-    busy = 1 if first.variable.device.type == "cpu" else BUSY
-    block = max(1, min(busy * BLOCK_BUDGET, room) // (first.size * sum(sweep.widths)))
-    passed = min(busy * PASS_BUDGET, room) // (min(block, rows) * max(sweep.widths))
+    device = first.variable.device.type
+    block = max(1, min(BLOCK_BUDGET[device], room) // (first.size * sum(sweep.widths)))
+    passed = min(PASS_BUDGET[device], room) // (min(block, rows) * max(sweep.widths))
     tangents = max(1, min(TANGENTS, passed))
     left = cuts(0, rows, block)[::-1]
     while left:
@@ -173,7 +173,7 @@ def _grams_of(jacobians: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 def room_for(device: torch.device) -> int:
     """Return how many numbers the Jacobians of one row may take."""
-    return numbers_at_hand(device, ROW_BUDGET if device.type == "cpu" else BUSY * ROW_BUDGET)
+    return numbers_at_hand(device, ROW_BUDGET[device.type])
 
 
 def _too_wide(sweep: Sweep, outputs: Outputs, room: int) -> bool:

@@ -63,14 +63,6 @@ class Clock:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    made = tmp_path / "ckpts"
-    made.mkdir()
-    binary_probe(made)
-    return made
-
-
-@pytest.fixture
 def follow(command: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Finished, Clock]]:
     """Run `ibscan cluster FOLDER --follow`, while `events` happen at their seconds."""
 

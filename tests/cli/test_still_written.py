@@ -3,7 +3,8 @@
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,31 +87,30 @@ def train(folder: Path, contents: dict[str, list[bytes]], stop: threading.Event)
         (folder / name).write_bytes(versions[0])
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    made = tmp_path / "ckpts"
-    made.mkdir()
-    binary_probe(made)
-    return made
+@contextmanager
+def training(folder: Path, contents: dict[str, list[bytes]]) -> Iterator[threading.Event]:
+    """Have the folder written to until the event is set or the block ends, and whole by then."""
+    stop = threading.Event()
+    writer = threading.Thread(target=train, args=(folder, contents, stop))
+    writer.start()
+    try:
+        yield stop
+    finally:
+        stop.set()
+        writer.join()
 
 
 def test_every_number_is_of_the_content_it_names(
     command: Run, folder: Path, contents: dict[str, list[bytes]], truth: dict[str, Array]
 ) -> None:
-    stop = threading.Event()
-    writer = threading.Thread(target=train, args=(folder, contents, stop))
-    writer.start()
     measured = 0
-    try:
+    with training(folder, contents):
         for scan in range(SCANS):
             done = command("cluster", folder, "-o", f"r{scan}.h5")
             assert done.code in (0, 3, 4, 5), done.err
             if done.code in (0, 4):
                 assert_true(Path(f"r{scan}.h5"), truth)
                 measured += len(values(read(Path(f"r{scan}.h5"))))
-    finally:
-        stop.set()
-        writer.join()
     assert measured > SCANS
     # What was skipped is measured by the next run, what changed is refused by name.
     done = command("cluster", folder, "-o", "r0.h5")
@@ -123,13 +123,9 @@ def test_every_number_is_of_the_content_it_names(
 def test_following_ends_at_what_is_there_in_the_end(
     command: Run, folder: Path, contents: dict[str, list[bytes]], truth: dict[str, Array]
 ) -> None:
-    stop = threading.Event()
-    writer = threading.Thread(target=train, args=(folder, contents, stop))
-    writer.start()
-    ending = threading.Timer(2.0, stop.set)
-    ending.start()
-    done = command("cluster", folder, "-o", "r.h5", "--follow", "--idle", 1)
-    writer.join()
+    with training(folder, contents) as stop:
+        threading.Timer(2.0, stop.set).start()
+        done = command("cluster", folder, "-o", "r.h5", "--follow", "--idle", 1)
     assert done.code == 0, done.err
     assert_true(Path("r.h5"), truth)
     assert command("cluster", folder, "-o", "plain.h5").code == 0

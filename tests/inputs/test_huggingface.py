@@ -251,7 +251,7 @@ HOSTILE: dict[str, tuple[dict[str, object] | bytes, str]] = {
     "text for a number": ({"num_hidden_layers": "two"}, "raised TypeError"),
     "methods as entries": ({"to_dict": 1}, "raised TypeError"),
     "no JSON": (b"{", "no readable JSON"),
-    "no text": (b"\xff\xfe\x00", "no readable JSON"),
+    "no text": (b"\xff\xfe\x00", "no UTF-8 text"),
     "a number of digits": (b'{"model_type": "tiny", "x": ' + b"9" * 5000 + b"}", "no readable JSON"),
     "deep": (NESTED, "nested"),
     "deeper": (b"[" * 100_000, "no readable JSON"),

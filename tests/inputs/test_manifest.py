@@ -60,7 +60,7 @@ REFUSED: list[tuple[str, type[IbscanError], str]] = [
     ("[probe]\npath = '../p.npz'", InputError, "--trust"),
     ("[probe]\npath = '/p.npz'", InputError, "--trust"),
     ("[probe]\npath = 'link/p.npz'", InputError, "--trust"),
-    ("# " + "x" * (1 << 20), UsageError, "1048576"),
+    ("# " + "x" * (1 << 20), InputError, "1048576"),
 ]
 
 

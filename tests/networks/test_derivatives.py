@@ -367,7 +367,8 @@ BUDGETS = {
 def limit(monkeypatch, budget, size):
     for constant, value in budget.items():
         unit = size if constant in ("ROW_BUDGET", "BLOCK_BUDGET") else 1
-        monkeypatch.setattr(sweeps, constant, max(1, int(value * unit)))
+        most = max(1, int(value * unit))
+        monkeypatch.setattr(sweeps, constant, most if constant == "TANGENTS" else {"cpu": most, "cuda": most})
 
 
 @pytest.mark.parametrize("at", ["pre", "post"])

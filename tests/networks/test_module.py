@@ -195,8 +195,8 @@ def test_groups_of_layers_and_blocks_of_rows_do_not_matter(net, budget, monkeypa
     x = rows_of(7, *shape)
     network = network_of(model, x)
     whole = {at: jacobians(network, x, at) for at in ("pre", "post")}
-    monkeypatch.setattr(sweeps_module, "BLOCK_BUDGET", budget)
-    monkeypatch.setattr(sweeps_module, "ROW_BUDGET", budget)
+    for constant in ("BLOCK_BUDGET", "ROW_BUDGET"):
+        monkeypatch.setattr(sweeps_module, constant, {"cpu": budget, "cuda": budget})
     monkeypatch.setattr(sweeps_module, "TANGENTS", 3)
     visits = []
     network.jacobians(x, lambda layer, _, __, rows: visits.append((layer, rows.start)), Derivative("post"))

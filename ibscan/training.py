@@ -53,8 +53,9 @@ def save(
         epoch: Epochs of training so far; 0 before the first.
         step: Optimiser steps so far. One of epoch and step is needed.
         value: Coordinate of a sweep (say the weight of a KL term), where the series is one.
-        spec: `mlp:ACT` or `mlp:ACT:OUT`; may be left out for an `nn.Sequential` of Linear layers and known
-            activations with default parameters.
+        spec: What `--model` takes: `mlp:ACT`, `mlp:ACT:OUT`, or code such as `net.py:build`, which is run with
+            `--trust`; may be left out for an `nn.Sequential` of Linear layers and known activations with default
+            parameters.
         noise: Standard deviation of the channel noise the network was trained with, activation units; None for none.
         metrics: Numbers to keep beside the weights, such as losses.
 
@@ -117,9 +118,12 @@ def inferred_spec(model: nn.Module) -> str:
         plain = isinstance(module, nn.Linear | nn.ReLU) or not name or repr(module) == repr(type(module)())
         plain |= isinstance(module, nn.Softmax) and module.dim in (-1, 1)
         if not name or not plain:
+            # Of a whole network only its kind: the rest would fill the screen.
+            kind = type(module).__name__ if any(module.children()) else repr(module)
             raise UsageError(
-                f"ibscan.save: module {position} is {module!r}, and only an nn.Sequential of Linear layers and known "
-                "activations with default parameters describes itself; give spec='mlp:ACT' or 'mlp:ACT:OUT'."
+                f"ibscan.save: module {position} is {kind}, and only an nn.Sequential of Linear layers and known "
+                "activations with default parameters describes itself; give spec='mlp:ACT', 'mlp:ACT:OUT', or the code "
+                "that makes the model, as in spec='net.py:build'."
             )
         names.append(name)
     last = len(names) - 1 - names[::-1].index("linear") if "linear" in names else -1

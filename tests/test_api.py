@@ -115,6 +115,15 @@ def test_what_is_no_plain_chain_needs_a_spec(tmp_path: Path, modules: list[nn.Mo
         ibscan.save(tmp_path, nn.Sequential(*modules), epoch=1)
 
 
+def test_a_network_that_is_code_is_named_by_its_kind(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"module 0 is Bilinear\(.*spec='net.py:build'"):
+        ibscan.save(tmp_path, nn.Bilinear(2, 2, 2), epoch=1)
+    with pytest.raises(UsageError, match="module 0 is TransformerEncoderLayer, and"):
+        ibscan.save(tmp_path, nn.TransformerEncoderLayer(8, 2, 8), epoch=1)
+    path = ibscan.save(tmp_path, nn.Bilinear(2, 2, 2), epoch=1, spec="net.py:build")
+    assert path.exists()
+
+
 def test_saving_refuses_what_has_no_place(tmp_path: Path) -> None:
     for options in ({}, {"epoch": -1}, {"epoch": float("nan")}, {"epoch": 1, "metrics": {"loss": "low"}}):
         with pytest.raises(UsageError):

@@ -297,7 +297,8 @@ def odd_result(draw: Draw, path: Path) -> None:
     """Rebuild a result with odd attributes, types and shapes, and seal it as its writer would."""
     path.write_bytes(make.result_bytes()[: -len(_seal("0" * 64))])
     with h5py.File(path, "r+") as file:
-        names = st.sampled_from(sorted(file))
+        # Read before anything is odd: the next change may come upon what the one before has left.
+        names, told = st.sampled_from(sorted(file)), json.loads(file.attrs["dimensions"])
         for _ in range(draw(st.integers(1, 3))):
             name = draw(names)
             match draw(st.integers(0, 7)):
@@ -320,7 +321,6 @@ def odd_result(draw: Draw, path: Path) -> None:
                         draw(st.one_of(JSON, SETTINGS))
                     )
                 case 6:
-                    told = json.loads(file.attrs["dimensions"])
                     told[name] = draw(st.one_of(JSON, st.lists(names, max_size=3)))
                     file.attrs["dimensions"] = json.dumps(told)
                 case _ if name in file and file[name].dtype.kind == "f" and file[name].size:

@@ -15,9 +15,10 @@ __all__ = ["is_out_of_memory", "keep_freed", "numbers_at_hand"]
 # Of what is free, what one block may take: its products and LAPACK's copies need the rest.
 SHARE = 8
 LEAST = 2**16
-# Settings of glibc's mallopt: freed bytes at the end of the heap that stay with the process (M_TRIM_THRESHOLD), and
-# from what size on a block is no part of the heap (M_MMAP_THRESHOLD; 32 MiB is the largest it takes).
-KEPT = ((-1, 2**28), (-3, 2**25))
+# Settings of glibc's mallopt by the variables that set them from outside: freed bytes at the end of the heap that stay
+# with the process (M_TRIM_THRESHOLD), and from what size on a block is no part of the heap (M_MMAP_THRESHOLD; 32 MiB is
+# the largest it takes).
+KEPT = {"MALLOC_TRIM_THRESHOLD_": (-1, 2**28), "MALLOC_MMAP_THRESHOLD_": (-3, 2**25)}
 
 
 def numbers_at_hand(device: torch.device, most: int) -> int:
@@ -38,7 +39,8 @@ def keep_freed() -> None:
     """Have what is freed stay with this process, up to 256 MiB, for the next operation to take.
 
     glibc returns large blocks to the system, which clears every page of the next: a sixth of the time of small
-    networks, whose operations are short, and a third of that of convolutional ones. Other libraries are left alone.
+    networks, whose operations are short, and a third of that of convolutional ones. What the environment sets stays as
+    it is set, and other libraries are left alone.
 
     Source:
         The GNU C Library, mallopt(3).
@@ -47,8 +49,9 @@ def keep_freed() -> None:
         # musl has no such function; a static build has no library to ask.
         with contextlib.suppress(OSError, AttributeError):
             library = ctypes.CDLL(None)
-            for setting, size in KEPT:
-                library.mallopt(setting, size)
+            for variable, (setting, size) in KEPT.items():
+                if variable not in os.environ:
+                    library.mallopt(setting, size)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -26,6 +26,7 @@ __all__ = ["Look", "looks"]
 
 # Between two looks at the folder; shorter where --idle is, so that what is new is seen before the time is over.
 PAUSE_SECONDS, PAUSES_AN_IDLE = 1.0, 4
+
 # What the system says of a file, or of all files of a folder that is one checkpoint: another one means other content.
 Stamp: TypeAlias = tuple[Any, ...]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import sys
 from pathlib import Path
@@ -35,8 +36,9 @@ def numbers_at_hand(device: torch.device, most: int) -> int:
     return most if room >= most else 2 ** (room.bit_length() - 1)
 
 
+@functools.cache
 def keep_freed() -> None:
-    """Have what is freed stay with this process, up to 256 MiB, for the next operation to take.
+    """Have what is freed stay with this process, up to 256 MiB, for the next operation to take; once is enough.
 
     glibc returns large blocks to the system, which clears every page of the next: a sixth of the time of small
     networks, whose operations are short, and a third of that of convolutional ones. What the environment sets stays as

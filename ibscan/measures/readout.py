@@ -236,7 +236,7 @@ def readout_cell(
             mixture.chosen(normals),
             tolerance=tolerance,
             max_draws=max_draws,
-            gap=max(0.0, cap - lower),
+            bounds=(lower, cap),
         )
     status = Status.SATURATED if is_saturated(found.xt, ceiling) else Status.OK
     return Cell(

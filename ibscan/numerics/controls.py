@@ -7,8 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from scipy.special import stdtrit
 
-__all__ = ["QUADRATIC_WIDTH", "ReplicaControls", "Residuals", "controlled", "controls", "gaussian", "quadratic"]
+__all__ = [
+    "QUADRATIC_WIDTH",
+    "ReplicaControls",
+    "Residuals",
+    "controlled",
+    "controls",
+    "gaussian",
+    "near_enough",
+    "quadratic",
+]
 
 # Up to this width all products of two coordinates are followed; beyond, only the length of the noise (and what
 # a Gaussian says, of replicas or of neighbours).
@@ -19,6 +29,10 @@ DRAWS_A_CONTROL = 4
 FEW_STRATA = 64
 # Directions in which controls vary by less than this share of the most are rounding.
 DEPENDENT = 1e-10
+# Controls that grow with the place are left out at places more than FAR times as far from the middle as the OUTER-th
+# farthest (the CROWD-th part of all, where they are few): what is fitted on the others does not hold there, and a
+# handful of places would make all of the error, which their own few draws cannot tell.
+FAR, OUTER, CROWD = 2.0, 64, 16
 
 Follow = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -61,6 +75,12 @@ def controls(width: int, spare: int) -> Follow:
     if width <= QUADRATIC_WIDTH and spare >= DRAWS_A_CONTROL * 2 * (width + width * (width + 1)):
         return every
     return length if spare >= DRAWS_A_CONTROL * 2 else none
+
+
+def near_enough(lengths: torch.Tensor) -> torch.Tensor:
+    """Return which strata are near enough for controls that grow with the place, by distances from the middle (m,)."""
+    outer = min(OUTER, max(1, len(lengths) // CROWD))
+    return lengths <= FAR * lengths.topk(outer).values[-1]
 
 
 def gaussian(z: torch.Tensor, apart: torch.Tensor, precision: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,6 +147,9 @@ class ReplicaControls:
         # Of the size of one, so that all controls weigh alike when dependent ones are looked for.
         places /= places.square().mean().sqrt().clamp(min=torch.finfo(places.dtype).tiny)
         self._common = controls(width, len(self._s) * max(1, draws - 1))(self._z, places)
+        if width <= QUADRATIC_WIDTH:
+            near = near_enough(places.square().sum(-1).mean(1).sqrt())
+            self._common = self._common * near.view(-1, 1, 1)
         # Sums of squares about a point near each row's replicas lose no digits.
         self._origin = self._s[:, :1]
         self._first, self._second = z.new_zeros(len(self._s), 1, width), z.new_zeros(())
@@ -158,13 +181,17 @@ class Residuals:
 
     Strata alternate between two halves, draws where there are few strata. What is subtracted in one half has
     coefficients fitted in the other, so that it does not know the draws it is subtracted from and keeps its mean of
-    zero. `share` are the weights of the strata, which are all there are (`stratified`) or a sample.
+    zero. `share` are the weights of the strata, which are all there are (`stratified`) or a sample. Where `far`, a few
+    strata, controls are not subtracted; as each of them may be most of the error, each has Student's factor of its own
+    draws.
     """
 
     share: torch.Tensor
     stratified: bool
+    far: torch.Tensor | None = None
     draws: int = 0
     _halves: list[_Half] = field(default_factory=list)
+    _alone: list[torch.Tensor] = field(default_factory=list)
 
     def add(self, terms: torch.Tensor, follow: torch.Tensor) -> None:
         """Add some draws of every stratum.
@@ -173,6 +200,9 @@ class Residuals:
             terms: Shape (terms, draws, strata).
             follow: Their controls, shape (draws, strata, p).
         """
+        if self.far is not None:
+            follow = follow * ~self.far.unsqueeze(-1)
+            self._alone.append(terms[..., self.far])
         both = torch.cat((terms.movedim(0, -1), follow), -1).transpose(0, 1)
         if not self._halves:
             self._halves = [_Half(self.share[mine[0]], mine, len(terms)) for mine, _ in _halves(*both.shape[:2])]
@@ -191,12 +221,20 @@ class Residuals:
         value /= self.draws
         if self.stratified:
             scatter = torch.stack([half.scatter(fit) for half, fit in fitted]).sum(0).clamp(min=0.0)
-            error = (scatter / ((self.draws - (2 if by_draws else 1)) * self.draws)).sqrt()
+            error = (scatter / ((self.draws - (2 if by_draws else 1)) * self.draws) + self._doubt()).sqrt()
         else:
             # Not every stratum was visited: the spread between those that were is part of the error.
             strata = torch.stack(means).mean(0) if by_draws else torch.cat(means)
             error = strata.std(0) / len(strata) ** 0.5
         return value.tolist(), error.tolist()
+
+    def _doubt(self) -> torch.Tensor | float:
+        """Return what Student's factor adds to the variance of the terms in the strata that are far."""
+        if self.far is None or self.draws < 2:
+            return 0.0
+        own = torch.cat(self._alone, 1).var(1) / self.draws
+        factor = (float(stdtrit(self.draws - 1, 0.975)) / 1.96) ** 2
+        return (own @ self.share[self.far].square()) * (factor - 1.0)
 
 
 @dataclass

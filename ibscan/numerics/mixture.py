@@ -119,7 +119,7 @@ class Mixture:
     owner: torch.Tensor
     rows: torch.Tensor
     units: torch.Tensor
-    _overlaps: dict[float, float] = field(default_factory=dict)
+    _overlaps: dict[float, torch.Tensor] = field(default_factory=dict)
 
     @staticmethod
     def of(values: torch.Tensor, joint: torch.Tensor) -> Mixture:
@@ -184,7 +184,29 @@ class Mixture:
             Kolchinsky and Tracey 2017, Entropy 19(7) 361, equations 10 and 11 with the Chernoff (1/2) and
             Kullback-Leibler distances of equal Gaussians.
         """
-        return self._overlap(2.0 * noise), self._overlap(noise)
+        lower, upper = (-float(self.share @ self._overlap(width).log()) for width in (2.0 * noise, noise))
+        return lower, upper
+
+    def pairwise(self, noise: float) -> torch.Tensor:
+        """Return what pairs of centres alone say of the terms that draws from each centre have in the mean.
+
+        That is the pairwise upper bound, centre by centre: E[ln p(t|i) - ln p(t)] is no more than its share of it. For
+        E[ln p(t|Y) - ln p(t)], where it is no bound, the same of both densities.
+
+        Args:
+            noise: Standard deviation, > 0.
+
+        Returns:
+            Shape (2, n), nats.
+
+        Source:
+            Kolchinsky and Tracey 2017, Entropy 19(7) 361, equation 10: Jensen's inequality, which holds for every term.
+        """
+        given = self.weights / self.share.unsqueeze(1)
+        by_class = self._near(self.weights, noise)
+        total = by_class.sum(1, keepdim=True)
+        ratio = by_class.log() - total.log() - self.weights.sum(0).log()
+        return torch.stack((-total.log().squeeze(1), torch.where(given > 0, given * ratio, 0.0).sum(1)))
 
     @cached_property
     def _tree(self) -> Tree:
@@ -195,13 +217,15 @@ class Mixture:
         """Groups of neighbours, as many on any device."""
         return Tree.of(self.centres, GROUP) if self._tree.order.shape[1] > GROUP else self._tree
 
-    def _overlap(self, noise: float) -> float:
+    def _overlap(self, noise: float) -> torch.Tensor:
         # Kept: a sweep over doubled noises asks for most of them twice.
         if noise not in self._overlaps:
-            none = torch.zeros(len(self.centres), dtype=self.centres.dtype, device=self.centres.device)
-            near = self.sums(self.share.unsqueeze(1), noise)(self.centres / noise, none).squeeze(1)
-            self._overlaps[noise] = -float(self.share @ near.log())
+            self._overlaps[noise] = self._near(self.share.unsqueeze(1), noise).squeeze(1)
         return self._overlaps[noise]
+
+    def _near(self, columns: torch.Tensor, noise: float) -> torch.Tensor:
+        none = torch.zeros(len(self.centres), dtype=self.centres.dtype, device=self.centres.device)
+        return self.sums(columns, noise)(self.centres / noise, none)
 
     def sums(self, columns: torch.Tensor, noise: float, size: float = 1.0) -> Sums:
         """Return the function (t, shift) -> sum_j exp(shift_i - ||t_i - s_j / noise||^2 / 2) columns_j.

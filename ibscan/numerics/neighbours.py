@@ -25,7 +25,8 @@ class NeighbourControls:
         """Look at the neighbours of the centres `owner` (m,) that draws will come from, at a noise > 0."""
         order, real = mixture.groups.order, mixture.groups.real
         share = torch.where(real, mixture.share[order], 0.0).unsqueeze(1)
-        share /= share.sum(2, keepdim=True)
+        # A group may hold fillers alone: it has no share, and no centre asks it.
+        share /= share.sum(2, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
         places = mixture.centres[order].div_(noise)
         places -= share @ places
         covariance = places.mT @ (places * share.mT)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ibscan.numerics.controls import QUADRATIC_WIDTH, Residuals, controls
-from ibscan.numerics.mixture import Mixture
+from ibscan.numerics.controls import QUADRATIC_WIDTH, Residuals, controls, near_enough
+from ibscan.numerics.mixture import Mixture, entropy
 from ibscan.numerics.neighbours import NeighbourControls
 from ibscan.numerics.tiling import cuts, mapped
 
-__all__ = ["LEAST_SHARE", "Information", "draw_terms", "line_information", "readout_information"]
+__all__ = ["LEAST_SHARE", "Information", "draw_terms", "line_information", "never_visited", "readout_information"]
 
 # Draws, counted by the weight of their strata, before the spread between them is trusted.
 LEAST_DRAWS = 8192
@@ -65,7 +65,7 @@ def readout_information(
     *,
     tolerance: float,
     max_draws: int,
-    gap: float = math.inf,
+    bounds: tuple[float, float] = (0.0, math.inf),
 ) -> Information:
     """Return I(X; S + Z) and I(S + Z; Y) of the discrete population, Z ~ N(0, noise^2 I), by Monte Carlo.
 
@@ -73,12 +73,17 @@ def readout_information(
     the two. Polynomials in z of mean zero (`controls`, `NeighbourControls`) are subtracted, as far as the draws of
     the other half of the strata follow them. The rows are the strata: every one has two draws or more, so that the
     spread between them is no error. Draws are added until 1.96 standard errors of both values are within
-    `tolerance`. Where the budget does not allow two draws a row, a systematic sample of the rows, which must come
-    in random order, is visited, and their spread counts.
+    `tolerance`.
+
+    Where the budget does not allow two draws a row, a systematic sample of the rows, which must come in random order,
+    is visited. Draws then tell how much the terms differ from what pairs of centres say of them (`Mixture.pairwise`),
+    which is known of every row. The spread between rows counts, and what rows that were never visited may hide
+    (`never_visited`), of differences as large as they can be.
 
     Near ln n the terms are constant but for rare draws between centres; the standard error includes 3 over the number
-    of draws, or `gap` if that is less, for those that were not met, times the share of the centres' spread that a draw
-    tells of.
+    of draws, or the distance of the bounds if that is less, for those that were not met, times the share of the
+    centres' spread that a draw tells of. I(X; S + Z) is moved into its bounds, and no standard error is less than what
+    a value was outside.
 
     Args:
         mixture: The population of N rows.
@@ -86,8 +91,8 @@ def readout_information(
         normals: Standard normals of draw m, shape (N, d), the same for the same m.
         tolerance: Half width of the 95 % interval that ends the sampling, nats, > 0.
         max_draws: Draws over all strata at most; two are always made.
-        gap: Proven upper less proven lower bound on I(X; S + Z), nats: no draw that was not met can move a value by
-            more.
+        bounds: Proven lower and upper bound on I(X; S + Z), nats: no draw or row that was not met can move it by more
+            than lies between them.
 
     Returns:
         Values, standard errors, draws a stratum, and whether the tolerance was reached.
@@ -97,14 +102,9 @@ def readout_information(
         conditional); Guo, Shamai, Verdu 2005 (the slope); pairing, strata and controls as in the README, "How the
         numbers are made".
     """
-    owner, share = mixture.owner, mixture.rows
-    stratified = 2 * len(owner) <= max_draws
-    if not stratified:
-        # Midpoints (k + 1/2) / m through the cumulative weights: rows come in a random order already.
-        size = max(2, max_draws // 2)
-        steps = (torch.arange(size, dtype=share.dtype, device=share.device) + 0.5) / size
-        owner = owner[torch.searchsorted(share.cumsum(0), steps).clamp(max=len(owner) - 1)]
-        share = torch.full((size,), 1.0 / size, dtype=share.dtype, device=share.device)
+    gap = max(0.0, bounds[1] - bounds[0])
+    visits = _Visits.of(mixture, noise, max_draws, gap)
+    owner, share = visits.owner, visits.share
     budget = max(2, max_draws // len(owner))
     # A spread seen in a handful of draws may be small by luck and would end the sampling.
     goal = min(budget, max(2, math.ceil(LEAST_DRAWS * float(share.square().sum()))))
@@ -114,6 +114,9 @@ def readout_information(
     places = (
         mixture.centres.div(max(mixture.extent / math.sqrt(width), TINY))[owner] if width <= QUADRATIC_WIDTH else None
     )
+    far = None if places is None else ~near_enough(torch.linalg.vector_norm(places, dim=1))
+    if far is not None and not bool(far.any()):
+        far = None
     # Where the bounds all but meet there is nothing for them to explain.
     near = None
     if QUADRATIC_WIDTH < width <= NEIGHBOUR_WIDTH and gap > tolerance:
@@ -121,18 +124,19 @@ def readout_information(
     # The slope of a wide layer costs as much again as all else: it has no target, and some of the strata will do.
     apart = -(-width // SLOPE_WIDTH)
     kept = slice(None, None, apart if len(owner) >= LEAST_STRATA * apart else 1)
-    sums, slopes = Residuals(share, stratified), None
+    sums, slopes = Residuals(share, visits.every, far), None
     if kept.step > 1:
         slopes = Residuals(share[kept] / share[kept].sum(), stratified=False)
     most = TOGETHER_NUMBERS if share.device.type == "cpu" else TOGETHER_NUMBERS * 64
     together = max(1, min(TOGETHER // len(owner), most // (len(owner) * width)))
-    done = 0
+    label_entropy, done = entropy(mixture.weights.sum(0)), 0
     while done < goal:
         size = min(together, goal - done)
         made = [normals(draw)[: len(owner)] for draw in range(done, done + size)]
         z = torch.stack(made) if size > 1 else made[0].unsqueeze(0)
         followed = follow(z, places) if near is None else torch.cat((follow(z, places), near(z)), -1)
-        sums.add(draw_terms(mixture, noise, z, owner, slope=slopes is None), followed)
+        terms = draw_terms(mixture, noise, z, owner, slope=slopes is None)
+        sums.add(terms - visits.known[: len(terms)].unsqueeze(1), followed)
         if slopes is not None:
             slopes.add(draw_terms(mixture, noise, z[:, kept], owner[kept], slope=True)[2:], followed[:, kept])
         done += size
@@ -140,16 +144,94 @@ def readout_information(
             value, errors = sums.result()
             if slopes is not None:
                 value, errors = (a + b for a, b in zip((value, errors), slopes.result(), strict=True))
+            value = [known + found for known, found in zip(visits.mean, value, strict=True)]
             # A draw between two centres so far apart that N draws miss it would move the slope by 2 ln N.
             drawn = done * len(owner)
             open_share = min(1.0, value[2] * (noise / mixture.extent) ** 2) if mixture.extent > 0 else 1.0
             unseen = min(gap, UNSEEN / drawn * (1.0 - open_share))
-            errors = [math.hypot(e, unseen * k) for e, k in zip(errors, (1.0, 1.0, 2 * math.log(drawn)), strict=True)]
+            missed = (unseen, unseen, unseen * 2 * math.log(drawn))
+            errors = [math.hypot(*kinds) for kinds in zip(errors, missed, visits.hidden, strict=True)]
+            value, errors = _bounded(value, errors, bounds, label_entropy)
             excess = 1.96 * max(errors[:2]) / tolerance
             if excess > 1.0:
                 goal = min(budget, max(done + 1, math.ceil(done * min(excess, 1e4) ** 2)))
     resolved = 1.96 * max(errors[:2]) <= tolerance
     return Information(value[0], errors[0], value[1], errors[1], value[2], errors[2], done, len(owner), resolved)
+
+
+def never_visited(visited: int, rows: int) -> float:
+    """Return the largest share of rows that a sample without replacement misses whole in 5 of 100 cases.
+
+    Example:
+        >>> never_visited(100, 100), round(never_visited(100, 10**6), 3), round(never_visited(50, 100), 3)
+        (0.0, 0.03, 0.043)
+    """
+    if visited >= rows:
+        return 0.0
+    return min(1.0 - visited / rows, math.log(20.0) / (-math.log1p(-visited / rows) * rows))
+
+
+@dataclass(frozen=True)
+class _Visits:
+    """The rows that draws come from, `every` one or a sample, and what is known of all rows without draws.
+
+    `known` (3, strata) is subtracted from the terms of each row visited, `mean` (3,) its mean over all rows; both are 0
+    where every row is. `hidden` (3,) are standard errors of what rows never visited may hide.
+    """
+
+    owner: torch.Tensor
+    share: torch.Tensor
+    every: bool
+    known: torch.Tensor
+    mean: tuple[float, ...]
+    hidden: tuple[float, ...]
+
+    @staticmethod
+    def of(mixture: Mixture, noise: float, max_draws: int, gap: float) -> _Visits:
+        """Visit every row if each can have two draws, else as many as can; `gap` is between the bounds on I(X;T)."""
+        owner, rows = mixture.owner, mixture.rows
+        if 2 * len(owner) <= max_draws:
+            return _Visits(owner, rows, True, rows.new_zeros(3, 1), (0.0,) * 3, (0.0,) * 3)
+        # Midpoints (k + 1/2) / m through the cumulative weights: rows come in a random order already.
+        size = max(2, max_draws // 2)
+        steps = (torch.arange(size, dtype=rows.dtype, device=rows.device) + 0.5) / size
+        sample = owner[torch.searchsorted(rows.cumsum(0), steps).clamp(max=len(owner) - 1)]
+        pairs, share = mixture.pairwise(noise), mixture.share
+        known = torch.cat((pairs, torch.zeros_like(pairs[:1])))
+        missed, most = never_visited(size, len(owner)), -math.log(float(share[share > 0].amin()))
+        # The terms of I(X;T) lie between 0 and what pairs say. Those of I(T;Y) differ from it by what other centres add
+        # to a draw's own at most: where pairs say that it is nothing, by no more than the bounds leave open.
+        hidden = (
+            min(gap, _largest(pairs[0], share, missed)),
+            min(missed * most, _largest(-pairs[0] - share.log(), share, missed) + gap),
+            2 * missed * most,
+        )
+        return _Visits(
+            sample,
+            torch.full((size,), 1.0 / size, dtype=rows.dtype, device=rows.device),
+            False,
+            known[:, sample],
+            tuple((known @ share).tolist()),
+            tuple(error / 1.96 for error in hidden),
+        )
+
+
+def _largest(values: torch.Tensor, share: torch.Tensor, part: float) -> float:
+    """Return the sum over that part of the population of which the values are largest."""
+    order = values.argsort(descending=True)
+    before = share[order].cumsum(0) - share[order]
+    return float((part - before).clamp(min=0.0).minimum(share[order]) @ values[order])
+
+
+def _bounded(
+    value: list[float], errors: list[float], bounds: tuple[float, float], label_entropy: float
+) -> tuple[list[float], list[float]]:
+    """Return values and errors held against what is proven: I(X;T) within its bounds, 0 <= I(T;Y) <= H(Y), I(X;T)."""
+    xt = min(max(value[0], bounds[0]), max(bounds))
+    outside = max(0.0, -value[1], value[1] - min(label_entropy, max(bounds)))
+    # Neither is off by less than what was found outside, nor I(X;T) by more than its bounds leave open.
+    xt_error = min(max(errors[0], abs(value[0] - xt)), max(0.0, bounds[1] - bounds[0]))
+    return [xt, *value[1:]], [xt_error, max(errors[1], outside / 1.96), *errors[2:]]
 
 
 def draw_terms(

@@ -24,7 +24,7 @@ from ibscan.measures.activations import (
 from ibscan.measures.readout import draws_of, readout_cell
 from ibscan.numerics.bracket import Bracket
 from ibscan.numerics.controls import ReplicaControls, controlled
-from ibscan.numerics.mixture import Mixture, gaussian_cap, principal_components
+from ibscan.numerics.mixture import Mixture, entropy, gaussian_cap, principal_components
 from ibscan.numerics.propagation import Queries, bracket_terms, others_density, replica_sums
 from ibscan.numerics.tiling import aligned
 from ibscan.types import Array, Estimate, Layer, Network, Probe, Quantity, Status, Streams
@@ -98,6 +98,12 @@ class NetworkInformation:
     def at(self) -> Literal["post"]:
         """Where the noise is."""
         return "post"
+
+    @property
+    def patient(self) -> bool:
+        """Whether the budget is spent even where it will hardly do: one that was asked for is, the usual one is not."""
+        usual = NetworkInformation
+        return (self.max_replicas, self.max_draws) != (usual.max_replicas, usual.max_draws)
 
     def tells(self, layer: Layer, names: Sequence[str]) -> bool:  # noqa: ARG002
         """Return whether there is anything to say of a layer: not of one that is not noisy."""
@@ -204,7 +210,7 @@ class NetworkInformation:
         streams: Streams,  # noqa: ARG002
     ) -> _Cell:
         """Return the cell of a layer with noise before it, by sample propagation."""
-        channel = _Channel(network, population, layer, noise, normals, self.max_replicas)
+        channel = _Channel(network, population, layer, noise, normals, self.max_replicas, self.patient)
         if channel.is_deaf(DEAF_REPLICAS) and channel.is_deaf(SURELY_DEAF_REPLICAS):
             return _Cell.constant(Status.DEAD)
         inner = channel.marginal(range(1))
@@ -237,9 +243,10 @@ class NetworkInformation:
             # More draws cannot mend a bracket that the largest number of replicas leaves open; near the tolerance they
             # settle whether it does.
             closed = found.width <= self.tolerance
-            if found.width > 2 * self.tolerance:
+            if found.width > 2 * self.tolerance and not self.patient:
                 break
-            wanted = found.sample(self.tolerance if closed else math.inf, rows, most_draws, self.max_replicas)
+            aim = self.tolerance if closed or self.patient else math.inf
+            wanted = found.sample(aim, rows, most_draws, self.max_replicas)
             if wanted[0] * wanted[1] <= size * draws:
                 break
             few, (size, draws) = False, wanted
@@ -301,6 +308,11 @@ class _Population:
         """Weights of the distinct inputs, (n,)."""
         return self.joint.sum(1)
 
+    @property
+    def entropies(self) -> tuple[float, float]:
+        """H(X) and H(Y), nats."""
+        return self.ceiling, entropy(self.joint.sum(0))
+
 
 @dataclass(frozen=True)
 class _Channel:
@@ -312,6 +324,7 @@ class _Channel:
     noise: float
     normals: RowNormals
     max_replicas: int
+    patient: bool
 
     def is_deaf(self, replicas: int) -> bool:
         """Return whether the layer is the same for every input, given the noise before it: it tells nothing of them."""
@@ -373,12 +386,12 @@ class _Channel:
                 others, count, rest, joint[owner], joint.sum(0), fair - seen.log(), effective < SEEN_CENTRES
             )
             terms = controlled(terms.flatten(0, 2), follow.follow()).view(terms.shape)
-            found = Bracket.of(terms, len(self.population.x), count)
+            found = Bracket.of(terms, len(self.population.x), count, self.population.entropies)
             # A bracket closes like 1/K once replicas are dense, more slowly before: one that this could not close
             # within the budget is left open at once.
             # What the marginal's bias and blindness take is not these replicas' to mend.
             gap = found.gap - found.blind
-            hopeless = count >= HOPE_REPLICAS and gap * count / self.max_replicas > target
+            hopeless = not self.patient and count >= HOPE_REPLICAS and gap * count / self.max_replicas > target
             enough = gap <= max(target - found.bias, target / 2)
             if enough or count >= self.max_replicas or (hopeless and 2 * gap > before):
                 return found

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from ibscan.numerics.readout import UNSEEN
+from ibscan.numerics.readout import UNSEEN, never_visited, visits_for
 
 __all__ = ["Bracket"]
 
@@ -44,7 +44,7 @@ class Bracket:
     draws: int
 
     @staticmethod
-    def of(terms: torch.Tensor, population: int, replicas: int) -> Bracket:
+    def of(terms: torch.Tensor, population: int, replicas: int, entropies: tuple[float, float]) -> Bracket:
         """Reduce the terms of draws to a bracket.
 
         Args:
@@ -52,6 +52,7 @@ class Bracket:
                 marginals as `grouped` has them; rows; draws of each on different replicas.
             population: N, of which the m rows are a sample without replacement.
             replicas: K behind every mixture.
+            entropies: H(X) and H(Y), nats, which the two cannot exceed.
 
         Source:
             Two-stage sampling: Cochran 1977, Sampling Techniques, section 10.4; the jackknife over replicas: the
@@ -72,10 +73,14 @@ class Bracket:
         bias = np.abs((groups - 1) * (left_out.mean(-1) - means[..., 0])).max(0)
         common = (groups - 1) / groups * ((left_out - left_out.mean(-1, keepdims=True)) ** 2).sum(-1)
         variance = _variance(between, within, rows, draws, population) + common
-        error = np.hypot(np.sqrt(variance).max(0), UNSEEN / (rows * draws))
         own, fresh = means[0, :, 0], means[1, :, 0]
+        middle = (own + fresh) / 2
+        # Of overlaps and of rows that were not met; and no value is off by less than it lies outside what it can be.
+        unseen = math.hypot(UNSEEN / (rows * draws), _hidden(rows, population))
+        outside = np.maximum(-middle, middle - np.array(entropies)) / 1.96
+        error = np.maximum(np.hypot(np.sqrt(variance).max(0), unseen), outside)
         return Bracket(
-            tuple(((own + fresh) / 2).tolist()),
+            tuple(middle.tolist()),
             tuple(error.tolist()),
             tuple((fresh - 1.96 * error - bias).tolist()),
             tuple((own + 1.96 * error + bias).tolist()),
@@ -104,6 +109,9 @@ class Bracket:
         # and more of them may do; beyond a quarter of the target they would not.
         target = (0.85 * tolerance / 1.96) ** 2
         target = max(target - self.common, target / 4)
+        # So many rows that those never visited hide no more than half of that.
+        least = visits_for(1.96 * math.sqrt(target / 2) / max(math.log(population), 1e-9), population)
+        target -= min(target / 2, _hidden(max(least, LEAST_DRAWS // 2), population) ** 2)
         spare = target + self.between / population - self.within / (population * self.draws)
         rows = float(np.max(self.between / np.maximum(spare, 1e-300)))
         draws = self.draws
@@ -111,9 +119,14 @@ class Bracket:
             draws = max(draws, math.ceil(min(1e9, float(self.within.max()) / (population * target))))
         # A spread seen in a handful of draws may be small by luck and would end the sampling.
         rows = min(math.ceil(min(rows, 1e9)), population)
-        rows = max(2 if population > 1 else 1, rows, min(LEAST_DRAWS // 2, population))
+        rows = max(2 if population > 1 else 1, rows, least, min(LEAST_DRAWS // 2, population))
         rows = min(rows, max(1, most // 2))
         return rows, max(1, min(max(draws, math.ceil(min(LEAST_DRAWS, most) / rows)), replicas, most // rows))
+
+
+def _hidden(rows: int, population: int) -> float:
+    """Return the standard error, nats, of what rows never visited may hide: terms of up to ln N."""
+    return never_visited(rows, population) * math.log(population) / 1.96
 
 
 def _variance(

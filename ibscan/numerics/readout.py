@@ -13,7 +13,15 @@ from ibscan.numerics.mixture import Mixture, entropy
 from ibscan.numerics.neighbours import NeighbourControls
 from ibscan.numerics.tiling import cuts, mapped
 
-__all__ = ["LEAST_SHARE", "Information", "draw_terms", "line_information", "never_visited", "readout_information"]
+__all__ = [
+    "LEAST_SHARE",
+    "Information",
+    "draw_terms",
+    "line_information",
+    "never_visited",
+    "readout_information",
+    "visits_for",
+]
 
 # Draws, counted by the weight of their strata, before the spread between them is trusted.
 LEAST_DRAWS = 8192
@@ -21,6 +29,9 @@ LEAST_DRAWS = 8192
 # an error of 3/N that no spread between the draws shows, the only one left where centres hardly overlap. Where a
 # draw leaves open which of all centres made it, there is nothing apart that it could fail to meet.
 UNSEEN = 3.0
+# Rows of which a sample without replacement has none in 5 of 100 cases: (1 - m/n)^MISSED = 1/20, in rows times
+# -ln(1 - m/n).
+MISSED = math.log(20.0)
 # What others may add to the density of a draw's own centre for them not to be there.
 ALONE = 1e-13
 # Numbers of draws that are looked at together.
@@ -168,7 +179,17 @@ def never_visited(visited: int, rows: int) -> float:
     """
     if visited >= rows:
         return 0.0
-    return min(1.0 - visited / rows, math.log(20.0) / (-math.log1p(-visited / rows) * rows))
+    return min(1.0 - visited / rows, MISSED / (-math.log1p(-visited / rows) * rows))
+
+
+def visits_for(share: float, rows: int) -> int:
+    """Return how many of the rows to visit so that no larger share than this is missed (`never_visited`).
+
+    Example:
+        >>> visits_for(0.03, 10**6), visits_for(0.0, 100)
+        (100, 100)
+    """
+    return math.ceil(rows * -math.expm1(-MISSED / (share * rows))) if share > 0 else rows
 
 
 @dataclass(frozen=True)

@@ -59,9 +59,14 @@ def gaussian_cap(centres, weights, noise):
 def measured(centres, joint, noise, *, seed=0, tolerance=1e-300, max_draws=2**11):
     population, normals = Mixture.of(centres, joint), draws_of(tuple(centres.shape), seed)
     lower, upper = population.bounds(noise)
-    gap = max(0.0, min(upper, entropy(joint.sum(1))) - lower)
+    bounds = lower, min(upper, entropy(joint.sum(1)))
     return readout_information(
-        population, noise, lambda m: normals(m)[:, population.units], tolerance=tolerance, max_draws=max_draws, gap=gap
+        population,
+        noise,
+        lambda m: normals(m)[:, population.units],
+        tolerance=tolerance,
+        max_draws=max_draws,
+        bounds=bounds,
     )
 
 

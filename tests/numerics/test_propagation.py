@@ -11,6 +11,7 @@ import torch
 from ibscan.numerics import propagation
 from ibscan.numerics.bracket import Bracket
 from ibscan.numerics.propagation import Queries, bracket_terms, grouped, others_density, replica_sums
+from ibscan.numerics.readout import UNSEEN, never_visited
 
 
 def made(rows=5, draws=3, replicas=7, width=2, seed=0, offset=0.0):
@@ -89,15 +90,18 @@ def test_groups_are_means_of_replicas():
 def test_the_error_is_the_spread_over_repetitions(rows):
     """20 rows of which some are visited, three draws each: what 4000 repetitions show, to a tenth."""
     rng = np.random.default_rng(rows)
-    level, spread = rng.standard_normal(20), rng.uniform(0.5, 2.0, 20)
+    # Far above 0, which no information is below.
+    level, spread = 9 + rng.standard_normal(20), rng.uniform(0.5, 2.0, 20)
+    # What overlaps and rows that were not met may hide is no spread.
+    unseen = math.hypot(UNSEEN / (rows * 3), never_visited(rows, 20) * math.log(20) / 1.96)
     means, errors = [], []
     for _ in range(4000):
         some = rng.permutation(20)[:rows]
         draws = level[some, None] + spread[some, None] * rng.standard_normal((rows, 3))
         terms = torch.from_numpy(np.broadcast_to(draws, (3, 2, 6, rows, 3)).copy())
-        bracket = Bracket.of(terms, 20, 8)
+        bracket = Bracket.of(terms, 20, 8, (math.inf, math.inf))
         means.append(bracket.value[0])
-        errors.append(bracket.error[0] ** 2 - (1.5 / (rows * 3)) ** 2)
+        errors.append(bracket.error[0] ** 2 - unseen**2)
     assert np.mean(means) == pytest.approx(level.mean(), abs=4 * np.std(means) / math.sqrt(4000))
     assert math.sqrt(np.mean(errors)) == pytest.approx(np.std(means), rel=0.1)
 
@@ -106,11 +110,13 @@ def test_the_sample_asked_for_meets_the_tolerance():
     rng = np.random.default_rng(0)
     for population, level in ((20, 1.0), (5000, 1.0), (5000, 0.01)):
         draws = level * rng.standard_normal((min(population, 256), 1)) + rng.standard_normal((min(population, 256), 2))
-        bracket = Bracket.of(torch.from_numpy(np.broadcast_to(draws, (3, 2, 6, *draws.shape)).copy()), population, 8)
+        terms = torch.from_numpy(np.broadcast_to(draws, (3, 2, 6, *draws.shape)).copy())
+        bracket = Bracket.of(terms, population, 8, (math.inf, math.inf))
         rows, count = bracket.sample(0.05, population, 10**6, 10**6)
         share = rows / population
         variance = (1 - share) * (level**2 + 1 / count) / rows + share / (rows * count)
-        assert 1.96 * math.sqrt(variance) <= 0.06
+        hidden = never_visited(rows, population) * math.log(population)
+        assert math.hypot(1.96 * math.sqrt(variance), hidden) <= 0.06
         assert rows * count >= 2048
         few = bracket.sample(0.001, population, 100, 7)
         assert few[0] * few[1] <= 100

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from ibscan.numerics.controls import CAUTION
 from ibscan.numerics.readout import UNSEEN, never_visited, visits_for
 
 __all__ = ["Bracket"]
@@ -78,7 +79,7 @@ class Bracket:
         # Of overlaps and of rows that were not met; and no value is off by less than it lies outside what it can be.
         unseen = math.hypot(UNSEEN / (rows * draws), _hidden(rows, population))
         outside = np.maximum(-middle, middle - np.array(entropies)) / 1.96
-        error = np.maximum(np.hypot(np.sqrt(variance).max(0), unseen), outside)
+        error = np.maximum(np.hypot(CAUTION * np.sqrt(variance).max(0), unseen), outside)
         return Bracket(
             tuple(middle.tolist()),
             tuple(error.tolist()),
@@ -112,6 +113,7 @@ class Bracket:
         # So many rows that those never visited hide no more than half of that.
         least = visits_for(1.96 * math.sqrt(target / 2) / max(math.log(population), 1e-9), population)
         target -= min(target / 2, _hidden(max(least, LEAST_DRAWS // 2), population) ** 2)
+        target /= CAUTION**2
         spare = target + self.between / population - self.within / (population * self.draws)
         rows = float(np.max(self.between / np.maximum(spare, 1e-300)))
         draws = self.draws

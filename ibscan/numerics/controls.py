@@ -10,6 +10,7 @@ import torch
 from scipy.special import stdtrit
 
 __all__ = [
+    "CAUTION",
     "QUADRATIC_WIDTH",
     "ReplicaControls",
     "Residuals",
@@ -33,6 +34,9 @@ DEPENDENT = 1e-10
 # farthest (the CROWD-th part of all, where they are few): what is fitted on the others does not hold there, and a
 # handful of places would make all of the error, which their own few draws cannot tell.
 FAR, OUTER, CROWD = 2.0, 64, 16
+# How much larger errors are than the spread says: it is an estimate, of skewed terms, and 95 % intervals are to hold in
+# no fewer cases for either.
+CAUTION = 1.15
 
 Follow = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -226,7 +230,7 @@ class Residuals:
             # Not every stratum was visited: the spread between those that were is part of the error.
             strata = torch.stack(means).mean(0) if by_draws else torch.cat(means)
             error = strata.std(0) / len(strata) ** 0.5
-        return value.tolist(), error.tolist()
+        return value.tolist(), (CAUTION * error).tolist()
 
     def _doubt(self) -> torch.Tensor | float:
         """Return what Student's factor adds to the variance of the terms in the strata that are far."""

@@ -12,13 +12,16 @@ import math
 import numpy as np
 import pytest
 from calibration import CASES, CHAINS, TRUTHS
+from calibration_far import NETWORK as FAR_NETWORK
+from calibration_far import READ_OUT as FAR_READ_OUT
+from calibration_far import identity_chain
 from calibration_oracle import DRAWS, chain_truth, read_out_truth
 from oracles import network_of, probe_of
 from scipy.stats import binom
 
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
-from ibscan.types import Streams
+from ibscan.types import Status, Streams
 
 # Of 200 seeds 180 to 199 intervals are to hold, of the brackets 93 in 100; in a short run, no fewer than a sound 95 %
 # interval falls below but once in 10^4, and all may by luck.
@@ -139,6 +142,75 @@ def test_brackets_of_the_network_channel_hold(name, seeds, report):
     for key in QUANTITIES:
         assert held[key] >= fewest(count, LEAST_BRACKETS, seeds), (key, held[key], count)
         assert half[key] <= VACUOUS * case.tolerance, (key, half[key])
+
+
+# Few rows that matter -----------------------------------------------------------------------------------------------
+
+
+FEW = (
+    f"{'few rows that matter':30}{'width':>6}{'noise':>7}{'n':>6}{'seeds':>7}{'cov. xt':>9}{'cov. ty':>9}"
+    f"{'half xt':>9}{'half ty':>9}{'draws':>8}"
+)
+# Quadrature of the truths.
+TRUTH_ERROR = 1e-9
+# In the short version.
+FEW_SEEDS = 6
+
+
+def count_of(grid, seeds, few):
+    """How many seeds: those asked for in the long version, a few in the short one, of slow cases one."""
+    return seeds if seeds >= LONG // NETWORK_SHARE else 1 if grid.slow else few
+
+
+def held_by(case, kind, seeds, truth, ends, report):
+    """Count the intervals that hold a truth each, from (seed, quantity) ends; complain of too few."""
+    held = [sum(low[k] - TRUTH_ERROR <= truth[k] <= high[k] + TRUTH_ERROR for low, high, _ in ends) for k in (0, 1)]
+    half = [np.median([high[k] - low[k] for low, high, _ in ends]) / 2 for k in (0, 1)]
+    report.setdefault(FEW, []).append(
+        f"{kind + case.name:30}{case.units:6}{case.noise:7}{len(case.values):6}{len(ends):7}"
+        + "".join(f"{number:9}" for number in held)
+        + "".join(f"{width:9.3f}" for width in half)
+        + f"{np.median([draws for *_, draws in ends]):8.0f}"
+    )
+    least = fewest(len(ends), LEAST_BRACKETS, seeds)
+    assert min(held) >= least, f"{held} of {len(ends)} hold, not {least}"
+    return half
+
+
+@pytest.mark.parametrize("name", FAR_READ_OUT)
+def test_intervals_hold_where_few_rows_matter(name, seeds, report):
+    """And none collapses: rows that are all visited, or nearly, are resolved in the usual number of draws."""
+    grid = FAR_READ_OUT[name]
+    case, place, ends = grid.case, (0, 0, 0), []
+    measure = ReadoutInformation(noise=(case.noise,), tolerance=case.tolerance, max_draws=case.max_draws, samples=None)
+    for s in range(count_of(grid, seeds, FEW_SEEDS)):
+        result = measure(case.network, case.probe.sampled(None, s), Streams(s))
+        found = [result[f"mi_readout_{key}"] for key in QUANTITIES]
+        value, error = (np.array([getattr(f, a)[place] for f in found]) for a in ("value", "stderr"))
+        lower, upper, status = (getattr(found[0], a)[place] for a in ("lower", "upper", "status"))
+        assert lower - TRUTH_ERROR <= value[0] <= upper + TRUTH_ERROR
+        if case.max_draws >= 2 * len(case.values):
+            assert status == Status.OK
+            assert found[0].draws[place] <= 2 * max(2**13, 2 * len(case.values))
+        elif status == Status.OK:
+            assert 1.96 * error.max() <= case.tolerance
+        ends.append((value - 1.96 * error, value + 1.96 * error, found[0].draws[place]))
+    held_by(grid, "", seeds, grid.truth(), ends, report)
+
+
+@pytest.mark.parametrize("name", FAR_NETWORK)
+def test_brackets_hold_where_few_rows_matter(name, seeds, report):
+    grid = FAR_NETWORK[name]
+    place = (0, 1, 0)
+    network, probe, ends = network_of([identity_chain(grid.units)], "identity"), probe_of(grid.values, grid.labels), []
+    measure = NetworkInformation(noise=(grid.noise,), tolerance=grid.tolerance, max_draws=grid.max_draws, samples=None)
+    for s in range(count_of(grid, seeds // NETWORK_SHARE, FEW_SEEDS // 2)):
+        result = measure(network, probe.sampled(None, s), Streams(s))
+        found = [result[f"mi_network_{key}"] for key in QUANTITIES]
+        lower, upper = (np.array([getattr(f, a)[place] for f in found]) for a in ("lower", "upper"))
+        ends.append((lower, upper, found[0].draws[place]))
+    half = held_by(grid, "network: ", seeds, grid.truth(grid.noise * math.sqrt(2)), ends, report)
+    assert max(half) <= VACUOUS * grid.tolerance
 
 
 # The truths --------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 
 from ibscan.numerics import propagation
 from ibscan.numerics.bracket import Bracket
+from ibscan.numerics.controls import CAUTION
 from ibscan.numerics.propagation import Queries, bracket_terms, grouped, others_density, replica_sums
 from ibscan.numerics.readout import UNSEEN, never_visited
 
@@ -101,7 +102,7 @@ def test_the_error_is_the_spread_over_repetitions(rows):
         terms = torch.from_numpy(np.broadcast_to(draws, (3, 2, 6, rows, 3)).copy())
         bracket = Bracket.of(terms, 20, 8, (math.inf, math.inf))
         means.append(bracket.value[0])
-        errors.append(bracket.error[0] ** 2 - unseen**2)
+        errors.append((bracket.error[0] ** 2 - unseen**2) / CAUTION**2)
     assert np.mean(means) == pytest.approx(level.mean(), abs=4 * np.std(means) / math.sqrt(4000))
     assert math.sqrt(np.mean(errors)) == pytest.approx(np.std(means), rel=0.1)
 
@@ -116,7 +117,7 @@ def test_the_sample_asked_for_meets_the_tolerance():
         share = rows / population
         variance = (1 - share) * (level**2 + 1 / count) / rows + share / (rows * count)
         hidden = never_visited(rows, population) * math.log(population)
-        assert math.hypot(1.96 * math.sqrt(variance), hidden) <= 0.06
+        assert math.hypot(CAUTION * 1.96 * math.sqrt(variance), hidden) <= 0.06
         assert rows * count >= 2048
         few = bracket.sample(0.001, population, 100, 7)
         assert few[0] * few[1] <= 100

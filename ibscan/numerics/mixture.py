@@ -109,7 +109,7 @@ def principal_components(centres: torch.Tensor, weights: torch.Tensor) -> tuple[
 class Mixture:
     """Distinct centres in kd-order, to be asked for sums over Gaussians at any noise.
 
-    `centres` (n, d), float64, about their mean; `weights` (n, C); `owner` (N,) the centre of each row and `rows` (N,)
+    `centres` (n, d), float64, about the median of the rows in every unit; `weights` (n, C); `owner` (N,) the centre of each row and `rows` (N,)
     its weight; `units` (d,) the units that are not the same at every row: the others hold noise alone, which tells
     nothing, and are left out (but for one, where all are constant).
     """
@@ -135,8 +135,9 @@ class Mixture:
         rows = joint.sum(1)
         if len(units) < values.shape[1]:
             values = values[:, units]
-        # Centred before anything else, so that a constant offset of the units costs no digits.
-        centres, weights, owner = collapsed(values - rows @ values, joint)
+        # Centred before anything else, so that a constant offset of the units costs no digits. About the median: the
+        # mean follows one row that is far away, and the others would lose theirs.
+        centres, weights, owner = collapsed(values - values.median(0).values, joint)
         return Mixture(centres, weights, owner, rows, units)
 
     @cached_property
@@ -147,9 +148,10 @@ class Mixture:
     @cached_property
     def extent(self) -> float:
         """Root-mean-square distance of the rows from their mean."""
+        apart = self.centres - self.share @ self.centres
         # By the largest, whose square may leave the range of float64.
-        most = float(self.centres.abs().amax())
-        return most * math.sqrt(float(self.share @ (self.centres / most).square().sum(1))) if most > 0 else 0.0
+        most = float(apart.abs().amax())
+        return most * math.sqrt(float(self.share @ (apart / most).square().sum(1))) if most > 0 else 0.0
 
     @cached_property
     def principal(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ibscan.numerics.controls import gaussian
+from ibscan.numerics.controls import gaussian, near_enough
 from ibscan.numerics.mixture import Mixture
 
 __all__ = ["NeighbourControls"]
@@ -24,10 +24,12 @@ class NeighbourControls:
     def __init__(self, mixture: Mixture, noise: float, owner: torch.Tensor) -> None:
         """Look at the neighbours of the centres `owner` (m,) that draws will come from, at a noise > 0."""
         order, real = mixture.groups.order, mixture.groups.real
-        share = torch.where(real, mixture.share[order], 0.0).unsqueeze(1)
-        # A group may hold fillers alone: it has no share, and no centre asks it.
+        # One centre far away would be most of its group's covariance, whatever its neighbours are like.
+        near = near_enough(torch.linalg.vector_norm(mixture.centres, dim=1))
+        share = torch.where(real & near[order], mixture.share[order], 0.0).unsqueeze(1)
+        # Groups may hold fillers or far centres alone: they have no share, and their controls are not used.
         share /= share.sum(2, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
-        places = mixture.centres[order].div_(noise)
+        places = torch.where(near.unsqueeze(1), mixture.centres, 0.0)[order].div_(noise)
         places -= share @ places
         covariance = places.mT @ (places * share.mT)
         diagonal = covariance.diagonal(dim1=1, dim2=2)
@@ -41,6 +43,7 @@ class NeighbourControls:
         counts = torch.bincount(places_of // size, minlength=len(order)).tolist()
         self._parts = torch.split(by_group, counts)
         self._apart = torch.split(places.flatten(0, 1)[places_of[by_group]], counts)
+        self._near = near[owner].unsqueeze(1)
 
     def __call__(self, z: torch.Tensor) -> torch.Tensor:
         """Return the controls of standard normals z (draws, m, d), shape (draws, m, 2)."""
@@ -48,4 +51,4 @@ class NeighbourControls:
         for part, apart, precision in zip(self._parts, self._apart, self._precision, strict=True):
             if len(part):
                 found[:, part] = torch.stack(gaussian(z.index_select(1, part), apart, precision), -1)
-        return found
+        return found.mul_(self._near)

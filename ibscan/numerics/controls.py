@@ -147,7 +147,7 @@ class ReplicaControls:
         """Begin without replicas, with standard normals z added to s, both (draws, rows, D)."""
         draws, _, width = z.shape
         self._z, self._s, self._count = z.transpose(0, 1), s.transpose(0, 1), 0
-        places = self._s - self._s.mean((0, 1))
+        places = self._s - self._s.flatten(0, 1).median(0).values
         # Of the size of one, so that all controls weigh alike when dependent ones are looked for.
         places /= places.square().mean().sqrt().clamp(min=torch.finfo(places.dtype).tiny)
         self._common = controls(width, len(self._s) * max(1, draws - 1))(self._z, places)

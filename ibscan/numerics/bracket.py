@@ -77,8 +77,9 @@ class Bracket:
         own, fresh = means[0, :, 0], means[1, :, 0]
         middle = (own + fresh) / 2
         # Of overlaps and of rows that were not met; and no value is off by less than it lies outside what it can be.
-        unseen = math.hypot(UNSEEN / (rows * draws), _hidden(rows, population))
-        outside = np.maximum(-middle, middle - np.array(entropies)) / 1.96
+        most = np.array(entropies)
+        unseen = np.hypot(UNSEEN / (rows * draws), np.minimum(_hidden(rows, population), most))
+        outside = np.maximum(-middle, middle - most) / 1.96
         error = np.maximum(np.hypot(CAUTION * np.sqrt(variance).max(0), unseen), outside)
         return Bracket(
             tuple(middle.tolist()),

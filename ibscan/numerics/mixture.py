@@ -109,9 +109,9 @@ def principal_components(centres: torch.Tensor, weights: torch.Tensor) -> tuple[
 class Mixture:
     """Distinct centres in kd-order, to be asked for sums over Gaussians at any noise.
 
-    `centres` (n, d), float64, about the median of the rows in every unit; `weights` (n, C); `owner` (N,) the centre of each row and `rows` (N,)
-    its weight; `units` (d,) the units that are not the same at every row: the others hold noise alone, which tells
-    nothing, and are left out (but for one, where all are constant).
+    `centres` (n, d), float64, about the median of the rows in every unit; `weights` (n, C); `owner` (N,) the centre of
+    each row and `rows` (N,) its weight; `units` (d,) the units that are not the same at every row: the others hold
+    noise alone, which tells nothing, and are left out (but for one, where all are constant).
     """
 
     centres: torch.Tensor

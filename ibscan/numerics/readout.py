@@ -160,7 +160,7 @@ def readout_information(
             drawn = done * len(owner)
             open_share = min(1.0, value[2] * (noise / mixture.extent) ** 2) if mixture.extent > 0 else 1.0
             unseen = min(gap, UNSEEN / drawn * (1.0 - open_share))
-            missed = (unseen, unseen, unseen * 2 * math.log(drawn))
+            missed = (unseen, min(unseen, label_entropy), unseen * 2 * math.log(drawn))
             errors = [math.hypot(*kinds) for kinds in zip(errors, missed, visits.hidden, strict=True)]
             value, errors = _bounded(value, errors, bounds, label_entropy)
             excess = 1.96 * max(errors[:2]) / tolerance
@@ -224,7 +224,11 @@ class _Visits:
         # to a draw's own at most: where pairs say that it is nothing, by no more than the bounds leave open.
         hidden = (
             min(gap, _largest(pairs[0], share, missed)),
-            min(missed * most, _largest(-pairs[0] - share.log(), share, missed) + gap),
+            min(
+                entropy(mixture.weights.sum(0)),
+                missed * most,
+                _largest(-pairs[0] - share.log(), share, missed) + gap,
+            ),
             2 * missed * most,
         )
         return _Visits(

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from oracles import line_ty, line_xt
+from scipy.stats import t as student
 
 from ibscan.numerics import mixture, tree
-from ibscan.numerics.controls import CAUTION, ReplicaControls, Residuals, controls, quadratic
+from ibscan.numerics.controls import CAUTION, ReplicaControls, Residuals, controls, near_enough, quadratic
 from ibscan.numerics.mixture import Mixture
 from ibscan.numerics.neighbours import NeighbourControls
 from ibscan.numerics.readout import draw_terms, line_information, readout_information
@@ -143,6 +144,59 @@ def test_neighbours_are_followed_as_a_gaussian_of_them():
             s = population.centres[owner[row]] / noise
             expected = law.log_prob(s + nodes).mean() - law.log_prob(s + z[:, row])
             assert torch.allclose(found[:, row], expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("d", [13, 20, 33])
+def test_groups_that_hold_fillers_alone_say_nothing(d):
+    """At this number of rows the halving of rectified points leaves groups without one."""
+    rows = 10_000
+    population = Mixture.of(gauss((rows, d), rows).clamp(min=0.0), shared(rows, 2))
+    assert (~population.groups.real.any(1)).any()
+    found = NeighbourControls(population, 0.5, population.owner)(gauss((1, rows, d), 2))
+    assert torch.isfinite(found).all()
+
+
+@pytest.mark.parametrize("far", [1e3, 1e12, 1e200])
+@pytest.mark.parametrize("rows", [100, 2000])
+def test_a_far_row_has_no_controls_and_leaves_those_of_the_others(far, rows):
+    values = gauss((rows, 14), 1)
+    z, others = gauss((2, rows, 14), 2), slice(0, rows - 1)
+    alone = NeighbourControls(Mixture.of(values, shared(rows)), 0.5, torch.arange(rows))
+    values[-1] = far
+    population = Mixture.of(values, shared(rows))
+    found = NeighbourControls(population, 0.5, population.owner)(z)
+    assert (found[:, -1] == 0).all()
+    assert torch.isfinite(found).all()
+    assert found[:, others].std() == pytest.approx(float(alone(z)[:, others].std()), rel=0.1)
+
+
+@pytest.mark.parametrize("crowd", ["normal", "one place", "two places", "heavy"])
+def test_only_a_few_strata_are_ever_too_far(crowd):
+    rng = np.random.default_rng(0)
+    places = {
+        "normal": rng.standard_normal((4000, 3)),
+        "one place": 1e-9 * rng.standard_normal((4000, 3)),
+        "two places": np.sign(rng.standard_normal((4000, 1))) * np.ones(3),
+        "heavy": rng.standard_t(1, (4000, 3)),
+    }[crowd]
+    assert near_enough(torch.from_numpy(places).norm(dim=1)).sum() >= 4000 - 64
+    if crowd != "heavy":
+        assert near_enough(torch.from_numpy(places).norm(dim=1)).all()
+        places[7] = 50.0
+        assert near_enough(torch.from_numpy(places).norm(dim=1)).logical_not().nonzero().tolist() == [[7]]
+
+
+@pytest.mark.parametrize("draws", [2, 3, 10])
+def test_errors_of_far_strata_have_students_factor(draws):
+    """Constant strata but one: its own few draws are all there is to tell the error by."""
+    strata, far = 100, torch.arange(100) == 3
+    share = torch.full((strata,), 1 / strata, dtype=torch.float64)
+    terms = torch.zeros(1, draws, strata, dtype=torch.float64)
+    terms[0, :, 3] = gauss(draws, draws)
+    sums = Residuals(share, True, far)
+    sums.add(terms, torch.zeros(draws, strata, 0, dtype=torch.float64))
+    spread = float(terms[0, :, 3].std()) / math.sqrt(draws) / strata
+    assert sums.result()[1][0] == pytest.approx(CAUTION * spread * student.ppf(0.975, draws - 1) / 1.96, rel=1e-9)
 
 
 # Slope -------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from oracles import brute_information, line_entropy, line_ty, line_xt, loop_boun
 from ibscan.numerics import mixture, tree
 from ibscan.numerics.mixture import Mixture, collapsed, entropy, principal_components
 from ibscan.numerics.propagation import gaussian_exponents
-from ibscan.numerics.readout import draw_terms, readout_information
+from ibscan.numerics.readout import draw_terms, never_visited, readout_information, visits_for
 from ibscan.numerics.tiling import mapped, tiles
 
 LAWS = settings(max_examples=15, deadline=None, derandomize=True)
@@ -593,3 +593,51 @@ def test_mapped_keeps_the_order_and_passes_errors_on(threads):
 def test_line_oracle_knows_a_gaussian():
     """The quadrature itself: h of one Gaussian is (1/2) ln(2 pi e s^2)."""
     assert line_entropy([4.0], [1], 0.3) == pytest.approx(0.5 * math.log(2 * math.pi * math.e * 0.09), rel=1e-10)
+
+
+# What is known without draws -----------------------------------------------------------------------------------------
+
+
+def test_pairs_of_centres_bound_every_term():
+    """Jensen's inequality centre by centre; their mean is the pairwise upper bound."""
+    centres, joint = torch.from_numpy(np.random.default_rng(0).standard_normal((40, 3))), uniform(40, 3)
+    population = Mixture.of(centres, joint)
+    pairs = population.pairwise(0.7)
+    assert float(pairs[0] @ population.share) == pytest.approx(population.bounds(0.7)[1], abs=1e-12)
+    z = torch.from_numpy(np.random.default_rng(1).standard_normal((4000, 40, 3)))
+    terms = draw_terms(population, 0.7, z, torch.arange(40))
+    error = terms[0].std(0) / math.sqrt(4000)
+    assert (terms[0].mean(0) <= pairs[0] + 4 * error).all()
+    # Far apart, or all at one place, there is nothing else to know.
+    for scale in (1e3, 1e-6):
+        population = Mixture.of(scale * centres, joint)
+        terms = draw_terms(population, 0.7, z[:100], torch.arange(40))
+        assert torch.allclose(population.pairwise(0.7), terms.mean(1), rtol=0, atol=1e-5)
+
+
+def test_rows_never_visited_in_one_case_of_twenty():
+    """By counting: so many rows at the given share are missed by that share of samples."""
+    rows, visited = 300, 40
+    share = never_visited(visited, rows)
+    hidden = round(share * rows)
+    rng = np.random.default_rng(0)
+    missed = np.mean([(rng.permutation(rows)[:visited] >= hidden).all() for _ in range(4000)])
+    assert missed == pytest.approx(0.05, abs=0.015)
+    assert visits_for(share, rows) == pytest.approx(visited, abs=1)
+    assert never_visited(visited, visited) == 0.0
+
+
+def test_a_value_is_in_its_bounds_and_no_surer_than_it_was_wrong():
+    """A budget of few draws, where bounds leave nothing open: the value is theirs, whatever the draws say."""
+    rng = np.random.default_rng(0)
+    centres = 1e-3 * rng.standard_normal((500, 2))
+    centres[:5] += 100.0 * np.arange(1, 6)[:, None]
+    population = Mixture.of(torch.from_numpy(centres), uniform(500, 1))
+    bounds = population.bounds(1.0)
+    for seed in range(5):
+        normals = draws_of((500, 2), seed)
+        found = readout_information(population, 1.0, normals, tolerance=0.05, max_draws=40, bounds=bounds)
+        assert min(bounds) <= found.xt <= max(bounds)
+        assert found.xt_se <= bounds[1] - bounds[0] + 1e-15
+        assert found.resolved
+        assert (found.ty, found.ty_se) == pytest.approx((0.0, 0.0), abs=1e-12)

@@ -154,6 +154,9 @@ class NetworkInformation:
         if network.plain:
             # Data processing: no layer of a plain chain knows more than one before it.
             cells["cap"] = np.where(np.isnan(cells["cap"]), np.nan, np.fmin.accumulate(cells["cap"], 1))
+        # A bracket that closed on a value above what is proven has not closed on the truth.
+        beyond = cells["xt"] - cells["cap"] > 1.96 * cells["xt_se"] + ROUNDING
+        status[beyond & np.isin(status, (Status.OK, Status.SATURATED))] = Status.UNRESOLVED
         allowed = float(self.max_replicas) * self.max_draws
         budget = np.where(status == Status.NOT_MEASURED, np.nan, allowed)
         labelled = label_status(status, labelled=probe.y is not None)

@@ -18,6 +18,8 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 # Draws before the spread between them is trusted: one seen in a handful may be small by luck.
 LEAST_DRAWS = 2048
+# How often what hidden rows take of the tolerance is worked out anew, with the number of rows that it leads to.
+HIDDEN_STEPS = 6
 
 
 @dataclass(frozen=True)
@@ -111,18 +113,19 @@ class Bracket:
         # and more of them may do; beyond a quarter of the target they would not.
         target = (0.85 * tolerance / 1.96) ** 2
         target = max(target - self.common, target / 4)
-        # So many rows that those never visited hide no more than half of that.
+        # So many rows that those never visited hide no more than half of that; the more rows, the less they hide, and
+        # the more is left for the spread.
         least = visits_for(1.96 * math.sqrt(target / 2) / max(math.log(population), 1e-9), population)
-        target -= min(target / 2, _hidden(max(least, LEAST_DRAWS // 2), population) ** 2)
-        target /= CAUTION**2
-        spare = target + self.between / population - self.within / (population * self.draws)
-        rows = float(np.max(self.between / np.maximum(spare, 1e-300)))
+        rows, spread = float(max(least, min(LEAST_DRAWS // 2, population))), self.between / population
+        for _ in range(HIDDEN_STEPS):
+            left = (target - min(target / 2, _hidden(round(rows), population) ** 2)) / CAUTION**2
+            spare = left + spread - self.within / (population * self.draws)
+            rows = min(max(least, float(np.max(self.between / np.maximum(spare, 1e-300)))), population)
         draws = self.draws
         if rows >= population:
-            draws = max(draws, math.ceil(min(1e9, float(self.within.max()) / (population * target))))
+            draws = max(draws, math.ceil(min(1e9, float(self.within.max()) / (population * left))))
         # A spread seen in a handful of draws may be small by luck and would end the sampling.
-        rows = min(math.ceil(min(rows, 1e9)), population)
-        rows = max(2 if population > 1 else 1, rows, least, min(LEAST_DRAWS // 2, population))
+        rows = max(2 if population > 1 else 1, math.ceil(rows), min(LEAST_DRAWS // 2, population))
         rows = min(rows, max(1, most // 2))
         return rows, max(1, min(max(draws, math.ceil(min(LEAST_DRAWS, most) / rows)), replicas, most // rows))
 

@@ -28,6 +28,7 @@ from ibscan.types import Array, Probe
 __all__ = ["find_probe", "parse_arguments", "read_probe"]
 
 SUFFIXES = (".npz", ".npy", ".safetensors", ".h5", ".hdf5", ".mat", ".pt", ".csv", ".tsv", ".gz")
+BLOCK_ROWS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,8 @@ def read_probe(spec: str, arguments: Mapping[str, Any]) -> tuple[Probe, tuple[st
         The probe, and sentences for standard error.
 
     Raises:
-        UsageError: Ambiguous arrays, integer pixels without a stated scale.
+        UsageError: Ambiguous arrays; pixels without a stated scale, that is, whole numbers of any type, none of them
+            negative and some above 1.
         InputError: Code that fails; a missing, damaged or unfit file; no rows; NaN or infinity; labels of another
             length.
     """
@@ -153,12 +155,20 @@ def _check_rows(x: Array, file: str) -> None:
 
 
 def _check_pixels(x: Array, file: str) -> None:
-    # Raw pixels saturate every unit and give plausible, wrong numbers.
-    if x.dtype.kind in "iu" and (x.max() > 1 or x.min() < -1):
-        raise UsageError(
-            f"{file}: the inputs are integers from {x.min()} to {x.max()} and no scale is stated; "
-            "add --probe-arg scale=255 if they are pixels, or --probe-arg scale=1 if they are meant as they are."
-        )
+    # Raw pixels saturate every unit and give plausible, wrong numbers, whatever type they are stored in.
+    low, high = x.min(), x.max()
+    if x.dtype.kind == "b" or not (low >= 0 and 1 < high < np.inf):
+        return
+    # Block by block: most floats are seen to be none on the first rows.
+    blocks = np.split(x, range(BLOCK_ROWS, len(x), BLOCK_ROWS)) if x.dtype.kind == "f" else []
+    if not all((block == np.floor(block)).all() for block in blocks):
+        return
+    kind = "integers" if x.dtype.kind in "iu" else "whole numbers"
+    largest = 255 if high <= 255 else 65535
+    raise UsageError(
+        f"{file}: the inputs are {kind} from {low:.0f} to {high:.0f} and no scale is stated; add --probe-arg "
+        f"scale={largest} if they are pixels, or --probe-arg scale=1 if they are meant as they are (counts, token ids)."
+    )
 
 
 def _check_finite(x: Array, file: str) -> None:

@@ -115,15 +115,21 @@ def _fed(found: type[nn.Module], where: str) -> Any:  # noqa: ANN401 - a class o
             "is no derivative by an id; measure a part of it that takes embeddings, as --model path.py:callable."
         )
 
-    def forward(self: Any, rows: torch.Tensor) -> Any:  # noqa: ANN401 - as the library has it
+    def forward(self: Any, rows: torch.Tensor, **named: torch.Tensor) -> Any:  # noqa: ANN401 - as the library has it
         width = self.get_input_embeddings().weight.shape[-1] if main == "inputs_embeds" else None
         if width is not None and (rows.ndim != 3 or rows.shape[-1] != width):
             raise InputError(
                 f"the probe's rows have shape {tuple(rows.shape[1:])}, but {found.__name__} is fed the embeddings of "
                 f"its tokens, (tokens, {width}): as its embedding gives them, for there is no derivative by an id."
             )
-        return found.forward(self, **{main: rows})
+        return found.forward(self, **{main: rows}, **named)
 
+    # What may be fed beside: not its inputs a second time, nor what changes its output.
+    others = [one for name, one in taken.items() if name.endswith(("mask", "ids")) and name != "input_ids"]
+    start = list(inspect.signature(forward).parameters.values())[:2]
+    forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [*start, *(one.replace(kind=one.KEYWORD_ONLY) for one in others if one.name not in ("self", main))]
+    )
     return type(found.__name__, (found,), {"forward": forward, "__module__": found.__module__})
 
 

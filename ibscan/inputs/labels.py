@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from ibscan.errors import InputError
 from ibscan.types import Array
 
-__all__ = ["class_indices", "rows_named"]
+__all__ = ["check_missing", "class_indices"]
 
 MOST_NAMED = 5
 UNMEASURED = "label quantities are not measured."
@@ -38,7 +39,7 @@ def class_indices(found: Array, rows: int, source: str) -> tuple[Array | None, t
         raise InputError(
             f"{source}: the labels have {shape}, but the inputs have length {rows} ({rows} rows); give one label a row."
         )
-    _check_missing(y, source)
+    check_missing(y, source)
     y = _plain(y)
     if y.ndim > 1:
         hot = _one_hot(y)
@@ -68,29 +69,31 @@ def class_indices(found: Array, rows: int, source: str) -> tuple[Array | None, t
     return indices.astype(np.int64), tuple(int(value) for value in values), ()
 
 
-def _check_missing(y: Array, source: str) -> None:
-    absent = missing(y)
-    where = np.flatnonzero(absent.reshape(len(y), -1).any(axis=1))
+def check_missing(y: Array, source: str, lines: Sequence[int] = ()) -> None:
+    """Refuse labels that are none, naming their rows.
+
+    Args:
+        y: Labels, one a row.
+        source: What they are from, for a message.
+        lines: Of the rows in their file, where it has lines.
+
+    Raises:
+        InputError: Some are missing.
+    """
+    where = np.flatnonzero(missing(y).reshape(len(y), -1).any(axis=1)) if len(y) else np.zeros(0, dtype=np.int64)
     if len(where):
+        shown = where[:MOST_NAMED].tolist()
+        places = f"; {_several('line', [lines[row] for row in shown])}" if lines else ""
+        more = f" and {len(where) - MOST_NAMED} more, {len(where)} in all" if len(where) > MOST_NAMED else ""
         raise InputError(
-            f"{source}: the labels of {rows_named(where)} are missing (NaN, infinite, None or empty), but one label a "
-            "row was expected; leave these rows out, or take no labels with #y=."
+            f"{source}: the labels of {_several('row', shown)} (counted from 0{places}){more} are missing (NaN, "
+            "infinite, None or empty), but one label a row was expected; leave these rows out, or take no labels with "
+            "#y=."
         )
 
 
-def rows_named(where: Array) -> str:
-    """Return the first few of some rows in words, and how many there are.
-
-    Args:
-        where: Their numbers.
-
-    Example:
-        >>> rows_named(np.array([3])), rows_named(np.arange(10))
-        ('row 3 (counted from 0)', 'rows 0, 1, 2, 3, 4 and 5 more, 10 in all (counted from 0)')
-    """
-    shown = ", ".join(str(row) for row in where[:MOST_NAMED])
-    more = f" and {len(where) - MOST_NAMED} more, {len(where)} in all" if len(where) > MOST_NAMED else ""
-    return f"row{'s' if len(where) > 1 else ''} {shown}{more} (counted from 0)"
+def _several(word: str, numbers: Sequence[int]) -> str:
+    return f"{word}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def missing(y: Array) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-__all__ = ["fits", "pairs", "role_of"]
+__all__ = ["argument_of", "fits", "pairs", "role_of"]
 
 INPUT_WORDS = {"x", "xs", "input", "inputs", "image", "images", "img", "imgs", "data", "pixels"}
 INPUT_WORDS |= {"feature", "features", "feats", "sample", "samples"}
@@ -18,6 +18,28 @@ SPLITS = {
     **dict.fromkeys(("dev", "eval", "holdout"), ""),
 }
 TOKEN = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_A-Za-z]+")
+
+
+def argument_of(key: str, inputs: str) -> str:
+    """Return what a model may call an array that belongs to some inputs: its name less what it shares with theirs.
+
+    Args:
+        key: The array's.
+        inputs: Of the inputs.
+
+    Example:
+        >>> argument_of("train/mask", "train/x"), argument_of("mask_test", "x_test"), argument_of("mask_test", "x")
+        ('mask', 'mask', 'mask_test')
+    """
+    group, _, last = key.rpartition("/")
+    if group == inputs.rpartition("/")[0]:
+        shared = role_of(inputs.rpartition("/")[2])[1]
+        words = last.split("_")
+        kept = [word for word in words if (SPLITS.get(word.lower()) or word.lower()) not in shared]
+        if kept and len(words) - len(kept) == len(shared):
+            return "_".join(kept)
+        return last
+    return key
 
 
 def role_of(key: str) -> tuple[str, tuple[str, ...]]:

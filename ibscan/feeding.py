@@ -84,7 +84,7 @@ def fed_beside(model: nn.Module | None, probe: Probe) -> Fed:
         said = ", ".join(beside.arguments[name] for name in arrays)
         notices.append(f"{beside.file}: fed to the model's arguments of these names, row by row: {said}.")
     if rest:
-        why = "a plain chain takes x alone" if model is None else "the model has no arguments of these names"
+        why = "a plain chain takes x alone" if model is None else "the model is fed nothing by these names"
         listed = ", ".join(f"{key} {shape}" for key, shape in list(rest.items())[:MOST_NAMED])
         more = f" and {len(rest) - MOST_NAMED} more" if len(rest) > MOST_NAMED else ""
         notices.append(f"{beside.file}: not used, as {why}: {listed}{more}.")

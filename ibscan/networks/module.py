@@ -59,8 +59,8 @@ class Module:
 
     @property
     def plain(self) -> bool:
-        """Whether every layer is fed by the one before it alone."""
-        return self.taps.plain
+        """Whether every layer is fed by the one before it alone, and by nothing that lies beside x."""
+        return self.taps.plain and self.packing is None
 
     def inputs_of(self, x: Array) -> int:
         """Return how many numbers of a row are the input: what is fed by name is not."""

@@ -136,7 +136,7 @@ def _fed(found: type[nn.Module], where: str) -> Any:  # noqa: ANN401 - a class o
 
 
 class _Masked(TorchFunctionMode):
-    """A pass in which the library does not leave out a mask that is one everywhere: rows would differ in their steps."""
+    """A pass in which the library leaves no mask out for being one everywhere: rows would differ in their steps."""
 
     def __init__(self, mask: torch.Tensor | None) -> None:
         super().__init__()

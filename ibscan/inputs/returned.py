@@ -63,7 +63,8 @@ def probe_from_code(spec: str, selection: str) -> Returned:
     if isinstance(value, tuple) and set(fields) & set(INPUTS):
         value = dict(zip(fields, value, strict=True))
     if isinstance(value, Mapping):
-        parts = {str(key): part for key, part in value.items() if part is not None}
+        # A mapping of their own may do anything when it is looked into.
+        parts = called(lambda: {str(key): part for key, part in value.items() if part is not None}, {}, where)
         if not parts:
             raise InputError(f"{where}: returned an empty mapping; {EXPECTED}.")
         x, y = chosen({key: _shape(part) for key, part in parts.items()}, wanted, spec)

@@ -160,7 +160,7 @@ def test_jacobians_from_a_layer_hold_what_is_fed():
     net, packed = network()
     _, named = drawn()
     found: dict[int, torch.Tensor] = {}
-    net.jacobians(packed, lambda layer, factor, _, rows: found.update({layer: factor[0]}), Derivative("post", origin=0))
+    net.jacobians(packed, lambda *given: found.update({given[0]: given[1][0]}), Derivative("post", origin=0))
     plain = model()
     for row in range(ROWS):
         pooled = plainly("a", "post")(torch.as_tensor(drawn()[0][row]), row)
@@ -198,7 +198,7 @@ def test_single_precision_is_the_models_and_not_the_masks():
     for dtype in (torch.float32, torch.float64):
         net, packed = network(dtype)
         held: list[torch.Tensor] = []
-        net.walk(packed, lambda layer, pre, post, rows, held=held: held.append(post) if layer == 2 else None)
+        net.walk(packed, lambda *given, held=held: held.append(given[2]) if given[0] == 2 else None)
         found.append(torch.cat(held, 1))
     assert found[0].dtype == torch.float64
     assert 0 < float((found[0] - found[1]).abs().max()) < 1e-5

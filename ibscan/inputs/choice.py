@@ -96,6 +96,9 @@ def chosen(shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, str], fil
     if "y" in wanted:
         return inputs, wanted["y"] or None
     labels = [key for key in _labels(inputs, free) if key != inputs]
+    # Names of classes beside their indices: only one of the two has as many entries as there are rows.
+    fitting = [key for key in labels if fits(shapes[inputs], shapes[key])]
+    labels = fitting if len(fitting) == 1 else labels
     if len(labels) > 1:
         raise _unclear("y", labels, inputs, wanted, shapes, file)
     return inputs, labels[0] if labels else None

@@ -133,11 +133,12 @@ def _from_file(file: str, selection: str) -> _Raw:
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}).") from None
     if kind in ("idx", "gzip"):
-        if selection:
+        unlabelled = selection == "y="
+        if selection and not unlabelled:
             raise UsageError(
                 f"{file}#{selection}: an IDX file holds one array, so nothing is picked by '#'; leave it out."
             )
-        beside = labels_beside(path)
+        beside = None if unlabelled else labels_beside(path)
         return _Raw(read_idx(path, file), read_idx(beside, str(beside)) if beside else None)
     wanted = wanted_keys(selection, file)
     if kind == "text" and path.suffix.lower() in TABLES:

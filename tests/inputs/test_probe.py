@@ -216,7 +216,7 @@ def test_suggestions_for_groups(tmp_path: Path):
 def test_suggestions_work_where_names_say_little(tmp_path: Path):
     cases = [
         ({"x": X, "y": Y, "labels": Y}, ["x=x,y=y", "x=x,y=labels", "x=x,y="]),
-        ({"x": X, "y": Y[:4], "labels": Y}, ["x=x,y=labels", "x=x,y="]),
+        ({"x": X, "y": Y[:4], "labels": Y[:, None], "targets": Y}, ["x=x,y=labels", "x=x,y=targets", "x=x,y="]),
         ({"a": X, "b": X[:2], "y": Y}, ["x=a,y=y", "x=b,y="]),
         ({"a": X, "b": X[:, :2], "lengths": Y}, ["x=a,y=", "x=b,y="]),
         ({"a,b": X, "c": X, "y": Y}, ["x=c,y=y"]),
@@ -241,10 +241,50 @@ def test_names_that_are_clear(tmp_path: Path):
         {"Xtr": X, "ytr": Y, "feature_names": np.array(["a", "b", "c"]), "lengths": Y},
         {"embedding": X, "attention_mask": mask, "y": Y},
         {"pixel_values": X, "pixel_mask": mask, "labels": Y},
+        {"x": X, "y": Y, "classes": np.array(["cat", "dog"])},
     ):
         probe, _ = read_probe(npz(tmp_path / "a.npz", **arrays), {})
         assert (probe.x == X).all()
         assert probe.labels == (0, 2, 5)
+
+
+LISTS = [
+    {"x": torch.tensor(X), "y": Y.tolist(), "classes": ["cat", "dog"], "note": "text", "epoch": 3},
+    {"x": X, "y": Y},
+    {"X": X, "labels": [str(label) for label in Y], "seeds": [1, 2]},
+    (X, Y.tolist()),
+    [torch.tensor(X), torch.tensor(Y)],
+    [X, Y],
+]
+
+
+@pytest.mark.parametrize("value", LISTS, ids=range(len(LISTS)))
+def test_lists_and_arrays_in_a_file_of_torch(value: object, tmp_path: Path):
+    (tmp_path / "a.pt").write_bytes(torch_bytes(value))
+    probe, notices = read_probe(str(tmp_path / "a.pt"), {})
+    assert (probe.x == X).all()
+    assert probe.y is not None
+    assert [str(probe.labels[k]) for k in probe.y] == [str(label) for label in Y]
+    assert notices == ()
+
+
+def test_lists_in_a_file_of_torch_that_are_no_rows(tmp_path: Path):
+    (tmp_path / "a.pt").write_bytes(torch_bytes({"x": torch.tensor(X), "classes": ["cat", "dog"]}))
+    assert read_probe(str(tmp_path / "a.pt"), {})[0].y is None
+    (tmp_path / "a.pt").write_bytes(torch_bytes({"x": X, "y": np.array([None] * 5)}))
+    with pytest.raises(InputError, match="not plain data"):
+        read_probe(str(tmp_path / "a.pt"), {})
+    (tmp_path / "a.pt").write_bytes(torch_bytes([X, X, X]))
+    with pytest.raises(InputError, match="holds no tensors"):
+        read_probe(str(tmp_path / "a.pt"), {})
+
+
+def test_labels_beside_an_idx_file_are_left_out(tmp_path: Path):
+    images = idx(tmp_path / "a-images-idx3-ubyte", np.zeros((2, 2, 2), np.float32))
+    idx(tmp_path / "a-labels-idx1-ubyte", np.array([np.nan, 1], np.float32))
+    with pytest.raises(InputError, match="row 0"):
+        read_probe(str(images), {})
+    assert read_probe(f"{images}#y=", {})[0].y is None
 
 
 def test_arguments_in_their_order(tmp_path: Path):

@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from ibscan.errors import InputError, UsageError
+from ibscan.feeding import Fed, fed_beside
 from ibscan.inputs.checkpoint import load_tensors
+from ibscan.inputs.choice import split_spec
 from ibscan.inputs.code import Maker, called, code_hash, named_callable
 from ibscan.inputs.config import config_beside, stated_class
 from ibscan.inputs.huggingface import library_model
@@ -54,7 +56,8 @@ class Model:
     """A model that fits the series and the probe: its layers, and the way from checkpoints to a network.
 
     `inputs` counts the numbers of a row; `most` says how many checkpoints one network may hold; `untapped` lists
-    layers that cannot be measured, with the reason; `code` is the hash of the file that makes it, if one does.
+    layers that cannot be measured, with the reason; `code` is the hash of the file that makes it, if one does; `fed`
+    are the arrays of the probe that it takes by name.
     """
 
     stated: Stated
@@ -64,6 +67,7 @@ class Model:
     network: Callable[[Sequence[Loaded]], Network]
     untapped: tuple[tuple[str, str], ...] = ()
     code: str = ""
+    fed: Fed = field(default_factory=Fed)
 
     @property
     def names(self) -> list[str]:
@@ -168,19 +172,31 @@ def model_of(
         return loaded(maker.build, state, checkpoint.stored_names, checkpoint.name, saved=maker.names)
 
     model = weighted(first, load_tensors(first))
-    rows = probe.x[:FEW_ROWS]
-    network = recorded_taps(model, rows, (), device=device, dtype=dtype)
+    fed = fed_beside(model, probe)
+    rows, packing = fed.rows(probe.x, FEW_ROWS), fed.packing(probe.x)
+    record = partial(recorded_taps, device=device, dtype=dtype, packing=packing)
+    try:
+        network = record(model, rows, ())
+    except InputError as error:
+        if not fed.arrays:
+            raise
+        file, selection = split_spec(probe.source)
+        without = ",".join(part for part in (selection, *(f"{key}=" for key in fed.keys.values())) if part)
+        raise InputError(
+            f"{error} The model was fed the probe's {', '.join(fed.keys.values())} beside x; to leave that out, give "
+            f"{file}#{without}."
+        ) from error
     unmatched = [glob for glob in globs if not any(globbed(layer.name, [glob]) for layer in network.layers)]
     extra = [path for path, _ in model.named_modules() if path and unmatched and globbed(path, unmatched)]
     if extra:
-        network = recorded_taps(model, rows, extra, device=device, dtype=dtype)
+        network = record(model, rows, extra)
     taps = network.taps
 
     def one(pairs: Sequence[Loaded]) -> Network:
         ((checkpoint, state),) = pairs
-        return Module(weighted(checkpoint, state).to(device, dtype), taps, device, dtype)
+        return Module(weighted(checkpoint, state).to(device, dtype), taps, device, dtype, packing)
 
-    return Model(stated, probe.x[0].size, taps.layers, 1, one, taps.untapped, maker.code)
+    return Model(stated, probe.x[0].size, taps.layers, 1, one, taps.untapped, maker.code, fed)
 
 
 def globbed(name: str, globs: Sequence[str]) -> bool:
@@ -216,7 +232,14 @@ def _chain(stated: Stated, first: Checkpoint, probe: Probe, device: torch.device
             f"'{chain.layers[0].name}' of {first.name} takes {chain.inputs}. Give the probe this model was made for."
         )
     stack = partial(stacked_chain, spec, order, device=device, dtype=dtype)
-    return Model(stated, features, chain.layers, None, lambda loaded: stack([state for _, state in loaded]))
+    return Model(
+        stated,
+        features,
+        chain.layers,
+        None,
+        lambda loaded: stack([state for _, state in loaded]),
+        fed=fed_beside(None, probe),
+    )
 
 
 def _metadata_spec(checkpoint: Checkpoint) -> str | None:

@@ -181,6 +181,9 @@ def plan_of(
         model = before.model
     else:
         series, model = _modelled(request, reporter, series, stated, probe, device)
+    probe = model.fed.probed(probe)
+    for sentence in model.fed.notices:
+        reporter.notice(sentence)
     for layer in model.layers:
         if not layer.width:
             raise InputError(f"{series.checkpoints[0].name}: layer {layer.name!r} has no units; expected at least one.")

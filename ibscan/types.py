@@ -115,12 +115,26 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Arrays that a probe holds beside x and y: shapes by name, and their numbers once asked for.
+
+    `arguments` maps what a model may call them to their names; `file` is the probe in a message.
+    """
+
+    file: str
+    shapes: Mapping[str, tuple[int, ...]]
+    arguments: Mapping[str, str]
+    read: Callable[[str], Array]
+
+
+@dataclass(frozen=True)
 class Probe:
     """The fixed inputs, and labels where they are classes, on which everything is measured.
 
     `x` has shape (N, ...). `y` (N,) holds indices into `labels`, the label values present in sorted order, or is
     None where there are no labels or they are not classes. `sha256` is the hash of the whole probe after its
-    arguments (scale, mean, std, shape) were applied; a sample keeps it.
+    arguments (scale, mean, std, shape) were applied; a sample keeps it. What is fed to the model `beside` x, row by
+    row, lies in x behind its numbers once the model is known (`ibscan.networks.packing`).
     """
 
     x: Array
@@ -128,6 +142,7 @@ class Probe:
     labels: tuple[int | str, ...]
     sha256: str
     source: str
+    beside: Beside | None = None
 
     def sampled(self, rows: int | None, seed: int) -> Probe:
         """Return the first `rows` rows of one seeded permutation, so that smaller samples nest; None takes all.
@@ -361,6 +376,10 @@ class Network(Protocol):
     @property
     def plain(self) -> bool:
         """Whether every layer is fed by the one before it alone, so that data processing holds along them."""
+        ...
+
+    def inputs_of(self, x: Array) -> int:
+        """Return how many numbers of a row are what Jacobians are with respect to: rows may hold masks and the like."""
         ...
 
     def alone(self, checkpoint: int) -> Network:

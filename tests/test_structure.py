@@ -23,7 +23,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "request": (BASE, set()),
     "training": (BASE | {"networks"}, {"torch", "safetensors"}),
     "scanning": (BASE | {"models", "measures", "numerics"}, {"torch", "numpy"}),
-    "models": (BASE | {"inputs", "networks"}, {"torch"}),
+    "feeding": (BASE | {"networks"}, {"torch", "numpy"}),
+    "models": (BASE | {"inputs", "networks", "feeding"}, {"torch"}),
     "measuring": (BASE | {"request", "models", "measures"}, set()),
     "planning": (
         BASE | {"request", "models", "measuring", "inputs", "networks", "measures", "results", "__init__"},

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 
 from ibscan.errors import InputError, UsageError
 from ibscan.inputs.archives import check_directory, load_archive, read_archive
 from ibscan.inputs.containers import is_tensor
-from ibscan.inputs.described import StoredTensor, check_tensor
+from ibscan.inputs.described import NUMPY_ARRAYS, Called, StoredTensor, check_tensor
 from ibscan.inputs.files import Snapshot, content_kind, snapshot
 from ibscan.inputs.hdf5 import hdf5_arrays
 from ibscan.inputs.matlab import read_stored, stored_arrays
@@ -22,6 +23,7 @@ from ibscan.inputs.named import NamedArrays, Pick, brief, check_size
 from ibscan.inputs.returned import as_numpy
 from ibscan.inputs.tables import SUFFIXES as TABLES
 from ibscan.inputs.tensorfiles import read_tensor_header, read_tensors
+from ibscan.types import Array
 
 __all__ = ["NOW", "named_arrays"]
 
@@ -155,30 +157,60 @@ def _safetensors(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
 
 
 def _torch(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
-    described = _tensors_of(read_archive(shot, name, "zip" if shot.stream.read(2) == b"PK" else "pickle").value)
+    described = _arrays_of(read_archive(shot, name, "zip" if shot.stream.read(2) == b"PK" else "pickle").value)
     if not described:
         raise InputError(
             f"{name}: holds no tensors; expected a dict of tensors such as {{'x': ..., 'y': ...}}, or a pair (x, y)."
         )
-    shapes = {key: tensor.shape for key, tensor in described.items()}
+    shapes = {key: _shape(part) or () for key, part in described.items()}
     wanted = pick(shapes)
     for key in wanted:
-        stored: StoredTensor = described[key]
-        check_tensor(key, stored, name)
-        check_size(stored.shape, 8, key, name)
+        if isinstance(described[key], StoredTensor):
+            check_tensor(key, described[key], name)
+        check_size(shapes[key], 8, key, name)
     shot.stream.seek(0)
-    loaded = _tensors_of(load_archive(shot.stream, name))
-    return NamedArrays(shapes, {key: as_numpy(loaded[key]) for key in wanted})
+    loaded = _arrays_of(load_archive(shot.stream, name))
+    return NamedArrays(shapes, {key: _loaded(loaded[key]) for key in wanted})
 
 
-def _tensors_of(tree: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever was saved, or its description
-    if is_tensor(tree):
+def _arrays_of(tree: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever was saved, or its description
+    """Return tensors and numpy arrays by name, and lists of numbers or strings that are as long as one of them."""
+    if _shape(tree) is not None:
         return {"x": tree}
-    if isinstance(tree, tuple | list) and 1 <= len(tree) <= 2 and all(is_tensor(part) for part in tree):
-        return dict(zip(("x", "y"), tree, strict=False))
-    if isinstance(tree, Mapping):
-        return {str(key): value for key, value in tree.items() if is_tensor(value)}
-    return {}
+    if isinstance(tree, tuple | list) and 1 <= len(tree) <= 2:
+        tree = dict(zip(("x", "y"), tree, strict=False)) if _shape(tree[0]) is not None else {}
+        complete = True
+    else:
+        complete = False
+    if not isinstance(tree, Mapping):
+        return {}
+    arrays = {str(key): part for key, part in tree.items() if _shape(part) is not None or _is_listed(part)}
+    lengths = {shape[0] for part in arrays.values() if (shape := _shape(part))}
+    found = {key: part for key, part in arrays.items() if not _is_listed(part) or len(part) in lengths}
+    return {} if complete and len(found) < len(tree) else found
+
+
+def _shape(part: Any) -> tuple[int, ...] | None:  # noqa: ANN401 - see above
+    """Return the shape of a tensor or a numpy array, None of anything else."""
+    if is_tensor(part):
+        return tuple(part.shape)
+    if isinstance(part, np.ndarray):
+        return part.shape if part.dtype.kind in "biufcSU" else None
+    if isinstance(part, Called) and part.name in NUMPY_ARRAYS and len(part.state) == 1:
+        state = part.state[0]
+        dtype = state[2] if isinstance(state, tuple) and len(state) == 5 else None
+        kind = dtype.args[0] if isinstance(dtype, Called) and dtype.args else ""
+        if isinstance(kind, str) and kind[:1] in "biufcSU" and kind and isinstance(state[1], tuple):
+            return tuple(state[1]) if all(isinstance(one, int) and one >= 0 for one in state[1]) else None
+    return None
+
+
+def _is_listed(part: Any) -> bool:  # noqa: ANN401 - see above
+    return isinstance(part, list) and bool(part) and all(isinstance(one, bool | int | float | str) for one in part)
+
+
+def _loaded(part: Any) -> Array:  # noqa: ANN401 - see above
+    return as_numpy(part) if isinstance(part, torch.Tensor) else np.array(part)
 
 
 def _mat(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:

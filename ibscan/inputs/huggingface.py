@@ -12,12 +12,13 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from ibscan.errors import InputError
 from ibscan.inputs.code import Maker, code_hash, importing
@@ -115,16 +116,42 @@ def _fed(found: type[nn.Module], where: str) -> Any:  # noqa: ANN401 - a class o
             "is no derivative by an id; measure a part of it that takes embeddings, as --model path.py:callable."
         )
 
-    def forward(self: Any, rows: torch.Tensor) -> Any:  # noqa: ANN401 - as the library has it
+    def forward(self: Any, rows: torch.Tensor, **named: torch.Tensor) -> Any:  # noqa: ANN401 - as the library has it
         width = self.get_input_embeddings().weight.shape[-1] if main == "inputs_embeds" else None
         if width is not None and (rows.ndim != 3 or rows.shape[-1] != width):
             raise InputError(
                 f"the probe's rows have shape {tuple(rows.shape[1:])}, but {found.__name__} is fed the embeddings of "
                 f"its tokens, (tokens, {width}): as its embedding gives them, for there is no derivative by an id."
             )
-        return found.forward(self, **{main: rows})
+        with _Masked(named.get("attention_mask")):
+            return found.forward(self, **{main: rows}, **named)
 
+    # What may be fed beside: not its inputs a second time, nor what changes its output.
+    others = [one for name, one in taken.items() if name.endswith(("mask", "ids")) and name != "input_ids"]
+    start = list(inspect.signature(forward).parameters.values())[:2]
+    forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [*start, *(one.replace(kind=one.KEYWORD_ONLY) for one in others if one.name not in ("self", main))]
+    )
     return type(found.__name__, (found,), {"forward": forward, "__module__": found.__module__})
+
+
+class _Masked(TorchFunctionMode):
+    """A pass in which the library leaves no mask out for being one everywhere: rows would differ in their steps."""
+
+    def __init__(self, mask: torch.Tensor | None) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - as torch has it
+        if self.mask is not None and func is torch.Tensor.all and len(args) == 1 and args[0].shape == self.mask.shape:
+            return torch.zeros((), dtype=torch.bool, device=self.mask.device)
+        return func(*args, **(kwargs or {}))
 
 
 class Conv1D(nn.Linear):

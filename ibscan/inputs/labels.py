@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from ibscan.errors import InputError
 from ibscan.types import Array
 
-__all__ = ["class_indices"]
+__all__ = ["check_missing", "class_indices"]
 
+MOST_NAMED = 5
 UNMEASURED = "label quantities are not measured."
 
 
@@ -25,9 +29,9 @@ def class_indices(found: Array, rows: int, source: str) -> tuple[Array | None, t
         Indices (N,) int64 and the labels, or None and an empty tuple where they are not classes, with one sentence.
 
     Raises:
-        InputError: Their length is not N.
+        InputError: Their length is not N, or some are missing: NaN, infinite, None, an empty string.
     """
-    y = _plain(found)
+    y = found
     if y.ndim == 2 and y.size == rows and 1 in y.shape:
         y = y.reshape(rows)
     if y.ndim == 0 or y.shape[0] != rows:
@@ -35,6 +39,8 @@ def class_indices(found: Array, rows: int, source: str) -> tuple[Array | None, t
         raise InputError(
             f"{source}: the labels have {shape}, but the inputs have length {rows} ({rows} rows); give one label a row."
         )
+    check_missing(y, source)
+    y = _plain(y)
     if y.ndim > 1:
         hot = _one_hot(y)
         if hot is None:
@@ -51,7 +57,7 @@ def class_indices(found: Array, rows: int, source: str) -> tuple[Array | None, t
     if y.dtype.kind == "f":
         # Half precision overflows where it is compared below.
         y = y.astype(np.float64)
-        if not np.isfinite(y).all() or (y != np.floor(y)).any() or np.abs(y).max(initial=0) >= 2**53:
+        if (y != np.floor(y)).any() or np.abs(y).max(initial=0) >= 2**53:
             return (
                 None,
                 (),
@@ -61,6 +67,61 @@ def class_indices(found: Array, rows: int, source: str) -> tuple[Array | None, t
         return None, (), (f"{source}: the labels are of type {y.dtype}, which is no class; {UNMEASURED}",)
     values, indices = np.unique(y, return_inverse=True)
     return indices.astype(np.int64), tuple(int(value) for value in values), ()
+
+
+def check_missing(y: Array, source: str, lines: Sequence[int] = ()) -> None:
+    """Refuse labels that are none, naming their rows.
+
+    Args:
+        y: Labels, one a row.
+        source: What they are from, for a message.
+        lines: Of the rows in their file, where it has lines.
+
+    Raises:
+        InputError: Some are missing.
+    """
+    where = np.flatnonzero(missing(y).reshape(len(y), -1).any(axis=1)) if len(y) else np.zeros(0, dtype=np.int64)
+    if len(where):
+        shown = where[:MOST_NAMED].tolist()
+        places = f"; {_several('line', [lines[row] for row in shown])}" if lines else ""
+        more = f" and {len(where) - MOST_NAMED} more, {len(where)} in all" if len(where) > MOST_NAMED else ""
+        raise InputError(
+            f"{source}: the labels of {_several('row', shown)} (counted from 0{places}){more} are missing (NaN, "
+            "infinite, None or empty), but one label a row was expected; leave these rows out, or take no labels with "
+            "#y=."
+        )
+
+
+def _several(word: str, numbers: Sequence[int]) -> str:
+    return f"{word}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+
+
+def missing(y: Array) -> Array:
+    """Return which labels are no label, of the same shape: NaN, infinities, None, NaT, and strings that stand for them.
+
+    Args:
+        y: Labels of any kind.
+    """
+    if y.dtype.kind in "fc":
+        return ~np.isfinite(y)
+    if y.dtype.kind in "mM":
+        return np.isnat(y)
+    if y.dtype.kind in "OSU":
+        absent = [_absent(part) for part in y.ravel().tolist()]
+        return np.array(absent, dtype=bool).reshape(y.shape)
+    return np.zeros(y.shape, dtype=bool)
+
+
+def _absent(part: Any) -> bool:  # noqa: ANN401 - an object of any kind
+    if isinstance(part, bytes):
+        part = part.decode("utf-8", "replace")
+    if isinstance(part, str):
+        # What numpy and pandas make of NaN and None where all are strings.
+        return part.strip() in ("", "None", "<NA>", "NaT") or part.strip().lower() == "nan"
+    if isinstance(part, float | np.floating):
+        return not np.isfinite(part)
+    # pandas' NA is nothing that can be compared.
+    return part is None or part is np.ma.masked or type(part).__name__ in ("NAType", "NaTType")
 
 
 def _plain(found: Array) -> Array:

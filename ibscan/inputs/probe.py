@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,31 @@ import numpy as np
 from ibscan.errors import CheckpointError, InputError, UsageError
 from ibscan.inputs.arguments import applied, checked_arguments, parse_arguments
 from ibscan.inputs.arrays import named_arrays
-from ibscan.inputs.choice import chosen, split_spec, wanted_keys
+from ibscan.inputs.choice import chosen, left_out, split_spec, wanted_keys
 from ibscan.inputs.code import is_code
 from ibscan.inputs.files import content_kind, exists, file_head, regular_stat
 from ibscan.inputs.hdf5 import is_result
 from ibscan.inputs.idx import idx_pair, labels_beside, read_idx
 from ibscan.inputs.labels import class_indices
+from ibscan.inputs.naming import argument_of, role_of
 from ibscan.inputs.returned import probe_from_code
 from ibscan.inputs.tables import SUFFIXES as TABLES
 from ibscan.inputs.tables import read_table
-from ibscan.types import Array, Probe
+from ibscan.types import Array, Beside, Probe
 
 __all__ = ["find_probe", "parse_arguments", "read_probe"]
 
 SUFFIXES = (".npz", ".npy", ".safetensors", ".h5", ".hdf5", ".mat", ".pt", ".csv", ".tsv", ".gz")
+BLOCK_ROWS = 256
+MOST_NAMED = 12
 
 
 @dataclasses.dataclass(frozen=True)
 class _Raw:
     x: Array
     y: Array | None
+    notices: tuple[str, ...] = ()
+    beside: Beside | None = None
 
 
 def find_probe(folder: Path) -> Path | None:
@@ -75,7 +80,8 @@ def read_probe(spec: str, arguments: Mapping[str, Any]) -> tuple[Probe, tuple[st
         The probe, and sentences for standard error.
 
     Raises:
-        UsageError: Ambiguous arrays, integer pixels without a stated scale.
+        UsageError: Ambiguous arrays; pixels without a stated scale, that is, whole numbers of any type, none of them
+            negative and some above 1.
         InputError: Code that fails; a missing, damaged or unfit file; no rows; NaN or infinity; labels of another
             length.
     """
@@ -83,7 +89,7 @@ def read_probe(spec: str, arguments: Mapping[str, Any]) -> tuple[Probe, tuple[st
     file, selection = split_spec(spec)
     try:
         if is_code(file):
-            raw = _Raw(*probe_from_code(file, selection))
+            raw = _from_code(file, selection)
         elif exists(file) and Path(file).is_dir():
             raw = _from_folder(file, selection)
         else:
@@ -105,7 +111,13 @@ def read_probe(spec: str, arguments: Mapping[str, Any]) -> tuple[Probe, tuple[st
     notices: tuple[str, ...] = (f"{file}: has no labels, so label quantities are not measured.",)
     if raw.y is not None:
         y, labels, notices = class_indices(raw.y, len(x), file)
-    return Probe(x, y, labels, _digest(x, y, labels), spec), notices
+    return Probe(x, y, labels, _digest(x, y, labels), spec, raw.beside), (*raw.notices, *notices)
+
+
+def _from_code(spec: str, selection: str) -> _Raw:
+    found = probe_from_code(spec, selection)
+    beside = _beside(found.shapes, wanted_keys(selection, spec), (found.inputs, found.labels), spec, found.read)
+    return _Raw(found.x, found.y, beside=beside)
 
 
 def _from_folder(folder: str, split: str) -> _Raw:
@@ -121,15 +133,19 @@ def _from_file(file: str, selection: str) -> _Raw:
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}).") from None
     if kind in ("idx", "gzip"):
-        if selection:
+        unlabelled = selection == "y="
+        if selection and not unlabelled:
             raise UsageError(
                 f"{file}#{selection}: an IDX file holds one array, so nothing is picked by '#'; leave it out."
             )
-        beside = labels_beside(path)
+        beside = None if unlabelled else labels_beside(path)
         return _Raw(read_idx(path, file), read_idx(beside, str(beside)) if beside else None)
     wanted = wanted_keys(selection, file)
     if kind == "text" and path.suffix.lower() in TABLES:
-        return _Raw(*read_table(path, file, wanted))
+        table = read_table(path, file, wanted)
+        left = ", ".join(table.unused[:MOST_NAMED]) + (" and others" if len(table.unused) > MOST_NAMED else "")
+        unused = (f"{file}: not used: {left}.",) if table.unused else ()
+        return _Raw(table.x, table.y, (*table.notices, *unused))
     picked: list[str | None] = []
 
     def pick(shapes: Mapping[str, tuple[int, ...]]) -> Sequence[str]:
@@ -139,7 +155,33 @@ def _from_file(file: str, selection: str) -> _Raw:
     found = named_arrays(path, file, pick)
     x, y = (None if key is None else found.picked[key] for key in picked)
     assert x is not None
-    return _Raw(x, y)
+
+    def read(key: str) -> Array:
+        array = named_arrays(path, file, lambda shapes: [key] if key in shapes else []).picked.get(key)
+        if array is None or array.shape != found.shapes[key]:
+            raise InputError(f"{file}: has changed while it was read; run again once it is whole.")
+        return array
+
+    return _Raw(x, y, beside=_beside(found.shapes, wanted, (str(picked[0]), picked[1]), file, read))
+
+
+def _beside(
+    shapes: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, str],
+    picked: tuple[str, str | None],
+    file: str,
+    read: Callable[[str], Array],
+) -> Beside | None:
+    """Return the arrays that are neither x nor y, and not left out by the user."""
+    out = left_out(wanted) | {str(key) for key in picked}
+    unlabelled = wanted.get("y") == ""
+    others = {key: shape for key, shape in shapes.items() if key not in out}
+    others = {key: shape for key, shape in others.items() if not (unlabelled and role_of(key)[0] == "y")}
+    inputs = picked[0]
+    # What lies beside the inputs comes before what has the same name elsewhere.
+    near = sorted(others, key=lambda key: key.rpartition("/")[0] == inputs.rpartition("/")[0])
+    arguments = {argument_of(key, inputs): key for key in near if role_of(key)[0] != "y"}
+    return Beside(file, others, arguments, read) if others else None
 
 
 def _check_rows(x: Array, file: str) -> None:
@@ -153,12 +195,20 @@ def _check_rows(x: Array, file: str) -> None:
 
 
 def _check_pixels(x: Array, file: str) -> None:
-    # Raw pixels saturate every unit and give plausible, wrong numbers.
-    if x.dtype.kind in "iu" and (x.max() > 1 or x.min() < -1):
-        raise UsageError(
-            f"{file}: the inputs are integers from {x.min()} to {x.max()} and no scale is stated; "
-            "add --probe-arg scale=255 if they are pixels, or --probe-arg scale=1 if they are meant as they are."
-        )
+    # Raw pixels saturate every unit and give plausible, wrong numbers, whatever type they are stored in.
+    low, high = x.min(), x.max()
+    if x.dtype.kind == "b" or not (low >= 0 and 1 < high < np.inf):
+        return
+    # Block by block: most floats are seen to be none on the first rows.
+    blocks = np.split(x, range(BLOCK_ROWS, len(x), BLOCK_ROWS)) if x.dtype.kind == "f" else []
+    if not all((block == np.floor(block)).all() for block in blocks):
+        return
+    kind = "integers" if x.dtype.kind in "iu" else "whole numbers"
+    largest = 255 if high <= 255 else 65535
+    raise UsageError(
+        f"{file}: the inputs are {kind} from {low:.0f} to {high:.0f} and no scale is stated; add --probe-arg "
+        f"scale={largest} if they are pixels, or --probe-arg scale=1 if they are meant as they are (counts, token ids)."
+    )
 
 
 def _check_finite(x: Array, file: str) -> None:

@@ -3,69 +3,130 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from ibscan.errors import InputError, UsageError
-from ibscan.inputs.choice import chosen, wanted_keys
+from ibscan.errors import InputError, ResourceError, UsageError
+from ibscan.inputs.choice import INPUTS, chosen, wanted_keys
 from ibscan.inputs.code import called, named_callable
 from ibscan.inputs.named import brief
 from ibscan.types import Array
 
-__all__ = ["as_numpy", "probe_from_code"]
+__all__ = ["Returned", "as_numpy", "probe_from_code"]
 
 EXPECTED = "expected x, a tuple (x, y), or a mapping with x and y"
 
 
-def probe_from_code(spec: str, selection: str) -> tuple[Array, Array | None]:
+@dataclass(frozen=True)
+class Returned:
+    """Copies of x and y, None without labels, and what else there is; `inputs` and `labels` are their keys."""
+
+    x: Array
+    y: Array | None
+    where: str
+    parts: Mapping[str, Any]
+    inputs: str = "x"
+    labels: str | None = "y"
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all arrays returned."""
+        return {key: shape for key, part in self.parts.items() if (shape := _shape(part))}
+
+    def read(self, key: str) -> Array:
+        """Return one of the arrays beside x and y."""
+        return _array(self.parts[key], repr(key), self.where)
+
+
+def probe_from_code(spec: str, selection: str) -> Returned:
     """Call what a spec names, without arguments, and return its inputs and labels.
+
+    A tuple is x or (x, y), and so is a list of arrays. A list of lists is rows, unless it is two parts of different
+    shapes, which no rows have: those are x and y.
 
     Args:
         spec: `module:callable` or `path.py:callable`. This runs it.
         selection: `x=KEY,y=KEY` for a callable that returns a mapping, or empty.
 
-    Returns:
-        Copies of x and y; y is None where there are no labels.
-
     Raises:
         UsageError: Several arrays of a mapping may be meant, or something is picked from what is no mapping.
         InputError: The callable cannot be had, fails, or returns something else.
+        ResourceError: Memory runs out.
     """
     where = f"--probe {spec}"
     value = called(named_callable(spec, "--probe"), {}, where)
+    wanted = wanted_keys(selection, spec)
+    fields = getattr(value, "_fields", ())
+    if isinstance(value, tuple) and set(fields) & set(INPUTS):
+        value = dict(zip(fields, value, strict=True))
     if isinstance(value, Mapping):
-        shapes = {str(key): _shape(part) for key, part in value.items() if part is not None}
-        if not shapes:
+        # A mapping of their own may do anything when it is looked into.
+        parts = called(lambda: {str(key): part for key, part in value.items() if part is not None}, {}, where)
+        if not parts:
             raise InputError(f"{where}: returned an empty mapping; {EXPECTED}.")
-        x, y = chosen(shapes, wanted_keys(selection, spec), spec)
-        parts = {str(key): part for key, part in value.items()}
-        return _array(parts[x], "x", where), None if y is None else _array(parts[y], "y", where)
-    if selection:
+        x, y = chosen({key: _shape(part) for key, part in parts.items()}, wanted, spec)
+        labels = None if y is None else _array(parts[y], "y", where)
+        return Returned(_array(parts[x], "x", where), labels, where, parts, x, y)
+    if wanted and wanted != {"y": ""}:
         raise UsageError(f"{where}#{selection}: it returns no mapping, so nothing is picked by '#'; leave it out.")
-    # A tuple is a pair; a list is rows.
+    if isinstance(value, list) and _is_pair(value, where):
+        value = tuple(value)
     if isinstance(value, tuple):
         if not 1 <= len(value) <= 2:
             raise InputError(f"{where}: returned a tuple of {len(value)}; {EXPECTED}.")
-        labels = value[1] if len(value) == 2 else None
-        return _array(value[0], "x", where), None if labels is None else _array(labels, "y", where)
+        given = None if len(value) == 1 or wanted else value[1]
+        return Returned(_array(value[0], "x", where), None if given is None else _array(given, "y", where), where, {})
     if not (isinstance(value, list) or hasattr(value, "__array__")):
         raise InputError(f"{where}: returned something of type {type(value).__name__}; {EXPECTED}.")
-    return _array(value, "x", where), None
+    return Returned(_array(value, "x", where), None, where, {})
+
+
+def _is_pair(value: list[Any], where: str) -> bool:
+    """Return whether a list is (x, y), or x alone, and not rows.
+
+    Raises:
+        UsageError: It may be either.
+    """
+    shapes = [_shape(part) for part in value]
+    arrays = bool(value) and all(hasattr(part, "__array__") for part in value)
+    if len(value) == 1:
+        return arrays and len(shapes[0]) > 1
+    if len(value) == 2 and (value[1] is None or (shapes[0] != shapes[1] and len(shapes[0]) > 1)):
+        return True
+    if len(value) == 2 and arrays and shapes[0] == shapes[1] and len(shapes[0]) > 1:
+        raise UsageError(
+            f"{where}: returned a list of two arrays of shape {shapes[0]}, which may be x and y or two rows; return a "
+            "tuple (x, y), or the rows as one array."
+        )
+    return False
 
 
 def _shape(value: Any) -> tuple[int, ...]:  # noqa: ANN401 - as the code returned it
+    """Return the shape of an array, or of what lists of numbers or arrays would make."""
     shape = getattr(value, "shape", None)
-    return tuple(shape) if isinstance(shape, tuple) else (len(value),) if isinstance(value, list) else ()
+    if isinstance(shape, tuple):
+        return tuple(shape)
+    if hasattr(value, "__array__"):  # pandas and the like
+        return tuple(np.shape(value))
+    if isinstance(value, list | tuple):
+        return (len(value), *(_shape(value[0]) if len(value) else ()))
+    return ()
 
 
 def _array(value: Any, role: str, where: str) -> Array:  # noqa: ANN401 - as the code returned it
     # The boundary to foreign objects: numpy and torch raise ValueError, TypeError, RuntimeError, ...
     try:
-        array = np.array(_numbers(value))
-    except MemoryError:
-        raise
+        found = _numbers(value)
+        array = np.array(found)
+        if isinstance(found, np.ma.MaskedArray) and np.ma.is_masked(found):
+            # What is masked is not there; its numbers may be any.
+            array = array.astype(np.float64 if array.dtype.kind in "biuf" else np.object_)
+            array[np.ma.getmaskarray(found)] = np.nan
+    except MemoryError as error:
+        raise ResourceError(f"{where}: memory ran out on its {role}; return fewer rows.") from error
     except Exception as error:
         raise InputError(f"{where}: its {role} is no array ({brief(error)}); {EXPECTED}, as arrays.") from error
     return array

@@ -15,25 +15,40 @@ import numpy as np
 from ibscan.errors import InputError, UsageError
 from ibscan.inputs.choice import LABELS
 from ibscan.inputs.files import Snapshot, snapshot
+from ibscan.inputs.labels import check_missing
 from ibscan.inputs.named import MAX_ARRAY_BYTES, brief
 from ibscan.types import Array
 
-__all__ = ["SUFFIXES", "read_table"]
+__all__ = ["SUFFIXES", "Table", "read_table"]
 
 SUFFIXES = (".csv", ".tsv")
 # Python's own float takes 1_0 and digits of other scripts, which no table means.
 PLAIN = re.compile(r"[0-9eE+\-. ]*")
 NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|nan|inf|infinity)", re.ASCII | re.IGNORECASE)
+WORD = re.compile(r"(?!na$|n/a$|none$|null$)[^\W\d].*", re.IGNORECASE)
 MOST_COLUMNS = 1_000_000
 # What a row takes beside its numbers while the table is read.
 ROW_BYTES = 128
 
 
-def read_table(path: Path, name: str, wanted: Mapping[str, str]) -> tuple[Array, Array | None]:
+@dataclass(frozen=True)
+class Table:
+    """Inputs (N, D), int64 where all cells are whole numbers, else float64; labels (N,), numbers or strings, or None.
+
+    `notices` say which columns were taken where they were picked by number, `unused` names those that were not.
+    """
+
+    x: Array
+    y: Array | None
+    notices: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+
+def read_table(path: Path, name: str, wanted: Mapping[str, str]) -> Table:
     """Read a table of comma, semicolon or tab separated values.
 
     The first line is a header unless it holds numbers. The column of labels is the one named like labels (`y`,
-    `label`, ...), or the one picked; all other columns are x. Without a header columns are counted from 1, and there
+    `label`, ...), or the one picked; all other columns are x. Without a header columns are counted from 0, and there
     are labels only where picked.
 
     Args:
@@ -41,11 +56,8 @@ def read_table(path: Path, name: str, wanted: Mapping[str, str]) -> tuple[Array,
         name: What to call it in a message.
         wanted: `x` and `y` to a column, where the user picked one; an empty `y` takes no labels.
 
-    Returns:
-        x (N, D), int64 where every cell is a whole number, else float64; y (N,) of numbers or strings, or None.
-
     Raises:
-        InputError: Lines of unequal length, cells that are no numbers, or more than is read.
+        InputError: Lines of unequal length, cells that are no numbers, missing labels, or more than is read.
         UsageError: A column that is not there, or several that may be the labels.
     """
     with snapshot(path, name) as shot:
@@ -63,6 +75,10 @@ class _Columns:
     names: tuple[str, ...]
     headed: bool
 
+    def said(self, column: int) -> str:
+        """Return a column in words."""
+        return f"column {self.names[column]!r}" if self.headed else f"column {column} (counted from 0)"
+
     def place(self, key: str, name: str) -> int:
         """Return which column a key names."""
         places = [k for k, column in enumerate(self.names) if column == key]
@@ -72,7 +88,7 @@ class _Columns:
             raise UsageError(f"{name}: there are {len(places)} columns {key!r}; give them names of their own.")
         count = len(self.names)
         listed = ", ".join(self.names[:12]) + (f" and {count - 12} more" if count > 12 else "")
-        known = f"there is {listed}" if self.headed else f"without a header they are counted from 1 to {count}"
+        known = f"there is {listed}" if self.headed else f"without a header they are counted from 0 to {count - 1}"
         raise UsageError(f"{name}: there is no column {key!r}; {known}.")
 
     def label(self, wanted: Mapping[str, str], name: str) -> int | None:
@@ -87,22 +103,37 @@ class _Columns:
             )
         return fitting[0] if fitting else None
 
+    def notices(self, wanted: Mapping[str, str], name: str) -> tuple[str, ...]:
+        """Return which columns were taken where a number picked them: it may be a name, and others count from 1."""
+        said = []
+        for role, word in (("x", "inputs"), ("y", "labels")):
+            key = wanted.get(role, "")
+            if NUMBER.fullmatch(key):
+                named = f"the column named {key!r} in line 1, " if self.headed else ""
+                place = self.place(key, name)
+                said.append(f"{name}: the {word} are {named}column {place} of {len(self.names)}, counted from 0.")
+        return tuple(said)
 
-def _read(shot: Snapshot, name: str, wanted: Mapping[str, str]) -> tuple[Array, Array | None]:
+
+def _read(shot: Snapshot, name: str, wanted: Mapping[str, str]) -> Table:
     text = io.TextIOWrapper(shot.stream, encoding="utf-8-sig", newline="")
     try:
         lines = _lines(text)
-        first = next(lines, None)
-        if first is None:
+        start = list(itertools.islice(lines, 2))
+        if not start:
             raise InputError(f"{name}: is a table without lines; expected one row an input.")
-        columns = _columns(first[1], wanted, name)
+        columns = _columns([cells for _, cells in start], wanted, name)
+        unknown = next((key for key in wanted if key not in ("x", "y")), None)
+        if unknown is not None:
+            raise UsageError(f"{name}#{unknown}=: of a table every column is x but that of the labels; pick it by #x=.")
         label = columns.label(wanted, name)
         if "x" in wanted:
             inputs = [columns.place(wanted["x"], name)]
         else:
             inputs = [k for k in range(len(columns.names)) if k != label]
-        rows = lines if columns.headed else itertools.chain([first], lines)
-        return _arrays(rows, columns.names, (inputs, label), name)
+        x, y = _arrays(itertools.chain(start[columns.headed :], lines), columns, (inputs, label), name)
+        rest = tuple(columns.said(k) for k in range(len(columns.names)) if k != label and k not in inputs)
+        return Table(x, y, columns.notices(wanted, name), rest)
     finally:
         # Who made the stream closes it.
         text.detach()
@@ -120,10 +151,10 @@ def _lines(text: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
             yield reader.line_num, cells
 
 
-def _columns(cells: Sequence[str], wanted: Mapping[str, str], name: str) -> _Columns:
+def _columns(lines: Sequence[Sequence[str]], wanted: Mapping[str, str], name: str) -> _Columns:
     """Return the names of the columns, from the first line if it is a header."""
     # numpy.savetxt writes its header as a comment.
-    names = (cells[0].lstrip("# ").strip(), *(cell.strip() for cell in cells[1:]))
+    names = (lines[0][0].lstrip("# ").strip(), *(cell.strip() for cell in lines[0][1:]))
     if len(names) > MOST_COLUMNS:
         raise InputError(f"{name}: has {len(names)} columns, at most {MOST_COLUMNS} are read; is it another file?")
     if len(names) > 2 and names == tuple(str(k) for k in range(len(names))):
@@ -131,9 +162,12 @@ def _columns(cells: Sequence[str], wanted: Mapping[str, str], name: str) -> _Col
             f"{name}: line 1 reads 0, 1, 2, ..., which may be the columns' names or an input; give them names that "
             "are no numbers, or remove the line."
         )
-    picked = {key for key in wanted.values() if key and not key.isdecimal()}
-    if any(map(_is_number, names)) and not picked & set(names) and not set(LABELS) & set(names):
-        return _Columns(tuple(str(k + 1) for k in range(len(names))), headed=False)
+    picked = {key for key in wanted.values() if key}
+    known = {key for key in picked if not NUMBER.fullmatch(key)} | set(LABELS)
+    # A number in line 1 that picks a column is its name only if words beside it stand above numbers.
+    words = picked & set(names) and len(lines) > 1 and _is_title(names, lines[1])
+    if any(map(_is_number, names)) and not known & set(names) and not words:
+        return _Columns(tuple(str(k) for k in range(len(names))), headed=False)
     if "" in names:
         raise InputError(
             f"{name}: column {names.index('') + 1} has no name in line 1 (an index, as pandas writes it?); name it, or "
@@ -142,38 +176,48 @@ def _columns(cells: Sequence[str], wanted: Mapping[str, str], name: str) -> _Col
     return _Columns(names, headed=True)
 
 
+def _is_title(names: Sequence[str], below: Sequence[str]) -> bool:
+    """Return whether every cell that is no number is a word above a number."""
+    words = [(cell, under) for cell, under in zip(names, below, strict=False) if not _is_number(cell)]
+    return bool(words) and all(WORD.fullmatch(cell) and _is_number(under) for cell, under in words)
+
+
 def _is_number(cell: str) -> bool:
     return bool(NUMBER.fullmatch(cell.strip()))
 
 
 def _arrays(
-    lines: Iterator[tuple[int, list[str]]], columns: Sequence[str], picked: tuple[list[int], int | None], name: str
+    lines: Iterator[tuple[int, list[str]]], columns: _Columns, picked: tuple[list[int], int | None], name: str
 ) -> tuple[Array, Array | None]:
     inputs, label = picked
     rows: list[Array] = []
     words: list[str] = []
+    numbers: list[int] = []
+    count = len(columns.names)
     most = MAX_ARRAY_BYTES // (8 * len(inputs) + ROW_BYTES)
-    whole = inputs == list(range(len(columns)))
+    whole = inputs == list(range(count))
     for number, cells in lines:
-        if len(cells) != len(columns):
+        if len(cells) != count:
             raise InputError(
-                f"{name}: line {number} has {len(cells)} cells, but line 1 has {len(columns)}; every line needs the "
-                "same."
+                f"{name}: line {number} has {len(cells)} cells, but line 1 has {count}; every line needs the same."
             )
         if len(rows) == most:
             raise InputError(f"{name}: has more than {most} lines of {len(inputs)} numbers; save fewer rows.")
         if label is not None:
             words.append(cells[label].strip())
-            if not words[-1]:
-                raise InputError(f"{name}: line {number}, column {columns[label]!r} is empty; a label was expected.")
+            numbers.append(number)
         rows.append(_numbers(cells if whole else [cells[k] for k in inputs], (number, inputs, columns), name))
     if not rows:
         return np.zeros((0, len(inputs))), None if label is None else np.zeros(0)
     x = np.stack(rows) if inputs else np.zeros((len(rows), 0))
-    return x, None if label is None else _labels(words)
+    if label is None:
+        return x, None
+    y = _labels(words)
+    check_missing(y, f"{name}, {columns.said(label)}", numbers)
+    return x, y
 
 
-def _numbers(cells: Sequence[str], place: tuple[int, Sequence[int], Sequence[str]], name: str) -> Array:
+def _numbers(cells: Sequence[str], place: tuple[int, Sequence[int], _Columns], name: str) -> Array:
     """Return one row, as integers where all its cells are."""
     if PLAIN.fullmatch("".join(cells)):
         for kind in (int, float):
@@ -186,7 +230,7 @@ def _numbers(cells: Sequence[str], place: tuple[int, Sequence[int], Sequence[str
         if not _is_number(cell):
             found = f"holds {cell.strip()[:40]!r}, which is no number" if cell.strip() else "is empty"
             raise InputError(
-                f"{name}: line {number}, column {columns[k]!r} {found}; expected a number, or pick the column of "
+                f"{name}: line {number}, {columns.said(k)} {found}; expected a number, or pick the column of "
                 "labels with #y=COLUMN."
             )
     return np.array(list(map(float, cells)), dtype=np.float64)

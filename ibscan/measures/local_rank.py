@@ -148,7 +148,7 @@ class LocalRank:
         """Return which Jacobians are meant, and how many singular values each layer's has."""
         names = [layer.name for layer in network.layers]
         origin = None if self.origin is None else names.index(self.origin)
-        width = int(x[0].size) if origin is None else post_widths(network, x)[origin]
+        width = network.inputs_of(x) if origin is None else post_widths(network, x)[origin]
         directions = None if self.directions is None or self.directions >= width else self.directions
         basis = None if directions is None else subspace(streams.generator("subspace", width, 0), width, directions)
         which = Derivative(self.at, origin, None if layers is None else tuple(layers), directions, basis)

@@ -13,6 +13,7 @@ from ibscan.errors import InputError
 from ibscan.networks.graph import Taps
 from ibscan.networks.loading import foreign
 from ibscan.networks.module import Module
+from ibscan.networks.packing import Packing, fed
 from ibscan.networks.recording import recorded
 from ibscan.types import Array
 
@@ -23,7 +24,13 @@ ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
 def recorded_taps(
-    model: nn.Module, x: Array, extra: Sequence[str], *, device: torch.device, dtype: torch.dtype
+    model: nn.Module,
+    x: Array,
+    extra: Sequence[str],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    packing: Packing | None = None,
 ) -> Module:
     """Run the model on a few rows, check that it is a function of each of them alone, and return it as a network.
 
@@ -33,6 +40,7 @@ def recorded_taps(
         extra: Paths of modules to measure beside the layers.
         device: Where.
         dtype: Of the forward pass.
+        packing: How the rows hold what the model is fed beside x.
 
     Raises:
         InputError: The model raises on these rows, is random, or mixes rows.
@@ -44,25 +52,28 @@ def recorded_taps(
         # Moved and not copied where it is there already.
         model = model.to(device)
     try:
-        taps = _taps(model.to(dtype), rows.to(device, dtype), extra)
+        taps = _taps(model.to(dtype), fed(rows.to(device), packing, dtype), extra)
     except InputError as error:
-        if dtype is torch.float64 and _runs(model.to(torch.float32), rows.to(device, torch.float32), extra):
+        if dtype is torch.float64 and _runs(
+            model.to(torch.float32), fed(rows.to(device), packing, torch.float32), extra
+        ):
             model.to(dtype)
             raise InputError(f"{error} It runs in float32: add --dtype float32.") from None
         raise
-    network = Module(model, taps, device, dtype)
-    _check_function(network, rows.to(device, dtype))
+    network = Module(model, taps, device, dtype, packing)
+    _check_function(network, rows.to(device))
     return network
 
 
-def _taps(model: nn.Module, rows: torch.Tensor, extra: Sequence[str]) -> Taps:
+def _taps(model: nn.Module, given: tuple[torch.Tensor, dict[str, torch.Tensor]], extra: Sequence[str]) -> Taps:
+    rows, named = given
     with torch.no_grad(), foreign("the model"), sdpa_kernel(SDPBackend.MATH):
-        return recorded(model, rows.clone(), extra)
+        return recorded(model, rows, extra, named=named)
 
 
-def _runs(model: nn.Module, rows: torch.Tensor, extra: Sequence[str]) -> bool:
+def _runs(model: nn.Module, given: tuple[torch.Tensor, dict[str, torch.Tensor]], extra: Sequence[str]) -> bool:
     try:
-        _taps(model, rows, extra)
+        _taps(model, given, extra)
     except InputError:
         return False
     return True

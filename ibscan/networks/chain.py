@@ -62,6 +62,10 @@ class Chain:
         """Numbers in one row of the probe."""
         return self.weights[0].shape[2]
 
+    def inputs_of(self, x: Array) -> int:  # noqa: ARG002
+        """Return how many numbers of a row are the input: all."""
+        return self.inputs
+
     def alone(self, checkpoint: int) -> Chain:
         """Return the chain of one of the stacked checkpoints (C = 1)."""
         one = slice(checkpoint, checkpoint + 1)

@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ibscan.networks.derivatives import Outputs, spectral_norms
-from ibscan.networks.graph import LAYERS, Place, Taps
+from ibscan.networks.graph import INPUT, LAYERS, Place, Taps
 from ibscan.networks.loading import foreign
+from ibscan.networks.packing import Packing, fed
 from ibscan.networks.passes import Reached, Tapper, attached, tapped
 from ibscan.networks.sweeps import Sweep, as_gram, counted, decomposed, grouped, room_for, swept
 from ibscan.networks.trees import main_tensor
@@ -31,13 +32,15 @@ NOISY_BUDGET = 2**22
 class Module:
     """One checkpoint of an nn.Module that answers for every layer it calls.
 
-    `model` is in eval mode, without gradients, on `device` in `dtype`; `taps` says where its layers are.
+    `model` is in eval mode, without gradients, on `device` in `dtype`; `taps` says where its layers are; `packing` how
+    rows hold what it is fed beside x, where it is.
     """
 
     model: nn.Module
     taps: Taps
     device: torch.device
     dtype: torch.dtype
+    packing: Packing | None = None
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -56,8 +59,12 @@ class Module:
 
     @property
     def plain(self) -> bool:
-        """Whether every layer is fed by the one before it alone."""
-        return self.taps.plain
+        """Whether every layer is fed by the one before it alone, and by nothing that lies beside x."""
+        return self.taps.plain and self.packing is None
+
+    def inputs_of(self, x: Array) -> int:
+        """Return how many numbers of a row are the input: what is fed by name is not."""
+        return int(x[0].size) if self.packing is None else self.packing.size
 
     def alone(self, checkpoint: int) -> Module:
         """Return this network, the only one."""
@@ -103,7 +110,7 @@ class Module:
         Source:
             Goldfeld et al. 2019, section 2: T_l = f_l(T_{l-1}) + Z_l.
         """
-        rows = aligned(x).to(self.device, self.dtype)
+        rows = self._rows(x)
         size = max(1, NOISY_BUDGET // (len(x) * self._widest(x)))
         for start in range(replicas.start, replicas.stop, size):
             block = range(start, min(start + size, replicas.stop))
@@ -239,23 +246,26 @@ class Module:
         return (self.taps.pre if at == "pre" else self.taps.post)[layer]
 
     def _rows(self, x: Array) -> torch.Tensor:
-        return aligned(x).to(self.device, self.dtype)
+        # Packed integers may have more digits than the forward pass.
+        return aligned(x).to(self.device, self.dtype if self.packing is None else torch.float64)
 
     def _variable(self, x: Array, which: Derivative) -> torch.Tensor:
         """Return what is differentiated by: the rows, or the origin's post, flattened."""
         rows = self._rows(x)
-        return rows if which.origin is None else self._values([self.taps.post[which.origin]], rows)[0].detach()
+        if which.origin is None:
+            return fed(rows, self.packing, self.dtype)[0]
+        return self._values([self.taps.post[which.origin]], rows)[0].detach()
 
     def _outputs(self, x: Array, which: Derivative, sweep: Sweep, rows: slice, tangents: int) -> Outputs:
         """Return the layers of a sweep as a function of the variable."""
         block = self._rows(x[rows])
         variable = self._variable(x[rows], which)
-        fed = [self.taps.post[layer - 1] for layer in sweep.layers if sweep.fed.get(layer) is not None]
-        places = [*(self._place(layer, which.at) for layer in sweep.layers), *fed]
-        origin = None if which.origin is None else self.taps.post[which.origin]
+        feeding = [self.taps.post[layer - 1] for layer in sweep.layers if sweep.fed.get(layer) is not None]
+        places = [*(self._place(layer, which.at) for layer in sweep.layers), *feeding]
+        origin = INPUT if which.origin is None else self.taps.post[which.origin]
 
         def values(given: torch.Tensor) -> list[torch.Tensor]:
-            if origin is None:
+            if origin == INPUT and self.packing is None:
                 return self._values(places, given)
             repeated = block.repeat(len(given) // len(block), *[1] * (block.ndim - 1))
             return self._values(places, repeated, (origin, given))
@@ -308,11 +318,11 @@ class Module:
         for place, tapper in at:
             tappers[place] = _in_turn(tappers[place], tapper) if place in tappers else tapper
         try:
-            # Cloned: a model may change its input in place, and this one may be the probe itself.
-            block = block.clone()
-            tapping = tapped(self.taps.operations, self.model, block, tappers)
+            x, named = fed(block, self.packing, self.dtype)
+            x = tappers.pop(INPUT)(x) if INPUT in tappers else x
+            tapping = tapped(self.taps.operations, self.model, x, tappers)
             with foreign("the model"), sdpa_kernel(SDPBackend.MATH), tapping:
-                result = self.model(block)
+                result = self.model(x, **named)
             tapping.finish()
             return main_tensor(result)
         except Reached:

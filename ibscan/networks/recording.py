@@ -115,7 +115,12 @@ class _Recorder(TorchFunctionMode):
 
 
 def recorded(
-    model: nn.Module, x: torch.Tensor, extra: Sequence[str] = (), *, run: Callable[[], Tree] | None = None
+    model: nn.Module,
+    x: torch.Tensor,
+    extra: Sequence[str] = (),
+    *,
+    named: Mapping[str, torch.Tensor] | None = None,
+    run: Callable[[], Tree] | None = None,
 ) -> Taps:
     """Run the model once and return where its layers are.
 
@@ -123,6 +128,7 @@ def recorded(
         model: In eval mode.
         x: A few rows, shape (n, ...).
         extra: Paths of modules to tap although they are no Linear or Conv; they come after the layers.
+        named: What the model takes besides, by the names of its arguments, one entry a row.
         run: How to run it on these rows, where that is more than model(x).
 
     Returns:
@@ -162,7 +168,7 @@ def recorded(
             handles.append(module.register_forward_hook(lambda m, _, out, p=path: passed(p, m, out)))
     try:
         with recorder:
-            result = model(x) if run is None else run()
+            result = model(x, **(named or {})) if run is None else run()
     finally:
         for handle in handles:
             handle.remove()
@@ -171,11 +177,11 @@ def recorded(
         raise InputError("the model's output does not depend on its input; expected a network of the probe's rows.")
     ends = {recorder.nodes[t] for t in tensors(result) if t in recorder.nodes}
     # Where noise is added is the same however a tensor lies; what is measured is measured row by row.
-    lying = set() if run is not None else _lying(model, graph, x)
+    lying = set() if run is not None else _lying(model, graph, x, named or {})
     return taps_of(model, graph, recorder.nodes[main], ends, lying)
 
 
-def _lying(model: nn.Module, graph: Graph, x: torch.Tensor) -> set[int]:
+def _lying(model: nn.Module, graph: Graph, x: torch.Tensor, named: Mapping[str, torch.Tensor]) -> set[int]:
     """Return the nodes that do not have rows, or parts of rows, first: one row more makes them longer elsewhere."""
     longer: dict[Place, int] = {}
 
@@ -184,10 +190,11 @@ def _lying(model: nn.Module, graph: Graph, x: torch.Tensor) -> set[int]:
         return value
 
     more = torch.cat([x, x[:1]])
+    others = {name: torch.cat([value, value[:1]]) for name, value in named.items()}
     operations = tuple(op.label for op in graph.operations if op.label)
     places = [place for place in graph.places if place not in (None, INPUT)]
     with tapped(operations, model, more, {place: partial(note, place) for place in places if place}):
-        model(more)
+        model(more, **others)
     return {
         node
         for node, place in enumerate(graph.places)

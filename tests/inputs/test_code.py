@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ibscan.errors import IbscanError, InputError, Interrupted, UsageError
+from ibscan.errors import IbscanError, InputError, Interrupted, ResourceError, UsageError
 from ibscan.inputs.code import called, is_code, named_callable
 from ibscan.inputs.probe import read_probe
 
@@ -238,6 +238,26 @@ RETURNS = [
     ("[torch.ones(2), torch.zeros(2)]", [[1, 1], [0, 0]], None),
     ("{'inputs': [[.5, 1]], 'labels': np.array(['cat'], object), 'other': 3}", [[0.5, 1]], ("cat",)),
     ("{'x': [[.5, 1]], 'y': None}", [[0.5, 1]], None),
+    # A list as a tuple, where it can be no rows.
+    ("[np.ones((2, 2)), np.array([1, 0])]", [[1, 1], [1, 1]], (0, 1)),
+    ("[torch.ones(2, 2), torch.tensor([1, 0])]", [[1, 1], [1, 1]], (0, 1)),
+    ("[torch.ones(2, 2), [1, 0]]", [[1, 1], [1, 1]], (0, 1)),
+    ("[[[.5, 1], [1, 0]], [3, 1]]", [[0.5, 1], [1, 0]], (1, 3)),
+    ("[[[.5, 1], [1, 0]], [[3], [1]]]", [[0.5, 1], [1, 0]], (1, 3)),
+    ("[[[.5, 1], [1, 0]], ['cat', 'ant']]", [[0.5, 1], [1, 0]], ("ant", "cat")),
+    ("[[torch.ones(2), torch.zeros(2)], torch.tensor([3, 1])]", [[1, 1], [0, 0]], (1, 3)),
+    ("[np.ones((2, 2)), None]", [[1, 1], [1, 1]], None),
+    ("[np.ones((2, 2))]", [[1, 1], [1, 1]], None),
+    ("[np.ones((2, 2)), np.eye(3)[[2, 0]]]", [[1, 1], [1, 1]], (0, 2)),
+    # And rows, where it can.
+    ("[np.ones(2)]", [[1, 1]], None),
+    ("[[.5, 1]]", [[0.5, 1]], None),
+    ("[[[.5, 1], [1, 0]], [[.5, .2], [.1, 0]]]", [[[0.5, 1], [1, 0]], [[0.5, 0.2], [0.1, 0]]], None),
+    ("[np.ones((1, 2)), np.zeros((1, 2)), np.zeros((1, 2))]", [[[1, 1]], [[0, 0]], [[0, 0]]], None),
+    # By name, in whatever order.
+    ("__import__('collections').namedtuple('P', 'y x')([3], [[.5, 1]])", [[0.5, 1]], (3,)),
+    ("__import__('collections').namedtuple('P', 'a b')([[.5, 1]], [3])", [[0.5, 1]], (3,)),
+    ("{'x_train': [[.5, 1]], 'y_train': [3]}", [[0.5, 1]], (3,)),
     ("{'x': [[.5, 1]], 'y': torch.eye(1, 3)}", [[0.5, 1]], (0,)),
 ]
 
@@ -257,7 +277,14 @@ NOT_PROBES = [
     ("None", "type NoneType"),
     ("([[1.]], [1], 3)", "a tuple of 3"),
     ("[[1.], [1., 2.]]", "its x is no array"),
-    ("[np.ones((2, 2)), np.ones(2)]", "its x is no array"),
+    ("[np.ones((2, 2)), np.ones(2), np.ones(2)]", "its x is no array"),
+    ("[[[1., 2.], [3., 4.]], [1, 2], [3, 4]]", "its x is no array"),
+    ("[np.ones(2), np.ones(3)]", "its x is no array"),
+    ("[np.ones((2, 2)), [1]]", "labels have length 1.*length 2"),
+    ("np.ma.masked_less([[.5, 2.]], 1)", "NaN"),
+    ("([[.5], [.2]], np.ma.masked_less([1, 2], 2))", r"row 0 .*missing"),
+    ("([[.5], [.2]], [1, None])", r"row 1 .*missing"),
+    ("{'x': [[.5], [.2]], 'y': torch.tensor([float('nan'), 1])}", r"row 0 .*missing"),
     ("torch.eye(2).to_sparse()", "its x is no array"),
     ("(np.ones((2, 2)), [1])", "labels have length 1.*length 2"),
     ("[['a']]", "real numbers"),
@@ -277,7 +304,7 @@ def test_picks_and_the_pixel_rule(tmp_path: Path):
     (tmp_path / "data.py").write_text(
         "def probe(): return {'a': [[5, 7]], 'b': [1], 'c': [[1, 2]]}\ndef x(): return [[5]]"
     )
-    with pytest.raises(UsageError, match=r"which array is x.*a \(1,\)"):
+    with pytest.raises(UsageError, match=r"which array is x.*a \(1, 2\)"):
         read_probe("data.py:probe", {})
     with pytest.raises(UsageError, match="integers from 5 to 7"):
         read_probe("data.py:probe#x=a,y=b", {})
@@ -285,6 +312,28 @@ def test_picks_and_the_pixel_rule(tmp_path: Path):
     assert (probe.x.tolist(), probe.labels) == ([[5, 7]], (1,))
     with pytest.raises(UsageError, match="no mapping"):
         read_probe("data.py:x#x=a", {})
+
+
+def test_a_list_that_may_be_a_pair_or_rows_is_refused(tmp_path: Path):
+    (tmp_path / "data.py").write_text("import numpy as np\ndef probe(): return [np.ones((3, 2)), np.ones((3, 2))]")
+    with pytest.raises(UsageError, match=r"two arrays of shape \(3, 2\).*tuple \(x, y\)"):
+        read_probe("data.py:probe", {})
+
+
+def test_labels_of_a_tuple_are_left_out(tmp_path: Path):
+    (tmp_path / "data.py").write_text("def probe(): return [[.5, 1], [.5, 0]], [1, float('nan')]")
+    with pytest.raises(InputError, match="#y="):
+        read_probe("data.py:probe", {})
+    assert read_probe("data.py:probe#y=", {})[0].y is None
+
+
+def test_memory_that_an_array_asks_for(tmp_path: Path):
+    (tmp_path / "data.py").write_text(
+        "class Large:\n    shape = (2, 2)\n    def __array__(self, *_, **__): raise MemoryError\n"
+        "def probe(): return Large()"
+    )
+    with pytest.raises(ResourceError, match="memory ran out on its x"):
+        read_probe("data.py:probe", {})
 
 
 def test_a_probe_is_a_copy(tmp_path: Path):

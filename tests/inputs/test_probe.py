@@ -162,6 +162,131 @@ def test_choice_of_arrays(tmp_path: Path):
     assert read_probe(only, {})[0].labels == (0, 2, 5)
 
 
+def suggested(error: Exception) -> list[str]:
+    """The specs an error offers, as a shell takes them."""
+    offered = str(error).partition("such as ")[2].removesuffix(".").split(" or ")
+    return [one.strip("'") for one in offered]
+
+
+SPLIT_NAMES = [
+    ("train_images", "train_labels", "test_images", "test_labels"),
+    ("x_train", "y_train", "x_test", "y_test"),
+    ("Xtr", "Ytr", "Xte", "Yte"),
+    ("train_x", "train_y", "valid_x", "valid_y"),
+    ("trainX", "trainY", "testX", "testY"),
+    ("XTrain", "YTrain", "XTest", "YTest"),
+    ("train_data", "train_targets", "val_data", "val_targets"),
+    ("training-inputs", "training-labels", "validation-inputs", "validation-labels"),
+    ("images_train", "labels_train", "images_dev", "labels_dev"),
+    ("xtrain", "ytrain", "xtest", "ytest"),
+    ("trainimages", "trainlabels", "testimages", "testlabels"),
+    ("train features", "train classes", "test features", "test classes"),
+    ("fold1_x", "fold1_y", "fold2_x", "fold2_y"),
+    ("train/x", "train/y", "test/x", "test/y"),
+    ("images/train", "labels/train", "images/test", "labels/test"),
+    ("a/train/X", "a/train/labels", "b/test/X", "b/test/labels"),
+]
+
+
+@pytest.mark.parametrize("names", SPLIT_NAMES, ids=[row[0] for row in SPLIT_NAMES])
+@pytest.mark.parametrize("turned", [False, True])
+def test_every_suggestion_pairs_a_split_with_itself_and_works(names: tuple[str, ...], turned: bool, tmp_path: Path):
+    first, second = Y[:4] % 2, Y + 1
+    arrays = dict(zip(names, (X[:4], first, X, second[:, None]), strict=True))
+    arrays = dict(sorted(arrays.items(), reverse=turned))
+    spec = npz(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UsageError, match="which array is x") as raised:
+        read_probe(spec, {})
+    found = [read_probe(one, {})[0] for one in suggested(raised.value)]
+    assert sorted((len(probe.x), len(probe.labels)) for probe in found) == [(4, 2), (5, 3)]
+    # The inputs alone are enough.
+    assert [len(read_probe(f"{spec}#x={names[k]}", {})[0].labels) for k in (0, 2)] == [2, 3]
+
+
+def test_suggestions_for_groups(tmp_path: Path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for group, rows in (("test", 2), ("train", 5)):
+            file[f"{group}/x"], file[f"{group}/y"] = X[:rows], Y[:rows]
+    with pytest.raises(UsageError, match="which array is x") as raised:
+        read_probe(f"{tmp_path}/a.h5", {})
+    assert suggested(raised.value) == [f"{tmp_path}/a.h5#x={one}/x,y={one}/y" for one in ("test", "train")]
+    assert len(read_probe(suggested(raised.value)[0], {})[0].x) == 2
+
+
+def test_suggestions_work_where_names_say_little(tmp_path: Path):
+    cases = [
+        ({"x": X, "y": Y, "labels": Y}, ["x=x,y=y", "x=x,y=labels", "x=x,y="]),
+        ({"x": X, "y": Y[:4], "labels": Y[:, None], "targets": Y}, ["x=x,y=labels", "x=x,y=targets", "x=x,y="]),
+        ({"a": X, "b": X[:2], "y": Y}, ["x=a,y=y", "x=b,y="]),
+        ({"a": X, "b": X[:, :2], "lengths": Y}, ["x=a,y=", "x=b,y="]),
+        ({"a,b": X, "c": X, "y": Y}, ["x=c,y=y"]),
+        ({"x_train": X, "x_test": X[:2], "y_test": Y[:2]}, ["x=x_test,y=y_test", "x=x_train,y="]),
+    ]
+    for arrays, expected in cases:
+        spec = npz(tmp_path / "a.npz", **arrays)
+        with pytest.raises(UsageError, match="is not clear") as raised:
+            read_probe(spec, {})
+        assert suggested(raised.value) == [f"{spec}#{one}" for one in expected]
+        for one in suggested(raised.value):
+            read_probe(one, {})
+    spec = npz(tmp_path / "with space.npz", a=X, b=X, y=Y)
+    with pytest.raises(UsageError, match=r"such as '.*#x=a,y=y' or '"):
+        read_probe(spec, {})
+
+
+def test_names_that_are_clear(tmp_path: Path):
+    mask = np.ones((5, 3), int)
+    for arrays in (
+        {"train_images": X, "train_labels": Y},
+        {"Xtr": X, "ytr": Y, "feature_names": np.array(["a", "b", "c"]), "lengths": Y},
+        {"embedding": X, "attention_mask": mask, "y": Y},
+        {"pixel_values": X, "pixel_mask": mask, "labels": Y},
+        {"x": X, "y": Y, "classes": np.array(["cat", "dog"])},
+    ):
+        probe, _ = read_probe(npz(tmp_path / "a.npz", **arrays), {})
+        assert (probe.x == X).all()
+        assert probe.labels == (0, 2, 5)
+
+
+LISTS = [
+    {"x": torch.tensor(X), "y": Y.tolist(), "classes": ["cat", "dog"], "note": "text", "epoch": 3},
+    {"x": X, "y": Y},
+    {"X": X, "labels": [str(label) for label in Y], "seeds": [1, 2]},
+    (X, Y.tolist()),
+    [torch.tensor(X), torch.tensor(Y)],
+    [X, Y],
+]
+
+
+@pytest.mark.parametrize("value", LISTS, ids=range(len(LISTS)))
+def test_lists_and_arrays_in_a_file_of_torch(value: object, tmp_path: Path):
+    (tmp_path / "a.pt").write_bytes(torch_bytes(value))
+    probe, notices = read_probe(str(tmp_path / "a.pt"), {})
+    assert (probe.x == X).all()
+    assert probe.y is not None
+    assert [str(probe.labels[k]) for k in probe.y] == [str(label) for label in Y]
+    assert notices == ()
+
+
+def test_lists_in_a_file_of_torch_that_are_no_rows(tmp_path: Path):
+    (tmp_path / "a.pt").write_bytes(torch_bytes({"x": torch.tensor(X), "classes": ["cat", "dog"]}))
+    assert read_probe(str(tmp_path / "a.pt"), {})[0].y is None
+    (tmp_path / "a.pt").write_bytes(torch_bytes({"x": X, "y": np.array([None] * 5)}))
+    with pytest.raises(InputError, match="not plain data"):
+        read_probe(str(tmp_path / "a.pt"), {})
+    (tmp_path / "a.pt").write_bytes(torch_bytes([X, X, X]))
+    with pytest.raises(InputError, match="holds no tensors"):
+        read_probe(str(tmp_path / "a.pt"), {})
+
+
+def test_labels_beside_an_idx_file_are_left_out(tmp_path: Path):
+    images = idx(tmp_path / "a-images-idx3-ubyte", np.zeros((2, 2, 2), np.float32))
+    idx(tmp_path / "a-labels-idx1-ubyte", np.array([np.nan, 1], np.float32))
+    with pytest.raises(InputError, match="row 0"):
+        read_probe(str(images), {})
+    assert read_probe(f"{images}#y=", {})[0].y is None
+
+
 def test_arguments_in_their_order(tmp_path: Path):
     spec = npz(tmp_path / "a.npz", x=np.arange(12, dtype=np.uint8).reshape(2, 6), y=np.array([0, 1]))
     with pytest.raises(UsageError, match=r"integers from 0 to 11.*scale=255.*scale=1"):
@@ -243,7 +368,8 @@ REFUSED = [
     ("strings", {"x": np.array([["a"]])}, InputError, ("real numbers",)),
     ("objects", {"x": np.array([[1, "a"]], dtype=object)}, InputError, ("Python objects",)),
     ("pixels", {"x": np.full((2, 2), 255, np.uint8)}, UsageError, ("scale=255", "scale=1")),
-    ("negative", {"x": np.full((2, 2), -2)}, UsageError, ("scale=1",)),
+    ("counts", {"x": np.full((2, 2), 2.0)}, UsageError, ("scale=1", "counts")),
+    ("wide", {"x": np.full((2, 2), 4095, ">u2")}, UsageError, ("scale=65535", "scale=1")),
 ]
 
 
@@ -398,7 +524,6 @@ STORED = [
     (np.array([2, 0, 2], np.uint8), (0, 2)),
     (np.eye(3)[[2, 0, 2]], (0, 2)),
     (np.array([0.5, 1.5, 2.5]), None),
-    (np.array([np.nan, 0.0, 1.0]), None),
     (np.array([[0.3, 0.7], [0.1, 0.9], [0.2, 0.8]]), None),
     (np.array(["cat", "ant", "cat"]), ("ant", "cat")),
 ]
@@ -477,13 +602,11 @@ LABELS = [
 ]
 NO_CLASSES = [
     [0.5, 1.0, 2.0],
-    [np.nan, 0, 1],
     [[0.1, 0.9]] * 3,
     [[1, 1]] * 3,
     [1j, 2, 3],
     [1e300, 0, 1],
-    np.array(["cat", None, "ant"], object),
-    np.array([1.0, float("nan"), 2.0], object),
+    np.array(["cat", 1.0, "ant"], object),
     np.array([2**70, 1, 2], object),
     np.array(["2024-01-01"] * 3, "datetime64[D]"),
     [[[0, 1]]] * 3,
@@ -506,6 +629,106 @@ def test_labels_that_are_no_classes(found: list):
     assert values == ()
     assert len(notices) == 1
     assert "not measured" in notices[0]
+
+
+# What stands for no label, in four rows of which the third has none.
+MISSING = [
+    [2.0, 0.0, np.nan, 1.0],
+    [2.0, 0.0, -np.inf, 1.0],
+    [0.5, 0.25, np.nan, 0.1],
+    np.array([2, 0, np.inf, 1], np.float16),
+    np.array([2, 0, np.nan, 1], ">f4"),
+    [[0.0, 1.0], [1.0, 0.0], [np.nan, 0.0], [1.0, 0.0]],
+    [[0.3, 0.7], [0.3, 0.7], [0.3, np.inf], [0.1, 0.9]],
+    [[2.0], [0.0], [np.nan], [1.0]],
+    [1j, 2, complex("nan"), 4],
+    np.array(["cat", "ant", None, "ant"], object),
+    np.array([1.0, 2.0, float("nan"), 2.0], object),
+    np.array([1, 2, np.float32("nan"), True], object),
+    np.array(["cat", "ant", float("nan"), "ant"]),
+    np.array([["cat"], ["ant"], [float("nan")], ["ant"]], object),
+    ["cat", "ant", "", "ant"],
+    ["cat", "ant", "None", "ant"],
+    [b"cat", b"ant", b"NaN", b"ant"],
+    np.array(["2024-01-01", "2024-01-01", "NaT", "2024-01-01"], "datetime64[D]"),
+]
+
+
+@pytest.mark.parametrize("found", MISSING, ids=range(len(MISSING)))
+def test_missing_labels_are_refused_with_their_rows(found: list):
+    with pytest.raises(InputError, match=r"row 2 \(counted from 0\).*missing"):
+        class_indices(np.array(found), 4, "p")
+    with pytest.raises(InputError, match="length"):
+        class_indices(np.array(found), 5, "p")
+
+
+def test_the_first_missing_labels_are_named_and_all_counted():
+    y = np.arange(20.0)
+    y[5:] = np.nan
+    with pytest.raises(InputError, match=r"rows 5, 6, 7, 8, 9 \(counted from 0\) and 10 more, 15 in all"):
+        class_indices(y[:, None], 20, "p")
+
+
+@pytest.mark.parametrize("y", [np.array([np.nan, 0.0, 1.0]), np.array([[1.0, 0.0], [np.inf, 0.0], [0.0, 1.0]])])
+def test_missing_labels_through_every_format(y: np.ndarray, tmp_path: Path):
+    x = np.array([[0.5, 0.25], [1.5, -1.0], [0.5, 2.0]])
+    for spec in stored_labels(tmp_path, x, y):
+        with pytest.raises(InputError, match=r"row (0|1) \(counted from 0(; line (2|3))?\)"):
+            read_probe(spec, {})
+
+
+# Pixels, whatever they are stored in
+
+
+FLOATS = ["float16", "float32", "float64", ">f2", ">f4", ">f8", "longdouble"]
+PIXELS = np.array([[0, 128, 255], [7, 1, 0]])
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, "uint8", ">u2", "int32", "uint64"])
+def test_pixels_need_a_scale_in_every_type(dtype: str, tmp_path: Path):
+    for stored in (PIXELS.astype(dtype), np.asfortranarray(PIXELS.astype(dtype))):
+        spec = npz(tmp_path / "a.npz", x=stored, y=np.array([0, 1]))
+        for arguments in ({}, {"mean": 3.0}, {"std": 0.5, "shape": [3, 1]}):
+            with pytest.raises(UsageError, match=r"from 0 to 255 and no scale.*scale=255.*scale=1 .*counts"):
+                read_probe(spec, arguments)
+        assert (read_probe(spec, {"scale": 255})[0].x == PIXELS / 255).all()
+        assert (read_probe(spec, {"scale": 1})[0].x == PIXELS).all()
+
+
+def test_float_pixels_need_a_scale_in_every_format(tmp_path: Path):
+    for spec in stored_labels(tmp_path, PIXELS[:, 1:].astype(float), np.array([2, 0])):
+        with pytest.raises(UsageError, match="scale=255"):
+            read_probe(spec, {})
+        assert (read_probe(spec, {"scale": 255})[0].x == PIXELS[:, 1:] / 255).all()
+    idx(tmp_path / "a-images-idx3-ubyte", PIXELS.astype(np.float32).reshape(2, 3, 1))
+    np.save(tmp_path / "a.npy", PIXELS.astype(">f4"))
+    (tmp_path / "half.pt").write_bytes(torch_bytes({"x": torch.tensor(PIXELS).bfloat16()}))
+    (tmp_path / "half.safetensors").write_bytes(safetensors_bytes({"x": torch.tensor(PIXELS).bfloat16()}))
+    (tmp_path / "whole.csv").write_text("0.0,128.0\n255.0,1e0\n")
+    (tmp_path / "p.py").write_text("import torch\ndef probe(): return torch.full((3, 2), 7.0, requires_grad=True)\n")
+    names = ["a-images-idx3-ubyte", "a.npy", "half.pt", "half.safetensors", "whole.csv", "p.py:probe"]
+    for name in names:
+        with pytest.raises(UsageError, match="scale=255"):
+            read_probe(f"{tmp_path}/{name}", {})
+        read_probe(f"{tmp_path}/{name}", {"scale": 1})
+
+
+NO_PIXELS = [
+    np.array([[-3, -1], [1, 3]]),
+    np.array([[-3.0, -1.0], [1.0, 3.0]]),
+    np.array([[-128, 127]], np.int8),
+    np.array([[0.0, 1.0], [1.0, 0.0]]),
+    np.array([[0, 1], [1, 0]], np.uint8),
+    np.array([[False, True]]),
+    np.array([[0.0, 255.0], [0.5, 1.0]]),
+    np.array([[-0.0, 1.0]]),
+    np.vstack([np.full((1000, 1), 2.0), [[2.5]]]),
+]
+
+
+@pytest.mark.parametrize("x", NO_PIXELS, ids=range(len(NO_PIXELS)))
+def test_numbers_that_are_no_pixels_need_no_scale(x: np.ndarray, tmp_path: Path):
+    assert (read_probe(npz(tmp_path / "a.npz", x=x), {})[0].x == x).all()
 
 
 @given(st.lists(st.integers(-(2**50), 2**50), min_size=1))

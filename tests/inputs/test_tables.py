@@ -18,8 +18,8 @@ from ibscan.inputs.tables import read_table
 def table(text: str, wanted: dict[str, str] | None = None, name: str = "p.csv") -> tuple[list, list | None]:
     """Read a table from the working folder; every test has one of its own."""
     Path(name).write_bytes(text.encode())
-    x, y = read_table(Path(name), name, wanted or {})
-    return x.tolist(), None if y is None else y.tolist()
+    found = read_table(Path(name), name, wanted or {})
+    return found.x.tolist(), None if found.y is None else found.y.tolist()
 
 
 READ = [
@@ -38,12 +38,17 @@ READ = [
     ("a,y\n1,2\n", {"y": ""}, [[1, 2]], None),
     ("x,y,label\n1,2,0\n", {"y": "label"}, [[1, 2]], [0]),
     ("id,a,y\n7,1,2\n", {"x": "a"}, [[1]], [2]),
-    ("7,cat\n8,ant\n", {"y": "2"}, [[7], [8]], ["cat", "ant"]),
-    ("5,6,7\n", {"y": "1", "x": "3"}, [[7]], [5]),
+    ("7,cat\n8,ant\n", {"y": "1"}, [[7], [8]], ["cat", "ant"]),
+    ("5,6,7\n", {"y": "0", "x": "2"}, [[7]], [5]),
+    ("2,.5,cat\n3,.1,dog\n", {"y": "2"}, [[2, 0.5], [3, 0.1]], ["cat", "dog"]),
+    ("-1,.5,0\n3,.1,1\n", {"y": "2"}, [[-1, 0.5], [3, 0.1]], [0, 1]),
+    ("a,b,0\n1,2,3\n", {"y": "0"}, [[1, 2]], [3]),
+    ("0,b,a\n1,2,3\n", {"y": "0"}, [[2, 3]], [1]),
+    ("12,b,label\n1,2,3\n", {"y": "12"}, [[2, 3]], [1]),
+    ("NA,1,2\ncat,5,6\n", {"y": "0"}, [[1, 2], [5, 6]], ["NA", "cat"]),
     ("0,1\n1,0\n", {}, [[0, 1], [1, 0]], None),
     ("1\n2\n", {}, [[1], [2]], None),
     ("y\n2\n", {"y": "", "x": "y"}, [[2]], None),
-    ("a,y\n1,2.5\n1,nan\n", {}, [[1], [1]], [2.5, float("nan")]),
     ("9223372036854775808,1\n", {}, [[9223372036854775808.0, 1]], None),
 ]
 
@@ -70,18 +75,26 @@ REFUSED = [
     ("a,b\n1,2\n3\n", {}, InputError, "line 3 has 1 cells, but line 1 has 2"),
     ("1,2\n3,4,5\n", {}, InputError, "line 2 has 3 cells"),
     ("a,b\n1,2\n3,x\n", {}, InputError, "line 3, column 'b' holds 'x', which is no number"),
-    ("1,2\n3,\n", {}, InputError, "line 2, column '2' is empty"),
-    ("a,y\n1,\n", {}, InputError, "line 2, column 'y' is empty"),
-    ("1_0,2\n3,4\n", {}, InputError, "line 1, column '1' holds '1_0'"),
+    ("1,2\n3,\n", {}, InputError, r"line 2, column 1 \(counted from 0\) is empty"),
+    ("a,y\n1,\n", {}, InputError, r"p.csv, column 'y': the labels of row 0 \(counted from 0; line 2\) are missing"),
+    ("a,y\n1,2\n\n1,nan\n2,nan\n3,inf\n", {}, InputError, r"rows 1, 2, 3 \(counted from 0; lines 4, 5, 6\) are miss"),
+    ("1,2\n1,NaN\n", {"y": "1"}, InputError, r"column 1 \(counted from 0\): the labels of row 1 .*line 2"),
+    ("1,cat\n1,\n1,ant\n", {"y": "1"}, InputError, r"the labels of row 1 .*line 2"),
+    ("a,y\n" + "1,\n" * 20, {}, InputError, r"lines 2, 3, 4, 5, 6\) and 15 more, 20 in all"),
+    ("1_0,2\n3,4\n", {}, InputError, r"line 1, column 0 \(counted from 0\) holds '1_0'"),
     ("1,2\n0x1,4\n", {}, InputError, "holds '0x1'"),
     ("1,2\n٣,4\n", {}, InputError, "holds '٣'"),
     ("1,5;2\n3;4\n", {}, InputError, "holds '1,5'"),
-    ("5.1,3.5,setosa\n", {}, InputError, "column '3' holds 'setosa'.*#y=COLUMN"),
+    ("5.1,3.5,setosa\n", {}, InputError, r"column 2 \(counted from 0\) holds 'setosa'.*#y=COLUMN"),
     (",a,b\n0,1,2\n", {}, InputError, "column 1 has no name in line 1.*index=False"),
     ("0,1,2,3\n5,6,7,8\n", {}, InputError, "line 1 reads 0, 1, 2"),
     ("a,b\n1,2\n", {"y": "c"}, UsageError, "no column 'c'; there is a, b"),
-    ("1,2\n", {"y": "0"}, UsageError, "counted from 1 to 2"),
-    ("1,2\n", {"y": "3"}, UsageError, "counted from 1 to 2"),
+    ("1,2\n", {"y": "-1"}, UsageError, "no column '-1'.*counted from 0 to 1"),
+    ("-1,2\n", {"y": "-1"}, UsageError, "no column '-1'.*counted from 0 to 1"),
+    ("1,2\n", {"y": "2"}, UsageError, "counted from 0 to 1"),
+    ("a,b\n1,2\n", {"y": "1"}, UsageError, "no column '1'; there is a, b"),
+    ("a,y\n1,2\n", {"x": ""}, UsageError, "no column ''"),
+    ("a,y\n1,2\n", {"mask": ""}, UsageError, "#mask="),
     ("x,y,label\n1,2,0\n", {}, UsageError, "which column is y.*#y=label"),
     ("a,a,b\n1,2,0\n", {"y": "a"}, UsageError, "2 columns 'a'"),
     ("\n\n", {}, InputError, "without lines"),
@@ -95,7 +108,23 @@ def test_refused(text: str, wanted: dict[str, str], error: type[IbscanError], wo
     with pytest.raises(error, match=words) as raised:
         table(text, wanted)
     assert type(raised.value) is error
-    assert str(raised.value).startswith("p.csv: ")
+    assert str(raised.value).startswith("p.csv")
+
+
+def test_columns_picked_by_number_are_said():
+    row = ",".join(map(str, range(10, 23)))
+    for text, spec, said, labels in (
+        (f"{row}\n{row}\n", "#y=12", "the labels are column 12 of 13, counted from 0", (22,)),
+        ("a,12,b\n1,2,3\n1,4,3\n", "#y=12", "the labels are the column named '12' in line 1, column 1 of 3", (2, 4)),
+        ("1,2\n3,4\n", "#x=0,y=1", "the inputs are column 0 of 2, counted from 0", (2, 4)),
+    ):
+        Path("p.csv").write_text(text)
+        probe, notices = read_probe(f"p.csv{spec}", {"scale": 1})
+        assert probe.labels == labels
+        assert any(said in notice for notice in notices)
+    table("a,b,c,y\n1,2,3,4\n")
+    assert read_probe("p.csv#x=a", {"scale": 1})[1] == ("p.csv: not used: column 'b', column 'c'.",)
+    assert read_probe("p.csv", {"scale": 1})[1] == ()
 
 
 def test_lines_are_counted_as_in_the_file():
@@ -134,5 +163,4 @@ def test_too_large(monkeypatch: pytest.MonkeyPatch):
 def test_what_csv_writes_is_read(rows: list[list[float]]):
     with Path("p.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([["a", "b"], *rows])
-    x, _ = read_table(Path("p.csv"), "p.csv", {})
-    assert np.array_equal(x, np.array(rows))
+    assert np.array_equal(read_table(Path("p.csv"), "p.csv", {}).x, np.array(rows))

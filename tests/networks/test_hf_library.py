@@ -102,6 +102,41 @@ def test_values_and_derivatives_are_those_of_the_library(saved: tuple[str, Path]
         np.testing.assert_allclose(spectrum, expected[: len(spectrum)], rtol=1e-5, atol=1e-6 * float(expected[0]))
 
 
+MASKED = {
+    "BertForSequenceClassification": {"num_labels": 3, **TOKENS},
+    "DistilBertForSequenceClassification": {"num_labels": 3, "vocab_size": 30, "dim": 16, "n_layers": 1, "n_heads": 2},
+    "GPT2LMHeadModel": MODELS["GPT2LMHeadModel"][0],
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_mask_beside_the_embeddings_is_fed_with_its_rows(name: str, tmp_path: Path) -> None:
+    import transformers
+
+    made = getattr(transformers, name)
+    torch.manual_seed(0)
+    made(made.config_class(**MASKED[name])).save_pretrained(tmp_path)
+    rng = np.random.default_rng(0)
+    # Rows without padding and rows with much, alone and among others.
+    mask = np.arange(5) < np.array([5, 5, 2, 3, 5, 1])[:, None]
+    np.savez(tmp_path / "probe.npz", inputs_embeds=rng.normal(size=(6, 5, 16)), attention_mask=mask.astype(int))
+    checkpoints = read_series([tmp_path], exclude=[tmp_path / "probe.npz"]).checkpoints
+    probe, _ = read_probe(str(tmp_path / "probe.npz"), {})
+    stated = stated_model("hf", {}, None, checkpoints, trust=False)
+    model = model_of(stated, checkpoints[0], probe, device=oracles.DEVICE, dtype=torch.float64)
+    assert set(model.fed.arrays) == {"attention_mask"}
+    network = model.network([(checkpoints[0], load_tensors(checkpoints[0]))])
+    reference = made.from_pretrained(tmp_path, attn_implementation="eager").double().eval()
+    given = {"inputs_embeds": torch.as_tensor(probe.x), "attention_mask": torch.as_tensor(mask.astype(int))}
+    expected = reference(**given).logits.detach().flatten(1)
+    last = len(network.layers) - 1
+    for rows in ([0, 1], [0, 1, 2, 3, 4, 5], [5, 0], [2]):
+        found: list[torch.Tensor] = []
+        fed = model.fed.probed(probe).x[rows]
+        network.walk(fed, lambda layer, *given, found=found: found.append(given[1][0]) if layer == last else None)
+        np.testing.assert_allclose(torch.cat(found).flatten(1).cpu(), expected[rows], rtol=1e-6, atol=1e-9)
+
+
 def test_every_verb_measures_it(saved: tuple[str, Path], command: Run, tmp_path: Path) -> None:
     name, folder = saved
     quick = ["--tolerance", "0.5", "--max-replicas", "16"]

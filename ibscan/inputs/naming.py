@@ -1,0 +1,90 @@
+"""What names of arrays say: which are inputs, which labels, and which belong to one another (train, test, ...)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+__all__ = ["argument_of", "fits", "pairs", "role_of"]
+
+INPUT_WORDS = {"x", "xs", "input", "inputs", "image", "images", "img", "imgs", "data", "pixels"}
+INPUT_WORDS |= {"feature", "features", "feats", "sample", "samples"}
+LABEL_WORDS = {"y", "ys", "label", "labels", "lbl", "lbls", "target", "targets", "class", "classes"}
+# Words for one split, by what they are held to be.
+SPLITS = {
+    **dict.fromkeys(("train", "training", "trn", "tr"), "train"),
+    **dict.fromkeys(("test", "testing", "tst", "te"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "va"), "val"),
+    **dict.fromkeys(("dev", "eval", "holdout"), ""),
+}
+TOKEN = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_A-Za-z]+")
+
+
+def argument_of(key: str, inputs: str) -> str:
+    """Return what a model may call an array that belongs to some inputs: its name less what it shares with theirs.
+
+    Args:
+        key: The array's.
+        inputs: Of the inputs.
+
+    Example:
+        >>> argument_of("train/mask", "train/x"), argument_of("mask_test", "x_test"), argument_of("mask_test", "x")
+        ('mask', 'mask', 'mask_test')
+    """
+    group, _, last = key.rpartition("/")
+    if group == inputs.rpartition("/")[0]:
+        shared = role_of(inputs.rpartition("/")[2])[1]
+        words = last.split("_")
+        kept = [word for word in words if (SPLITS.get(word.lower()) or word.lower()) not in shared]
+        if kept and len(words) - len(kept) == len(shared):
+            return "_".join(kept)
+        return last
+    return key
+
+
+def role_of(key: str) -> tuple[str, tuple[str, ...]]:
+    """Return `x`, `y` or nothing, as a name says, and the rest of the name, by which inputs and labels are paired.
+
+    Args:
+        key: A name, or a path of names.
+
+    Example:
+        >>> role_of("train_images"), role_of("Ytr"), role_of("test/labels"), role_of("lengths")
+        (('x', ('train',)), ('y', ('train',)), ('y', ('test',)), ('', ('lengths',)))
+    """
+    tokens = [part for token in TOKEN.findall(key) for part in _parted(token.lower())]
+    rest = tuple(SPLITS.get(token) or token for token in tokens if token not in INPUT_WORDS | LABEL_WORDS)
+    if LABEL_WORDS & set(tokens):
+        return "y", rest
+    return ("x" if INPUT_WORDS & set(tokens) else ""), rest
+
+
+def _parted(token: str) -> tuple[str, ...]:
+    """Return a token in two where it is a role and a split written as one (`xtr`, `testlabels`)."""
+    for k in range(1, len(token)):
+        first, then = token[:k], token[k:]
+        roles = {first, then} & (INPUT_WORDS | LABEL_WORDS)
+        if len(roles) == 1 and (first in SPLITS or then in SPLITS):
+            return first, then
+    return (token,)
+
+
+def fits(inputs: tuple[int, ...], labels: tuple[int, ...]) -> bool:
+    """Return whether arrays of these shapes may be inputs and their labels: one label, or one row of them, an input."""
+    if len(inputs) < 2 or not inputs[0] or not 1 <= len(labels) <= 2:
+        return False
+    return labels[0] == inputs[0] or labels == (1, inputs[0])
+
+
+def pairs(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, str]]:
+    """Yield the arrays that are inputs by their names, each with the labels of the same split, as many as it has rows.
+
+    Args:
+        shapes: By name.
+    """
+    roles = {key: role_of(key) for key in shapes}
+    for key, (role, rest) in roles.items():
+        if role == "x":
+            for other, known in roles.items():
+                if known == ("y", rest) and fits(shapes[key], shapes[other]):
+                    yield key, other

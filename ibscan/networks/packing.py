@@ -1,0 +1,82 @@
+"""Rows of several arrays in one: what a model is fed by name (masks, lengths) travels behind the numbers of x.
+
+So they are sampled, cut, repeated and compared along with their row by whoever knows nothing of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from ibscan.types import Array
+
+__all__ = ["Packing", "fed", "named_arguments"]
+
+DTYPES = {"b": torch.bool, "i": torch.int64, "u": torch.int64}
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How rows (N, K) are made up: the shape of one row of x, then name, shape of one row and dtype of the others.
+
+    Floats are fed in the dtype of the forward pass, integers as int64, booleans as they are.
+    """
+
+    x: tuple[int, ...]
+    named: tuple[tuple[str, tuple[int, ...], str], ...]
+
+    @staticmethod
+    def of(x: Array, named: Mapping[str, Array]) -> Packing:
+        """Return how rows of x and the arrays fed by name, one entry a row, are packed."""
+        return Packing(x.shape[1:], tuple((name, array.shape[1:], array.dtype.kind) for name, array in named.items()))
+
+    @property
+    def size(self) -> int:
+        """Numbers of one row of x."""
+        return math.prod(self.x)
+
+    def packed(self, x: Array, named: Mapping[str, Array]) -> Array:
+        """Return the rows, (N, K) float64.
+
+        Args:
+            x: Rows (N, ...).
+            named: One entry a row; no integer beyond 2^53.
+        """
+        parts = [x, *(named[name] for name, _, _ in self.named)]
+        return np.concatenate([part.reshape(len(x), -1).astype(np.float64) for part in parts], axis=1)
+
+
+def fed(
+    rows: torch.Tensor, packing: Packing | None, dtype: torch.dtype
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return what a model is given of some rows: x and what it takes by name, copies that it may change in place.
+
+    Args:
+        rows: Rows of x (n, ...), or packed, (n, K).
+        packing: How they are packed, None where they are x alone.
+        dtype: Of the forward pass.
+    """
+    if packing is None:
+        return rows.to(dtype, copy=True), {}
+    sizes = [packing.size, *(math.prod(shape) for _, shape, _ in packing.named)]
+    first, *others = torch.split(rows, sizes, dim=1)
+    named = {
+        name: part.reshape(len(rows), *shape).to(DTYPES.get(kind, dtype), copy=True)
+        for (name, shape, kind), part in zip(packing.named, others, strict=True)
+    }
+    return first.reshape(len(rows), *packing.x).to(dtype, copy=True), named
+
+
+def named_arguments(model: nn.Module) -> set[str]:
+    """Return the arguments of a model's forward that can be given by name, its first one aside."""
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):  # built in C, or says nothing of itself
+        return set()
+    return {one.name for one in parameters[1:] if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}

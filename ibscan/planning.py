@@ -265,7 +265,8 @@ def series_of(
         exclude=exclude,
         inspect=inspect,
     )
-    return series if request.epochs is None else select_epochs(series, request.epochs)
+    # Of a folder that is followed what is asked for may yet come.
+    return series if request.epochs is None else select_epochs(series, request.epochs, partial=request.follow)
 
 
 def _modelled(

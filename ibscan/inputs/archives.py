@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
+import os
 import pickle
 import struct
+import threading
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -27,6 +30,9 @@ MAX_DIRECTORY_BYTES = 32 << 20
 MAX_PICKLE_BYTES = 64 << 20
 # The locator alone, and with the record before it.
 WIDE_LOCATOR_BYTES, WIDE_RECORD_BYTES = 20, 76
+# Set to anything that means yes, both together, they make torch refuse every file.
+SWITCHES = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+SWITCHED = threading.Lock()
 SAVE_AGAIN = "save a single .safetensors file, or torch.save(model.state_dict(), ...)"
 
 
@@ -235,13 +241,30 @@ def load_archive(source: BinaryIO, name: str) -> Any:  # noqa: ANN401 - whatever
     """
     # The boundary to a foreign reader: what torch.load raises on a damaged file is not a closed list.
     try:
-        with torch.serialization.safe_globals(_plain_data()), warnings.catch_warnings():
+        with _one_switch(), torch.serialization.safe_globals(_plain_data()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(source, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{name}: torch's safe reader refuses it ({_first_line(error)}); {SAVE_AGAIN}.") from None
     except Exception as error:  # noqa: BLE001 - see above
         raise CheckpointError(f"{name}: torch cannot read it ({_first_line(error)}); copy or save it again.") from None
+
+
+@contextlib.contextmanager
+def _one_switch() -> Iterator[None]:
+    """Take the unsafe one of torch's two switches out of the environment where both are set: the safe one holds here."""
+    safe, unsafe_name = SWITCHES
+    if safe not in os.environ:
+        yield
+        return
+    # What one thread puts back must not come between another's check and its load.
+    with SWITCHED:
+        unsafe = os.environ.pop(unsafe_name, None)
+        try:
+            yield
+        finally:
+            if unsafe is not None:
+                os.environ[unsafe_name] = unsafe
 
 
 def _first_line(error: Exception) -> str:

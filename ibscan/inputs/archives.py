@@ -252,7 +252,7 @@ def load_archive(source: BinaryIO, name: str) -> Any:  # noqa: ANN401 - whatever
 
 @contextlib.contextmanager
 def _one_switch() -> Iterator[None]:
-    """Take the unsafe one of torch's two switches out of the environment where both are set: the safe one holds here."""
+    """Take the unsafe one of torch's two switches away where both are set: the safe one is what holds here."""
     safe, unsafe_name = SWITCHES
     if safe not in os.environ:
         yield

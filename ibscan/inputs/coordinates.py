@@ -40,6 +40,8 @@ STATED = re.compile(r"[A-Za-z_]+[A-Za-z0-9_]*=[-+0-9.eE]+")
 BARE = re.compile(rf"(?<![0-9a-zA-Z.]){NUMBER}")
 # The last is what DeepSpeed writes.
 STEP_KEYS = ("step", "global_step", "iter", "iter_num", "iteration", "global_steps")
+# As `ibscan.save` names a sweep's members, and nothing looser: `value=` may be a metric in other names.
+VALUED = re.compile(r"(?:(?:epoch|step)-\d+(?:\.\d+)?-)?value=([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)")
 LARGEST_STEP = 2**63 - 1
 SIDECAR_BYTES = 64 << 20
 PLACEHOLDER = re.compile(r"\{(epoch|step|value:[^{}]+)\}")
@@ -96,11 +98,12 @@ def numbers_in_name(name: str) -> Coordinates:
     if epoch is None and step is None:
         bare = [number for number in BARE.findall(STATED.sub(" ", stem)) if "." not in number]
         found = bare[0] if len(bare) == 1 else None
-    return Coordinates(_named_epoch(epoch), _named_step(found, name), None, "name")
+    value = VALUED.fullmatch(stem)
+    return Coordinates(_named_number(epoch), _named_step(found, name), _named_number(value), "name")
 
 
-def _named_epoch(match: re.Match[str] | None) -> float | None:
-    # A name is no statement: a number no epoch can have is part of the name, and no reason to refuse the file.
+def _named_number(match: re.Match[str] | None) -> float | None:
+    # A name is no statement: what is no finite number is part of the name, and no reason to refuse the file.
     number = math.inf if match is None else float(match[1])
     return number if math.isfinite(number) else None
 

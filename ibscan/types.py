@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "COUNTERS",
     "WRAPPERS",
     "At",
     "Checkpoint",
@@ -42,6 +43,8 @@ __all__ = [
 At: TypeAlias = Literal["pre", "post"]
 # What DataParallel and DDP, torch.compile, FSDP and activation checkpointing put into the names of what they wrap.
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# Names under which training states how far it is, epoch first; the last is what DeepSpeed writes.
+COUNTERS = ("epoch", "step", "global_step", "iter", "iter_num", "iteration", "global_steps")
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from ibscan.errors import CheckpointError
-from ibscan.inputs.described import NUMPY_ARRAYS, NUMPY_SCALARS, Storage
+from ibscan.inputs.described import NUMPY_ARRAYS, NUMPY_SCALARS, Storage, StoredTensor
 from ibscan.inputs.files import Snapshot
 from ibscan.inputs.pickles import BrokenPickle, PickleReading, read_pickle
 
-__all__ = ["check_directory", "load_archive", "read_archive"]
+__all__ = ["check_directory", "load_archive", "read_archive", "stored_element"]
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MAX_ENTRIES = 100_000
@@ -193,6 +193,7 @@ def _read_legacy(shot: Snapshot, name: str) -> PickleReading:
         raise BrokenPickle("the list of stored blocks does not match the tensors")
     for key in keys.value:
         _check_block(stream, reading.storages[key], shot.size, name)
+        reading.blocks[key] = stream.tell() - reading.storages[key].elements * reading.storages[key].itemsize
     if len(keys.value) != len(reading.storages):
         raise BrokenPickle("some tensors have no stored block")
     return reading
@@ -211,6 +212,35 @@ def _check_block(stream: BinaryIO, storage: Storage, size: int, name: str) -> No
             f"{name}: block {storage.key} states another length than its tensor; the file is damaged."
         )
     stream.seek(wanted, io.SEEK_CUR)
+
+
+def stored_element(shot: Snapshot, reading: PickleReading, tensor: StoredTensor) -> int | float | None:
+    """Return the number in a tensor of one element without loading anything else, or None where it holds no number.
+
+    Args:
+        shot: The file.
+        reading: As `read_archive` returned it.
+        tensor: Of that reading, of one element.
+    """
+    dtype = getattr(torch, tensor.dtype, None) if tensor.kind == "dense" else None
+    if tensor.storage is None or not isinstance(dtype, torch.dtype) or dtype is torch.bool or dtype.is_complex:
+        return None
+    size, start = dtype.itemsize, tensor.offset * dtype.itemsize
+    if not 0 <= start <= tensor.storage.elements * tensor.storage.itemsize - size:
+        return None
+    key = tensor.storage.key
+    if key in reading.blocks:
+        shot.stream.seek(reading.blocks[key] + start)
+        raw = shot.stream.read(size)
+    else:
+        shot.stream.seek(0)
+        with zipfile.ZipFile(shot.stream) as archive:
+            place = next(one for one in archive.namelist() if one.endswith("data.pkl")).removesuffix("data.pkl")
+            with archive.open(f"{place}data/{key}") as block:
+                block.seek(start)
+                raw = block.read(size)
+    number = torch.frombuffer(bytearray(raw), dtype=dtype).item() if len(raw) == size else None
+    return number if isinstance(number, int | float) else None
 
 
 def _refuse_unsafe(reading: PickleReading, name: str) -> None:

@@ -147,11 +147,14 @@ def chosen_set(tree: Any, name: str, state_key: str | None, weights: str | None)
 
 def deep_sets(tree: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401 - whatever was saved
     """Return the sets of tensors at any depth that may be a network's, by dotted key; not the object itself."""
+    known: dict[int, dict[str, Any]] = {}
     sets = {}
     for key, table in nested_tables(tree).items():
-        tensors = {name: value for name, value in table.items() if isinstance(name, str) and is_tensor(value)}
-        if key and tensors and _is_state(tensors):
-            sets[key] = tensors
+        if id(table) not in known:
+            tensors = {name: value for name, value in table.items() if isinstance(name, str) and is_tensor(value)}
+            known[id(table)] = tensors if _is_state(tensors) else {}
+        if key and known[id(table)]:
+            sets[key] = known[id(table)]
     return sets
 
 
@@ -178,9 +181,10 @@ def _stated_set(sets: Mapping[str, dict[str, Any]], state_key: str, name: str) -
     """Return the set of that key, or the tensors of a set whose names begin with it."""
     if state_key in sets:
         return state_key, sets[state_key]
-    ends = [key for key in sets if key.endswith(f".{state_key}")]
-    if len(ends) == 1:
-        return ends[0], sets[ends[0]]
+    for part in (f".{state_key}", f"{state_key}."):
+        ends = [key for key in sets if (key.endswith(part) if part[0] == "." else key.startswith(part))]
+        if len(ends) == 1:
+            return ends[0], sets[ends[0]]
     within: dict[str, dict[str, Any]] = {}
     elsewhere: dict[str, dict[str, Any]] = {}
     for key, tensors in sets.items():

@@ -28,6 +28,8 @@ __all__ = [
     "numbers_in_name",
     "numbers_in_object",
     "numbers_in_sidecar",
+    "size_as_step",
+    "sizes_in_name",
 ]
 
 SUFFIX = re.compile(r"(\.(safetensors|pth|pt|ckpt|bin|tar|th))+$", re.IGNORECASE)
@@ -117,6 +119,13 @@ def sizes_in_name(name: str) -> frozenset[str]:
     stem = _stem(name)
     stated = {match.start(1) for kind in (EPOCH, STEP, SAVED) for match in kind.finditer(stem)}
     return frozenset(match[0] for match in BARE.finditer(stem) if match[2] and match.start(1) not in stated)
+
+
+def size_as_step(name: str) -> str:
+    """Return the number in thousands or more that a name's step was read from though no word says so, or nothing."""
+    stem = _stem(name)
+    found = None if any(kind.search(stem) for kind in (EPOCH, STEP, SAVED)) else _bare(stem)
+    return found[0] if found is not None and found[2] else ""
 
 
 def _stem(name: str) -> str:

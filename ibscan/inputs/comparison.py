@@ -12,6 +12,7 @@ from typing import TypeAlias
 import torch
 
 from ibscan.errors import CheckpointError
+from ibscan.inputs.adapters import adapters_sentence
 from ibscan.inputs.checkpoint import load_tensors
 from ibscan.inputs.discovery import is_conventional, natural_key
 from ibscan.types import Checkpoint
@@ -191,6 +192,9 @@ def _holds(one: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> bool:
 
 def _difference(one: Checkpoint, first: Checkpoint) -> str:
     """Return the sentence naming the first tensor in which two architectures differ, or the empty string."""
+    adapters = adapters_sentence(one)
+    if adapters:
+        return adapters
     advice = "A series holds one architecture; scan the two runs separately."
     for key in dict.fromkeys([*first.tensors, *one.tensors]):
         here, there = one.tensors.get(key), first.tensors.get(key)

@@ -159,15 +159,21 @@ def deep_sets(tree: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401 - whateve
 
 
 def _deep_states(sets: Mapping[str, dict[str, Any]], weights: str | None, name: str) -> list[str]:
-    """Return which sets may be the network's where none has a usual place: one of a usual name, or all there are."""
-    states = [key for key, tensors in sets.items() if key and any(one.endswith("weight") for one in tensors)]
+    """Return which sets may be the network's where none has a usual place: those of a usual name, or one deep down."""
+    weighted: dict[int, bool] = {}
+    for tensors in sets.values():
+        # One table under ten thousand names is looked at once.
+        if id(tensors) not in weighted:
+            weighted[id(tensors)] = any(name.endswith("weight") for name in tensors)
+    states = [key for key, tensors in sets.items() if key and weighted[id(tensors)]]
     averaged = [key for key in states if any(part in AVERAGED for part in key.split("."))]
     raw = [key for key in states if key not in averaged]
     if weights is None and raw and averaged:
         raise CheckpointError(_both(name, raw, averaged))
     found = averaged if weights == "ema" else raw if weights == "raw" else raw or averaged
     usual = [key for key in found if key.rpartition(".")[2] in RAW + AVERAGED]
-    return usual or found
+    # A single set at the top under a name that may be one of several parts (`generator`) is asked for.
+    return usual or ([] if len(found) == 1 and "." not in found[0] else found)
 
 
 def _both(name: str, raw: Sequence[str], averaged: Sequence[str]) -> str:
@@ -212,7 +218,7 @@ def under(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     if not prefix:
         return dict(tensors)
     chosen = {key[len(prefix) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(f"{prefix}.")}
-    if chosen:
+    if chosen or not any(wrapper in key for key in tensors for wrapper in WRAPPERS):
         return chosen
     clean = stripped_names(list(tensors))
     return {key[len(prefix) + 1 :]: tensors[stored] for stored, key in clean.items() if key.startswith(f"{prefix}.")}

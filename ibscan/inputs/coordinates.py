@@ -23,6 +23,7 @@ __all__ = [
     "compiled_pattern",
     "first_known",
     "matches",
+    "names_a_place",
     "numbers_by_pattern",
     "numbers_in_metadata",
     "numbers_in_name",
@@ -121,10 +122,14 @@ def sizes_in_name(name: str) -> frozenset[str]:
     return frozenset(match[0] for match in BARE.finditer(stem) if match[2] and match.start(1) not in stated)
 
 
+def names_a_place(name: str) -> bool:
+    """Tell whether a name says in words that a number in it is an epoch, a step or a checkpoint's."""
+    return any(kind.search(_stem(name)) for kind in (EPOCH, STEP, SAVED))
+
+
 def size_as_step(name: str) -> str:
     """Return the number in thousands or more that a name's step was read from though no word says so, or nothing."""
-    stem = _stem(name)
-    found = None if any(kind.search(stem) for kind in (EPOCH, STEP, SAVED)) else _bare(stem)
+    found = None if names_a_place(name) else _bare(_stem(name))
     return found[0] if found is not None and found[2] else ""
 
 

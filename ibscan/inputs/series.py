@@ -168,9 +168,12 @@ def _nothing(where: str, found: Found, manifest: Manifest | None) -> str:
     if found.candidates and manifest is not None and manifest.pattern is not None:
         count = len(found.candidates)
         return f"{where}: the pattern {manifest.pattern} of ibscan.toml matches none of {count} files; mend it."
-    seen = [*found.others, *(notice.partition(":")[0] for notice in found.notices)]
+    seen = list(dict.fromkeys([*found.others, *(notice.partition(":")[0] for notice in found.notices)]))
     listed = ", ".join(seen[:5]) + (f" and {len(seen) - 5} more" if len(seen) > 5 else "")
-    return f"{where}: holds no checkpoint (saw {listed or 'nothing'}); expected {ACCEPTED}, or folders of one each."
+    why = f" {found.notices[0]}" if found.notices else ""
+    return (
+        f"{where}: holds no checkpoint (saw {listed or 'nothing'}); expected {ACCEPTED}, or folders of one each.{why}"
+    )
 
 
 def _all_skipped(where: str, skipped: Mapping[str, str]) -> str:

@@ -19,6 +19,9 @@ __all__ = ["ChainSpec", "chain_order", "left_out", "parse_spec"]
 
 # Steps of the search for the one order that fits; a chain of a hundred numbered layers takes a hundred.
 LARGEST_SEARCH = 20_000
+# What comes first where a suggested order may be any.
+EARLIER = re.compile(r"enc(oder)?\b|feature|backbone|trunk|body|stem|embed|input|generator")
+LATER = re.compile(r"dec(oder)?\b|classifier|head|output|discriminator|critic")
 # Names that a message repeats.
 MOST_LISTED = 6
 
@@ -226,7 +229,9 @@ def _several(parts: Sequence[str], tensors: Mapping[str, TensorInfo], key: str) 
 
 def _command(parts: Sequence[str], tensors: Mapping[str, TensorInfo]) -> str:
     """Return globs that name containers in an order in which each feeds the next, or nothing if there is none."""
-    globs = [part if f"{part}.weight" in tensors else f"{part}.*" for part in parts]
+    # Files may list containers by the alphabet, decoder first.
+    ranked = sorted(parts, key=lambda part: bool(LATER.search(part)) - bool(EARLIER.search(part)))
+    globs = [part if f"{part}.weight" in tensors else f"{part}.*" for part in ranked]
     orders = list(itertools.permutations(globs)) if len(parts) < 5 else [tuple(globs)]
     if len(parts) > MOST_LISTED and len({re.sub(r"\d+", "#", part) for part in parts}) == 1:
         orders = [(re.sub(r"\d+$", "*", parts[0]),)]

@@ -47,21 +47,21 @@ def adapters_alone(checkpoint: Checkpoint) -> bool:
         return True
     targets = _targets(checkpoint)
     # A merged model may keep the config of what was merged into it.
-    return targets is not None and not any(key.endswith(f"{target}.weight") for key in keys for target in targets)
+    return bool(targets) and not any(key.endswith(f"{target}.weight") for key in keys for target in targets)
 
 
 def _first(checkpoint: Checkpoint) -> str:
     return next((key for key in checkpoint.tensors if NAMED.search(key)), "")
 
 
-def _targets(checkpoint: Checkpoint) -> list[str] | None:
-    """Return the modules that the config beside a checkpoint adapts, none if it says nothing, None without a config."""
+def _targets(checkpoint: Checkpoint) -> list[str]:
+    """Return the modules that the config beside a checkpoint says are adapted; none where it names none."""
     path = checkpoint.path.parent / CONFIG
     try:
         if not path.is_file():
-            return None
+            return []
         told: Any = json.loads(small_text(path))
     except (OSError, ValueError, RecursionError, InputError):
-        return None
+        return []
     named = told.get("target_modules") if isinstance(told, dict) else None
     return [one for one in named if isinstance(one, str)] if isinstance(named, list) else []

@@ -36,7 +36,8 @@ __all__ = [
 SUFFIX = re.compile(r"(\.(safetensors|pth|pt|ckpt|bin|tar|th))+$", re.IGNORECASE)
 # A number as names hold it: digits, perhaps a fraction or an exponent, perhaps in thousands or millions (10k, 1.5M,
 # 200kimg), with no other letter or digit right behind it.
-NUMBER = r"(\d+(?:\.\d+)?(?:e\d+)?)(?:([kKmMB])(?:imgs?|images?|its?|iters?|steps?|tokens?|samples?)?)?(?![0-9a-zA-Z])"
+THOUSANDS = r"(?:((?-i:[kKmMB]))(?:imgs?|images?|its?|iters?|steps?|tokens?|samples?)?)?"
+NUMBER = rf"(\d+(?:\.\d+)?(?:e\d+)?){THOUSANDS}(?![0-9a-zA-Z])"
 SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 BEFORE = r"(?<![a-zA-Z])"
 EPOCH = re.compile(rf"{BEFORE}(?:epochs?|ep)[-_=. ]?{NUMBER}", re.IGNORECASE)

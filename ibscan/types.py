@@ -38,6 +38,7 @@ __all__ = [
     "VisitFactor",
     "VisitGram",
     "Weight",
+    "is_counter",
 ]
 
 At: TypeAlias = Literal["pre", "post"]
@@ -68,6 +69,11 @@ class TensorInfo:
 
     shape: tuple[int, ...]
     dtype: str
+
+
+def is_counter(name: str, shape: Sequence[int]) -> bool:
+    """Tell whether a tensor counts epochs or steps, as some scripts save beside the weights: no part of a network."""
+    return name in COUNTERS and all(size == 1 for size in shape)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ibscan.errors import CheckpointError
 from ibscan.inputs.adapters import adapters_sentence
 from ibscan.inputs.checkpoint import load_tensors
 from ibscan.inputs.discovery import is_conventional, natural_key
-from ibscan.types import Checkpoint
+from ibscan.types import Checkpoint, is_counter
 
 __all__ = ["is_placed", "of_one_architecture", "repeats", "without_copies"]
 
@@ -108,7 +108,7 @@ def _rank(one: Checkpoint, common: Mapping[Architecture, int]) -> tuple[bool, bo
 
 
 def _architecture(one: Checkpoint) -> Architecture:
-    return frozenset((key, info.shape) for key, info in one.tensors.items())
+    return frozenset((key, info.shape) for key, info in one.tensors.items() if not is_counter(key, info.shape))
 
 
 def of_one_architecture(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint], dict[str, str], list[str]]:
@@ -167,7 +167,7 @@ def _same_numbers(copy: Checkpoint, others: Sequence[Checkpoint]) -> Checkpoint 
 
 def _core(one: Checkpoint) -> dict[str, str]:
     """Return a checkpoint's names by what they are without the parts that all of them begin with (`model.`)."""
-    names = {name: name for name in one.tensors}
+    names = {name: name for name, info in one.tensors.items() if not is_counter(name, info.shape)}
     while names and len({key.partition(".")[0] for key in names}) == 1 and all("." in key for key in names):
         names = {key.partition(".")[2]: name for key, name in names.items()}
     return names
@@ -198,6 +198,8 @@ def _difference(one: Checkpoint, first: Checkpoint) -> str:
     advice = "A series holds one architecture; scan the two runs separately."
     for key in dict.fromkeys([*first.tensors, *one.tensors]):
         here, there = one.tensors.get(key), first.tensors.get(key)
+        if all(info is None or is_counter(key, info.shape) for info in (here, there)):
+            continue
         if here is None or there is None:
             has, lacks = (one, first) if there is None else (first, one)
             shape = (here or there).shape  # type: ignore[union-attr]

@@ -54,6 +54,7 @@ def in_order(
         zero = next((other.name for other in kept if key(other) == 0), None)
         if is_initial(one.name) and axis in AXES and zero is None:
             kept.append(_at_zero(one, axis, kept))
+            notices.append(f"{one.name}: is taken for the start, {axis} 0, as its name says.")
         elif is_initial(one.name) and zero is not None:
             notices.append(f"{one.name}: was left out: it says that it is the start, and {zero} has {axis} 0 already.")
         else:

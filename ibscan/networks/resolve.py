@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ibscan.errors import IbscanError, InputError, NothingMatched, UsageError
 from ibscan.networks.activations import ACTIVATIONS, OUTPUTS
 from ibscan.networks.containers import numbered_alike, separate_parts
-from ibscan.types import COUNTERS, TensorInfo
+from ibscan.types import TensorInfo, is_counter
 
 __all__ = ["ChainSpec", "chain_order", "left_out", "parse_spec"]
 
@@ -107,7 +107,7 @@ def left_out(tensors: Mapping[str, TensorInfo], order: Sequence[str]) -> tuple[s
     found: dict[str, None] = {}
     for name, info in tensors.items():
         owner = name.rpartition(".")[0]
-        if name not in taken and not _is_counter(name, info):
+        if name not in taken and not is_counter(name, info.shape):
             parents = [owner[:k] for k in range(len(owner)) if owner[k] == "."]
             whole = next((parent for parent in parents if parent not in kept), None)
             found[owner or name if whole is None else f"{whole}.*"] = None
@@ -116,7 +116,7 @@ def left_out(tensors: Mapping[str, TensorInfo], order: Sequence[str]) -> tuple[s
 
 def _stated_order(tensors: Mapping[str, TensorInfo], globs: Sequence[str], key: str) -> tuple[str, ...]:
     typed = f"--chain {','.join(globs)}"
-    owners = dict.fromkeys(name.rpartition(".")[0] for name in tensors if not _is_counter(name, tensors[name]))
+    owners = dict.fromkeys(name.rpartition(".")[0] for name in tensors if not is_counter(name, tensors[name].shape))
     groups: list[list[str]] = []
     taken: set[str] = set()
     for glob in globs:
@@ -154,7 +154,7 @@ def _linears(tensors: Mapping[str, TensorInfo], key: str) -> dict[str, tuple[int
         if part == "weight" and len(info.shape) == 2:
             weights[layer] = info.shape
         elif not (part == "bias" and partner is not None and info.shape == partner.shape[:1]):
-            odd = odd or ("" if _is_counter(name, info) else name)
+            odd = odd or ("" if is_counter(name, info.shape) else name)
     if odd:
         parts = separate_parts(weights)
         way = f", or a part of it alone, as by --state-key {_joined(key, parts[0])}" if parts else ""
@@ -165,11 +165,6 @@ def _linears(tensors: Mapping[str, TensorInfo], key: str) -> dict[str, tuple[int
     if not weights:
         raise InputError(f"no Linear weight was found; the tensors are {_shapes(tensors) or 'none'}.")
     return weights
-
-
-def _is_counter(name: str, info: TensorInfo) -> bool:
-    """Tell whether a tensor counts epochs or steps, as some scripts save beside the weights."""
-    return name in COUNTERS and all(size == 1 for size in info.shape)
 
 
 def _one_order(

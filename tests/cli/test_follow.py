@@ -288,6 +288,14 @@ def test_the_same_step_twice_waits_for_one_to_go(follow: Follow, folder: Path) -
     assert done.code == 3
 
 
+def test_a_listed_epoch_may_yet_come(follow: Follow, folder: Path) -> None:
+    saved(folder, 1)
+    done, _ = follow({5: lambda: saved(folder, 3)}, "--epochs", "1,3,9")
+    assert done.code == 0, done.err
+    assert epochs() == [1, 3]
+    assert "no checkpoint has epoch 9 (the nearest is 3)" in done.err
+
+
 def test_a_run_taken_up_again(follow: Follow, folder: Path) -> None:
     def stop() -> None:
         raise Interrupted(2)

@@ -189,3 +189,13 @@ def test_a_subfolder_that_cannot_be_used_says_why(kind: str, tmp_path: Path):
     said = " ".join([*series.notices, *series.skipped.values()])
     assert "checkpoint-500" in said
     assert REASONS[kind] in said
+
+
+def test_a_count_in_some_files_makes_no_other_architecture(tmp_path: Path):
+    for epoch in (1, 2):
+        put_torch(
+            tmp_path / f"epoch_{epoch}.pt", {**weights(epoch), **({"epoch": torch.tensor(1)} if epoch == 1 else {})}
+        )
+    series = read_series([tmp_path])
+    assert axis_values(series) == [1, 2]
+    assert not series.skipped

@@ -53,18 +53,18 @@ def test_thousands_and_millions_in_names(name: str, epoch: float | None, step: i
 
 
 ORDERS: list[tuple[list[str], str, list[str]]] = [
-    (["init.pt", "epoch_1.pt", "epoch_2.pt"], "epoch", []),
-    (["initial_weights.pt", "epoch_5.pt"], "epoch", []),
-    (["untrained.pt", "step_10.pt", "step_2k.pt", "step_10k.pt"], "step", []),
-    (["random-init/model.pt", "checkpoint-500/model.pt", "checkpoint-1k/model.pt"], "step", []),
-    (["scratch.pt", "epoch=0-step=10.pt", "epoch=0-step=20.pt", "epoch=1-step=30.pt"], "step", []),
+    (["init.pt", "epoch_1.pt", "epoch_2.pt"], "epoch", ["init.pt: is taken for the start, epoch 0"]),
+    (["initial_weights.pt", "epoch_5.pt"], "epoch", ["start, epoch 0"]),
+    (["untrained.pt", "step_10.pt", "step_2k.pt", "step_10k.pt"], "step", ["start, step 0"]),
+    (["random-init/model.pt", "checkpoint-500/model.pt", "checkpoint-1k/model.pt"], "step", ["start, step 0"]),
+    (["scratch.pt", "epoch=0-step=10.pt", "epoch=0-step=20.pt", "epoch=1-step=30.pt"], "step", ["start, step 0"]),
     (["init.pt", "a9.pt", "a10.pt", "b.pt", "final.pt"], "index", ["ordered by name, from init.pt to final.pt"]),
     (["a.pt", "b.pt"], "index", ["ordered by name, from a.pt to b.pt"]),
     (["only.pt"], "index", []),
     (["iter_500.pt", "iter_1k.pt", "iter_2k.pt", "iter_10k.pt"], "step", []),
     (["500.pt", "10k.pt", "1.5M.pt"], "step", []),
     (["ppo_500k.pt", "ppo_1M.pt", "ppo_2M.pt"], "step", []),
-    (["gpt_124M_init.pt", "gpt_124M_step10.pt", "gpt_124M_step2k.pt"], "step", []),
+    (["gpt_124M_init.pt", "gpt_124M_step10.pt", "gpt_124M_step2k.pt"], "step", ["start, step 0"]),
     (["gpt_124M_a.pt", "gpt_124M_b.pt"], "index", ["ordered by name"]),
     (["gpt_124M.pt"], "index", []),
 ]
@@ -87,7 +87,7 @@ def test_the_start_is_at_zero_unless_another_is(tmp_path: Path):
         (0, None, "name"),
         (1, None, "name"),
     ]
-    assert "random.pt: was left out: it says that it is the start, and init.pt has epoch 0" in series.notices[0]
+    assert "random.pt: was left out: it says that it is the start, and init.pt has epoch 0" in series.notices[1]
     series = series_of(tmp_path, ["init.pt", "epoch_1.pt", "epoch_0.pt"])
     assert listed(series) == ["epoch_0.pt", "epoch_1.pt"]
     assert {notice.partition(":")[0] for notice in series.notices} == {"init.pt", "random.pt"}

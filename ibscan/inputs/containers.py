@@ -213,15 +213,23 @@ def _stated_set(sets: Mapping[str, dict[str, Any]], state_key: str, name: str) -
 def under(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """Return the tensors whose names begin with a prefix and a dot, without them; all for the empty prefix.
 
-    Where no name in the file does, names without wrapper prefixes count, as listings and messages show them.
+    Where no name in the file does, names without wrapper prefixes count, as listings and messages show them; then the
+    one longer prefix that ends in this one (`model.actor` for `actor`).
     """
     if not prefix:
         return dict(tensors)
-    chosen = {key[len(prefix) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(f"{prefix}.")}
-    if chosen or not any(wrapper in key for key in tensors for wrapper in WRAPPERS):
-        return chosen
-    clean = stripped_names(list(tensors))
-    return {key[len(prefix) + 1 :]: tensors[stored] for stored, key in clean.items() if key.startswith(f"{prefix}.")}
+    chosen = _beginning(tensors, prefix)
+    if not chosen and any(wrapper in key for key in tensors for wrapper in WRAPPERS):
+        clean = stripped_names(list(tensors))
+        chosen = _beginning({key: tensors[stored] for stored, key in clean.items()}, prefix)
+    if not chosen:
+        longer = {key[: key.index(f".{prefix}.")] for key in tensors if f".{prefix}." in key}
+        chosen = _beginning(tensors, f"{longer.pop()}.{prefix}") if len(longer) == 1 else {}
+    return chosen
+
+
+def _beginning(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {key[len(prefix) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(f"{prefix}.")}
 
 
 def _unnamed_averages(tree: Any) -> str:  # noqa: ANN401 - whatever was saved

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-__all__ = ["numbered_alike", "separate_parts"]
+__all__ = ["common_module", "numbered_alike", "separate_parts"]
 
 # Lists of blocks with one layer each (`layers.0.linear`) are lists of layers.
 SEQUENCES = ("layers", "layer", "blocks", "block", "hidden", "hidden_layers", "linears", "fcs", "stages")
@@ -63,6 +63,11 @@ def separate_parts(layers: Iterable[str]) -> list[str]:
 def numbered_alike(layers: Iterable[str]) -> bool:
     """Tell whether the containers of layers differ in their numbers alone."""
     return len({re.sub(r"\d+", "#", name.rpartition(".")[0]) for name in layers}) == 1
+
+
+def common_module(layers: Iterable[str]) -> str:
+    """Return the innermost module that all layers lie in (`model` of a LightningModule), '' for the network itself."""
+    return ".".join(_common(sorted(tuple(name.split("."))[:-1] for name in layers)))
 
 
 def _merged(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:

@@ -7,12 +7,12 @@ import difflib
 import fnmatch
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ibscan.errors import IbscanError, InputError, NothingMatched, UsageError
 from ibscan.networks.activations import ACTIVATIONS, OUTPUTS
-from ibscan.networks.containers import numbered_alike, separate_parts
+from ibscan.networks.containers import common_module, numbered_alike, separate_parts
 from ibscan.types import TensorInfo, is_counter
 
 __all__ = ["ChainSpec", "chain_order", "left_out", "parse_spec"]
@@ -120,7 +120,7 @@ def _stated_order(tensors: Mapping[str, TensorInfo], globs: Sequence[str], key: 
     groups: list[list[str]] = []
     taken: set[str] = set()
     for glob in globs:
-        found = [owner for owner in owners if any(fnmatch.fnmatchcase(owner, one) for one in (glob, f"{glob}.*"))]
+        found = _matching(owners, glob) or _matching(owners, f"{common_module(owners)}.{glob}")
         group = [owner for owner in found if owner not in taken]
         if not found:
             raise NothingMatched(f"{typed}: {glob!r} matches none of the layers {_listed(list(owners))}.")
@@ -138,6 +138,10 @@ def _stated_order(tensors: Mapping[str, TensorInfo], globs: Sequence[str], key: 
                 "order; name each with a glob of its own."
             )
     return _one_order(groups, weights, chosen, typed)
+
+
+def _matching(owners: Iterable[str], glob: str) -> list[str]:
+    return [owner for owner in owners if any(fnmatch.fnmatchcase(owner, one) for one in (glob, f"{glob}.*"))]
 
 
 def _linears(tensors: Mapping[str, TensorInfo], key: str) -> dict[str, tuple[int, ...]]:

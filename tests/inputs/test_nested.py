@@ -199,3 +199,13 @@ def test_a_count_in_some_files_makes_no_other_architecture(tmp_path: Path):
     series = read_series([tmp_path])
     assert axis_values(series) == [1, 2]
     assert not series.skipped
+
+
+def test_a_part_may_be_named_without_what_all_names_begin_with(tmp_path: Path):
+    tensors = {**prefixed(W, "model.actor."), **prefixed(V, "model.critic.")}
+    for path in (put_torch(tmp_path / "a.pt", {"state_dict": tensors}), put_safetensors(tmp_path / "a.st", tensors)):
+        found = inspect_checkpoint(path, path.name, state_key="critic")
+        assert load_tensors(found)["0.weight"].equal(V["0.weight"])
+    path = put_torch(tmp_path / "b.pt", {**prefixed(W, "a.net."), **prefixed(V, "b.net.")})
+    with pytest.raises(CheckpointError, match="no tensors under 'net'"):
+        inspect_checkpoint(path, "b.pt", state_key="net")

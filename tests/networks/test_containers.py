@@ -178,3 +178,10 @@ def test_other_tensors_beside_several_containers():
 def test_counts_beside_the_weights_are_no_layers():
     found = {**square("fc1", "fc2"), "epoch": TensorInfo((), "int64"), "global_step": TensorInfo((1,), "int64")}
     assert chain_order(found) == ("fc1", "fc2")
+
+
+def test_what_all_names_begin_with_may_be_left_out_of_globs():
+    found = {f"model.{name}": info for name, info in AUTO.items()}
+    order = tuple(f"model.{name}" for name in CODER)
+    assert chain_order(found, ["encoder.*", "decoder.*"]) == order
+    assert chain_order(found, ["model.encoder.*", "model.decoder.*"]) == order

@@ -85,9 +85,9 @@ def scan(ckpts: str | PathLike[str] | Sequence[str | PathLike[str]] = ".", **opt
 
     Args:
         ckpts: A folder, a file, or several files.
-        **options: The command line's, with underscores: `probe`, `probe_arg` (a mapping), `model`, `layers`, `at`,
-            `epochs`, `samples`, `from_layer` (--from), `input_dims`, `eps`, `rel_eps`, `noise`, `rel_noise`, `bins`,
-            `bin_width`, `bin_range`, `tolerance`, `seed`, `device`, ... A repeatable option takes one value or several;
+        **options: The command line's, with underscores: `probe`, `probe_arg` (a mapping), `model`, `chain`, `layers`,
+            `at`, `epochs`, `samples`, `from_layer` (--from), `input_dims`, `eps`, `rel_eps`, `noise`, `rel_noise`,
+            `bins`, `bin_width`, `bin_range`, `tolerance`, `seed`, ... A repeatable option takes one value or several;
             `rel_eps` may be empty. `output` names a file to write and resume; without it the result stays in memory.
 
     Returns:
@@ -232,8 +232,8 @@ def _request(verb: Any, ckpts: Any, options: Mapping[str, Any]) -> Request:  # n
             value = str(value) if name == "probe" else Path(value)
         elif name == "probe_arg" and not isinstance(value, Mapping):
             value = parse_arguments([value] if isinstance(value, str) else value)
-        elif name == "epochs" and value is not None and not isinstance(value, str):
-            value = ",".join(str(epoch) for epoch in ([value] if isinstance(value, Real) else value))
+        elif name in ("epochs", "chain") and value is not None and not isinstance(value, str):
+            value = ",".join(str(one) for one in ([value] if isinstance(value, Real) else value))
         values[name] = value
     return Request(verb, tuple(Path(path) for path in several), command=f"ibscan.{verb}(...)", **values)
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from ibscan.errors import InputError, UsageError
 from ibscan.feeding import Fed, fed_beside
+from ibscan.inputs.adapters import adapters_alone, adapters_sentence
 from ibscan.inputs.checkpoint import load_tensors
 from ibscan.inputs.choice import split_spec
 from ibscan.inputs.code import Maker, called, code_hash, named_callable
@@ -25,10 +26,10 @@ from ibscan.networks.admission import recorded_taps
 from ibscan.networks.chain import stacked_chain
 from ibscan.networks.loading import loaded
 from ibscan.networks.module import Module
-from ibscan.networks.resolve import chain_order, parse_spec
+from ibscan.networks.resolve import chain_order, left_out, parse_spec
 from ibscan.types import Checkpoint, Layer, Network, Probe
 
-__all__ = ["Loaded", "Model", "Stated", "globbed", "model_of", "stated_model"]
+__all__ = ["Loaded", "Model", "Stated", "chain_globs", "globbed", "model_of", "stated_model"]
 
 # Rows on which a model is run once to see what it does.
 FEW_ROWS = 3
@@ -38,10 +39,14 @@ Loaded: TypeAlias = tuple[Checkpoint, Mapping[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Stated:
-    """A model as it is stated: `mlp:ACT:OUT`, `hf:CLASS` with entries of its config, or a callable with arguments."""
+    """A model as it is stated: `mlp:ACT:OUT`, `hf:CLASS` with entries of its config, or a callable with arguments.
+
+    `chain` has the globs of `--chain`; what they come to, the layers in their order, is part of a result's identity.
+    """
 
     spec: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    chain: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         # A file is the same wherever one stands; its content is told apart by its hash.
@@ -82,6 +87,7 @@ def stated_model(
     checkpoints: Sequence[Checkpoint],
     *,
     trust: bool,
+    chain: str | None = None,
 ) -> Stated:
     """Return the model: as typed, as the manifest has it, as metadata state it, or as `config.json` beside it does.
 
@@ -91,12 +97,16 @@ def stated_model(
         manifest: Beside the checkpoints, if there is one.
         checkpoints: The series.
         trust: Whether code named by files may run.
+        chain: `--chain`, or None; it replaces that of the manifest.
 
     Raises:
-        UsageError: Nothing states the activation, the checkpoints contradict one another, the spec is unknown, or a
-            plain chain was given arguments.
-        InputError: A file names code, and `--trust` was not given; a `config.json` that is needed cannot be used.
+        UsageError: Nothing states the activation, the checkpoints contradict one another, the spec is unknown, a
+            plain chain was given arguments, or code was given a chain.
+        InputError: A file names code, and `--trust` was not given; a `config.json` that is needed cannot be used; or
+            the checkpoints hold adapters, and no code that may know them was named.
     """
+    if chain is None and manifest is not None and (typed or manifest.model_spec or "mlp:").startswith("mlp:"):
+        chain = manifest.chain
     stated = typed
     if stated is None and manifest is not None and manifest.model_spec is not None:
         stated, arguments = manifest.model_spec, {**manifest.model_args, **arguments}
@@ -110,6 +120,9 @@ def stated_model(
         stated = specs.pop()
     if stated is None and config_beside(checkpoints[0]) is not None:
         stated = "hf"
+    adapters = adapters_sentence(checkpoints[0])
+    if adapters and (stated is None or stated.partition(":")[0] in ("mlp", "hf")):
+        raise InputError(adapters)
     if stated is None:
         shapes = ", ".join(f"{name} {info.shape}" for name, info in list(checkpoints[0].tensors.items())[:12])
         raise UsageError(
@@ -120,7 +133,9 @@ def stated_model(
     if stated.partition(":")[0] == "mlp":
         if arguments:
             raise UsageError(f"model arguments ({', '.join(arguments)}) are for a callable, and {stated} takes none.")
-        return Stated(str(parse_spec(stated)))
+        return Stated(str(parse_spec(stated)), chain=chain_globs(chain))
+    if chain is not None:
+        raise UsageError(f"--chain {chain}: is the order of a plain chain's containers, and {stated} is code.")
     if typed is None and not trust and stated == "hf":
         raise InputError(
             f"{checkpoints[0].name}: the config.json beside it describes a model of the transformers library; add "
@@ -137,6 +152,18 @@ def stated_model(
         folder = manifest.path.parent if manifest is not None and manifest.model_spec else checkpoints[0].path.parent
         stated = str(folder / stated) if stated.partition(":")[0].endswith(".py") else stated
     return Stated(stated, dict(arguments))
+
+
+def chain_globs(chain: str | None) -> tuple[str, ...]:
+    """Return the globs of `--chain` in order, none where it was not given.
+
+    Raises:
+        UsageError: One of them is empty.
+    """
+    globs = () if chain is None else tuple(glob.strip() for glob in chain.split(","))
+    if not all(globs):
+        raise UsageError(f"--chain {chain!r}: expected globs separated by commas, such as 'encoder.*,decoder.*'.")
+    return globs
 
 
 def model_of(
@@ -169,7 +196,13 @@ def model_of(
     maker = _maker(stated, first)
 
     def weighted(checkpoint: Checkpoint, state: Mapping[str, torch.Tensor]) -> nn.Module:
-        return loaded(maker.build, state, checkpoint.stored_names, checkpoint.name, saved=maker.names)
+        try:
+            return loaded(maker.build, state, checkpoint.stored_names, checkpoint.name, saved=maker.names)
+        except InputError as error:
+            # Code may be adapters and nothing else; where it is not, this is what is wrong.
+            if adapters_alone(checkpoint):
+                raise InputError(f"{adapters_sentence(checkpoint)} As it is: {error}") from None
+            raise
 
     model = weighted(first, load_tensors(first))
     fed = fed_beside(model, probe)
@@ -219,9 +252,10 @@ def _maker(stated: Stated, first: Checkpoint) -> Maker:
 def _chain(stated: Stated, first: Checkpoint, probe: Probe, device: torch.device, dtype: torch.dtype) -> Model:
     spec = parse_spec(stated.spec)
     try:
-        order = chain_order(first.tensors)
+        order = chain_order(first.tensors, stated.chain, first.state_key)
     except InputError as error:
         raise InputError(f"{first.name}: {error}") from None
+    absent = tuple((name, "no glob of --chain takes it") for name in left_out(first.tensors, order))
     # Its layers and shapes without its numbers.
     state = {name: torch.empty(info.shape, device="meta") for name, info in first.tensors.items()}
     chain = stacked_chain(spec, order, [state], device=torch.device("meta"), dtype=dtype)
@@ -238,6 +272,7 @@ def _chain(stated: Stated, first: Checkpoint, probe: Probe, device: torch.device
         chain.layers,
         None,
         lambda loaded: stack([state for _, state in loaded]),
+        absent,
         fed=fed_beside(None, probe),
     )
 

@@ -176,7 +176,9 @@ def plan_of(
         reporter.notice(sentence)
     for name, reason in series.skipped.items():
         reporter.problem(skip_sentence(name, reason))
-    stated = stated_model(request.model, request.model_arg, ground.manifest, series.checkpoints, trust=request.trust)
+    stated = stated_model(
+        request.model, request.model_arg, ground.manifest, series.checkpoints, trust=request.trust, chain=request.chain
+    )
     if before is not None and (stated, _architecture(series)) == (before.model.stated, _architecture(before.series)):
         model = before.model
     else:
@@ -268,7 +270,8 @@ def series_of(
         exclude=exclude,
         inspect=inspect,
     )
-    return series if request.epochs is None else select_epochs(series, request.epochs)
+    # Of a folder that is followed what is asked for may yet come.
+    return series if request.epochs is None else select_epochs(series, request.epochs, partial=request.follow)
 
 
 def _modelled(

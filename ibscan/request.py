@@ -39,6 +39,7 @@ class Request:
     model_arg: Mapping[str, Any] = field(default_factory=dict)
     weights: str | None = None
     state_key: str | None = None
+    chain: str | None = None
     layers: tuple[str, ...] = ()
     at: At | None = None
     epochs: str | None = None

@@ -12,6 +12,8 @@ from decimal import Decimal
 from numbers import Real
 from pathlib import Path
 
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import nn
 
@@ -47,11 +49,14 @@ def save(
 ) -> Path:
     """Write the model's state as `epoch-00012.safetensors` (or `step-...`), with what ibscan needs to read it.
 
+    A sweep's value is part of the name: `epoch-00012-value=0.1.safetensors`. The same place of the same network is
+    written again, as when training is run again; a file of another one is never replaced.
+
     Args:
         folder: Where the run's checkpoints lie; made if absent.
         model: The network; its state dict is stored as it is, on the CPU.
         epoch: Epochs of training so far; 0 before the first.
-        step: Optimiser steps so far. One of epoch and step is needed.
+        step: Optimiser steps so far. One of epoch, step and value is needed.
         value: Coordinate of a sweep (say the weight of a KL term), where the series is one.
         spec: What `--model` takes: `mlp:ACT`, `mlp:ACT:OUT`, or code such as `net.py:build`, which is run with
             `--trust`; may be left out for an `nn.Sequential` of Linear layers and known activations with default
@@ -63,7 +68,8 @@ def save(
         The path of the file.
 
     Raises:
-        UsageError: Neither epoch nor step, an impossible number, or a spec that cannot be read or inferred.
+        UsageError: No epoch, step or value, an impossible number, a spec that cannot be read or inferred, or a file
+            of that name that holds another step, value, noise or network.
 
     Example:
         >>> import tempfile, torch
@@ -72,9 +78,9 @@ def save(
         ...     save(run, net, epoch=12, metrics={"loss": 0.3}).name
         'epoch-00012.safetensors'
     """
-    if epoch is None and step is None:
+    if epoch is None and step is None and value is None:
         raise UsageError(
-            "ibscan.save: neither epoch nor step was given, and a checkpoint without has no place in a run."
+            "ibscan.save: no epoch, step or value was given, and a checkpoint without has no place in a run."
         )
     spec = inferred_spec(model) if spec is None else spec
     if spec.startswith("mlp:"):
@@ -90,11 +96,11 @@ def save(
     for name, number in numbers.items():
         if number is not None:
             metadata[f"ibscan.{name}"] = _number(name, number)
-    stem = f"epoch-{_label(epoch)}" if epoch is not None else f"step-{_label(step or 0)}"
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    path = place / f"{stem}.safetensors"
+    path = place / f"{_stem(epoch, step, value)}.safetensors"
+    _refuse_another(path, metadata, tensors)
     _replace(path, _ordered(serialise(tensors, metadata=metadata)))
     return path
 
@@ -141,10 +147,53 @@ def inferred_spec(model: nn.Module) -> str:
 
 
 def _number(name: str, number: float) -> str:
-    real = isinstance(number, Real) and not isinstance(number, bool)
-    if not real or not math.isfinite(number) or (name in ("epoch", "step", "noise") and number < 0):
+    try:
+        finite = isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
+    except OverflowError:  # an integer beyond all floats
+        finite = False
+    if not finite or (name in ("epoch", "step", "noise") and number < 0):
         raise UsageError(f"ibscan.save: {name} is {number!r}; expected a finite number (epoch, step, noise: >= 0).")
+    if name == "step" and not float(number).is_integer():
+        raise UsageError(f"ibscan.save: step is {number!r}; expected a whole number.")
     return repr(int(number)) if float(number).is_integer() else repr(float(number))
+
+
+def _stem(epoch: float | None, step: int | None, value: float | None) -> str:
+    place = f"epoch-{_label(epoch)}" if epoch is not None else f"step-{_label(step)}" if step is not None else ""
+    # Members of a sweep all end at the same epoch.
+    own = "" if value is None else f"value={repr(float(value) + 0.0).removesuffix('.0')}"
+    return "-".join(part for part in (place, own) if part)
+
+
+def _refuse_another(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse to replace what is not an earlier save of the same network at the same place."""
+    if not path.exists():
+        return
+    try:
+        with safe_open(path, "pt") as held:
+            there = held.metadata() or {}
+            # A slice is looked at, not read.
+            shapes = {name: tuple(held.get_slice(name).get_shape()) for name in held.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError):
+        # A file of this name that is no checkpoint is what a crash left of one.
+        return
+    wanted = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in ("epoch", "step", "value", "noise", "model"):
+        before, now = there.get(f"ibscan.{name}", ""), metadata.get(f"ibscan.{name}", "")
+        # Code may be named in several ways; two activations are two networks.
+        coded = name == "model" and not (before.startswith("mlp:") and now.startswith("mlp:"))
+        if before != now and not coded:
+            raise UsageError(_another(path, f"{name} {before or 'unknown'}", f"{name} {now or 'unknown'}"))
+    if shapes != wanted:
+        odd = next(name for name in {**wanted, **shapes} if shapes.get(name) != wanted.get(name))
+        raise UsageError(_another(path, f"{odd!r} {shapes.get(odd, 'absent')}", f"{wanted.get(odd, 'absent')}"))
+
+
+def _another(path: Path, before: str, now: str) -> str:
+    return (
+        f"ibscan.save: {path} is there already and holds another checkpoint ({before}; to be saved: {now}); it was not "
+        "replaced. Save to another folder, move the old file away, or tell the two apart by epoch, step or value."
+    )
 
 
 def _label(number: float) -> str:

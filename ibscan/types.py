@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "COUNTERS",
     "WRAPPERS",
     "At",
     "Checkpoint",
@@ -37,11 +38,14 @@ __all__ = [
     "VisitFactor",
     "VisitGram",
     "Weight",
+    "is_counter",
 ]
 
 At: TypeAlias = Literal["pre", "post"]
 # What DataParallel and DDP, torch.compile, FSDP and activation checkpointing put into the names of what they wrap.
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# Names under which training states how far it is, epoch first; the last is what DeepSpeed writes.
+COUNTERS = ("epoch", "step", "global_step", "iter", "iter_num", "iteration", "global_steps")
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -65,6 +69,11 @@ class TensorInfo:
 
     shape: tuple[int, ...]
     dtype: str
+
+
+def is_counter(name: str, shape: Sequence[int]) -> bool:
+    """Tell whether a tensor counts epochs or steps, as some scripts save beside the weights: no part of a network."""
+    return name in COUNTERS and all(size == 1 for size in shape)
 
 
 @dataclass(frozen=True)

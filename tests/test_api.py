@@ -1,6 +1,7 @@
 """The Python face: what it takes, what it gives, what it refuses."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,6 +86,58 @@ def test_close_epochs_have_files_of_their_own(tmp_path: Path) -> None:
     }
 
 
+VALUES = (0.1, 0.2, 0.3, 0.1 + 0.2, -0.5, -2, 0, 3, 1e-05, 1e22, 1e300, 2**60)
+
+
+@pytest.mark.parametrize("place", [{"epoch": 10}, {"step": 7}, {"epoch": 0.5, "step": 7}, {}])
+def test_every_member_of_a_sweep_is_kept_and_read_back(place: dict[str, float], tmp_path: Path) -> None:
+    from ibscan.inputs.checkpoint import load_tensors
+    from ibscan.inputs.coordinates import numbers_in_name
+    from ibscan.inputs.series import axis_values, read_series
+
+    paths = {}
+    for seed, value in enumerate(VALUES):
+        for again in (value, float(value)):  # a whole number is one, however it is typed
+            paths[value] = ibscan.save(tmp_path, chain(3, 2, seed=seed), value=again, **place)  # type: ignore[arg-type]
+        assert numbers_in_name(paths[value].name).value == value
+    assert len(set(paths.values())) == len(VALUES) == len(list(tmp_path.iterdir()))
+    series = read_series([tmp_path])
+    assert (series.axis, axis_values(series)) == ("value", sorted(map(float, VALUES)))
+    assert {(one.epoch, one.step) for one in series.checkpoints} == {(place.get("epoch"), place.get("step"))}
+    for one in series.checkpoints:
+        seed = [float(value) for value in VALUES].index(one.value)  # type: ignore[arg-type]
+        assert load_tensors(one)["0.weight"].equal(chain(3, 2, seed=seed).state_dict()["0.weight"])
+
+
+def test_the_same_place_of_the_same_network_is_written_again(tmp_path: Path) -> None:
+    for seed, loss in ((1, 0.5), (2, 0.25)):
+        path = ibscan.save(tmp_path, chain(3, 2, seed=seed), epoch=1, step=9, value=0.1, metrics={"loss": loss})
+    assert b'"ibscan.metric.loss":"0.25"' in path.read_bytes()
+    path.write_bytes(b"")  # as a crash leaves it
+    assert ibscan.save(tmp_path, chain(3, 2), epoch=1, step=9, value=0.1).stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"step": 20}, "step 10"),
+        ({"step": None}, "step 10"),
+        ({"noise": 0.2}, "noise unknown"),
+        ({"spec": "mlp:relu"}, "model mlp:tanh"),
+        ({"widths": (3, 5, 2)}, "'0.weight' \\(4, 3\\)"),
+        ({"widths": (3, 2), "spec": "mlp:tanh"}, "'0.weight' \\(4, 3\\)"),
+    ],
+)
+def test_another_checkpoint_is_never_replaced(options: dict[str, Any], word: str, tmp_path: Path) -> None:
+    kept = ibscan.save(tmp_path, chain(3, 4, 2), epoch=1, step=10)
+    before = kept.read_bytes()
+    given = {"epoch": 1, "step": 10, "widths": (3, 4, 2), **options}
+    with pytest.raises(UsageError, match=f"{word}.*not replaced"):
+        ibscan.save(tmp_path, chain(*given.pop("widths")), **given)
+    assert [kept] == list(tmp_path.iterdir())
+    assert kept.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("modules", "spec"),
     [
@@ -125,7 +178,14 @@ def test_a_network_that_is_code_is_named_by_its_kind(tmp_path: Path) -> None:
 
 
 def test_saving_refuses_what_has_no_place(tmp_path: Path) -> None:
-    for options in ({}, {"epoch": -1}, {"epoch": float("nan")}, {"epoch": 1, "metrics": {"loss": "low"}}):
+    for options in (
+        {},
+        {"epoch": -1},
+        {"epoch": float("nan")},
+        {"step": 0.5},
+        {"value": 10**400},
+        {"epoch": 1, "metrics": {"loss": "low"}},
+    ):
         with pytest.raises(UsageError):
             ibscan.save(tmp_path, chain(3, 2), **options)  # type: ignore[arg-type]
     assert not list(tmp_path.glob("*.safetensors"))

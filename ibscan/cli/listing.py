@@ -10,7 +10,7 @@ from ibscan.cli.output import Output
 from ibscan.errors import IbscanError, NothingMatched
 from ibscan.inputs.probe import find_probe
 from ibscan.memory import BASE, layer_memory
-from ibscan.models import globbed, stated_model
+from ibscan.models import Stated, chain_globs, globbed, stated_model
 from ibscan.networks.resolve import chain_order
 from ibscan.planning import Plan, manifest_of, planned, series_of
 from ibscan.request import PARTIAL, Request
@@ -56,21 +56,22 @@ def listed(request: Request, output: Output) -> int:
         IbscanError: With `probe`: what a scan would end with; the rows are printed before.
     """
     failure: IbscanError | None = None
+    stated: Stated | None
     layers: list[dict[str, Any]] = []
     if request.probe is None:
-        series, model, coded = _read(request, output)
+        series, stated = _read(request, output)
     else:
         try:
             with output.progress() as reporter:
                 plan = planned(dataclasses.replace(request, output=None), reporter)
-            series, model, coded = plan.series, str(plan.model.stated), plan.model.most is not None
+            series, stated = plan.series, plan.model.stated
             layers = list(_layers(plan))
             largest = max(row["memory"] for row in layers)
             output.notice(f"a scan would work, and hold about {(BASE + largest) / 2**20:.0f} MiB (an estimate).")
         except IbscanError as error:
             failure = error
-            series, model, coded = _read(request, output)
-    rows = [*_rows(series, request, model, output, coded=coded), *layers]
+            series, stated = _read(request, output)
+    rows = [*_rows(series, request, stated, output), *layers]
     # One table of rows for programs; two for people, as the columns of one are empty in the other.
     parts = [rows] if output.format != "table" else [rows[: len(rows) - len(layers)], layers]
     for part in parts:
@@ -81,8 +82,8 @@ def listed(request: Request, output: Output) -> int:
     return PARTIAL if series.skipped else 0
 
 
-def _read(request: Request, output: Output) -> tuple[Series, str, bool]:
-    """Return the series, the model where something states it, and whether that is code."""
+def _read(request: Request, output: Output) -> tuple[Series, Stated | None]:
+    """Return the series, and the model where something states it."""
     manifest = manifest_of(request.paths, trust=request.trust)
     exclude = [] if manifest is None or manifest.probe_path is None else [manifest.probe_path]
     folder = request.paths[0]
@@ -94,11 +95,13 @@ def _read(request: Request, output: Output) -> tuple[Series, str, bool]:
         output.notice(notice)
     try:
         # Nothing is run here, so code that the series names may be named too.
-        stated = stated_model(request.model, request.model_arg, manifest, series.checkpoints, trust=True)
+        stated = stated_model(
+            request.model, request.model_arg, manifest, series.checkpoints, trust=True, chain=request.chain
+        )
     except IbscanError as error:
         output.notice(str(error))
-        return series, "", False
-    return series, str(stated), not stated.spec.startswith("mlp:")
+        return series, None
+    return series, stated
 
 
 def _layers(plan: Plan) -> Iterator[dict[str, Any]]:
@@ -124,8 +127,9 @@ def _layers(plan: Plan) -> Iterator[dict[str, Any]]:
         yield {"layer": name, "not_measured": f"all: {reason}", "memory": 0}
 
 
-def _rows(series: Series, request: Request, model: str, output: Output, *, coded: bool) -> Iterator[dict[str, Any]]:
-    chain = "" if coded else _chain(series.checkpoints[0], request, output)
+def _rows(series: Series, request: Request, stated: Stated | None, output: Output) -> Iterator[dict[str, Any]]:
+    coded = stated is not None and not stated.spec.startswith("mlp:")
+    chain = "" if coded else _chain(series.checkpoints[0], request, stated, output)
     for order, checkpoint in enumerate(series.checkpoints):
         epoch = checkpoint.epoch
         dtypes = sorted({info.dtype for info in checkpoint.tensors.values()})
@@ -141,7 +145,7 @@ def _rows(series: Series, request: Request, model: str, output: Output, *, coded
             "sha256": checkpoint.sha256 if output.format != "table" else checkpoint.sha256[:12],
             "format": checkpoint.format,
             "tensors": len(checkpoint.tensors),
-            "model": model,
+            "model": "" if stated is None else str(stated),
             "chain": chain,
             "checkpoint": checkpoint.name,
         }
@@ -149,9 +153,10 @@ def _rows(series: Series, request: Request, model: str, output: Output, *, coded
         yield {"checkpoint": name, "skipped": reason}
 
 
-def _chain(checkpoint: Checkpoint, request: Request, output: Output) -> str:
+def _chain(checkpoint: Checkpoint, request: Request, stated: Stated | None, output: Output) -> str:
+    globs = chain_globs(request.chain) if stated is None else stated.chain
     try:
-        order = chain_order(checkpoint.tensors)
+        order = chain_order(checkpoint.tensors, globs, checkpoint.state_key)
     except IbscanError as error:
         output.notice(f"{checkpoint.name}: {error}")
         return ""

@@ -134,6 +134,14 @@ CHECKPOINTS = (
         show_default=False,
     ),
     _option(
+        "chain",
+        str | None,
+        None,
+        MODEL,
+        "Globs, separated by commas: the order of containers that form one chain, as in 'encoder.*,decoder.*'.",
+        metavar="GLOBS",
+    ),
+    _option(
         "layers",
         list[str] | None,
         None,

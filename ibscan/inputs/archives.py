@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
+import os
 import pickle
 import struct
+import threading
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
 from ibscan.errors import CheckpointError
-from ibscan.inputs.described import NUMPY_ARRAYS, NUMPY_SCALARS, Storage
+from ibscan.inputs.described import NUMPY_ARRAYS, NUMPY_SCALARS, Storage, StoredTensor
 from ibscan.inputs.files import Snapshot
 from ibscan.inputs.pickles import BrokenPickle, PickleReading, read_pickle
 
-__all__ = ["check_directory", "load_archive", "read_archive"]
+__all__ = ["check_directory", "load_archive", "read_archive", "stored_element"]
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MAX_ENTRIES = 100_000
@@ -27,6 +30,9 @@ MAX_DIRECTORY_BYTES = 32 << 20
 MAX_PICKLE_BYTES = 64 << 20
 # The locator alone, and with the record before it.
 WIDE_LOCATOR_BYTES, WIDE_RECORD_BYTES = 20, 76
+# Set to anything that means yes, both together, they make torch refuse every file.
+SWITCHES = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+SWITCHED = threading.Lock()
 SAVE_AGAIN = "save a single .safetensors file, or torch.save(model.state_dict(), ...)"
 
 
@@ -187,6 +193,7 @@ def _read_legacy(shot: Snapshot, name: str) -> PickleReading:
         raise BrokenPickle("the list of stored blocks does not match the tensors")
     for key in keys.value:
         _check_block(stream, reading.storages[key], shot.size, name)
+        reading.blocks[key] = stream.tell() - reading.storages[key].elements * reading.storages[key].itemsize
     if len(keys.value) != len(reading.storages):
         raise BrokenPickle("some tensors have no stored block")
     return reading
@@ -205,6 +212,35 @@ def _check_block(stream: BinaryIO, storage: Storage, size: int, name: str) -> No
             f"{name}: block {storage.key} states another length than its tensor; the file is damaged."
         )
     stream.seek(wanted, io.SEEK_CUR)
+
+
+def stored_element(shot: Snapshot, reading: PickleReading, tensor: StoredTensor) -> int | float | None:
+    """Return the number in a tensor of one element without loading anything else, or None where it holds no number.
+
+    Args:
+        shot: The file.
+        reading: As `read_archive` returned it.
+        tensor: Of that reading, of one element.
+    """
+    dtype = getattr(torch, tensor.dtype, None) if tensor.kind == "dense" else None
+    if tensor.storage is None or not isinstance(dtype, torch.dtype) or dtype is torch.bool or dtype.is_complex:
+        return None
+    size, start = dtype.itemsize, tensor.offset * dtype.itemsize
+    if not 0 <= start <= tensor.storage.elements * tensor.storage.itemsize - size:
+        return None
+    key = tensor.storage.key
+    if key in reading.blocks:
+        shot.stream.seek(reading.blocks[key] + start)
+        raw = shot.stream.read(size)
+    else:
+        shot.stream.seek(0)
+        with zipfile.ZipFile(shot.stream) as archive:
+            place = next(one for one in archive.namelist() if one.endswith("data.pkl")).removesuffix("data.pkl")
+            with archive.open(f"{place}data/{key}") as block:
+                block.seek(start)
+                raw = block.read(size)
+    number = torch.frombuffer(bytearray(raw), dtype=dtype).item() if len(raw) == size else None
+    return number if isinstance(number, int | float) else None
 
 
 def _refuse_unsafe(reading: PickleReading, name: str) -> None:
@@ -235,13 +271,30 @@ def load_archive(source: BinaryIO, name: str) -> Any:  # noqa: ANN401 - whatever
     """
     # The boundary to a foreign reader: what torch.load raises on a damaged file is not a closed list.
     try:
-        with torch.serialization.safe_globals(_plain_data()), warnings.catch_warnings():
+        with _one_switch(), torch.serialization.safe_globals(_plain_data()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(source, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{name}: torch's safe reader refuses it ({_first_line(error)}); {SAVE_AGAIN}.") from None
     except Exception as error:  # noqa: BLE001 - see above
         raise CheckpointError(f"{name}: torch cannot read it ({_first_line(error)}); copy or save it again.") from None
+
+
+@contextlib.contextmanager
+def _one_switch() -> Iterator[None]:
+    """Take the unsafe one of torch's two switches away where both are set: the safe one is what holds here."""
+    safe, unsafe_name = SWITCHES
+    if safe not in os.environ:
+        yield
+        return
+    # What one thread puts back must not come between another's check and its load.
+    with SWITCHED:
+        unsafe = os.environ.pop(unsafe_name, None)
+        try:
+            yield
+        finally:
+            if unsafe is not None:
+                os.environ[unsafe_name] = unsafe
 
 
 def _first_line(error: Exception) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from ibscan.errors import CheckpointError
-from ibscan.inputs.archives import load_archive, read_archive
+from ibscan.inputs.archives import load_archive, read_archive, stored_element
 from ibscan.inputs.containers import chosen_set, is_tensor, stripped_names, under
 from ibscan.inputs.coordinates import (
+    EPOCH_KEYS,
+    STEP_KEYS,
     Coordinates,
     first_known,
     numbers_in_metadata,
@@ -20,10 +22,11 @@ from ibscan.inputs.coordinates import (
     numbers_in_object,
     numbers_in_sidecar,
 )
-from ibscan.inputs.described import check_tensor, plain_number
+from ibscan.inputs.described import StoredTensor, check_tensor, plain_number, stated_number
 from ibscan.inputs.discovery import is_conventional, weights_file
 from ibscan.inputs.files import FileChanged, Snapshot, content_kind, snapshot, tried_twice
 from ibscan.inputs.foreign import refusal
+from ibscan.inputs.nested import numbers_beside
 from ibscan.inputs.shards import SHARD, identity, is_index, read_index
 from ibscan.inputs.tensorfiles import read_tensor_header, read_tensors
 from ibscan.types import Checkpoint, TensorInfo
@@ -136,7 +139,7 @@ def _sharded_contents(file: Path, name: str, state_key: str | None, weights: str
     return _Contents(
         _of_one_set(tensors, state_key, weights, name),
         metadata,
-        numbers_in_metadata(metadata, name),
+        first_known(numbers_in_metadata(metadata, name), *(one.coordinates for one in contents)),
         state_key or "",
         f"{contents[0].format}, {len(contents)} shards",
         sum(one.size for one in contents),
@@ -166,8 +169,18 @@ def _safetensors_contents(
     if not header.tensors:
         raise CheckpointError(f"{name}: holds no tensors; expected a state dict, as model.state_dict() gives.")
     tensors = _of_one_set(header.tensors, state_key, weights, name)
-    numbers = numbers_in_metadata(header.metadata, name)
+    # The format holds strings and tensors: a count is either.
+    stated = [key for key in EPOCH_KEYS + STEP_KEYS if key in header.tensors and not _sizes(header.tensors[key])]
+    shot.stream.seek(0)
+    loaded = read_tensors(shot.stream, shot.size, name, stated) if stated else {}
+    counts = {key: loaded[key].item() for key in stated if not loaded[key].dtype.is_complex}
+    numbers = first_known(numbers_in_metadata(header.metadata, name), numbers_in_object(counts, name))
     return _Contents(tensors, header.metadata, numbers, state_key or "", FORMATS[kind], shot.size, shot.sha256)
+
+
+def _sizes(info: TensorInfo) -> list[int]:
+    """Return the sizes that make a tensor more than one number."""
+    return [size for size in info.shape if size != 1]
 
 
 def _of_one_set(
@@ -188,7 +201,8 @@ def _of_one_set(
 
 
 def _torch_contents(shot: Snapshot, name: str, kind: str, state_key: str | None, weights: str | None) -> _Contents:
-    tree = read_archive(shot, name, kind).value
+    reading = read_archive(shot, name, kind)
+    tree = reading.value
     if is_tensor(tree):
         raise CheckpointError(f"{name}: holds one bare tensor; expected a state dict, as model.state_dict() gives.")
     key, tensors = chosen_set(tree, name, state_key, weights)
@@ -203,7 +217,12 @@ def _torch_contents(shot: Snapshot, name: str, kind: str, state_key: str | None,
     }
     metadata = {word: str(value) for word, value in (words | numbers).items()}
     infos = {stored: TensorInfo(tensor.shape, tensor.dtype) for stored, tensor in tensors.items()}
-    return _Contents(infos, metadata, numbers_in_object(numbers, name), key, FORMATS[kind], shot.size, shot.sha256)
+
+    def element(tensor: StoredTensor) -> int | float | None:
+        return stored_element(shot, reading, tensor)
+
+    beside = numbers_beside(tree, key, lambda value: stated_number(value, element))
+    return _Contents(infos, metadata, numbers_in_object(beside, name), key, FORMATS[kind], shot.size, shot.sha256)
 
 
 def _beside(name: str, file: Path) -> str:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 
 from ibscan.errors import CheckpointError
+from ibscan.inputs.adapters import adapters_sentence
 from ibscan.inputs.checkpoint import load_tensors
 from ibscan.inputs.discovery import is_conventional, natural_key
-from ibscan.types import Checkpoint
+from ibscan.types import Checkpoint, is_counter
 
 __all__ = ["is_placed", "of_one_architecture", "repeats", "without_copies"]
 
+# Names and shapes of all tensors.
+Architecture: TypeAlias = frozenset[tuple[str, tuple[int, ...]]]
 # Names of copies: the best so far, the latest, the end.
 COPIES = ("best", "last", "latest", "final")
+# Lightning's second file of one name.
+VERSION = re.compile(r"-v\d+(?=\.[A-Za-z]+$|$)")
 
 
 def is_placed(checkpoint: Checkpoint) -> bool:
@@ -25,7 +33,7 @@ def is_placed(checkpoint: Checkpoint) -> bool:
 
 
 def without_copies(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:
-    """Drop links, and `best`, `last` and the like where they equal another, or nothing says when they were saved.
+    """Drop links, twins, and `best`, `last` and the like that equal another or are of an unknown time.
 
     Args:
         checkpoints: In any order.
@@ -34,6 +42,8 @@ def without_copies(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint],
         Those kept, in their order, and a sentence for each that was not.
     """
     checkpoints, notices = _without_links(checkpoints)
+    checkpoints, twins = _without_twins(checkpoints)
+    notices += twins
     # A trainer saves its last, or best, weights once more beside the folders of the run.
     nested = any("/" in one.name for one in checkpoints)
     copies: list[Checkpoint] = []
@@ -69,6 +79,38 @@ def _without_links(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint],
     return [one for one in checkpoints if one.name not in links], notices
 
 
+def _without_twins(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:
+    """Drop the same weights saved twice at one place: by two callbacks, in two formats, as a version of one name."""
+    groups: dict[tuple[object, ...], list[Checkpoint]] = {}
+    for one in checkpoints:
+        numbers = [("epoch", one.epoch), ("step", one.step), ("value", one.value)]
+        place = next((pair for pair in numbers if pair[1] is not None), ("name", VERSION.sub("", one.name)))
+        groups.setdefault(place, []).append(one)
+    common = Counter(_architecture(one) for one in checkpoints)
+    kept, notices = [], []
+    for group in groups.values():
+        first: list[Checkpoint] = []
+        for one in sorted(group, key=lambda one: _rank(one, common)):
+            near = [other for other in first if not _differ(one, other)]
+            same = _same_file(one, near) or _same_numbers(one, near)
+            if same is None:
+                first.append(one)
+            else:
+                notices.append(f"{one.name}: holds the same weights as {same.name}, so it was left out.")
+        kept += first
+    names = {one.name for one in kept}
+    return [one for one in checkpoints if one.name in names], notices
+
+
+def _rank(one: Checkpoint, common: Mapping[Architecture, int]) -> tuple[bool, bool, int, list[tuple[int, int, str]]]:
+    """Return what orders twins: a plain name first, then the architecture of most, then the name."""
+    return repeats(one.name), VERSION.search(one.name) is not None, -common[_architecture(one)], natural_key(one.name)
+
+
+def _architecture(one: Checkpoint) -> Architecture:
+    return frozenset((key, info.shape) for key, info in one.tensors.items() if not is_counter(key, info.shape))
+
+
 def of_one_architecture(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint], dict[str, str], list[str]]:
     """Keep the architecture that most have; of equally many, that of the earliest.
 
@@ -78,9 +120,9 @@ def of_one_architecture(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpo
     Returns:
         Those kept, in their order; the names of the others with what is different; a sentence that counts them.
     """
-    groups: dict[frozenset[tuple[str, tuple[int, ...]]], list[Checkpoint]] = {}
+    groups: dict[Architecture, list[Checkpoint]] = {}
     for one in sorted(checkpoints, key=_place):
-        groups.setdefault(frozenset((key, info.shape) for key, info in one.tensors.items()), []).append(one)
+        groups.setdefault(_architecture(one), []).append(one)
     if len(groups) < 2:
         return list(checkpoints), {}, []
     most, *others = sorted(groups.values(), key=len, reverse=True)
@@ -110,14 +152,25 @@ def _same_file(copy: Checkpoint, others: Sequence[Checkpoint]) -> Checkpoint | N
 
 def _same_numbers(copy: Checkpoint, others: Sequence[Checkpoint]) -> Checkpoint | None:
     """Return the first that holds equal tensors in another file, at no other place."""
-    alike = [one for one in others if not _differ(copy, one) and one.tensors == copy.tensors]
+    names = _core(copy)
+    shapes = {key: copy.tensors[name] for key, name in names.items()}
+    cores = [(one, _core(one)) for one in others if not _differ(copy, one)]
+    alike = [(one, core) for one, core in cores if {k: one.tensors[name] for k, name in core.items()} == shapes]
     if not alike:
         return None
     try:
         mine = load_tensors(copy)
     except CheckpointError:
         return None
-    return next((one for one in alike if _holds(one, mine)), None)
+    return next((one for one, core in alike if _holds(one, {core[k]: mine[name] for k, name in names.items()})), None)
+
+
+def _core(one: Checkpoint) -> dict[str, str]:
+    """Return a checkpoint's names by what they are without the parts that all of them begin with (`model.`)."""
+    names = {name: name for name, info in one.tensors.items() if not is_counter(name, info.shape)}
+    while names and len({key.partition(".")[0] for key in names}) == 1 and all("." in key for key in names):
+        names = {key.partition(".")[2]: name for key, name in names.items()}
+    return names
 
 
 def _apart(one: Checkpoint, other: Checkpoint) -> bool:
@@ -139,9 +192,14 @@ def _holds(one: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> bool:
 
 def _difference(one: Checkpoint, first: Checkpoint) -> str:
     """Return the sentence naming the first tensor in which two architectures differ, or the empty string."""
+    adapters = adapters_sentence(one)
+    if adapters:
+        return adapters
     advice = "A series holds one architecture; scan the two runs separately."
     for key in dict.fromkeys([*first.tensors, *one.tensors]):
         here, there = one.tensors.get(key), first.tensors.get(key)
+        if all(info is None or is_counter(key, info.shape) for info in (here, there)):
+            continue
         if here is None or there is None:
             has, lacks = (one, first) if there is None else (first, one)
             shape = (here or there).shape  # type: ignore[union-attr]

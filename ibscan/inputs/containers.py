@@ -9,6 +9,7 @@ import torch
 
 from ibscan.errors import CheckpointError
 from ibscan.inputs.described import StoredTensor
+from ibscan.inputs.nested import nested_tables
 from ibscan.types import WRAPPERS
 
 __all__ = ["chosen_set", "is_tensor", "stripped_names", "tensor_sets", "under"]
@@ -102,7 +103,7 @@ def chosen_set(tree: Any, name: str, state_key: str | None, weights: str | None)
     """
     sets = tensor_sets(tree)
     if state_key is not None:
-        return _stated_set(sets, state_key, name)
+        return _stated_set({**sets, **deep_sets(tree)}, state_key, name)
     states = {key: tensors for key, tensors in sets.items() if _is_state(tensors)}
     averaged = [key for key in states if key and any(part in AVERAGED for part in key.split("."))]
     raw = [key for key in states if key and all(part in RAW for part in key.split("."))]
@@ -113,10 +114,7 @@ def chosen_set(tree: Any, name: str, state_key: str | None, weights: str | None)
         clean = _clean(states[averaged[0]])
         raw = [key for key in states if key not in averaged and _clean(states[key]) == clean]
     if weights is None and raw and averaged:
-        raise CheckpointError(
-            f"{name}: holds raw weights ({_listed(raw)}) beside averaged ones ({_listed(averaged)}); "
-            "say which with --weights raw or --weights ema."
-        )
+        raise CheckpointError(_both(name, raw, averaged))
     unnamed = _unnamed_averages(tree)
     if unnamed and not averaged and weights != "raw":
         raise CheckpointError(
@@ -124,6 +122,9 @@ def chosen_set(tree: Any, name: str, state_key: str | None, weights: str | None)
             "raw ones with --weights raw."
         )
     found = averaged if weights == "ema" else raw if weights == "raw" else raw or averaged
+    if not found:
+        sets = {**sets, **deep_sets(tree)}
+        found = _deep_states(sets, weights, name)
     if len(found) == 1:
         return found[0], sets[found[0]]
     if found:
@@ -144,17 +145,62 @@ def chosen_set(tree: Any, name: str, state_key: str | None, weights: str | None)
     raise CheckpointError(f"{name}: holds no named tensors; expected a state dict, as model.state_dict() gives.")
 
 
+def deep_sets(tree: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401 - whatever was saved
+    """Return the sets of tensors at any depth that may be a network's, by dotted key; not the object itself."""
+    known: dict[int, dict[str, Any]] = {}
+    sets = {}
+    for key, table in nested_tables(tree).items():
+        if id(table) not in known:
+            tensors = {name: value for name, value in table.items() if isinstance(name, str) and is_tensor(value)}
+            known[id(table)] = tensors if _is_state(tensors) else {}
+        if key and known[id(table)]:
+            sets[key] = known[id(table)]
+    return sets
+
+
+def _deep_states(sets: Mapping[str, dict[str, Any]], weights: str | None, name: str) -> list[str]:
+    """Return which sets may be the network's where none has a usual place: those of a usual name, or one deep down."""
+    weighted: dict[int, bool] = {}
+    for tensors in sets.values():
+        # One table under ten thousand names is looked at once.
+        if id(tensors) not in weighted:
+            weighted[id(tensors)] = any(name.endswith("weight") for name in tensors)
+    states = [key for key, tensors in sets.items() if key and weighted[id(tensors)]]
+    averaged = [key for key in states if any(part in AVERAGED for part in key.split("."))]
+    raw = [key for key in states if key not in averaged]
+    if weights is None and raw and averaged:
+        raise CheckpointError(_both(name, raw, averaged))
+    found = averaged if weights == "ema" else raw if weights == "raw" else raw or averaged
+    usual = [key for key in found if key.rpartition(".")[2] in RAW + AVERAGED]
+    # A single set at the top under a name that may be one of several parts (`generator`) is asked for.
+    return usual or ([] if len(found) == 1 and "." not in found[0] else found)
+
+
+def _both(name: str, raw: Sequence[str], averaged: Sequence[str]) -> str:
+    return (
+        f"{name}: holds raw weights ({_listed(raw)}) beside averaged ones ({_listed(averaged)}); say which with "
+        "--weights raw or --weights ema."
+    )
+
+
 def _stated_set(sets: Mapping[str, dict[str, Any]], state_key: str, name: str) -> tuple[str, dict[str, Any]]:
     """Return the set of that key, or the tensors of a set whose names begin with it."""
     if state_key in sets:
         return state_key, sets[state_key]
-    within = {}
+    for part in (f".{state_key}", f"{state_key}."):
+        ends = [key for key in sets if (key.endswith(part) if part[0] == "." else key.startswith(part))]
+        if len(ends) == 1:
+            return ends[0], sets[ends[0]]
+    within: dict[str, dict[str, Any]] = {}
+    elsewhere: dict[str, dict[str, Any]] = {}
     for key, tensors in sets.items():
         prefix = state_key.removeprefix(f"{key}.") if key else state_key
         chosen = under(tensors, prefix)
-        # Without the key of its set a prefix is looked for in the usual ones.
-        if chosen and (prefix != state_key or not key or all(part in RAW + AVERAGED for part in key.split("."))):
-            within[f"{key}.{prefix}" if key else prefix] = chosen
+        # Without the key of its set a prefix is looked for in the usual ones first.
+        stated = prefix != state_key or not key or all(part in RAW + AVERAGED for part in key.split("."))
+        if chosen:
+            (within if stated else elsewhere)[f"{key}.{prefix}" if key else prefix] = chosen
+    within = within or elsewhere
     if len(within) == 1:
         return next(iter(within.items()))
     listed = _listed(list(within) or list(sets))
@@ -165,9 +211,24 @@ def _stated_set(sets: Mapping[str, dict[str, Any]], state_key: str, name: str) -
 
 
 def under(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Return the tensors whose names begin with a prefix and a dot, without them; all for the empty prefix."""
+    """Return the tensors whose names begin with a prefix and a dot, without them; all for the empty prefix.
+
+    Where no name in the file does, names without wrapper prefixes count, as listings and messages show them; then the
+    one longer prefix that ends in this one (`model.actor` for `actor`).
+    """
     if not prefix:
         return dict(tensors)
+    chosen = _beginning(tensors, prefix)
+    if not chosen and any(wrapper in key for key in tensors for wrapper in WRAPPERS):
+        clean = stripped_names(list(tensors))
+        chosen = _beginning({key: tensors[stored] for stored, key in clean.items()}, prefix)
+    if not chosen:
+        longer = {key[: key.index(f".{prefix}.")] for key in tensors if f".{prefix}." in key}
+        chosen = _beginning(tensors, f"{longer.pop()}.{prefix}") if len(longer) == 1 else {}
+    return chosen
+
+
+def _beginning(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {key[len(prefix) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(f"{prefix}.")}
 
 

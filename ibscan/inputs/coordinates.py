@@ -7,27 +7,38 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from ibscan.errors import CheckpointError, UsageError
+from ibscan.inputs.described import text_number
 from ibscan.inputs.shards import whole_name
+from ibscan.types import COUNTERS
 
 __all__ = [
+    "EPOCH_KEYS",
+    "STEP_KEYS",
     "Coordinates",
     "compiled_pattern",
     "first_known",
     "matches",
+    "names_a_place",
     "numbers_by_pattern",
     "numbers_in_metadata",
     "numbers_in_name",
     "numbers_in_object",
     "numbers_in_sidecar",
+    "size_as_step",
+    "sizes_in_name",
 ]
 
 SUFFIX = re.compile(r"(\.(safetensors|pth|pt|ckpt|bin|tar|th))+$", re.IGNORECASE)
-# A number as names hold it: digits, perhaps a fraction or an exponent, with no letter or digit right behind it.
-NUMBER = r"(\d+(?:\.\d+)?(?:e\d+)?)(?![0-9a-zA-Z])"
+# A number as names hold it: digits, perhaps a fraction or an exponent, perhaps in thousands or millions (10k, 1.5M,
+# 200kimg), with no other letter or digit right behind it.
+THOUSANDS = r"(?:((?-i:[kKmMB]))(?:imgs?|images?|its?|iters?|steps?|tokens?|samples?)?)?"
+NUMBER = rf"(\d+(?:\.\d+)?(?:e\d+)?){THOUSANDS}(?![0-9a-zA-Z])"
+SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 BEFORE = r"(?<![a-zA-Z])"
 EPOCH = re.compile(rf"{BEFORE}(?:epochs?|ep)[-_=. ]?{NUMBER}", re.IGNORECASE)
 STEP = re.compile(
@@ -38,8 +49,9 @@ SAVED = re.compile(rf"{BEFORE}(?:checkpoint|ckpt|chkpt|cp)[-_=. ]?{NUMBER}", re.
 VERSION = re.compile(r"-v\d+$|(?<![a-zA-Z])(?:mp_)?rank[-_]?\d+", re.IGNORECASE)
 STATED = re.compile(r"[A-Za-z_]+[A-Za-z0-9_]*=[-+0-9.eE]+")
 BARE = re.compile(rf"(?<![0-9a-zA-Z.]){NUMBER}")
-# The last is what DeepSpeed writes.
-STEP_KEYS = ("step", "global_step", "iter", "iter_num", "iteration", "global_steps")
+EPOCH_KEYS, STEP_KEYS = COUNTERS[:1], COUNTERS[1:]
+# As `ibscan.save` names a sweep's members, and nothing looser: `value=` may be a metric in other names.
+VALUED = re.compile(r"(?:(?:epoch|step)-\d+(?:\.\d+)?-)?value=([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)")
 LARGEST_STEP = 2**63 - 1
 SIDECAR_BYTES = 64 << 20
 PLACEHOLDER = re.compile(r"\{(epoch|step|value:[^{}]+)\}")
@@ -72,7 +84,8 @@ def first_known(*found: Coordinates) -> Coordinates:
 def numbers_in_name(name: str) -> Coordinates:
     """Read epoch and step from a file or folder name.
 
-    A number counts where it follows `epoch` or `ep`, or `step`, `global_step`, `iter`, `iteration`, `it`. One after
+    A number counts where it follows `epoch` or `ep`, or `step`, `global_step`, `iter`, `iteration`, `it`; `10k`, `1.5M`
+    and `200kimg` are thousands and millions, `2B` thousand millions. One after
     `checkpoint` or `ckpt`, and the only bare number of a name (`model_12`, `100/`), is a step unless the name says
     epoch. `val_loss=0.02`, `-v1`, `rank_0` and numbers inside words are neither; of several bare ones none is chosen.
 
@@ -87,29 +100,65 @@ def numbers_in_name(name: str) -> Coordinates:
         Coordinates(epoch=3.0, step=1000, value=None, source='name')
         >>> numbers_in_name("checkpoint-12.pth.tar").step, numbers_in_name("val_loss=0.02.pt").step
         (12, None)
+        >>> numbers_in_name("iter_1.5k.pt").step, numbers_in_name("10M.pt").step
+        (1500, 10000000)
     """
-    stem = VERSION.sub("", SUFFIX.sub("", whole_name(name)))
+    stem = _stem(name)
     epoch, step = EPOCH.search(stem), STEP.search(stem)
     if epoch is None and step is None:
-        step = SAVED.search(stem)
-    found = step[1] if step else None
-    if epoch is None and step is None:
-        bare = [number for number in BARE.findall(STATED.sub(" ", stem)) if "." not in number]
-        found = bare[0] if len(bare) == 1 else None
-    return Coordinates(_named_epoch(epoch), _named_step(found, name), None, "name")
+        step = SAVED.search(stem) or _bare(stem)
+    value = VALUED.fullmatch(stem)
+    return Coordinates(_named_number(epoch), _named_step(step), _named_number(value), "name")
 
 
-def _named_epoch(match: re.Match[str] | None) -> float | None:
-    # A name is no statement: a number no epoch can have is part of the name, and no reason to refuse the file.
-    number = math.inf if match is None else float(match[1])
-    return number if math.isfinite(number) else None
+def sizes_in_name(name: str) -> frozenset[str]:
+    """Return the numbers in thousands or more of a name (`124M`) that may as well be the network's size.
+
+    Example:
+        >>> sizes_in_name("gpt_124M.pt"), sizes_in_name("gpt_124M_step_10k.pt"), sizes_in_name("model_10.pt")
+        (frozenset({'124M'}), frozenset({'124M'}), frozenset())
+    """
+    stem = _stem(name)
+    stated = {match.start(1) for kind in (EPOCH, STEP, SAVED) for match in kind.finditer(stem)}
+    return frozenset(match[0] for match in BARE.finditer(stem) if match[2] and match.start(1) not in stated)
 
 
-def _named_step(digits: str | None, name: str) -> int | None:
-    try:
-        return None if digits is None else whole_step(digits, name)
-    except CheckpointError:
+def names_a_place(name: str) -> bool:
+    """Tell whether a name says in words that a number in it is an epoch, a step or a checkpoint's."""
+    return any(kind.search(_stem(name)) for kind in (EPOCH, STEP, SAVED))
+
+
+def size_as_step(name: str) -> str:
+    """Return the number in thousands or more that a name's step was read from though no word says so, or nothing."""
+    found = None if names_a_place(name) else _bare(_stem(name))
+    return found[0] if found is not None and found[2] else ""
+
+
+def _stem(name: str) -> str:
+    return VERSION.sub("", SUFFIX.sub("", whole_name(name)))
+
+
+def _bare(stem: str) -> re.Match[str] | None:
+    """Return the one number of a name that follows no word for what it is; fractions only in thousands."""
+    found = [match for match in BARE.finditer(STATED.sub(" ", stem)) if "." not in match[1] or match[2]]
+    return found[0] if len(found) == 1 else None
+
+
+def _named_number(match: re.Match[str] | None) -> float | None:
+    # A name is no statement: what is no finite number is part of the name, and no reason to refuse the file.
+    if match is None:
         return None
+    number = float(match[1])
+    scale = SCALES[(match[2] or "").lower()] if match.re.groups > 1 else 1
+    return number * scale if math.isfinite(number * scale) else None
+
+
+def _named_step(match: re.Match[str] | None) -> int | None:
+    try:
+        number = None if match is None else Decimal(match[1]) * SCALES[(match[2] or "").lower()]
+    except ArithmeticError:
+        return None
+    return int(number) if number is not None and number <= LARGEST_STEP and number == number.to_integral() else None
 
 
 def whole_step(found: Any, name: str) -> int:  # noqa: ANN401 - a number, or its digits
@@ -164,21 +213,21 @@ def numbers_in_metadata(metadata: Mapping[str, str], name: str) -> Coordinates:
         CheckpointError: A number that cannot be read.
     """
     epoch = metadata.get("ibscan.epoch", metadata.get("epoch"))
-    step = metadata.get("ibscan.step", metadata.get("step"))
+    step = metadata.get("ibscan.step", next((metadata[key] for key in STEP_KEYS if key in metadata), None))
     value = metadata.get("ibscan.value")
     return Coordinates(
-        None if epoch is None else _finite(epoch, "epoch", name),
-        None if step is None else whole_step(step, name),
+        None if epoch is None else _finite(_number(epoch), "epoch", name),
+        None if step is None else whole_step(_number(step), name),
         None if value is None else _finite(value, "ibscan.value", name, signed=True),
         "metadata",
     )
 
 
-def numbers_in_object(scalars: Mapping[str, int | float], name: str) -> Coordinates:
-    """Read `epoch` and the step (`step`, `global_step`, `iter`, `iter_num`, ...) at the top of a saved object.
+def numbers_in_object(stated: Mapping[str, int | float], name: str) -> Coordinates:
+    """Check the epoch and the step (`step`, `global_step`, `iter`, `iter_num`, ...) that a saved object states.
 
     Args:
-        scalars: The plain numbers at the top level.
+        stated: The numbers by the key they stand under.
         name: What to call the file in a message.
 
     Returns:
@@ -187,14 +236,20 @@ def numbers_in_object(scalars: Mapping[str, int | float], name: str) -> Coordina
     Raises:
         CheckpointError: A negative or non-finite number.
     """
-    epoch = scalars.get("epoch")
-    step = next((scalars[key] for key in STEP_KEYS if key in scalars), None)
+    epoch = next((stated[key] for key in EPOCH_KEYS if key in stated), None)
+    step = next((stated[key] for key in STEP_KEYS if key in stated), None)
     return Coordinates(
         None if epoch is None else _finite(epoch, "epoch", name),
         None if step is None else whole_step(step, name),
         None,
         "file",
     )
+
+
+def _number(text: str) -> str | int | float:
+    """Return the number a text is in any of its forms, or the text itself, for a message."""
+    number = text_number(text)
+    return text if number is None else number
 
 
 def numbers_in_sidecar(folder: Path, name: str) -> Coordinates:
@@ -209,7 +264,7 @@ def numbers_in_sidecar(folder: Path, name: str) -> Coordinates:
     if not isinstance(state, dict):
         return Coordinates()
     epoch, step = (
-        found if isinstance(found, int | float) and not isinstance(found, bool) else None
+        text_number(found) if isinstance(found, str) else found if type(found) in (int, float) else None
         for found in (state.get("epoch"), state.get("global_step"))
     )
     return Coordinates(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,8 @@ __all__ = [
     "is_harmless",
     "plain_number",
     "rebuilt_tensor",
+    "stated_number",
+    "text_number",
 ]
 
 STORAGES = {
@@ -80,6 +83,10 @@ PLAIN = (
     "numpy.ndarray",
 )
 MOST_SIZES = 64
+# Numbers as text, and as str() writes a tensor, a numpy scalar or a list of one.
+WRITTEN = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,4})?", re.ASCII)
+AROUND = re.compile(r"(?:tensor|array|(?:np|numpy)\.\w+)\((.*?)(?:, *(?:dtype|device)=.*)?\)")
+LONGEST_NUMBER = 400
 # The list is shorter than the library's: what is not on it is refused before the library is asked.
 KNOWN = {*PLAIN, *NUMPY_SCALARS, *NUMPY_ARRAYS, *DENSE, *WRAPPED, *OTHER_TENSORS, *STORAGE_GLOBALS, *DTYPE_GLOBALS}
 
@@ -173,24 +180,62 @@ def _sizes(found: Any) -> tuple[int, ...] | None:  # noqa: ANN401 - from the fil
 
 
 def plain_number(value: Any) -> int | float | None:  # noqa: ANN401 - a description
-    """Return the number a description stands for (an int, a float, a numpy scalar), or None."""
-    if isinstance(value, Called) and value.name in NUMPY_SCALARS and len(value.args) == 2:
-        dtype, raw = value.args
-        if not (isinstance(dtype, Called) and isinstance(raw, bytes) and dtype.args):
-            return None
-        swapped = bool(dtype.state) and dtype.state[0][1] == ">"
-        try:
-            kind = np.dtype(str(dtype.args[0])).newbyteorder(">" if swapped else "<")
-        except TypeError:
-            return None
-        if kind.kind not in "iuf" or kind.itemsize != len(raw):
-            return None
-        number = np.frombuffer(raw, kind)[0].item()
-        return number if isinstance(number, int | float) else None
+    """Return the number a description stands for (an int, a float, a numpy scalar or array of one), or None."""
+    if isinstance(value, Called):
+        return _numpy_number(value)
     # Python refuses to print integers of many thousand digits, so none leaves here.
     if isinstance(value, bool) or (isinstance(value, int) and value.bit_length() > 1024):
         return None
     return value if isinstance(value, int | float) else None
+
+
+def _numpy_number(value: Called) -> int | float | None:
+    if value.name in NUMPY_SCALARS and len(value.args) == 2:
+        dtype, raw = value.args
+    elif value.name in NUMPY_ARRAYS and value.state and isinstance(value.state[0], tuple) and len(value.state[0]) == 5:
+        _, _, dtype, _, raw = value.state[0]
+    else:
+        return None
+    if not (isinstance(dtype, Called) and isinstance(raw, bytes) and dtype.args):
+        return None
+    swapped = bool(dtype.state) and dtype.state[0][1] == ">"
+    try:
+        kind = np.dtype(str(dtype.args[0])).newbyteorder(">" if swapped else "<")
+    except TypeError:
+        return None
+    if kind.kind not in "iuf" or kind.itemsize != len(raw):
+        return None
+    number = np.frombuffer(raw, kind)[0].item()
+    return number if isinstance(number, int | float) else None
+
+
+def text_number(text: str) -> int | float | None:
+    """Return the number a text is, also as `str` writes a tensor or a list of one, or None.
+
+    Example:
+        >>> text_number(" 10"), text_number("3.0"), text_number("tensor([7], device='cuda:0')"), text_number("best")
+        (10, 3.0, 7, None)
+    """
+    text = text[:LONGEST_NUMBER].strip()
+    around = AROUND.fullmatch(text)
+    bare = (around[1] if around else text).strip("[]( ,)")
+    if not WRITTEN.fullmatch(bare):
+        return None
+    return int(bare) if bare.isdecimal() else float(bare)
+
+
+def stated_number(value: Any, read: Callable[[StoredTensor], int | float | None]) -> int | float | None:  # noqa: ANN401
+    """Return the number a value states: plain, as text, as a tensor or array of one element, or in a list of one.
+
+    Args:
+        value: A description.
+        read: Returns the number in a tensor of one element, which lies beside the pickle.
+    """
+    if isinstance(value, list | tuple):
+        return stated_number(value[0], read) if len(value) == 1 and not isinstance(value[0], list | tuple) else None
+    if isinstance(value, StoredTensor):
+        return read(value) if all(size == 1 for size in value.shape) else None
+    return text_number(value) if isinstance(value, str) else plain_number(value)
 
 
 def check_tensor(stored: str, tensor: StoredTensor, name: str) -> None:

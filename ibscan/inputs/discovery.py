@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ibscan.errors import CheckpointError, InputError
+from ibscan.inputs.coordinates import names_a_place
 from ibscan.inputs.files import content_kind, file_head, special_kind, unreadable
 from ibscan.inputs.foreign import folder_kind
 from ibscan.inputs.hdf5 import is_result
@@ -230,7 +231,26 @@ def _sort_folder(path: Path, found: Found, matches: Callable[[str], bool] | None
             "itself, or pick one of each folder with a pattern under [series] in ibscan.toml."
         )
     else:
-        found.others.append(f"{path.name}/")
+        reason = _why_empty(path)
+        if reason:
+            found.notices.append(f"{path.name}: was left out: it {reason}.")
+        else:
+            found.others.append(f"{path.name}/")
+
+
+def _why_empty(folder: Path) -> str:
+    """Return why a folder that seems meant as a checkpoint is none, or the empty string where it is another thing."""
+    paths = [path for path in _listing(folder, folder.name) if not path.name.startswith(".")]
+    unfinished = next((path.name for path in paths if TEMPORARY.search(path.name)), "")
+    if unfinished:
+        return f"holds {unfinished}, which looks like an unfinished save, and no weights"
+    if any(path.name == "adapter_config.json" for path in paths):
+        return "holds the config of an adapter without its weights"
+    for inner in (path for path in paths if path.is_dir()):
+        if any(is_claimed(path.name) and not BESIDE.match(path.name) for path in _listing(inner, inner.name)):
+            return f"holds weights in {inner.name}/ alone; scan that folder, or give its files by their paths"
+    saw = ", ".join(path.name for path in paths[:4]) or "nothing"
+    return f"is called like a checkpoint and holds no weights (saw {saw})" if names_a_place(folder.name) else ""
 
 
 def _inside(folder: Path, name: str) -> tuple[str, list[Path]]:

@@ -19,7 +19,7 @@ from ibscan.inputs.files import exists, small_text
 __all__ = ["Manifest", "read_manifest"]
 
 KEYS: dict[str, dict[str, type[Any]]] = {
-    "model": {"spec": str, "args": dict},
+    "model": {"spec": str, "args": dict, "chain": str},
     "probe": {"path": str, **dict.fromkeys(PROBE_ARGUMENTS, object)},
     "series": {"pattern": str, "axis": str},
 }
@@ -36,6 +36,7 @@ class Manifest:
     path: Path
     model_spec: str | None = None
     model_args: Mapping[str, Any] = field(default_factory=dict)
+    chain: str | None = None
     probe_path: Path | None = None
     probe_selection: str = ""
     probe_arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -75,6 +76,7 @@ def read_manifest(folder: Path, *, trust: bool) -> Manifest | None:
         path=path,
         model_spec=model.get("spec"),
         model_args=model.get("args", {}),
+        chain=model.get("chain"),
         probe_path=_probe_path(folder, file, selection, path, trust=trust) if file else None,
         probe_selection=selection,
         probe_arguments=checked_arguments(arguments, f"{path}, [probe]"),

@@ -43,12 +43,16 @@ class BrokenPickle(Exception):  # noqa: N818 - says what the file is; turned int
 
 @dataclass(frozen=True)
 class PickleReading:
-    """What a pickle holds: the described object, names it would import that are not plain data, and its storages."""
+    """What a pickle holds: the described object, names it would import that are not plain data, and its storages.
+
+    `blocks` says at which byte of the file a storage begins, where they follow the pickle (the legacy format).
+    """
 
     value: Any
     unsafe: tuple[str, ...]
     storages: dict[str, Storage]
     later_protocol: bool
+    blocks: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass

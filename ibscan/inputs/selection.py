@@ -35,20 +35,21 @@ def _place(checkpoint: Checkpoint, axis: str, index: int) -> float:
     return float(index) if number is None else float(number)
 
 
-def select_epochs(series: Series, spec: str) -> Series:
+def select_epochs(series: Series, spec: str, *, partial: bool = False) -> Series:
     """Keep the checkpoints that a selection along the series' axis names.
 
     Args:
         series: The series.
         spec: `start:stop:step` (parts optional; the stop is included; counted from the start, which is the first
             value where it is left out), `1,10,100`, `last`, or `log:50` (about 50, log-spaced, first and last kept).
+        partial: Whether a listed number that no checkpoint has may yet come: it is then said in a notice.
 
     Returns:
-        The series with fewer checkpoints; a listed number that no checkpoint has is said in a notice.
+        The series with fewer checkpoints.
 
     Raises:
         UsageError: The selection cannot be read.
-        NothingMatched: It matches no checkpoint.
+        NothingMatched: It matches no checkpoint, or lists a number that none has; the nearest is named.
     """
     values = axis_values(series)
     text = spec.strip()
@@ -62,20 +63,40 @@ def select_epochs(series: Series, spec: str) -> Series:
     else:
         wanted = [_number(part, spec) for part in text.split(",")]
         kept = [index for index, value in enumerate(values) if any(_equal(value, number) for number in wanted)]
-        missing = [f"{number:g}" for number in wanted if not any(_equal(value, number) for value in values)]
-    if not kept:
-        span = f"{min(values):g} to {max(values):g}" if values else "nothing"
-        raise NothingMatched(
-            f"--epochs {spec}: matches none of {len(values)} checkpoints, whose {series.axis} runs from {span}."
-        )
-    notices = series.notices
-    if missing:
-        notices += (f"--epochs {spec}: no checkpoint has {series.axis} {', '.join(missing)}.",)
+        absent = [number for number in dict.fromkeys(wanted) if not any(_equal(value, number) for value in values)]
+        missing = [_absent(number, values) for number in absent]
+    if not values:
+        raise NothingMatched(f"--epochs {spec}: there is no checkpoint to choose from.{_skipped(series)}")
+    span = f"{series.axis} runs from {_plain(min(values))} to {_plain(max(values))}"
+    if not kept and not missing:
+        raise NothingMatched(f"--epochs {spec}: matches none of {len(values)} checkpoints, whose {span}.")
+    sentence = f"--epochs {spec}: no checkpoint has {series.axis} {', '.join(missing)}; {span}.{_skipped(series)}"
+    if not kept or (missing and not partial):
+        raise NothingMatched(sentence)
+    notices = (*series.notices, sentence) if missing else series.notices
     return dataclasses.replace(series, checkpoints=tuple(series.checkpoints[index] for index in kept), notices=notices)
 
 
-def _equal(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+def _absent(number: float, values: Sequence[float]) -> str:
+    """Return a number that is not there, with the nearest that is."""
+    nearest = min(values, key=lambda value: (abs(value - number), value), default=None)
+    return _plain(number) + ("" if nearest is None else f" (the nearest is {_plain(nearest)})")
+
+
+def _skipped(series: Series) -> str:
+    """Return why the first checkpoint that cannot be used cannot: it may be the one asked for."""
+    others = f" (and {len(series.skipped) - 1} more)" if len(series.skipped) > 1 else ""
+    return next((f" Skipped{others}: {reason}" for reason in series.skipped.values()), "")
+
+
+def _plain(number: float) -> str:
+    return f"{number:.0f}" if number.is_integer() and abs(number) < 1e16 else repr(number)
+
+
+def _equal(a: float, b: float, spacing: float = 0.0) -> bool:
+    # Whole numbers are exact: steps have up to sixteen digits. Of a range, what adds up to nearly 0 is 0.
+    exact = a.is_integer() and b.is_integer()
+    return a == b or (not exact and math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9 * spacing))
 
 
 def _number(text: str, spec: str) -> float:
@@ -104,7 +125,7 @@ def _ranged(values: Sequence[float], text: str, spec: str) -> list[int]:
         for index, value in enumerate(values)
         if (value >= begin or _equal(value, begin))
         and (value <= end or _equal(value, end))
-        and (stride is None or _equal(round((value - begin) / stride) * stride + begin, value))
+        and (stride is None or _equal(round((value - begin) / stride) * stride + begin, value, stride))
     ]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +13,10 @@ from ibscan.errors import CheckpointError, InputError, NothingMatched
 from ibscan.inputs.checkpoint import inspect_checkpoint
 from ibscan.inputs.comparison import is_placed, of_one_architecture, without_copies
 from ibscan.inputs.coordinates import compiled_pattern, matches, numbers_by_pattern, numbers_in_name
-from ibscan.inputs.discovery import Candidate, Found, found_in_folder, is_conventional, natural_key
+from ibscan.inputs.discovery import Candidate, Found, found_in_folder, is_conventional
 from ibscan.inputs.files import unreadable
 from ibscan.inputs.manifest import Manifest
+from ibscan.inputs.ordering import in_order, refuse_doubles
 from ibscan.inputs.selection import axis_values, select_epochs
 from ibscan.inputs.shards import is_index, named_files
 from ibscan.types import Checkpoint, Series
@@ -24,12 +24,6 @@ from ibscan.types import Checkpoint, Series
 __all__ = ["axis_values", "read_series", "select_epochs"]
 
 ACCEPTED = ".safetensors files, or .pt, .pth, .ckpt and .bin files of torch.save"
-AXES = ("epoch", "step")
-
-
-def coordinate(axis: str) -> Callable[[Checkpoint], float | None]:
-    """Return the function from a checkpoint to its number on an axis; any other name is a sweep's own."""
-    return lambda one: {"epoch": one.epoch, "step": one.step}.get(axis, one.value)
 
 
 @dataclass
@@ -50,8 +44,10 @@ def read_series(
 ) -> Series:
     """Find, inspect and order the checkpoints of one run or sweep.
 
-    Ordered by epoch if all have one, else by step if all have one, else by name with numbers counted (10 after 2);
-    a sweep by its own value. Several checkpoints within one epoch are ordered by step.
+    Ordered by epoch if all have one, else by step if all have one, else by what most have; a sweep by its own value.
+    Several checkpoints within one epoch are ordered by step. What has no such number is left out, or, where its name
+    says that it is the start (`init`, `untrained`, ...), at 0. Where few have a number the order is that of names, with
+    numbers counted (10 after 2).
 
     Args:
         paths: One directory; or files, and folders that are one checkpoint each.
@@ -85,14 +81,12 @@ def read_series(
     draft.checkpoints, odd, notices = of_one_architecture(draft.checkpoints)
     draft.skipped |= odd
     draft.notices += notices
-    axis = _axis(draft, manifest)
     if not draft.checkpoints:
         raise InputError(_all_skipped(where, draft.skipped))
-    _refuse_doubles(draft.checkpoints, axis)
-    if axis == "index":
-        draft.checkpoints = [
-            one if is_placed(one) else dataclasses.replace(one, step_source="order") for one in draft.checkpoints
-        ]
+    described = "" if manifest is None else manifest.path.name
+    axis, draft.checkpoints, notices = in_order(draft.checkpoints, _stated_axis(manifest), described)
+    draft.notices += notices
+    refuse_doubles(draft.checkpoints, axis)
     return Series(tuple(draft.checkpoints), axis, draft.skipped, tuple(draft.notices))
 
 
@@ -174,9 +168,12 @@ def _nothing(where: str, found: Found, manifest: Manifest | None) -> str:
     if found.candidates and manifest is not None and manifest.pattern is not None:
         count = len(found.candidates)
         return f"{where}: the pattern {manifest.pattern} of ibscan.toml matches none of {count} files; mend it."
-    seen = [*found.others, *(notice.partition(":")[0] for notice in found.notices)]
+    seen = list(dict.fromkeys([*found.others, *(notice.partition(":")[0] for notice in found.notices)]))
     listed = ", ".join(seen[:5]) + (f" and {len(seen) - 5} more" if len(seen) > 5 else "")
-    return f"{where}: holds no checkpoint (saw {listed or 'nothing'}); expected {ACCEPTED}, or folders of one each."
+    why = f" {found.notices[0]}" if found.notices else ""
+    return (
+        f"{where}: holds no checkpoint (saw {listed or 'nothing'}); expected {ACCEPTED}, or folders of one each.{why}"
+    )
 
 
 def _all_skipped(where: str, skipped: Mapping[str, str]) -> str:
@@ -186,61 +183,8 @@ def _all_skipped(where: str, skipped: Mapping[str, str]) -> str:
     return f"{where}: none of {len(skipped)} checkpoints can be used. First: {reasons}"
 
 
-def _axis(draft: _Draft, manifest: Manifest | None) -> str:
-    """Choose the axis and put the checkpoints in its order."""
-    if not draft.checkpoints:
-        return "index"
-    axis, key = _stated_axis(draft.checkpoints, manifest) or _inferred_axis(draft)
-    draft.checkpoints.sort(key=lambda one: natural_key(one.name))
-    if key is not None:
-        draft.checkpoints.sort(key=lambda one: key(one) or 0)
-    return axis
-
-
-def _stated_axis(
-    checkpoints: Sequence[Checkpoint], manifest: Manifest | None
-) -> tuple[str, Callable[[Checkpoint], float | None]] | None:
+def _stated_axis(manifest: Manifest | None) -> str | None:
     if manifest is None:
         return None
     own = compiled_pattern(manifest.pattern, str(manifest.path))[1] if manifest.pattern is not None else None
-    axis = manifest.axis or own
-    if axis is None:
-        return None
-    key = coordinate(axis)
-    missing = next((one for one in checkpoints if key(one) is None), None)
-    if missing is not None:
-        raise InputError(
-            f"{missing.name}: {manifest.path.name} names the axis {axis!r}, but this checkpoint states no such number; "
-            f"add {{{axis if axis in AXES else 'value:' + axis}}} to the pattern under [series], or name another axis."
-        )
-    return axis, key
-
-
-def _inferred_axis(draft: _Draft) -> tuple[str, Callable[[Checkpoint], float | None] | None]:
-    numbers = {name: [coordinate(name)(one) for one in draft.checkpoints] for name in (*AXES, "value")}
-    known = [name for name, found in numbers.items() if None not in found]
-    distinct = [name for name in known if len(set(numbers[name])) == len(numbers[name])]
-    # Several saves within one epoch are told apart by their steps; runs of a sweep all end at the same epoch.
-    if known and not distinct and "value" in known:
-        return "value", coordinate("value")
-    for name in distinct or known:
-        return name, coordinate(name)
-    bare = [one.name for one in draft.checkpoints if not is_placed(one)]
-    if len(bare) < len(draft.checkpoints):
-        what = f"{', '.join(bare[:3])}: states neither epoch nor step" if bare else "some state an epoch, others a step"
-        draft.notices.append(f"{what}, so the series is ordered by name.")
-    return "index", None
-
-
-def _refuse_doubles(checkpoints: Sequence[Checkpoint], axis: str) -> None:
-    if axis == "index":
-        return
-    key = coordinate(axis)
-    counts = Counter(key(one) for one in checkpoints)
-    for number, count in counts.items():
-        if count > 1:
-            names = [one.name for one in checkpoints if key(one) == number]
-            raise InputError(
-                f"{', '.join(names[:3])}: {axis} {number:g} occurs {count} times; a series has each once. "
-                "Move one away, or tell them apart with a pattern under [series] in ibscan.toml."
-            )
+    return manifest.axis or own

@@ -13,7 +13,7 @@ from torch import nn
 
 from ibscan.errors import CheckpointError, IbscanError, InputError
 from ibscan.networks.passes import Reached
-from ibscan.types import WRAPPERS
+from ibscan.types import WRAPPERS, is_counter
 
 __all__ = ["built", "foreign", "loaded"]
 
@@ -76,6 +76,7 @@ def loaded(
     # Lazy modules have no shapes yet.
     wanted = {key: tuple(tensor.shape) for key, tensor in own.items() if hasattr(tensor, "shape")}
     tied = _tied(own)
+    state = {key: tensor for key, tensor in state.items() if key in wanted or not is_counter(key, tensor.shape)}
     original = {stored.get(key, key): tensor for key, tensor in state.items()}
     renamed = {(saved or {}).get(key, key): tensor for key, tensor in state.items()}
     candidates = [one for one in (original, renamed, state) if len(one) == len(state)]

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import fnmatch
+import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ibscan.errors import InputError, UsageError
+from ibscan.errors import IbscanError, InputError, NothingMatched, UsageError
 from ibscan.networks.activations import ACTIVATIONS, OUTPUTS
-from ibscan.types import TensorInfo
+from ibscan.networks.containers import common_module, numbered_alike, separate_parts
+from ibscan.types import TensorInfo, is_counter
 
-__all__ = ["ChainSpec", "chain_order", "parse_spec"]
+__all__ = ["ChainSpec", "chain_order", "left_out", "parse_spec"]
 
 # Steps of the search for the one order that fits; a chain of a hundred numbered layers takes a hundred.
 LARGEST_SEARCH = 20_000
+# What comes first where a suggested order may be any.
+EARLIER = re.compile(r"enc(oder)?\b|feature|backbone|trunk|body|stem|embed|input|generator")
+LATER = re.compile(r"dec(oder)?\b|classifier|head|output|discriminator|critic")
+# Names that a message repeats.
+MOST_LISTED = 6
 
 
 @dataclass(frozen=True)
@@ -62,53 +71,183 @@ def parse_spec(spec: str) -> ChainSpec:
     return ChainSpec(names[0], names[1] if len(names) == 2 else "identity")
 
 
-def chain_order(tensors: Mapping[str, TensorInfo]) -> tuple[str, ...]:
+def chain_order(tensors: Mapping[str, TensorInfo], globs: Sequence[str] = (), key: str = "") -> tuple[str, ...]:
     """Recognise a chain of Linear layers from names and shapes alone.
 
     Layers whose names differ only in their numbers keep natural order; layers of different stems (`fc1`, `out`) are
-    placed by their shapes. Where that leaves more than one order, the chain is refused: it never guesses.
+    placed by their shapes. Where that leaves more than one order, or the layers lie in several containers, the chain is
+    refused: it never guesses.
 
     Args:
         tensors: State-dict names to shape and dtype.
+        globs: Which layers, container after container (`--chain`); all where there are none.
+        key: Of the set in the file, for messages.
 
     Returns:
         The layers' dotted names in order of call ('' for a bare Linear).
 
     Raises:
         InputError: The tensors form no chain, or more than one.
+        NothingMatched: A glob matches no layer.
+        UsageError: All that a glob matches was taken by one before it.
+    """
+    if globs:
+        return _stated_order(tensors, globs, key)
+    weights = _linears(tensors, key)
+    parts = separate_parts(weights)
+    if parts:
+        raise InputError(_several(parts, tensors, key))
+    return _one_order([list(weights)], weights, tensors)
+
+
+def left_out(tensors: Mapping[str, TensorInfo], order: Sequence[str]) -> tuple[str, ...]:
+    """Return what no layer of a chain takes: layers, and a container whole as a glob."""
+    taken = {f"{name}.{part}" if name else part for name in order for part in ("weight", "bias")}
+    kept = {name[:k] for name in order for k in range(len(name)) if name[k] == "."}
+    found: dict[str, None] = {}
+    for name, info in tensors.items():
+        owner = name.rpartition(".")[0]
+        if name not in taken and not is_counter(name, info.shape):
+            parents = [owner[:k] for k in range(len(owner)) if owner[k] == "."]
+            whole = next((parent for parent in parents if parent not in kept), None)
+            found[owner or name if whole is None else f"{whole}.*"] = None
+    return tuple(found)
+
+
+def _stated_order(tensors: Mapping[str, TensorInfo], globs: Sequence[str], key: str) -> tuple[str, ...]:
+    typed = f"--chain {','.join(globs)}"
+    owners = dict.fromkeys(name.rpartition(".")[0] for name in tensors if not is_counter(name, tensors[name].shape))
+    groups: list[list[str]] = []
+    taken: set[str] = set()
+    for glob in globs:
+        found = _matching(owners, glob) or _matching(owners, f"{common_module(owners)}.{glob}")
+        group = [owner for owner in found if owner not in taken]
+        if not found:
+            raise NothingMatched(f"{typed}: {glob!r} matches none of the layers {_listed(list(owners))}.")
+        if not group:
+            raise UsageError(f"{typed}: all that {glob!r} matches was taken by a glob before it; name each layer once.")
+        taken |= set(group)
+        groups.append(group)
+    chosen = {name: info for name, info in tensors.items() if name.rpartition(".")[0] in taken}
+    weights = _linears(chosen, key)
+    for glob, group in zip(globs, groups, strict=True):
+        parts = [] if numbered_alike(group) else separate_parts(group)
+        if parts:
+            raise InputError(
+                f"{typed}: {glob!r} takes layers of several containers ({_listed(parts)}), and does not say their "
+                "order; name each with a glob of its own."
+            )
+    return _one_order(groups, weights, chosen, typed)
+
+
+def _matching(owners: Iterable[str], glob: str) -> list[str]:
+    return [owner for owner in owners if any(fnmatch.fnmatchcase(owner, one) for one in (glob, f"{glob}.*"))]
+
+
+def _linears(tensors: Mapping[str, TensorInfo], key: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weights of a file of Linear layers by the layer's name, in the file's order.
+
+    Raises:
+        InputError: A tensor is part of no Linear layer, or there is none.
     """
     weights: dict[str, tuple[int, ...]] = {}
-    for key, info in tensors.items():
-        name, _, part = key.rpartition(".")
-        partner = tensors.get(f"{name}.weight" if name else "weight")
+    odd = ""
+    for name, info in tensors.items():
+        layer, _, part = name.rpartition(".")
+        partner = tensors.get(f"{layer}.weight" if layer else "weight")
         if part == "weight" and len(info.shape) == 2:
-            weights[name] = info.shape
+            weights[layer] = info.shape
         elif not (part == "bias" and partner is not None and info.shape == partner.shape[:1]):
-            raise InputError(
-                f"'{key}' {info.shape} is not part of a plain chain of Linear layers; another network is given as "
-                f"--model module:callable. The tensors are {_shapes(tensors)}."
-            )
+            odd = odd or ("" if is_counter(name, info.shape) else name)
+    if odd:
+        parts = separate_parts(weights)
+        way = f", or a part of it alone, as by --state-key {_joined(key, parts[0])}" if parts else ""
+        raise InputError(
+            f"'{odd}' {tensors[odd].shape} is not part of a plain chain of Linear layers; another network is given as "
+            f"--model module:callable{way}. The tensors are {_shapes(tensors)}."
+        )
     if not weights:
         raise InputError(f"no Linear weight was found; the tensors are {_shapes(tensors) or 'none'}.")
-    stems: dict[str, list[str]] = {}
-    for name in sorted(weights, key=_natural):
-        stems.setdefault(re.sub(r"\d+", "#", name), []).append(name)
+    return weights
+
+
+def _one_order(
+    groups: Sequence[Sequence[str]],
+    weights: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, TensorInfo],
+    typed: str = "",
+) -> tuple[str, ...]:
+    """Return the one order in which layers feed one another, group after group."""
     budget = iter(range(LARGEST_SEARCH))
-    found = _orders(list(stems.values()), weights, None, (), budget)
+    found = _grouped(groups, weights, None, budget)
     first, second = next(found, None), next(found, None)
+    begin = f"{typed}: " if typed else ""
     if next(budget, None) is None:
         raise InputError(
-            f"the order of the Linear layers cannot be told from names and shapes: too many fit one another "
-            f"({_shapes(tensors)}). Name the layers with numbers (fc1, fc2, ...)."
+            f"{begin}the order of the Linear layers cannot be told from names and shapes: too many fit one another "
+            f"({_shapes(tensors)}). Name the layers with numbers (fc1, fc2, ...), or in order with --chain."
         )
     if first is None:
-        raise InputError(f"the Linear layers do not feed one another in any order: {_shapes(tensors)}.")
+        order = "in that order" if typed else "in any order"
+        raise InputError(f"{begin}the Linear layers do not feed one another {order}: {_shapes(tensors)}.")
     if second is not None:
+        names = [name or "linear" for name in first]
         raise InputError(
-            f"the order of the Linear layers cannot be told from names and shapes: {' -> '.join(first)} and "
-            f"{' -> '.join(second)} both fit. Name the layers with numbers (fc1, fc2, ...)."
+            f"{begin}the order of the Linear layers cannot be told from names and shapes: {' -> '.join(names)} and "
+            f"{' -> '.join(name or 'linear' for name in second)} both fit. Name the layers with numbers (fc1, fc2, "
+            f"...), or say the order, as in --chain '{','.join(names)}'."
         )
     return first
+
+
+def _grouped(
+    groups: Sequence[Sequence[str]], weights: Mapping[str, tuple[int, ...]], width: int | None, budget: Iterator[int]
+) -> Iterator[tuple[str, ...]]:
+    if not groups:
+        yield ()
+        return
+    stems: dict[str, list[str]] = {}
+    for name in sorted(groups[0], key=_natural):
+        stems.setdefault(re.sub(r"\d+", "#", name), []).append(name)
+    for order in _orders(list(stems.values()), weights, width, (), budget):
+        for rest in _grouped(groups[1:], weights, weights[order[-1]][0], budget):
+            yield (*order, *rest)
+
+
+def _several(parts: Sequence[str], tensors: Mapping[str, TensorInfo], key: str) -> str:
+    """Return the refusal of layers in several containers, with the commands that say what they are."""
+    command = _command(parts, tensors)
+    take = f"--state-key {_joined(key, parts[0])} takes one alone"
+    say = f"--chain '{command}' says that each feeds the next" if command else "--chain takes a part of them"
+    return (
+        f"its Linear layers lie in several containers ({_listed(parts)}), and names and shapes do not say whether one "
+        f"feeds another or they stand side by side, as an ensemble's members or actor and critic do: {take}, {say}; "
+        "anything else is given as code, --model module:callable."
+    )
+
+
+def _command(parts: Sequence[str], tensors: Mapping[str, TensorInfo]) -> str:
+    """Return globs that name containers in an order in which each feeds the next, or nothing if there is none."""
+    # Files may list containers by the alphabet, decoder first.
+    ranked = sorted(parts, key=lambda part: bool(LATER.search(part)) - bool(EARLIER.search(part)))
+    globs = [part if f"{part}.weight" in tensors else f"{part}.*" for part in ranked]
+    orders = list(itertools.permutations(globs)) if len(parts) < 5 else [tuple(globs)]
+    if len(parts) > MOST_LISTED and len({re.sub(r"\d+", "#", part) for part in parts}) == 1:
+        orders = [(re.sub(r"\d+$", "*", parts[0]),)]
+    for order in orders:
+        with contextlib.suppress(IbscanError):
+            _stated_order(tensors, order, "")
+            return ",".join(order)
+    return ""
+
+
+def _joined(key: str, part: str) -> str:
+    return f"{key}.{part}" if key else part
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = [name or "linear" for name in names[:MOST_LISTED]]
+    return ", ".join(shown) + (f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else "")
 
 
 def _orders(

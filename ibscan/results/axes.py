@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ibscan.names import by_name
 from ibscan.types import Array, Result, Status, Variable
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "fill_value",
     "is_fill",
     "keys",
-    "natural",
     "ordered",
     "stored_text",
     "strings",
@@ -130,16 +129,6 @@ def keys(result: Result, dimension: str) -> list[Hashable]:
     return [*checkpoint_keys(result)] if dimension == "checkpoint" else [*result.coordinates[dimension].values.tolist()]
 
 
-def natural(text: str) -> tuple[object, ...]:
-    """Return a sort key in which 10 comes after 2."""
-    parts = re.split(r"([0-9]+)", text)
-    # Compared as (length, digits): int() refuses numbers of more than 4300 digits, which a foreign file may hold.
-    numbers = [part.lstrip("0") for part in parts[1::2]]
-    return tuple(
-        part if place % 2 == 0 else (len(numbers[place // 2]), numbers[place // 2]) for place, part in enumerate(parts)
-    )
-
-
 def ordered(coordinates: Mapping[str, Variable], rows: int) -> list[int]:
     """Return the order of checkpoints: by value, epoch or step, the first that all of them have, else by name."""
 
@@ -156,4 +145,4 @@ def ordered(coordinates: Mapping[str, Variable], rows: int) -> list[int]:
         leading = column("step").tolist()
     # Checkpoints of one epoch stand in the order of their steps, where all have one.
     steps = column("step").tolist() if (column("step") >= 0).all() else [0] * rows
-    return sorted(range(rows), key=lambda row: (leading[row], steps[row], natural(str(names[row])), hashes[row]))
+    return sorted(range(rows), key=lambda row: (leading[row], steps[row], by_name(str(names[row])), hashes[row]))

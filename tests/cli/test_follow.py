@@ -277,17 +277,23 @@ def test_what_stays_broken_is_named_once_in_the_end(follow: Follow, folder: Path
 
 
 def test_the_same_step_twice_waits_for_one_to_go(follow: Follow, folder: Path) -> None:
-    state = chain(6, 5, 4, 2, seed=1).state_dict()
-
     def twice() -> None:
-        torch.save(state, folder / "step_5.pt")
-        torch.save(state, folder / "step-5.pt")
+        torch.save(chain(6, 5, 4, 2, seed=1).state_dict(), folder / "step_5.pt")
+        torch.save(chain(6, 5, 4, 2, seed=2).state_dict(), folder / "step-5.pt")
 
     done, _ = follow({1: twice, 5: (folder / "step_5.pt").unlink}, "--model", "mlp:tanh")
     assert done.code == 0, done.err
     assert done.err.count("occurs 2 times") == 1
     done, _ = follow({1: twice}, "--model", "mlp:tanh")
     assert done.code == 3
+
+
+def test_a_listed_epoch_may_yet_come(follow: Follow, folder: Path) -> None:
+    saved(folder, 1)
+    done, _ = follow({5: lambda: saved(folder, 3)}, "--epochs", "1,3,9")
+    assert done.code == 0, done.err
+    assert epochs() == [1, 3]
+    assert "no checkpoint has epoch 9 (the nearest is 3)" in done.err
 
 
 def test_a_run_taken_up_again(follow: Follow, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from inputs import hostile as make
 from ibscan.errors import CheckpointError, InputError
 from ibscan.inputs.archives import load_archive
 from ibscan.inputs.checkpoint import inspect_checkpoint, load_tensors
+from ibscan.inputs.probe import read_probe
 from ibscan.inputs.series import read_series
 
 FOLDERS: list[tuple[str, dict[str, bytes], str]] = [
@@ -63,6 +65,34 @@ def test_unsafe_load_is_never_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_archive(stream, "evil.pt")
     with pytest.raises(CheckpointError, match=r"posix\.system"):
         inspect_checkpoint(path, "evil.pt")
+    assert not (tmp_path / "canary").exists()
+
+
+SWITCHES = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+
+
+@pytest.mark.parametrize("word", ["1", "true", "y", "YES"])
+@pytest.mark.parametrize("names", [SWITCHES[:1], SWITCHES[1:], SWITCHES])
+def test_the_switches_of_torch_change_nothing(
+    names: tuple[str, ...], word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in names:
+        monkeypatch.setenv(name, word)
+    before = dict(os.environ)
+    for zipped in (True, False):
+        path = tmp_path / "epoch_1.pt"
+        path.write_bytes(make.torch_bytes({"state_dict": make.state()}, zipped=zipped))
+        assert load_tensors(inspect_checkpoint(path, path.name))["0.weight"].equal(make.state()["0.weight"])
+        path.write_bytes(make.torch_bytes({"a": make.Evil(tmp_path / "canary")}, zipped=zipped))
+        with pytest.raises(CheckpointError, match=r"posix\.system"):
+            inspect_checkpoint(path, path.name)
+        # Nor where the preflight would let it through.
+        with path.open("rb") as stream, pytest.raises(CheckpointError, match="safe reader refuses"):
+            load_archive(stream, path.name)
+        probe = tmp_path / "probe.pt"
+        probe.write_bytes(make.torch_bytes({"x": torch.ones(3, 2)}, zipped=zipped))
+        assert read_probe(str(probe), {})[0].x.tolist() == [[1.0, 1.0]] * 3
+    assert dict(os.environ) == before
     assert not (tmp_path / "canary").exists()
 
 

@@ -484,9 +484,45 @@ def test_unreadable_selection(spec: str):
 def test_selection_that_matches_nothing_or_half():
     with pytest.raises(NothingMatched, match="epoch runs from 1 to 2"):
         select_epochs(series_at([1, 2]), "5:9")
-    half = select_epochs(series_at([1, 2]), "2,7")
+
+
+ABSENT: list[tuple[list[float], str, str]] = [
+    ([1, 2, 4, 8, 16, 23, 32], "1,24,32", "epoch 24 (the nearest is 23); epoch runs from 1 to 32"),
+    ([1, 2, 4, 8, 16, 23, 32], "24", "epoch 24 (the nearest is 23)"),
+    ([1, 2], "0,2,7,7", "epoch 0 (the nearest is 1), 7 (the nearest is 2);"),
+    ([1e-3, 1e-2], "0.001,0.004", "epoch 0.004 (the nearest is 0.001)"),
+    ([-2, 0.5], "-1.9", "epoch -1.9 (the nearest is -2)"),
+    ([10**9, 2 * 10**9], "1000000001", "epoch 1000000001 (the nearest is 1000000000)"),
+    ([1e-13, 3e-13], "2.9e-13", "epoch 2.9e-13 (the nearest is 3e-13)"),
+]
+
+
+@pytest.mark.parametrize(("epochs", "spec", "words"), ABSENT)
+def test_a_listed_number_that_is_not_there_is_named_with_the_nearest(epochs: list[float], spec: str, words: str):
+    with pytest.raises(NothingMatched) as refused:
+        select_epochs(series_at(epochs), spec)
+    assert words in str(refused.value)
+
+
+def test_what_is_skipped_may_be_what_was_asked_for(tmp_path: Path):
+    put(tmp_path, "epoch_1.safetensors")
+    (tmp_path / "epoch_24.pt").write_bytes(b"")
+    with pytest.raises(NothingMatched, match=r"epoch 24 \(the nearest is 1\).*Skipped: epoch_24.pt: has zero bytes"):
+        select_epochs(read_series([tmp_path]), "1,24")
+
+
+def test_what_may_yet_come_is_said():
+    half = select_epochs(series_at([1, 2]), "2,7", partial=True)
     assert axis_values(half) == [2]
-    assert "no checkpoint has epoch 7" in half.notices[0]
+    assert "no checkpoint has epoch 7 (the nearest is 2)" in half.notices[0]
+    with pytest.raises(NothingMatched):
+        select_epochs(series_at([1, 2]), "7", partial=True)
+
+
+def test_large_steps_and_sums_of_fractions_are_told_apart():
+    assert axis_values(select_epochs(series_at([10**12, 10**12 + 1]), "1000000000001")) == [10**12 + 1]
+    assert axis_values(select_epochs(series_at([0.1 + 0.2, 0.4]), "0.3")) == [0.1 + 0.2]
+    assert axis_values(select_epochs(series_at([-0.3, -0.1, 5e-17, 0.1]), "-0.3:0.1:0.1")) == [-0.3, -0.1, 5e-17, 0.1]
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, unique=True).map(sorted), st.integers(2, 60))

@@ -48,3 +48,19 @@ def test_other_names_count_only_if_all_then_fit() -> None:
     assert torch.equal(load(Tied, state, **{"old.weight": "embed.weight"}).embed.weight, torch.ones(4, 3))
     with pytest.raises(InputError, match=r"1 unexpected, such as 'old.weight'"):
         load(Tied, {**state, "embed.weight": torch.ones(4, 3)}, **{"old.weight": "embed.weight"})
+
+
+def test_a_count_beside_the_weights_is_no_part_of_the_model():
+    state = {**nn.Linear(3, 2).state_dict(), "epoch": torch.tensor(4)}
+    found = loaded(lambda: nn.Linear(3, 2), state, {key: key for key in state}, "a.pt")
+    assert found.weight.equal(state["weight"])
+
+
+def test_a_buffer_of_the_models_own_that_is_called_so_is_loaded():
+    def build():
+        model = nn.Linear(3, 2)
+        model.register_buffer("step", torch.tensor(0))
+        return model
+
+    state = {**nn.Linear(3, 2).state_dict(), "step": torch.tensor(7)}
+    assert loaded(build, state, {key: key for key in state}, "a.pt").step.item() == 7

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ibscan.errors import UsageError
-from ibscan.results.axes import natural
+from ibscan.names import natural
 from ibscan.results.join import first_difference, join
 from ibscan.types import Status
 

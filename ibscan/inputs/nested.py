@@ -1,0 +1,133 @@
+"""Tables within tables of a saved object: sets of tensors at any depth, and the epoch and step beside one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+from ibscan.inputs.coordinates import EPOCH_KEYS, STEP_KEYS
+
+__all__ = ["nested_tables", "numbers_beside", "parents_of"]
+
+Table: TypeAlias = Mapping[Any, Any]
+Number: TypeAlias = int | float
+
+# A small file may name one table a million times, or tables within tables without end.
+MOST_TABLES, DEEPEST, LONGEST_LIST = 10_000, 8, 1000
+# What optimizers, schedulers and loops keep looks like weights and counts, and is neither the network's nor the run's.
+NOT_THE_NETWORK = re.compile(
+    r"optim|sched|scaler|(^|_)rng|random|callback|loops?$|sampler|dataloader|hyper|hparam|config|cfg|args|gradient|grads?$",
+    re.IGNORECASE,
+)
+# Tables that say where training stands; in others an epoch may be that of the best checkpoint, or the one to end with.
+STANDING = re.compile(
+    r"(time_?stamp|meta|meta_?data|info|progress|trainer|(train(er|ing)?_)?(state|status|progress|info|meta)|counters?|"
+    r"run|engine|iteration_info)",
+    re.IGNORECASE,
+)
+# Averages count their own updates.
+AVERAGING = re.compile(r"(^|_)(ema|swa|shadow|averag\w*)(_|$)", re.IGNORECASE)
+
+
+def nested_tables(tree: Any) -> dict[str, Table]:  # noqa: ANN401 - whatever was saved
+    """Return the tables with names in a saved object by dotted key, shallow ones first.
+
+    A list of tables counts as one with the keys 0, 1, ...; what belongs to optimizers and the like is not looked into.
+
+    Args:
+        tree: The object, as loaded or as described.
+    """
+    found: dict[str, Table] = {}
+    # One large table may be named many times: each is read once.
+    known: dict[int, list[tuple[str, Any]]] = {}
+    level: list[tuple[str, Any]] = [("", tree)]
+    for _ in range(DEEPEST + 1):
+        below: list[tuple[str, Any]] = []
+        for key, value in level:
+            if isinstance(value, Mapping):
+                found[key] = value
+            if id(value) not in known:
+                known[id(value)] = list(_inner(value))
+            if len(found) + len(below) + len(known[id(value)]) > MOST_TABLES:
+                return found
+            below += [(f"{key}.{name}" if key else name, inner) for name, inner in known[id(value)]]
+        level = below
+    return found
+
+
+def _inner(value: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - whatever was saved
+    if isinstance(value, list | tuple):
+        if len(value) <= LONGEST_LIST:
+            yield from ((str(k), one) for k, one in enumerate(value) if isinstance(one, Mapping | list | tuple))
+    elif isinstance(value, Mapping):
+        for name, one in value.items():
+            if isinstance(name, str) and isinstance(one, Mapping | list | tuple) and not NOT_THE_NETWORK.search(name):
+                yield name, one
+
+
+def parents_of(tree: Any, key: str) -> list[Table]:  # noqa: ANN401 - whatever was saved
+    """Return the tables on the way to the set under a key, the outermost first; not the set, nor what averages keep."""
+    parents: list[Table] = []
+    while isinstance(tree, Mapping | list | tuple):
+        if isinstance(tree, Mapping):
+            if parents and any(_is_large(value) for value in tree.values()):
+                break
+            parents.append(tree)
+        inner = dict(_inner(tree))
+        step = next((name for name in inner if key == name or key.startswith(f"{name}.")), None)
+        if step is None or key == step or AVERAGING.search(step):
+            break
+        tree, key = inner[step], key[len(step) + 1 :]
+    return parents
+
+
+def _is_large(value: Any) -> bool:  # noqa: ANN401 - whatever was saved
+    """Tell whether a value is a tensor of more than one element."""
+    return any(size != 1 for size in getattr(value, "shape", ()))
+
+
+def numbers_beside(tree: Any, key: str, number: Callable[[Any], Number | None]) -> dict[str, Number]:  # noqa: ANN401
+    """Return the epoch and the step that a saved object states for the set of tensors under a key.
+
+    What stands at the top counts first, then what stands beside the set, then what tables such as `meta` or
+    `timestamp` there say, if they say one thing.
+
+    Args:
+        tree: The object, as described.
+        key: Of the set.
+        number: Returns the number a value stands for, or None.
+    """
+    parents = parents_of(tree, key)
+    found: dict[str, Number] = {}
+    for keys in (EPOCH_KEYS, STEP_KEYS):
+        pairs = ((name, stated) for table in parents for name in keys if (stated := _stated(table, name, number)))
+        first = next(pairs, None) or _agreed(parents, keys, number)
+        if first is not None:
+            found[first[0]] = first[1][0]
+    return found
+
+
+def _stated(table: Table, name: str, number: Callable[[Any], Number | None]) -> tuple[Number] | None:
+    """Return the number under a name, in a tuple as it may be 0."""
+    value = number(table[name]) if name in table else None
+    return None if value is None else (value,)
+
+
+def _agreed(
+    parents: list[Table], keys: tuple[str, ...], number: Callable[[Any], Number | None]
+) -> tuple[str, tuple[Number]] | None:
+    standing = [table for parent in parents for table in _standing(parent)]
+    for name in keys:
+        values = {stated for table in standing if (stated := _stated(table, name, number))}
+        if values:
+            return (name, values.pop()) if len(values) == 1 else None
+    return None
+
+
+def _standing(table: Table, depth: int = 2) -> Iterator[Table]:
+    for name, inner in table.items():
+        if isinstance(name, str) and isinstance(inner, Mapping) and STANDING.fullmatch(name):
+            yield inner
+            if depth:
+                yield from _standing(inner, depth - 1)

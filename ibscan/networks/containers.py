@@ -1,0 +1,102 @@
+"""Where the layers of a file lie: in one container, which may be a chain, or in several, never joined by guess."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+__all__ = ["common_module", "numbered_alike", "separate_parts"]
+
+# Lists of blocks with one layer each (`layers.0.linear`) are lists of layers.
+SEQUENCES = ("layers", "layer", "blocks", "block", "hidden", "hidden_layers", "linears", "fcs", "stages")
+# What lies in lists of these names stands side by side, be it a single layer each.
+SIDE_BY_SIDE = re.compile(
+    r"(sub_?)?(models|nets|networks|mlps)|members?|ensembles?|estimators|(base_?)?learners|experts|heads|critics|actors|"
+    r"agents|policies|branches|towers|replicas|copies|students|teachers|generators|discriminators|decoders|encoders|"
+    r"probes|tasks|seeds|runs|folds|\w*_(models|nets|networks|heads|experts|critics|members)"
+)
+# Nor is one of these fed by the other.
+ROLES = (
+    {"actor", "critic"},
+    {"policy", "value", "pi", "vf", "v", "advantage"},
+    {"generator", "discriminator"},
+    {"netg", "netd"},
+    {"online", "target"},
+    {"student", "teacher"},
+    {"query", "key"},
+    {"mu", "logvar", "sigma", "logstd", "var", "std"},
+    {"mean", "logvar", "std", "var"},
+)
+
+
+def separate_parts(layers: Iterable[str]) -> list[str]:
+    """Return the containers that a file's layers lie in where those are no one chain; empty where they may be one.
+
+    Layers form one container if they lie in one module, or besides it in modules it is part of: `layers.0`, `layers.2`
+    and `out`; `model.net.0`, `model.net.2` and `model.head`.
+
+    Args:
+        layers: Dotted names, in the file's order.
+
+    Example:
+        >>> separate_parts(["layers.0", "layers.2", "out"])
+        []
+        >>> separate_parts(["members.0.0", "members.0.2", "members.1.0", "members.1.2"])
+        ['members.0', 'members.1']
+        >>> separate_parts(["backbone.layers.0", "backbone.layers.2", "head.0"])
+        ['backbone', 'head']
+    """
+    paths = _merged([tuple(name.split(".")) for name in layers])
+    parents = {path[:-1] for path in paths}
+    deepest = max(parents, key=len, default=())
+    if any(deepest[: len(parent)] != parent for parent in parents):
+        return _below(_common(sorted(parents)), paths)
+    for parent in sorted(parents, key=len):
+        children = _below(parent, paths)
+        if len(children) > 1 and parent and SIDE_BY_SIDE.fullmatch(parent[-1].lower()):
+            return children
+        if any(len(_said(children, roles)) > 1 for roles in ROLES):
+            return children
+    return []
+
+
+def numbered_alike(layers: Iterable[str]) -> bool:
+    """Tell whether the containers of layers differ in their numbers alone."""
+    return len({re.sub(r"\d+", "#", name.rpartition(".")[0]) for name in layers}) == 1
+
+
+def common_module(layers: Iterable[str]) -> str:
+    """Return the innermost module that all layers lie in (`model` of a LightningModule), '' for the network itself."""
+    return ".".join(_common(sorted(tuple(name.split("."))[:-1] for name in layers)))
+
+
+def _merged(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Return the paths with `layers.0.linear`, where it is all that is in `layers.0`, as `layers.0`."""
+    held: dict[tuple[str, ...], int] = {}
+    for path in paths:
+        for depth in range(len(path)):
+            held[path[:depth]] = held.get(path[:depth], 0) + 1
+
+    def alone(path: tuple[str, ...]) -> bool:
+        return len(path) > 2 and path[-2].isdecimal() and path[-3].lower() in SEQUENCES and held[path[:-1]] == 1
+
+    return [path[:-1] if alone(path) else path for path in paths]
+
+
+def _common(paths: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    first, last = paths[0], paths[-1]
+    same = next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[:same]
+
+
+def _below(parent: tuple[str, ...], paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the dotted names of what lies in a module, in the order of the paths."""
+    depth = len(parent)
+    return list(dict.fromkeys(".".join(path[: depth + 1]) for path in paths if path[:depth] == parent))
+
+
+def _said(names: Sequence[str], roles: set[str]) -> set[str]:
+    """Return which of the roles the last parts of names say."""
+    last = [name.rpartition(".")[2].lower() for name in names]
+    words = [{word.replace("_", ""), *re.split(r"[_\-\d]+", word)} for word in last]
+    return {role for said in words for role in roles & said}

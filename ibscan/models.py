@@ -143,6 +143,7 @@ def model_of(
     globs: Sequence[str] = (),
     device: torch.device,
     dtype: torch.dtype,
+    run_script: bool = False,
 ) -> Model:
     """Hold a model against the first checkpoint and the probe.
 
@@ -153,6 +154,7 @@ def model_of(
         globs: `--layers`; one that matches no layer may match other modules, which are then measured too.
         device: Where.
         dtype: Of the forward pass.
+        run_script: Also run code that trains or writes files when it is imported.
 
     Returns:
         The model.
@@ -162,7 +164,7 @@ def model_of(
     """
     if stated.spec.startswith("mlp:"):
         return _chain(stated, first, probe, device, dtype)
-    maker = _maker(stated, first)
+    maker = _maker(stated, first, run_script=run_script)
 
     def weighted(checkpoint: Checkpoint, state: Mapping[str, torch.Tensor]) -> nn.Module:
         return loaded(maker.build, state, checkpoint.stored_names, checkpoint.name, saved=maker.names)
@@ -188,7 +190,7 @@ def globbed(name: str, globs: Sequence[str]) -> bool:
     return not globs or any(fnmatch.fnmatchcase(name, glob) for glob in globs)
 
 
-def _maker(stated: Stated, first: Checkpoint) -> Maker:
+def _maker(stated: Stated, first: Checkpoint, *, run_script: bool) -> Maker:
     """Return what makes the model, however it is stated."""
     where = f"--model {stated.spec}"
     kind, _, name = stated.spec.partition(":")
@@ -196,7 +198,7 @@ def _maker(stated: Stated, first: Checkpoint) -> Maker:
         config = {**(config_beside(first) or {}), **stated.arguments}
         found: Maker = called(partial(library_model, config, name, first.tensors, where), {}, where)
         return replace(found, build=partial(called, found.build, {}, where))
-    function = named_callable(stated.spec, "--model")
+    function = named_callable(stated.spec, "--model", run_script=run_script)
     return Maker(partial(called, function, stated.arguments, where), code_hash(stated.spec))
 
 

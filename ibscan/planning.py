@@ -123,7 +123,7 @@ def probe_of(request: Request, ground: Grounds) -> tuple[Probe, tuple[str, ...]]
             f"{request.paths[0]}: no probe was found beside the checkpoints (probe.npz, probe.npy, probe.mat, ...) and "
             "none was given; name the inputs to measure on with --probe FILE."
         )
-    probe, notices = read_probe(ground.probe, ground.probe_arg)
+    probe, notices = read_probe(ground.probe, ground.probe_arg, run_script=request.run_script)
     return probe, tuple(notices)
 
 
@@ -276,7 +276,8 @@ def _modelled(
         first, *rest = series.checkpoints
         try:
             dtype = getattr(torch, request.dtype)
-            return series, model_of(stated, first, probe, globs=request.layers, device=device, dtype=dtype)
+            options: dict[str, Any] = {"globs": request.layers, "run_script": request.run_script}
+            return series, model_of(stated, first, probe, device=device, dtype=dtype, **options)
         except CheckpointError as error:
             if not rest:
                 raise

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from ibscan import __version__
+from ibscan.boundary import is_out_of_memory
 from ibscan.cli.commands import app
 from ibscan.cli.output import say
 from ibscan.errors import IbscanError, Interrupted
@@ -59,11 +60,10 @@ def exit_code(arguments: list[str]) -> int:
     except typer.Exit as leave:
         return leave.exit_code
     except Interrupted as stop:
-        if stop.signal_number == signal.SIGPIPE:  # whoever read standard output has left: nothing to say
-            return 128 + stop.signal_number
-        again = shlex.join(["ibscan", *sys.argv[1:]])
-        say(f"stopped by {signal.Signals(stop.signal_number).name}; finished checkpoints are kept. To go on: {again}")
-        return 128 + stop.signal_number
+        return _stopped(stop.signal_number)
+    except (KeyboardInterrupt, typer.Abort):
+        # Not from our handler: raised by somebody's code, which is taken at its word. Typer makes an Abort of it.
+        return _stopped(signal.SIGINT)
     except SystemExit as leave:
         # Typer's help is printed by rich, which ends the program so when whoever read standard output has left.
         return 128 + signal.SIGPIPE if not arguments or {"-h", "--help"} & set(arguments) else int(leave.code or BUG)
@@ -75,16 +75,23 @@ def exit_code(arguments: list[str]) -> int:
     except typer.TyperException as error:
         say(f"{error.format_message()} See ibscan --help.")
         return error.exit_code
-    except MemoryError:
-        say("memory ran out; fewer rows (--samples) or a smaller network need less.")
-        return RESOURCES
     except OSError as error:
         return _said(error)
     except Exception as error:  # noqa: BLE001 - the last frame: a mistake of ours ends in a sentence, not a traceback
         if debug:
             _trace()
+        if is_out_of_memory(error):
+            say("memory ran out; fewer rows (--samples) or a smaller network need less.")
+            return RESOURCES
         say(f"this is a bug in ibscan ({type(error).__name__}: {error}). --debug shows where; please report it.")
         return BUG
+
+
+def _stopped(number: int) -> int:
+    if number != signal.SIGPIPE:  # whoever read standard output has left: nothing to say
+        again = shlex.join(["ibscan", *sys.argv[1:]])
+        say(f"stopped by {signal.Signals(number).name}; finished checkpoints are kept. To go on: {again}")
+    return 128 + number
 
 
 def _trace() -> None:

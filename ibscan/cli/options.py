@@ -134,6 +134,14 @@ CHECKPOINTS = (
         show_default=False,
     ),
     _option(
+        "run_script",
+        bool,
+        False,
+        MODEL,
+        "Also run code of --model and --probe that trains or writes files when it is imported.",
+        "--run-script",
+    ),
+    _option(
         "layers",
         list[str] | None,
         None,

@@ -63,13 +63,14 @@ def find_probe(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def read_probe(spec: str, arguments: Mapping[str, Any]) -> tuple[Probe, tuple[str, ...]]:
+def read_probe(spec: str, arguments: Mapping[str, Any], *, run_script: bool = False) -> tuple[Probe, tuple[str, ...]]:
     """Read a probe: rows as C-contiguous float64 after their arguments, labels as class indices.
 
     Args:
         spec: `FILE`, `FILE#x=KEY,y=KEY`, or for IDX `FOLDER#train`, `FOLDER#test`; an empty `y=` takes no labels. Or
             `module:callable`, `path.py:callable`: this runs it, so a spec found in a file needs the user's trust.
         arguments: `scale`, `mean`, `std`, `shape`, applied in this order.
+        run_script: Also run code that trains or writes files when it is imported.
 
     Returns:
         The probe, and sentences for standard error.
@@ -83,7 +84,7 @@ def read_probe(spec: str, arguments: Mapping[str, Any]) -> tuple[Probe, tuple[st
     file, selection = split_spec(spec)
     try:
         if is_code(file):
-            raw = _Raw(*probe_from_code(file, selection))
+            raw = _Raw(*probe_from_code(file, selection, run_script=run_script))
         elif exists(file) and Path(file).is_dir():
             raw = _from_folder(file, selection)
         else:

@@ -19,12 +19,13 @@ __all__ = ["as_numpy", "probe_from_code"]
 EXPECTED = "expected x, a tuple (x, y), or a mapping with x and y"
 
 
-def probe_from_code(spec: str, selection: str) -> tuple[Array, Array | None]:
+def probe_from_code(spec: str, selection: str, *, run_script: bool = False) -> tuple[Array, Array | None]:
     """Call what a spec names, without arguments, and return its inputs and labels.
 
     Args:
         spec: `module:callable` or `path.py:callable`. This runs it.
         selection: `x=KEY,y=KEY` for a callable that returns a mapping, or empty.
+        run_script: Also run code that trains or writes files when it is imported.
 
     Returns:
         Copies of x and y; y is None where there are no labels.
@@ -34,7 +35,7 @@ def probe_from_code(spec: str, selection: str) -> tuple[Array, Array | None]:
         InputError: The callable cannot be had, fails, or returns something else.
     """
     where = f"--probe {spec}"
-    value = called(named_callable(spec, "--probe"), {}, where)
+    value = called(named_callable(spec, "--probe", run_script=run_script), {}, where)
     if isinstance(value, Mapping):
         shapes = {str(key): _shape(part) for key, part in value.items() if part is not None}
         if not shapes:

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ibscan.boundary import foreign
 from ibscan.errors import InputError
 from ibscan.networks.graph import Taps
-from ibscan.networks.loading import foreign
 from ibscan.networks.module import Module
 from ibscan.networks.recording import recorded
 from ibscan.types import Array
@@ -44,9 +44,9 @@ def recorded_taps(
         # Moved and not copied where it is there already.
         model = model.to(device)
     try:
-        taps = _taps(model.to(dtype), rows.to(device, dtype), extra)
+        taps = _taps(model, rows.to(device, dtype), extra)
     except InputError as error:
-        if dtype is torch.float64 and _runs(model.to(torch.float32), rows.to(device, torch.float32), extra):
+        if dtype is torch.float64 and _runs(model, rows.to(device, torch.float32), extra):
             model.to(dtype)
             raise InputError(f"{error} It runs in float32: add --dtype float32.") from None
         raise
@@ -57,7 +57,7 @@ def recorded_taps(
 
 def _taps(model: nn.Module, rows: torch.Tensor, extra: Sequence[str]) -> Taps:
     with torch.no_grad(), foreign("the model"), sdpa_kernel(SDPBackend.MATH):
-        return recorded(model, rows.clone(), extra)
+        return recorded(model.to(rows.dtype), rows.clone(), extra)
 
 
 def _runs(model: nn.Module, rows: torch.Tensor, extra: Sequence[str]) -> bool:

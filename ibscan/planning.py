@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,9 +18,11 @@ import torch
 from ibscan import __version__
 from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
 from ibscan.inputs.checkpoint import inspect_checkpoint
+from ibscan.inputs.code import is_code
 from ibscan.inputs.manifest import Manifest, read_manifest
 from ibscan.inputs.probe import find_probe, read_probe
 from ibscan.inputs.series import read_series, select_epochs
+from ibscan.inputs.untouched import untouched
 from ibscan.measures.activations import input_weights
 from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.network import NetworkInformation
@@ -123,7 +126,8 @@ def probe_of(request: Request, ground: Grounds) -> tuple[Probe, tuple[str, ...]]
             f"{request.paths[0]}: no probe was found beside the checkpoints (probe.npz, probe.npy, probe.mat, ...) and "
             "none was given; name the inputs to measure on with --probe FILE."
         )
-    probe, notices = read_probe(ground.probe, ground.probe_arg, run_script=request.run_script)
+    with _guarded(request, ground.probe.partition("#")[0], "--probe"):
+        probe, notices = read_probe(ground.probe, ground.probe_arg, run_script=request.run_script)
     return probe, tuple(notices)
 
 
@@ -268,6 +272,12 @@ def series_of(
     return series if request.epochs is None else select_epochs(series, request.epochs)
 
 
+def _guarded(request: Request, spec: str, option: str) -> AbstractContextManager[None]:
+    """Return what holds the run's files to what they are while code runs, if a spec names any."""
+    code = is_code(spec) and not spec.startswith("mlp:")
+    return untouched(request.paths, spec, option, growing=request.follow) if code else nullcontext()
+
+
 def _modelled(
     request: Request, reporter: Reporter, series: Series, stated: Stated, probe: Probe, device: torch.device
 ) -> tuple[Series, Model]:
@@ -277,7 +287,8 @@ def _modelled(
         try:
             dtype = getattr(torch, request.dtype)
             options: dict[str, Any] = {"globs": request.layers, "run_script": request.run_script}
-            return series, model_of(stated, first, probe, device=device, dtype=dtype, **options)
+            with _guarded(request, stated.spec, "--model"):
+                return series, model_of(stated, first, probe, device=device, dtype=dtype, **options)
         except CheckpointError as error:
             if not rest:
                 raise

@@ -60,10 +60,11 @@ def exit_code(arguments: list[str]) -> int:
     except typer.Exit as leave:
         return leave.exit_code
     except Interrupted as stop:
-        return _stopped(stop.signal_number)
-    except (KeyboardInterrupt, typer.Abort):
-        # Not from our handler: raised by somebody's code, which is taken at its word. Typer makes an Abort of it.
-        return _stopped(signal.SIGINT)
+        if stop.signal_number == signal.SIGPIPE:  # whoever read standard output has left: nothing to say
+            return 128 + stop.signal_number
+        again = shlex.join(["ibscan", *sys.argv[1:]])
+        say(f"stopped by {signal.Signals(stop.signal_number).name}; finished checkpoints are kept. To go on: {again}")
+        return 128 + stop.signal_number
     except SystemExit as leave:
         # Typer's help is printed by rich, which ends the program so when whoever read standard output has left.
         return 128 + signal.SIGPIPE if not arguments or {"-h", "--help"} & set(arguments) else int(leave.code or BUG)
@@ -85,13 +86,6 @@ def exit_code(arguments: list[str]) -> int:
             return RESOURCES
         say(f"this is a bug in ibscan ({type(error).__name__}: {error}). --debug shows where; please report it.")
         return BUG
-
-
-def _stopped(number: int) -> int:
-    if number != signal.SIGPIPE:  # whoever read standard output has left: nothing to say
-        again = shlex.join(["ibscan", *sys.argv[1:]])
-        say(f"stopped by {signal.Signals(number).name}; finished checkpoints are kept. To go on: {again}")
-    return 128 + number
 
 
 def _trace() -> None:

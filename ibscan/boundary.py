@@ -67,10 +67,10 @@ def foreign(where: str, verb: str = "raised") -> Iterator[None]:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
-    # GeneratorExit is Python's own: a block that is left halfway. Everything else may come from the code: SystemExit
-    # among it, by which a script without a main guard would end this program with its own exit code.
-    except (IbscanError, Interrupted, Reached, KeyboardInterrupt, GeneratorExit):
+    except (IbscanError, Interrupted, Reached, KeyboardInterrupt):
         raise
+    # Anything may come from the code: SystemExit among it, by which a script without a main guard would end this
+    # program with its own exit code.
     except BaseException as error:
         if is_out_of_memory(error):
             said = f"{where.removesuffix(':')}: memory ran out: {_sentence(error)}. {OutOfMemory.REMEDY}"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ibscan.boundary import foreign, is_out_of_memory
 from ibscan.errors import InputError, UsageError
 from ibscan.inputs.choice import chosen, wanted_keys
 from ibscan.inputs.code import called, named_callable
@@ -36,6 +37,11 @@ def probe_from_code(spec: str, selection: str, *, run_script: bool = False) -> t
     """
     where = f"--probe {spec}"
     value = called(named_callable(spec, "--probe", run_script=run_script), {}, where)
+    with foreign(f"{where}:", "reading what it returned raised"):
+        return _arrays(value, spec, selection, where)
+
+
+def _arrays(value: Any, spec: str, selection: str, where: str) -> tuple[Array, Array | None]:  # noqa: ANN401
     if isinstance(value, Mapping):
         shapes = {str(key): _shape(part) for key, part in value.items() if part is not None}
         if not shapes:
@@ -62,12 +68,12 @@ def _shape(value: Any) -> tuple[int, ...]:  # noqa: ANN401 - as the code returne
 
 
 def _array(value: Any, role: str, where: str) -> Array:  # noqa: ANN401 - as the code returned it
-    # The boundary to foreign objects: numpy and torch raise ValueError, TypeError, RuntimeError, ...
+    # numpy and torch raise ValueError, TypeError, RuntimeError, ... of what is no array.
     try:
         array = np.array(_numbers(value))
-    except MemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"{where}: its {role} is no array ({brief(error)}); {EXPECTED}, as arrays.") from error
     return array
 

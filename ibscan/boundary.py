@@ -16,6 +16,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ibscan.errors import IbscanError, InputError, Interrupted, OutOfMemory, Reached
 
@@ -52,7 +53,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def foreign(where: str, verb: str = "raised") -> Iterator[None]:
     """Run somebody else's code: what it prints goes to standard error, what it raises becomes one sentence.
 
-    No byte code is written beside its files, and warnings that it turns into errors are warnings again afterwards.
+    No byte code is written beside its files, and warnings and numpy's misfortunes that it turns into errors are none
+    afterwards.
 
     Args:
         where: What the code is, for a message: `the model`, `--probe data.py:probe`.
@@ -63,6 +65,8 @@ def foreign(where: str, verb: str = "raised") -> Iterator[None]:
         InputError: It raised anything else, or exits. Interrupts and our own errors pass.
     """
     kept, filters = sys.dont_write_bytecode, list(warnings.filters)
+    numpy: Any = sys.modules.get("numpy")
+    errors = numpy.geterr() if hasattr(numpy, "geterr") else {}
     sys.dont_write_bytecode = True
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -78,6 +82,8 @@ def foreign(where: str, verb: str = "raised") -> Iterator[None]:
         raise InputError(f"{where} {verb} {_sentence(error)}; --debug shows where.") from error
     finally:
         sys.dont_write_bytecode = kept
+        if errors:
+            numpy.seterr(**errors)
         if warnings.filters != filters:
             lasting = [one for one in warnings.filters if one in filters or one[0] != "error"]
             warnings.filters[:] = lasting  # type: ignore[index]

@@ -223,11 +223,15 @@ def _refuse(deed: Deed | None, where: str, when: str) -> None:
 
 def _imported(name: str, where: str, check: str | None) -> ModuleType:
     importlib.invalidate_caches()
+    files = files_of(name)
+    own = files[-1][1] if files and files[-1][0] == name else None
     if check is not None:
-        files = files_of(name)
         _refuse(deed_of_import(files), where, "when it is imported")
-        if files and files[-1][0] == name:
-            _refuse(deed_of_call(*files[-1], check), where, "when it is called")
+        if own is not None:
+            _refuse(deed_of_call(name, own, check), where, "when it is called")
+    if own is not None:
+        with contextlib.suppress(OSError, KeyError):
+            sys.modules.setdefault(name, sys.modules[_key(own, own.read_bytes())])
     with foreign(f"{where}:", "importing it raised"):
         try:
             return importlib.import_module(name)

@@ -89,9 +89,13 @@ def _changes(
 ) -> dict[str, list[str]]:
     """Return the names of files changed, deleted and added that may be laid to this process."""
 
-    def ours(path: Path, size: int) -> bool:
+    def ours(path: Path, was: _Stamp, now: _Stamp) -> bool:
         lasts = (is_claimed(path.name) and not repeats(path.name)) or path.suffix in LASTING
-        return wrote >= size if wrote is not None and (growing or not lasts) else lasts or not growing
+        if wrote is None or (lasts and not growing):
+            return lasts or not growing
+        # Logs grow at their end; a checkpoint is written whole.
+        longer = now.size > was.size and now.inode == was.inode and not is_claimed(path.name)
+        return wrote >= (now.size - was.size if longer else now.size)
 
     found: dict[str, list[str]] = {"changed": [], "deleted": [], "added": []}
     for path, now in sorted(after.items()):
@@ -99,10 +103,8 @@ def _changes(
         if was is None:
             if not growing and (wrote is None or wrote >= now.size):
                 found["added"].append(path.name)
-        elif was != now:
-            longer = now.size - was.size if was.inode == now.inode else 0
-            if ours(path, longer if longer > 0 else now.size):
-                found["changed"].append(path.name)
+        elif was != now and ours(path, was, now):
+            found["changed"].append(path.name)
     gone = sorted(path for path in before.keys() - after.keys() if not TEMPORARY.search(path.name))
     found["deleted"] = [] if growing else [path.name for path in gone]
     return found
@@ -128,7 +130,10 @@ def _state(folders: Mapping[Path, bool]) -> dict[Path, _Stamp]:
 
 
 def _written() -> int | None:
-    """Return how many bytes this process has written, to anything; None where the system does not say."""
+    """Return how many bytes this process has written, to anything, and the children it waited for.
+
+    None where the system does not say.
+    """
     try:
         lines = Path("/proc/self/io").read_text("ascii").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("wchar:"))

@@ -135,7 +135,7 @@ DOES = {
     ),
     "rewritten": (
         "net.py:make",
-        "def make():\n    os.chdir(HERE)\n    np.save('x.npy', 3)\n    os.rename('x.npy', 'epoch_2.pt')\n    return Net()",
+        "os.chdir(HERE)\ndef make():\n    np.save('x.npy', 3)\n    os.rename('x.npy', 'epoch_2.pt')\n    return Net()",
         "epoch_2.pt was changed",
     ),
     "deleted": (

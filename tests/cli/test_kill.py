@@ -235,16 +235,17 @@ def test_signals_ignored_from_the_start_stay_ignored(
     assert_same(output, quick_unbroken)
 
 
-# Signals may be ignored where the tests run, and a child inherits that.
-STARTED = "import os, signal, sys\nfor n in (1, 2, 15): signal.signal(n, signal.SIG_DFL)\nos.execv(sys.executable, sys.argv[1:])"
+def undo_ignored() -> None:
+    """Have signals stop a child: they may be ignored where the tests run, which a child inherits."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def test_a_process_of_its_own(long_series: Path, output: Path) -> None:
     """As a user starts it: an interrupt while it still imports, and one in the middle of the work."""
     typed = [sys.executable, "-m", "ibscan", *map(str, scanning(long_series, output))]
-    typed = [sys.executable, "-c", STARTED, *typed]
     for parts, code in ((0, (130, -signal.SIGINT)), (1, (130,))):
-        with subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(typed, stdout=-1, stderr=-1, text=True, preexec_fn=undo_ignored) as process:
             time.sleep(0.2)
             while process.poll() is None and len(kept(output)) < parts:
                 time.sleep(0.01)

@@ -10,11 +10,21 @@ __all__ = ["dotted", "trains", "writes"]
 
 TRAINING = {
     *("backward", "fit", "fit_generator", "fit_one_cycle", "fine_tune", "learn", "step"),
-    *("apply_gradients", "train_on_batch", "train_step", "training_step"),
+    *("apply_gradients", "train_on_batch", "train_step", "training_step", "LightningCLI"),
 }
 SAVING = {
     *("save", "save_file", "save_model", "save_pretrained", "save_checkpoint", "save_weights", "save_state"),
-    *("save_state_dict", "savez", "savez_compressed", "savetxt", "savemat", "savefig", "save_image", "imwrite"),
+    *(
+        "save_state_dict",
+        "async_save",
+        "savez",
+        "savez_compressed",
+        "savetxt",
+        "savemat",
+        "savefig",
+        "save_image",
+        "imwrite",
+    ),
     *("write_text", "write_bytes", "tofile", "touch", "unlink", "rmdir", "rmtree", "to_pickle", "to_parquet"),
     *("to_hdf", "to_feather", "to_excel", "SummaryWriter", "FileHandler", "RotatingFileHandler"),
 }
@@ -62,8 +72,10 @@ def trains(call: ast.Call, imported: Mapping[str, str]) -> bool:
     """Tell whether a call is one that nothing but training makes: of a callable, which may write a cache."""
     name = dotted(call.func, imported)
     before, _, last = name.rpartition(".")
-    if name in ("torch.save", "ibscan.save") or (last in CHECKPOINTS and bool(before)):
+    if name == "ibscan.save" or (last in CHECKPOINTS and bool(before)):
         return True
+    if name == "torch.save":
+        return any(isinstance(node, ast.Attribute) and node.attr == "state_dict" for node in ast.walk(call))
     steps = last == "step" and re.search(r"opt|scaler|sched", before, re.IGNORECASE)
     return bool(steps) or _of_a_trainer(before, last)
 

@@ -23,7 +23,10 @@ __all__ = ["Deed", "deed_of_call", "deed_of_import", "files_of"]
 # A project of more files than that is not read whole, nor are names followed through more re-exports.
 MOST_FILES, MOST_EXPORTS = 300, 10
 # What calls the function it is given.
-RUNNERS = {"run", "spawn", "Fire", "Thread", "Process", "submit", "launch", "start_processes", "map", "main"}
+RUNNERS = {
+    *("run", "spawn", "Fire", "Thread", "Timer", "Process", "submit", "launch", "start_processes", "map", "main"),
+    *("optimize", "agent", "notebook_launcher", "delayed"),
+}
 # What calling a class calls.
 MAKING = ("__new__", "__init__", "__post_init__")
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda

@@ -73,6 +73,8 @@ SCRIPTS = [
     ("import typer\napp = typer.Typer()\n@app.command()\ndef go():\n    torch.save({}, 'a')\napp()", "torch.save"),
     ("def work(rank):\n    opt.step()\nimport torch.multiprocessing as mp\nmp.spawn(work, nprocs=1)", "opt.step"),
     ("go = lambda: torch.save({}, 'a.pt')\ngo()", "torch.save"),
+    ("def go(trial):\n    opt.step()\nimport optuna\nstudy = optuna.create_study()\nstudy.optimize(go)", "opt.step"),
+    ("from lightning.pytorch.cli import LightningCLI\nLightningCLI(Net)", "LightningCLI"),
     ("def main():\n    def inner():\n        torch.save({}, 'a.pt')\n    inner()\nmain()", "torch.save"),
     (
         "class Run:\n    def __init__(self):\n        self.go()\n    def go(self):\n        opt.step()\nRun()",
@@ -211,14 +213,15 @@ def test_packages_and_their_relative_imports(tmp_path: Path, monkeypatch: pytest
 
 
 CALLABLES = [
-    ("def build():\n    torch.save({}, 'a.pt')", "torch.save"),
+    ("def build():\n    torch.save(net.state_dict(), 'a.pt')", "torch.save"),
     ("def build():\n    return train()\ndef train():\n    loss.backward()", "loss.backward"),
     ("def build():\n    for x in y:\n        optimizer.step()", "optimizer.step"),
     ("def build():\n    trainer.fit(net)", "trainer.fit"),
-    ("class build:\n    def __init__(self):\n        torch.save({}, 'a.pt')", "torch.save"),
-    ("class Runs:\n    @staticmethod\n    def build():\n        torch.save({}, 'a.pt')", "torch.save"),
+    ("class build:\n    def __init__(self):\n        torch.save(net.state_dict(), 'a.pt')", "torch.save"),
+    ("class Runs:\n    @staticmethod\n    def build():\n        torch.save(net.state_dict(), 'a.pt')", "torch.save"),
 ]
 CACHES = [
+    "def build():\n    torch.save({'x': 3}, 'cache.pt')",
     "def build():\n    x = StandardScaler().fit(3)",
     "def build():\n    np.save('cache.npy', 3)",
     "class build(nn.Module):\n    def train_step(self):\n        torch.save({}, 'a.pt')",

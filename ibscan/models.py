@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from ibscan.networks.chain import stacked_chain
 from ibscan.networks.loading import loaded
 from ibscan.networks.module import Module
 from ibscan.networks.resolve import chain_order, parse_spec
-from ibscan.types import Checkpoint, Layer, Network, Probe
+from ibscan.types import Array, Checkpoint, Layer, Network, Probe
 
 __all__ = ["Loaded", "Model", "Stated", "globbed", "model_of", "stated_model"]
 
@@ -144,6 +145,7 @@ def model_of(
     device: torch.device,
     dtype: torch.dtype,
     run_script: bool = False,
+    guard: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Model:
     """Hold a model against the first checkpoint and the probe.
 
@@ -155,6 +157,7 @@ def model_of(
         device: Where.
         dtype: Of the forward pass.
         run_script: Also run code that trains or writes files when it is imported.
+        guard: What is around every piece of somebody's code that runs.
 
     Returns:
         The model.
@@ -164,18 +167,17 @@ def model_of(
     """
     if stated.spec.startswith("mlp:"):
         return _chain(stated, first, probe, device, dtype)
-    maker = _maker(stated, first, run_script=run_script)
+    with guard():
+        maker = _maker(stated, first, run_script=run_script)
 
     def weighted(checkpoint: Checkpoint, state: Mapping[str, torch.Tensor]) -> nn.Module:
         return loaded(maker.build, state, checkpoint.stored_names, checkpoint.name, saved=maker.names)
 
-    model = weighted(first, load_tensors(first))
-    rows = probe.x[:FEW_ROWS]
-    network = recorded_taps(model, rows, (), device=device, dtype=dtype)
-    unmatched = [glob for glob in globs if not any(globbed(layer.name, [glob]) for layer in network.layers)]
-    extra = [path for path, _ in model.named_modules() if path and unmatched and globbed(path, unmatched)]
-    if extra:
-        network = recorded_taps(model, rows, extra, device=device, dtype=dtype)
+    state = load_tensors(first)
+    with guard():
+        model = weighted(first, state)
+        del state
+        network = _recorded(model, probe.x[:FEW_ROWS], globs, device, dtype)
     taps = network.taps
 
     def one(pairs: Sequence[Loaded]) -> Network:
@@ -183,6 +185,16 @@ def model_of(
         return Module(weighted(checkpoint, state).to(device, dtype), taps, device, dtype)
 
     return Model(stated, probe.x[0].size, taps.layers, 1, one, taps.untapped, maker.code)
+
+
+def _recorded(model: nn.Module, rows: Array, globs: Sequence[str], device: torch.device, dtype: torch.dtype) -> Module:
+    """Return the network, with other modules that globs name where they match no layer."""
+    network = recorded_taps(model, rows, (), device=device, dtype=dtype)
+    unmatched = [glob for glob in globs if not any(globbed(layer.name, [glob]) for layer in network.layers)]
+    extra = [path for path, _ in model.named_modules() if path and unmatched and globbed(path, unmatched)]
+    if extra:
+        network = recorded_taps(model, rows, extra, device=device, dtype=dtype)
+    return network
 
 
 def globbed(name: str, globs: Sequence[str]) -> bool:

@@ -7,9 +7,9 @@ import errno
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import torch
 from ibscan import __version__
 from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
 from ibscan.inputs.checkpoint import inspect_checkpoint
-from ibscan.inputs.code import is_code
 from ibscan.inputs.manifest import Manifest, read_manifest
 from ibscan.inputs.probe import find_probe, read_probe
 from ibscan.inputs.series import read_series, select_epochs
@@ -126,7 +125,7 @@ def probe_of(request: Request, ground: Grounds) -> tuple[Probe, tuple[str, ...]]
             f"{request.paths[0]}: no probe was found beside the checkpoints (probe.npz, probe.npy, probe.mat, ...) and "
             "none was given; name the inputs to measure on with --probe FILE."
         )
-    with _guarded(request, ground.probe.partition("#")[0], "--probe"):
+    with untouched(request.paths, ground.probe.partition("#")[0], "--probe", growing=request.follow):
         probe, notices = read_probe(ground.probe, ground.probe_arg, run_script=request.run_script)
     return probe, tuple(notices)
 
@@ -272,12 +271,6 @@ def series_of(
     return series if request.epochs is None else select_epochs(series, request.epochs)
 
 
-def _guarded(request: Request, spec: str, option: str) -> AbstractContextManager[None]:
-    """Return what holds the run's files to what they are while code runs, if a spec names any."""
-    code = is_code(spec) and not spec.startswith("mlp:")
-    return untouched(request.paths, spec, option, growing=request.follow) if code else nullcontext()
-
-
 def _modelled(
     request: Request, reporter: Reporter, series: Series, stated: Stated, probe: Probe, device: torch.device
 ) -> tuple[Series, Model]:
@@ -286,9 +279,9 @@ def _modelled(
         first, *rest = series.checkpoints
         try:
             dtype = getattr(torch, request.dtype)
-            options: dict[str, Any] = {"globs": request.layers, "run_script": request.run_script}
-            with _guarded(request, stated.spec, "--model"):
-                return series, model_of(stated, first, probe, device=device, dtype=dtype, **options)
+            guard = partial(untouched, request.paths, stated.spec, "--model", growing=request.follow)
+            options: dict[str, Any] = {"globs": request.layers, "run_script": request.run_script, "guard": guard}
+            return series, model_of(stated, first, probe, device=device, dtype=dtype, **options)
         except CheckpointError as error:
             if not rest:
                 raise

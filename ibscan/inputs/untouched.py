@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ibscan.errors import IbscanError, InputError
+from ibscan.inputs.code import is_code
 from ibscan.inputs.comparison import repeats
 from ibscan.inputs.discovery import TEMPORARY, is_claimed
 from ibscan.inputs.scripts import files_of
@@ -32,23 +33,26 @@ class _Stamp:
 
 @contextlib.contextmanager
 def untouched(paths: Sequence[Path], spec: str, option: str, *, growing: bool) -> Iterator[None]:
-    """Run code that a spec names, and hold the files beside it and in the run's folders against what they were.
+    """Run code that a spec names, if it names any, and hold the files beside it and in the run's folders against what they were.
 
     Where a training goes on in the folder, it changes files too. It is told from the code by how much this process has
     written meanwhile, where the system says so.
 
     Args:
         paths: The run's folders, or files in them.
-        spec: `module:callable` or `path.py:callable`, or a model that is none of these.
+        spec: `module:callable` or `path.py:callable`; there is nothing to hold where it is something else.
         option: What named it, for a message.
         growing: Checkpoints are awaited: files that come and go are not the code's.
 
     Raises:
         InputError: Files were changed, deleted or added, with what the code raised, if it did.
     """
+    if not is_code(spec) or spec.startswith("mlp:"):
+        yield
+        return
     folders = {path if path.is_dir() else path.parent: True for path in paths}
     place = spec.rpartition(":")[0]
-    files = [Path(place)] if place.endswith(".py") else [file for _, file in files_of(place)] if place else []
+    files = [Path(place)] if place.endswith(".py") else [file for _, file in files_of(place)]
     folders = {**{file.parent: False for file in files}, **folders}
     before, written = _state(folders), _written()
 

@@ -33,7 +33,7 @@ class _Stamp:
 
 @contextlib.contextmanager
 def untouched(paths: Sequence[Path], spec: str, option: str, *, growing: bool) -> Iterator[None]:
-    """Run code that a spec names, if it names any, and hold the files beside it and in the run's folders against what they were.
+    """Run the code that a spec names, if any, and hold files beside it and in the run's folders to what they were.
 
     Where a training goes on in the folder, it changes files too. It is told from the code by how much this process has
     written meanwhile, where the system says so.

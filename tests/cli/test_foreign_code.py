@@ -176,10 +176,15 @@ def test_a_probe_that_writes_is_told(command: Run, run: Path) -> None:
     assert "--probe run/net.py:probe: while this code ran, new.txt was added" in done.err
 
 
-def test_what_code_writes_elsewhere_is_its_own_business(command: Run, run: Path) -> None:
-    code(run, "def make():\n    (HERE.parent / 'new.txt').touch()\n    return Net()")
+def test_what_code_writes_elsewhere_is_its_own_business(
+    command: Run, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    (run / "ibscan_t_beside.py").write_text("")
+    code(run, "import ibscan_t_beside\ndef make():\n    (HERE.parent / 'new.txt').touch()\n    return Net()")
     assert command(*given(model="run/net.py:make")).code == 0
     assert not list(Path().rglob("__pycache__"))
+    del sys.modules["ibscan_t_beside"]
 
 
 @contextmanager

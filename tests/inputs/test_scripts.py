@@ -261,9 +261,11 @@ def test_run_script_runs_it_and_it_runs_once(tmp_path: Path) -> None:
 ONCE = """
 import sys
 from pathlib import Path
-from ibscan.inputs.code import named_callable
+from ibscan.inputs.code import called, named_callable
+sys.dont_write_bytecode = False
 for spec in sys.argv[1:]:
-    named_callable(spec, "-m")()
+    called(named_callable(spec, "-m"), {}, "-m")
+assert not sys.dont_write_bytecode
 print(*sorted(path.name for path in Path("ran").iterdir()), *(p.name for p in Path(".").rglob("__pycache__")))
 """
 

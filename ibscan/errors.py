@@ -6,7 +6,9 @@
     |   `-- CheckpointError   one checkpoint is unusable: a series skips it and goes on
     +-- NothingMatched    5   an empty folder, or a filter that matches nothing
     `-- ResourceError     6   memory, disk, or an output locked by another run
+        `-- OutOfMemory       also a MemoryError: a cell that is measured gets it as a status
     Interrupted               a signal asked the run to stop (not an error: it is never swallowed)
+    Reached                   a pass through somebody's network has given all that was wanted (no error either)
 
 A message is one or two sentences: where, what was expected, what was found, what to do. Names stand as the user typed
 them; escaping for the terminal is the business of whoever prints.
@@ -20,6 +22,8 @@ __all__ = [
     "InputError",
     "Interrupted",
     "NothingMatched",
+    "OutOfMemory",
+    "Reached",
     "ResourceError",
     "UsageError",
 ]
@@ -59,6 +63,12 @@ class ResourceError(IbscanError):
     exit_code = 6
 
 
+class OutOfMemory(ResourceError, MemoryError):  # noqa: N818 - as the status of a cell is called
+    """Memory did not suffice for somebody's code."""
+
+    REMEDY = "Fewer rows (--samples), a smaller network, or a machine with more memory."
+
+
 class Interrupted(BaseException):
     """A signal ended the run; carries its number so that the exit code can be 128 + number.
 
@@ -69,3 +79,14 @@ class Interrupted(BaseException):
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
         self.signal_number = signal_number
+
+
+class Reached(BaseException):
+    """Ends a forward pass early: all is seen that was wanted, or `cause` was raised by what looked at it.
+
+    Derived from BaseException, so that a network that catches what it can (`except Exception`) does not catch it.
+    """
+
+    def __init__(self, cause: Exception | None = None) -> None:
+        super().__init__(cause)
+        self.cause = cause

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -174,6 +175,8 @@ def model_of(
     globs: Sequence[str] = (),
     device: torch.device,
     dtype: torch.dtype,
+    run_script: bool = False,
+    guard: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Model:
     """Hold a model against the first checkpoint and the probe.
 
@@ -184,6 +187,8 @@ def model_of(
         globs: `--layers`; one that matches no layer may match other modules, which are then measured too.
         device: Where.
         dtype: Of the forward pass.
+        run_script: Also run code that trains or writes files when it is imported.
+        guard: What is around every piece of somebody's code that runs.
 
     Returns:
         The model.
@@ -193,7 +198,8 @@ def model_of(
     """
     if stated.spec.startswith("mlp:"):
         return _chain(stated, first, probe, device, dtype)
-    maker = _maker(stated, first)
+    with guard():
+        maker = _maker(stated, first, run_script=run_script)
 
     def weighted(checkpoint: Checkpoint, state: Mapping[str, torch.Tensor]) -> nn.Module:
         try:
@@ -204,10 +210,28 @@ def model_of(
                 raise InputError(f"{adapters_sentence(checkpoint)} As it is: {error}") from None
             raise
 
-    model = weighted(first, load_tensors(first))
-    fed = fed_beside(model, probe)
-    rows, packing = fed.rows(probe.x, FEW_ROWS), fed.packing(probe.x)
-    record = partial(recorded_taps, device=device, dtype=dtype, packing=packing)
+    state = load_tensors(first)
+    with guard():
+        model = weighted(first, state)
+        del state
+        fed = fed_beside(model, probe)
+        packing = fed.packing(probe.x)
+        network = _recorded(model, probe, fed, globs, device, dtype)
+    taps = network.taps
+
+    def one(pairs: Sequence[Loaded]) -> Network:
+        ((checkpoint, state),) = pairs
+        return Module(weighted(checkpoint, state).to(device, dtype), taps, device, dtype, packing)
+
+    return Model(stated, probe.x[0].size, taps.layers, 1, one, taps.untapped, maker.code, fed)
+
+
+def _recorded(
+    model: nn.Module, probe: Probe, fed: Fed, globs: Sequence[str], device: torch.device, dtype: torch.dtype
+) -> Module:
+    """Return the network, with other modules that globs name where they match no layer."""
+    rows = fed.rows(probe.x, FEW_ROWS)
+    record = partial(recorded_taps, device=device, dtype=dtype, packing=fed.packing(probe.x))
     try:
         network = record(model, rows, ())
     except InputError as error:
@@ -221,15 +245,7 @@ def model_of(
         ) from error
     unmatched = [glob for glob in globs if not any(globbed(layer.name, [glob]) for layer in network.layers)]
     extra = [path for path, _ in model.named_modules() if path and unmatched and globbed(path, unmatched)]
-    if extra:
-        network = record(model, rows, extra)
-    taps = network.taps
-
-    def one(pairs: Sequence[Loaded]) -> Network:
-        ((checkpoint, state),) = pairs
-        return Module(weighted(checkpoint, state).to(device, dtype), taps, device, dtype, packing)
-
-    return Model(stated, probe.x[0].size, taps.layers, 1, one, taps.untapped, maker.code, fed)
+    return record(model, rows, extra) if extra else network
 
 
 def globbed(name: str, globs: Sequence[str]) -> bool:
@@ -237,7 +253,7 @@ def globbed(name: str, globs: Sequence[str]) -> bool:
     return not globs or any(fnmatch.fnmatchcase(name, glob) for glob in globs)
 
 
-def _maker(stated: Stated, first: Checkpoint) -> Maker:
+def _maker(stated: Stated, first: Checkpoint, *, run_script: bool) -> Maker:
     """Return what makes the model, however it is stated."""
     where = f"--model {stated.spec}"
     kind, _, name = stated.spec.partition(":")
@@ -245,7 +261,7 @@ def _maker(stated: Stated, first: Checkpoint) -> Maker:
         config = {**(config_beside(first) or {}), **stated.arguments}
         found: Maker = called(partial(library_model, config, name, first.tensors, where), {}, where)
         return replace(found, build=partial(called, found.build, {}, where))
-    function = named_callable(stated.spec, "--model")
+    function = named_callable(stated.spec, "--model", run_script=run_script)
     return Maker(partial(called, function, stated.arguments, where), code_hash(stated.spec))
 
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ibscan.inputs.checkpoint import inspect_checkpoint
 from ibscan.inputs.manifest import Manifest, read_manifest
 from ibscan.inputs.probe import find_probe, read_probe
 from ibscan.inputs.series import read_series, select_epochs
+from ibscan.inputs.untouched import untouched
 from ibscan.measures.activations import input_weights
 from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.network import NetworkInformation
@@ -123,7 +125,8 @@ def probe_of(request: Request, ground: Grounds) -> tuple[Probe, tuple[str, ...]]
             f"{request.paths[0]}: no probe was found beside the checkpoints (probe.npz, probe.npy, probe.mat, ...) and "
             "none was given; name the inputs to measure on with --probe FILE."
         )
-    probe, notices = read_probe(ground.probe, ground.probe_arg)
+    with untouched(request.paths, ground.probe.partition("#")[0], "--probe", growing=request.follow):
+        probe, notices = read_probe(ground.probe, ground.probe_arg, run_script=request.run_script)
     return probe, tuple(notices)
 
 
@@ -282,7 +285,9 @@ def _modelled(
         first, *rest = series.checkpoints
         try:
             dtype = getattr(torch, request.dtype)
-            return series, model_of(stated, first, probe, globs=request.layers, device=device, dtype=dtype)
+            guard = partial(untouched, request.paths, stated.spec, "--model", growing=request.follow)
+            options: dict[str, Any] = {"globs": request.layers, "run_script": request.run_script, "guard": guard}
+            return series, model_of(stated, first, probe, device=device, dtype=dtype, **options)
         except CheckpointError as error:
             if not rest:
                 raise

@@ -68,6 +68,7 @@ class Request:
     follow: bool = False
     idle: float | None = None
     trust: bool = False
+    run_script: bool = False
     command: str = ""
 
     def __post_init__(self) -> None:

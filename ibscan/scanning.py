@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ibscan.boundary import is_out_of_memory
 from ibscan.errors import CheckpointError
 from ibscan.models import Loaded
-from ibscan.numerics.room import is_out_of_memory, keep_freed
+from ibscan.numerics.room import keep_freed
 from ibscan.types import Array, Checkpoint, Estimate, Layer, Measure, Network, Probe, Status, Streams
 
 __all__ = ["Block", "blocks", "measured", "partition"]

@@ -20,6 +20,9 @@ from typing import Any
 # What changes the file system is told to the interpreter's audit hooks just before it happens.
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 DEADLINE_SECONDS = 120.0
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# As Python itself begins.
+DEFAULTS = {signal.SIGINT: signal.default_int_handler}
 
 
 @dataclass
@@ -97,7 +100,7 @@ class Server:
         Args:
             *arguments: The command line.
             **order: `signal`, sent by the process to itself before the `at`-th change of what lies under `watched`;
-                `largest`, a limit on the size of files, bytes.
+                `largest`, a limit on the size of files, bytes; `ignored`, signals that are ignored from the start.
         """
         self.started += 1
         folder = self.folder / str(self.started)
@@ -128,6 +131,10 @@ def _become(order: dict[str, Any]) -> None:
                     os.kill(os.getpid(), order["signal"])
 
         sys.addaudithook(count)
+    # What started the tests (nohup, a shell's background) may ignore signals, and its children inherit that.
+    for number in STOPS:
+        ignored = number in order.get("ignored", ())
+        signal.signal(number, signal.SIG_IGN if ignored else DEFAULTS.get(number, signal.SIG_DFL))
     sys.argv = ["ibscan", *order["start"]]
     from ibscan.__main__ import main
 
@@ -164,5 +171,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     _serve()

@@ -10,9 +10,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ibscan"
 
 # Room: the rooms it may import from, and the libraries. Within a room modules may import one another.
-BASE = {"errors", "types"}
+BASE = {"errors", "types", "boundary"}
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
+    "boundary": ({"errors"}, set()),
     "types": ({"errors"}, {"numpy"}),
     "names": (set(), set()),
     "numerics": (set(), {"torch", "numpy", "scipy"}),

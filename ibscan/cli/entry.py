@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from ibscan import __version__
+from ibscan.boundary import is_out_of_memory
 from ibscan.cli.commands import app
 from ibscan.cli.output import say
 from ibscan.errors import IbscanError, Interrupted
@@ -75,14 +76,14 @@ def exit_code(arguments: list[str]) -> int:
     except typer.TyperException as error:
         say(f"{error.format_message()} See ibscan --help.")
         return error.exit_code
-    except MemoryError:
-        say("memory ran out; fewer rows (--samples) or a smaller network need less.")
-        return RESOURCES
     except OSError as error:
         return _said(error)
     except Exception as error:  # noqa: BLE001 - the last frame: a mistake of ours ends in a sentence, not a traceback
         if debug:
             _trace()
+        if is_out_of_memory(error):
+            say("memory ran out; fewer rows (--samples) or a smaller network need less.")
+            return RESOURCES
         say(f"this is a bug in ibscan ({type(error).__name__}: {error}). --debug shows where; please report it.")
         return BUG
 

@@ -142,6 +142,14 @@ CHECKPOINTS = (
         metavar="GLOBS",
     ),
     _option(
+        "run_script",
+        bool,
+        False,
+        MODEL,
+        "Also run code of --model and --probe that trains or writes files when it is imported.",
+        "--run-script",
+    ),
+    _option(
         "layers",
         list[str] | None,
         None,

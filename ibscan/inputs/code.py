@@ -12,23 +12,24 @@ import inspect
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ibscan.errors import CheckpointError, IbscanError, InputError, UsageError
+from ibscan.boundary import foreign, is_installed
+from ibscan.errors import CheckpointError, InputError, UsageError
 from ibscan.inputs.files import exists, regular_stat, unreadable
+from ibscan.inputs.scripts import Deed, deed_of_call, deed_of_import, files_of
 
 __all__ = ["Maker", "called", "code_hash", "importing", "is_code", "named_callable"]
 
 ATTRIBUTES = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 MODULE = re.compile(rf"{ATTRIBUTES}:{ATTRIBUTES}")
 FILE = re.compile(rf"(?s:.+)\.py:{ATTRIBUTES}")
-LONGEST_MESSAGE = 300
-OURS = (__file__, importlib.__file__)
+# What modules loaded from a path are called among Python's own: with the hash of the place and the content.
+PREFIX = "ibscan_"
 
 
 @dataclass(frozen=True)
@@ -56,40 +57,47 @@ def is_code(spec: str) -> bool:
     return bool(FILE.fullmatch(spec) or MODULE.fullmatch(spec)) and not exists(spec)
 
 
-def named_callable(spec: str, option: str) -> Callable[..., Any]:
+def named_callable(spec: str, option: str, *, run_script: bool = False) -> Callable[..., Any]:
     """Import what a spec names. This runs code: only for specs named on the command line, or trusted.
 
     A module is looked for among what is installed or on PYTHONPATH, never in the working folder. While a file is
     loaded, and while what it names is called, its own folder is on the import path, so that it can import its
-    neighbours; a neighbour imported once stays imported, as everywhere in Python. Prints go to standard error.
+    neighbours; a neighbour imported once stays imported, as everywhere in Python, and so does the file itself for as
+    long as it stays the same. Prints go to standard error.
 
     Args:
         spec: `module:callable` or `path.py:callable`; the callable may be dotted, `Class.build`.
         option: What named it, for a message: `--probe`, `--model`.
+        run_script: Also run what trains or writes files when it is imported.
 
     Returns:
         The callable, which finds its import path when it is called.
 
     Raises:
         UsageError: The spec has another form.
-        InputError: No such file, module or attribute, it is not callable, or importing it fails.
+        InputError: No such file, module or attribute, it is not callable, importing it fails, or would train or write
+            files: then nothing of it has run.
     """
     where = f"{option} {spec}"
     if not is_code(spec):
         raise UsageError(f"{where}: expected module:callable or path.py:callable.")
     place, _, dotted = spec.rpartition(":")
     folder = str(Path(place).absolute().parent) if place.endswith(".py") else None
+    check = None if run_script else dotted
     with importing(folder):
-        module = _imported(place, where) if folder is None else _loaded(Path(place), where)
+        module = _imported(place, where, check) if folder is None else _loaded(Path(place), where, check)
         found: Any = module
         for name in dotted.split("."):
             found = _attribute(found, name, where)
+        # Code that changes its working folder when it is imported expects to be called there.
+        inside = Path.cwd()
     if not callable(found):
         raise InputError(f"{where}: is of type {type(found).__name__}, but something that can be called was expected.")
 
     @functools.wraps(found, updated=())
     def call(*positional: Any, **named: Any) -> Any:  # noqa: ANN401 - as the code has it
         with importing(folder):
+            os.chdir(inside)
             return found(*positional, **named)
 
     return call
@@ -121,9 +129,10 @@ def called(function: Callable[..., Any], arguments: Mapping[str, Any], where: st
         What it returns.
 
     Raises:
-        InputError: It does not take these arguments, raises, or exits. Running out of memory and interrupts pass.
+        InputError: It does not take these arguments, raises, or exits.
+        OutOfMemory: It runs out of memory.
     """
-    with _told(where, "raised"):
+    with foreign(f"{where}:"):
         fault = _unfit(function, arguments)
         if fault is None:
             return function(**arguments)
@@ -147,16 +156,21 @@ def _unfit(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str | 
 def importing(folder: str | None) -> Iterator[None]:
     """Keep the working folder off the import path and put `folder` on it, and send prints to standard error.
 
+    Afterwards the working folder is what it was, whatever the code did.
+
     Args:
         folder: Where code is imported from besides, or None.
     """
+    here, loaded = Path.cwd(), set(sys.modules)
     # Only what stands there on Python's own account: the same folder on PYTHONPATH, or installed, stays.
-    first = not sys.flags.safe_path and bool(sys.path) and os.path.realpath(sys.path[0]) == str(Path.cwd().resolve())
+    first = not sys.flags.safe_path and bool(sys.path) and os.path.realpath(sys.path[0]) == str(here.resolve())
     dropped = [(k, entry) for k, entry in enumerate(sys.path) if entry == "" or (k == 0 and first)]
     for _, entry in dropped:
         sys.path.remove(entry)
     if folder is not None:
         sys.path.insert(0, folder)
+        for name in [name for name in loaded if name.startswith(PREFIX)]:
+            _as_neighbour(name, Path(folder))
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
@@ -166,38 +180,59 @@ def importing(folder: str | None) -> Iterator[None]:
             sys.path.remove(folder)
         for k, entry in dropped:
             sys.path.insert(k, entry)
+        os.chdir(here)
+        for name in sys.modules.keys() - loaded:
+            _settle(name)
 
 
-@contextlib.contextmanager
-def _told(where: str, verb: str) -> Iterator[None]:
-    # The boundary to foreign code: it may raise anything. SystemExit is among it, as a script without a main guard
-    # would end this program with its own exit code; KeyboardInterrupt and our signals are not.
-    try:
-        yield
-    except IbscanError:
-        raise
-    except (Exception, SystemExit) as error:
-        # Running out of memory is told by whoever knows what to do about it. torch is loaded if it can raise.
-        if isinstance(error, (MemoryError, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError))):
-            raise
-        raise InputError(f"{where}: {verb} {_sentence(error)}") from error
+def _as_neighbour(name: str, folder: Path) -> None:
+    """Let code of a folder import a file of it, loaded before by its path, under the file's name, as it was loaded."""
+    file = Path(getattr(sys.modules[name], "__file__", None) or "")
+    if sys.modules[name].__name__ == name and file.parent == folder and file.stem not in sys.stdlib_module_names:
+        with contextlib.suppress(OSError):
+            if _key(file, file.read_bytes()) == name:
+                sys.modules.setdefault(file.stem, sys.modules[name])
 
 
-def _sentence(error: BaseException) -> str:
-    try:
-        message = " ".join(str(error).split())
-    except Exception:  # noqa: BLE001 - foreign code again
-        message = ""
-    shown = message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]} ..."
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in OURS]
-    frames = [frame for frame in frames if not frame.filename.startswith("<frozen importlib")]
-    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}{': ' if shown else ''}{shown}{place}; --debug shows where."
+def _settle(name: str) -> None:
+    """Note a neighbour that was imported, so that it is not loaded again by its path; forget names lent for a while."""
+    module = sys.modules[name]
+    own, file = getattr(module, "__name__", None), getattr(module, "__file__", None)
+    if isinstance(own, str) and own.startswith(PREFIX):
+        if own != name and not name.startswith(PREFIX):
+            del sys.modules[name]
+    elif isinstance(file, str) and file.endswith(".py") and not is_installed(file):
+        with contextlib.suppress(OSError):
+            sys.modules.setdefault(_key(Path(file), Path(file).read_bytes()), module)
 
 
-def _imported(name: str, where: str) -> ModuleType:
+def _key(path: Path, source: bytes) -> str:
+    """Return a name of its own for a file: `random.py` beside a probe must not become the module `random`."""
+    place = os.fsencode(os.path.realpath(path))
+    return f"{PREFIX}{path.stem}_{hashlib.sha256(place + bytes(1) + source).hexdigest()[:12]}"
+
+
+def _refuse(deed: Deed | None, where: str, when: str) -> None:
+    if deed is not None:
+        raise InputError(
+            f"{where}: {deed.file.name}, line {deed.line}, calls {deed.text} {when}: that trains or writes files, so "
+            'nothing of it was run. Put it under `if __name__ == "__main__":`, or add --run-script to run it all the '
+            "same."
+        )
+
+
+def _imported(name: str, where: str, check: str | None) -> ModuleType:
     importlib.invalidate_caches()
-    with _told(where, "importing it raised"):
+    files = files_of(name)
+    own = files[-1][1] if files and files[-1][0] == name else None
+    if check is not None:
+        _refuse(deed_of_import(files), where, "when it is imported")
+        if own is not None:
+            _refuse(deed_of_call(name, own, check), where, "when it is called")
+    if own is not None:
+        with contextlib.suppress(OSError, KeyError):
+            sys.modules.setdefault(name, sys.modules[_key(own, own.read_bytes())])
+    with foreign(f"{where}:", "importing it raised"):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -210,7 +245,7 @@ def _imported(name: str, where: str) -> ModuleType:
     raise InputError(f"{where}: there is no module {missing!r} installed or on PYTHONPATH{hint}.")
 
 
-def _loaded(path: Path, where: str) -> ModuleType:
+def _loaded(path: Path, where: str, check: str | None) -> ModuleType:
     try:
         regular_stat(path, str(path))
         source = path.read_bytes()
@@ -218,16 +253,21 @@ def _loaded(path: Path, where: str) -> ModuleType:
         raise InputError(str(error)) from None
     except OSError as error:
         raise InputError(unreadable(path, str(path), error)) from None
-    # A name of its own: `random.py` beside a probe must not become the module `random`.
-    name = f"ibscan_{path.stem}_{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:8]}"
-    with _told(where, "loading it raised"):
+    name = _key(path, source)
+    if check is not None:
+        importlib.invalidate_caches()
+        _refuse(deed_of_import([(name, path.absolute())]), where, "when it is imported")
+        _refuse(deed_of_call(name, path.absolute(), check), where, "when it is called")
+    if name in sys.modules:
+        return sys.modules[name]
+    with foreign(f"{where}:", "loading it raised"):
         spec = importlib.util.spec_from_file_location(name, path.absolute())
         assert spec is not None
         module = importlib.util.module_from_spec(spec)
         # Dataclasses and pickles look their module up by its name.
         sys.modules[name] = module
+        _as_neighbour(name, path.absolute().parent)
         try:
-            # Compiled here, so that nothing is written beside the file.
             exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
         except BaseException:
             del sys.modules[name]
@@ -237,7 +277,7 @@ def _loaded(path: Path, where: str) -> ModuleType:
 
 def _attribute(owner: Any, name: str, where: str) -> Any:  # noqa: ANN401 - as the code has it
     missing = object()
-    with _told(where, f"looking up {name!r} raised"):
+    with foreign(f"{where}:", f"looking up {name!r} raised"):
         found = getattr(owner, name, missing)
         if found is not missing:
             return found

@@ -68,13 +68,14 @@ def find_probe(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def read_probe(spec: str, arguments: Mapping[str, Any]) -> tuple[Probe, tuple[str, ...]]:
+def read_probe(spec: str, arguments: Mapping[str, Any], *, run_script: bool = False) -> tuple[Probe, tuple[str, ...]]:
     """Read a probe: rows as C-contiguous float64 after their arguments, labels as class indices.
 
     Args:
         spec: `FILE`, `FILE#x=KEY,y=KEY`, or for IDX `FOLDER#train`, `FOLDER#test`; an empty `y=` takes no labels. Or
             `module:callable`, `path.py:callable`: this runs it, so a spec found in a file needs the user's trust.
         arguments: `scale`, `mean`, `std`, `shape`, applied in this order.
+        run_script: Also run code that trains or writes files when it is imported.
 
     Returns:
         The probe, and sentences for standard error.
@@ -89,7 +90,7 @@ def read_probe(spec: str, arguments: Mapping[str, Any]) -> tuple[Probe, tuple[st
     file, selection = split_spec(spec)
     try:
         if is_code(file):
-            raw = _from_code(file, selection)
+            raw = _from_code(file, selection, run_script=run_script)
         elif exists(file) and Path(file).is_dir():
             raw = _from_folder(file, selection)
         else:
@@ -114,8 +115,8 @@ def read_probe(spec: str, arguments: Mapping[str, Any]) -> tuple[Probe, tuple[st
     return Probe(x, y, labels, _digest(x, y, labels), spec, raw.beside), (*raw.notices, *notices)
 
 
-def _from_code(spec: str, selection: str) -> _Raw:
-    found = probe_from_code(spec, selection)
+def _from_code(spec: str, selection: str, *, run_script: bool) -> _Raw:
+    found = probe_from_code(spec, selection, run_script=run_script)
     beside = _beside(found.shapes, wanted_keys(selection, spec), (found.inputs, found.labels), spec, found.read)
     return _Raw(found.x, found.y, beside=beside)
 

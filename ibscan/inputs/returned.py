@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ibscan.errors import InputError, ResourceError, UsageError
+from ibscan.boundary import foreign, is_out_of_memory
+from ibscan.errors import InputError, UsageError
 from ibscan.inputs.choice import INPUTS, chosen, wanted_keys
 from ibscan.inputs.code import called, named_callable
 from ibscan.inputs.named import brief
@@ -41,7 +42,7 @@ class Returned:
         return _array(self.parts[key], repr(key), self.where)
 
 
-def probe_from_code(spec: str, selection: str) -> Returned:
+def probe_from_code(spec: str, selection: str, *, run_script: bool = False) -> Returned:
     """Call what a spec names, without arguments, and return its inputs and labels.
 
     A tuple is x or (x, y), and so is a list of arrays. A list of lists is rows, unless it is two parts of different
@@ -50,6 +51,7 @@ def probe_from_code(spec: str, selection: str) -> Returned:
     Args:
         spec: `module:callable` or `path.py:callable`. This runs it.
         selection: `x=KEY,y=KEY` for a callable that returns a mapping, or empty.
+        run_script: Also run code that trains or writes files when it is imported.
 
     Raises:
         UsageError: Several arrays of a mapping may be meant, or something is picked from what is no mapping.
@@ -57,8 +59,13 @@ def probe_from_code(spec: str, selection: str) -> Returned:
         ResourceError: Memory runs out.
     """
     where = f"--probe {spec}"
-    value = called(named_callable(spec, "--probe"), {}, where)
+    value = called(named_callable(spec, "--probe", run_script=run_script), {}, where)
     wanted = wanted_keys(selection, spec)
+    with foreign(f"{where}:", "reading what it returned raised"):
+        return _returned(value, spec, selection, wanted, where)
+
+
+def _returned(value: Any, spec: str, selection: str, wanted: Mapping[str, str], where: str) -> Returned:  # noqa: ANN401
     fields = getattr(value, "_fields", ())
     if isinstance(value, tuple) and set(fields) & set(INPUTS):
         value = dict(zip(fields, value, strict=True))
@@ -117,7 +124,7 @@ def _shape(value: Any) -> tuple[int, ...]:  # noqa: ANN401 - as the code returne
 
 
 def _array(value: Any, role: str, where: str) -> Array:  # noqa: ANN401 - as the code returned it
-    # The boundary to foreign objects: numpy and torch raise ValueError, TypeError, RuntimeError, ...
+    # numpy and torch raise ValueError, TypeError, RuntimeError, ... of what is no array.
     try:
         found = _numbers(value)
         array = np.array(found)
@@ -125,9 +132,9 @@ def _array(value: Any, role: str, where: str) -> Array:  # noqa: ANN401 - as the
             # What is masked is not there; its numbers may be any.
             array = array.astype(np.float64 if array.dtype.kind in "biuf" else np.object_)
             array[np.ma.getmaskarray(found)] = np.nan
-    except MemoryError as error:
-        raise ResourceError(f"{where}: memory ran out on its {role}; return fewer rows.") from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"{where}: its {role} is no array ({brief(error)}); {EXPECTED}, as arrays.") from error
     return array
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ibscan.boundary import foreign
 from ibscan.errors import InputError
 from ibscan.networks.graph import Taps
-from ibscan.networks.loading import foreign
 from ibscan.networks.module import Module
 from ibscan.networks.packing import Packing, fed
 from ibscan.networks.recording import recorded
@@ -52,11 +52,9 @@ def recorded_taps(
         # Moved and not copied where it is there already.
         model = model.to(device)
     try:
-        taps = _taps(model.to(dtype), fed(rows.to(device), packing, dtype), extra)
+        taps = _taps(model, fed(rows.to(device), packing, dtype), extra)
     except InputError as error:
-        if dtype is torch.float64 and _runs(
-            model.to(torch.float32), fed(rows.to(device), packing, torch.float32), extra
-        ):
+        if dtype is torch.float64 and _runs(model, fed(rows.to(device), packing, torch.float32), extra):
             model.to(dtype)
             raise InputError(f"{error} It runs in float32: add --dtype float32.") from None
         raise
@@ -68,7 +66,7 @@ def recorded_taps(
 def _taps(model: nn.Module, given: tuple[torch.Tensor, dict[str, torch.Tensor]], extra: Sequence[str]) -> Taps:
     rows, named = given
     with torch.no_grad(), foreign("the model"), sdpa_kernel(SDPBackend.MATH):
-        return recorded(model, rows, extra, named=named)
+        return recorded(model.to(rows.dtype), rows, extra, named=named)
 
 
 def _runs(model: nn.Module, given: tuple[torch.Tensor, dict[str, torch.Tensor]], extra: Sequence[str]) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ibscan.boundary import foreign
 from ibscan.numerics.tiling import cuts
 
 __all__ = ["Outputs", "full", "gram", "grams", "paired", "spectral_norms", "summed", "triangle"]
@@ -184,7 +185,8 @@ def spectral_norms(outputs: Outputs, start: torch.Tensor) -> list[torch.Tensor]:
             if bool((estimate <= before * (1.0 + GROWTH)).all()):
                 break
             pullback = torch.func.vjp(lambda x, k=k: outputs.values(x)[k], outputs.variable)[1]
-            direction = pullback(image / _lengths(image))[0]
+            with foreign("the model's backward pass"):
+                direction = pullback(image / _lengths(image))[0]
         found.append(estimate)
     return found
 
@@ -206,7 +208,8 @@ def _reversed(outputs: Outputs, layer: int, units: slice) -> torch.Tensor:
         pullback = torch.func.vjp(lambda x: outputs.values(x)[layer], repeated)[1]
         seed = torch.zeros(len(repeated), outputs.widths[layer], dtype=repeated.dtype, device=repeated.device)
         seed[torch.arange(len(seed), device=seed.device), chosen.repeat_interleave(outputs.rows)] = 1.0
-        pulled: torch.Tensor = pullback(seed)[0]
+        with foreign("the model's backward pass"):
+            pulled: torch.Tensor = pullback(seed)[0]
         parts.append(_projected(outputs, pulled.view(len(chosen), outputs.rows, -1).to(torch.float64)))
     return torch.cat(parts).transpose(0, 1)
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from ibscan.errors import CheckpointError, IbscanError, InputError
-from ibscan.networks.passes import Reached
+from ibscan.boundary import foreign
+from ibscan.errors import CheckpointError, InputError
 from ibscan.types import WRAPPERS, is_counter
 
-__all__ = ["built", "foreign", "loaded"]
+__all__ = ["built", "loaded"]
 
 # By name, as their modules are dear to import: torch.compile's and torch.optim.swa_utils'.
 UNWRAPPED = ("OptimizedModule", "AveragedModel")
@@ -166,23 +164,3 @@ def _part(stored: Collection[str], wanted: Collection[str]) -> str:
     ends = [key.removesuffix(f".{first}") for key in stored if key.endswith(f".{first}")]
     prefix = next((end for end in ends if all(f"{end}.{key}" in stored for key in wanted)), None)
     return "" if prefix is None else f" The names under {prefix!r} are: --state-key {prefix} takes those alone."
-
-
-@contextlib.contextmanager
-def foreign(what: str) -> Iterator[None]:
-    """Run somebody else's code: what it prints goes to standard error, what it raises becomes one sentence.
-
-    Raises:
-        InputError: It raised something, memory and our own errors excepted.
-    """
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    except (IbscanError, Reached, MemoryError, torch.OutOfMemoryError):
-        raise
-    # The boundary to foreign code, which may raise anything. KeyboardInterrupt and our signals are not among it.
-    except (Exception, SystemExit) as error:
-        if "can't allocate memory" in str(error):
-            raise
-        said = " ".join(str(error).split())[:300] or "no message"
-        raise InputError(f"{what} raised {type(error).__name__}: {said}") from error

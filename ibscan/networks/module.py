@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ibscan.boundary import foreign, ours
 from ibscan.networks.derivatives import Outputs, spectral_norms
 from ibscan.networks.graph import INPUT, LAYERS, Place, Taps
-from ibscan.networks.loading import foreign
 from ibscan.networks.packing import Packing, fed
 from ibscan.networks.passes import Reached, Tapper, attached, tapped
 from ibscan.networks.sweeps import Sweep, as_gram, counted, decomposed, grouped, room_for, swept
@@ -90,7 +90,9 @@ class Module:
             def tell(
                 layer: int, value: torch.Tensor, rows: slice = rows, held: dict[int, torch.Tensor] = held
             ) -> torch.Tensor:
-                visit(layer, held.pop(layer), _kept(value, rows.stop - rows.start), rows)
+                pre, post = held.pop(layer), _kept(value, rows.stop - rows.start)
+                with ours():
+                    visit(layer, pre, post, rows)
                 return value
 
             self.passed(block, [*self.at(self.taps.pre, keep), *self.at(self.taps.post, tell)])
@@ -322,11 +324,13 @@ class Module:
             x = tappers.pop(INPUT)(x) if INPUT in tappers else x
             tapping = tapped(self.taps.operations, self.model, x, tappers)
             with foreign("the model"), sdpa_kernel(SDPBackend.MATH), tapping:
-                result = self.model(x, **named)
+                result = main_tensor(self.model(x, **named))
             tapping.finish()
-            return main_tensor(result)
-        except Reached:
+        except Reached as end:
+            if end.cause is not None:
+                raise end.cause from None
             return None
+        return result
 
     def _widest(self, x: Array) -> int:
         return max(int(x[0].size), *(layer.width for layer in self.layers))

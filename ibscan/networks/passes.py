@@ -10,7 +10,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ibscan.errors import InputError
+from ibscan.errors import InputError, Reached
 from ibscan.networks.graph import Place
 from ibscan.networks.operations import CONSTANT, in_place, made, operation_label, operation_name, parameter_names
 from ibscan.networks.trees import Function, Tree, mapped, replaced, tensors
@@ -19,10 +19,6 @@ __all__ = ["Reached", "Tapper", "attached", "tapped"]
 
 # Given a tensor at a place, what goes on in its stead.
 Tapper: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-
-
-class Reached(Exception):  # noqa: N818 - no error: the pass has given all that was wanted
-    """Ends a forward pass early."""
 
 
 class tapped(TorchFunctionMode):  # noqa: N801 - used as a context manager

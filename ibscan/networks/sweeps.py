@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from ibscan.boundary import is_out_of_memory
 from ibscan.errors import InputError
 from ibscan.networks.derivatives import Outputs, full, gram, grams, paired, summed, triangle
 from ibscan.numerics.counting import Gram, rounding
-from ibscan.numerics.room import is_out_of_memory, numbers_at_hand
+from ibscan.numerics.room import numbers_at_hand
 from ibscan.numerics.tiling import cuts
 
 __all__ = ["Sweep", "as_gram", "counted", "decomposed", "grouped", "room_for", "swept"]

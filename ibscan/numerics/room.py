@@ -1,4 +1,4 @@
-"""How many numbers may be held at once, and whether an error says that there were too many."""
+"""How many numbers may be held at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["is_out_of_memory", "keep_freed", "numbers_at_hand"]
+__all__ = ["keep_freed", "numbers_at_hand"]
 
 # Of what is free, what one block may take: its products and LAPACK's copies need the rest.
 SHARE = 8
@@ -54,11 +54,6 @@ def keep_freed() -> None:
             for variable, (setting, size) in KEPT.items():
                 if variable not in os.environ:
                     library.mallopt(setting, size)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception of torch or Python says that memory did not suffice."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _free() -> int:

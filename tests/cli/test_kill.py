@@ -223,11 +223,29 @@ def test_a_second_signal_leaves_at_once(
     assert command.finished() == 128 + number
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_signals_ignored_from_the_start_stay_ignored(
+    server: Server, quick: tuple[object, ...], quick_unbroken: Path, output: Path, number: signal.Signals
+) -> None:
+    """As `nohup` starts it, or a shell in the background: the terminal may go."""
+    order = {"watched": str(output.parent), "at": 5, "signal": int(number), "ignored": [int(number)]}
+    command = server.start(*quick, "-o", output, **order)
+    assert command.finished() == 0, command.err
+    assert command.changes > 5
+    assert_same(output, quick_unbroken)
+
+
+def undo_ignored() -> None:
+    """Have signals stop a child: they may be ignored where the tests run, which a child inherits."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def test_a_process_of_its_own(long_series: Path, output: Path) -> None:
     """As a user starts it: an interrupt while it still imports, and one in the middle of the work."""
     typed = [sys.executable, "-m", "ibscan", *map(str, scanning(long_series, output))]
     for parts, code in ((0, (130, -signal.SIGINT)), (1, (130,))):
-        with subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(typed, stdout=-1, stderr=-1, text=True, preexec_fn=undo_ignored) as process:
             time.sleep(0.2)
             while process.poll() is None and len(kept(output)) < parts:
                 time.sleep(0.01)

@@ -423,9 +423,12 @@ def test_what_a_model_raises_becomes_a_sentence():
         return lambda *_: (_ for _ in ()).throw(error)
 
     assert isinstance(
-        refused(raising(ValueError("wrong\nlong")), "the model raised ValueError: wrong long$").__cause__, ValueError
+        refused(
+            raising(ValueError("wrong\nlong")), r"the model raised ValueError: wrong long \(test_module.py, line \d+\)"
+        ).__cause__,
+        ValueError,
     )
-    refused(raising(NotImplementedError()), "the model raised NotImplementedError: no message")
+    refused(raising(NotImplementedError()), r"the model raised NotImplementedError \(test_module.py")
     refused(raising(SystemExit(3)), "the model raised SystemExit: 3")
     refused(lambda s, x: s.a(x[:, :2]), "the model raised RuntimeError: mat1 and mat2")
     with pytest.raises(InputError, match="raised NotImplementedError"):
@@ -460,7 +463,7 @@ def test_a_model_for_float32_alone():
     error = refused(forward, "--dtype float32")
     assert "RuntimeError" in str(error)
     assert network_of(Net(forward, a=nn.Linear(4, 4)), rows_of(3, 4), dtype=torch.float32).dtype is torch.float32
-    refused(lambda s, x: s.a(x @ torch.eye(5)), "raised RuntimeError[^.]*$")
+    assert "--dtype" not in str(refused(lambda s, x: s.a(x @ torch.eye(5)), "raised RuntimeError"))
 
 
 # Models and weights --------------------------------------------------------------------------------------------------

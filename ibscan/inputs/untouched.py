@@ -1,0 +1,145 @@
+"""A run's folder while somebody's code runs: its files stay as they are, or the command stops and says what changed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ibscan.errors import IbscanError, InputError
+from ibscan.inputs.code import is_code
+from ibscan.inputs.comparison import repeats
+from ibscan.inputs.discovery import TEMPORARY, is_claimed
+from ibscan.inputs.scripts import files_of
+
+__all__ = ["untouched"]
+
+# A folder of more files than that is not looked through to its end.
+MOST_FILES, MOST_NAMED = 20_000, 5
+# What a training that goes on does not rewrite, beside numbered checkpoints.
+LASTING = (".py", ".toml", ".npz", ".npy", ".ipynb")
+
+
+@dataclass(frozen=True)
+class _Stamp:
+    """A file as the system has it; another one means other content."""
+
+    inode: int
+    size: int
+    modified: int
+
+
+@contextlib.contextmanager
+def untouched(paths: Sequence[Path], spec: str, option: str, *, growing: bool) -> Iterator[None]:
+    """Run the code that a spec names, if any, and hold files beside it and in the run's folders to what they were.
+
+    Where a training goes on in the folder, it changes files too. It is told from the code by how much this process has
+    written meanwhile, where the system says so.
+
+    Args:
+        paths: The run's folders, or files in them.
+        spec: `module:callable` or `path.py:callable`; there is nothing to hold where it is something else.
+        option: What named it, for a message.
+        growing: Checkpoints are awaited: files that come and go are not the code's.
+
+    Raises:
+        InputError: Files were changed, deleted or added, with what the code raised, if it did.
+    """
+    if not is_code(spec) or spec.startswith("mlp:"):
+        yield
+        return
+    folders = {path if path.is_dir() else path.parent: True for path in paths}
+    place = spec.rpartition(":")[0]
+    files = [Path(place)] if place.endswith(".py") else [file for _, file in files_of(place)]
+    folders = {**{file.parent: False for file in files}, **folders}
+    before, written = _state(folders), _written()
+
+    def changes() -> str:
+        now = _written()
+        wrote = None if written is None or now is None else now - written
+        return _told(_changes(before, _state(folders), wrote, growing=growing), f"{option} {spec}")
+
+    try:
+        yield
+    except IbscanError as error:
+        if said := changes():
+            kind = InputError if isinstance(error, InputError) else type(error)
+            raise kind(f"{error} {said}") from error
+        raise
+    if said := changes():
+        raise InputError(said)
+
+
+def _told(changes: Mapping[str, Sequence[str]], where: str) -> str:
+    parts = []
+    for how, names in changes.items():
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        parts += (
+            [f"{', '.join(names[:MOST_NAMED])}{more} {'was' if len(names) == 1 else 'were'} {how}"] if names else []
+        )
+    if not parts:
+        return ""
+    return (
+        f"{where}: while this code ran, {'; '.join(parts)}. Code that is named here must leave the run's files as they "
+        'are, so this stopped: take the writing out of it, or put it under `if __name__ == "__main__":`. If it was a '
+        "training that goes on, add --follow."
+    )
+
+
+def _changes(
+    before: Mapping[Path, _Stamp], after: Mapping[Path, _Stamp], wrote: int | None, *, growing: bool
+) -> dict[str, list[str]]:
+    """Return the names of files changed, deleted and added that may be laid to this process."""
+
+    def ours(path: Path, was: _Stamp, now: _Stamp) -> bool:
+        lasts = (is_claimed(path.name) and not repeats(path.name)) or path.suffix in LASTING
+        if wrote is None or (lasts and not growing):
+            return lasts or not growing
+        # Logs grow at their end; a checkpoint is written whole.
+        longer = now.size > was.size and now.inode == was.inode and not is_claimed(path.name)
+        return wrote >= (now.size - was.size if longer else now.size)
+
+    found: dict[str, list[str]] = {"changed": [], "deleted": [], "added": []}
+    for path, now in sorted(after.items()):
+        was = before.get(path)
+        if was is None:
+            if not growing and (wrote is None or wrote >= now.size):
+                found["added"].append(path.name)
+        elif was != now and ours(path, was, now):
+            found["changed"].append(path.name)
+    gone = sorted(path for path in before.keys() - after.keys() if not TEMPORARY.search(path.name))
+    found["deleted"] = [] if growing else [path.name for path in gone]
+    return found
+
+
+def _state(folders: Mapping[Path, bool]) -> dict[Path, _Stamp]:
+    """Return the files of folders, and of those directly in them where that is said: a checkpoint may be a folder."""
+    found: dict[Path, _Stamp] = {}
+    left = list(folders.items())
+    while left and len(found) < MOST_FILES:
+        folder, deeper = left.pop()
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name.endswith(".parts") or entry.name == "__pycache__":
+                    continue
+                with contextlib.suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        left += [(Path(entry.path), False)] if deeper else []
+                    elif entry.is_file():
+                        stat = entry.stat()
+                        found[Path(entry.path)] = _Stamp(stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    return found
+
+
+def _written() -> int | None:
+    """Return how many bytes this process has written, to anything, and the children it waited for.
+
+    None where the system does not say.
+    """
+    try:
+        lines = Path("/proc/self/io").read_text("ascii").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("wchar:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None

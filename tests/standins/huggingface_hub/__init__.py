@@ -1,1 +1,0 @@
-"""Beside the stand-in for transformers."""

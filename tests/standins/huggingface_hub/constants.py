@@ -1,3 +1,0 @@
-"""The switch that forbids the hub to be asked."""
-
-HF_HUB_OFFLINE = False

@@ -334,7 +334,7 @@ def test_memory_that_an_array_asks_for(tmp_path: Path):
         "class Large:\n    shape = (2, 2)\n    def __array__(self, *_, **__): raise MemoryError\n"
         "def probe(): return Large()"
     )
-    with pytest.raises(ResourceError, match="memory ran out on its x"):
+    with pytest.raises(ResourceError, match="memory ran out"):
         read_probe("data.py:probe", {})
 
 

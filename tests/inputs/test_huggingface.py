@@ -437,7 +437,7 @@ def test_values_and_derivatives_are_those_of_the_library(saved: tuple[str, Path]
 
 MASKED = {
     "BertForSequenceClassification": {"num_labels": 3, **TOKENS},
-    "DistilBertForSequenceClassification": {"num_labels": 3, "vocab_size": 30, "dim": 16, "n_layers": 1, "n_heads": 2},
+    "DistilBertForSequenceClassification": {"num_labels": 3, "vocab_size": 30, "dim": 8, "n_layers": 1, "n_heads": 2},
     "GPT2LMHeadModel": MODELS["GPT2LMHeadModel"][0],
 }
 
@@ -450,7 +450,7 @@ def test_a_mask_beside_the_embeddings_is_fed_with_its_rows(name: str, tmp_path: 
     rng = np.random.default_rng(0)
     # Rows without padding and rows with much, alone and among others.
     mask = np.arange(5) < np.array([5, 5, 2, 3, 5, 1])[:, None]
-    np.savez(tmp_path / "probe.npz", inputs_embeds=rng.normal(size=(6, 5, 16)), attention_mask=mask.astype(int))
+    np.savez(tmp_path / "probe.npz", inputs_embeds=rng.normal(size=(6, 5, 8)), attention_mask=mask.astype(int))
     checkpoints = read_series([tmp_path], exclude=[tmp_path / "probe.npz"]).checkpoints
     probe, _ = read_probe(str(tmp_path / "probe.npz"), {})
     stated = stated_model("hf", {}, None, checkpoints, trust=False)

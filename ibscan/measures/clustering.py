@@ -149,10 +149,9 @@ class Clustering:
                     numbers.pop("nc4", None)
                 dead = layer_status(values[c]) is Status.DEAD
                 for key, number in numbers.items():
-                    found[key][place] = number
                     if np.isfinite(number):
-                        status[key][place] = Status.DEAD if dead else Status.OK
-                    else:  # coinciding class means, or no pair of that kind
+                        found[key][place], status[key][place] = number, Status.DEAD if dead else Status.OK
+                    else:  # coinciding class means, no pair of that kind, or beyond the largest number
                         status[key][place] = Status.DEAD if dead else Status.NOT_MEASURED
                 if "nc4" in numbers and decided is not None and bool((decided[c] < 0).any()):
                     found["nc4"][place], status["nc4"][place] = np.nan, Status.NONFINITE

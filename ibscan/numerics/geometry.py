@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ibscan.numerics.distances import in_range
+
 __all__ = ["ClassGeometry", "class_geometry"]
 
 # Eigenvalues of Sigma_B below this share of the largest are rounding, and their inverses would be noise.
@@ -40,6 +42,7 @@ def class_geometry(points: torch.Tensor, labels: torch.Tensor, classes: int) -> 
     Source:
         Papyan, Han, Donoho 2020, arXiv 2008.08186, section 2.
     """
+    points, _ = in_range(points)
     # Class means nearer than this in every unit coincide: what is left is rounding, and NC1 would be its inverse.
     rounding = 1e-12 * points.abs().amax(0)
     # A common offset would swamp the spread.

@@ -380,6 +380,13 @@ class Network(Protocol):
         """
         ...
 
+    def affine(self, x: Array) -> tuple[bool, ...]:
+        """Return of every layer whether, on these rows, its pre is its weight times what it is fed, plus its bias.
+
+        Only then does its weight say anything of it. False for modules asked for by name.
+        """
+        ...
+
     def weight(self, layer: int) -> Weight | None:
         """Return a layer's weight, None for modules asked for by name that have none."""
         ...

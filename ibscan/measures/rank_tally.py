@@ -31,6 +31,7 @@ class RankTally:
         which: Which Jacobians.
         rows: How many there are, and how many of the first have their spectrum averaged.
         most: How many singular values each layer's Jacobian has.
+        affine: Which layers are their weight's product with what they are fed: of others it bounds nothing.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class RankTally:
         which: Derivative,
         rows: tuple[int, int],
         most: Sequence[int],
+        affine: Sequence[bool],
     ) -> None:
+        self.affine = affine
         self.network, self.which, self.spectral = network, which, rows[1]
         self.most, self.size = most, max(most)
         self.eps = torch.tensor(thresholds[0], dtype=torch.float64, device=network.device)
@@ -139,7 +142,7 @@ class RankTally:
         Where the input itself feeds the layer, the singular values of its Jacobian are the weight's.
         """
         if layer not in self.weights:
-            weight = self.network.weight(layer)
+            weight = self.network.weight(layer) if self.affine[layer] else None
             self.weights[layer] = None
             if weight is not None and weight.separate and weight.positions:
                 if fed[0].numel() == 1 and weight.positions == 1 and bool((fed == 1.0).all()):
@@ -173,7 +176,8 @@ class RankTally:
         shape = status if self.which.directions is None else _untold(status)
         if self.which.directions is not None:
             spectrum[..., self.size :] = np.nan
-        bounded = (self.bounds >= 0).all((2, 3))
+        # Where what is counted is rounding (eps below that of J) there is no bound on it.
+        bounded = (self.bounds >= np.maximum(0, self.number[:, :, :split, : self.spectral])).all((2, 3))
         of_bound = np.where(bounded | (status == Status.NONFINITE), status, Status.NOT_MEASURED).astype(np.int8)
         return {
             "local_rank": rank,

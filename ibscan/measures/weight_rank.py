@@ -10,16 +10,21 @@ import numpy as np
 import torch
 
 from ibscan.numerics.spectrum import finite_matrices, made_finite, numerical_rank, singular_values, stable_rank
-from ibscan.types import Array, At, Estimate, Layer, Network, Probe, Quantity, Status, Streams
+from ibscan.types import Array, At, Estimate, Layer, Network, Probe, Quantity, Status, Streams, Weight
 
-__all__ = ["WeightRank"]
+__all__ = ["WeightRank", "withdrawn"]
+
+# No activation here is steeper than gelu, whose slope is 1.13 at most.
+STEEPEST = 1.13
 
 
 @dataclass(frozen=True)
 class WeightRank:
     """Singular values of every layer's weight matrix above thresholds, its norms over them, and the rank they allow.
 
-    A convolution's weight is its kernel as a matrix, one row an output channel. All is exact; no probe row is used.
+    A convolution's weight is its kernel as a matrix, one row an output channel (an input channel where it is
+    transposed). A weight counts where the layer is found, on every probe row, to make its product with what it is fed,
+    plus its bias: no number is of the rows.
 
     Args:
         eps: Absolute thresholds, > 0 (strict inequality).
@@ -33,17 +38,41 @@ class WeightRank:
     name: ClassVar[str] = "weight_rank"
     attributes: ClassVar[Mapping[str, str | int]] = {}
     at: ClassVar[At] = "pre"
-    samples: ClassVar[int | None] = 0
-    primary: ClassVar[tuple[str, ...]] = ("rank_limit_statement",)
+    samples: ClassVar[int | None] = None
+    rows_counted: ClassVar[int] = 0
+    primary: ClassVar[tuple[str, ...]] = ("weight_holds",)
     quantities: ClassVar[tuple[Quantity, ...]] = (
-        Quantity("weight_rank", "#{sigma(W) > eps}", "1", "number of singular values of the weight > eps", ("eps",)),
-        Quantity("weight_stable_rank", "||W||_F^2/||W||_2^2", "1", "squared Frobenius over squared spectral norm"),
+        Quantity(
+            "weight_rank",
+            "#{sigma(W) > eps}",
+            "1",
+            "number of singular values of the weight > eps",
+            ("eps",),
+            limit="rows_counted",
+        ),
+        Quantity(
+            "weight_holds",
+            "W",
+            "1",
+            "1 where the layer makes, on all probe rows, its weight times what it is fed plus its bias, else 0",
+            ("eps",),
+            counted=True,
+            default_shown=False,
+        ),
+        Quantity(
+            "weight_stable_rank",
+            "||W||_F^2/||W||_2^2",
+            "1",
+            "squared Frobenius over squared spectral norm",
+            limit="rows_counted",
+        ),
         Quantity(
             "rank_bound_weights",
             "min rank W",
             "1",
             "smallest rank, at eps -> 0, of the weights up to the layer (as maps of one row): the rank of no input "
             "Jacobian at pre exceeds it",
+            limit="rows_counted",
         ),
         Quantity(
             "rank_bound_frobenius",
@@ -51,6 +80,7 @@ class WeightRank:
             "1",
             "squared Frobenius norm of the weight over eps squared, which weight_rank does not exceed",
             ("eps",),
+            limit="rows_counted",
         ),
         Quantity(
             "rank_limit_statement",
@@ -59,6 +89,7 @@ class WeightRank:
             "twice the squared spectral norm of the weight over eps squared: a statement about some layer of a "
             "minimum-norm solution as depth goes to infinity, and no bound on this network",
             ("eps",),
+            limit="rows_counted",
         ),
     )
 
@@ -74,7 +105,7 @@ class WeightRank:
     def __call__(
         self,
         network: Network,
-        probe: Probe,  # noqa: ARG002
+        probe: Probe,
         streams: Streams,  # noqa: ARG002
         layers: Sequence[int] | None = None,  # noqa: ARG002
     ) -> Mapping[str, Estimate]:
@@ -82,58 +113,141 @@ class WeightRank:
 
         Args:
             network: C checkpoints.
-            probe: Not used.
+            probe: N rows, on which a layer is its weight or is not.
             streams: Not used.
             layers: Not used: the smallest rank is of all layers before.
 
         Returns:
-            Counts and bounds; `not_measured` for modules that have no weight, and for bounds that a network does not
-            obey: where a layer is fed by more than the one before it, ranks may add up.
+            Counts and bounds; `not_measured` for layers that make something else of what they are fed than its product
+            with their weight, for modules that have no weight, and for bounds that a network does not obey: where a
+            layer is fed by more than the one before it, ranks may add up.
         """
         shape = (network.size, len(network.layers))
         eps = torch.tensor(self.eps, dtype=torch.float64, device=network.device)
         found = {key: np.full((*shape, len(eps)), np.nan) for key in _THRESHOLDED}
-        stable, bound = np.full(shape, np.nan), np.full(shape, np.nan)
+        stable = np.full(shape, np.nan)
         status = np.full(shape, Status.NOT_MEASURED, dtype=np.int8)
-        bounded = np.full(shape, Status.NOT_MEASURED, dtype=np.int8)
-        least, known = np.full(shape[0], np.inf), network.plain
+        holds, weights = network.affine(probe.x), _Weights(network.size, network.plain)
         for layer in range(shape[1]):
-            weight = network.weight(layer)
+            weight = network.weight(layer) if holds[layer] else None
             if weight is None:
+                weights.unknown()
                 continue
             sound = finite_matrices(weight.matrix)
             sigma = singular_values(made_finite(weight.matrix, sound))
             finite = sound.cpu().numpy()
             alive = (sigma[:, 0] > 0.0).cpu().numpy()
             status[:, layer] = np.where(finite, np.where(alive, Status.OK, Status.DEAD), Status.NONFINITE)
+            # Divided first: squares of very small or large values would under- or overflow.
+            shares = sigma.unsqueeze(1) / eps.unsqueeze(-1)
             counts = {
                 "weight_rank": numerical_rank(sigma, eps).to(torch.float64),
-                "rank_bound_frobenius": sigma.square().sum(-1, keepdim=True) / eps.square(),
-                "rank_limit_statement": 2.0 * sigma[:, :1].square() / eps.square(),
+                "rank_bound_frobenius": shares.square().sum(-1),
+                "rank_limit_statement": 2.0 * shares[..., 0].square(),
             }
             for key, values in counts.items():
                 found[key][:, layer] = np.where(finite[:, None], values.cpu().numpy(), np.nan)
             stable[:, layer] = np.where(finite, stable_rank(sigma).cpu().numpy(), np.nan)
-            known = known and weight.positions is not None
-            if known:
-                own = _rank(sigma, weight.matrix) * (weight.positions or 1)
-                # Of layers behind one that is not finite nothing is known.
-                least = np.minimum(least, np.where(finite, own, np.nan))
-                bounded[:, layer] = np.where(np.isnan(least), Status.NONFINITE, status[:, layer])
-                bound[:, layer] = least
+            weights.add(sigma, weight, finite)
+        bound = weights.bounds(min(self.eps), shape[1])
+        known = np.arange(shape[1]) < len(weights.full)
+        bounded = np.where(known, np.where(np.isnan(bound), Status.NONFINITE, status), Status.NOT_MEASURED)
         spread = np.repeat(status[..., None], len(eps), -1)
+        whole = np.repeat(np.broadcast_to(np.array(holds, dtype=np.int64), shape)[..., None], len(eps), -1)
         return {
-            **{key: Estimate(values, spread) for key, values in found.items()},
+            **{key: _in_range(values, spread) for key, values in found.items()},
+            "weight_holds": Estimate(whole, None),
             "weight_stable_rank": Estimate(stable, status),
-            "rank_bound_weights": Estimate(bound, bounded),
+            "rank_bound_weights": Estimate(bound, bounded.astype(np.int8)),
         }
 
 
 _THRESHOLDED = ("weight_rank", "rank_bound_frobenius", "rank_limit_statement")
 
 
-def _rank(sigma: torch.Tensor, matrix: torch.Tensor) -> Array:
-    """Return the rank at eps -> 0: singular values above rounding, as numerical libraries count them."""
-    limit = max(matrix.shape[-2:]) * torch.finfo(torch.float64).eps * sigma[:, :1]
-    found: Array = numerical_rank(sigma, limit)[:, 0].to(torch.float64).cpu().numpy()
-    return found
+def _in_range(values: Array, status: Array) -> Estimate:
+    """Return an estimate without what is beyond the largest number."""
+    beyond = np.isinf(values)
+    return Estimate(np.where(beyond, np.nan, values), np.where(beyond, Status.NOT_MEASURED, status).astype(np.int8))
+
+
+class _Weights:
+    """Singular values of the weights of a plain network, layer by layer while they make the layers, as ranks.
+
+    A rank takes no singular value below the rounding of its matrix for one, as numerical libraries count them. But a
+    threshold may be below what such a value, enlarged by the other layers, is in a Jacobian: then every one counts.
+    """
+
+    def __init__(self, size: int, plain: bool) -> None:
+        self.plain = plain
+        self.rank: list[Array] = []
+        self.full: list[int] = []
+        self.positions: list[int] = []
+        self.rounding: list[float] = []
+        self.log_norm: list[Array] = []
+        self.finite: list[Array] = []
+        self.size = size
+
+    def unknown(self) -> None:
+        """Note that nothing bounds the next layer, nor any after it."""
+        self.plain = False
+
+    def add(self, sigma: torch.Tensor, weight: Weight, finite: Array) -> None:
+        """Note the next layer's weight: singular values (C, k), and which checkpoints' are finite."""
+        self.plain = self.plain and weight.positions is not None
+        if not self.plain:
+            return
+        share = max(weight.matrix.shape[-2:]) * float(torch.finfo(torch.float64).eps)
+        rank: Array = numerical_rank(sigma, share * sigma[:, :1])[:, 0].to(torch.float64).cpu().numpy()
+        # Of overlapping parts of what is fed, each number may be in as many as the matrix has columns.
+        overlap = 1.0 if weight.separate else float(weight.matrix.shape[-1])
+        with np.errstate(divide="ignore"):
+            norm = np.log(sigma[:, 0].cpu().numpy() * np.sqrt(overlap) * STEEPEST)
+        self.rank.append(rank)
+        self.full.append(sigma.shape[1])
+        self.positions.append(weight.positions or 1)
+        self.rounding.append(share)
+        self.log_norm.append(norm)
+        self.finite.append(finite)
+
+    def bounds(self, least: float, layers: int) -> Array:
+        """Return the smallest rank up to every layer, (C, L); NaN where it is not known, or not finite.
+
+        Args:
+            least: The smallest threshold.
+            layers: L.
+        """
+        bound = np.full((self.size, layers), np.nan)
+        smallest = np.full(self.size, np.inf)
+        # Rounding in the Jacobian of the layer at which it is largest.
+        grown = np.cumsum(np.array(self.log_norm).reshape(-1, self.size), 0)
+        for k in range(len(self.full)):
+            noise = np.log(2.0 * sum(self.rounding)) + grown[k:].max(0)
+            # Written so that a NaN is not certain.
+            rank = np.where(noise < np.log(least), self.rank[k], self.full[k])
+            rank = np.where(np.isneginf(self.log_norm[k]), 0.0, rank) * self.positions[k]
+            # Of layers behind one that is not finite nothing is known.
+            smallest = np.minimum(smallest, np.where(self.finite[k], rank, np.nan))
+            bound[:, k] = smallest
+        return bound
+
+
+def withdrawn(found: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """Return estimates without bounds that a count exceeds.
+
+    That does not happen but by rounding: with thresholds below that of a Jacobian nothing else is counted.
+
+    Args:
+        found: Estimates of the same checkpoints and layers, of several measures.
+    """
+    bound = found.get("rank_bound_weights")
+    if bound is None or bound.status is None:
+        return dict(found)
+    broken = np.zeros(bound.value.shape, dtype=bool)
+    for key in ("local_rank", "local_rank_rel"):
+        most = found[key].maximum if key in found else None
+        if most is not None and most.shape[-1]:
+            broken |= (most > bound.value[..., None]).any(-1)
+    value = np.where(broken, np.nan, bound.value)
+    status = np.where(broken, Status.NOT_MEASURED, bound.status).astype(np.int8)
+    return {**found, "rank_bound_weights": Estimate(value, status)}

@@ -79,6 +79,10 @@ class Chain:
             for layer, pre, post in self._forward(self._block(x, rows)):
                 visit(layer, pre.to(torch.float64), post.to(torch.float64), rows)
 
+    def affine(self, x: Array) -> tuple[bool, ...]:  # noqa: ARG002 - on any rows
+        """Every layer is its weight times what it is fed, plus its bias."""
+        return (True,) * len(self.layers)
+
     def weight(self, layer: int) -> Weight:
         """Return the layer's weight."""
         return Weight(self.weights[layer].to(torch.float64))

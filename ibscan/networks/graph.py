@@ -43,7 +43,9 @@ class Taps:
     """A recorded pass: its operations in order with the parameters they take, and where the layers' pre and post are.
 
     `output` names what follows the last layer; `plain` says that every layer is fed by the one before it alone;
-    `untapped` lists layers that are none here, with the reason.
+    `untapped` lists layers that are none here, with the reason. `calls` numbers the layers among all calls of a Linear
+    or Conv; `fed` is the place of what feeds the first layer, `INPUT` where that is the input in another shape, None
+    where there is no one place.
     """
 
     operations: tuple[str, ...]
@@ -53,6 +55,8 @@ class Taps:
     output: str
     plain: bool
     untapped: tuple[tuple[str, str], ...]
+    calls: tuple[int, ...]
+    fed: Place | None
 
     @property
     def noisy(self) -> tuple[int, ...]:
@@ -148,6 +152,8 @@ def taps_of(model: nn.Module, graph: Graph, main: int, ends: set[int], lying: se
         _output_name(graph, starts[last], post[last]) if main in reach[last] else "apart",
         plain,
         tuple(_untapped(model, graph)),
+        tuple(outer),
+        _fed_place(graph, fed[0]),
     )
 
 
@@ -161,6 +167,14 @@ def _place(graph: Graph, node: int, name: str) -> Place:
     if place == INPUT:
         raise InputError(f"'{name}' passes the probe's rows on as they are; there is nothing to measure.")
     return place
+
+
+def _fed_place(graph: Graph, fed: set[int]) -> Place | None:
+    if len(fed) != 1:
+        return None
+    (node,) = fed
+    neutral = all(op is not None and op.name.rstrip("_") in NEUTRAL for op in _between(graph, 0, node))
+    return INPUT if neutral else graph.places[node]
 
 
 def _made_in(graph: Graph, call: int) -> set[int]:

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ibscan.networks.affine import affine_calls
 from ibscan.networks.derivatives import Outputs, spectral_norms
-from ibscan.networks.graph import LAYERS, Place, Taps
+from ibscan.networks.graph import INPUT, LAYERS, Place, Taps
 from ibscan.networks.loading import foreign
 from ibscan.networks.passes import Reached, Tapper, attached, tapped
 from ibscan.networks.sweeps import Sweep, as_gram, counted, decomposed, grouped, room_for, swept
@@ -124,6 +125,20 @@ class Module:
             self.passed(rows.expand(len(block), *rows.shape).flatten(0, 1), wanted)
             yield block, found[0].reshape(1, len(block), len(x), -1)
 
+    def affine(self, x: Array) -> tuple[bool, ...]:
+        """Return of every layer whether, on these rows, its pre is its weight times what it is fed, plus its bias.
+
+        Args:
+            x: Probe rows, shape (N, ...).
+        """
+        found = [True] * len(self.taps.calls) + [False] * (len(self.layers) - len(self.taps.calls))
+        for _, block in self._blocks(x, ACTIVATION_BUDGET // self._widest(x)):
+            with torch.no_grad(), foreign("the model"), sdpa_kernel(SDPBackend.MATH):
+                calls = affine_calls(self.model, partial(self.model, block.clone()))
+            for layer, call in enumerate(self.taps.calls):
+                found[layer] = found[layer] and call < len(calls) and calls[call]
+        return tuple(found)
+
     def weight(self, layer: int) -> Weight | None:
         """Return the layer's weight, None for a module asked for by name that is no Linear or Conv."""
         one = self.layers[layer]
@@ -220,11 +235,16 @@ class Module:
             return found
         for layer in self._wanted(which):
             weight = self.weight(layer)
-            if weight is not None and weight.separate:
-                before = layer - 1
-                start = before == (-1 if which.origin is None else which.origin)
-                found[layer] = None if start else self._values([self.taps.post[before]], self._rows(x))[0].shape[1]
+            place = self._fed(layer, which)
+            if weight is not None and weight.separate and place is not None:
+                found[layer] = None if place == INPUT else self._values([place], self._rows(x))[0].shape[1]
         return found
+
+    def _fed(self, layer: int, which: Derivative) -> Place | None:
+        """Return where what feeds a layer is, in a plain network: `INPUT` where that is the variable itself."""
+        if layer - 1 == which.origin:
+            return INPUT
+        return self.taps.post[layer - 1] if layer else self.taps.fed
 
     def _widths(self, x: Array, which: Derivative) -> list[int]:
         places = [self._place(layer, which.at) for layer in self._wanted(which)]
@@ -250,8 +270,8 @@ class Module:
         """Return the layers of a sweep as a function of the variable."""
         block = self._rows(x[rows])
         variable = self._variable(x[rows], which)
-        fed = [self.taps.post[layer - 1] for layer in sweep.layers if sweep.fed.get(layer) is not None]
-        places = [*(self._place(layer, which.at) for layer in sweep.layers), *fed]
+        fed = [self._fed(layer, which) for layer in sweep.layers if sweep.fed.get(layer) is not None]
+        places = [*(self._place(layer, which.at) for layer in sweep.layers), *(place for place in fed if place)]
         origin = None if which.origin is None else self.taps.post[which.origin]
 
         def values(given: torch.Tensor) -> list[torch.Tensor]:

@@ -53,12 +53,14 @@ class Stated:
 class Model:
     """A model that fits the series and the probe: its layers, and the way from checkpoints to a network.
 
-    `inputs` counts the numbers of a row; `most` says how many checkpoints one network may hold; `untapped` lists
-    layers that cannot be measured, with the reason; `code` is the hash of the file that makes it, if one does.
+    `inputs` counts the numbers of a row, `outputs` those of the network's output; `most` says how many checkpoints one
+    network may hold; `untapped` lists layers that cannot be measured, with the reason; `code` is the hash of the file
+    that makes it, if one does.
     """
 
     stated: Stated
     inputs: int
+    outputs: int
     layers: tuple[Layer, ...]
     most: int | None
     network: Callable[[Sequence[Loaded]], Network]
@@ -180,7 +182,7 @@ def model_of(
         ((checkpoint, state),) = pairs
         return Module(weighted(checkpoint, state).to(device, dtype), taps, device, dtype)
 
-    return Model(stated, probe.x[0].size, taps.layers, 1, one, taps.untapped, maker.code)
+    return Model(stated, probe.x[0].size, taps.head.units, taps.layers, 1, one, taps.untapped, maker.code)
 
 
 def globbed(name: str, globs: Sequence[str]) -> bool:
@@ -216,7 +218,14 @@ def _chain(stated: Stated, first: Checkpoint, probe: Probe, device: torch.device
             f"'{chain.layers[0].name}' of {first.name} takes {chain.inputs}. Give the probe this model was made for."
         )
     stack = partial(stacked_chain, spec, order, device=device, dtype=dtype)
-    return Model(stated, features, chain.layers, None, lambda loaded: stack([state for _, state in loaded]))
+    return Model(
+        stated,
+        features,
+        chain.layers[-1].width,
+        chain.layers,
+        None,
+        lambda loaded: stack([state for _, state in loaded]),
+    )
 
 
 def _metadata_spec(checkpoint: Checkpoint) -> str | None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ibscan.measures.activations import layer_status, layers_in_turn
-from ibscan.measures.fit import decisions, last_layer
+from ibscan.measures.fit import decisions
 from ibscan.numerics.distances import distance_histogram
 from ibscan.numerics.geometry import class_geometry
 from ibscan.types import Array, At, Estimate, Layer, Network, Probe, Quantity, Status, Streams
@@ -145,7 +145,7 @@ class Clustering:
                 }
                 if len(present) > 1:
                     numbers |= _geometry(values[c], classes, present, None if decided is None else decided[c])
-                if layer != last_layer(network) - 1:
+                if layer != network.hidden:
                     numbers.pop("nc4", None)
                 dead = layer_status(values[c]) is Status.DEAD
                 for key, number in numbers.items():

@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from ibscan.networks.graph import LAYERS
 from ibscan.networks.trees import tensors
+from ibscan.types import Weight
 
-__all__ = ["affine_calls"]
+__all__ = ["affine_calls", "weight_of"]
 
 # torch's own classes with the functions that make their products.
 CONVOLUTIONS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -66,6 +67,17 @@ def affine_calls(model: nn.Module, run: Callable[[], Any]) -> list[bool]:
         for handle in handles:
             handle.remove()
     return found
+
+
+def weight_of(module: Any, width: int) -> Weight:  # noqa: ANN401
+    """Return the weight of a Linear or convolution that makes `width` numbers of a row."""
+    weight = module.weight.detach().to(torch.float64)
+    matrix = weight.flatten(1).unsqueeze(0)
+    if isinstance(module, nn.Linear):
+        return Weight(matrix, width // weight.shape[0])
+    # A transposed convolution, or one of groups, is no product of this matrix with parts of what is fed.
+    whole = not module.transposed and module.groups == 1
+    return Weight(matrix, width // weight.shape[0] if whole else None, separate=False)
 
 
 def _is_product(module: Any, fed: torch.Tensor, made: torch.Tensor, rest: Sequence[Any]) -> bool:  # noqa: ANN401

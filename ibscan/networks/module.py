@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ibscan.networks.affine import affine_calls
+from ibscan.networks.affine import affine_calls, weight_of
 from ibscan.networks.derivatives import Outputs, spectral_norms
 from ibscan.networks.graph import INPUT, LAYERS, Place, Taps
 from ibscan.networks.loading import foreign
@@ -19,7 +19,7 @@ from ibscan.networks.passes import Reached, Tapper, attached, tapped
 from ibscan.networks.sweeps import Sweep, as_gram, counted, decomposed, grouped, room_for, swept
 from ibscan.networks.trees import main_tensor
 from ibscan.numerics.tiling import aligned, cuts
-from ibscan.types import Array, At, Derivative, Layer, Normals, Visit, VisitFactor, VisitGram, Weight
+from ibscan.types import Array, At, Derivative, Layer, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
 
 __all__ = ["Module"]
 
@@ -52,8 +52,13 @@ class Module:
 
     @property
     def output(self) -> str:
-        """What follows the last layer."""
+        """What makes the network's output."""
         return self.taps.output
+
+    @property
+    def hidden(self) -> int | None:
+        """The last hidden layer."""
+        return self.taps.head.hidden
 
     @property
     def plain(self) -> bool:
@@ -88,6 +93,27 @@ class Module:
                 return value
 
             self.passed(block, [*self.at(self.taps.pre, keep), *self.at(self.taps.post, tell)])
+
+    def scores(self, x: Array, visit: Scores) -> None:
+        """Call visit(output, logits, rows) for every block of rows, (1, n, units) each, float64.
+
+        Args:
+            x: Probe rows, shape (N, ...).
+            visit: Is given the network's output, the logits it is made of (itself, where it is no softmax or sigmoid;
+                None where they are not in its order), and the rows as a slice.
+        """
+        head = self.taps.head
+        for rows, block in self._blocks(x, ACTIVATION_BUDGET // self._widest(x)):
+            held: list[torch.Tensor] = []
+
+            def keep(value: torch.Tensor, held: list[torch.Tensor] = held) -> torch.Tensor:
+                held.append(value.clone())
+                return value
+
+            output = self.passed(block, [] if head.logits is None else [(head.logits, keep)])
+            assert output is not None
+            found, *logits = (_kept(value.reshape(len(block), -1), len(block)) for value in (output, *held))
+            visit(found, found if head.raw else logits[0] if logits else None, rows)
 
     def noisy_walk(
         self, x: Array, layer: int, noise: float, normals: Normals, replicas: range
@@ -131,27 +157,18 @@ class Module:
         Args:
             x: Probe rows, shape (N, ...).
         """
-        found = [True] * len(self.taps.calls) + [False] * (len(self.layers) - len(self.taps.calls))
+        held: list[list[bool]] = []
         for _, block in self._blocks(x, ACTIVATION_BUDGET // self._widest(x)):
             with torch.no_grad(), foreign("the model"), sdpa_kernel(SDPBackend.MATH):
-                calls = affine_calls(self.model, partial(self.model, block.clone()))
-            for layer, call in enumerate(self.taps.calls):
-                found[layer] = found[layer] and call < len(calls) and calls[call]
-        return tuple(found)
+                held.append(affine_calls(self.model, partial(self.model, block.clone())))
+        called = tuple(all(call < len(one) and one[call] for one in held) for call in self.taps.calls)
+        return called + (False,) * (len(self.layers) - len(called))
 
     def weight(self, layer: int) -> Weight | None:
         """Return the layer's weight, None for a module asked for by name that is no Linear or Conv."""
         one = self.layers[layer]
         module = dict(self.model.named_modules()).get(one.name.partition("#")[0], self.model)
-        if not one.noisy or not isinstance(module, LAYERS):
-            return None
-        weight = module.weight.detach().to(torch.float64)
-        matrix = weight.flatten(1).unsqueeze(0)
-        if isinstance(module, nn.Linear):
-            return Weight(matrix, one.width // weight.shape[0])
-        # A transposed convolution, or one of groups, is no product of this matrix with parts of what is fed.
-        whole = not module.transposed and module.groups == 1
-        return Weight(matrix, one.width // weight.shape[0] if whole else None, separate=False)
+        return weight_of(module, one.width) if one.noisy and isinstance(module, LAYERS) else None
 
     def grams(self, x: Array, visit: VisitGram, which: Derivative) -> None:
         """Call visit(layer, gram, rows) for every layer wanted, from one sweep a group of layers.

@@ -16,6 +16,8 @@ __all__ = ["WeightRank", "withdrawn"]
 
 # No activation here is steeper than gelu, whose slope is 1.13 at most.
 STEEPEST = 1.13
+# How much larger than the rounding of each weight that of a product of them is taken to be.
+SAFETY = 4.0
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ class WeightRank:
         stable = np.full(shape, np.nan)
         status = np.full(shape, Status.NOT_MEASURED, dtype=np.int8)
         holds, weights = network.affine(probe.x), _Weights(network.size, network.plain)
+        inputs = int(probe.x[0].size)
         for layer in range(shape[1]):
             weight = network.weight(layer) if holds[layer] else None
             if weight is None:
@@ -148,17 +151,15 @@ class WeightRank:
             for key, values in counts.items():
                 found[key][:, layer] = np.where(finite[:, None], values.cpu().numpy(), np.nan)
             stable[:, layer] = np.where(finite, stable_rank(sigma).cpu().numpy(), np.nan)
-            weights.add(sigma, weight, finite)
-        bound = weights.bounds(min(self.eps), shape[1])
-        known = np.arange(shape[1]) < len(weights.full)
-        bounded = np.where(known, np.where(np.isnan(bound), Status.NONFINITE, status), Status.NOT_MEASURED)
+            weights.add(sigma, weight, finite, min(network.layers[layer].width, inputs))
+        bound, bounded = weights.bounds(min(self.eps), status)
         spread = np.repeat(status[..., None], len(eps), -1)
         whole = np.repeat(np.broadcast_to(np.array(holds, dtype=np.int64), shape)[..., None], len(eps), -1)
         return {
             **{key: _in_range(values, spread) for key, values in found.items()},
             "weight_holds": Estimate(whole, None),
             "weight_stable_rank": Estimate(stable, status),
-            "rank_bound_weights": Estimate(bound, bounded.astype(np.int8)),
+            "rank_bound_weights": Estimate(bound, bounded),
         }
 
 
@@ -175,61 +176,67 @@ class _Weights:
     """Singular values of the weights of a plain network, layer by layer while they make the layers, as ranks.
 
     A rank takes no singular value below the rounding of its matrix for one, as numerical libraries count them. But a
-    threshold may be below what such a value, enlarged by the other layers, is in a Jacobian: then every one counts.
+    threshold may be below what such a value, enlarged by the other layers, is in a Jacobian: what is counted there may
+    be rounding, and nothing bounds it but the numbers of rows and columns.
     """
 
     def __init__(self, size: int, plain: bool) -> None:
-        self.plain = plain
-        self.rank: list[Array] = []
-        self.full: list[int] = []
-        self.positions: list[int] = []
+        self.size, self.plain = size, plain
+        self.ranks: list[Array] = []
+        self.full: list[float] = []
+        self.most: list[int] = []
         self.rounding: list[float] = []
         self.log_norm: list[Array] = []
-        self.finite: list[Array] = []
-        self.size = size
 
     def unknown(self) -> None:
         """Note that nothing bounds the next layer, nor any after it."""
         self.plain = False
 
-    def add(self, sigma: torch.Tensor, weight: Weight, finite: Array) -> None:
-        """Note the next layer's weight: singular values (C, k), and which checkpoints' are finite."""
+    def add(self, sigma: torch.Tensor, weight: Weight, finite: Array, most: int) -> None:
+        """Note the next layer's weight.
+
+        Args:
+            sigma: Its singular values, (C, k).
+            weight: The weight.
+            finite: Which checkpoints' are finite, (C,).
+            most: The smaller side of the layer's Jacobian.
+        """
         self.plain = self.plain and weight.positions is not None
-        if not self.plain:
+        if not self.plain or weight.positions is None:
             return
         share = max(weight.matrix.shape[-2:]) * float(torch.finfo(torch.float64).eps)
-        rank: Array = numerical_rank(sigma, share * sigma[:, :1])[:, 0].to(torch.float64).cpu().numpy()
-        # Of overlapping parts of what is fed, each number may be in as many as the matrix has columns.
-        overlap = 1.0 if weight.separate else float(weight.matrix.shape[-1])
+        rank = numerical_rank(sigma, share * sigma[:, :1])[:, 0].to(torch.float64).cpu().numpy()
         with np.errstate(divide="ignore"):
-            norm = np.log(sigma[:, 0].cpu().numpy() * np.sqrt(overlap) * STEEPEST)
-        self.rank.append(rank)
-        self.full.append(sigma.shape[1])
-        self.positions.append(weight.positions or 1)
+            self.log_norm.append(np.log(sigma[:, 0].cpu().numpy() * STEEPEST))
+        self.ranks.append(np.where(finite, rank * weight.positions, np.nan))
+        self.full.append(sigma.shape[1] * weight.positions)
         self.rounding.append(share)
-        self.log_norm.append(norm)
-        self.finite.append(finite)
+        self.most.append(most)
 
-    def bounds(self, least: float, layers: int) -> Array:
-        """Return the smallest rank up to every layer, (C, L); NaN where it is not known, or not finite.
+    def bounds(self, least: float, status: Array) -> tuple[Array, Array]:
+        """Return the smallest rank up to every layer, (C, L), and its status.
 
         Args:
             least: The smallest threshold.
-            layers: L.
+            status: Of the weights, (C, L).
         """
-        bound = np.full((self.size, layers), np.nan)
-        smallest = np.full(self.size, np.inf)
-        # Rounding in the Jacobian of the layer at which it is largest.
-        grown = np.cumsum(np.array(self.log_norm).reshape(-1, self.size), 0)
-        for k in range(len(self.full)):
-            noise = np.log(2.0 * sum(self.rounding)) + grown[k:].max(0)
-            # Written so that a NaN is not certain.
-            rank = np.where(noise < np.log(least), self.rank[k], self.full[k])
-            rank = np.where(np.isneginf(self.log_norm[k]), 0.0, rank) * self.positions[k]
+        bound = np.full(status.shape, np.nan)
+        known = np.full(status.shape, Status.NOT_MEASURED, dtype=np.int8)
+        before = np.full(self.size, np.inf)
+        growth = np.zeros(self.size)
+        for k, most in enumerate(self.most):
+            growth = growth + self.log_norm[k]
+            rank, full = np.min(self.ranks[: k + 1], 0), min(self.full[: k + 1])
+            # A layer before which all is zero is zero, without rounding.
+            noise = np.where(np.isneginf(growth), -np.inf, np.log(SAFETY * sum(self.rounding[: k + 1])) + growth)
+            certain = noise < np.log(least)
             # Of layers behind one that is not finite nothing is known.
-            smallest = np.minimum(smallest, np.where(self.finite[k], rank, np.nan))
-            bound[:, k] = smallest
-        return bound
+            finite = ~np.isnan(rank)
+            told = finite & (certain | ((full >= most) & (full <= before)))
+            bound[:, k] = np.where(told, np.where(certain, rank, full), np.nan)
+            before = np.fmin(before, bound[:, k])
+            known[:, k] = np.where(told, status[:, k], np.where(finite, Status.NOT_MEASURED, Status.NONFINITE))
+        return bound, known
 
 
 def withdrawn(found: Mapping[str, Estimate]) -> dict[str, Estimate]:

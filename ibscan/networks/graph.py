@@ -27,8 +27,11 @@ NEUTRAL = {
     "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "swapaxes", "movedim",
     "T.__get__", "mT.__get__", "to", "double", "float", "type", "view_as", "reshape_as", "identity", "detach",
 }  # fmt: skip
-# What of it changes the order of a row's numbers.
-REORDERING = {"permute", "transpose", "swapaxes", "movedim", "T.__get__", "mT.__get__"}
+# What takes numbers of a row as they are, but in another order, or not all of them.
+REORDERING = {
+    "permute", "transpose", "swapaxes", "movedim", "T.__get__", "mT.__get__", "flip", "fliplr", "roll", "rot90",
+    "__getitem__", "select", "index_select", "narrow", "chunk", "split", "unbind", "gather", "take_along_dim",
+}  # fmt: skip
 # What mixes values without leaving their range.
 POOLING = {
     "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "avg_pool1d",
@@ -88,6 +91,11 @@ class Operation:
     default: bool = False  # an activation with torch's default parameters
     joins: bool = False  # a product with a parameter, or a write into a tensor that does not depend on the input
     label: str = ""  # its name and the parameters it takes; empty for an alias, which is no operation of its own
+
+    @property
+    def kind(self) -> str:
+        """Its name, without the underscore of its in-place form."""
+        return self.name if self.name.endswith("__") else self.name.rstrip("_")
 
 
 @dataclass
@@ -187,7 +195,7 @@ def _fed_place(graph: Graph, fed: set[int]) -> Place | None:
     if len(fed) != 1:
         return None
     (node,) = fed
-    neutral = all(op is not None and op.name.rstrip("_") in NEUTRAL for op in _between(graph, 0, node))
+    neutral = all(op is not None and op.kind in NEUTRAL for op in _between(graph, 0, node))
     return INPUT if neutral else graph.places[node]
 
 
@@ -242,7 +250,7 @@ def _between(graph: Graph, start: int, end: int) -> Iterator[Operation | None]:
 
 def _span(graph: Graph, start: int, end: int) -> tuple[float, float] | None:
     for op in _between(graph, start, end):
-        name = "" if op is None else op.name.rstrip("_")
+        name = "" if op is None else op.kind
         if name in NEUTRAL | POOLING:
             continue
         if name == "softmax":
@@ -278,10 +286,9 @@ def _last_operation(graph: Graph, main: int) -> tuple[str, Place | None, bool]:
     for op in _between(graph, 0, main):
         if op is None:
             break
-        name = op.name.rstrip("_")
-        alone = all(graph.sizes[node] == 1 for node in (*op.inputs, *op.outputs))
-        if name in NEUTRAL or (alone and name in ("__getitem__", "select")):
-            ordered = ordered and (alone or name not in REORDERING)
+        name = op.kind
+        if name in NEUTRAL | REORDERING:
+            ordered = ordered and (name not in REORDERING or _single(graph, op))
         elif name in ("softmax", "log_softmax", "sigmoid"):
             logits = graph.places[op.inputs[0]]
             known = op.default and ordered and logits is not None
@@ -291,15 +298,21 @@ def _last_operation(graph: Graph, main: int) -> tuple[str, Place | None, bool]:
     return "", None, True
 
 
+def _single(graph: Graph, op: Operation) -> bool:
+    """Return whether an operation makes one number of a row of one."""
+    return all(graph.sizes[node] == 1 for node in (*op.inputs, *op.outputs))
+
+
 def _output_name(graph: Graph, start: int, end: int) -> str:
     """Return the name of the one activation between a layer's own output and the network's, `other` of all else."""
     line = list(_between(graph, start, end))
     if None in line:
         return "other"
-    rest = [op for op in line if op is not None and op.name.rstrip("_") not in NEUTRAL]
-    if all(op.name in POOLING for op in rest):
+    rest = [op for op in line if op is not None and op.kind not in NEUTRAL]
+    rest = [op for op in rest if op.kind not in REORDERING or not _single(graph, op)]
+    if all(op.kind in POOLING for op in rest):
         return "identity"
-    name = rest[0].name.rstrip("_") if len(rest) == 1 and rest[0].default else ""
+    name = rest[0].kind if len(rest) == 1 and rest[0].default else ""
     return name if name in ACTIVATIONS else "other"
 
 

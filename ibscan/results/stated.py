@@ -14,7 +14,7 @@ __all__ = ["contradiction"]
 
 _METRIC = "ibscan.metric."
 # Words a metric's name may consist of. `best` is not among them: it is of another checkpoint.
-ACCURACY = {"acc", "accuracy", "acc1", "top1", "acc@1", "top1acc"}
+ACCURACY = {"acc", "accuracy"}
 LOSS = {"loss", "nll", "ce", "crossentropy"}
 TRAINED = {"train", "training"}
 SPLIT = {*TRAINED, "val", "valid", "validation", "test", "eval", "dev", "heldout", "epoch", "mean", "avg"}
@@ -109,7 +109,9 @@ def _measured(result: Result, name: str, row: int) -> float | None:
 
 
 def _words(key: str) -> set[str]:
-    return {word for word in re.split(r"[^a-z0-9@]+", key.removeprefix(_METRIC).lower()) if word}
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key.removeprefix(_METRIC)).lower()  # valLoss
+    name = re.sub(r"(top|acc|accuracy)[ _@-]*1(?![0-9])", " accuracy ", name)
+    return {word for word in re.split(r"[^a-z0-9]+", name) if word}
 
 
 def _stated(metadata: Mapping[str, str], kinds: set[str], percent: frozenset[str]) -> list[_Stated]:

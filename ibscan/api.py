@@ -25,6 +25,7 @@ from ibscan.results.join import first_difference, join
 from ibscan.results.parts import Parts, check_output, parts
 from ibscan.results.schema import build
 from ibscan.results.select import selected
+from ibscan.results.stated import contradiction
 from ibscan.results.store import read, write
 from ibscan.resuming import changed, remaining, renamed, stored_result, tells_the_same
 from ibscan.scanning import Block, blocks, partition
@@ -163,6 +164,9 @@ def _finished(
         reasons = " ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:3])
         raise InputError(f"no checkpoint could be measured. {reasons}")
     asked = _completed(asked, plan, skipped)
+    contradicted = contradiction(asked, plan.series.checkpoints, len(plan.probe.labels))
+    if contradicted is not None:
+        reporter.notice(contradicted)
     return Run(asked, request.output, _exit_code(asked, skipped, request, reporter))
 
 

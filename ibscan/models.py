@@ -61,13 +61,14 @@ class Stated:
 class Model:
     """A model that fits the series and the probe: its layers, and the way from checkpoints to a network.
 
-    `inputs` counts the numbers of a row; `most` says how many checkpoints one network may hold; `untapped` lists
-    layers that cannot be measured, with the reason; `code` is the hash of the file that makes it, if one does; `fed`
-    are the arrays of the probe that it takes by name.
+    `inputs` counts the numbers of a row, `outputs` those of the network's output; `most` says how many checkpoints one
+    network may hold; `untapped` lists layers that cannot be measured, with the reason; `code` is the hash of the file
+    that makes it, if one does; `fed` are the arrays of the probe that it takes by name.
     """
 
     stated: Stated
     inputs: int
+    outputs: int
     layers: tuple[Layer, ...]
     most: int | None
     network: Callable[[Sequence[Loaded]], Network]
@@ -223,7 +224,7 @@ def model_of(
         ((checkpoint, state),) = pairs
         return Module(weighted(checkpoint, state).to(device, dtype), taps, device, dtype, packing)
 
-    return Model(stated, probe.x[0].size, taps.layers, 1, one, taps.untapped, maker.code, fed)
+    return Model(stated, probe.x[0].size, taps.head.units, taps.layers, 1, one, taps.untapped, maker.code, fed)
 
 
 def _recorded(
@@ -285,6 +286,7 @@ def _chain(stated: Stated, first: Checkpoint, probe: Probe, device: torch.device
     return Model(
         stated,
         features,
+        chain.layers[-1].width,
         chain.layers,
         None,
         lambda loaded: stack([state for _, state in loaded]),

@@ -198,11 +198,11 @@ def plan_of(
     chosen = tuple(k for k, name in enumerate(names) if globbed(name, request.layers))
     if not chosen:
         raise NothingMatched(f"--layers {' '.join(request.layers)} matches none of the layers {', '.join(names)}.")
-    outputs = max((layer for layer in model.layers if layer.noisy), key=model.layers.index).width
+    outputs = model.outputs
     if probe.y is not None and len(probe.labels) not in (outputs, 2 if outputs == 1 else outputs):
         reporter.notice(
             f"accuracy is measured only where the output fits the labels: the probe has {len(probe.labels)} label "
-            f"values, the last layer {outputs} units."
+            f"values, the network's output {outputs} units."
         )
     measures = measures_of(request, series, reporter, len(probe.x), directions_of(request, model, reporter))
     if request.from_layer is not None and not any(_tells(measures, model.layers[k], names) for k in chosen):

@@ -14,6 +14,7 @@ import torch
 
 from ibscan.boundary import is_out_of_memory
 from ibscan.errors import CheckpointError
+from ibscan.measures.weight_rank import withdrawn
 from ibscan.models import Loaded
 from ibscan.numerics.room import keep_freed
 from ibscan.types import Array, Checkpoint, Estimate, Layer, Measure, Network, Probe, Status, Streams
@@ -119,8 +120,10 @@ def _finished(
         return Block((), (), (), {**skipped, **dict.fromkeys((checkpoint.name for checkpoint in read), str(error))})
     # The network has weights of its own by now.
     states.clear()
-    outcomes = tuple(_outcomes(network, measures, probe, seed, layers))
-    return Block(read, network.layers, outcomes, skipped)
+    outcomes = list(_outcomes(network, measures, probe, seed, layers))
+    held = withdrawn({key: estimate for _, found, _ in outcomes for key, estimate in found.items()})
+    outcomes = [(measure, {key: held[key] for key in found}, rows) for measure, found, rows in outcomes]
+    return Block(read, network.layers, tuple(outcomes), skipped)
 
 
 def _outcomes(

@@ -30,6 +30,7 @@ __all__ = [
     "Probe",
     "Quantity",
     "Result",
+    "Scores",
     "Series",
     "Status",
     "Streams",
@@ -347,6 +348,7 @@ class Weight:
 
 
 Visit: TypeAlias = "Callable[[int, torch.Tensor, torch.Tensor, slice], None]"
+Scores: TypeAlias = "Callable[[torch.Tensor, torch.Tensor | None, slice], None]"
 VisitFactor: TypeAlias = "Callable[[int, torch.Tensor, torch.Tensor | None, slice], None]"
 VisitGram: TypeAlias = "Callable[[int, Any, slice], None]"
 Normals: TypeAlias = "Callable[[int, int], Array]"
@@ -376,10 +378,15 @@ class Network(Protocol):
 
     @property
     def output(self) -> str:
-        """Name of the last layer's activation (`identity`, `softmax`, `sigmoid`, ...).
+        """Name of the activation that makes the network's output (`identity`, `softmax`, `sigmoid`, ...).
 
-        `other` where it has no name; `apart` where the network's output is not made by the last layer called.
+        `other` where it has no name.
         """
+        ...
+
+    @property
+    def hidden(self) -> int | None:
+        """Index of the last hidden layer, None where there is none, or no one last layer that makes the output."""
         ...
 
     @property
@@ -399,12 +406,27 @@ class Network(Protocol):
         """Call visit(layer, pre, post, rows) with (C, n, ...) tensors, rows in blocks, each as soon as it is known."""
         ...
 
+    def scores(self, x: Array, visit: Scores) -> None:
+        """Call visit(output, logits, rows) with (C, n, units) tensors, rows in blocks: the network's own output.
+
+        Of a softmax or a sigmoid the logits it is made of, one for one; None where they are in another order, or
+        normalised in parts. Of anything else the logits are the output itself.
+        """
+        ...
+
     def noisy_walk(
         self, x: Array, layer: int, noise: float, normals: Normals, replicas: range
     ) -> Iterator[tuple[range, torch.Tensor]]:
         """Yield (replicas, S) in blocks of replicas: S (C, R, n, D) is the layer's post before its own noise.
 
         Every noisy layer that feeds it adds noise * normals(its index, replica), of shape (n, D), to its post.
+        """
+        ...
+
+    def affine(self, x: Array) -> tuple[bool, ...]:
+        """Return of every layer whether, on these rows, its pre is its weight times what it is fed, plus its bias.
+
+        Only then does its weight say anything of it. False for modules asked for by name.
         """
         ...
 

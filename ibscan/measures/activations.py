@@ -25,7 +25,7 @@ __all__ = [
 # methods.md's rule for "too near the ceiling to see anything", nats.
 SATURATION_MARGIN = 0.1
 LEAST_CEILING = 0.2
-# A layer that varies by less than this share of its values varies by rounding of the matrix products alone.
+# A unit that varies by less than this share of its values varies by rounding of the matrix products alone.
 ROUNDING = 1e-12
 
 
@@ -35,8 +35,8 @@ def layers_in_turn(
     """Yield (layer index, values of shape (C, N, D), float64), one layer in memory at a time.
 
     Every layer costs a forward pass of its own: for what is measured on it that is little, and memory stays flat.
-    Equal rows of the probe are passed once, so that they have equal values to the last bit, and a layer that is
-    constant up to rounding is made exactly so.
+    Equal rows of the probe are passed once, so that they have equal values to the last bit, and a unit that is
+    constant up to the rounding of its own values is made exactly so, however large or small others are.
 
     Args:
         network: C checkpoints.
@@ -69,8 +69,8 @@ def layer_values(network: Network, x: Array, layer: int, at: At) -> torch.Tensor
     while found:
         rows, part = found.pop()
         values[:, rows] = part
-    spread = (values.amax(1) - values.amin(1)).amax(1).view(-1, 1, 1)
-    constant = spread <= ROUNDING * values.abs().amax((1, 2)).view(-1, 1, 1)
+    lowest, highest = values.aminmax(dim=1, keepdim=True)
+    constant = highest - lowest <= ROUNDING * torch.maximum(highest.abs(), lowest.abs())
     owner = torch.as_tensor(member, device=network.device)
     return torch.where(constant, values[:, :1], values)[:, owner]
 

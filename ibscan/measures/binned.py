@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -130,7 +131,8 @@ class BinnedInformation:
                 beyond = float(((values < low) | (values > high)).double().mean())
             for count in self.bins:
                 cut = partial(equal_cells, low=low, high=high, bins=count)
-                found.append((cut, (high - low) / count, beyond))
+                wide = math.isinf(high - low)
+                found.append((cut, high / count - low / count if wide else (high - low) / count, beyond))
         return found + [(partial(grid_cells, width=width), width, 0.0) for width in self.widths]
 
 

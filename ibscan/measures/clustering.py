@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ibscan.measures.activations import layer_status, layers_in_turn
-from ibscan.measures.fit import decisions, last_layer
+from ibscan.measures.fit import decisions
 from ibscan.numerics.distances import distance_histogram
 from ibscan.numerics.geometry import class_geometry
 from ibscan.types import Array, At, Estimate, Layer, Network, Probe, Quantity, Status, Streams
@@ -145,14 +145,13 @@ class Clustering:
                 }
                 if len(present) > 1:
                     numbers |= _geometry(values[c], classes, present, None if decided is None else decided[c])
-                if layer != last_layer(network) - 1:
+                if layer != network.hidden:
                     numbers.pop("nc4", None)
                 dead = layer_status(values[c]) is Status.DEAD
                 for key, number in numbers.items():
-                    found[key][place] = number
                     if np.isfinite(number):
-                        status[key][place] = Status.DEAD if dead else Status.OK
-                    else:  # coinciding class means, or no pair of that kind
+                        found[key][place], status[key][place] = number, Status.DEAD if dead else Status.OK
+                    else:  # coinciding class means, no pair of that kind, or beyond the largest number
                         status[key][place] = Status.DEAD if dead else Status.NOT_MEASURED
                 if "nc4" in numbers and decided is not None and bool((decided[c] < 0).any()):
                     found["nc4"][place], status["nc4"][place] = np.nan, Status.NONFINITE

@@ -10,20 +10,21 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from ibscan.measures.activations import post_widths
 from ibscan.types import At, Estimate, Layer, Network, Probe, Quantity, Status, Streams
 
-__all__ = ["ProbeFit", "decisions", "last_layer"]
+__all__ = ["ProbeFit", "decisions", "fits"]
 
-# Outputs whose loss is a cross entropy; of others (tanh, relu, ...) only the decision is known.
-LOGITS = ("identity", "softmax", "log_softmax", "sigmoid")
+# Rows of an output without a name that sum to 1 up to this (of single precision) are probabilities.
+NORMALISED = 1e-5
 
 
 @dataclass(frozen=True)
 class ProbeFit:
     """Accuracy and cross entropy on the probe, where labels are classes and fit the output.
 
-    Labels fit where the output has one unit a label value, in sorted order, or one unit for two values.
+    Labels fit where the output has one unit a label value, in sorted order, or one unit for two values. Both are of
+    the network's own output, whatever makes it: the decision is its largest unit, and it stands for logits itself, but
+    where it is a softmax or a sigmoid, whose logits are taken, or probabilities made otherwise, whose logarithms are.
 
     Args:
         samples: Probe rows at most; all, so that the number does not depend on what else is measured.
@@ -74,28 +75,33 @@ class ProbeFit:
         accuracy, loss = np.full(network.size, np.nan), np.full(network.size, np.nan)
         status = np.full(network.size, Status.NOT_MEASURED, dtype=np.int8)
         losses = status.copy()
-        if fits(network, probe):
-            scores = _scores(network, probe)
+        scores = _scores(network, probe)
+        if scores is not None:
             labels = torch.as_tensor(probe.y, device=network.device)
             for c in range(network.size):
-                if not bool(torch.isfinite(scores[c]).all()):
+                if not bool(torch.isfinite(scores.decided[c]).all()):
                     status[c] = losses[c] = Status.NONFINITE
                     continue
-                accuracy[c], status[c] = float((scores[c].argmax(1) == labels).to(torch.float64).mean()), Status.OK
-                if network.output in LOGITS and (network.output != "sigmoid" or _width(network, probe) == 1):
-                    loss[c], losses[c] = float(functional.cross_entropy(scores[c], labels)), Status.OK
+                right = scores.decided[c].argmax(1) == labels
+                accuracy[c], status[c] = float(right.to(torch.float64).mean()), Status.OK
+                logits = scores.logits(c)
+                if logits is not None:
+                    loss[c] = float(functional.cross_entropy(logits, labels))
+                    losses[c] = Status.OK if np.isfinite(loss[c]) else Status.NONFINITE
+            loss[losses != Status.OK] = np.nan
         return {"probe_accuracy": Estimate(accuracy, status), "probe_loss": Estimate(loss, losses)}
 
 
 def fits(network: Network, probe: Probe) -> bool:
     """Return whether the output's width is the number of label values (or 1 for two)."""
     labels = len(probe.labels)
-    if probe.y is None or labels < 2 or network.output == "apart":
+    if probe.y is None or labels < 2:
         return False
-    width = _width(network, probe)
+    widths: list[int] = []
+    network.scores(probe.x[:1], lambda output, _, __: widths.append(output.shape[-1]))
     # Where one unit of an output without a name decides is not known.
-    single = width == 1 and labels == 2 and network.output not in ("softmax", "log_softmax", "other")
-    return width == labels or single
+    single = widths[0] == 1 and labels == 2 and network.output not in ("softmax", "log_softmax", "other")
+    return widths[0] == labels or single
 
 
 def decisions(network: Network, probe: Probe) -> torch.Tensor | None:
@@ -103,34 +109,52 @@ def decisions(network: Network, probe: Probe) -> torch.Tensor | None:
 
     A checkpoint whose output is not finite on some row decides -1 throughout.
     """
+    scores = _scores(network, probe)
+    if scores is None:
+        return None
+    sound = torch.isfinite(scores.decided).flatten(1).all(1)
+    return torch.where(sound.unsqueeze(1), scores.decided.argmax(-1), -1)
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """What a network says of every class: `decided` (C, N, classes), whose largest is its decision.
+
+    They are the logits where `known`, else the output; `name` is the output's. Of a single unit they are (0, logit).
+    """
+
+    decided: torch.Tensor
+    known: bool
+    name: str
+    single: bool
+
+    def logits(self, checkpoint: int) -> torch.Tensor | None:
+        """Return what the cross entropy is of, (N, classes), None where the output says nothing of probabilities."""
+        scores = self.decided[checkpoint]
+        if self.name == "sigmoid" and not self.single:
+            return None  # as many probabilities that know nothing of one another
+        if self.name != "other":
+            return scores
+        total = scores.sum(1)
+        if bool(((scores >= 0.0) & ((total - 1.0).abs() <= NORMALISED).unsqueeze(1)).all()):
+            return scores.log()  # a mean of several softmaxes, say
+        logarithms = bool((torch.logsumexp(scores, 1).abs() <= NORMALISED).all())
+        return scores if self.known or logarithms else None
+
+
+def _scores(network: Network, probe: Probe) -> _Scores | None:
+    """Return the scores of every row, None where the labels do not fit the output."""
     if not fits(network, probe):
         return None
-    scores = _scores(network, probe)
-    sound = torch.isfinite(scores).flatten(1).all(1)
-    return torch.where(sound.unsqueeze(1), scores.argmax(-1), -1)
+    found: list[torch.Tensor] = []
+    known: list[bool] = []
 
+    def keep(output: torch.Tensor, logits: torch.Tensor | None, rows: slice) -> None:  # noqa: ARG001
+        known.append(logits is not None)
+        found.append(output if logits is None else logits)
 
-def _scores(network: Network, probe: Probe) -> torch.Tensor:
-    """Return logits (C, N, classes): what the output makes of them undone; (0, p) for a single unit, halved at 0.
-
-    Before an output's activation stands its pre; without one, what follows the last layer (pooling, say) counts.
-    """
-    last, width = last_layer(network), _width(network, probe)
-    undone = network.output not in ("identity", "other")
-    scores = torch.zeros(network.size, len(probe.x), max(2, width), dtype=torch.float64, device=network.device)
-
-    def keep(layer: int, pre: torch.Tensor, post: torch.Tensor, rows: slice) -> None:
-        if layer == last:
-            scores[:, rows, -width:] = (pre if undone else post).flatten(2)
-
-    network.walk(probe.x, keep)
-    return scores
-
-
-def last_layer(network: Network) -> int:
-    """Return the index of the last layer that is one of the network's own; layers asked for by name come after it."""
-    return max(k for k, layer in enumerate(network.layers) if layer.noisy)
-
-
-def _width(network: Network, probe: Probe) -> int:
-    return post_widths(network, probe.x)[last_layer(network)]
+    network.scores(probe.x, keep)
+    scores = torch.cat(found, 1).to(torch.float64)
+    single = scores.shape[-1] == 1
+    decided = torch.cat((torch.zeros_like(scores), scores), -1) if single else scores
+    return _Scores(decided, all(known), network.output, single)

@@ -130,7 +130,8 @@ class LocalRank:
         """
         which, most = self._derivative(network, probe.x, streams, layers)
         spectral = len(probe.x) if self.spectrum_rows is None else min(len(probe.x), self.spectrum_rows)
-        tally = RankTally(network, (self.eps, self.rel_eps), which, (len(probe.x), spectral), most)
+        affine = network.affine(probe.x) if which.feeds else (False,) * len(network.layers)
+        tally = RankTally(network, (self.eps, self.rel_eps), which, (len(probe.x), spectral), most, affine)
         if which.directions is not None and self.rel_eps:
             tally.norms = network.spectral_norms(probe.x, which)
         # What small thresholds ask for is beyond any Gram matrix.

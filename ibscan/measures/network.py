@@ -339,8 +339,9 @@ class _Channel:
             return np.broadcast_to(noise, (len(x), noise.shape[1]))
 
         walk = self.network.noisy_walk(x, self.layer, self.noise, normals, range(count))
-        found = [(values.amax((0, 2)) - values.amin((0, 2)), values.abs().amax()) for _, values in walk]
-        scale = max(float(largest) for _, largest in found)
+        found = [(values.amax((0, 2)) - values.amin((0, 2)), values.abs().amax((0, 1, 2))) for _, values in walk]
+        # Each unit by the rounding of its own values.
+        scale = torch.stack([largest for _, largest in found]).amax(0)
         return all(bool((spread <= ROUNDING * scale).all()) for spread, _ in found)
 
     def marginal(self, replicas: range) -> torch.Tensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from ibscan.numerics.counting import Counts, Gram, bound_counts, gram_counts
+from ibscan.numerics.counting import Counts, Gram, bound_counts, gram_counts, rounding
 from ibscan.numerics.spectrum import (
     effective_rank,
     finite_matrices,
@@ -21,6 +20,9 @@ from ibscan.types import Array, Derivative, Estimate, Network, Status
 
 __all__ = ["RankTally"]
 
+# How much larger than its own rounding that of a Jacobian carried through a network is taken to be.
+SAFETY = 4.0
+
 
 class RankTally:
     """Counts and spectra of one call, row by row, until they are estimates.
@@ -31,6 +33,7 @@ class RankTally:
         which: Which Jacobians.
         rows: How many there are, and how many of the first have their spectrum averaged.
         most: How many singular values each layer's Jacobian has.
+        affine: Which layers are their weight's product with what they are fed: of others it bounds nothing.
     """
 
     def __init__(
@@ -40,7 +43,9 @@ class RankTally:
         which: Derivative,
         rows: tuple[int, int],
         most: Sequence[int],
+        affine: Sequence[bool],
     ) -> None:
+        self.affine = affine
         self.network, self.which, self.spectral = network, which, rows[1]
         self.most, self.size = most, max(most)
         self.eps = torch.tensor(thresholds[0], dtype=torch.float64, device=network.device)
@@ -139,7 +144,7 @@ class RankTally:
         Where the input itself feeds the layer, the singular values of its Jacobian are the weight's.
         """
         if layer not in self.weights:
-            weight = self.network.weight(layer)
+            weight = self.network.weight(layer) if self.affine[layer] else None
             self.weights[layer] = None
             if weight is not None and weight.separate and weight.positions:
                 if fed[0].numel() == 1 and weight.positions == 1 and bool((fed == 1.0).all()):
@@ -150,6 +155,10 @@ class RankTally:
         held = self.weights[layer]
         if held is not None:
             number = bound_counts(held, fed, self.eps)
+            # Below the rounding of the product anything may be counted, up to all that there is.
+            largest = held[:, :1] * fed.square().sum((-2, -1)).sqrt()
+            rounded = SAFETY * rounding(max(held.shape[1], *fed.shape[-2:])) * largest.unsqueeze(-1)
+            number = torch.where((self.eps <= rounded) & (number < self.most[layer]), -1, number)
             number = number.expand(-1, max(len(rows), number.shape[1]), -1)[:, : len(rows)]
             self.bounds[:, layer][..., rows] = number.movedim(1, -1).cpu().numpy()
 
@@ -173,14 +182,20 @@ class RankTally:
         shape = status if self.which.directions is None else _untold(status)
         if self.which.directions is not None:
             spectrum[..., self.size :] = np.nan
-        bounded = (self.bounds >= 0).all((2, 3))
-        of_bound = np.where(bounded | (status == Status.NONFINITE), status, Status.NOT_MEASURED).astype(np.int8)
+        # Where what is counted is rounding there is no bound on it.
+        bounded = (self.bounds >= np.maximum(0, self.number[:, :, :split, : self.spectral])).all(3)
+        bound = _counted(self.bounds, told, status)
+        assert bound.status is not None
+        assert bound.stderr is not None
+        of_bound = np.where(bounded | (bound.status == Status.NONFINITE), bound.status, Status.NOT_MEASURED)
         return {
             "local_rank": rank,
             "local_rank_count": Estimate(self._histogram(told), None),
             "local_rank_rel": relative,
-            "rank_bound_jacobian": dataclasses.replace(
-                _counted(self.bounds, bounded & told, of_bound), minimum=None, maximum=None
+            "rank_bound_jacobian": Estimate(
+                np.where(bounded, bound.value, np.nan),
+                of_bound.astype(np.int8),
+                stderr=np.where(bounded, bound.stderr, np.nan),
             ),
             "singular_value": Estimate(spectrum[..., : self.size], components),
             "effective_rank": Estimate(spectrum[..., self.size], shape),

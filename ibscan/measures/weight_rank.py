@@ -10,16 +10,23 @@ import numpy as np
 import torch
 
 from ibscan.numerics.spectrum import finite_matrices, made_finite, numerical_rank, singular_values, stable_rank
-from ibscan.types import Array, At, Estimate, Layer, Network, Probe, Quantity, Status, Streams
+from ibscan.types import Array, At, Estimate, Layer, Network, Probe, Quantity, Status, Streams, Weight
 
-__all__ = ["WeightRank"]
+__all__ = ["WeightRank", "withdrawn"]
+
+# No activation here is steeper than gelu, whose slope is 1.13 at most.
+STEEPEST = 1.13
+# How much larger than the rounding of each weight that of a product of them is taken to be.
+SAFETY = 4.0
 
 
 @dataclass(frozen=True)
 class WeightRank:
     """Singular values of every layer's weight matrix above thresholds, its norms over them, and the rank they allow.
 
-    A convolution's weight is its kernel as a matrix, one row an output channel. All is exact; no probe row is used.
+    A convolution's weight is its kernel as a matrix, one row an output channel (an input channel where it is
+    transposed). A weight counts where the layer is found, on every probe row, to make its product with what it is fed,
+    plus its bias: no number is of the rows.
 
     Args:
         eps: Absolute thresholds, > 0 (strict inequality).
@@ -33,17 +40,41 @@ class WeightRank:
     name: ClassVar[str] = "weight_rank"
     attributes: ClassVar[Mapping[str, str | int]] = {}
     at: ClassVar[At] = "pre"
-    samples: ClassVar[int | None] = 0
-    primary: ClassVar[tuple[str, ...]] = ("rank_limit_statement",)
+    samples: ClassVar[int | None] = None
+    rows_counted: ClassVar[int] = 0
+    primary: ClassVar[tuple[str, ...]] = ("weight_holds",)
     quantities: ClassVar[tuple[Quantity, ...]] = (
-        Quantity("weight_rank", "#{sigma(W) > eps}", "1", "number of singular values of the weight > eps", ("eps",)),
-        Quantity("weight_stable_rank", "||W||_F^2/||W||_2^2", "1", "squared Frobenius over squared spectral norm"),
+        Quantity(
+            "weight_rank",
+            "#{sigma(W) > eps}",
+            "1",
+            "number of singular values of the weight > eps",
+            ("eps",),
+            limit="rows_counted",
+        ),
+        Quantity(
+            "weight_holds",
+            "W",
+            "1",
+            "1 where the layer makes, on all probe rows, its weight times what it is fed plus its bias, else 0",
+            ("eps",),
+            counted=True,
+            default_shown=False,
+        ),
+        Quantity(
+            "weight_stable_rank",
+            "||W||_F^2/||W||_2^2",
+            "1",
+            "squared Frobenius over squared spectral norm",
+            limit="rows_counted",
+        ),
         Quantity(
             "rank_bound_weights",
             "min rank W",
             "1",
             "smallest rank, at eps -> 0, of the weights up to the layer (as maps of one row): the rank of no input "
             "Jacobian at pre exceeds it",
+            limit="rows_counted",
         ),
         Quantity(
             "rank_bound_frobenius",
@@ -51,6 +82,7 @@ class WeightRank:
             "1",
             "squared Frobenius norm of the weight over eps squared, which weight_rank does not exceed",
             ("eps",),
+            limit="rows_counted",
         ),
         Quantity(
             "rank_limit_statement",
@@ -59,6 +91,7 @@ class WeightRank:
             "twice the squared spectral norm of the weight over eps squared: a statement about some layer of a "
             "minimum-norm solution as depth goes to infinity, and no bound on this network",
             ("eps",),
+            limit="rows_counted",
         ),
     )
 
@@ -74,7 +107,7 @@ class WeightRank:
     def __call__(
         self,
         network: Network,
-        probe: Probe,  # noqa: ARG002
+        probe: Probe,
         streams: Streams,  # noqa: ARG002
         layers: Sequence[int] | None = None,  # noqa: ARG002
     ) -> Mapping[str, Estimate]:
@@ -82,48 +115,49 @@ class WeightRank:
 
         Args:
             network: C checkpoints.
-            probe: Not used.
+            probe: N rows, on which a layer is its weight or is not.
             streams: Not used.
             layers: Not used: the smallest rank is of all layers before.
 
         Returns:
-            Counts and bounds; `not_measured` for modules that have no weight, and for bounds that a network does not
-            obey: where a layer is fed by more than the one before it, ranks may add up.
+            Counts and bounds; `not_measured` for layers that make something else of what they are fed than its product
+            with their weight, for modules that have no weight, and for bounds that a network does not obey: where a
+            layer is fed by more than the one before it, ranks may add up.
         """
         shape = (network.size, len(network.layers))
         eps = torch.tensor(self.eps, dtype=torch.float64, device=network.device)
         found = {key: np.full((*shape, len(eps)), np.nan) for key in _THRESHOLDED}
-        stable, bound = np.full(shape, np.nan), np.full(shape, np.nan)
+        stable = np.full(shape, np.nan)
         status = np.full(shape, Status.NOT_MEASURED, dtype=np.int8)
-        bounded = np.full(shape, Status.NOT_MEASURED, dtype=np.int8)
-        least, known = np.full(shape[0], np.inf), network.plain
+        holds, weights = network.affine(probe.x), _Weights(network.size, network.plain)
+        inputs = int(probe.x[0].size)
         for layer in range(shape[1]):
-            weight = network.weight(layer)
+            weight = network.weight(layer) if holds[layer] else None
             if weight is None:
+                weights.unknown()
                 continue
             sound = finite_matrices(weight.matrix)
             sigma = singular_values(made_finite(weight.matrix, sound))
             finite = sound.cpu().numpy()
             alive = (sigma[:, 0] > 0.0).cpu().numpy()
             status[:, layer] = np.where(finite, np.where(alive, Status.OK, Status.DEAD), Status.NONFINITE)
+            # Divided first: squares of very small or large values would under- or overflow.
+            shares = sigma.unsqueeze(1) / eps.unsqueeze(-1)
             counts = {
                 "weight_rank": numerical_rank(sigma, eps).to(torch.float64),
-                "rank_bound_frobenius": sigma.square().sum(-1, keepdim=True) / eps.square(),
-                "rank_limit_statement": 2.0 * sigma[:, :1].square() / eps.square(),
+                "rank_bound_frobenius": shares.square().sum(-1),
+                "rank_limit_statement": 2.0 * shares[..., 0].square(),
             }
             for key, values in counts.items():
                 found[key][:, layer] = np.where(finite[:, None], values.cpu().numpy(), np.nan)
             stable[:, layer] = np.where(finite, stable_rank(sigma).cpu().numpy(), np.nan)
-            known = known and weight.positions is not None
-            if known:
-                own = _rank(sigma, weight.matrix) * (weight.positions or 1)
-                # Of layers behind one that is not finite nothing is known.
-                least = np.minimum(least, np.where(finite, own, np.nan))
-                bounded[:, layer] = np.where(np.isnan(least), Status.NONFINITE, status[:, layer])
-                bound[:, layer] = least
+            weights.add(sigma, weight, finite, min(network.layers[layer].width, inputs))
+        bound, bounded = weights.bounds(min(self.eps), status)
         spread = np.repeat(status[..., None], len(eps), -1)
+        whole = np.repeat(np.broadcast_to(np.array(holds, dtype=np.int64), shape)[..., None], len(eps), -1)
         return {
-            **{key: Estimate(values, spread) for key, values in found.items()},
+            **{key: _in_range(values, spread) for key, values in found.items()},
+            "weight_holds": Estimate(whole, None),
             "weight_stable_rank": Estimate(stable, status),
             "rank_bound_weights": Estimate(bound, bounded),
         }
@@ -132,8 +166,95 @@ class WeightRank:
 _THRESHOLDED = ("weight_rank", "rank_bound_frobenius", "rank_limit_statement")
 
 
-def _rank(sigma: torch.Tensor, matrix: torch.Tensor) -> Array:
-    """Return the rank at eps -> 0: singular values above rounding, as numerical libraries count them."""
-    limit = max(matrix.shape[-2:]) * torch.finfo(torch.float64).eps * sigma[:, :1]
-    found: Array = numerical_rank(sigma, limit)[:, 0].to(torch.float64).cpu().numpy()
-    return found
+def _in_range(values: Array, status: Array) -> Estimate:
+    """Return an estimate without what is beyond the largest number."""
+    beyond = np.isinf(values)
+    return Estimate(np.where(beyond, np.nan, values), np.where(beyond, Status.NOT_MEASURED, status).astype(np.int8))
+
+
+class _Weights:
+    """Singular values of the weights of a plain network, layer by layer while they make the layers, as ranks.
+
+    A rank takes no singular value below the rounding of its matrix for one, as numerical libraries count them. But a
+    threshold may be below what such a value, enlarged by the other layers, is in a Jacobian: what is counted there may
+    be rounding, and nothing bounds it but the numbers of rows and columns.
+    """
+
+    def __init__(self, size: int, plain: bool) -> None:
+        self.size, self.plain = size, plain
+        self.ranks: list[Array] = []
+        self.full: list[float] = []
+        self.most: list[int] = []
+        self.rounding: list[float] = []
+        self.log_norm: list[Array] = []
+
+    def unknown(self) -> None:
+        """Note that nothing bounds the next layer, nor any after it."""
+        self.plain = False
+
+    def add(self, sigma: torch.Tensor, weight: Weight, finite: Array, most: int) -> None:
+        """Note the next layer's weight.
+
+        Args:
+            sigma: Its singular values, (C, k).
+            weight: The weight.
+            finite: Which checkpoints' are finite, (C,).
+            most: The smaller side of the layer's Jacobian.
+        """
+        self.plain = self.plain and weight.positions is not None
+        if not self.plain or weight.positions is None:
+            return
+        share = max(weight.matrix.shape[-2:]) * float(torch.finfo(torch.float64).eps)
+        rank = numerical_rank(sigma, share * sigma[:, :1])[:, 0].to(torch.float64).cpu().numpy()
+        with np.errstate(divide="ignore"):
+            self.log_norm.append(np.log(sigma[:, 0].cpu().numpy() * STEEPEST))
+        self.ranks.append(np.where(finite, rank * weight.positions, np.nan))
+        self.full.append(sigma.shape[1] * weight.positions)
+        self.rounding.append(share)
+        self.most.append(most)
+
+    def bounds(self, least: float, status: Array) -> tuple[Array, Array]:
+        """Return the smallest rank up to every layer, (C, L), and its status.
+
+        Args:
+            least: The smallest threshold.
+            status: Of the weights, (C, L).
+        """
+        bound = np.full(status.shape, np.nan)
+        known = np.full(status.shape, Status.NOT_MEASURED, dtype=np.int8)
+        before = np.full(self.size, np.inf)
+        growth = np.zeros(self.size)
+        for k, most in enumerate(self.most):
+            growth = growth + self.log_norm[k]
+            rank, full = np.min(self.ranks[: k + 1], 0), min(self.full[: k + 1])
+            # A layer before which all is zero is zero, without rounding.
+            noise = np.where(np.isneginf(growth), -np.inf, np.log(SAFETY * sum(self.rounding[: k + 1])) + growth)
+            certain = noise < np.log(least)
+            # Of layers behind one that is not finite nothing is known.
+            finite = ~np.isnan(rank)
+            told = finite & (certain | ((full >= most) & (full <= before)))
+            bound[:, k] = np.where(told, np.where(certain, rank, full), np.nan)
+            before = np.fmin(before, bound[:, k])
+            known[:, k] = np.where(told, status[:, k], np.where(finite, Status.NOT_MEASURED, Status.NONFINITE))
+        return bound, known
+
+
+def withdrawn(found: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """Return estimates without bounds that a count exceeds.
+
+    That does not happen but by rounding: with thresholds below that of a Jacobian nothing else is counted.
+
+    Args:
+        found: Estimates of the same checkpoints and layers, of several measures.
+    """
+    bound = found.get("rank_bound_weights")
+    if bound is None or bound.status is None:
+        return dict(found)
+    broken = np.zeros(bound.value.shape, dtype=bool)
+    for key in ("local_rank", "local_rank_rel"):
+        most = found[key].maximum if key in found else None
+        if most is not None and most.shape[-1]:
+            broken |= (most > bound.value[..., None]).any(-1)
+    value = np.where(broken, np.nan, bound.value)
+    status = np.where(broken, Status.NOT_MEASURED, bound.status).astype(np.int8)
+    return {**found, "rank_bound_weights": Estimate(value, status)}

@@ -14,7 +14,7 @@ from ibscan.numerics.jacobian import row_factor, softmax_carried
 from ibscan.numerics.spectrum import finite_matrices, made_finite, spectral_norm
 from ibscan.numerics.sweep import Carried, carried_on, carried_post, exactly_on, started
 from ibscan.numerics.tiling import aligned, cuts, mapped
-from ibscan.types import Array, Derivative, Layer, Normals, Visit, VisitFactor, VisitGram, Weight
+from ibscan.types import Array, Derivative, Layer, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
 
 __all__ = ["Chain", "stacked_chain"]
 
@@ -58,6 +58,11 @@ class Chain:
         return True
 
     @property
+    def hidden(self) -> int | None:
+        """The layer before the last."""
+        return len(self.layers) - 2 if len(self.layers) > 1 else None
+
+    @property
     def inputs(self) -> int:
         """Numbers in one row of the probe."""
         return self.weights[0].shape[2]
@@ -82,6 +87,24 @@ class Chain:
         for rows in cuts(0, len(x), ACTIVATION_BUDGET // (self.size * self._widest())):
             for layer, pre, post in self._forward(self._block(x, rows)):
                 visit(layer, pre.to(torch.float64), post.to(torch.float64), rows)
+
+    def scores(self, x: Array, visit: Scores) -> None:
+        """Call visit(output, logits, rows) for every block of rows, (C, n, units) each, float64.
+
+        Args:
+            x: Probe rows, shape (N, ...), flattened here.
+            visit: Is given the output, its logits (itself, but where it is a softmax or a sigmoid), and the rows.
+        """
+
+        def last(layer: int, pre: torch.Tensor, post: torch.Tensor, rows: slice) -> None:
+            if layer + 1 == len(self.layers):
+                visit(post, pre if self.output in ("softmax", "sigmoid") else post, rows)
+
+        self.walk(x, last)
+
+    def affine(self, x: Array) -> tuple[bool, ...]:  # noqa: ARG002 - on any rows
+        """Every layer is its weight times what it is fed, plus its bias."""
+        return (True,) * len(self.layers)
 
     def weight(self, layer: int) -> Weight:
         """Return the layer's weight."""

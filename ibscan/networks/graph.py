@@ -27,14 +27,15 @@ NEUTRAL = {
     "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "swapaxes", "movedim",
     "T.__get__", "mT.__get__", "to", "double", "float", "type", "view_as", "reshape_as", "identity", "detach",
 }  # fmt: skip
+# What takes numbers of a row as they are, but in another order, or not all of them.
+REORDERING = {
+    "permute", "transpose", "swapaxes", "movedim", "T.__get__", "mT.__get__", "flip", "fliplr", "roll", "rot90",
+    "__getitem__", "select", "index_select", "narrow", "chunk", "split", "unbind", "gather", "take_along_dim",
+}  # fmt: skip
 # What mixes values without leaving their range.
 POOLING = {
     "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "avg_pool1d",
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "mean", "boolean_dispatch",
-}  # fmt: skip
-ACTIVATION_NAMES = {
-    "tanh": "tanh", "relu": "relu", "leaky_relu": "leaky_relu", "sigmoid": "sigmoid", "gelu": "gelu", "silu": "silu",
-    "softplus": "softplus", "elu": "elu", "softmax": "softmax", "log_softmax": "log_softmax",
 }  # fmt: skip
 
 
@@ -42,8 +43,10 @@ ACTIVATION_NAMES = {
 class Taps:
     """A recorded pass: its operations in order with the parameters they take, and where the layers' pre and post are.
 
-    `output` names what follows the last layer; `plain` says that every layer is fed by the one before it alone;
-    `untapped` lists layers that are none here, with the reason.
+    `output` names what makes the network's output, and `head` says more of it; `plain` says that every layer is fed by
+    the one before it alone; `untapped` lists layers that are none here, with the reason. `calls` numbers the layers
+    among all calls of a Linear or Conv; `fed` is the place of what feeds the first layer, `INPUT` where that is the
+    input in another shape, None where there is no one place.
     """
 
     operations: tuple[str, ...]
@@ -53,11 +56,28 @@ class Taps:
     output: str
     plain: bool
     untapped: tuple[tuple[str, str], ...]
+    calls: tuple[int, ...]
+    fed: Place | None
+    head: Head
 
     @property
     def noisy(self) -> tuple[int, ...]:
         """Layers that get noise in the noisy network."""
         return tuple(k for k, layer in enumerate(self.layers) if layer.noisy and not layer.output)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What makes the network's output of so many `units`, and the last hidden layer before it, None where none is.
+
+    `logits` is where the numbers are of which the output is a softmax or a sigmoid, one for one. `raw` says that it is
+    no softmax or sigmoid, in whatever order, so that it may stand for logits itself.
+    """
+
+    units: int
+    hidden: int | None
+    logits: Place | None
+    raw: bool
 
 
 @dataclass(frozen=True)
@@ -71,6 +91,11 @@ class Operation:
     default: bool = False  # an activation with torch's default parameters
     joins: bool = False  # a product with a parameter, or a write into a tensor that does not depend on the input
     label: str = ""  # its name and the parameters it takes; empty for an alias, which is no operation of its own
+
+    @property
+    def kind(self) -> str:
+        """Its name, without the underscore of its in-place form."""
+        return self.name if self.name.endswith("__") else self.name.rstrip("_")
 
 
 @dataclass
@@ -123,31 +148,34 @@ def taps_of(model: nn.Module, graph: Graph, main: int, ends: set[int], lying: se
         post[-1] = main
     feeds = [[bool(reach[a] & fed[b]) for b in range(len(outer))] for a in range(len(outer))]
     layers = []
-    for k, (name, call) in enumerate(zip(names, outer, strict=True)):
+    for k, (path, call) in enumerate(zip(names, outer, strict=True)):
         kind, width = type(graph.calls[call][1]).__name__, graph.sizes[starts[k]]
         others = [j for j in range(len(outer)) if j != k]
         span = _span(graph, starts[k], post[k])
         first, output = not any(feeds[j][k] for j in others), not any(feeds[k][j] for j in others)
-        layers.append(Layer(name or "linear", kind, width, span, first=first, output=output))
+        layers.append(Layer(path or "linear", kind, width, span, first=first, output=output))
     alone = _region(graph, 0)
     plain = fed[0] <= alone and all(fed[k] == {post[k - 1]} for k in range(1, len(outer))) and main in reach[-1]
+    name, head = _head(graph, main, starts, reach, feeds)
     named = _numbered([path for path, _, _ in graph.extra])
-    for name, (_, module, start) in zip(named, graph.extra, strict=True):
+    for path, (_, module, start) in zip(named, graph.extra, strict=True):
         starts.append(start)
         post.append(_post(graph, start, live, lying, ends))
         kind, width = type(module).__name__, graph.sizes[start]
         noise = {post[k] for k in range(len(outer)) if not layers[k].output} - {post[-1]}
         first = not any(post[-1] in _reached(graph, node) for node in noise)
-        layers.append(Layer(name, kind, width, _span(graph, start, post[-1]), first=first, noisy=False))
-    last = len(outer) - 1
+        layers.append(Layer(path, kind, width, _span(graph, start, post[-1]), first=first, noisy=False))
     return Taps(
         tuple(op.label for op in graph.operations if op.label),
         tuple(layers),
         tuple(_place(graph, start, layer.name) for start, layer in zip(starts, layers, strict=True)),
         tuple(_place(graph, node, layer.name) for node, layer in zip(post, layers, strict=True)),
-        _output_name(graph, starts[last], post[last]) if main in reach[last] else "apart",
+        name,
         plain,
         tuple(_untapped(model, graph)),
+        tuple(outer),
+        _fed_place(graph, fed[0]),
+        head,
     )
 
 
@@ -161,6 +189,14 @@ def _place(graph: Graph, node: int, name: str) -> Place:
     if place == INPUT:
         raise InputError(f"'{name}' passes the probe's rows on as they are; there is nothing to measure.")
     return place
+
+
+def _fed_place(graph: Graph, fed: set[int]) -> Place | None:
+    if len(fed) != 1:
+        return None
+    (node,) = fed
+    neutral = all(op is not None and op.kind in NEUTRAL for op in _between(graph, 0, node))
+    return INPUT if neutral else graph.places[node]
 
 
 def _made_in(graph: Graph, call: int) -> set[int]:
@@ -214,7 +250,7 @@ def _between(graph: Graph, start: int, end: int) -> Iterator[Operation | None]:
 
 def _span(graph: Graph, start: int, end: int) -> tuple[float, float] | None:
     for op in _between(graph, start, end):
-        name = "" if op is None else op.name.rstrip("_")
+        name = "" if op is None else op.kind
         if name in NEUTRAL | POOLING:
             continue
         if name == "softmax":
@@ -223,15 +259,61 @@ def _span(graph: Graph, start: int, end: int) -> tuple[float, float] | None:
     return None
 
 
+def _head(
+    graph: Graph, main: int, starts: list[int], reach: list[set[int]], feeds: list[list[bool]]
+) -> tuple[str, Head]:
+    """Return the name of what makes the network's output, and the head.
+
+    The last hidden layer is the last one that feeds the layer of the output, where only one layer is of the output:
+    in an ensemble there is no one last layer.
+    """
+    of = [k for k, reached in enumerate(reach) if main in reached]
+    hidden = None
+    if of and all(feeds[k][of[-1]] for k in of[:-1]):
+        hidden = max((k for k in range(of[-1]) if feeds[k][of[-1]]), default=None)
+    name, logits, raw = _last_operation(graph, main)
+    if not name:
+        name = _output_name(graph, starts[of[-1]], main) if of else "other"
+    return name, Head(graph.sizes[main], hidden, logits, raw)
+
+
+def _last_operation(graph: Graph, main: int) -> tuple[str, Place | None, bool]:
+    """Return the name of the softmax or sigmoid that the output is, with the place of its logits, and False.
+
+    A name where output and logits correspond one for one, `other` where they do not; "" and True where it is neither.
+    """
+    ordered = True
+    for op in _between(graph, 0, main):
+        if op is None:
+            break
+        name = op.kind
+        if name in NEUTRAL | REORDERING:
+            ordered = ordered and (name not in REORDERING or _single(graph, op))
+        elif name in ("softmax", "log_softmax", "sigmoid"):
+            logits = graph.places[op.inputs[0]]
+            known = op.default and ordered and logits is not None
+            return (name, logits, False) if known else ("other", None, False)
+        else:
+            break
+    return "", None, True
+
+
+def _single(graph: Graph, op: Operation) -> bool:
+    """Return whether an operation makes one number of a row of one."""
+    return all(graph.sizes[node] == 1 for node in (*op.inputs, *op.outputs))
+
+
 def _output_name(graph: Graph, start: int, end: int) -> str:
+    """Return the name of the one activation between a layer's own output and the network's, `other` of all else."""
     line = list(_between(graph, start, end))
     if None in line:
         return "other"
-    rest = [op for op in line if op is not None and op.name.rstrip("_") not in NEUTRAL]
-    if all(op.name in POOLING for op in rest):
+    rest = [op for op in line if op is not None and op.kind not in NEUTRAL]
+    rest = [op for op in rest if op.kind not in REORDERING or not _single(graph, op)]
+    if all(op.kind in POOLING for op in rest):
         return "identity"
-    known = ACTIVATION_NAMES.get(rest[0].name.rstrip("_")) if len(rest) == 1 and rest[0].default else None
-    return known or "other"
+    name = rest[0].kind if len(rest) == 1 and rest[0].default else ""
+    return name if name in ACTIVATIONS else "other"
 
 
 def _numbered(paths: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ibscan.boundary import foreign, ours
+from ibscan.networks.affine import affine_calls, weight_of
 from ibscan.networks.derivatives import Outputs, spectral_norms
 from ibscan.networks.graph import INPUT, LAYERS, Place, Taps
 from ibscan.networks.packing import Packing, fed
@@ -19,7 +20,7 @@ from ibscan.networks.passes import Reached, Tapper, attached, tapped
 from ibscan.networks.sweeps import Sweep, as_gram, counted, decomposed, grouped, room_for, swept
 from ibscan.networks.trees import main_tensor
 from ibscan.numerics.tiling import aligned, cuts
-from ibscan.types import Array, At, Derivative, Layer, Normals, Visit, VisitFactor, VisitGram, Weight
+from ibscan.types import Array, At, Derivative, Layer, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
 
 __all__ = ["Module"]
 
@@ -54,8 +55,13 @@ class Module:
 
     @property
     def output(self) -> str:
-        """What follows the last layer."""
+        """What makes the network's output."""
         return self.taps.output
+
+    @property
+    def hidden(self) -> int | None:
+        """The last hidden layer."""
+        return self.taps.head.hidden
 
     @property
     def plain(self) -> bool:
@@ -97,6 +103,27 @@ class Module:
 
             self.passed(block, [*self.at(self.taps.pre, keep), *self.at(self.taps.post, tell)])
 
+    def scores(self, x: Array, visit: Scores) -> None:
+        """Call visit(output, logits, rows) for every block of rows, (1, n, units) each, float64.
+
+        Args:
+            x: Probe rows, shape (N, ...).
+            visit: Is given the network's output, the logits it is made of (itself, where it is no softmax or sigmoid;
+                None where they are not in its order), and the rows as a slice.
+        """
+        head = self.taps.head
+        for rows, block in self._blocks(x, ACTIVATION_BUDGET // self._widest(x)):
+            held: list[torch.Tensor] = []
+
+            def keep(value: torch.Tensor, held: list[torch.Tensor] = held) -> torch.Tensor:
+                held.append(value.clone())
+                return value
+
+            output = self.passed(block, [] if head.logits is None else [(head.logits, keep)])
+            assert output is not None
+            found, *logits = (_kept(value.reshape(len(block), -1), len(block)) for value in (output, *held))
+            visit(found, found if head.raw else logits[0] if logits else None, rows)
+
     def noisy_walk(
         self, x: Array, layer: int, noise: float, normals: Normals, replicas: range
     ) -> Iterator[tuple[range, torch.Tensor]]:
@@ -133,19 +160,24 @@ class Module:
             self.passed(rows.expand(len(block), *rows.shape).flatten(0, 1), wanted)
             yield block, found[0].reshape(1, len(block), len(x), -1)
 
+    def affine(self, x: Array) -> tuple[bool, ...]:
+        """Return of every layer whether, on these rows, its pre is its weight times what it is fed, plus its bias.
+
+        Args:
+            x: Probe rows, shape (N, ...).
+        """
+        held: list[list[bool]] = []
+        for _, block in self._blocks(x, ACTIVATION_BUDGET // self._widest(x)):
+            with torch.no_grad(), foreign("the model"), sdpa_kernel(SDPBackend.MATH):
+                held.append(affine_calls(self.model, partial(self.model, block.clone())))
+        called = tuple(all(call < len(one) and one[call] for one in held) for call in self.taps.calls)
+        return called + (False,) * (len(self.layers) - len(called))
+
     def weight(self, layer: int) -> Weight | None:
         """Return the layer's weight, None for a module asked for by name that is no Linear or Conv."""
         one = self.layers[layer]
         module = dict(self.model.named_modules()).get(one.name.partition("#")[0], self.model)
-        if not one.noisy or not isinstance(module, LAYERS):
-            return None
-        weight = module.weight.detach().to(torch.float64)
-        matrix = weight.flatten(1).unsqueeze(0)
-        if isinstance(module, nn.Linear):
-            return Weight(matrix, one.width // weight.shape[0])
-        # A transposed convolution, or one of groups, is no product of this matrix with parts of what is fed.
-        whole = not module.transposed and module.groups == 1
-        return Weight(matrix, one.width // weight.shape[0] if whole else None, separate=False)
+        return weight_of(module, one.width) if one.noisy and isinstance(module, LAYERS) else None
 
     def grams(self, x: Array, visit: VisitGram, which: Derivative) -> None:
         """Call visit(layer, gram, rows) for every layer wanted, from one sweep a group of layers.
@@ -229,11 +261,16 @@ class Module:
             return found
         for layer in self._wanted(which):
             weight = self.weight(layer)
-            if weight is not None and weight.separate:
-                before = layer - 1
-                start = before == (-1 if which.origin is None else which.origin)
-                found[layer] = None if start else self._values([self.taps.post[before]], self._rows(x))[0].shape[1]
+            place = self._fed(layer, which)
+            if weight is not None and weight.separate and place is not None:
+                found[layer] = None if place == INPUT else self._values([place], self._rows(x))[0].shape[1]
         return found
+
+    def _fed(self, layer: int, which: Derivative) -> Place | None:
+        """Return where what feeds a layer is, in a plain network: `INPUT` where that is the variable itself."""
+        if layer - 1 == which.origin:
+            return INPUT
+        return self.taps.post[layer - 1] if layer else self.taps.fed
 
     def _widths(self, x: Array, which: Derivative) -> list[int]:
         places = [self._place(layer, which.at) for layer in self._wanted(which)]
@@ -262,8 +299,8 @@ class Module:
         """Return the layers of a sweep as a function of the variable."""
         block = self._rows(x[rows])
         variable = self._variable(x[rows], which)
-        feeding = [self.taps.post[layer - 1] for layer in sweep.layers if sweep.fed.get(layer) is not None]
-        places = [*(self._place(layer, which.at) for layer in sweep.layers), *feeding]
+        feeding = [self._fed(layer, which) for layer in sweep.layers if sweep.fed.get(layer) is not None]
+        places = [*(self._place(layer, which.at) for layer in sweep.layers), *(place for place in feeding if place)]
         origin = INPUT if which.origin is None else self.taps.post[which.origin]
 
         def values(given: torch.Tensor) -> list[torch.Tensor]:

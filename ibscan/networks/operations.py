@@ -70,11 +70,13 @@ def in_place(name: str, kwargs: Mapping[str, Any]) -> bool:
 
 
 def is_default(func: Function, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Return whether an activation was called with torch's default parameters, dimension last for a softmax."""
+    """Return whether an activation was called with torch's default parameters, a softmax over all numbers of a row."""
     if name in ("softmax", "log_softmax"):
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         tensor = args[0] if args else kwargs["input"]
-        return dim in (-1, tensor.ndim - 1)
+        if not isinstance(dim, int) or dim % tensor.ndim == 0:
+            return False
+        return bool(tensor.shape[dim] * len(tensor) == tensor.numel())
     known = ACTIVATIONS.get(name.rstrip("_"))
     if known is None:
         return False

@@ -18,6 +18,10 @@ EPSILON = 2.0**-52
 KEY_LIMIT = 2**62
 # A column of a larger range is ranked first; two columns below it, or one and the rows' numbers, fit one key.
 COLUMN_LIMIT = 2**31
+# Beyond these, numbers of cells and products with them leave the range in which float64 is right to rounding.
+LEAST_SPAN, MOST_SPAN = 2.0**-960, 2.0**960
+# From here on whole numbers are further apart than 1, and so are values than cells.
+FAR = 2.0**53
 # Columns cut into cells at a time: in a wide layer the first few already tell all rows apart.
 COLUMNS = 32
 
@@ -39,10 +43,22 @@ def grid_cells(values: torch.Tensor, width: float) -> torch.Tensor:
         width: Cell width, > 0.
 
     Returns:
-        Same shape, float64 whole numbers (int64 would overflow for |t| / width > 9e18).
+        Same shape, float64 whole numbers (int64 would overflow for |t| / width > 9e18). Where numbers are further apart
+        than cells are wide (|t| / width >= 2^53), each number has a cell of its own, numbered from 2^53 on.
     """
     scaled = (values / width).masked_fill_(values == 0.0, 0.5)  # zeros, of which a ReLU has many, are in no doubt
-    return _settled(values, scaled, lambda cell: cell * width, 2.0 * EPSILON * float(scaled.abs().amax()))
+    largest = float(scaled.abs().amax())
+    if largest < FAR:
+        # The least number stands for what of a product, and of a quotient, is below the least number.
+        lost = 2.0**-1074 / width if width < LEAST_SPAN else 0.0
+        return _settled(values, scaled, lambda cell: cell * width, 2.0 * EPSILON * largest + 2.0 * lost)
+    far = scaled.abs() >= FAR
+    rank = torch.unique(values[far], return_inverse=True)[1]
+    cells = torch.empty_like(values)
+    cells[far] = FAR + 2.0 * rank.to(cells.dtype)  # whole numbers of that size are even
+    if not bool(far.all()):
+        cells[~far] = grid_cells(values[~far], width)
+    return cells
 
 
 def equal_cells(values: torch.Tensor, low: float, high: float, bins: int) -> torch.Tensor:
@@ -67,14 +83,29 @@ def equal_cells(values: torch.Tensor, low: float, high: float, bins: int) -> tor
     if high <= low:
         return torch.zeros_like(values)
     span = high - low
-    if math.isinf(span):  # the halves of such values are exact
-        return equal_cells(values / 2.0, low / 2.0, high / 2.0, bins)
     # Of the quotient and of an edge, each in cells.
     error = EPSILON * bins * (4.0 + max(abs(low), abs(high)) / span)
+    if not (LEAST_SPAN < span < MOST_SPAN / bins and error < 0.25):
+        return _between_edges(values, low, high, bins)
     # The ends, where a saturated unit is, are in no doubt.
     scaled = (values - low).mul_(bins / span).clamp_(0.5, bins - 0.5)
     cells = _settled(values, scaled, lambda cell: (cell * span).div_(bins).add_(low), error, (low, high))
     return cells.clamp_(max=bins - 1)  # the last edge may be rounded below `high`
+
+
+def _between_edges(values: torch.Tensor, low: float, high: float, bins: int) -> torch.Tensor:
+    """Return the number of inner edges at or below each value: cells of a range too small or large to divide by."""
+    steps = torch.arange(1, bins, dtype=torch.float64, device=values.device)
+    # Powers of two, which round nothing: the products stay in range, and halves of such numbers are exact.
+    power = max(0, math.frexp(high / 2.0 - low / 2.0)[1] + bins.bit_length() - 960)
+    span = math.ldexp(high, -power) - math.ldexp(low, -power)
+    inner = (steps * span).div_(bins).add_(math.ldexp(low, -power))
+    inner = torch.ldexp(inner, torch.tensor(power, device=values.device))
+    inner = inner.cummax(0).values if len(inner) else inner
+    # What shares a cell with an end is in the end cell, also where edges are rounded onto the end.
+    first, last = torch.bucketize(values.new_tensor([low, high]), inner, right=True).tolist()
+    cells = torch.bucketize(values, inner, right=True).to(values.dtype)
+    return cells.masked_fill_(cells >= last, bins - 1.0).masked_fill_(cells <= first, 0.0)
 
 
 def _settled(

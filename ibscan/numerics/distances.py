@@ -10,7 +10,7 @@ import torch
 
 from ibscan.numerics.tiling import block_shape, cuts, mapped
 
-__all__ = ["DistanceHistogram", "distance_histogram"]
+__all__ = ["DistanceHistogram", "distance_histogram", "in_range"]
 
 EPSILON = 2.0**-52
 # Distances enter the means with a certified relative error of this at most; nearer pairs are done from differences.
@@ -60,16 +60,15 @@ def distance_histogram(points: torch.Tensor, labels: torch.Tensor, bins: int = 1
         bins: Number of cells.
 
     Returns:
-        Counts that sum to n (n - 1) / 2 exactly, edges and means.
+        Counts that sum to n (n - 1) / 2 exactly, edges and means; infinite where distances leave the range of float64.
 
     Source:
         Goldfeld et al. 2019, arXiv 1810.05728, section 5 (pairwise distances within and between classes); the error of
         a product: Higham 2002, Accuracy and Stability of Numerical Algorithms, section 3.1.
     """
     number = len(points)
-    # By a power of two, which rounds nothing: squares neither overflow nor vanish. Adding 0.0 turns -0.0 into it.
-    exponent = max(-1000, math.frexp(float((points.amax(0) - points.amin(0)).amax()))[1])
-    points, labels, weights = _merged((points * 2.0**-exponent).add_(0.0), labels)
+    points, exponent = in_range(points)
+    points, labels, weights = _merged(points.add_(0.0), labels)  # which turns -0.0 into 0.0
     sizes = torch.unique_consecutive(labels, return_counts=True)[1].tolist()
     strips = _strips(sizes, points.device)
     largest, found = 0.0, _far(points)
@@ -84,8 +83,25 @@ def distance_histogram(points: torch.Tensor, labels: torch.Tensor, bins: int = 1
     # Copies of a row are at 0 from one another.
     sums[True].count[0] += 0 if weights is None else (weights * (weights - 1) / 2).sum().to(torch.int64)
     assert int(sums[True].count.sum() + sums[False].count.sum()) == number * (number - 1) // 2
-    within, between = (math.ldexp(sums[same].mean(), exponent) for same in (True, False))
-    return DistanceHistogram(sums[True].count, sums[False].count, edges * 2.0**exponent, within, between)
+    # In two steps: distances in range may come of a power of two that is not, and those beyond it are infinite.
+    steps = 2.0 ** (exponent // 2), 2.0 ** (exponent - exponent // 2)
+    within, between = (sums[same].mean() * steps[0] * steps[1] for same in (True, False))
+    return DistanceHistogram(sums[True].count, sums[False].count, edges * steps[0] * steps[1], within, between)
+
+
+def in_range(points: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Return points / 2^exponent, which rounds nothing: squares of their differences neither overflow nor vanish.
+
+    Units that are the same at every row, in which nothing differs, are made zero: they may be of any size.
+
+    Args:
+        points: Shape (n, d), finite, float64.
+    """
+    highest, lowest = points.amax(0), points.amin(0)
+    # Of halves: the difference itself may be beyond the largest number.
+    exponent = max(-1000, math.frexp(float((highest / 2.0 - lowest / 2.0).amax()))[1] + 1)
+    # A unit that differs at all is less than 2^54 times its differences.
+    return torch.where(highest > lowest, points, 0.0) * 2.0**-exponent, exponent
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ibscan.numerics.distances import in_range
+
 __all__ = ["ClassGeometry", "class_geometry"]
 
 # Eigenvalues of Sigma_B below this share of the largest are rounding, and their inverses would be noise.
@@ -40,8 +42,9 @@ def class_geometry(points: torch.Tensor, labels: torch.Tensor, classes: int) -> 
     Source:
         Papyan, Han, Donoho 2020, arXiv 2008.08186, section 2.
     """
-    # Class means nearer than this coincide: what is left between them is rounding, and NC1 would be its inverse.
-    rounding = 1e-12 * points.abs().max()
+    points, _ = in_range(points)
+    # Class means nearer than this in every unit coincide: what is left is rounding, and NC1 would be its inverse.
+    rounding = 1e-12 * points.abs().amax(0)
     # A common offset would swamp the spread.
     points = points - points.mean(0)
     member = torch.zeros(classes, len(points), dtype=points.dtype, device=points.device)
@@ -49,7 +52,7 @@ def class_geometry(points: torch.Tensor, labels: torch.Tensor, classes: int) -> 
     member /= member.sum(1, keepdim=True)
     mean = member @ points
     offset = mean - mean.mean(0)
-    offset = torch.where(offset.abs().max() > rounding, offset, 0.0)
+    offset = torch.where(offset.abs().amax(0) > rounding, offset, 0.0)
     # Sigma_W is only ever seen through the at most C - 1 directions that Sigma_B has: project, never form d x d.
     _, sigma, directions = torch.linalg.svd(offset / classes**0.5, full_matrices=False)
     sigma, directions = sigma[: classes - 1], directions[: classes - 1]

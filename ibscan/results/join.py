@@ -73,7 +73,7 @@ def join(old: Result, new: Result, *, replace: bool = False, tolerance: float | 
     old = _without_changed_checkpoints(_without_changed_variables(old, new, replace), new, replace)
     settings = _merged(old.settings, new.settings)
     frame = _frame(old, new, settings.get("layers"))
-    variables = _united(old, new, frame, tolerance)
+    variables = _bounded(_united(old, new, frame, tolerance))
     used = {"checkpoint", "layer"} | {dim for variable in variables.values() for dim in variable.dims}
     coordinates = {name: v for name, v in frame.coordinates.items() if set(v.dims) <= used}
     attrs = {**old.attrs, **new.attrs}
@@ -243,6 +243,24 @@ def _united(old: Result, new: Result, frame: _Frame, tolerance: float | None) ->
                 attrs["ancillary_variables"] = " ".join(companions)
             variables[name] = Variable(source.dims, values, attrs)
     return variables
+
+
+def _bounded(variables: dict[str, Variable]) -> dict[str, Variable]:
+    """Return variables without bounds of one run that a count of another, at a smaller threshold, exceeds."""
+    bound, status = variables.get("rank_bound_weights"), variables.get("rank_bound_weights_status")
+    if bound is None or status is None:
+        return variables
+    broken = np.zeros(bound.values.shape, dtype=bool)
+    for name in ("local_rank_max", "local_rank_rel_max"):
+        if name in variables:
+            broken |= (variables[name].values > bound.values[..., None]).any(-1)
+    values = np.where(broken, np.nan, bound.values)
+    codes = np.where(broken, Status.NOT_MEASURED, status.values).astype(np.int8)
+    return {
+        **variables,
+        "rank_bound_weights": dataclasses.replace(bound, values=values),
+        "rank_bound_weights_status": dataclasses.replace(status, values=codes),
+    }
 
 
 def _measured(result: Result, main: str) -> Array:

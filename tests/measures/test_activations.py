@@ -43,6 +43,19 @@ def test_layer_status(values, status):
     assert layer_status(torch.tensor(values, dtype=torch.float64)) == status
 
 
+def test_each_unit_is_constant_by_its_own_scale():
+    """A constant of 1e6 beside a signal of 1e-7, and a unit whose values differ by rounding alone, made constant."""
+    weights = torch.tensor([[0.0, 0.0], [1e-7, 0.0], [1e-9, 0.0]], dtype=torch.float64)
+    bias = torch.tensor([1e6, 0.0, 1e5], dtype=torch.float64)
+    x = np.random.default_rng(0).normal(size=(9, 2))
+    ((_, values),) = layers_in_turn(network_of([([weights], [bias])]), x, "pre")
+    assert (values[0, :, 0] == 1e6).all()
+    torch.testing.assert_close(values[0, :, 1], torch.tensor(1e-7 * x[:, 0]), rtol=1e-12, atol=0)
+    assert len(values[0, :, 2].unique()) == 1
+    assert layer_status(values[0]) is Status.OK
+    assert layer_status(values[0, :, [0, 2]]) is Status.DEAD
+
+
 def test_weights_without_labels():
     """-0.0 and 0.0 are one input: H(X) = H(1/2, 1/4, 1/4)."""
     weights, entropy = input_weights(probe_of([[0.0, 1], [-0.0, 1], [2, 1], [3, 1]]))

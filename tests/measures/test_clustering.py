@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import oracles
 import pytest
 import torch
+from nets import Net
 from oracles import forward, network_of, probe_of, random_chain
 from scipy.spatial.distance import pdist
+from torch import nn
 
 from ibscan.measures.clustering import Clustering
+from ibscan.networks.admission import recorded_taps
 from ibscan.types import Status, Streams
 
 NC = ("nc1", "nc2_equinorm", "nc2_equiangle", "nearest_mean_error")
@@ -108,6 +112,72 @@ def test_nc4_of_a_single_sigmoid_unit():
     decision = values[1][1].numpy()[:, 0] > 0.5
     assert 0 < decision.mean() < 1
     assert found.value[0, 0] == (decision != nearest).mean()
+
+
+def test_nc4_where_another_head_is_called_last():
+    """The last hidden layer is the one before the output's, whichever is called between and after."""
+    torch.manual_seed(2)
+
+    def forward_of(s, x):
+        h = torch.tanh(s.a(x))
+        return {"aux": s.aux(h), "logits": s.b(h), "more": s.more(h)}
+
+    layers = {"a": nn.Linear(4, 5), "aux": nn.Linear(5, 6), "b": nn.Linear(5, 3), "more": nn.Linear(5, 2)}
+    model = Net(forward_of, **layers).double().eval().requires_grad_(False)
+    x, y = labelled(60)
+    rows = torch.from_numpy(x)
+    hidden, decision = torch.tanh(model.a(rows)).numpy(), model(rows)["logits"].argmax(1).numpy()
+    network = recorded_taps(model.to(oracles.DEVICE), x, (), device=oracles.DEVICE, dtype=torch.float64)
+    found = Clustering()(network, probe_of(x, y), Streams(0))["nc4"]
+    means = np.stack([hidden[y == k].mean(0) for k in range(3)])
+    nearest = ((hidden[:, None] - means[None]) ** 2).sum(-1).argmin(1)
+    assert found.value[0, 0] == (decision != nearest).mean()
+    assert found.status[0].tolist() == [Status.OK, *[Status.NOT_MEASURED] * 3]
+
+
+def test_nc4_of_an_ensemble_is_not_measured():
+    """No layer is the last hidden one of two networks side by side."""
+    torch.manual_seed(2)
+    layers = {name: nn.Linear(*shape) for name, shape in {"a": (4, 5), "b": (5, 3), "c": (4, 5), "d": (5, 3)}.items()}
+    model = Net(lambda s, x: (s.b(s.a(x)).softmax(1) + s.d(s.c(x)).softmax(1)) / 2, **layers).double().eval()
+    x, y = labelled(30)
+    network = recorded_taps(
+        model.requires_grad_(False).to(oracles.DEVICE), x, (), device=oracles.DEVICE, dtype=torch.float64
+    )
+    found = Clustering()(network, probe_of(x, y), Streams(0))["nc4"]
+    assert (found.status == Status.NOT_MEASURED).all()
+
+
+@pytest.mark.parametrize("exponent", [-1040, -700, 700, 1021])
+def test_clusters_of_any_size(exponent):
+    """Activations times a power of two, subnormal or near the largest number: the same counts and statistics."""
+    x, y = labelled(40)
+    weights = [torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)[:3] * 1e-3]
+    plain, scaled = (
+        Clustering()(network_of([(weights, [None, None])], "identity"), probe_of(np.ldexp(x, e), y), Streams(0))
+        for e in (0, exponent)
+    )
+    for key in ("distance_within", "distance_between"):
+        np.testing.assert_array_equal(scaled[key].value[0, 0], plain[key].value[0, 0])
+    for key in NC:
+        np.testing.assert_allclose(scaled[key].value[0, 0], plain[key].value[0, 0], rtol=1e-8, atol=1e-8)
+    for key in ("distance_within_mean", "distance_between_mean"):
+        expected = np.ldexp(plain[key].value[0, 0], exponent)
+        np.testing.assert_allclose(scaled[key].value[0, 0], expected, rtol=1e-9, atol=5e-324)
+
+
+def test_a_small_signal_beside_a_large_constant():
+    """One unit is 1e6 throughout: the layer is as the others make it."""
+    x, y = labelled(40)
+    weights = [torch.cat((torch.zeros(1, 4), 1e-7 * torch.eye(4))).double(), torch.eye(5, dtype=torch.float64)[:3]]
+    bias = torch.tensor([1e6, 0, 0, 0, 0], dtype=torch.float64)
+    found = Clustering()(network_of([(weights, [bias, None])], "identity"), probe_of(x, y), Streams(0))
+    small = Clustering()(
+        network_of([([torch.eye(4).double()] * 2, [None] * 2)], "identity"), probe_of(x, y), Streams(0)
+    )
+    for key in NC:
+        assert found[key].status[0, 0] == Status.OK
+        np.testing.assert_allclose(found[key].value[0, 0], small[key].value[0, 0], rtol=1e-9)
 
 
 def test_nc4_needs_labels_that_fit_the_output():

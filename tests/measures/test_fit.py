@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import oracles
 import pytest
 import torch
-from oracles import forward, network_of, probe_of, random_chain
+from nets import Net
+from oracles import ACTIVATION, forward, network_of, probe_of, random_chain
+from torch import nn
 from torch.nn import functional
 
 from ibscan.measures.fit import ProbeFit, decisions, fits
+from ibscan.networks.admission import recorded_taps
 from ibscan.types import Status, Streams
 
 
@@ -95,3 +99,114 @@ def test_nan_weights_spoil_their_own_checkpoint_only():
         assert result[key].status.tolist() == [Status.NONFINITE, Status.OK]
         assert np.isnan(result[key].value[0])
         assert result[key].value[1] == pytest.approx(clean[key].value[1], rel=1e-12)
+
+
+# The network's own output, whatever makes it -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("output", sorted(ACTIVATION))
+def test_a_chain_decides_by_its_output(output):
+    """Whatever the output's activation: labels that are its own decisions are all right; torch's loss of the output."""
+    chain, x = random_chain((5, 6, 4), 4, scale=2.0), rows_of(60, 5)
+    pre, post = forward(*chain, "tanh", output, torch.from_numpy(x))[-1]
+    y = post.argmax(1).numpy().copy()
+    result, network = measured([chain], probe_of(x, y), output)
+    assert result["probe_accuracy"].value.tolist() == [1.0]
+    y = np.arange(60) % 4
+    result, network = measured([chain], probe_of(x, y), output)
+    assert result["probe_accuracy"].value[0] == (post.argmax(1).numpy() == y).mean()
+    assert decisions(network, probe_of(x, y))[0].tolist() == post.argmax(1).tolist()
+    if output == "sigmoid":  # four probabilities that know nothing of one another
+        assert result["probe_loss"].status.tolist() == [Status.NOT_MEASURED]
+    else:
+        loss = functional.cross_entropy(pre if output == "softmax" else post, torch.from_numpy(y)).item()
+        assert result["probe_loss"].value[0] == pytest.approx(loss, rel=1e-12)
+
+
+def hidden(s, x):
+    return torch.tanh(s.a(x))
+
+
+def two(s, x):
+    return s.b(hidden(s, x)).softmax(1), s.d(torch.tanh(s.c(x))).softmax(1)
+
+
+TWIN = {"c": (4, 5), "d": (5, 3)}
+# Name: the forward pass, more layers, what is the output in it, and what the loss takes it for.
+HEADS = {
+    "bare": (lambda s, x: s.b(hidden(s, x)), {}, None, "logits"),
+    "temperature": (lambda s, x: s.b(hidden(s, x)) / 2.5, {}, None, "logits"),
+    "temperature, softmax": (lambda s, x: (s.b(hidden(s, x)) / 2.5).softmax(-1), {}, None, "probabilities"),
+    "negated": (lambda s, x: -s.b(hidden(s, x)), {}, None, "logits"),
+    "flipped": (lambda s, x: s.b(hidden(s, x)).flip(1), {}, None, "logits"),
+    "flipped, softmax": (lambda s, x: s.b(hidden(s, x)).flip(1).softmax(1), {}, None, "probabilities"),
+    "softmax, flipped": (lambda s, x: s.b(hidden(s, x)).softmax(1).flip(1), {}, None, "probabilities"),
+    "another order": (lambda s, x: s.b(hidden(s, x))[:, [2, 0, 1]], {}, None, "logits"),
+    "residual": (lambda s, x: x[:, :3] + s.b(hidden(s, x)), {}, None, "logits"),
+    "residual, softmax": (lambda s, x: (x[:, :3] + s.b(hidden(s, x))).softmax(1), {}, None, "probabilities"),
+    "log-softmax": (lambda s, x: functional.log_softmax(s.b(hidden(s, x)), 1), {}, None, "logits"),
+    "softmax of a column": (
+        lambda s, x: s.b(hidden(s, x)).unsqueeze(-1).softmax(1).squeeze(-1), {}, None, "probabilities",
+    ),
+    "softmax of single numbers": (lambda s, x: s.b(hidden(s, x)).unsqueeze(-1).softmax(-1)[..., 0], {}, None, None),
+    "sigmoids": (lambda s, x: s.b(hidden(s, x)).sigmoid(), {}, None, None),
+    "two heads": (lambda s, x: (s.b(h := hidden(s, x)), s.c(h)), {"c": (5, 7)}, lambda out: out[0], "logits"),
+    "another head first": (
+        lambda s, x: {"aux": s.c(x), "logits": s.b(hidden(s, x))}, {"c": (4, 7)}, lambda out: out["logits"], "logits",
+    ),
+    "ensemble": (lambda s, x: sum(two(s, x)) / 2, TWIN, None, "probabilities"),
+    "stacked ensemble": (lambda s, x: torch.stack(two(s, x)).mean(0), TWIN, None, "probabilities"),
+    "logarithm of an ensemble": (lambda s, x: torch.stack(two(s, x)).mean(0).log(), TWIN, None, "logits"),
+    "pooled": (lambda s, x: s.b(x.unsqueeze(1).expand(-1, 2, -1) * 1.5).mean(1), {"b": (4, 3)}, None, "logits"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads(name):
+    run, more, output, kind = HEADS[name]
+    torch.manual_seed(3)
+    shapes = {"a": (4, 5), "b": (5, 3)} | more
+    model = Net(run, **{key: nn.Linear(*shape) for key, shape in shapes.items()}).double().eval().requires_grad_(False)
+    x = rows_of(60, 4, seed=5)
+    out = (output or (lambda whole: whole))(model(torch.from_numpy(x)))
+    y = out.argmax(1).numpy().copy()
+    y[:30] = np.arange(30) % 3
+    network = recorded_taps(model.to(oracles.DEVICE), x, (), device=oracles.DEVICE, dtype=torch.float64)
+    result = ProbeFit()(network, probe_of(x, y), Streams(0))
+    assert result["probe_accuracy"].value[0] == (out.argmax(1).numpy() == y).mean()
+    if kind is None:
+        assert result["probe_loss"].status.tolist() == [Status.NOT_MEASURED]
+    else:
+        scores = out if kind == "logits" else out.log()
+        loss = functional.cross_entropy(scores, torch.from_numpy(y)).item()
+        assert result["probe_loss"].value[0] == pytest.approx(loss, rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("f", "threshold"),
+    [
+        (lambda y: y, 0.0),
+        (lambda y: y[:, 0], 0.0),
+        (lambda y: y.squeeze(1), 0.0),
+        (torch.tanh, 0.0),
+        (torch.sigmoid, 0.5),
+        (lambda y: torch.sigmoid(y / 3 + 0.2), 0.5),
+        (lambda y: torch.sigmoid(y)[:, 0], 0.5),
+        (lambda y: torch.sigmoid(y.mT.flatten()), 0.5),
+        (lambda y: 1 / (1 + torch.exp(-y)), None),
+    ],
+)
+def test_one_unit_for_two_labels(f, threshold):
+    """Halved at 0, after a sigmoid at one half; where neither is known nothing is said."""
+    torch.manual_seed(4)
+    model = Net(lambda s, x: f(s.b(torch.tanh(s.a(x)))), a=nn.Linear(4, 5), b=nn.Linear(5, 1)).double().eval()
+    x, y = rows_of(40, 4), np.arange(40) % 2
+    out = model.requires_grad_(False)(torch.from_numpy(x)).numpy().ravel()
+    network = recorded_taps(model.to(oracles.DEVICE), x, (), device=oracles.DEVICE, dtype=torch.float64)
+    result = ProbeFit()(network, probe_of(x, y), Streams(0))
+    if threshold is None:
+        assert result["probe_accuracy"].status.tolist() == [Status.NOT_MEASURED]
+        return
+    assert result["probe_accuracy"].value[0] == ((out > threshold) == y).mean()
+    right = np.where(y == 1, out, 1 - out) if threshold else 1 / (1 + np.exp(np.where(y == 1, -out, out)))
+    assert result["probe_loss"].value[0] == pytest.approx(-np.log(right).mean(), rel=1e-12)

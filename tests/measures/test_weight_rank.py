@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from ibscan.measures.local_rank import LocalRank
-from ibscan.measures.weight_rank import WeightRank
+from ibscan.measures.weight_rank import WeightRank, withdrawn
 from ibscan.networks import chain as chain_module
 from ibscan.networks.admission import recorded_taps
 from ibscan.types import Estimate, Status, Streams
@@ -138,7 +138,7 @@ def assert_laws(weights, ranks, rows, spectrum_rows=None):
         assert not (np.diff(weights["rank_bound_weights"].value, axis=1) > 0).any()
         stable = weights["weight_stable_rank"].value
         assert not (stable > weights["weight_rank"].value[..., 0] * (1 + 1e-12)).any()  # eps 1e-8
-    for one in (*weights.values(), rank, bound):
+    for one in (*(weights[key] for key in KEYS), rank, bound):
         assert one.value.shape == one.status.shape
         assert (np.isnan(one.value) == np.isin(one.status, (Status.NOT_MEASURED, Status.NONFINITE))).all()
 
@@ -177,7 +177,7 @@ def test_chains_against_the_definitions(activation, spectrum_rows):
             for k in range(len(EPS)):
                 histogram = ranks["local_rank_count"].value[(*place, k)]
                 assert {r: int(h) for r, h in enumerate(histogram) if h} == Counter(counts[:, k].tolist())
-    for one in (*weights.values(), ranks["local_rank"], ranks["rank_bound_jacobian"]):
+    for one in (*(weights[key] for key in KEYS), ranks["local_rank"], ranks["rank_bound_jacobian"]):
         assert (one.status == Status.OK).all()
 
 
@@ -282,13 +282,24 @@ def test_rank_deficient_weights():
     weights = [g.integers(-3, 4, (o, r)) @ g.integers(-3, 4, (r, i)) for o, r, i in ((8, 3, 6), (7, 5, 8), (6, 2, 7))]
     assert [np.linalg.matrix_rank(w) for w in weights] == [3, 5, 2]
     x = rows_of(7, 6)
-    for scale in (1.0, 1e-3, 1e3):
+    for scale in (1.0, 1e-3):
         network = network_of([no_bias(*(scale * w for w in weights))], "identity")
         found = weights_measured(network, x, (1e-8,))
         assert found["weight_rank"].value[0, :, 0].tolist() == [3, 5, 2]
         assert found["rank_bound_weights"].value[0].tolist() == [3, 3, 2]
-    ranks = measured(network_of([no_bias(*weights)], "identity"), x, (1e-8,))["local_rank"]
-    assert ranks.maximum[0, :, 0].tolist() == ranks.minimum[0, :, 0].tolist() == [3, 3, 2]
+        ranks = measured(network, x, (1e-8,))["local_rank"]
+        assert ranks.maximum[0, :, 0].tolist() == ranks.minimum[0, :, 0].tolist() == [3, 3, 2]
+
+
+def test_a_threshold_below_the_rounding_of_a_jacobian():
+    """The same weights a thousand times larger: at 1e-8 rounding of the products is counted, and is bounded too."""
+    g = np.random.default_rng(5)
+    weights = [g.integers(-3, 4, (o, r)) @ g.integers(-3, 4, (r, i)) for o, r, i in ((8, 3, 6), (7, 5, 8), (6, 2, 7))]
+    network, x = network_of([no_bias(*(1e3 * w for w in weights))], "identity"), rows_of(7, 6)
+    assert measured(network, x, (1e-8,))["local_rank"].maximum[0, 2, 0] > 2
+    assert_laws(weights_measured(network, x), measured(network, x), 7)
+    # At 1 nothing of it is.
+    assert weights_measured(network, x, (1.0,))["rank_bound_weights"].value[0].tolist() == [3, 3, 2]
 
 
 def test_equality_does_not_count():
@@ -305,6 +316,78 @@ def test_a_rank_at_eps_to_zero_has_no_threshold_of_its_own():
     assert found["rank_bound_weights"].value[0].tolist() == [2]
     found = weights_measured(network_of([no_bias(np.diag([1.0, 1e-20]))]), rows_of(2, 2), (0.01,))
     assert found["rank_bound_weights"].value[0].tolist() == [1]
+
+
+def graded(g, o, i):
+    """A matrix: Gaussian, deficient of any scale, integer of low rank, diagonal, or graded by 1e20."""
+    least, kind = min(o, i), g.integers(5)
+    if kind == 0:
+        return g.normal(size=(o, i))
+    if kind == 1:
+        rank = g.integers(0, least + 1)
+        return g.normal(size=(o, rank)) @ g.normal(size=(rank, i)) * 10.0 ** g.uniform(-3, 3)
+    if kind == 2:
+        rank = g.integers(1, least + 1)
+        return (g.integers(-3, 4, (o, rank)) @ g.integers(-3, 4, (rank, i))).astype(float)
+    sizes = 10.0 ** g.uniform(-10, 10, least)
+    left, right = (np.linalg.qr(g.normal(size=(n, n)))[0][:, :least] for n in (o, i))
+    return np.eye(o, least)[g.permutation(o)] * sizes @ np.eye(least, i) if kind == 3 else left * sizes @ right.T
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_no_count_exceeds_a_bound_whatever_the_sizes(seed):
+    """Chain and module, at pre and post, against SVDs of full Jacobians: every row, every threshold."""
+    g = np.random.default_rng(seed)
+    widths = g.integers(1, 13, g.integers(2, 6))
+    chain = no_bias(*(graded(g, o, i) for i, o in itertools.pairwise(widths)))
+    name = ("relu", "tanh", "identity", "gelu")[seed % 4]
+    activation = {"relu": nn.ReLU(), "tanh": nn.Tanh(), "identity": nn.Identity(), "gelu": nn.GELU()}[name]
+    x = g.normal(size=(5, widths[0]))
+    eps = tuple(sorted(g.choice([1e-12, 1e-9, 1e-6, 1e-3, 0.1, 1.0, 1e5], 2, replace=False)))
+    for network in (network_of([chain], name), module_of(sequential(chain, activation), x)):
+        weights = weights_measured(network, x, eps)
+        for at in ("pre", "post"):
+            ranks = LocalRank(eps, (0.001, 0.1), at, spectrum_rows=None)(network, probe_of(x), STREAMS)
+            least = weights["rank_bound_weights"].value[0, :, None]
+            with np.errstate(invalid="ignore"):
+                assert not (ranks["local_rank"].maximum[0] > least).any()
+                assert not (ranks["local_rank_rel"].maximum[0] > least).any()
+                for layer in range(len(widths) - 1):
+                    counts = rank_counts(chain, (name, "identity"), x, layer, at, eps)
+                    assert not (counts.max(0) > least[layer]).any()
+                    bound = ranks["rank_bound_jacobian"].value[0, layer]
+                    assert at == "post" or not (counts.mean(0) > bound + 1e-9).any()
+
+
+def test_weights_of_many_sizes():
+    """Singular values 1e10, 1e-8 and 1 at 1e-9: all are counted, and no bound is lower; at 1 two are."""
+    chain = no_bias(np.diag([1e10, 1e-8, 1.0]), np.eye(3))
+    network, x = network_of([chain], "identity"), rows_of(4, 3)
+    assert measured(network, x, (1e-9,))["local_rank"].minimum[0, :, 0].tolist() == [3, 3]
+    assert weights_measured(network, x, (1e-9,))["rank_bound_weights"].value[0].tolist() == [3, 3]
+
+
+def test_squares_beyond_the_range():
+    """Norms and thresholds whose squares vanish or are infinite: right, or not there."""
+    chain, x = no_bias(1e-170 * np.eye(3)), rows_of(2, 3)
+    found = weights_measured(network_of([chain]), x, (1e-200, 1e-171))
+    assert found["weight_rank"].value[0, 0].tolist() == [3, 3]
+    np.testing.assert_allclose(found["rank_bound_frobenius"].value[0, 0], [3e60, 300], rtol=1e-12)
+    found = weights_measured(network_of([no_bias(1e200 * np.eye(3))]), x, (0.001,))
+    assert found["rank_bound_frobenius"].status[0, 0, 0] == Status.NOT_MEASURED
+    assert np.isnan(found["rank_bound_frobenius"].value[0, 0, 0])
+
+
+def test_bounds_that_a_count_exceeds_are_withdrawn():
+    ok = np.full((1, 3), Status.OK, dtype=np.int8)
+    bound = Estimate(np.array([[3.0, 2.0, 2.0]]), ok)
+    rank = Estimate(np.array([[[2.5], [2.5], [1.0]]]), ok[..., None], maximum=np.array([[[3.0], [3.0], [1.0]]]))
+    relative = dataclasses.replace(rank, maximum=np.array([[[1.0], [1.0], [np.nan]]]))
+    found = withdrawn({"rank_bound_weights": bound, "local_rank": rank, "local_rank_rel": relative})
+    np.testing.assert_array_equal(found["rank_bound_weights"].value, [[3.0, np.nan, 2.0]])
+    assert found["rank_bound_weights"].status.tolist() == [[Status.OK, Status.NOT_MEASURED, Status.OK]]
+    assert found["local_rank"] is rank
+    assert withdrawn({"local_rank": rank}) == {"local_rank": rank}
 
 
 # Statuses ----------------------------------------------------------------------------------------------------------
@@ -374,7 +457,7 @@ def test_a_bias_that_is_not_finite_is_no_matter_of_weights():
     chain[1][0][0] = math.nan
     for key, found in weights_measured(network_of([chain]), x).items():
         np.testing.assert_array_equal(found.value, clean[key].value)
-        assert (found.status == Status.OK).all()
+        assert found.status is None or (found.status == Status.OK).all()
 
 
 # Modules -----------------------------------------------------------------------------------------------------------
@@ -558,9 +641,10 @@ def test_modules_asked_for_by_name_have_no_weight():
 
 
 def test_what_is_measured_says_what_it_needs():
-    """No probe row, always at pre; thresholds are the coordinates."""
+    """Numbers of no probe row, held against all of them; always at pre; thresholds are the coordinates."""
     measure = WeightRank((0.5, 0.1))
-    assert (measure.at, measure.samples, measure.name) == ("pre", 0, "weight_rank")
+    assert (measure.at, measure.samples, measure.name) == ("pre", None, "weight_rank")
     assert measure.coordinates == {"eps": (0.5, 0.1)}
-    assert {q.key for q in measure.quantities} == {*KEYS}
+    assert {q.key for q in measure.quantities} == {*KEYS, "weight_holds"}
+    assert {q.key: q.rows(measure, 9) for q in measure.quantities} == dict.fromkeys(KEYS, 0) | {"weight_holds": 9}
     assert {q.key: q.counted for q in LocalRank.quantities}["local_rank_count"]

@@ -340,7 +340,7 @@ def test_squeeze_and_excite():
 
 
 def test_two_heads_of_one_trunk():
-    """The first is the output; the last called is a head of its own, and says nothing of the output."""
+    """The first is the output, and what it is named after; the last called is a head of its own."""
 
     def forward(s, x):
         h = tanh(s.trunk(x))
@@ -350,7 +350,7 @@ def test_two_heads_of_one_trunk():
         h = tanh(m.trunk(x))
         return {"trunk": (m.trunk(x), h), "mu": (m.mu(h),) * 2, "logvar": (m.logvar(h), m.logvar(h).clamp(-1, 1))}
 
-    check(forward, expected, trunk=linear, mu=linear, logvar=linear, outputs={"mu", "logvar"}, output="apart")
+    check(forward, expected, trunk=linear, mu=linear, logvar=linear, outputs={"mu", "logvar"})
 
 
 def test_concatenated_branches():
@@ -773,6 +773,7 @@ OUTPUTS = {
         nn.GELU(approximate="tanh"), nn.LeakyReLU(0.2), nn.Softplus(2.0), nn.ELU(0.5), lambda y: y / 2, lambda y: y + y,
         lambda y: tanh(tanh(y)), lambda y: y[:, :3], nn.LayerNorm(4), lambda y: torch.hardshrink(y),
         lambda y: y.view(-1, 2, 2).softmax(1), lambda y: torch.softmax(y.view(-1, 2, 2), dim=1), nn.Softmin(-1),
+        lambda y: y.view(-1, 2, 2).softmax(-1), lambda y: y.softmax(1).view(-1, 2, 2).mT.flatten(1),
     ],
 }  # fmt: skip
 

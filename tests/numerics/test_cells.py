@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -81,6 +82,66 @@ def test_grid_does_not_overflow():
     cells = grid_cells(double([[1e300], [-1e300], [2e300]]), 1e-6)
     assert torch.isfinite(cells).all()
     assert cell_entropy(cells, None, 1).occupied == 3
+
+
+LEAST = 5e-324
+
+
+def edges_of(low, high, bins):
+    """Inner edges, exactly, as fractions: what float64 rounds."""
+    return [Fraction(low) + (Fraction(high) - Fraction(low)) * k / bins for k in range(1, bins)]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        (-1e-310, 2e-310), (0.0, 1e-305), (0.0, 40 * LEAST), (-3e-320, 1e-322), (1e-300, 1e300), (0.0, 1.5e308),
+        (-1e308, 1e308), (-1.7e308, 1.7e308), (-1e-320, 1e308), (-1e308, 1e-320),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("bins", [1, 2, 3, 7, 30, 1000])
+def test_ranges_too_small_or_large_to_divide_by(low, high, bins):
+    """The cell is the number of inner edges at or below the value; edges are rounded once or twice."""
+    share = np.random.default_rng(bins).random(60)
+    values = [*(low * (1 - share) + high * share), low, high, 0.0, LEAST, -LEAST, 1e-315, 1e290]
+    cells = equal_cells(double(values), low, high, bins).tolist()
+    edges = edges_of(low, high, bins)
+    slack = 4 * max(abs(Fraction(low)), abs(Fraction(high))) / 2**52 + 4 * Fraction(LEAST)
+    for value, cell in zip(values, cells, strict=True):
+        assert 0 <= cell <= bins - 1
+        assert cell == int(cell)
+        below = sum(edge <= Fraction(value) - slack for edge in edges)
+        above = sum(edge <= Fraction(value) + slack for edge in edges)
+        ends = (value <= low and cell == 0) or (value >= high and cell == bins - 1)
+        assert ends or below <= cell <= above
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+@pytest.mark.parametrize("bins", [2, 3, 7])
+def test_cells_of_the_least_numbers(steps, bins):
+    """Whole numbers of the least number there is: as many cells, and of as many rows, as by the definition."""
+    values = [k * LEAST for k in range(steps + 1)]
+    edges = [steps * LEAST * k / bins for k in range(1, bins)]
+    wanted = np.searchsorted(edges, values, side="right")
+    cells = np.array(equal_cells(double(values), 0.0, steps * LEAST, bins).tolist())
+    np.testing.assert_array_equal(cells[:, None] == cells, wanted[:, None] == wanted)
+
+
+@pytest.mark.parametrize("width", [LEAST, 1e-310, 1e-300, 0.1, 1e300, 1e308])
+def test_grids_of_any_width(width):
+    """The floor of the exact quotient; from 2^53 on every number is alone."""
+    values = [0.0, LEAST, -LEAST, 1e-310, 2.5e-310, -1e-310, 0.05, 0.35, -7.0, 1e300, -1e300, 1.5e308]
+    values += [math.nextafter(1.5e308, 0), math.nextafter(-7.0, 0)]
+    cells = grid_cells(double(values), width).tolist()
+    exact = [math.floor(Fraction(value) / Fraction(width)) for value in values]
+    for a, cell, one in zip(values, cells, exact, strict=True):
+        assert math.isfinite(cell)
+        if abs(one) < 2**53:
+            # A product of float64 may be the value where the exact one is just above it.
+            assert cell == one or (cell == one + 1 and cell * width == a)
+        for b, other, two in zip(values, cells, exact, strict=True):
+            if max(abs(one), abs(two)) >= 2**53:
+                assert (cell == other) == (a == b)
 
 
 def test_equal_cells_of_the_closed_range():

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from synthetic import Fake, checkpoint, layers
 
 from ibscan.errors import UsageError
 from ibscan.names import natural
 from ibscan.results.join import first_difference, join
-from ibscan.types import Status
+from ibscan.results.schema import build
+from ibscan.types import Estimate, Quantity, Result, Status
 
 
 def test_parts_make_the_whole_in_any_order_and_grouping(synthetic: ModuleType) -> None:
@@ -236,3 +238,24 @@ def test_inputs_are_left_as_they_were(synthetic: ModuleType) -> None:
     join(old, new)["local_rank"].values[...] = 99
     synthetic.assert_equal(old, synthetic.result([0]))
     synthetic.assert_equal(new, synthetic.result([0, 1]))
+
+
+def test_a_bound_of_one_run_that_a_count_of_another_exceeds() -> None:
+    """A smaller threshold counts what the first run's bound left out: the bound goes, others stay."""
+    rank = (Quantity("local_rank", "LR_eps", "1", "singular values > eps", ("eps",)),)
+    bound = (Quantity("rank_bound_weights", "min rank W", "1", "smallest rank"),)
+    ok = np.zeros((1, 2), dtype=np.int8)
+
+    def run(eps: float, most: list[float], least: list[float]) -> Result:
+        counts = np.array(most).reshape(1, 2, 1)
+        outcomes = [
+            (Fake("rank", rank, {"eps": (eps,)}), {"local_rank": Estimate(counts, ok[..., None], maximum=counts)}, 9),
+            (Fake("weights", bound), {"rank_bound_weights": Estimate(np.array([least]), ok)}, 9),
+        ]
+        return build([checkpoint(1)], layers(("fc1", "fc2")), outcomes, attrs={})
+
+    small, large = run(1e-9, [3.0, 2.0], [3.0, 2.0]), run(0.5, [2.0, 2.0], [2.0, 2.0])
+    found = join(small, large)
+    np.testing.assert_array_equal(found["rank_bound_weights"].values, [[np.nan, 2.0]])
+    assert found["rank_bound_weights_status"].values.tolist() == [[Status.NOT_MEASURED, Status.OK]]
+    np.testing.assert_array_equal(join(large, small)["rank_bound_weights"].values, [[3.0, 2.0]])

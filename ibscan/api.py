@@ -25,9 +25,10 @@ from ibscan.results.parts import Parts, check_output, parts
 from ibscan.results.schema import build
 from ibscan.results.select import selected
 from ibscan.results.store import read, write
+from ibscan.results.unresolved import unresolved_sentences
 from ibscan.resuming import changed, formed, remaining, renamed, stored_result, taken_up, tells_the_same
 from ibscan.scanning import Block, blocks, partition
-from ibscan.types import Checkpoint, Estimate, Result, Status
+from ibscan.types import Checkpoint, Estimate, Result
 
 __all__ = ["Run", "cluster", "mi", "rank", "run", "scan"]
 
@@ -331,15 +332,13 @@ def _asked(result: Result, plan: Plan, measured: set[tuple[str, str]]) -> Result
 
 def _exit_code(result: Result, skipped: Mapping[str, str], request: Request, reporter: Reporter) -> int:
     failed = failures(result)
-    unresolved = sum(int((array == Status.UNRESOLVED).sum()) for array in statuses(result).values())
     if failed:
-        kinds = [s.name.lower() for s in FAILURES if any((array == s).any() for array in statuses(result).values())]
+        found = statuses(result).values()
+        kinds = [s.name.lower() for s in FAILURES if any((array == s).any() for array in found)]
         cells = "1 cell" if failed == 1 else f"{failed} cells"
         reporter.problem(f"{cells} could not be measured ({', '.join(kinds)}); running again tries again.")
-    if unresolved:
-        tell = reporter.problem if request.strict else reporter.notice
-        tell(
-            f"{unresolved} cells are unresolved: --tolerance {request.tolerance:g} was not reached within --max-draws "
-            f"{request.max_draws} and --max-replicas {request.max_replicas}."
-        )
+    budget = {name: getattr(request, name) for name in ("tolerance", "max_replicas", "max_draws")}
+    unresolved = unresolved_sentences(result, **budget)
+    for sentence in unresolved:
+        (reporter.problem if request.strict else reporter.notice)(sentence)
     return PARTIAL if failed or skipped or (request.strict and unresolved) else 0

@@ -195,11 +195,12 @@ def _written(
             reporter.notice(f"{name}: has changed since it was measured, so it was measured again.")
         replace, tolerance = request.force or request.follow, request.tolerance if request.resume else None
         result = stored if result is None else join(stored, result, replace=replace, tolerance=tolerance)
-    if result is not None:
+    if result is not None and (stored is not None or finished):
         # Numbers in names, sidecars and the manifest may say more of a checkpoint than when it was measured.
         known = rows_of(result)
         seen = [c for c in plan.series.checkpoints if (c.sha256, c.name) in known]
         result = join(result, build(seen, (), (), attrs=plan.attrs), replace=request.force)
+    if result is not None:
         # What could not be read on the way may be whole at the next look.
         result = _completed(result, plan, skipped if whole else {})
         if not whole:

@@ -82,14 +82,16 @@ class Parts:
         """Note the blocks this run sets out to measure: whoever goes on forms the same, and gives the same bits.
 
         Blocks of one checkpoint are the same whatever else was measured meanwhile, and need no note.
-
-        Raises:
-            ResourceError: The disk is full.
         """
         before = self.begun()
         fresh = [list(block) for block in blocks if len(block) > 1 and list(block) not in before]
-        if fresh:
-            place(json.dumps([*before, *fresh]).encode(), self._record)
+        if not fresh:
+            return
+        # A note that is lost costs no number beyond rounding: it is not worth waiting for the disk, nor an error.
+        temporary = self.folder / f".ibscan-{secrets.token_hex(6)}.tmp"
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps([*before, *fresh]))
+            temporary.replace(self._record)
 
     def remove(self) -> None:
         """Delete the parts of this key that are used; without `held` all of them, else all parts of no use to anybody.

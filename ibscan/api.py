@@ -23,7 +23,7 @@ from ibscan.results.coverage import FAILURES, failures, rows_of, statuses
 from ibscan.results.join import first_difference, join
 from ibscan.results.parts import Parts, check_output, parts
 from ibscan.results.schema import build
-from ibscan.results.select import selected
+from ibscan.results.select import arranged, selected
 from ibscan.results.store import read, write
 from ibscan.results.unresolved import unresolved_sentences
 from ibscan.resuming import changed, formed, remaining, renamed, stored_result, taken_up, tells_the_same
@@ -319,7 +319,8 @@ def _completed(result: Result, plan: Plan, skipped: Mapping[str, str]) -> Result
     whole = not left_out and not failures(result)
     fresh = {name: plan.attrs[name] for name in ("created_at", "command", "device", "ibscan_version", "torch_version")}
     attrs = {**result.attrs, **fresh, "skipped": json.dumps(left_out, sort_keys=True), "complete": int(whole)}
-    return dataclasses.replace(result, attrs=attrs)
+    order = [quantity.key for measure in plan.measures for quantity in measure.quantities]
+    return dataclasses.replace(arranged(result, order), attrs=attrs)
 
 
 def _asked(result: Result, plan: Plan, measured: set[tuple[str, str]]) -> Result:

@@ -4,15 +4,17 @@ import dataclasses
 import itertools
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import FIXTURES
+from conftest import FIXTURES, chain
 from safetensors.torch import load_file
 from torch import nn
 
+import ibscan
 from ibscan.measures.binned import BinnedInformation
 from ibscan.measures.clustering import Clustering
 from ibscan.measures.fit import ProbeFit
@@ -23,7 +25,9 @@ from ibscan.measures.weight_rank import WeightRank
 from ibscan.measures.work import Sizes, seconds
 from ibscan.networks.chain import Chain, stacked_chain
 from ibscan.networks.resolve import ChainSpec
-from ibscan.scanning import measured
+from ibscan.planning import BLOCK_SECONDS, planned
+from ibscan.request import Request, Silent
+from ibscan.scanning import measured, partition
 from ibscan.types import Layer, Measure, Probe, Streams
 
 MEASURES = (
@@ -73,6 +77,26 @@ def test_raised_replicas_count() -> None:
     assert seconds(five, work) > 30
     few = NetworkInformation(max_replicas=16, max_draws=1024)
     assert seconds(few, work) < seconds(NetworkInformation(), work) / 2
+
+
+@pytest.mark.parametrize(
+    "words", [{}, {"noise": (0.05, 0.1, 0.5)}, {"max_replicas": 65536}, {"tolerance": 0.01}], ids=str
+)
+@pytest.mark.parametrize("rows", [40, 512, None])
+def test_no_block_takes_longer_than_half_a_minute(folder: Path, words: dict[str, Any], rows: int | None) -> None:
+    """Or it is one checkpoint; and cheap work is stacked as before."""
+    for epoch in range(40):
+        ibscan.save(folder, chain(6, 30, 20, 10, 2, seed=0), epoch=epoch)
+    x = np.random.default_rng(0).normal(size=(3000, 6))
+    np.savez(folder / "probe.npz", x=x, y=np.arange(3000) % 2)
+    for verb in ("rank", "cluster", "mi", "scan"):
+        given = words if verb in ("mi", "scan") else {}
+        plan = planned(Request(verb, (folder,), samples=rows, device="cpu", **given), Silent())
+        cut = partition(plan.series.checkpoints, 62, rows or 3000, 1_100, plan.most)
+        longest = max(map(len, cut))
+        assert longest == 1 or longest * plan.seconds <= BLOCK_SECONDS
+        if verb == "rank" and rows == 40:
+            assert longest == 40
 
 
 # Seconds of this process, which other work on the machine hardly changes.

@@ -10,9 +10,9 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ibscan.errors import IbscanError, InputError, ResourceError, UsageError
@@ -36,13 +36,15 @@ class Parts:
 
     Made by `parts`, which holds the lock. `key` is the hash of everything that changes numbers but the choice of
     checkpoints; parts of another key are of no use to this run. `held` is what the output holds by now, and `series`
-    are the checkpoints of the command that wrote it: by them it is decided which parts have done their duty.
+    are the checkpoints of the command that wrote it: by them it is decided which parts have done their duty. `known`
+    has the checkpoints of the parts this run has read or written, which need not be opened once more for that.
     """
 
     folder: Path
     key: str
     held: Result | None = None
     series: tuple[Checkpoint, ...] = ()
+    known: dict[Path, list[tuple[str, str]]] = field(default_factory=dict)
 
     def finished(self) -> list[Result]:
         """Return the valid parts of this key, in no particular order of meaning; damaged ones are deleted."""
@@ -52,6 +54,7 @@ class Parts:
             if result is None:
                 _deleted(path)
             else:
+                self.known[path] = checkpoint_keys(result)
                 found.append(result)
         return found
 
@@ -66,8 +69,9 @@ class Parts:
             ResourceError: The disk is full.
         """
         name = hashlib.sha256(repr([self.key, *checkpoint_keys(result)]).encode()).hexdigest()[:16]
-        absolute = [path.absolute() for path in places]
-        place(packed(result, self.key, absolute), self.folder / f"{self._mark}-{name}.npz")
+        path = self.folder / f"{self._mark}-{name}.npz"
+        place(packed(result, self.key, [file.absolute() for file in places]), path)
+        self.known[path] = checkpoint_keys(result)
 
     def begun(self) -> list[list[tuple[str, str]]]:
         """Return the blocks, as (sha256, name) of their checkpoints, that runs of this key had set out to measure."""
@@ -115,17 +119,11 @@ class Parts:
         ours = {(checkpoint.sha256, checkpoint.name) for checkpoint in self.series}
         hashes = {str(checkpoint.path.absolute()): checkpoint.sha256 for checkpoint in self.series}
         for path in _entries(self.folder):
-            part = opened(path) if _PART.fullmatch(path.name) else None
-            if part is None:
-                spent = _PART.fullmatch(path.name) is not None
-            elif part.key == self.key and ours.issuperset(checkpoint_keys(part.result)):
-                spent = True
-            else:
-                spent = part.result.attrs.get("ibscan_version") != held.attrs.get("ibscan_version")
-                spent = spent or all(
-                    known or gone for known, gone in zip(holds(held, part.result), _gone(part, hashes), strict=True)
-                )
-            if spent:
+            if not _PART.fullmatch(path.name):
+                continue
+            # Parts of this run are known to be of this key.
+            spent = path in self.known and ours.issuperset(self.known[path])
+            if spent or _is_spent(opened(path), self.key, held, ours, hashes):
                 _deleted(path)
 
     @property
@@ -146,6 +144,17 @@ class Parts:
             elif path.name.startswith(".ibscan-") and path.name.endswith(".tmp"):
                 _deleted(path)
         return own
+
+
+def _is_spent(
+    part: Part | None, key: str, held: Result, ours: Collection[tuple[str, str]], hashes: Mapping[str, str]
+) -> bool:
+    """Return whether nobody can take up anything of a part that the result does not hold."""
+    if part is None or part.result.attrs.get("ibscan_version") != held.attrs.get("ibscan_version"):
+        return True
+    if part.key == key and set(checkpoint_keys(part.result)) <= set(ours):
+        return True
+    return all(known or gone for known, gone in zip(holds(held, part.result), _gone(part, hashes), strict=True))
 
 
 def _gone(part: Part, hashes: Mapping[str, str]) -> list[bool]:

@@ -7,12 +7,11 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ibscan.errors import InputError, UsageError
 from ibscan.following import looks
@@ -20,16 +19,17 @@ from ibscan.inputs.checkpoint import load_tensors
 from ibscan.inputs.probe import parse_arguments
 from ibscan.planning import Plan, planned, skip_sentence
 from ibscan.request import PARTIAL, Reporter, Request, Silent, parse_range
-from ibscan.results.coverage import FAILURES, rows_of
+from ibscan.results.coverage import FAILURES, failures, rows_of, statuses
 from ibscan.results.join import first_difference, join
 from ibscan.results.parts import Parts, check_output, parts
 from ibscan.results.schema import build
-from ibscan.results.select import selected
+from ibscan.results.select import arranged, selected
 from ibscan.results.stated import contradiction
 from ibscan.results.store import read, write
-from ibscan.resuming import changed, remaining, renamed, stored_result, tells_the_same
+from ibscan.results.unresolved import unresolved_sentences
+from ibscan.resuming import changed, formed, remaining, renamed, stored_result, taken_up, tells_the_same
 from ibscan.scanning import Block, blocks, partition
-from ibscan.types import Checkpoint, Estimate, Result, Status
+from ibscan.types import Checkpoint, Estimate, Result
 
 __all__ = ["Run", "cluster", "mi", "rank", "run", "scan"]
 
@@ -122,7 +122,7 @@ def run(request: Request, reporter: Reporter | None = None) -> Run:
         return _followed(request, request.output, reporter)
     plan = planned(request, reporter)
     if request.output is None:
-        found, skipped = _scanned(plan, plan.series.checkpoints, {}, None, reporter)
+        found, skipped = _scanned(plan, _cut(plan, plan.series.checkpoints), {}, None, reporter)
         result = _joined(found)
     else:
         with parts(request.output, "") as place:
@@ -185,23 +185,25 @@ def _written(
     held = stored_result(request, plan)
     stored = None if held is None else renamed(held, plan.series.checkpoints)
     left, waiting = remaining(request, plan, stored)
-    kept = dataclasses.replace(place, key=left.part_key())
-    finished = {key: part for part in kept.finished() for key in rows_of(part)} if request.resume else {}
-    finished = {key: part for key, part in finished.items() if not _failures(part)}
+    kept = dataclasses.replace(place, key=plan.part_key())
+    finished = taken_up(kept, left) if request.resume else {}
     waiting = [c for c in waiting if (c.sha256, c.name) not in measured]
-    found, skipped = _scanned(left, waiting, finished, kept.add, reporter)
+    cut = formed(kept.begun() if request.resume else (), plan.series.checkpoints, waiting, partial(_cut, left))
+    kept.begin([[(c.sha256, c.name) for c in block] for block in cut])
+    found, skipped = _scanned(left, cut, finished, kept.add, reporter)
     measured.update(key for part in found for key in rows_of(part))
     result = _joined(found)
     if stored is not None:
-        # Numbers in names, sidecars and the manifest may say more of a checkpoint than when it was measured.
-        known = rows_of(stored)
-        seen = [c for c in plan.series.checkpoints if (c.sha256, c.name) in known]
-        told = join(stored, build(seen, (), (), attrs=plan.attrs), replace=request.force)
         # Where training goes on, what a checkpoint is now takes the place of what it was.
         for name in changed(stored, result) if request.follow and result is not None else ():
             reporter.notice(f"{name}: has changed since it was measured, so it was measured again.")
         replace, tolerance = request.force or request.follow, request.tolerance if request.resume else None
-        result = told if result is None else join(told, result, replace=replace, tolerance=tolerance)
+        result = stored if result is None else join(stored, result, replace=replace, tolerance=tolerance)
+    if result is not None and (stored is not None or finished):
+        # Numbers in names, sidecars and the manifest may say more of a checkpoint than when it was measured.
+        known = rows_of(result)
+        seen = [c for c in plan.series.checkpoints if (c.sha256, c.name) in known]
+        result = join(result, build(seen, (), (), attrs=plan.attrs), replace=request.force)
     if result is not None:
         # What could not be read on the way may be whole at the next look.
         result = _completed(result, plan, skipped if whole else {})
@@ -209,9 +211,8 @@ def _written(
             result = dataclasses.replace(result, attrs={**result.attrs, "complete": 0})
         if held is None or found or not tells_the_same(held, result):
             write(result, output)
-    # Of a run killed when the file was written already there are parts of everything, and nothing is left to measure.
-    for key in {left.part_key(), plan.part_key()}:
-        dataclasses.replace(place, key=key).remove()
+    # Also where nothing was left to measure: a run killed when the file was written already has parts of everything.
+    dataclasses.replace(kept, held=result, series=plan.series.checkpoints).remove()
     return result, skipped
 
 
@@ -242,19 +243,24 @@ def _request(verb: Any, ckpts: Any, options: Mapping[str, Any]) -> Request:  # n
     return Request(verb, tuple(Path(path) for path in several), command=f"ibscan.{verb}(...)", **values)
 
 
-def _scanned(
-    plan: Plan,
-    checkpoints: Sequence[Checkpoint],
-    finished: Mapping[tuple[str, str], Result],
-    keep: Callable[[Result], None] | None,
-    reporter: Reporter,
-) -> tuple[list[Result], dict[str, str]]:
+def _cut(plan: Plan, checkpoints: Sequence[Checkpoint]) -> list[tuple[Checkpoint, ...]]:
     if not checkpoints:
-        return [], {}
+        return []
     rows = max(plan.rows(measure) for measure in plan.measures)
     units = sum(layer.width for layer in plan.model.layers)
     weights = sum(math.prod(tensor.shape) for tensor in checkpoints[0].tensors.values())
-    cut = partition(checkpoints, units, rows, weights, plan.most)
+    return partition(checkpoints, units, rows, weights, plan.most)
+
+
+def _scanned(
+    plan: Plan,
+    cut: Sequence[tuple[Checkpoint, ...]],
+    finished: Mapping[tuple[str, str], Result],
+    keep: Callable[[Result, Sequence[Path]], None] | None,
+    reporter: Reporter,
+) -> tuple[list[Result], dict[str, str]]:
+    if not cut:
+        return [], {}
     # A block with one checkpoint missing is done again whole: its bits depend on what is stacked together.
     ready = [all((c.sha256, c.name) in finished for c in block) for block in cut]
     found = [part for block, done in zip(cut, ready, strict=True) if done for part in _kept(block, finished)]
@@ -271,7 +277,7 @@ def _scanned(
             # One part a block: what was measured together is lost or kept together, at the price of one write.
             found.append(_built(block, plan))
             if keep is not None:
-                keep(found[-1])
+                keep(found[-1], [checkpoint.path for checkpoint in block.checkpoints])
             for checkpoint in block.checkpoints:
                 reporter.advanced(checkpoint.name)
     return found, skipped
@@ -314,10 +320,11 @@ def _completed(result: Result, plan: Plan, skipped: Mapping[str, str]) -> Result
     before = {} if plan.folder else json.loads(result.attrs.get("skipped", "{}"))
     left_out = {**before, **plan.series.skipped, **skipped}
     left_out = {name: reason for name, reason in left_out.items() if name not in present}
-    whole = not left_out and not _failures(result)
+    whole = not left_out and not failures(result)
     fresh = {name: plan.attrs[name] for name in ("created_at", "command", "device", "ibscan_version", "torch_version")}
     attrs = {**result.attrs, **fresh, "skipped": json.dumps(left_out, sort_keys=True), "complete": int(whole)}
-    return dataclasses.replace(result, attrs=attrs)
+    order = [quantity.key for measure in plan.measures for quantity in measure.quantities]
+    return dataclasses.replace(arranged(result, order), attrs=attrs)
 
 
 def _asked(result: Result, plan: Plan, measured: set[tuple[str, str]]) -> Result:
@@ -329,29 +336,15 @@ def _asked(result: Result, plan: Plan, measured: set[tuple[str, str]]) -> Result
     return selected(result, checkpoints=keys, variables=variables, coordinates=coordinates)
 
 
-def _failures(result: Result) -> int:
-    return sum(int(np.isin(array, FAILURES).sum()) for array in _statuses(result).values())
-
-
-def _statuses(result: Result) -> dict[str, Any]:
-    # A metric is what the training loop wrote; that it is not finite is no failure of ours.
-    return {
-        name: v.values for name, v in result.variables.items() if name.endswith("_status") and name[:7] != "metric_"
-    }
-
-
 def _exit_code(result: Result, skipped: Mapping[str, str], request: Request, reporter: Reporter) -> int:
-    statuses = _statuses(result)
-    failed = _failures(result)
-    unresolved = sum(int((array == Status.UNRESOLVED).sum()) for array in statuses.values())
+    failed = failures(result)
     if failed:
-        kinds = [s.name.lower() for s in FAILURES if any((array == s).any() for array in statuses.values())]
+        found = statuses(result).values()
+        kinds = [s.name.lower() for s in FAILURES if any((array == s).any() for array in found)]
         cells = "1 cell" if failed == 1 else f"{failed} cells"
         reporter.problem(f"{cells} could not be measured ({', '.join(kinds)}); running again tries again.")
-    if unresolved:
-        tell = reporter.problem if request.strict else reporter.notice
-        tell(
-            f"{unresolved} cells are unresolved: --tolerance {request.tolerance:g} was not reached within --max-draws "
-            f"{request.max_draws} and --max-replicas {request.max_replicas}."
-        )
+    budget = {name: getattr(request, name) for name in ("tolerance", "max_replicas", "max_draws")}
+    unresolved = unresolved_sentences(result, **budget)
+    for sentence in unresolved:
+        (reporter.problem if request.strict else reporter.notice)(sentence)
     return PARTIAL if failed or skipped or (request.strict and unresolved) else 0

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from ibscan.measures.activations import input_weights
 from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
+from ibscan.measures.work import Sizes, seconds
 from ibscan.measuring import directions_of, measures_of
 from ibscan.models import Model, Stated, globbed, model_of, stated_model
 from ibscan.request import Reporter, Request
@@ -44,8 +46,8 @@ __all__ = [
     "skip_sentence",
 ]
 
-# Checkpoints stacked at most where draws are made.
-SAMPLED_BLOCK = 16
+# Seconds of one core that a block may take, about: as much is lost when a run is killed.
+BLOCK_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,20 @@ class Plan:
         return len(self.probe.x) if measure.samples is None else min(len(self.probe.x), measure.samples)
 
     @property
-    def most(self) -> int | None:
+    def most(self) -> int:
         """How many checkpoints may be stacked: few where each takes its time, as a killed run loses a whole block."""
-        sampled = any(isinstance(measure, ReadoutInformation | NetworkInformation) for measure in self.measures)
-        return self.model.most or (SAMPLED_BLOCK if sampled else None)
+        return self.model.most or max(1, int(BLOCK_SECONDS // self.seconds))
+
+    @property
+    def seconds(self) -> float:
+        """How long one checkpoint of a chain takes on one core, about, from the sizes of the work alone."""
+        weights = sum(math.prod(tensor.shape) for tensor in self.series.checkpoints[0].tensors.values())
+        layers = self.model.layers
+        wanted = [layers[layer] for layer in self.layers]
+        return sum(
+            seconds(measure, Sizes(wanted, layers, self.model.inputs, self.rows(measure), weights))
+            for measure in self.measures
+        )
 
     def part_key(self) -> str:
         """Return the hash of everything that changes numbers, the checkpoint itself excepted."""

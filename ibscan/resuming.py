@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from ibscan.errors import UsageError
 from ibscan.planning import Plan
 from ibscan.request import Request
-from ibscan.results.coverage import conflict, covers, rows_of
+from ibscan.results.coverage import conflict, covers, failures, rows_of
 from ibscan.results.join import first_difference
+from ibscan.results.parts import Parts
 from ibscan.results.store import read
 from ibscan.types import Checkpoint, Measure, Result
 
-__all__ = ["changed", "remaining", "renamed", "stored_result", "tells_the_same"]
+__all__ = ["changed", "formed", "remaining", "renamed", "stored_result", "taken_up", "tells_the_same"]
 
 
 def stored_result(request: Request, plan: Plan) -> Result | None:
@@ -87,6 +88,51 @@ def remaining(request: Request, plan: Plan, stored: Result | None) -> tuple[Plan
     measures = tuple(m for m in plan.measures if not all(done(m, c) for c in series.checkpoints))
     waiting = series.without(lambda checkpoint: all(done(measure, checkpoint) for measure in measures))
     return dataclasses.replace(plan, measures=measures), waiting.checkpoints
+
+
+def taken_up(kept: Parts, plan: Plan) -> dict[tuple[str, str], Result]:
+    """Return, by checkpoint, the parts that hold all that is left to measure.
+
+    Args:
+        kept: The parts of this command.
+        plan: Less the measures that the output covers.
+    """
+    found: dict[tuple[str, str], Result] = {}
+    for part in kept.finished():
+        # A run that found some measures in its output has parts without them.
+        whole = all(any(key in part for key in measure.primary) for measure in plan.measures)
+        if whole and not failures(part):
+            part = renamed(part, plan.series.checkpoints)
+            found.update(dict.fromkeys(rows_of(part), part))
+    return found
+
+
+def formed(
+    begun: Sequence[Sequence[tuple[str, str]]],
+    series: Sequence[Checkpoint],
+    waiting: Sequence[Checkpoint],
+    cut: Callable[[Sequence[Checkpoint]], list[tuple[Checkpoint, ...]]],
+) -> list[tuple[Checkpoint, ...]]:
+    """Return blocks to measure: those that a run before had begun, just as they were, and what is left, cut anew.
+
+    What other commands measured meanwhile does not change what is stacked together, and so no bit of the numbers.
+
+    Args:
+        begun: Blocks of an unfinished run of the same command, by the (sha256, name) of their checkpoints.
+        series: All checkpoints asked for.
+        waiting: Those of which something is left to measure.
+        cut: Cuts checkpoints into blocks.
+    """
+    place = {(checkpoint.sha256, checkpoint.name): k for k, checkpoint in enumerate(series)}
+    left = {(checkpoint.sha256, checkpoint.name) for checkpoint in waiting}
+    blocks: list[tuple[Checkpoint, ...]] = []
+    taken: set[tuple[str, str]] = set()
+    for block in begun:
+        if place.keys() >= set(block) and taken.isdisjoint(block) and not left.isdisjoint(block):
+            blocks.append(tuple(series[place[key]] for key in block))
+            taken.update(block)
+    blocks += cut([checkpoint for checkpoint in waiting if (checkpoint.sha256, checkpoint.name) not in taken])
+    return sorted(blocks, key=lambda block: place[block[0].sha256, block[0].name])
 
 
 def tells_the_same(stored: Result, result: Result) -> bool:

@@ -150,6 +150,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--dtype", default="float64", choices=("float64", "float32"), help="of commands' forward passes")
     parser.addoption("--fuzz", type=int, default=FUZZ, help="examples a fuzzed reader (long version: 2000)")
     parser.addoption("--kills", type=int, default=3, help="how often the kill test kills a run (long version: 40)")
+    parser.addoption("--timed", action="store_true", help="hold estimates of time against this machine's")
     parser.addoption(
         "--calibration-seeds", type=int, default=20, help="seeds of every calibration test (long version: 200)"
     )

@@ -7,18 +7,45 @@ from typing import Any
 
 import numpy as np
 
-from ibscan.results.axes import AGREEING, checkpoint_keys
+from ibscan.results.axes import AGREEING, checkpoint_keys, fill_value, is_fill
 from ibscan.types import Array, Estimate, Measure, Quantity, Result, Status
 
-__all__ = ["FAILURES", "conflict", "covers", "open_bracket", "rows_of"]
+__all__ = [
+    "FAILURES",
+    "ROUNDING",
+    "conflict",
+    "covers",
+    "failures",
+    "half_width",
+    "measured_cells",
+    "open_bracket",
+    "rows_of",
+    "statuses",
+]
 
 # A cell of these is measured again by the next run.
 FAILURES = (Status.NONFINITE, Status.FAILED, Status.OUT_OF_MEMORY)
+# Errors that differ by no more than this share are those of one measurement, rounded in another way.
+ROUNDING = 1e-6
 
 
 def rows_of(result: Result) -> dict[tuple[str, str], int]:
     """Return the row of each checkpoint, by (sha256, name)."""
     return {key: row for row, key in enumerate(checkpoint_keys(result))}
+
+
+def statuses(result: Result) -> dict[str, Array]:
+    """Return the status arrays by name, but those of metrics.
+
+    A metric is what the training loop wrote; that it is not finite is no failure of ours.
+    """
+    names = (name for name in result.variables if name.endswith("_status") and not name.startswith("metric_"))
+    return {name: result[name].values for name in names}
+
+
+def failures(result: Result) -> int:
+    """Return how many cells failed to be measured."""
+    return sum(int(np.isin(array, FAILURES).sum()) for array in statuses(result).values())
 
 
 def conflict(result: Result, measures: Sequence[Measure], rows: int) -> str | None:
@@ -112,6 +139,23 @@ def open_bracket(result: Result, key: str, at: Any = ...) -> Array:  # noqa: ANN
         return np.zeros(result[key].values[at].shape)
     ends = result[f"{key}_upper"].values[at] - result[f"{key}_lower"].values[at]
     return np.asarray(0.5 * ends - 1.96 * result[f"{key}_se"].values[at])
+
+
+def measured_cells(result: Result, main: str) -> Array:
+    """Return where there is anything of a main variable, be it that it failed."""
+    status, values = result.status(main), result[main].values
+    return ~is_fill(values, fill_value(main, values.dtype)) if status is None else status != Status.NOT_MEASURED
+
+
+def half_width(result: Result, main: str) -> Array:
+    """Return what is held against the tolerance: of the 95 % interval, and of the bracket where there is one."""
+    if Estimate.companion(main.replace("_ty", "_xt"), "budget") not in result:
+        return np.asarray(1.96 * result[f"{main}_se"].values)
+    # Both sides of a bracketed cell are resolved together or not at all.
+    width = np.zeros(result[main].values.shape)
+    for side in (f"{main[:-3]}_xt", f"{main[:-3]}_ty"):
+        width = np.fmax(width, np.fmax(1.96 * result[f"{side}_se"].values, open_bracket(result, side)))
+    return width
 
 
 def _positions(present: Array, asked: Sequence[Any]) -> list[int] | None:

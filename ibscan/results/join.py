@@ -17,13 +17,12 @@ from ibscan.results.axes import (
     checkpoint_keys,
     families,
     fill_value,
-    is_fill,
     keys,
     ordered,
     strings,
 )
-from ibscan.results.coverage import open_bracket
-from ibscan.types import Array, Estimate, Result, Status, Variable
+from ibscan.results.coverage import ROUNDING, half_width, measured_cells
+from ibscan.types import Array, Result, Status, Variable
 
 __all__ = ["first_difference", "join"]
 
@@ -215,7 +214,7 @@ def _united(old: Result, new: Result, frame: _Frame, tolerance: float | None) ->
     for main in dict.fromkeys([*theirs, *ours]):
         companions = list(dict.fromkeys([*theirs.get(main, ()), *ours.get(main, ())]))
         companions.sort(key=lambda name: name.endswith("_status"))
-        measured = _measured(new, main) if main in ours else None
+        measured = measured_cells(new, main) if main in ours else None
         judged: dict[str, Array] = {}
         kept = np.zeros((), dtype=bool)
         if measured is not None and main in theirs:
@@ -263,11 +262,6 @@ def _bounded(variables: dict[str, Variable]) -> dict[str, Variable]:
     }
 
 
-def _measured(result: Result, main: str) -> Array:
-    status, values = result.status(main), result[main].values
-    return ~is_fill(values, fill_value(main, values.dtype)) if status is None else status != Status.NOT_MEASURED
-
-
 def _worse(old: Result, new: Result, main: str, frame: _Frame) -> Array:
     """Return where `new` failed to measure what `old` has, in the shape of `new`'s variable."""
     status, fresh = _on(frame, new[main].dims, old.status(main), Status.NOT_MEASURED), new.status(main)
@@ -282,26 +276,17 @@ def _more_precise(old: Result, new: Result, main: str, frame: _Frame, tolerance:
     """Return where `old` has the smaller error, of draws or of replicas, and its status at the tolerance."""
     dims = new[main].dims
     status = _on(frame, dims, old.status(main), Status.NOT_MEASURED)
-    error = _on(frame, dims, _half_width(old, main), np.nan)
+    error = _on(frame, dims, half_width(old, main), np.nan)
     assert status is not None
     assert error is not None
     fresh = new[f"{main}_status"].values
     # Of equals the newer, whose status and budget are those of the command at hand.
-    keep = np.isin(status, (Status.OK, Status.SATURATED, Status.UNRESOLVED)) & (error < _half_width(new, main))
+    less = error * (1 + ROUNDING) < half_width(new, main)
+    keep = np.isin(status, (Status.OK, Status.SATURATED, Status.UNRESOLVED)) & less
     if not main.endswith(("_xt", "_ty")):  # has no target of its own
         return keep, status
     resolved = np.where(status != Status.UNRESOLVED, status, np.where(fresh != Status.UNRESOLVED, fresh, Status.OK))
     return keep, np.where(error <= tolerance * (1 + 1e-9), resolved, Status.UNRESOLVED).astype(np.int8)
-
-
-def _half_width(result: Result, main: str) -> Array:
-    if Estimate.companion(main.replace("_ty", "_xt"), "budget") not in result:
-        return np.asarray(1.96 * result[f"{main}_se"].values)
-    # Both sides of a bracketed cell are resolved together or not at all.
-    width = np.zeros(result[main].values.shape)
-    for side in (f"{main[:-3]}_xt", f"{main[:-3]}_ty"):
-        width = np.fmax(width, np.fmax(1.96 * result[f"{side}_se"].values, open_bracket(result, side)))
-    return width
 
 
 def _on(frame: _Frame, dims: tuple[str, ...], values: Array | None, fill: float) -> Array | None:

@@ -6,23 +6,26 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ibscan.errors import IbscanError, InputError, ResourceError, UsageError
 from ibscan.results.axes import checkpoint_keys
-from ibscan.results.packed import packed, unpacked
+from ibscan.results.contained import holds
+from ibscan.results.packed import Part, opened, packed, unpacked
 from ibscan.results.store import place, read, stray_pattern
-from ibscan.types import Result
+from ibscan.types import Checkpoint, Result
 
 __all__ = ["Parts", "check_output", "parts"]
 
 _PART = re.compile(r"([0-9a-f]{8})-[0-9a-f]{16}\.npz")
+_RECORD = re.compile(r"run-([0-9a-f]{8})\.json")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -31,12 +34,17 @@ _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 class Parts:
     """The finished blocks of checkpoints of one run, one small file each, in `FILE.parts/`.
 
-    Made by `parts`, which holds the lock. `key` is the hash of everything that changes numbers; parts of another key
-    are of no use to this run.
+    Made by `parts`, which holds the lock. `key` is the hash of everything that changes numbers but the choice of
+    checkpoints; parts of another key are of no use to this run. `held` is what the output holds by now, and `series`
+    are the checkpoints of the command that wrote it: by them it is decided which parts have done their duty. `known`
+    has the checkpoints of the parts this run has read or written, which need not be opened once more for that.
     """
 
     folder: Path
     key: str
+    held: Result | None = None
+    series: tuple[Checkpoint, ...] = ()
+    known: dict[Path, list[tuple[str, str]]] = field(default_factory=dict)
 
     def finished(self) -> list[Result]:
         """Return the valid parts of this key, in no particular order of meaning; damaged ones are deleted."""
@@ -46,26 +54,85 @@ class Parts:
             if result is None:
                 _deleted(path)
             else:
+                self.known[path] = checkpoint_keys(result)
                 found.append(result)
         return found
 
-    def add(self, result: Result) -> None:
+    def add(self, result: Result, places: Sequence[Path] = ()) -> None:
         """Keep finished checkpoints as one part.
+
+        Args:
+            result: What was measured.
+            places: The checkpoints' files.
 
         Raises:
             ResourceError: The disk is full.
         """
         name = hashlib.sha256(repr([self.key, *checkpoint_keys(result)]).encode()).hexdigest()[:16]
-        place(packed(result, self.key), self.folder / f"{self._mark}-{name}.npz")
+        path = self.folder / f"{self._mark}-{name}.npz"
+        place(packed(result, self.key, [file.absolute() for file in places]), path)
+        self.known[path] = checkpoint_keys(result)
+
+    def begun(self) -> list[list[tuple[str, str]]]:
+        """Return the blocks, as (sha256, name) of their checkpoints, that runs of this key had set out to measure."""
+        try:
+            read = json.loads(self._record.read_bytes())
+            return [[(str(sha), str(name)) for sha, name in block] for block in read]
+        except (OSError, ValueError, TypeError):
+            # None, or one that a crash has damaged: blocks are then cut anew, as of a new run.
+            return []
+
+    def begin(self, blocks: Sequence[Sequence[tuple[str, str]]]) -> None:
+        """Note the blocks this run sets out to measure: whoever goes on forms the same, and gives the same bits.
+
+        Blocks of one checkpoint are the same whatever else was measured meanwhile, and need no note.
+        """
+        before = self.begun()
+        fresh = [list(block) for block in blocks if len(block) > 1 and list(block) not in before]
+        if not fresh:
+            return
+        # A note that is lost costs no number beyond rounding: it is not worth waiting for the disk, nor an error.
+        temporary = self.folder / f".ibscan-{secrets.token_hex(6)}.tmp"
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps([*before, *fresh]))
+            temporary.replace(self._record)
 
     def remove(self) -> None:
-        """Delete the parts of this key; those of another command are its finished work and stay."""
-        for path in self._own():
-            _deleted(path)
+        """Delete the parts of this key that are used; without `held` all of them, else all parts of no use to anybody.
+
+        Of another command, or of other checkpoints, parts are finished work, and stay until `held` has what they have.
+        Nobody waits any more for a part that is damaged, made by another version, or of checkpoints that are gone or
+        have changed.
+        """
+        if self.held is None:
+            for path in self._own():
+                _deleted(path)
+        else:
+            self._remove_spent(self.held)
+        kept = {match[1] for path in _entries(self.folder) if (match := _PART.fullmatch(path.name))}
+        for path in _entries(self.folder):
+            match = _RECORD.fullmatch(path.name)
+            if match and match[1] not in kept:
+                _deleted(path)
+
+    def _remove_spent(self, held: Result) -> None:
+        ours = {(checkpoint.sha256, checkpoint.name) for checkpoint in self.series}
+        hashes = {str(checkpoint.path.absolute()): checkpoint.sha256 for checkpoint in self.series}
+        for path in _entries(self.folder):
+            if not _PART.fullmatch(path.name):
+                continue
+            # Parts of this run are known to be of this key.
+            spent = path in self.known and ours.issuperset(self.known[path])
+            if spent or _is_spent(opened(path), self.key, held, ours, hashes):
+                _deleted(path)
 
     @property
     def _mark(self) -> str:
         return hashlib.sha256(self.key.encode()).hexdigest()[:8]
+
+    @property
+    def _record(self) -> Path:
+        return self.folder / f"run-{self._mark}.json"
 
     def _own(self) -> list[Path]:
         """Return the parts of this key, and delete what an interrupted write left behind."""
@@ -77,6 +144,29 @@ class Parts:
             elif path.name.startswith(".ibscan-") and path.name.endswith(".tmp"):
                 _deleted(path)
         return own
+
+
+def _is_spent(
+    part: Part | None, key: str, held: Result, ours: Collection[tuple[str, str]], hashes: Mapping[str, str]
+) -> bool:
+    """Return whether nobody can take up anything of a part that the result does not hold."""
+    if part is None or part.result.attrs.get("ibscan_version") != held.attrs.get("ibscan_version"):
+        return True
+    if part.key == key and set(checkpoint_keys(part.result)) <= set(ours):
+        return True
+    return all(known or gone for known, gone in zip(holds(held, part.result), _gone(part, hashes), strict=True))
+
+
+def _gone(part: Part, hashes: Mapping[str, str]) -> list[bool]:
+    """Return, for each checkpoint of a part, whether its file is there no more, or holds something else by now."""
+    keys = checkpoint_keys(part.result)
+    if len(part.places) != len(keys):
+        return [False] * len(keys)
+    # A whole folder that is missing may be another machine's, or come back.
+    return [
+        hashes.get(str(path), sha) != sha or (not path.exists() and path.parent.is_dir())
+        for path, (sha, _) in zip(part.places, keys, strict=True)
+    ]
 
 
 @contextmanager

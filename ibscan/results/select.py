@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ibscan.results.axes import families
 from ibscan.results.coverage import rows_of
 from ibscan.types import Array, Result, Variable
 
-__all__ = ["selected"]
+__all__ = ["arranged", "selected"]
+
+
+def arranged(result: Result, first: Sequence[str]) -> Result:
+    """Return a result whose variables stand as if it were of one command: those named, others, metrics last.
+
+    Args:
+        result: Any; with every variable its companions follow.
+        first: Main variables, in order.
+    """
+    place = {name: k for k, name in enumerate(first)}
+    whole = families(result)
+    mains = sorted(whole, key=lambda name: place.get(name, len(place) + name.startswith("metric_")))
+    names = [name for main in mains for name in (main, *whole[main]) if name in result.variables]
+    return Result(result.coordinates, {name: result.variables[name] for name in names}, result.attrs)
 
 
 def selected(

@@ -257,12 +257,17 @@ def _scanned(
     todo = [block for block, done in zip(cut, ready, strict=True) if not done]
     reporter.started(sum(len(block) for block in todo))
     skipped: dict[str, str] = {}
+    said: set[str] = set()
     for block in blocks(
         todo, load_tensors, plan.model.network, plan.measures, plan.probe, plan.attrs["seed"], plan.layers
     ):
         for name, reason in block.skipped.items():
             reporter.problem(skip_sentence(name, reason))
         skipped.update(block.skipped)
+        for sentence, failed in block.sentences():
+            if sentence not in said:
+                said.add(sentence)
+                (reporter.problem if failed else reporter.notice)(sentence)
         if block.checkpoints:
             # One part a block: what was measured together is lost or kept together, at the price of one write.
             found.append(_built(block, plan))

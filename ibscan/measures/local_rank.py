@@ -135,11 +135,11 @@ class LocalRank:
             tally.norms = network.spectral_norms(probe.x, which)
         # What small thresholds ask for is beyond any Gram matrix.
         if spectral < len(probe.x) and min(self.rel_eps, default=1.0) > LEAST_RELATIVE:
-            network.grams(probe.x[spectral:], tally.count, which)
+            tally.failed.update(network.grams(probe.x[spectral:], tally.count, which))
             tally.certain |= ~tally.visited[:, None]
         tally.rows = np.flatnonzero(~tally.certain.all((0, 1)))
         if len(tally.rows):
-            network.jacobians(probe.x[tally.rows], tally.decompose, which)
+            tally.failed.update(network.jacobians(probe.x[tally.rows], tally.decompose, which))
         return tally.estimates()
 
     def _derivative(

@@ -56,6 +56,8 @@ class RankTally:
         self.certain = np.broadcast_to(~wanted[None, :, None], shape).copy()
         self.spectrum = np.zeros((*shape[:2], self.size + 2))
         self.norms: Array | None = None
+        # Layers whose Jacobian cannot be computed, with the reason.
+        self.failed: dict[int, str] = {}
         self.rows = np.zeros(0, dtype=np.intp)
         self.shared: dict[int, Counts] = {}
         self.weights: dict[int, torch.Tensor | None] = {}
@@ -160,7 +162,8 @@ class RankTally:
         status = np.where(self.alive.any(2), measured, Status.DEAD)
         status = np.where(finite, status, Status.NONFINITE)
         status = np.where(self.visited, status, Status.NOT_MEASURED).astype(np.int8)
-        told = finite & self.visited
+        status[:, list(self.failed)] = Status.FAILED
+        told = finite & self.visited & (status != Status.FAILED)
         rank, relative = (
             _counted(part, told, status) for part in (self.number[:, :, :split], self.number[:, :, split:])
         )
@@ -174,9 +177,10 @@ class RankTally:
         if self.which.directions is not None:
             spectrum[..., self.size :] = np.nan
         bounded = (self.bounds >= 0).all((2, 3))
-        of_bound = np.where(bounded | (status == Status.NONFINITE), status, Status.NOT_MEASURED).astype(np.int8)
+        spoilt = np.isin(status, (Status.NONFINITE, Status.FAILED))
+        of_bound = np.where(bounded | spoilt, status, Status.NOT_MEASURED).astype(np.int8)
         return {
-            "local_rank": rank,
+            "local_rank": dataclasses.replace(rank, reasons=self.failed or None),
             "local_rank_count": Estimate(self._histogram(told), None),
             "local_rank_rel": relative,
             "rank_bound_jacobian": dataclasses.replace(

@@ -83,7 +83,7 @@ class Chain:
         """Return the layer's weight."""
         return Weight(self.weights[layer].to(torch.float64))
 
-    def grams(self, x: Array, visit: VisitGram, which: Derivative) -> None:
+    def grams(self, x: Array, visit: VisitGram, which: Derivative) -> Mapping[int, str]:
         """Call visit(layer, gram, rows) for every block of rows: the sweep of `numerics.sweep`.
 
         Args:
@@ -91,12 +91,15 @@ class Chain:
             visit: Is given the layer's index, its Gram matrices and the rows as a slice; blocks side by side.
             which: Which Jacobians.
 
+        Returns:
+            Nothing: all have one.
+
         Source:
             Patel and Shwartz-Ziv 2024, section 2.
         """
         end = self._end(which)
         if end < 0:
-            return
+            return {}
         factor, start = self._first(which)
         begun = started(factor)
         weights = {layer: self.weights[layer].to(torch.float64) for layer in range(start + 1, end + 1)}
@@ -119,9 +122,10 @@ class Chain:
                 state = carried_on(state, slope, weights[layer + 1], norms[layer + 1])
 
         mapped(swept, self._cuts(len(x), factor, SWEEP_BUDGET[self.device.type]), self.device)
+        return {}
 
     @torch.inference_mode()  # without counting versions and views, a tenth of the time of so many short operations
-    def jacobians(self, x: Array, visit: VisitFactor, which: Derivative) -> None:
+    def jacobians(self, x: Array, visit: VisitFactor, which: Derivative) -> Mapping[int, str]:
         """Call visit(layer, factor, fed, rows) with a matrix that has the singular values of the layer's Jacobian.
 
         Args:
@@ -130,12 +134,15 @@ class Chain:
                 for every row, float64, a factor of the Jacobian of what feeds the layer, and the rows as a slice.
             which: Which Jacobians.
 
+        Returns:
+            Nothing: all have one.
+
         Source:
             Patel and Shwartz-Ziv 2024, section 2; the first layer's row space is factored out once for all rows.
         """
         end = self._end(which)
         if end < 0:
-            return
+            return {}
         first, start = self._first(which)
         for rows in self._cuts(len(x), first, FACTOR_BUDGET):
             factor, fed = first.unsqueeze(1), torch.ones(self.size, 1, 1, 1, dtype=torch.float64, device=self.device)
@@ -151,6 +158,7 @@ class Chain:
                     break
                 assert slope is not None
                 factor, fed = exactly_on(factor, slope, self.weights[layer + 1].to(torch.float64))
+        return {}
 
     def spectral_norms(self, x: Array, which: Derivative) -> Array:
         """Return the largest singular value of every layer's Jacobian on the whole input, (C, L, n)."""

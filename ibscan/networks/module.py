@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -11,12 +12,14 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ibscan.networks.derivatives import Outputs, spectral_norms
+from ibscan.errors import InputError
+from ibscan.networks.derivatives import Outputs, exact_norms, spectral_norms
 from ibscan.networks.graph import LAYERS, Place, Taps
 from ibscan.networks.loading import foreign
 from ibscan.networks.passes import Reached, Tapper, attached, tapped
-from ibscan.networks.sweeps import Sweep, as_gram, counted, decomposed, grouped, room_for, swept
+from ibscan.networks.sweeps import Sweep, as_gram, counted, decomposed, grouped, room_for, routed, swept
 from ibscan.networks.trees import main_tensor
+from ibscan.networks.trial import obstacle
 from ibscan.numerics.tiling import aligned, cuts
 from ibscan.types import Array, At, Derivative, Layer, Normals, Visit, VisitFactor, VisitGram, Weight
 
@@ -31,13 +34,15 @@ NOISY_BUDGET = 2**22
 class Module:
     """One checkpoint of an nn.Module that answers for every layer it calls.
 
-    `model` is in eval mode, without gradients, on `device` in `dtype`; `taps` says where its layers are.
+    `model` is in eval mode, without gradients, on `device` in `dtype`; `taps` says where its layers are. `tried` keeps
+    what stands in the way of sweeps, so that each is tried once.
     """
 
     model: nn.Module
     taps: Taps
     device: torch.device
     dtype: torch.dtype
+    tried: dict[tuple[object, ...], str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -138,7 +143,7 @@ class Module:
         whole = not module.transposed and module.groups == 1
         return Weight(matrix, one.width // weight.shape[0] if whole else None, separate=False)
 
-    def grams(self, x: Array, visit: VisitGram, which: Derivative) -> None:
+    def grams(self, x: Array, visit: VisitGram, which: Derivative) -> Mapping[int, str]:
         """Call visit(layer, gram, rows) for every layer wanted, from one sweep a group of layers.
 
         Args:
@@ -147,16 +152,21 @@ class Module:
             which: Which Jacobians. The derivative is that of the function: what the model detaches for its training
                 counts.
 
+        Returns:
+            Layers that torch cannot differentiate, with the reason.
+
         Source:
             Patel and Shwartz-Ziv 2024, section 2.
         """
-        for sweep, size, rows, found in self._swept(x, which, {}, counted):
+        failed: dict[int, str] = {}
+        for sweep, size, rows, found in self._swept(x, which, {}, counted, failed):
             sound = self._finite(x[rows], sweep.layers)
             count = len(sweep.layers)
             for layer, values, positive, whole in zip(sweep.layers, found[:count], found[count:], sound, strict=True):
                 visit(layer, as_gram(values, positive, max(size, self.layers[layer].width), whole), rows)
+        return failed
 
-    def jacobians(self, x: Array, visit: VisitFactor, which: Derivative) -> None:
+    def jacobians(self, x: Array, visit: VisitFactor, which: Derivative) -> Mapping[int, str]:
         """Call visit(layer, J, fed, rows), J = d layer / d variable (1, n, D, directions), float64.
 
         Of a layer too wide for J to be held, the triangle of its QR decomposition.
@@ -167,29 +177,36 @@ class Module:
                 alone, and the rows as a slice.
             which: Which Jacobians, as for `grams`.
 
+        Returns:
+            Layers that torch cannot differentiate, with the reason.
+
         Source:
             Patel and Shwartz-Ziv 2024, section 2.
         """
-        for sweep, _, rows, found in self._swept(x, which, self._feeds(x[:1], which), decomposed):
+        failed: dict[int, str] = {}
+        for sweep, _, rows, found in self._swept(x, which, self._feeds(x[:1], which), decomposed, failed):
             sound = self._finite(x[rows], sweep.layers)
             for layer, jacobian, whole in zip(sweep.layers, found, sound, strict=False):
                 known = jacobian if bool(whole.all()) else torch.where(whole[:, None, None], jacobian, torch.nan)
                 visit(layer, known.unsqueeze(0), sweep.fed_factor(layer, found), rows)
+        return failed
 
     def spectral_norms(self, x: Array, which: Derivative) -> Array:
-        """Return the largest singular value of every layer's Jacobian on the whole variable, (1, L, n)."""
+        """Return the largest singular value of every layer's Jacobian on the whole variable, (1, L, n).
+
+        NaN where torch cannot differentiate.
+        """
         found = np.full((1, len(self.layers), len(x)), np.nan)
-        which = replace(which, directions=None, basis=None)
+        whole = replace(which, directions=None, basis=None)
+
+        def computed(sweep: Sweep, room: int, outputs: Outputs) -> list[torch.Tensor]:
+            if sweep.reverse:
+                return exact_norms(outputs, room)
+            draw = torch.randn(outputs.variable[:1].shape, generator=torch.Generator().manual_seed(0))
+            return spectral_norms(outputs, draw.to(outputs.variable))
+
         for layer in self._wanted(which):
-            one = replace(which, layers=(layer,))
-            sweep = Sweep((layer,), tuple(self._widths(x[:1], one)))
-
-            def computed(outputs: Outputs) -> list[torch.Tensor]:
-                draw = torch.randn(outputs.variable[:1].shape, generator=torch.Generator().manual_seed(0))
-                return spectral_norms(outputs, draw.to(outputs.variable))
-
-            made = partial(self._outputs, x, one)
-            for rows, norms in swept(sweep, len(x), made, computed, room_for(self.device)):
+            for _, _, rows, norms in self._swept(x, replace(whole, layers=(layer,)), {}, computed, {}):
                 found[0, layer, rows] = norms[0].cpu().numpy()
         return found
 
@@ -199,16 +216,34 @@ class Module:
         which: Derivative,
         feeds: Mapping[int, int | None],
         compute: Callable[[Sweep, int, Outputs], list[torch.Tensor]],
+        failed: dict[int, str],
     ) -> Iterator[tuple[Sweep, int, slice, list[torch.Tensor]]]:
-        """Yield (sweep, directions, rows, what was computed): as many layers together as memory holds for one row."""
+        """Yield (sweep, directions, rows, what was computed): as many layers together as memory holds for one row.
+
+        Layers that cannot be differentiated, at the first row or at a later one, are put into `failed`.
+        """
         wanted = self._wanted(which)
         widths = dict(zip(wanted, self._widths(x[:1], which), strict=True))
         size = self._variable(x[:1], which)[0].numel() if which.directions is None else which.directions
         room = room_for(self.device)
-        for sweep in grouped(widths, feeds, size, room):
-            made = partial(self._outputs, x, which)
-            for rows, found in swept(sweep, len(x), made, partial(compute, sweep, room), room):
-                yield sweep, size, rows, found
+        made = partial(self._outputs, x, which)
+        for group in grouped(widths, feeds, size, room):
+            ways, reasons = routed(group, partial(self._obstacle, x, which))
+            failed.update(reasons)
+            for sweep in ways:
+                try:
+                    for rows, found in swept(sweep, len(x), made, partial(compute, sweep, room), room):
+                        yield sweep, size, rows, found
+                except InputError as error:
+                    failed.update(dict.fromkeys(sweep.layers, str(error).rstrip(".")))
+
+    def _obstacle(self, x: Array, which: Derivative, sweep: Sweep) -> str:
+        """Try a sweep on the first row given; return what stands in its way, or the empty string."""
+        key = (which.at, which.origin, sweep.layers, len(sweep.widths), sweep.mode)
+        if key not in self.tried:
+            outputs = self._outputs(x, which, sweep, slice(0, 1), 1)
+            self.tried[key] = obstacle(outputs, reverse=sweep.reverse, unit=torch.finfo(self.dtype).eps)
+        return self.tried[key]
 
     def _wanted(self, which: Derivative) -> list[int]:
         return [layer for layer in range(len(self.layers)) if which.wants(layer)]
@@ -255,10 +290,11 @@ class Module:
         origin = None if which.origin is None else self.taps.post[which.origin]
 
         def values(given: torch.Tensor) -> list[torch.Tensor]:
-            if origin is None:
-                return self._values(places, given)
-            repeated = block.repeat(len(given) // len(block), *[1] * (block.ndim - 1))
-            return self._values(places, repeated, (origin, given))
+            with contextlib.nullcontext() if sweep.mode == "plain" else attached():
+                if origin is None:
+                    return self._values(places, given)
+                repeated = block.repeat(len(given) // len(block), *[1] * (block.ndim - 1))
+                return self._values(places, repeated, (origin, given))
 
         width = variable[0].numel()
 
@@ -275,7 +311,7 @@ class Module:
     def _values(
         self, places: Sequence[Place], block: torch.Tensor, given: tuple[Place, torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
-        """Return the values at some places, (n, D) each, differentiable in the block, or in what a place is given."""
+        """Return the values at some places, (n, D) each, as a function of the block, or of what a place is given."""
         found: dict[Place, torch.Tensor] = {}
 
         def keep(place: Place, value: torch.Tensor) -> torch.Tensor:
@@ -289,8 +325,7 @@ class Module:
             return given[1].reshape(value.shape).clone()
 
         at: list[tuple[Place, Tapper]] = [] if given is None else [(given[0], put)]
-        with attached():
-            self.passed(block, [*at, *((place, partial(keep, place)) for place in dict.fromkeys(places))])
+        self.passed(block, [*at, *((place, partial(keep, place)) for place in dict.fromkeys(places))])
         return [found[place] for place in places]
 
     def at(

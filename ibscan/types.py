@@ -386,6 +386,10 @@ class Network(Protocol):
         """Return a layer's weight, None for modules asked for by name that have none."""
         ...
 
+    def undefined(self, which: Derivative) -> Mapping[int, str]:
+        """Return the layers that have no derivative by the variable, with the reason."""
+        ...
+
     def grams(self, x: Array, visit: VisitGram, which: Derivative) -> Mapping[int, str]:
         """Call visit(layer, gram, rows) for every layer wanted: `numerics.counting.Gram`, the quick way to counts.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -129,6 +129,9 @@ class LocalRank:
             Counts with sd / sqrt(N), extremes, and spectra averaged over the first `spectrum_rows` rows.
         """
         which, most = self._derivative(network, probe.x, streams, layers)
+        undefined = {layer: reason for layer, reason in network.undefined(which).items() if which.wants(layer)}
+        wanted = (layer for layer in range(len(network.layers)) if which.wants(layer) and layer not in undefined)
+        which = replace(which, layers=tuple(wanted))
         spectral = len(probe.x) if self.spectrum_rows is None else min(len(probe.x), self.spectrum_rows)
         tally = RankTally(network, (self.eps, self.rel_eps), which, (len(probe.x), spectral), most)
         if which.directions is not None and self.rel_eps:
@@ -140,7 +143,7 @@ class LocalRank:
         tally.rows = np.flatnonzero(~tally.certain.all((0, 1)))
         if len(tally.rows):
             tally.failed.update(network.jacobians(probe.x[tally.rows], tally.decompose, which))
-        return tally.estimates()
+        return tally.estimates(undefined)
 
     def _derivative(
         self, network: Network, x: Array, streams: Streams, layers: Sequence[int] | None

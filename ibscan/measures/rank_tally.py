@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -155,8 +155,12 @@ class RankTally:
             number = number.expand(-1, max(len(rows), number.shape[1]), -1)[:, : len(rows)]
             self.bounds[:, layer][..., rows] = number.movedim(1, -1).cpu().numpy()
 
-    def estimates(self) -> dict[str, Estimate]:
-        """Return what was gathered as estimates."""
+    def estimates(self, reasons: Mapping[int, str]) -> dict[str, Estimate]:
+        """Return what was gathered as estimates.
+
+        Args:
+            reasons: Why some layers were not visited.
+        """
         finite, split = self.sound.all(2), len(self.eps)
         measured = Status.OK if self.which.directions is None else Status.LOWER_BOUND
         status = np.where(self.alive.any(2), measured, Status.DEAD)
@@ -180,7 +184,7 @@ class RankTally:
         spoilt = np.isin(status, (Status.NONFINITE, Status.FAILED))
         of_bound = np.where(bounded | spoilt, status, Status.NOT_MEASURED).astype(np.int8)
         return {
-            "local_rank": dataclasses.replace(rank, reasons=self.failed or None),
+            "local_rank": dataclasses.replace(rank, reasons={**reasons, **self.failed} or None),
             "local_rank_count": Estimate(self._histogram(told), None),
             "local_rank_rel": relative,
             "rank_bound_jacobian": dataclasses.replace(

@@ -83,6 +83,10 @@ class Chain:
         """Return the layer's weight."""
         return Weight(self.weights[layer].to(torch.float64))
 
+    def undefined(self, which: Derivative) -> Mapping[int, str]:  # noqa: ARG002
+        """Return nothing: every layer has a derivative."""
+        return {}
+
     def grams(self, x: Array, visit: VisitGram, which: Derivative) -> Mapping[int, str]:
         """Call visit(layer, gram, rows) for every block of rows: the sweep of `numerics.sweep`.
 

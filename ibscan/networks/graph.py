@@ -43,7 +43,8 @@ class Taps:
     """A recorded pass: its operations in order with the parameters they take, and where the layers' pre and post are.
 
     `output` names what follows the last layer; `plain` says that every layer is fed by the one before it alone;
-    `untapped` lists layers that are none here, with the reason.
+    `untapped` lists layers that are none here, with the reason. `ids` are the layers that depend on the input through
+    ids alone; `units` is the rounding of the coarsest numbers that a layer's pre, and its post, are made of.
     """
 
     operations: tuple[str, ...]
@@ -53,6 +54,8 @@ class Taps:
     output: str
     plain: bool
     untapped: tuple[tuple[str, str], ...]
+    ids: frozenset[int] = frozenset()
+    units: tuple[tuple[float, float], ...] = ()
 
     @property
     def noisy(self) -> tuple[int, ...]:
@@ -81,6 +84,7 @@ class Graph:
     places: list[Place | None] = field(default_factory=lambda: [INPUT])
     sizes: list[int] = field(default_factory=lambda: [0])  # numbers of one row
     lengths: list[int] = field(default_factory=lambda: [0])  # of the first dimension
+    units: list[float] = field(default_factory=lambda: [0.0])  # relative rounding of its numbers, 0 of whole ones
     calls: list[tuple[str, nn.Module, int]] = field(default_factory=list)  # layer path, module, node of its output
     extra: list[tuple[str, nn.Module, int]] = field(default_factory=list)
     inner: set[int] = field(default_factory=set)  # calls within other calls

@@ -25,6 +25,10 @@ from ibscan.types import Array, At, Derivative, Layer, Normals, Visit, VisitFact
 
 __all__ = ["Module"]
 
+BY_ID = (
+    "the probe's numbers are ids there, and there is no derivative by an id (a probe of their embeddings has one, and "
+    "--from LAYER takes that by a layer's values)"
+)
 # Numbers a block of rows may hold: constants, not free memory, so that a run can be repeated bit for bit.
 ACTIVATION_BUDGET = 2**22
 NOISY_BUDGET = 2**22
@@ -142,6 +146,10 @@ class Module:
         # A transposed convolution, or one of groups, is no product of this matrix with parts of what is fed.
         whole = not module.transposed and module.groups == 1
         return Weight(matrix, one.width // weight.shape[0] if whole else None, separate=False)
+
+    def undefined(self, which: Derivative) -> Mapping[int, str]:
+        """Return the layers that depend on the input through ids alone, where that is the variable."""
+        return dict.fromkeys(sorted(self.taps.ids), BY_ID) if which.origin is None else {}
 
     def grams(self, x: Array, visit: VisitGram, which: Derivative) -> Mapping[int, str]:
         """Call visit(layer, gram, rows) for every layer wanted, from one sweep a group of layers.

@@ -21,10 +21,11 @@ from ibscan.inputs.huggingface import library_model
 from ibscan.inputs.manifest import Manifest
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.chain import stacked_chain
+from ibscan.networks.graph import Taps
 from ibscan.networks.loading import loaded
 from ibscan.networks.module import Module
 from ibscan.networks.resolve import chain_order, parse_spec
-from ibscan.types import Checkpoint, Layer, Network, Probe
+from ibscan.types import Array, Checkpoint, Layer, Network, Probe
 
 __all__ = ["Loaded", "Model", "Stated", "globbed", "model_of", "stated_model"]
 
@@ -174,13 +175,38 @@ def model_of(
     extra = [path for path, _ in model.named_modules() if path and unmatched and globbed(path, unmatched)]
     if extra:
         network = recorded_taps(model, rows, extra, device=device, dtype=dtype)
-    taps = network.taps
+    taps, exact = network.taps, None
+    if dtype is not torch.float64:
+        exact = _exact_taps(weighted(first, load_tensors(first)), rows, extra, device, taps)
 
     def one(pairs: Sequence[Loaded]) -> Network:
         ((checkpoint, state),) = pairs
-        return Module(weighted(checkpoint, state).to(device, dtype), taps, device, dtype)
+        double = None if exact is None else partial(_exactly, weighted, checkpoint, state, exact, device)
+        return Module(weighted(checkpoint, state).to(device, dtype), taps, device, dtype, double)
 
     return Model(stated, probe.x[0].size, taps.layers, 1, one, taps.untapped, maker.code)
+
+
+def _exact_taps(
+    model: nn.Module, rows: Array, extra: Sequence[str], device: torch.device, like: Taps
+) -> Taps | None:
+    """Return where the layers are in float64, None where the model does not run in that, or not alike."""
+    try:
+        taps = recorded_taps(model, rows, extra, device=device, dtype=torch.float64).taps
+    except InputError:
+        return None
+    sizes = [[(layer.name, layer.width) for layer in one.layers] for one in (taps, like)]
+    return taps if sizes[0] == sizes[1] else None
+
+
+def _exactly(
+    weighted: Callable[[Checkpoint, Mapping[str, torch.Tensor]], nn.Module],
+    checkpoint: Checkpoint,
+    state: Mapping[str, torch.Tensor],
+    taps: Taps,
+    device: torch.device,
+) -> Module:
+    return Module(weighted(checkpoint, state).to(device, torch.float64), taps, device, torch.float64)
 
 
 def globbed(name: str, globs: Sequence[str]) -> bool:

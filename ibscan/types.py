@@ -390,6 +390,10 @@ class Network(Protocol):
         """Return the layers that have no derivative by the variable, with the reason."""
         ...
 
+    def rounding(self, x: Array, which: Derivative) -> Mapping[int, float]:
+        """Return how far rounding may have moved a layer's Jacobian, in units of its norm, where that is not float64."""
+        ...
+
     def grams(self, x: Array, visit: VisitGram, which: Derivative) -> Mapping[int, str]:
         """Call visit(layer, gram, rows) for every layer wanted: `numerics.counting.Gram`, the quick way to counts.
 

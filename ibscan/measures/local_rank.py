@@ -130,16 +130,18 @@ class LocalRank:
         """
         which, most = self._derivative(network, probe.x, streams, layers)
         undefined = {layer: reason for layer, reason in network.undefined(which).items() if which.wants(layer)}
-        wanted = (layer for layer in range(len(network.layers)) if which.wants(layer) and layer not in undefined)
-        which = replace(which, layers=tuple(wanted))
+        wanted = tuple(k for k in range(len(network.layers)) if which.wants(k) and k not in undefined)
+        which = replace(which, layers=wanted)
         spectral = len(probe.x) if self.spectrum_rows is None else min(len(probe.x), self.spectrum_rows)
         tally = RankTally(network, (self.eps, self.rel_eps), which, (len(probe.x), spectral), most)
+        tally.rounding.update(network.rounding(probe.x, which))
         if which.directions is not None and self.rel_eps:
             tally.norms = network.spectral_norms(probe.x, which)
         # What small thresholds ask for is beyond any Gram matrix.
         if spectral < len(probe.x) and min(self.rel_eps, default=1.0) > LEAST_RELATIVE:
-            tally.failed.update(network.grams(probe.x[spectral:], tally.count, which))
-            tally.certain |= ~tally.visited[:, None]
+            exact = replace(which, layers=tuple(k for k in wanted if k not in tally.rounding))
+            tally.failed.update(network.grams(probe.x[spectral:], tally.count, exact))
+            tally.certain[:, list(tally.failed)] = True
         tally.rows = np.flatnonzero(~tally.certain.all((0, 1)))
         if len(tally.rows):
             tally.failed.update(network.jacobians(probe.x[tally.rows], tally.decompose, which))

@@ -33,7 +33,8 @@ class Chain:
     """C chains of one architecture: p_1 = W_1 x + b_1, p_{l+1} = W_{l+1} phi(p_l) + b_{l+1}.
 
     `weights` holds (C, out, in), `biases` (C, 1, out) or None where a layer has none, both in the dtype of the
-    forward pass; what is visited is float64.
+    forward pass; what is visited is float64. `exact` is the same chain in float64, whose derivatives are those of this
+    one; None where that is this one itself.
     """
 
     layers: tuple[Layer, ...]
@@ -41,6 +42,7 @@ class Chain:
     biases: tuple[torch.Tensor | None, ...]
     activation: str
     output: str
+    exact: Chain | None = None
 
     @property
     def size(self) -> int:
@@ -66,7 +68,8 @@ class Chain:
         """Return the chain of one of the stacked checkpoints (C = 1)."""
         one = slice(checkpoint, checkpoint + 1)
         biases = tuple(None if bias is None else bias[one] for bias in self.biases)
-        return replace(self, weights=tuple(weight[one] for weight in self.weights), biases=biases)
+        exact = None if self.exact is None else self.exact.alone(checkpoint)
+        return replace(self, weights=tuple(weight[one] for weight in self.weights), biases=biases, exact=exact)
 
     def walk(self, x: Array, visit: Visit) -> None:
         """Call visit(layer, pre, post, rows) for every block of rows, layers in order.
@@ -87,6 +90,10 @@ class Chain:
         """Return nothing: every layer has a derivative."""
         return {}
 
+    def rounding(self, x: Array, which: Derivative) -> Mapping[int, float]:  # noqa: ARG002
+        """Return nothing: Jacobians are float64 throughout."""
+        return {}
+
     def grams(self, x: Array, visit: VisitGram, which: Derivative) -> Mapping[int, str]:
         """Call visit(layer, gram, rows) for every block of rows: the sweep of `numerics.sweep`.
 
@@ -101,6 +108,8 @@ class Chain:
         Source:
             Patel and Shwartz-Ziv 2024, section 2.
         """
+        if self.exact is not None:
+            return self.exact.grams(x, visit, which)
         end = self._end(which)
         if end < 0:
             return {}
@@ -144,6 +153,8 @@ class Chain:
         Source:
             Patel and Shwartz-Ziv 2024, section 2; the first layer's row space is factored out once for all rows.
         """
+        if self.exact is not None:
+            return self.exact.jacobians(x, visit, which)
         end = self._end(which)
         if end < 0:
             return {}
@@ -316,4 +327,7 @@ def stacked_chain(
         Layer(name or "linear", "Linear", weight.shape[1], span, first=k == 0, output=k + 1 == len(order))
         for k, (name, weight, span) in enumerate(zip(order, weights, spans, strict=True))
     )
-    return Chain(layers, weights, biases, spec.activation, spec.output)
+    exact = None
+    if dtype is not torch.float64:
+        exact = stacked_chain(spec, order, states, device=device, dtype=torch.float64)
+    return Chain(layers, weights, biases, spec.activation, spec.output, exact)

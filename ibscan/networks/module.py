@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from ibscan.networks.derivatives import Outputs, exact_norms, spectral_norms
 from ibscan.networks.graph import LAYERS, Place, Taps
 from ibscan.networks.loading import foreign
 from ibscan.networks.passes import Reached, Tapper, attached, tapped
+from ibscan.networks.shaken import ROWS, expected, moved
 from ibscan.networks.sweeps import Sweep, as_gram, counted, decomposed, grouped, room_for, routed, swept
 from ibscan.networks.trees import main_tensor
 from ibscan.networks.trial import obstacle
@@ -39,14 +40,21 @@ class Module:
     """One checkpoint of an nn.Module that answers for every layer it calls.
 
     `model` is in eval mode, without gradients, on `device` in `dtype`; `taps` says where its layers are. `tried` keeps
-    what stands in the way of sweeps, so that each is tried once.
+    what stands in the way of sweeps, so that each is tried once. `exact` makes the same network in float64, whose
+    derivatives are those of this one; None where it cannot, or already does, run in that.
     """
 
     model: nn.Module
     taps: Taps
     device: torch.device
     dtype: torch.dtype
+    exact: Callable[[], Module] | None = None
     tried: dict[tuple[object, ...], str] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def precise(self) -> Module:
+        """The network whose derivatives are taken: in float64 wherever it can run in that."""
+        return self if self.exact is None else self.exact()
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -166,6 +174,8 @@ class Module:
         Source:
             Patel and Shwartz-Ziv 2024, section 2.
         """
+        if self.exact is not None:
+            return self.precise.grams(x, visit, which)
         failed: dict[int, str] = {}
         for sweep, size, rows, found in self._swept(x, which, {}, counted, failed):
             sound = self._finite(x[rows], sweep.layers)
@@ -191,6 +201,8 @@ class Module:
         Source:
             Patel and Shwartz-Ziv 2024, section 2.
         """
+        if self.exact is not None:
+            return self.precise.jacobians(x, visit, which)
         failed: dict[int, str] = {}
         for sweep, _, rows, found in self._swept(x, which, self._feeds(x[:1], which), decomposed, failed):
             sound = self._finite(x[rows], sweep.layers)
@@ -204,6 +216,8 @@ class Module:
 
         NaN where torch cannot differentiate.
         """
+        if self.exact is not None:
+            return self.precise.spectral_norms(x, which)
         found = np.full((1, len(self.layers), len(x)), np.nan)
         whole = replace(which, directions=None, basis=None)
 
@@ -216,6 +230,29 @@ class Module:
         for layer in self._wanted(which):
             for _, _, rows, norms in self._swept(x, replace(whole, layers=(layer,)), {}, computed, {}):
                 found[0, layer, rows] = norms[0].cpu().numpy()
+        return found
+
+    def rounding(self, x: Array, which: Derivative) -> Mapping[int, float]:
+        """Return how far rounding may have moved Jacobians, in units of their norm, of layers coarser than float64.
+
+        Args:
+            x: Probe rows, shape (N, ...), of which a few are looked at.
+            which: Which Jacobians.
+        """
+        if self.exact is not None:
+            return self.precise.rounding(x, which)
+        units = [units[which.at == "post"] for units in self.taps.units]
+        coarse = tuple(k for k in self._wanted(which) if units[k] > torch.finfo(torch.float64).eps)
+        widest, operations = self._widest(x), len(self.taps.operations)
+        found = {layer: expected(units[layer], widest, operations) for layer in coarse}
+
+        def computed(sweep: Sweep, room: int, outputs: Outputs) -> list[torch.Tensor]:
+            whole = outputs.rows * outputs.size * sum(outputs.widths) <= room
+            return moved(outputs, reverse=sweep.reverse) if whole else []
+
+        for sweep, _, _, shares in self._swept(x[:ROWS], replace(which, layers=coarse), {}, computed, {}):
+            for layer, share in zip(sweep.layers, shares, strict=False):
+                found[layer] = max(found[layer], float(share))
         return found
 
     def _swept(
@@ -250,7 +287,9 @@ class Module:
         key = (which.at, which.origin, sweep.layers, len(sweep.widths), sweep.mode)
         if key not in self.tried:
             outputs = self._outputs(x, which, sweep, slice(0, 1), 1)
-            self.tried[key] = obstacle(outputs, reverse=sweep.reverse, unit=torch.finfo(self.dtype).eps)
+            units = [self.taps.units[layer][which.at == "post"] for layer in sweep.layers]
+            unit = max(torch.finfo(self.dtype).eps, *units)
+            self.tried[key] = obstacle(outputs, reverse=sweep.reverse, unit=unit)
         return self.tried[key]
 
     def _wanted(self, which: Derivative) -> list[int]:

@@ -9,6 +9,7 @@ import torch
 
 from ibscan.errors import InputError
 from ibscan.networks.derivatives import Outputs, pulled
+from ibscan.networks.shaken import shaken
 
 __all__ = ["obstacle"]
 
@@ -91,15 +92,23 @@ def _gradient(outputs: Outputs, layer: int) -> tuple[torch.Tensor, torch.Tensor]
 def _differences(
     outputs: Outputs, direction: torch.Tensor, unit: float
 ) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
-    """Yield the central differences of every layer, (D,), and what rounding makes of their norm, for some steps."""
-    for step in (unit ** (1 / 3), unit ** (1 / 2)):
+    """Yield the central differences of every layer, (D,), and what rounding makes of their norm, for some steps.
+
+    What cannot be computed, as the model takes another way there, is NaN.
+    """
+
+    def values(step: float) -> list[torch.Tensor]:
         try:
-            ahead, behind = (outputs.values(outputs.variable + sign * step * direction) for sign in (1, -1))
+            found = outputs.values(outputs.variable + step * direction)
         except InputError:
-            # Another way through the model: values that are no numbers, which reject nothing.
-            ahead = behind = [torch.full((1, width), torch.nan) for width in outputs.widths]
-        pairs = [(a[0].to(torch.float64), b[0].to(torch.float64)) for a, b in zip(ahead, behind, strict=True)]
-        yield (
-            [(a - b) / (2 * step) for a, b in pairs],
-            [SAFETY * unit * torch.maximum(a.norm(), b.norm()) / step for a, b in pairs],
-        )
+            found = [torch.full((1, width), torch.nan) for width in outputs.widths]
+        return [value[0].to(torch.float64) for value in found]
+
+    with shaken(0):
+        other = values(0.0)
+    still = values(0.0)
+    # Rounding inside may be much more than that of the values themselves.
+    noise = [torch.maximum(unit * a.norm(), (a - b).norm()) for a, b in zip(still, other, strict=True)]
+    for step in (unit ** (1 / 3), unit ** (1 / 2)):
+        pairs = zip(values(step), values(-step), strict=True)
+        yield [(ahead - behind) / (2 * step) for ahead, behind in pairs], [SAFETY * one / step for one in noise]

@@ -391,7 +391,7 @@ class Network(Protocol):
         ...
 
     def rounding(self, x: Array, which: Derivative) -> Mapping[int, float]:
-        """Return how far rounding may have moved a layer's Jacobian, in units of its norm, where that is not float64."""
+        """Return how far rounding may have moved Jacobians, in units of their norm, where they are not float64."""
         ...
 
     def grams(self, x: Array, visit: VisitGram, which: Derivative) -> Mapping[int, str]:

@@ -30,6 +30,7 @@ BY_ID = (
     "the probe's numbers are ids there, and there is no derivative by an id (a probe of their embeddings has one, and "
     "--from LAYER takes that by a layer's values)"
 )
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 # Numbers a block of rows may hold: constants, not free memory, so that a run can be repeated bit for bit.
 ACTIVATION_BUDGET = 2**22
 NOISY_BUDGET = 2**22
@@ -337,7 +338,8 @@ class Module:
         origin = None if which.origin is None else self.taps.post[which.origin]
 
         def values(given: torch.Tensor) -> list[torch.Tensor]:
-            with contextlib.nullcontext() if sweep.mode == "plain" else attached():
+            mode = contextlib.nullcontext() if sweep.mode == "plain" else attached()
+            with mode, _native(self.taps.operations, self.device):
                 if origin is None:
                     return self._values(places, given)
                 repeated = block.repeat(len(given) // len(block), *[1] * (block.ndim - 1))
@@ -406,6 +408,14 @@ class Module:
     def _blocks(self, x: Array, size: int) -> Iterator[tuple[slice, torch.Tensor]]:
         for rows in cuts(0, len(x), size):
             yield rows, self._rows(x[rows])
+
+
+def _native(operations: Sequence[str], device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Keep a recurrent network from cuDNN, which has derivatives of it in training mode alone."""
+    if device.type == "cuda" and any(op.partition(" ")[0] in RECURRENT for op in operations):
+        found: contextlib.AbstractContextManager[object] = torch.backends.cudnn.flags(enabled=False)
+        return found
+    return contextlib.nullcontext()
 
 
 def _by_row(value: torch.Tensor, rows: int) -> torch.Tensor:

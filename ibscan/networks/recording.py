@@ -173,7 +173,10 @@ def recorded(
             handle.remove()
     main = main_tensor(result)
     if main not in recorder.nodes:
-        raise InputError("the model's output does not depend on its input; expected a network of the probe's rows.")
+        raise InputError(
+            "the model's output does not depend on its input, or only through what torch's Python functions do not "
+            "show (numpy, a scripted or compiled part); expected a network of the probe's rows."
+        )
     ends = {recorder.nodes[t] for t in tensors(result) if t in recorder.nodes}
     # Where noise is added is the same however a tensor lies; what is measured is measured row by row.
     lying = set() if run is not None else _lying(model, graph, x)

@@ -21,8 +21,10 @@ NOT_THE_FUNCTIONS = (
 # derivative (a kink at 0, a step at whole numbers).
 APART = 1e-3
 NEIGHBOURS = 2
-# Differences may disagree by this share, and by the rounding of the values with a factor to spare.
+# Differences may disagree by this share, and by the rounding of the values with a factor to spare. Of coarse numbers
+# only large steps can be compared, which bends and kinks are within: there what is wrong has to be so by much.
 SHARE, SAFETY = 1e-3, 20.0
+COARSE, COARSE_SHARE = 1e-10, 0.3
 # Coarser than this, rounding leaves nothing to compare.
 COARSEST = 1e-5
 
@@ -75,7 +77,8 @@ def _agrees(outputs: Outputs, direction: torch.Tensor, *, reverse: bool, unit: f
             else:
                 found, told, least = differences[k], images[k], torch.zeros(())
             apart = (found - told).norm()
-            slack = SHARE * torch.stack([found.norm(), told.norm(), least.to(found)]).max() + noise[k]
+            size = torch.stack([found.norm(), told.norm(), least.to(found)]).max()
+            slack = (SHARE if unit < COARSE else COARSE_SHARE) * size + noise[k]
             # Written so that what is not finite is not rejected.
             if not bool(apart > slack):
                 open_.discard(k)
@@ -109,6 +112,6 @@ def _differences(
     still = values(0.0)
     # Rounding inside may be much more than that of the values themselves.
     noise = [torch.maximum(unit * a.norm(), (a - b).norm()) for a, b in zip(still, other, strict=True)]
-    for step in (unit ** (1 / 3), unit ** (1 / 2)):
+    for step in (unit ** (1 / 3), unit ** (1 / 2), unit ** (2 / 3)):
         pairs = zip(values(step), values(-step), strict=True)
         yield [(ahead - behind) / (2 * step) for ahead, behind in pairs], [SAFETY * one / step for one in noise]

@@ -187,9 +187,7 @@ def model_of(
     return Model(stated, probe.x[0].size, taps.layers, 1, one, taps.untapped, maker.code)
 
 
-def _exact_taps(
-    model: nn.Module, rows: Array, extra: Sequence[str], device: torch.device, like: Taps
-) -> Taps | None:
+def _exact_taps(model: nn.Module, rows: Array, extra: Sequence[str], device: torch.device, like: Taps) -> Taps | None:
     """Return where the layers are in float64, None where the model does not run in that, or not alike."""
     try:
         taps = recorded_taps(model, rows, extra, device=device, dtype=torch.float64).taps

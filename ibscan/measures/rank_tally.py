@@ -23,6 +23,7 @@ __all__ = ["RankTally"]
 
 # A mean of counts, or of spectra, that rounding may move by as much is not known.
 OPEN = 0.01
+COARSE = "it cannot be computed in float64 throughout, and the rounding of what it is computed in may reach a threshold"
 
 
 class RankTally:
@@ -185,7 +186,7 @@ class RankTally:
         parts = (slice(0, split), slice(split, None))
         rank, relative = (_unresolved(_counted(self.number[:, :, p], told, status), open_[:, :, p]) for p in parts)
         if open_.any():
-            reasons = {**{k: self._coarse(k) for k in self.rounding if open_[:, k].any()}, **reasons}
+            reasons = {**{k: COARSE for k in self.rounding if open_[:, k].any()}, **reasons}
         own = np.arange(self.size) < np.array(self.most)[:, None]
         present = np.pad(own, ((0, 0), (0, 2)), constant_values=True)
         spectrum = np.where(present & told[..., None], self.spectrum, np.nan)
@@ -222,12 +223,6 @@ class RankTally:
         share = self._shares()
         least = np.where(share > 0.0, share, 1.0)
         return np.asarray(least * np.abs(np.log(least)) * np.sqrt(self.most) > OPEN) | (share >= 1.0)
-
-    def _coarse(self, layer: int) -> str:
-        return (
-            f"it cannot be computed in float64 throughout, and rounding may move its singular values by "
-            f"{self.rounding[layer]:.1g} of the largest, which reaches a threshold"
-        )
 
     def _histogram(self, told: Array) -> Array:
         """Return how many rows have each rank, (C, L, E, size + 1); -1 where there is none."""

@@ -17,6 +17,7 @@ __all__ = ["LocalRank"]
 
 # Gram matrices square the singular values: below this share of the largest they hold nothing but rounding.
 LEAST_RELATIVE = 3e-8
+NO_NORM = "the norm of its whole Jacobian, which relative thresholds on a subspace are of, needs gradients it has not"
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,9 @@ class LocalRank:
         tally.rows = np.flatnonzero(~tally.certain.all((0, 1)))
         if len(tally.rows):
             tally.failed.update(network.jacobians(probe.x[tally.rows], tally.decompose, which))
+        if tally.norms is not None:
+            lost = [k for k in wanted if np.isnan(tally.norms[:, k]).any() and tally.sound[:, k].all()]
+            tally.failed.update({k: NO_NORM for k in lost if k not in tally.failed})
         return tally.estimates(undefined)
 
     def _derivative(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from pathlib import Path
@@ -405,6 +406,7 @@ def no_forward_mode(monkeypatch):
 @pytest.mark.parametrize("budget", [{}, {"TANGENTS": 2}, {"BLOCK_BUDGET": 0.001, "PASS_BUDGET": 1}])
 def test_narrow_layers_by_reverse_mode(name, budget, monkeypatch):
     network, x, jacobians = case(name)
+    network = dataclasses.replace(network, tried={})
     limit(monkeypatch, budget, sum(jacobian[0].numel() for jacobian in jacobians["pre"]))
     asked = no_forward_mode(monkeypatch)
     for at in ("pre", "post"):

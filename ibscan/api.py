@@ -29,7 +29,7 @@ from ibscan.results.store import read, write
 from ibscan.results.unresolved import unresolved_sentences
 from ibscan.resuming import changed, formed, remaining, renamed, stored_result, taken_up, tells_the_same
 from ibscan.scanning import Block, blocks, partition
-from ibscan.types import Checkpoint, Estimate, Result
+from ibscan.types import Checkpoint, Estimate, Result, Status
 
 __all__ = ["Run", "cluster", "mi", "rank", "run", "scan"]
 
@@ -267,12 +267,17 @@ def _scanned(
     todo = [block for block, done in zip(cut, ready, strict=True) if not done]
     reporter.started(sum(len(block) for block in todo))
     skipped: dict[str, str] = {}
+    said: set[str] = set()
     for block in blocks(
         todo, load_tensors, plan.model.network, plan.measures, plan.probe, plan.attrs["seed"], plan.layers
     ):
         for name, reason in block.skipped.items():
             reporter.problem(skip_sentence(name, reason))
         skipped.update(block.skipped)
+        for sentence, failed in block.sentences():
+            if sentence not in said:
+                said.add(sentence)
+                (reporter.problem if failed else reporter.notice)(sentence)
         if block.checkpoints:
             # One part a block: what was measured together is lost or kept together, at the price of one write.
             found.append(_built(block, plan))
@@ -338,13 +343,14 @@ def _asked(result: Result, plan: Plan, measured: set[tuple[str, str]]) -> Result
 
 def _exit_code(result: Result, skipped: Mapping[str, str], request: Request, reporter: Reporter) -> int:
     failed = failures(result)
+    # Of a derivative's rounding something else was said.
+    open_ = any((array == Status.UNRESOLVED).any() for array in statuses(result).values())
     if failed:
         found = statuses(result).values()
         kinds = [s.name.lower() for s in FAILURES if any((array == s).any() for array in found)]
         cells = "1 cell" if failed == 1 else f"{failed} cells"
         reporter.problem(f"{cells} could not be measured ({', '.join(kinds)}); running again tries again.")
     budget = {name: getattr(request, name) for name in ("tolerance", "max_replicas", "max_draws")}
-    unresolved = unresolved_sentences(result, **budget)
-    for sentence in unresolved:
+    for sentence in unresolved_sentences(result, **budget):
         (reporter.problem if request.strict else reporter.notice)(sentence)
-    return PARTIAL if failed or skipped or (request.strict and unresolved) else 0
+    return PARTIAL if failed or skipped or (request.strict and open_) else 0

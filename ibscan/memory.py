@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from ibscan.measures.local_rank import LocalRank
 from ibscan.networks import chain, sweeps
 from ibscan.planning import Plan
 
-__all__ = ["BASE", "layer_memory"]
+__all__ = ["BASE", "layer_memory", "weight_memory"]
 
 # Python, torch, scipy and h5py without any data, bytes; and the blocks all layers share.
 BASE = 350 * 2**20
@@ -42,3 +44,13 @@ def layer_memory(plan: Plan) -> list[int]:
                 held.append(VALUE_COPIES * NUMBER * rows * layer.width)
         found.append(max(held))
     return found
+
+
+def weight_memory(plan: Plan) -> int:
+    """Return the bytes that the weights of what is measured at a time take: as read, and as the network's own.
+
+    Args:
+        plan: What would be measured.
+    """
+    tensors = plan.series.checkpoints[0].tensors.values()
+    return 2 * NUMBER * sum(math.prod(info.shape) for info in tensors)

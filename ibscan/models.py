@@ -25,10 +25,12 @@ from ibscan.inputs.huggingface import library_model
 from ibscan.inputs.manifest import Manifest
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.chain import stacked_chain
+from ibscan.networks.graph import Taps
 from ibscan.networks.loading import loaded
 from ibscan.networks.module import Module
+from ibscan.networks.packing import Packing
 from ibscan.networks.resolve import chain_order, left_out, parse_spec
-from ibscan.types import Checkpoint, Layer, Network, Probe
+from ibscan.types import Array, Checkpoint, Layer, Network, Probe
 
 __all__ = ["Loaded", "Model", "Stated", "chain_globs", "globbed", "model_of", "stated_model"]
 
@@ -214,23 +216,27 @@ def model_of(
     state = load_tensors(first)
     with guard():
         model = weighted(first, state)
-        del state
         fed = fed_beside(model, probe)
         packing = fed.packing(probe.x)
-        network = _recorded(model, probe, fed, globs, device, dtype)
-    taps = network.taps
+        network, extra = _recorded(model, probe, fed, globs, device, dtype)
+        taps, exact = network.taps, None
+        if dtype is not torch.float64:
+            again = weighted(first, state)
+            exact = _exact_taps(again, fed.rows(probe.x, FEW_ROWS), extra, device, taps, packing)
+        del state
 
     def one(pairs: Sequence[Loaded]) -> Network:
         ((checkpoint, state),) = pairs
-        return Module(weighted(checkpoint, state).to(device, dtype), taps, device, dtype, packing)
+        double = None if exact is None else partial(_exactly, weighted, checkpoint, state, exact, device, packing)
+        return Module(weighted(checkpoint, state).to(device, dtype), taps, device, dtype, packing, double)
 
     return Model(stated, probe.x[0].size, taps.head.units, taps.layers, 1, one, taps.untapped, maker.code, fed)
 
 
 def _recorded(
     model: nn.Module, probe: Probe, fed: Fed, globs: Sequence[str], device: torch.device, dtype: torch.dtype
-) -> Module:
-    """Return the network, with other modules that globs name where they match no layer."""
+) -> tuple[Module, list[str]]:
+    """Return the network, and the other modules that globs name where they match no layer."""
     rows = fed.rows(probe.x, FEW_ROWS)
     record = partial(recorded_taps, device=device, dtype=dtype, packing=fed.packing(probe.x))
     try:
@@ -246,7 +252,35 @@ def _recorded(
         ) from error
     unmatched = [glob for glob in globs if not any(globbed(layer.name, [glob]) for layer in network.layers)]
     extra = [path for path, _ in model.named_modules() if path and unmatched and globbed(path, unmatched)]
-    return record(model, rows, extra) if extra else network
+    return (record(model, rows, extra) if extra else network), extra
+
+
+def _exact_taps(
+    model: nn.Module,
+    rows: Array,
+    extra: Sequence[str],
+    device: torch.device,
+    like: Taps,
+    packing: Packing | None,
+) -> Taps | None:
+    """Return where the layers are in float64, None where the model does not run in that, or not alike."""
+    try:
+        taps = recorded_taps(model, rows, extra, device=device, dtype=torch.float64, packing=packing).taps
+    except InputError:
+        return None
+    sizes = [[(layer.name, layer.width) for layer in one.layers] for one in (taps, like)]
+    return taps if sizes[0] == sizes[1] else None
+
+
+def _exactly(
+    weighted: Callable[[Checkpoint, Mapping[str, torch.Tensor]], nn.Module],
+    checkpoint: Checkpoint,
+    state: Mapping[str, torch.Tensor],
+    taps: Taps,
+    device: torch.device,
+    packing: Packing | None,
+) -> Module:
+    return Module(weighted(checkpoint, state).to(device, torch.float64), taps, device, torch.float64, packing)
 
 
 def globbed(name: str, globs: Sequence[str]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,19 @@ class Block:
     layers: tuple[Layer, ...]
     outcomes: tuple[tuple[Measure, Mapping[str, Estimate], int], ...]
     skipped: Mapping[str, str]
+
+    def sentences(self) -> Iterator[tuple[str, bool]]:
+        """Yield why some layers' cells are what they are, and whether that is a failure."""
+        for measure, estimates, _ in self.outcomes:
+            for estimate in estimates.values():
+                reasons = estimate.reasons or {}
+                for reason in dict.fromkeys(reasons.values()):
+                    of = [layer for layer, said in reasons.items() if said == reason]
+                    assert estimate.status is not None
+                    status = Status(int(estimate.status[0, of].max()))
+                    names = ", ".join(repr(self.layers[layer].name) for layer in of)
+                    word = status.name.lower()
+                    yield f"{measure.name} of {names} is {word}: {reason.rstrip('.')}.", status == Status.FAILED
 
 
 def partition(
@@ -204,7 +218,8 @@ def _stacked(alone: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
         # A failed checkpoint has fewer arrays than its neighbours: take the shapes of one that has them all.
         fullest = max((found[key] for found in alone if key in found), key=_arrays)
         members = [found.get(key) for found in alone]
-        arrays = {name: _column(members, fullest, name) for name in ("value", "status", *Estimate.COMPANIONS)}
+        names = ("value", "status", *Estimate.COMPANIONS)
+        arrays: dict[str, Any] = {name: _column(members, fullest, name) for name in names}
         value = arrays.pop("value")
         assert value is not None
         stacked[key] = Estimate(value, **arrays)

@@ -215,7 +215,8 @@ class Estimate:
 
     A NaN value never stands without a status other than OK. `stderr`, `lower`, `upper`, `minimum`, `maximum` and
     `draws` are stored as `_se`, `_lower`, `_upper`, `_min`, `_max`, `_draws` and share the status; so do `replicas`
-    and `budget`, whose names drop the `_xt`. Counted quantities have `status` None.
+    and `budget`, whose names drop the `_xt`. Counted quantities have `status` None. `reasons` says of some layers, by
+    index, why their status is what it is; it is told to the user and not stored.
     """
 
     value: Array
@@ -228,6 +229,7 @@ class Estimate:
     draws: Array | None = None
     replicas: Array | None = None
     budget: Array | None = None
+    reasons: Mapping[int, str] | None = None
 
     COMPANIONS: ClassVar[Mapping[str, str]] = {
         "stderr": "se",
@@ -434,25 +436,35 @@ class Network(Protocol):
         """Return a layer's weight, None for modules asked for by name that have none."""
         ...
 
-    def grams(self, x: Array, visit: VisitGram, which: Derivative) -> None:
+    def undefined(self, which: Derivative) -> Mapping[int, str]:
+        """Return the layers that have no derivative by the variable, with the reason."""
+        ...
+
+    def rounding(self, x: Array, which: Derivative) -> Mapping[int, float]:
+        """Return how far rounding may have moved Jacobians, in units of their norm, where they are not float64."""
+        ...
+
+    def grams(self, x: Array, visit: VisitGram, which: Derivative) -> Mapping[int, str]:
         """Call visit(layer, gram, rows) for every layer wanted: `numerics.counting.Gram`, the quick way to counts.
 
-        Blocks of rows may be visited side by side, each of a layer once.
+        Blocks of rows may be visited side by side, each of a layer once. Returns the layers whose Jacobian cannot be
+        computed, with the reason; some of their rows may have been visited.
         """
         ...
 
-    def jacobians(self, x: Array, visit: VisitFactor, which: Derivative) -> None:
+    def jacobians(self, x: Array, visit: VisitFactor, which: Derivative) -> Mapping[int, str]:
         """Call visit(layer, factor, fed, rows); factor (C, n, D, k) has the singular values of the layer's Jacobian.
 
         n is 1 where the Jacobian is the same at every row. `fed` is a factor of the Jacobian of what feeds the layer,
-        None where it says nothing (`which.feeds`) or the layer is not fed by the one before it alone.
+        None where it says nothing (`which.feeds`) or the layer is not fed by the one before it alone. Returns what
+        `grams` does.
         """
         ...
 
     def spectral_norms(self, x: Array, which: Derivative) -> Array:
         """Return the largest singular value of every layer's Jacobian, (C, L, n), whatever `which.directions` says.
 
-        NaN where it is not finite, or not wanted.
+        NaN where it is not finite, not wanted, or cannot be computed.
         """
         ...
 

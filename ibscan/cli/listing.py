@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ibscan.boundary import is_out_of_memory
 from ibscan.cli.output import Output
 from ibscan.errors import IbscanError, NothingMatched
+from ibscan.inputs.checkpoint import load_tensors
 from ibscan.inputs.probe import find_probe
-from ibscan.memory import BASE, layer_memory
+from ibscan.measures.local_rank import LocalRank
+from ibscan.memory import BASE, layer_memory, weight_memory
 from ibscan.models import Stated, chain_globs, globbed, stated_model
 from ibscan.networks.resolve import chain_order
+from ibscan.numerics.room import free_bytes
 from ibscan.planning import Plan, manifest_of, planned, series_of
 from ibscan.request import PARTIAL, Request
-from ibscan.types import Checkpoint, Series
+from ibscan.scanning import measured
+from ibscan.types import Checkpoint, Series, Status, Streams
 
 __all__ = ["COLUMNS", "listed"]
 
@@ -65,9 +70,9 @@ def listed(request: Request, output: Output) -> int:
             with output.progress() as reporter:
                 plan = planned(dataclasses.replace(request, output=None), reporter)
             series, stated = plan.series, plan.model.stated
-            layers = list(_layers(plan))
-            largest = max(row["memory"] for row in layers)
-            output.notice(f"a scan would work, and hold about {(BASE + largest) / 2**20:.0f} MiB (an estimate).")
+            obstacles = _obstacles(plan)
+            layers = list(_layers(plan, obstacles))
+            output.notice(_promise(plan, max(row["memory"] for row in layers), obstacles))
         except IbscanError as error:
             failure = error
             series, stated = _read(request, output)
@@ -104,13 +109,44 @@ def _read(request: Request, output: Output) -> tuple[Series, Stated | None]:
     return series, stated
 
 
-def _layers(plan: Plan) -> Iterator[dict[str, Any]]:
+def _obstacles(plan: Plan) -> dict[int, str]:
+    """Try one row of every Jacobian a scan would take; return why some layers would have none, by their index."""
+    rank = next((measure for measure in plan.measures if isinstance(measure, LocalRank)), None)
+    if rank is None or plan.model.most is None:  # a chain's Jacobian is a product of matrices, and always there
+        return {}
+    first, seed = plan.series.checkpoints[0], plan.attrs["seed"]
+    network = plan.model.network([(first, load_tensors(first))])
+    try:
+        found = measured(rank, network, plan.probe.sampled(1, seed), Streams(seed), plan.layers)["local_rank"]
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return dict.fromkeys(plan.layers, "its Jacobian at one row is more than the memory there is")
+    assert found.status is not None
+    without = (Status.NOT_MEASURED, Status.FAILED)
+    return {k: reason for k, reason in (found.reasons or {}).items() if found.status[0, k].min() in without}
+
+
+def _promise(plan: Plan, largest: int, obstacles: Mapping[int, str]) -> str:
+    """Return the sentence that says whether a scan would work, and what it would hold."""
+    held, free = BASE + weight_memory(plan) + largest, free_bytes(plan.device)
+    names = ", ".join(repr(plan.model.names[layer]) for layer in obstacles)
+    but = f" but for local_rank of {names} (see not_measured)" if obstacles else ""
+    if held <= free:
+        return f"a scan would work{but}, and hold about {held / 2**20:.0f} MiB (an estimate)."
+    return (
+        f"a scan would hold about {held / 2**20:.0f} MiB (an estimate), and {free / 2**20:.0f} MiB are free here: it "
+        "may run out of memory. Fewer rows (--samples) or layers (--layers) need less."
+    )
+
+
+def _layers(plan: Plan, obstacles: Mapping[int, str]) -> Iterator[dict[str, Any]]:
     """Yield what a scan would measure at each layer reported, and what not and why."""
     names = [measure.name for measure in plan.measures if any(q.per_layer for q in measure.quantities)]
     memory = layer_memory(plan)
     for k in plan.layers:
         layer = plan.model.layers[k]
-        reasons = {}
+        reasons = {"local_rank": obstacles[k]} if k in obstacles else {}
         if layer.output:
             reasons["mi_network"] = "it feeds no other layer, so the noisy network has no noise there"
         reasons = {name: reason for name, reason in reasons.items() if name in names}

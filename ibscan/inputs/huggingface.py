@@ -106,7 +106,7 @@ def _saved_names(model: nn.Module) -> dict[str, str]:
 
 
 def _fed(found: type[nn.Module], where: str) -> Any:  # noqa: ANN401 - a class of an untyped library
-    """Return the class with a forward of one argument: what it is fed, embeddings where its own is token ids."""
+    """Return the class with a forward of one argument: what it is fed; where that is token ids, them or embeddings."""
     own = str(getattr(found, "main_input_name", "input_ids"))
     taken = inspect.signature(found.forward).parameters
     main = "inputs_embeds" if own == "input_ids" else own
@@ -118,10 +118,13 @@ def _fed(found: type[nn.Module], where: str) -> Any:  # noqa: ANN401 - a class o
 
     def forward(self: Any, rows: torch.Tensor, **named: torch.Tensor) -> Any:  # noqa: ANN401 - as the library has it
         width = self.get_input_embeddings().weight.shape[-1] if main == "inputs_embeds" else None
+        if width is not None and own in taken and rows.ndim == 2 and bool((rows == rows.round()).all()):
+            return found.forward(self, **{own: rows.long()})
         if width is not None and (rows.ndim != 3 or rows.shape[-1] != width):
             raise InputError(
-                f"the probe's rows have shape {tuple(rows.shape[1:])}, but {found.__name__} is fed the embeddings of "
-                f"its tokens, (tokens, {width}): as its embedding gives them, for there is no derivative by an id."
+                f"the probe's rows have shape {tuple(rows.shape[1:])}, but {found.__name__} is fed the ids of its "
+                f"tokens, whole numbers, or, as local rank asks for, their embeddings, (tokens, {width}): there is no "
+                "derivative by an id."
             )
         with _Masked(named.get("attention_mask")):
             return found.forward(self, **{main: rows}, **named)

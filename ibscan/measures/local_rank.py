@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +17,7 @@ __all__ = ["LocalRank"]
 
 # Gram matrices square the singular values: below this share of the largest they hold nothing but rounding.
 LEAST_RELATIVE = 3e-8
+NO_NORM = "the norm of its whole Jacobian, which relative thresholds on a subspace are of, needs gradients it has not"
 
 
 @dataclass(frozen=True)
@@ -129,19 +130,27 @@ class LocalRank:
             Counts with sd / sqrt(N), extremes, and spectra averaged over the first `spectrum_rows` rows.
         """
         which, most = self._derivative(network, probe.x, streams, layers)
+        undefined = {layer: reason for layer, reason in network.undefined(which).items() if which.wants(layer)}
+        wanted = tuple(k for k in range(len(network.layers)) if which.wants(k) and k not in undefined)
+        which = replace(which, layers=wanted)
         spectral = len(probe.x) if self.spectrum_rows is None else min(len(probe.x), self.spectrum_rows)
         affine = network.affine(probe.x) if which.feeds else (False,) * len(network.layers)
         tally = RankTally(network, (self.eps, self.rel_eps), which, (len(probe.x), spectral), most, affine)
+        tally.rounding.update(network.rounding(probe.x, which))
         if which.directions is not None and self.rel_eps:
             tally.norms = network.spectral_norms(probe.x, which)
         # What small thresholds ask for is beyond any Gram matrix.
         if spectral < len(probe.x) and min(self.rel_eps, default=1.0) > LEAST_RELATIVE:
-            network.grams(probe.x[spectral:], tally.count, which)
-            tally.certain |= ~tally.visited[:, None]
+            exact = replace(which, layers=tuple(k for k in wanted if k not in tally.rounding))
+            tally.failed.update(network.grams(probe.x[spectral:], tally.count, exact))
+            tally.certain[:, list(tally.failed)] = True
         tally.rows = np.flatnonzero(~tally.certain.all((0, 1)))
         if len(tally.rows):
-            network.jacobians(probe.x[tally.rows], tally.decompose, which)
-        return tally.estimates()
+            tally.failed.update(network.jacobians(probe.x[tally.rows], tally.decompose, which))
+        if tally.norms is not None:
+            lost = [k for k in wanted if np.isnan(tally.norms[:, k]).any() and tally.sound[:, k].all()]
+            tally.failed.update({k: NO_NORM for k in lost if k not in tally.failed})
+        return tally.estimates(undefined)
 
     def _derivative(
         self, network: Network, x: Array, streams: Streams, layers: Sequence[int] | None

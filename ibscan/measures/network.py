@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -167,7 +167,8 @@ class NetworkInformation:
 
         def estimate(side: str, status: Array) -> Estimate:
             ends = {"stderr": f"{side}_se", "lower": f"{side}_lower", "upper": f"{side}_upper"}
-            return Estimate(cells[side], status, **{key: cells[name] for key, name in ends.items()})
+            companions: dict[str, Any] = {key: cells[name] for key, name in ends.items()}
+            return Estimate(cells[side], status, **companions)
 
         return {
             "mi_network_xt": replace(estimate("xt", status), draws=draws, replicas=replicas, budget=budget),

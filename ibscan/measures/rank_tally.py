@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ __all__ = ["RankTally"]
 
 # How much larger than its own rounding that of a Jacobian carried through a network is taken to be.
 SAFETY = 4.0
+# A mean of counts, or of spectra, that rounding may move by as much is not known.
+OPEN = 0.01
+COARSE = "it cannot be computed in float64 throughout, and the rounding of what it is computed in may reach a threshold"
 
 
 class RankTally:
@@ -61,6 +65,12 @@ class RankTally:
         self.certain = np.broadcast_to(~wanted[None, :, None], shape).copy()
         self.spectrum = np.zeros((*shape[:2], self.size + 2))
         self.norms: Array | None = None
+        # Layers whose Jacobian cannot be computed, with the reason.
+        self.failed: dict[int, str] = {}
+        # Of layers coarser than float64 how far rounding moves singular values, in units of the largest, and by how
+        # much the counts of all rows together may then be off.
+        self.rounding: dict[int, float] = {}
+        self.open = np.zeros((*shape[:2], len(self.eps) + len(self.relative)), dtype=np.int64)
         self.rows = np.zeros(0, dtype=np.intp)
         self.shared: dict[int, Counts] = {}
         self.weights: dict[int, torch.Tensor | None] = {}
@@ -111,6 +121,11 @@ class RankTally:
         parts = [part.expand(-1, held, -1).movedim(-1, 0) for part in (eps, relative * sigma[..., :1])]
         limits = torch.cat(parts).movedim(0, -1)
         _note(self.number[:, layer], at, needed[:, None], numerical_rank(sigma, limits).movedim(-1, 1))
+        if layer in self.rounding:
+            slack = self.rounding[layer] * sigma[..., :1]
+            width = numerical_rank(sigma, limits - slack) - numerical_rank(sigma, limits + slack)
+            # A Jacobian of nothing but zeros has no rounding.
+            self.open[:, layer] += (width * (sigma[..., :1] > 0.0)).sum(1).cpu().numpy()
         _note(self.alive[:, layer], at, needed, sigma[..., 0] > 0.0)
         _note(self.sound[:, layer], at, needed, sound)
         first = int(np.searchsorted(rows, self.spectral))
@@ -147,7 +162,8 @@ class RankTally:
             weight = self.network.weight(layer) if self.affine[layer] else None
             self.weights[layer] = None
             if weight is not None and weight.separate and weight.positions:
-                if fed[0].numel() == 1 and weight.positions == 1 and bool((fed == 1.0).all()):
+                whole = fed[0].numel() == 1 and weight.positions == 1 and bool((fed == 1.0).all())
+                if whole and layer not in self.rounding:
                     self.weights[layer] = sigma[:, 0]
                 else:
                     own = singular_values(made_finite(weight.matrix, finite_matrices(weight.matrix)))
@@ -162,17 +178,24 @@ class RankTally:
             number = number.expand(-1, max(len(rows), number.shape[1]), -1)[:, : len(rows)]
             self.bounds[:, layer][..., rows] = number.movedim(1, -1).cpu().numpy()
 
-    def estimates(self) -> dict[str, Estimate]:
-        """Return what was gathered as estimates."""
+    def estimates(self, reasons: Mapping[int, str]) -> dict[str, Estimate]:
+        """Return what was gathered as estimates.
+
+        Args:
+            reasons: Why some layers were not visited.
+        """
         finite, split = self.sound.all(2), len(self.eps)
         measured = Status.OK if self.which.directions is None else Status.LOWER_BOUND
         status = np.where(self.alive.any(2), measured, Status.DEAD)
         status = np.where(finite, status, Status.NONFINITE)
         status = np.where(self.visited, status, Status.NOT_MEASURED).astype(np.int8)
-        told = finite & self.visited
-        rank, relative = (
-            _counted(part, told, status) for part in (self.number[:, :, :split], self.number[:, :, split:])
-        )
+        status[:, list(self.failed)] = Status.FAILED
+        told = finite & self.visited & (status != Status.FAILED)
+        open_ = self.open >= OPEN * self.number.shape[3]
+        parts = (slice(0, split), slice(split, None))
+        rank, relative = (_unresolved(_counted(self.number[:, :, p], told, status), open_[:, :, p]) for p in parts)
+        if open_.any():
+            reasons = {**{k: COARSE for k in self.rounding if open_[:, k].any()}, **reasons}
         own = np.arange(self.size) < np.array(self.most)[:, None]
         present = np.pad(own, ((0, 0), (0, 2)), constant_values=True)
         spectrum = np.where(present & told[..., None], self.spectrum, np.nan)
@@ -184,12 +207,14 @@ class RankTally:
             spectrum[..., self.size :] = np.nan
         # Where what is counted is rounding there is no bound on it.
         bounded = (self.bounds >= np.maximum(0, self.number[:, :, :split, : self.spectral])).all(3)
+        bounded &= ~open_[:, :, :split]
         bound = _counted(self.bounds, told, status)
         assert bound.status is not None
         assert bound.stderr is not None
-        of_bound = np.where(bounded | (bound.status == Status.NONFINITE), bound.status, Status.NOT_MEASURED)
+        spoilt = np.isin(bound.status, (Status.NONFINITE, Status.FAILED))
+        of_bound = np.where(bounded | spoilt, bound.status, Status.NOT_MEASURED)
         return {
-            "local_rank": rank,
+            "local_rank": dataclasses.replace(rank, reasons={**reasons, **self.failed} or None),
             "local_rank_count": Estimate(self._histogram(told), None),
             "local_rank_rel": relative,
             "rank_bound_jacobian": Estimate(
@@ -197,10 +222,23 @@ class RankTally:
                 of_bound.astype(np.int8),
                 stderr=np.where(bounded, bound.stderr, np.nan),
             ),
-            "singular_value": Estimate(spectrum[..., : self.size], components),
-            "effective_rank": Estimate(spectrum[..., self.size], shape),
-            "stable_rank": Estimate(spectrum[..., self.size + 1], shape),
+            "singular_value": _unresolved(
+                Estimate(spectrum[..., : self.size], components),
+                self._shares()[:, None] * spectrum[..., :1] > OPEN * spectrum[..., : self.size],
+            ),
+            "effective_rank": _unresolved(Estimate(spectrum[..., self.size], shape), self._blurred()),
+            "stable_rank": _unresolved(Estimate(spectrum[..., self.size + 1], shape), self._blurred()),
         }
+
+    def _shares(self) -> Array:
+        """Return how far rounding moves the singular values of every layer, in units of the largest, (L,)."""
+        return np.array([self.rounding.get(layer, 0.0) for layer in range(len(self.most))])
+
+    def _blurred(self) -> Array:
+        """Return whether rounding may move the ranks that all singular values enter by more than a hundredth, (L,)."""
+        share = self._shares()
+        least = np.where(share > 0.0, share, 1.0)
+        return np.asarray(least * np.abs(np.log(least)) * np.sqrt(self.most) > OPEN) | (share >= 1.0)
 
     def _histogram(self, told: Array) -> Array:
         """Return how many rows have each rank, (C, L, E, size + 1); -1 where there is none."""
@@ -227,6 +265,14 @@ def _by_row(values: torch.Tensor, size: int) -> Array:
     """Return what was counted of C x n matrices by checkpoint and row."""
     found: Array = values.view(size, -1, *values.shape[1:]).cpu().numpy()
     return found
+
+
+def _unresolved(estimate: Estimate, open_: Array) -> Estimate:
+    """Return an estimate with the status that its number is not known, where it was measured and that is so."""
+    assert estimate.status is not None
+    known = np.isin(estimate.status, (Status.OK, Status.LOWER_BOUND))
+    status = np.where(known & open_, Status.UNRESOLVED, estimate.status).astype(np.int8)
+    return dataclasses.replace(estimate, status=status)
 
 
 def _untold(status: Array) -> Array:

@@ -120,6 +120,8 @@ def _check_function(network: Module, rows: torch.Tensor) -> None:
 
 
 def _close(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
+    # What follows a layer may be truth values, or places.
+    a, b = (one if one.is_floating_point() or one.is_complex() else one.to(torch.float64) for one in (a, b))
     scale = float(torch.nan_to_num(a).abs().max()) if a.numel() else 0.0
     tolerance = ROUNDING[dtype]
     return a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True)

@@ -33,7 +33,8 @@ class Chain:
     """C chains of one architecture: p_1 = W_1 x + b_1, p_{l+1} = W_{l+1} phi(p_l) + b_{l+1}.
 
     `weights` holds (C, out, in), `biases` (C, 1, out) or None where a layer has none, both in the dtype of the
-    forward pass; what is visited is float64.
+    forward pass; what is visited is float64. `exact` is the same chain in float64, whose derivatives are those of this
+    one; None where that is this one itself.
     """
 
     layers: tuple[Layer, ...]
@@ -41,6 +42,7 @@ class Chain:
     biases: tuple[torch.Tensor | None, ...]
     activation: str
     output: str
+    exact: Chain | None = None
 
     @property
     def size(self) -> int:
@@ -75,7 +77,8 @@ class Chain:
         """Return the chain of one of the stacked checkpoints (C = 1)."""
         one = slice(checkpoint, checkpoint + 1)
         biases = tuple(None if bias is None else bias[one] for bias in self.biases)
-        return replace(self, weights=tuple(weight[one] for weight in self.weights), biases=biases)
+        exact = None if self.exact is None else self.exact.alone(checkpoint)
+        return replace(self, weights=tuple(weight[one] for weight in self.weights), biases=biases, exact=exact)
 
     def walk(self, x: Array, visit: Visit) -> None:
         """Call visit(layer, pre, post, rows) for every block of rows, layers in order.
@@ -110,7 +113,15 @@ class Chain:
         """Return the layer's weight."""
         return Weight(self.weights[layer].to(torch.float64))
 
-    def grams(self, x: Array, visit: VisitGram, which: Derivative) -> None:
+    def undefined(self, which: Derivative) -> Mapping[int, str]:  # noqa: ARG002
+        """Return nothing: every layer has a derivative."""
+        return {}
+
+    def rounding(self, x: Array, which: Derivative) -> Mapping[int, float]:  # noqa: ARG002
+        """Return nothing: Jacobians are float64 throughout."""
+        return {}
+
+    def grams(self, x: Array, visit: VisitGram, which: Derivative) -> Mapping[int, str]:
         """Call visit(layer, gram, rows) for every block of rows: the sweep of `numerics.sweep`.
 
         Args:
@@ -118,12 +129,17 @@ class Chain:
             visit: Is given the layer's index, its Gram matrices and the rows as a slice; blocks side by side.
             which: Which Jacobians.
 
+        Returns:
+            Nothing: all have one.
+
         Source:
             Patel and Shwartz-Ziv 2024, section 2.
         """
+        if self.exact is not None:
+            return self.exact.grams(x, visit, which)
         end = self._end(which)
         if end < 0:
-            return
+            return {}
         factor, start = self._first(which)
         begun = started(factor)
         weights = {layer: self.weights[layer].to(torch.float64) for layer in range(start + 1, end + 1)}
@@ -146,9 +162,10 @@ class Chain:
                 state = carried_on(state, slope, weights[layer + 1], norms[layer + 1])
 
         mapped(swept, self._cuts(len(x), factor, SWEEP_BUDGET[self.device.type]), self.device)
+        return {}
 
     @torch.inference_mode()  # without counting versions and views, a tenth of the time of so many short operations
-    def jacobians(self, x: Array, visit: VisitFactor, which: Derivative) -> None:
+    def jacobians(self, x: Array, visit: VisitFactor, which: Derivative) -> Mapping[int, str]:
         """Call visit(layer, factor, fed, rows) with a matrix that has the singular values of the layer's Jacobian.
 
         Args:
@@ -157,12 +174,17 @@ class Chain:
                 for every row, float64, a factor of the Jacobian of what feeds the layer, and the rows as a slice.
             which: Which Jacobians.
 
+        Returns:
+            Nothing: all have one.
+
         Source:
             Patel and Shwartz-Ziv 2024, section 2; the first layer's row space is factored out once for all rows.
         """
+        if self.exact is not None:
+            return self.exact.jacobians(x, visit, which)
         end = self._end(which)
         if end < 0:
-            return
+            return {}
         first, start = self._first(which)
         for rows in self._cuts(len(x), first, FACTOR_BUDGET):
             factor, fed = first.unsqueeze(1), torch.ones(self.size, 1, 1, 1, dtype=torch.float64, device=self.device)
@@ -178,6 +200,7 @@ class Chain:
                     break
                 assert slope is not None
                 factor, fed = exactly_on(factor, slope, self.weights[layer + 1].to(torch.float64))
+        return {}
 
     def spectral_norms(self, x: Array, which: Derivative) -> Array:
         """Return the largest singular value of every layer's Jacobian on the whole input, (C, L, n)."""
@@ -331,4 +354,7 @@ def stacked_chain(
         Layer(name or "linear", "Linear", weight.shape[1], span, first=k == 0, output=k + 1 == len(order))
         for k, (name, weight, span) in enumerate(zip(order, weights, spans, strict=True))
     )
-    return Chain(layers, weights, biases, spec.activation, spec.output)
+    exact = None
+    if dtype is not torch.float64:
+        exact = stacked_chain(spec, order, states, device=device, dtype=torch.float64)
+    return Chain(layers, weights, biases, spec.activation, spec.output, exact)

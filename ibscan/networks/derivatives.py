@@ -5,14 +5,26 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ibscan.boundary import foreign
+from ibscan.numerics.spectrum import finite_matrices, made_finite
 from ibscan.numerics.tiling import cuts
 
-__all__ = ["Outputs", "full", "gram", "grams", "paired", "spectral_norms", "summed", "triangle"]
+__all__ = [
+    "Outputs",
+    "exact_norms",
+    "full",
+    "gram",
+    "grams",
+    "paired",
+    "pulled",
+    "spectral_norms",
+    "summed",
+    "triangle",
+]
 
 # Power iteration ends when no row's estimate grows by more than this share, or after so many steps.
 GROWTH = 1e-9
@@ -56,7 +68,8 @@ class Outputs:
             tangents: list[torch.Tensor] = torch.func.jvp(self.values, (self.variable,), (tangent,))[1]
             return tangents
 
-        with _quiet():
+        # Rules for derivatives are foreign code too: any operation may lack one, a model's own may raise anything.
+        with foreign("the model"), _quiet():
             found = torch.func.vmap(image)(self.columns(part).to(self.variable))
         return [tangents.to(torch.float64).permute(1, 2, 0) for tangents in found]
 
@@ -67,7 +80,7 @@ def full(outputs: Outputs, *, reverse: bool = False) -> list[torch.Tensor]:
     Args:
         outputs: What is differentiated.
         reverse: From the gradients of the layers' units: for a few narrow layers, or where an operation has no forward
-            derivative.
+            derivative, or none under vmap.
     """
     if reverse:
         return [_reversed(outputs, k, slice(0, width)) for k, width in enumerate(outputs.widths)]
@@ -179,16 +192,58 @@ def spectral_norms(outputs: Outputs, start: torch.Tensor) -> list[torch.Tensor]:
         estimate = torch.zeros(outputs.rows, dtype=torch.float64, device=outputs.variable.device)
         for _ in range(STEPS):
             direction = direction / _lengths(direction)
-            with _quiet():
+            with foreign("the model"), _quiet():
                 image = torch.func.jvp(lambda x, k=k: outputs.values(x)[k], (outputs.variable,), (direction,))[1]
             before, estimate = estimate, image.to(torch.float64).norm(dim=1)
             if bool((estimate <= before * (1.0 + GROWTH)).all()):
                 break
-            pullback = torch.func.vjp(lambda x, k=k: outputs.values(x)[k], outputs.variable)[1]
-            with foreign("the model's backward pass"):
-                direction = pullback(image / _lengths(image))[0]
+            direction = pulled(outputs, k, outputs.variable, image / _lengths(image))
         found.append(estimate)
     return found
+
+
+def exact_norms(outputs: Outputs, most: int) -> list[torch.Tensor]:
+    """Return what `spectral_norms` does, from gradients: of J J^T, gathered by pairs of slices of the units.
+
+    Args:
+        outputs: One layer; its directions play no part.
+        most: Numbers that may be held.
+    """
+    size, width = outputs.variable[0].numel(), outputs.widths[0]
+    whole = replace(outputs, size=size)
+    products = _zeros(outputs, width, width)
+    slices = cuts(0, width, most // (2 * outputs.rows * size))
+    for k, left in enumerate(slices):
+        held = _reversed(whole, 0, left)
+        for right in slices[k:]:
+            product = held @ (held if right is left else _reversed(whole, 0, right)).mT
+            products[:, left, right], products[:, right, left] = product, product.mT
+    sound = finite_matrices(products)
+    largest = torch.linalg.eigvalsh(made_finite(products, sound))[:, -1].clamp(min=0.0).sqrt()
+    return [torch.where(sound, largest, torch.nan)]
+
+
+def pulled(outputs: Outputs, layer: int, rows: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+    """Return J^T of a seed for each row, of the variable's shape: one pass back, as training makes it.
+
+    That takes up what functional transforms do not: functions with a backward of their own, and checkpointed segments,
+    which insist on accumulated gradients. What nothing flows back to has a gradient of zero.
+
+    Args:
+        outputs: What is differentiated.
+        layer: Which of its layers.
+        rows: Values of the variable, (m, ...), a multiple of the rows.
+        seed: What the values' gradient is, (m, D).
+
+    Raises:
+        InputError: An operation has no derivative.
+    """
+    leaf = rows.detach().clone().requires_grad_()
+    with foreign("the model"), torch.enable_grad():
+        value = outputs.values(leaf)[layer]
+        if value.requires_grad:
+            torch.autograd.backward([value], [seed.to(value)])
+    return torch.zeros_like(rows) if leaf.grad is None else leaf.grad
 
 
 def _slices(outputs: Outputs, most: int) -> list[slice]:
@@ -205,12 +260,10 @@ def _reversed(outputs: Outputs, layer: int, units: slice) -> torch.Tensor:
     parts = []
     for chosen in torch.split(torch.arange(units.start, units.stop, device=outputs.variable.device), outputs.tangents):
         repeated = outputs.variable.repeat(len(chosen), *[1] * (outputs.variable.ndim - 1))
-        pullback = torch.func.vjp(lambda x: outputs.values(x)[layer], repeated)[1]
         seed = torch.zeros(len(repeated), outputs.widths[layer], dtype=repeated.dtype, device=repeated.device)
         seed[torch.arange(len(seed), device=seed.device), chosen.repeat_interleave(outputs.rows)] = 1.0
-        with foreign("the model's backward pass"):
-            pulled: torch.Tensor = pullback(seed)[0]
-        parts.append(_projected(outputs, pulled.view(len(chosen), outputs.rows, -1).to(torch.float64)))
+        gradient = pulled(outputs, layer, repeated, seed)
+        parts.append(_projected(outputs, gradient.view(len(chosen), outputs.rows, -1).to(torch.float64)))
     return torch.cat(parts).transpose(0, 1)
 
 

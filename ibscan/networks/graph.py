@@ -46,7 +46,8 @@ class Taps:
     `output` names what makes the network's output, and `head` says more of it; `plain` says that every layer is fed by
     the one before it alone; `untapped` lists layers that are none here, with the reason. `calls` numbers the layers
     among all calls of a Linear or Conv; `fed` is the place of what feeds the first layer, `INPUT` where that is the
-    input in another shape, None where there is no one place.
+    input in another shape, None where there is no one place. `ids` are the layers that depend on the input through
+    ids alone; `units` is the rounding of the coarsest numbers that a layer's pre, and its post, are made of.
     """
 
     operations: tuple[str, ...]
@@ -59,6 +60,8 @@ class Taps:
     calls: tuple[int, ...]
     fed: Place | None
     head: Head
+    ids: frozenset[int] = frozenset()
+    units: tuple[tuple[float, float], ...] = ()
 
     @property
     def noisy(self) -> tuple[int, ...]:
@@ -106,6 +109,7 @@ class Graph:
     places: list[Place | None] = field(default_factory=lambda: [INPUT])
     sizes: list[int] = field(default_factory=lambda: [0])  # numbers of one row
     lengths: list[int] = field(default_factory=lambda: [0])  # of the first dimension
+    units: list[float] = field(default_factory=lambda: [0.0])  # relative rounding of its numbers, 0 of whole ones
     calls: list[tuple[str, nn.Module, int]] = field(default_factory=list)  # layer path, module, node of its output
     extra: list[tuple[str, nn.Module, int]] = field(default_factory=list)
     inner: set[int] = field(default_factory=set)  # calls within other calls

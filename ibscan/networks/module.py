@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -12,18 +13,26 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ibscan.boundary import foreign, ours
+from ibscan.errors import InputError
 from ibscan.networks.affine import affine_calls, weight_of
-from ibscan.networks.derivatives import Outputs, spectral_norms
+from ibscan.networks.derivatives import Outputs, exact_norms, spectral_norms
 from ibscan.networks.graph import INPUT, LAYERS, Place, Taps
 from ibscan.networks.packing import Packing, fed
 from ibscan.networks.passes import Reached, Tapper, attached, tapped
-from ibscan.networks.sweeps import Sweep, as_gram, counted, decomposed, grouped, room_for, swept
+from ibscan.networks.shaken import ROWS, expected, moved
+from ibscan.networks.sweeps import Sweep, as_gram, counted, decomposed, grouped, room_for, routed, swept
 from ibscan.networks.trees import main_tensor
+from ibscan.networks.trial import obstacle
 from ibscan.numerics.tiling import aligned, cuts
 from ibscan.types import Array, At, Derivative, Layer, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
 
 __all__ = ["Module"]
 
+BY_ID = (
+    "the probe's numbers are ids there, and there is no derivative by an id (a probe of their embeddings has one, and "
+    "--from LAYER takes that by a layer's values)"
+)
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 # Numbers a block of rows may hold: constants, not free memory, so that a run can be repeated bit for bit.
 ACTIVATION_BUDGET = 2**22
 NOISY_BUDGET = 2**22
@@ -34,7 +43,9 @@ class Module:
     """One checkpoint of an nn.Module that answers for every layer it calls.
 
     `model` is in eval mode, without gradients, on `device` in `dtype`; `taps` says where its layers are; `packing` how
-    rows hold what it is fed beside x, where it is.
+    rows hold what it is fed beside x, where it is. `exact` makes the same network in float64, whose derivatives are
+    those of this one; None where it cannot, or already does, run in that. `tried` keeps what stands in the way of
+    sweeps, so that each is tried once.
     """
 
     model: nn.Module
@@ -42,6 +53,13 @@ class Module:
     device: torch.device
     dtype: torch.dtype
     packing: Packing | None = None
+    exact: Callable[[], Module] | None = None
+    tried: dict[tuple[object, ...], str] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def precise(self) -> Module:
+        """The network whose derivatives are taken: in float64 wherever it can run in that."""
+        return self if self.exact is None else self.exact()
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -168,8 +186,9 @@ class Module:
         """
         held: list[list[bool]] = []
         for _, block in self._blocks(x, ACTIVATION_BUDGET // self._widest(x)):
+            given, named = fed(block, self.packing, self.dtype)
             with torch.no_grad(), foreign("the model"), sdpa_kernel(SDPBackend.MATH):
-                held.append(affine_calls(self.model, partial(self.model, block.clone())))
+                held.append(affine_calls(self.model, partial(self.model, given, **named)))
         called = tuple(all(call < len(one) and one[call] for one in held) for call in self.taps.calls)
         return called + (False,) * (len(self.layers) - len(called))
 
@@ -179,7 +198,11 @@ class Module:
         module = dict(self.model.named_modules()).get(one.name.partition("#")[0], self.model)
         return weight_of(module, one.width) if one.noisy and isinstance(module, LAYERS) else None
 
-    def grams(self, x: Array, visit: VisitGram, which: Derivative) -> None:
+    def undefined(self, which: Derivative) -> Mapping[int, str]:
+        """Return the layers that depend on the input through ids alone, where that is the variable."""
+        return dict.fromkeys(sorted(self.taps.ids), BY_ID) if which.origin is None else {}
+
+    def grams(self, x: Array, visit: VisitGram, which: Derivative) -> Mapping[int, str]:
         """Call visit(layer, gram, rows) for every layer wanted, from one sweep a group of layers.
 
         Args:
@@ -188,16 +211,23 @@ class Module:
             which: Which Jacobians. The derivative is that of the function: what the model detaches for its training
                 counts.
 
+        Returns:
+            Layers that torch cannot differentiate, with the reason.
+
         Source:
             Patel and Shwartz-Ziv 2024, section 2.
         """
-        for sweep, size, rows, found in self._swept(x, which, {}, counted):
+        if self.exact is not None:
+            return self.precise.grams(x, visit, which)
+        failed: dict[int, str] = {}
+        for sweep, size, rows, found in self._swept(x, which, {}, counted, failed):
             sound = self._finite(x[rows], sweep.layers)
             count = len(sweep.layers)
             for layer, values, positive, whole in zip(sweep.layers, found[:count], found[count:], sound, strict=True):
                 visit(layer, as_gram(values, positive, max(size, self.layers[layer].width), whole), rows)
+        return failed
 
-    def jacobians(self, x: Array, visit: VisitFactor, which: Derivative) -> None:
+    def jacobians(self, x: Array, visit: VisitFactor, which: Derivative) -> Mapping[int, str]:
         """Call visit(layer, J, fed, rows), J = d layer / d variable (1, n, D, directions), float64.
 
         Of a layer too wide for J to be held, the triangle of its QR decomposition.
@@ -208,30 +238,64 @@ class Module:
                 alone, and the rows as a slice.
             which: Which Jacobians, as for `grams`.
 
+        Returns:
+            Layers that torch cannot differentiate, with the reason.
+
         Source:
             Patel and Shwartz-Ziv 2024, section 2.
         """
-        for sweep, _, rows, found in self._swept(x, which, self._feeds(x[:1], which), decomposed):
+        if self.exact is not None:
+            return self.precise.jacobians(x, visit, which)
+        failed: dict[int, str] = {}
+        for sweep, _, rows, found in self._swept(x, which, self._feeds(x[:1], which), decomposed, failed):
             sound = self._finite(x[rows], sweep.layers)
             for layer, jacobian, whole in zip(sweep.layers, found, sound, strict=False):
                 known = jacobian if bool(whole.all()) else torch.where(whole[:, None, None], jacobian, torch.nan)
                 visit(layer, known.unsqueeze(0), sweep.fed_factor(layer, found), rows)
+        return failed
 
     def spectral_norms(self, x: Array, which: Derivative) -> Array:
-        """Return the largest singular value of every layer's Jacobian on the whole variable, (1, L, n)."""
+        """Return the largest singular value of every layer's Jacobian on the whole variable, (1, L, n).
+
+        NaN where torch cannot differentiate.
+        """
+        if self.exact is not None:
+            return self.precise.spectral_norms(x, which)
         found = np.full((1, len(self.layers), len(x)), np.nan)
-        which = replace(which, directions=None, basis=None)
+        whole = replace(which, directions=None, basis=None)
+
+        def computed(sweep: Sweep, room: int, outputs: Outputs) -> list[torch.Tensor]:
+            if sweep.reverse:
+                return exact_norms(outputs, room)
+            draw = torch.randn(outputs.variable[:1].shape, generator=torch.Generator().manual_seed(0))
+            return spectral_norms(outputs, draw.to(outputs.variable))
+
         for layer in self._wanted(which):
-            one = replace(which, layers=(layer,))
-            sweep = Sweep((layer,), tuple(self._widths(x[:1], one)))
-
-            def computed(outputs: Outputs) -> list[torch.Tensor]:
-                draw = torch.randn(outputs.variable[:1].shape, generator=torch.Generator().manual_seed(0))
-                return spectral_norms(outputs, draw.to(outputs.variable))
-
-            made = partial(self._outputs, x, one)
-            for rows, norms in swept(sweep, len(x), made, computed, room_for(self.device)):
+            for _, _, rows, norms in self._swept(x, replace(whole, layers=(layer,)), {}, computed, {}):
                 found[0, layer, rows] = norms[0].cpu().numpy()
+        return found
+
+    def rounding(self, x: Array, which: Derivative) -> Mapping[int, float]:
+        """Return how far rounding may have moved Jacobians, in units of their norm, of layers coarser than float64.
+
+        Args:
+            x: Probe rows, shape (N, ...), of which a few are looked at.
+            which: Which Jacobians.
+        """
+        if self.exact is not None:
+            return self.precise.rounding(x, which)
+        units = [units[which.at == "post"] for units in self.taps.units]
+        coarse = tuple(k for k in self._wanted(which) if units[k] > torch.finfo(torch.float64).eps)
+        widest, operations = self._widest(x), len(self.taps.operations)
+        found = {layer: expected(units[layer], widest, operations) for layer in coarse}
+
+        def computed(sweep: Sweep, room: int, outputs: Outputs) -> list[torch.Tensor]:
+            whole = outputs.rows * outputs.size * sum(outputs.widths) <= room
+            return moved(outputs, reverse=sweep.reverse) if whole else []
+
+        for sweep, _, _, shares in self._swept(x[:ROWS], replace(which, layers=coarse), {}, computed, {}):
+            for layer, share in zip(sweep.layers, shares, strict=False):
+                found[layer] = max(found[layer], float(share))
         return found
 
     def _swept(
@@ -240,16 +304,36 @@ class Module:
         which: Derivative,
         feeds: Mapping[int, int | None],
         compute: Callable[[Sweep, int, Outputs], list[torch.Tensor]],
+        failed: dict[int, str],
     ) -> Iterator[tuple[Sweep, int, slice, list[torch.Tensor]]]:
-        """Yield (sweep, directions, rows, what was computed): as many layers together as memory holds for one row."""
+        """Yield (sweep, directions, rows, what was computed): as many layers together as memory holds for one row.
+
+        Layers that cannot be differentiated, at the first row or at a later one, are put into `failed`.
+        """
         wanted = self._wanted(which)
         widths = dict(zip(wanted, self._widths(x[:1], which), strict=True))
         size = self._variable(x[:1], which)[0].numel() if which.directions is None else which.directions
         room = room_for(self.device)
-        for sweep in grouped(widths, feeds, size, room):
-            made = partial(self._outputs, x, which)
-            for rows, found in swept(sweep, len(x), made, partial(compute, sweep, room), room):
-                yield sweep, size, rows, found
+        made = partial(self._outputs, x, which)
+        for group in grouped(widths, feeds, size, room):
+            ways, reasons = routed(group, partial(self._obstacle, x, which))
+            failed.update(reasons)
+            for sweep in ways:
+                try:
+                    for rows, found in swept(sweep, len(x), made, partial(compute, sweep, room), room):
+                        yield sweep, size, rows, found
+                except InputError as error:
+                    failed.update(dict.fromkeys(sweep.layers, str(error).rstrip(".")))
+
+    def _obstacle(self, x: Array, which: Derivative, sweep: Sweep) -> str:
+        """Try a sweep on the first row given; return what stands in its way, or the empty string."""
+        key = (which.at, which.origin, sweep.layers, len(sweep.widths), sweep.mode)
+        if key not in self.tried:
+            outputs = self._outputs(x, which, sweep, slice(0, 1), 1)
+            units = [self.taps.units[layer][which.at == "post"] for layer in sweep.layers]
+            unit = max(torch.finfo(self.dtype).eps, *units)
+            self.tried[key] = obstacle(outputs, reverse=sweep.reverse, unit=unit)
+        return self.tried[key]
 
     def _wanted(self, which: Derivative) -> list[int]:
         return [layer for layer in range(len(self.layers)) if which.wants(layer)]
@@ -304,10 +388,12 @@ class Module:
         origin = INPUT if which.origin is None else self.taps.post[which.origin]
 
         def values(given: torch.Tensor) -> list[torch.Tensor]:
-            if origin == INPUT and self.packing is None:
-                return self._values(places, given)
-            repeated = block.repeat(len(given) // len(block), *[1] * (block.ndim - 1))
-            return self._values(places, repeated, (origin, given))
+            mode = contextlib.nullcontext() if sweep.mode == "plain" else attached()
+            with mode, _native(self.taps.operations, self.device):
+                if origin == INPUT and self.packing is None:
+                    return self._values(places, given)
+                repeated = block.repeat(len(given) // len(block), *[1] * (block.ndim - 1))
+                return self._values(places, repeated, (origin, given))
 
         width = variable[0].numel()
 
@@ -324,7 +410,7 @@ class Module:
     def _values(
         self, places: Sequence[Place], block: torch.Tensor, given: tuple[Place, torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
-        """Return the values at some places, (n, D) each, differentiable in the block, or in what a place is given."""
+        """Return the values at some places, (n, D) each, as a function of the block, or of what a place is given."""
         found: dict[Place, torch.Tensor] = {}
 
         def keep(place: Place, value: torch.Tensor) -> torch.Tensor:
@@ -338,8 +424,7 @@ class Module:
             return given[1].reshape(value.shape).clone()
 
         at: list[tuple[Place, Tapper]] = [] if given is None else [(given[0], put)]
-        with attached():
-            self.passed(block, [*at, *((place, partial(keep, place)) for place in dict.fromkeys(places))])
+        self.passed(block, [*at, *((place, partial(keep, place)) for place in dict.fromkeys(places))])
         return [found[place] for place in places]
 
     def at(
@@ -375,6 +460,14 @@ class Module:
     def _blocks(self, x: Array, size: int) -> Iterator[tuple[slice, torch.Tensor]]:
         for rows in cuts(0, len(x), size):
             yield rows, self._rows(x[rows])
+
+
+def _native(operations: Sequence[str], device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Keep a recurrent network from cuDNN, which has derivatives of it in training mode alone."""
+    if device.type == "cuda" and any(op.partition(" ")[0] in RECURRENT for op in operations):
+        found: contextlib.AbstractContextManager[object] = torch.backends.cudnn.flags(enabled=False)
+        return found
+    return contextlib.nullcontext()
 
 
 def _by_row(value: torch.Tensor, rows: int) -> torch.Tensor:

@@ -22,6 +22,7 @@ __all__ = [
     "operation_label",
     "operation_name",
     "parameter_names",
+    "unit",
 ]
 
 # Operations by a matrix: where one of these takes a parameter, that is a layer in all but name.
@@ -93,6 +94,11 @@ def parameter_names(model: nn.Module) -> dict[int, str]:
 def leading(tensor: torch.Tensor) -> int:
     """Return the size of the first dimension, 1 where there is none."""
     return len(tensor) if tensor.ndim else 1
+
+
+def unit(tensor: torch.Tensor) -> float:
+    """Return the relative rounding of a tensor's numbers, 0 of whole ones."""
+    return torch.finfo(tensor.dtype).eps if tensor.is_floating_point() or tensor.is_complex() else 0.0
 
 
 def address(tensor: torch.Tensor) -> int | None:

@@ -7,6 +7,7 @@ training mode and under torch.func's transforms.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ibscan.errors import InputError
+from ibscan.networks.dependence import dependence
 from ibscan.networks.graph import INPUT, LAYERS, Graph, Operation, Place, Taps, taps_of
 from ibscan.networks.operations import (
     CONSTANT,
@@ -28,6 +30,7 @@ from ibscan.networks.operations import (
     operation_label,
     operation_name,
     parameter_names,
+    unit,
 )
 from ibscan.networks.passes import tapped
 from ibscan.networks.trees import Function, Tree, main_tensor, replaced, tensors
@@ -41,6 +44,7 @@ class _Recorder(TorchFunctionMode):
         self.graph = Graph()
         self.nodes: MutableMapping[torch.Tensor, int] = WeakTensorKeyDictionary()
         self.nodes[x] = 0
+        self.graph.units[0] = unit(x)
         self.rows = len(x)
         self.parameters = parameter_names(model)
         self.inside: list[int] = []
@@ -91,6 +95,7 @@ class _Recorder(TorchFunctionMode):
         self.graph.places.append(place)
         self.graph.sizes.append(tensor.numel() // self.rows)
         self.graph.lengths.append(leading(tensor))
+        self.graph.units.append(unit(tensor))
         self.nodes[tensor] = len(self.graph.places) - 1
         return len(self.graph.places) - 1
 
@@ -174,11 +179,18 @@ def recorded(
             handle.remove()
     main = main_tensor(result)
     if main not in recorder.nodes:
-        raise InputError("the model's output does not depend on its input; expected a network of the probe's rows.")
+        raise InputError(
+            "the model's output does not depend on its input, or only through what torch's Python functions do not "
+            "show (numpy, a scripted or compiled part); expected a network of the probe's rows."
+        )
     ends = {recorder.nodes[t] for t in tensors(result) if t in recorder.nodes}
     # Where noise is added is the same however a tensor lies; what is measured is measured row by row.
     lying = set() if run is not None else _lying(model, graph, x, named or {})
-    return taps_of(model, graph, recorder.nodes[main], ends, lying)
+    taps = taps_of(model, graph, recorder.nodes[main], ends, lying)
+    found = dependence(graph, whole=bool((x == x.round()).all()))
+    nodes = [[graph.places.index(place) for place in places] for places in zip(taps.pre, taps.post, strict=True)]
+    ids = frozenset(k for k, (pre, _) in enumerate(nodes) if pre in found.ids)
+    return replace(taps, ids=ids, units=tuple((found.units[pre], found.units[post]) for pre, post in nodes))
 
 
 def _lying(model: nn.Module, graph: Graph, x: torch.Tensor, named: Mapping[str, torch.Tensor]) -> set[int]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
 
 import torch
 
 from ibscan.boundary import is_out_of_memory
-from ibscan.errors import InputError
 from ibscan.networks.derivatives import Outputs, full, gram, grams, paired, summed, triangle
 from ibscan.numerics.counting import Gram, rounding
 from ibscan.numerics.room import numbers_at_hand
 from ibscan.numerics.tiling import cuts
 
-__all__ = ["Sweep", "as_gram", "counted", "decomposed", "grouped", "room_for", "swept"]
+__all__ = ["Sweep", "as_gram", "counted", "decomposed", "grouped", "room_for", "routed", "swept"]
 
+# `reverse`: from gradients, for few and narrow layers, and where forward mode does not lead. `plain`: from gradients as
+# training has them, what the model detaches left detached, for what cannot bear anything else.
+Mode: TypeAlias = Literal["forward", "reverse", "plain"]
 # Directions of the input carried through one pass.
 TANGENTS = 256
 # Numbers the Jacobians of one row may hold, the values of one pass at its widest layer, and several rows' Jacobians:
@@ -36,12 +38,29 @@ class Sweep:
     """Layers whose Jacobians are found together.
 
     `layers` are those wanted, `widths` their sizes on one row and then those of what feeds some of them; `fed` maps a
-    layer to the place of what feeds it in `widths`, to None where that is the variable itself.
+    layer to the place of what feeds it in `widths`, to None where that is the variable itself. `mode` says how they are
+    found.
     """
 
     layers: tuple[int, ...]
     widths: tuple[int, ...]
     fed: Mapping[int, int | None] = field(default_factory=dict)
+    mode: Mode = "forward"
+
+    @property
+    def reverse(self) -> bool:
+        """Whether they come from gradients."""
+        return self.mode != "forward"
+
+    def part(self, layers: Sequence[int], mode: Mode, *, fed_too: bool = True) -> Sweep:
+        """Return the sweep of some of the layers, with what feeds them or without."""
+        own = [self.widths[self.layers.index(layer)] for layer in layers]
+        fed: dict[int, int | None] = {layer: self.fed[layer] for layer in layers if fed_too and layer in self.fed}
+        for layer, place in fed.items():
+            if place is not None:
+                fed[layer] = len(own)
+                own.append(self.widths[place])
+        return Sweep(tuple(layers), tuple(own), fed, mode)
 
     def fed_factor(self, layer: int, found: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """Return a factor of the Jacobian of what feeds a layer, (1, n, s, k), None where that is not known."""
@@ -68,7 +87,8 @@ def grouped(widths: Mapping[int, int], feeds: Mapping[int, int | None], size: in
         fed = [layer for layer in layers if feeds.get(layer) is not None]
         places: dict[int, int | None] = {layer: None for layer in layers if layer in feeds}
         places.update({layer: len(layers) + k for k, layer in enumerate(fed)})
-        return Sweep(tuple(layers), (*(widths[k] for k in layers), *(feeds[k] or 0 for k in fed)), places)
+        sizes = (*(widths[k] for k in layers), *(feeds[k] or 0 for k in fed))
+        return Sweep(tuple(layers), sizes, places, "reverse" if GRADIENT_COST * sum(sizes) < size else "forward")
 
     group: list[int] = []
     for layer in widths:
@@ -78,6 +98,34 @@ def grouped(widths: Mapping[int, int], feeds: Mapping[int, int | None], size: in
         group.append(layer)
     if group:
         yield made(group)
+
+
+def routed(sweep: Sweep, obstacle: Callable[[Sweep], str]) -> tuple[list[Sweep], dict[int, str]]:
+    """Return sweeps of the layers of one that can be differentiated, by modes that can, and of the others the reason.
+
+    As it is where that works; else every layer is tried by each mode.
+
+    Args:
+        sweep: Which layers, and the mode that costs less.
+        obstacle: Tries a sweep: what stands in its way, or the empty string.
+    """
+    if not obstacle(sweep):
+        return [sweep], {}
+    modes: tuple[Mode, ...] = ("reverse", "forward", "plain") if sweep.reverse else ("forward", "reverse", "plain")
+    # What feeds a layer may be out of reach where the layer is not; its bound is then left out.
+    ways: dict[tuple[Mode, bool], list[int]] = {(mode, fed): [] for fed in (True, False) for mode in modes}
+    reasons: dict[int, str] = {}
+    for layer in sweep.layers:
+        said: dict[Mode, str] = {}
+        for mode, fed in ways:
+            said[mode] = obstacle(sweep.part([layer], mode, fed_too=fed))
+            if not said[mode]:
+                ways[mode, fed].append(layer)
+                break
+        else:
+            # What training would meet tells more than what other modes lack.
+            reasons[layer] = said["plain"]
+    return [sweep.part(layers, mode, fed_too=fed) for (mode, fed), layers in ways.items() if layers], reasons
 
 
 def swept(
@@ -130,24 +178,16 @@ def counted(sweep: Sweep, room: int, outputs: Outputs) -> list[torch.Tensor]:
     Of a layer too wide for its Jacobian to be held, by pairs of blocks of directions.
     """
     wide = _too_wide(sweep, outputs, room)
-    if not _narrow(outputs):
-        # The values are there: where this fails an operation has no forward derivative, or none under vmap.
-        with contextlib.suppress(InputError):
-            return paired(outputs, room) if wide else grams(outputs)
-    return summed(outputs, room) if wide else [*_grams_of(full(outputs, reverse=True))]
+    if sweep.reverse:
+        return summed(outputs, room) if wide else [*_grams_of(full(outputs, reverse=True))]
+    return paired(outputs, room) if wide else grams(outputs)
 
 
 def decomposed(sweep: Sweep, room: int, outputs: Outputs) -> list[torch.Tensor]:
     """Return every layer's Jacobian, or of one too wide for that a triangle in its stead, and those of what feeds."""
     if _too_wide(sweep, outputs, room):
-        alone = _first(outputs)
-        with contextlib.suppress(InputError):
-            return [triangle(alone, room)]
-        return [triangle(alone, room, reverse=True)]
-    if not _narrow(outputs):
-        with contextlib.suppress(InputError):
-            return full(outputs)
-    return full(outputs, reverse=True)
+        return [triangle(_first(outputs), room, reverse=sweep.reverse)]
+    return full(outputs, reverse=sweep.reverse)
 
 
 def as_gram(values: torch.Tensor, positive: torch.Tensor, size: int, sound: torch.Tensor) -> Gram:
@@ -185,7 +225,3 @@ def _too_wide(sweep: Sweep, outputs: Outputs, room: int) -> bool:
 
 def _first(outputs: Outputs) -> Outputs:
     return replace(outputs, widths=outputs.widths[:1], values=lambda x: outputs.values(x)[:1])
-
-
-def _narrow(outputs: Outputs) -> bool:
-    return GRADIENT_COST * sum(outputs.widths) < outputs.size

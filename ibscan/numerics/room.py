@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["keep_freed", "numbers_at_hand"]
+__all__ = ["free_bytes", "keep_freed", "numbers_at_hand"]
 
 # Of what is free, what one block may take: its products and LAPACK's copies need the rest.
 SHARE = 8
@@ -31,9 +31,13 @@ def numbers_at_hand(device: torch.device, most: int) -> int:
         device: Where the block will live.
         most: More is not asked for, however much is free.
     """
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free()
-    room = max(LEAST, free // (8 * SHARE))
+    room = max(LEAST, free_bytes(device) // (8 * SHARE))
     return most if room >= most else 2 ** (room.bit_length() - 1)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return how many bytes this process may still take on a device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free()
 
 
 @functools.cache

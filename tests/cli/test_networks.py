@@ -240,3 +240,98 @@ def test_the_fashion_fixture_describes_itself(command: Run, tmp_path: Path) -> N
     result = read(tmp_path / "r.h5")
     assert result["probe_accuracy"].values[0] > 0.9
     assert (result["mi_readout_xt_status"].values != Status.NOT_MEASURED).all()
+
+
+NARROW = """
+import torch
+from torch import nn
+
+
+class Bend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class Narrow(nn.Module):
+    def __init__(self, single=False, bent=False):
+        super().__init__()
+        self.single, self.bent = single, bent
+        self.a, self.b, self.c = (nn.Linear(i, o, bias=False) for i, o in ((12, 2), (2, 10), (10, 6)))
+
+    def forward(self, x):
+        h = self.a(x)
+        # A Linear of float32 weights takes nothing else.
+        h = self.b(h.to(torch.float32) if self.single else h)
+        return self.c(Bend.apply(h) if self.bent else h - 0.5 * h)
+"""
+
+
+@pytest.fixture
+def narrow(tmp_path: Path) -> Path:
+    """A net of rank two, a checkpoint of it in double precision, and a probe."""
+    (tmp_path / "net.py").write_text(NARROW)
+    g = np.random.default_rng(0)
+    sizes = {"a": (2, 12), "b": (10, 2), "c": (6, 10)}
+    for epoch in (1, 2):
+        state = {f"{name}.weight": torch.tensor(g.normal(size=shape)) for name, shape in sizes.items()}
+        (tmp_path / "run").mkdir(exist_ok=True)
+        torch.save(state, tmp_path / f"run/epoch_{epoch}.pt")
+    np.savez(tmp_path / "run/probe.npz", x=g.normal(size=(80, 12)), y=np.arange(80) % 3)
+    return tmp_path
+
+
+def test_what_is_counted_is_float64_in_float32_runs_too(command: Run, narrow: Path) -> None:
+    options = ["--model", f"{narrow}/net.py:Narrow", "--eps", "1e-9", "--eps", "1e-7", "--dtype", "float32"]
+    done = command("rank", narrow / "run", *options, "-o", narrow / "r.h5")
+    assert done.code == 0, done.err
+    assert (read(narrow / "r.h5")["local_rank"].values == 2.0).all()
+    single = command("rank", narrow / "run", *options, "--model-arg", "single=true", "-o", narrow / "s.h5")
+    assert single.code == 0, single.err
+    assert single.err.count("cannot be computed in float64 throughout") == 1
+    status = read(narrow / "s.h5")["local_rank_status"].values
+    assert (status[:, 0] == Status.OK).all()
+    assert (status[:, 1:] == Status.UNRESOLVED).all()
+    strict = command("rank", narrow / "run", *options, "--model-arg", "single=true", "--strict", "-o", narrow / "t.h5")
+    assert strict.code == 4
+
+
+def test_a_chain_in_float32_is_counted_in_float64(command: Run, narrow: Path) -> None:
+    options = ["--model", "mlp:identity", "--eps", "1e-9", "--rel-eps", "1e-9", "--dtype", "float32"]
+    done = command("rank", narrow / "run", *options, "-o", narrow / "r.h5")
+    assert done.code == 0, done.err
+    result = read(narrow / "r.h5")
+    assert (result["local_rank"].values == 2.0).all()
+    assert (result["local_rank_rel"].values == 2.0).all()
+
+
+def test_a_layer_without_a_derivative_spoils_nothing_else(command: Run, narrow: Path) -> None:
+    options = ["--model", f"{narrow}/net.py:Narrow", "--model-arg", "bent=true"]
+    done = command("scan", narrow / "run", *options, *QUICK, "-o", narrow / "r.h5")
+    assert done.code == 4
+    assert done.err.count("central differences") == 1
+    result = read(narrow / "r.h5")
+    status = result["local_rank_status"].values
+    assert (status[:, :2] == Status.OK).all()
+    assert (status[:, 2] == Status.FAILED).all()
+    for name in ("mi_readout_xt", "mi_binned_xt", "distance_within_mean"):
+        assert np.isfinite(result[name].values).all(), name
+    told = command("ls", narrow / "run", *options, "--probe", narrow / "run/probe.npz")
+    assert told.code == 0
+    assert "but for local_rank of 'c'" in told.err
+    layers = {row["layer"]: row for row in told.rows() if row["layer"]}
+    assert "local_rank" in layers["b"]["measures"]
+    assert "local_rank" not in layers["c"]["measures"]
+    assert "central differences" in layers["c"]["not_measured"]
+
+
+def test_ls_says_where_memory_would_not_do(command: Run, narrow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ibscan.cli.listing.free_bytes", lambda _: 2**20)
+    told = command("ls", narrow / "run", "--model", f"{narrow}/net.py:Narrow", "--probe", narrow / "run/probe.npz")
+    assert told.code == 0
+    assert "a scan would work" not in told.err
+    assert "1 MiB are free here" in told.err

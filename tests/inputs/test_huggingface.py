@@ -23,7 +23,7 @@ from ibscan.inputs.probe import read_probe
 from ibscan.inputs.series import read_series
 from ibscan.models import model_of, stated_model
 from ibscan.results.store import read
-from ibscan.types import Derivative, Network
+from ibscan.types import Derivative, Network, Status
 
 STANDINS = Path(__file__).parent.parent / "standins"
 # The library's own warnings, of what it will change.
@@ -211,10 +211,26 @@ def test_shards_of_tied_and_wrapped_weights_that_arrive_while_followed(
         np.testing.assert_array_equal(found, one["distance_within_mean"].values[0])
 
 
-def test_token_ids_are_no_probe(command: Run, tmp_path: Path) -> None:
+def test_token_ids_have_no_derivative(command: Run, tmp_path: Path) -> None:
+    """They are fed as they are, and all but local rank is measured."""
     folder = folder_of(tmp_path / "run", TEXT, text_state())
-    np.save(tmp_path / "ids.npy", np.ones((6, 2)))
-    done = command("cluster", folder, "-m", "hf", "-p", tmp_path / "ids.npy", "-o", tmp_path / "r.h5")
+    np.save(tmp_path / "ids.npy", np.arange(12).reshape(6, 2) % 3)
+    options = ("-m", "hf", "-p", tmp_path / "ids.npy", "--probe-arg", "scale=1", "--layers", "layers.*")
+    done = command("scan", folder, *options, "--channel", "readout", "-o", tmp_path / "r.h5")
+    assert done.code == 0, done.err
+    assert "no derivative by an id" in done.err
+    result = read(tmp_path / "r.h5")
+    assert (result["local_rank_status"].values == Status.NOT_MEASURED).all()
+    assert np.isfinite(result["mi_readout_xt"].values).all()
+    told = [row for row in command("ls", folder, *options).rows() if row["layer"]]
+    assert all("no derivative by an id" in row["not_measured"] for row in told)
+    assert all("local_rank" not in row["measures"] for row in told)
+
+
+def test_rows_that_are_neither_ids_nor_embeddings(command: Run, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "run", TEXT, text_state())
+    np.save(tmp_path / "x.npy", np.full((6, 2), 0.5))
+    done = command("cluster", folder, "-m", "hf", "-p", tmp_path / "x.npy", "-o", tmp_path / "r.h5")
     assert done.code == 3
     assert "(tokens, 4)" in done.err
 

@@ -215,7 +215,7 @@ def test_token_ids_have_no_derivative(command: Run, tmp_path: Path) -> None:
     """They are fed as they are, and all but local rank is measured."""
     folder = folder_of(tmp_path / "run", TEXT, text_state())
     np.save(tmp_path / "ids.npy", np.arange(12).reshape(6, 2) % 3)
-    options = ("-m", "hf", "-p", tmp_path / "ids.npy", "--probe-arg", "scale=1", "--layers", "layers.*")
+    options = ("-m", "hf", "-p", tmp_path / "ids.npy", "--probe-arg", "scale=1", "--layers", "transformer.h.*")
     done = command("scan", folder, *options, "--channel", "readout", "-o", tmp_path / "r.h5")
     assert done.code == 0, done.err
     assert "no derivative by an id" in done.err

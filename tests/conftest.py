@@ -125,7 +125,7 @@ def series(tmp_path: Path) -> Path:
     folder = tmp_path / "ckpts"
     folder.mkdir()
     for epoch in (0, 1, 3, 10, 30):
-        ibscan.save(folder, chain(6, 5, 4, 2, seed=epoch), epoch=epoch, metrics={"loss": 1.0 / (1 + epoch)})
+        ibscan.save(folder, chain(6, 5, 4, 2, seed=epoch), epoch=epoch, metrics={"loss": 0.7 + 1.0 / (1 + epoch)})
     binary_probe(folder)
     return folder
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ibscan.boundary import is_out_of_memory
 from ibscan.errors import CheckpointError
+from ibscan.measures.activations import misfortune
 from ibscan.measures.weight_rank import withdrawn
 from ibscan.models import Loaded
 from ibscan.numerics.room import keep_freed
@@ -30,6 +31,7 @@ LARGEST_BLOCK = 128
 STACKED_WEIGHTS = 2**22
 # Below this width two threads cost more in waiting than they save in work.
 THREADED_WIDTH = 64
+ARRAYS = ("value", "status", *Estimate.COMPANIONS)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Block:
                 for reason in dict.fromkeys(reasons.values()):
                     of = [layer for layer, said in reasons.items() if said == reason]
                     assert estimate.status is not None
-                    status = Status(int(estimate.status[0, of].max()))
+                    status = Status(int(estimate.status[:, of].max()))
                     names = ", ".join(repr(self.layers[layer].name) for layer in of)
                     word = status.name.lower()
                     yield f"{measure.name} of {names} is {word}: {reason.rstrip('.')}.", status == Status.FAILED
@@ -149,7 +151,7 @@ def _outcomes(
             found = measured(measure, network, sample, Streams(seed), layers)
         except (MemoryError, RuntimeError) as error:
             if network.size == 1:
-                found = _unmeasured(measure, network, _misfortune(error))
+                found = _each_layer(measure, network, sample, Streams(seed), layers, error)
             else:
                 # One of the stack spoils it for all: each alone.
                 each = (network.alone(k) for k in range(network.size))
@@ -186,13 +188,45 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _misfortune(error: Exception) -> Status:
-    if is_out_of_memory(error):
-        return Status.OUT_OF_MEMORY
-    if isinstance(error, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
-        return Status.FAILED
-    # Any other RuntimeError is a mistake of ours, and hiding it in a status would keep it.
-    raise error
+def _each_layer(
+    measure: Measure,
+    network: Network,
+    sample: Probe,
+    streams: Streams,
+    layers: Sequence[int] | None,
+    error: Exception,
+) -> Mapping[str, Estimate]:
+    """Return what a measure finds of each layer alone, once it has met an error: what one meets takes no other."""
+    status, among = misfortune(error), range(len(network.layers)) if layers is None else layers
+    if len(among) == 1 or not any(quantity.per_layer for quantity in measure.quantities):
+        return _unmeasured(measure, network, status)
+    found: dict[int, Mapping[str, Estimate]] = {}
+    reasons: dict[int, str] = {}
+    for layer in among:
+        try:
+            found[layer] = measured(measure, network, sample, streams, [layer])
+        except (MemoryError, RuntimeError) as own:
+            found[layer] = _unmeasured(measure, network, misfortune(own))
+            reasons[layer] = f"{type(own).__name__.lstrip('_')}: {str(own).partition(chr(10))[0]}"
+    parts = {quantity.key: quantity.per_layer for quantity in measure.quantities}
+    # Some quantities are there only where there is something to say: what failed does not add them.
+    there = {key for layer, one in found.items() if layer not in reasons for key in one} or parts.keys()
+    others = next(iter(found.values()))
+    by_layer = [
+        {key: _of_layer(one, layer) for key, one in found.get(layer, others).items() if parts[key] and key in there}
+        for layer in range(len(network.layers))
+    ]
+    joined = _stacked(by_layer, axis=1)
+    first = next(iter(joined))
+    joined[first] = dataclasses.replace(joined[first], reasons=reasons or None)
+    return joined | {key: one for each in found.values() for key, one in each.items() if not parts[key]}
+
+
+def _of_layer(estimate: Estimate, layer: int) -> Estimate:
+    """Return an estimate of one layer alone, arrays (C, 1, ...)."""
+    arrays: dict[str, Any] = {name: getattr(estimate, name) for name in ARRAYS}
+    alone: dict[str, Any] = {name: array if array is None else array[:, [layer]] for name, array in arrays.items()}
+    return Estimate(**alone)
 
 
 def _unmeasured(measure: Measure, network: Network, status: Status) -> dict[str, Estimate]:
@@ -211,18 +245,18 @@ def _unmeasured(measure: Measure, network: Network, status: Status) -> dict[str,
     return found
 
 
-def _stacked(alone: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
-    """Put the findings of single checkpoints together again; what a failed one lacks is NaN."""
+def _stacked(alone: Sequence[Mapping[str, Estimate]], axis: int = 0) -> dict[str, Estimate]:
+    """Put findings of single checkpoints, or layers, together again; what a failed one lacks is NaN."""
     stacked = {}
     for key in dict.fromkeys(key for found in alone for key in found):
-        # A failed checkpoint has fewer arrays than its neighbours: take the shapes of one that has them all.
+        # A failed one has fewer arrays than its neighbours: take the shapes of one that has them all.
         fullest = max((found[key] for found in alone if key in found), key=_arrays)
         members = [found.get(key) for found in alone]
-        names = ("value", "status", *Estimate.COMPANIONS)
-        arrays: dict[str, Any] = {name: _column(members, fullest, name) for name in names}
+        arrays: dict[str, Any] = {name: _column(members, fullest, name, axis) for name in ARRAYS}
         value = arrays.pop("value")
         assert value is not None
-        stacked[key] = Estimate(value, **arrays)
+        reasons = {layer: said for one in members if one is not None for layer, said in (one.reasons or {}).items()}
+        stacked[key] = Estimate(value, **arrays, reasons=reasons or None)
     return stacked
 
 
@@ -230,10 +264,10 @@ def _arrays(estimate: Estimate) -> int:
     return sum(getattr(estimate, name) is not None for name in Estimate.COMPANIONS)
 
 
-def _column(members: Sequence[Estimate | None], fullest: Estimate, name: str) -> Array | None:
+def _column(members: Sequence[Estimate | None], fullest: Estimate, name: str, axis: int) -> Array | None:
     like = getattr(fullest, name)
     if like is None:
         return None
     fill = Status.NOT_MEASURED if name == "status" else np.nan if like.dtype.kind == "f" else -1
     arrays = [None if member is None else getattr(member, name) for member in members]
-    return np.concatenate([np.full_like(like, fill) if array is None else array for array in arrays])
+    return np.concatenate([np.full_like(like, fill) if array is None else array for array in arrays], axis)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from ibscan.boundary import is_out_of_memory
 from ibscan.types import Array, At, Network, Probe, Status
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "layer_status",
     "layer_values",
     "layers_in_turn",
+    "misfortune",
     "post_widths",
 ]
 
@@ -91,6 +93,20 @@ def layer_status(values: torch.Tensor) -> Status:
     if not bool(torch.isfinite(values).all()):
         return Status.NONFINITE
     return Status.DEAD if bool((values == values[0]).all()) else Status.OK
+
+
+def misfortune(error: Exception) -> Status:
+    """Return the status of a cell that met an error by no fault of ours; raise any other again.
+
+    Raises:
+        RuntimeError: Anything but a lack of memory and a decomposition that failed is a mistake of ours, which a status
+            would hide.
+    """
+    if is_out_of_memory(error):
+        return Status.OUT_OF_MEMORY
+    if isinstance(error, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+        return Status.FAILED
+    raise error
 
 
 def label_status(status: Array, *, labelled: bool) -> Array:

@@ -19,6 +19,7 @@ from ibscan.measures.activations import (
     label_status,
     layer_status,
     layer_values,
+    misfortune,
     post_widths,
 )
 from ibscan.measures.readout import draws_of, readout_cell
@@ -147,7 +148,10 @@ class NetworkInformation:
                 if layer.output:
                     continue
                 measured = self._first if layer.first else self._later
-                cell = measured(alone, population, place[1], self.noise[place[2]], normals, streams)
+                try:
+                    cell = measured(alone, population, place[1], self.noise[place[2]], normals, streams)
+                except (MemoryError, RuntimeError) as error:
+                    cell = _Cell.constant(misfortune(error))
                 status[place], replicas[place], draws[place] = cell.status, cell.replicas, cell.draws
                 for field, number in zip(FIELDS, cell.numbers, strict=True):
                     cells[field][place] = number

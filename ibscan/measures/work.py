@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import WIDE
 from ibscan.numerics.readout import LEAST_DRAWS
 from ibscan.types import Layer, Measure
@@ -110,9 +109,8 @@ def _network(measure: Any, sizes: Sizes) -> float:  # noqa: ANN401
     more = math.sqrt(sizes.rows / 1024)
     budget = float(measure.max_replicas) * measure.max_draws
     least = CELL_BUDGET * math.sqrt(budget / BUDGET)
-    asked = (measure.max_replicas, measure.max_draws) != (NetworkInformation.max_replicas, NetworkInformation.max_draws)
     share = TOLERANCE / measure.tolerance
-    usual = CELL * share ** (2.0 if share > 1 else 0.5) + (SPENT * least if asked else 0.0)
+    usual = CELL * share ** (2.0 if share > 1 else 0.5) + (SPENT * least if measure.patient else 0.0)
     found = 0.0
     for layer in sizes.layers:
         if layer.first:

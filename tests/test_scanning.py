@@ -1,0 +1,96 @@
+"""The loop over blocks: one layer's misfortune, or one checkpoint's, is not another's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from oracles import network_of, probe_of, random_chain
+
+from ibscan.measures import clustering, network, readout
+from ibscan.measures.binned import BinnedInformation
+from ibscan.measures.clustering import Clustering
+from ibscan.measures.local_rank import LocalRank
+from ibscan.measures.network import NetworkInformation
+from ibscan.measures.readout import ReadoutInformation
+from ibscan.numerics.mixture import Mixture
+from ibscan.scanning import Block, _outcomes
+from ibscan.types import Status
+
+WIDTHS = (4, 5, 6, 3)
+PROBE = probe_of(np.random.default_rng(0).standard_normal((40, 4)), np.arange(40) % 2)
+SPOILT = 1
+
+
+def chains(count):
+    return network_of([random_chain(WIDTHS, seed) for seed in range(count)])
+
+
+def outcome(measure, chain):
+    ((_, found, _),) = _outcomes(chain, [measure], PROBE, 0, None)
+    return found
+
+
+def failing_at(width, error):
+    """Raise an error where values of so many units come, do as ever elsewhere."""
+
+    def guard(function):
+        def guarded(values, *rest, **more):
+            if (values.centres if isinstance(values, Mixture) else values).shape[-1] == width:
+                raise error
+            return function(values, *rest, **more)
+
+        return guarded
+
+    return guard
+
+
+ERRORS = {Status.FAILED: torch.linalg.LinAlgError("no convergence"), Status.OUT_OF_MEMORY: MemoryError()}
+PLACES = {
+    "mi_readout": (ReadoutInformation(), readout, "readout_cell"),
+    "mi_network": (NetworkInformation(max_replicas=16, max_draws=64), network, "principal_components"),
+    "clustering": (Clustering(), clustering, "class_geometry"),
+}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("status", ERRORS)
+@pytest.mark.parametrize("name", PLACES)
+def test_what_one_layer_meets_takes_the_measure_from_no_other(name, status, count, monkeypatch):
+    measure, module, function = PLACES[name]
+    whole = outcome(measure, chains(count))
+    spoil = failing_at(WIDTHS[1 + SPOILT], ERRORS[status])
+    monkeypatch.setattr(module, function, spoil(getattr(module, function)))
+    found = outcome(measure, chains(count))
+    assert found.keys() == whole.keys()
+    others = [layer for layer in range(len(WIDTHS) - 1) if layer != SPOILT]
+    for key, estimate in found.items():
+        assert estimate.value.shape == whole[key].value.shape
+        if estimate.status is None or estimate.status.ndim < 2:
+            continue
+        met = estimate.status[:, SPOILT]
+        assert ((met == status) | (whole[key].status[:, SPOILT] == Status.NOT_MEASURED)).all(), key
+        assert np.isnan(estimate.value[:, SPOILT]).all()
+        np.testing.assert_array_equal(estimate.status[:, others], whole[key].status[:, others])
+        np.testing.assert_allclose(estimate.value[:, others], whole[key].value[:, others], rtol=1e-9)
+        if estimate.stderr is not None:
+            np.testing.assert_allclose(estimate.stderr[:, others], whole[key].stderr[:, others], rtol=1e-9)
+
+
+def test_it_is_said_which_layer_failed_and_why(monkeypatch):
+    measure, module, function = PLACES["mi_readout"]
+    spoil = failing_at(WIDTHS[1 + SPOILT], ERRORS[Status.FAILED])
+    monkeypatch.setattr(module, function, spoil(getattr(module, function)))
+    chain = chains(2)
+    block = Block((), chain.layers, ((measure, outcome(measure, chain), 40),), {})
+    assert list(block.sentences()) == [("mi_readout of 'fc2' is failed: LinAlgError: no convergence.", True)]
+
+
+@pytest.mark.parametrize("measure", [LocalRank(), BinnedInformation(), Clustering(), ReadoutInformation()])
+def test_a_mistake_of_ours_is_no_misfortune(measure, monkeypatch):
+    chain = chains(1)
+    monkeypatch.setattr(type(chain), "walk", lambda *_: (_ for _ in ()).throw(RuntimeError("a mistake")))
+    monkeypatch.setattr(type(chain), "grams", lambda *_: (_ for _ in ()).throw(RuntimeError("a mistake")))
+    monkeypatch.setattr(type(chain), "jacobians", lambda *_: (_ for _ in ()).throw(RuntimeError("a mistake")))
+    with pytest.raises(RuntimeError, match="a mistake"):
+        outcome(measure, chain)

@@ -125,7 +125,6 @@ def whole_cell(values: Values, noise: float) -> Cell:
 def sampling(values: Values, noise: float) -> Callable[[], object]:
     """Return the call that makes the estimate and its error, from the values on; the bounds are known."""
     cell = whole_cell(values, noise)
-    gap = max(0.0, cell.cap - cell.lower)
 
     def estimate() -> object:
         mixture, normals = Mixture.of(values.points, values.joint), draws_of(Streams(0), 0, values.points)
@@ -135,7 +134,7 @@ def sampling(values: Values, noise: float) -> Callable[[], object]:
             mixture.chosen(normals),
             tolerance=TOLERANCE,
             max_draws=MOST_DRAWS,
-            gap=gap,
+            bounds=(cell.lower, cell.cap),
         )
 
     return estimate

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from ibscan.numerics.controls import CAUTION
-from ibscan.numerics.readout import UNSEEN, never_visited, visits_for
+from ibscan.numerics.readout import UNSEEN
+from ibscan.numerics.visits import never_visited, visits_for
 
 __all__ = ["Bracket"]
 

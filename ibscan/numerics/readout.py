@@ -12,16 +12,9 @@ from ibscan.numerics.controls import QUADRATIC_WIDTH, Residuals, controls, near_
 from ibscan.numerics.mixture import Mixture, entropy
 from ibscan.numerics.neighbours import NeighbourControls
 from ibscan.numerics.tiling import cuts, mapped
+from ibscan.numerics.visits import Visits
 
-__all__ = [
-    "LEAST_SHARE",
-    "Information",
-    "draw_terms",
-    "line_information",
-    "never_visited",
-    "readout_information",
-    "visits_for",
-]
+__all__ = ["LEAST_SHARE", "Information", "draw_terms", "line_information", "readout_information"]
 
 # Draws, counted by the weight of their strata, before the spread between them is trusted.
 LEAST_DRAWS = 8192
@@ -29,9 +22,6 @@ LEAST_DRAWS = 8192
 # an error of 3/N that no spread between the draws shows, the only one left where centres hardly overlap. Where a
 # draw leaves open which of all centres made it, there is nothing apart that it could fail to meet.
 UNSEEN = 3.0
-# Rows of which a sample without replacement has none in 5 of 100 cases: (1 - m/n)^MISSED = 1/20, in rows times
-# -ln(1 - m/n).
-MISSED = math.log(20.0)
 # What others may add to the density of a draw's own centre for them not to be there.
 ALONE = 1e-13
 # Numbers of draws that are looked at together.
@@ -114,7 +104,7 @@ def readout_information(
         numbers are made".
     """
     gap = max(0.0, bounds[1] - bounds[0])
-    visits = _Visits.of(mixture, noise, max_draws, gap)
+    visits = Visits.of(mixture, noise, max_draws, gap)
     owner, share = visits.owner, visits.share
     budget = max(2, max_draws // len(owner))
     # A spread seen in a handful of draws may be small by luck and would end the sampling.
@@ -168,84 +158,6 @@ def readout_information(
                 goal = min(budget, max(done + 1, math.ceil(done * min(excess, 1e4) ** 2)))
     resolved = 1.96 * max(errors[:2]) <= tolerance
     return Information(value[0], errors[0], value[1], errors[1], value[2], errors[2], done, len(owner), resolved)
-
-
-def never_visited(visited: int, rows: int) -> float:
-    """Return the largest share of rows that a sample without replacement misses whole in 5 of 100 cases.
-
-    Example:
-        >>> never_visited(100, 100), round(never_visited(100, 10**6), 3), round(never_visited(50, 100), 3)
-        (0.0, 0.03, 0.043)
-    """
-    if visited >= rows:
-        return 0.0
-    return min(1.0 - visited / rows, MISSED / (-math.log1p(-visited / rows) * rows))
-
-
-def visits_for(share: float, rows: int) -> int:
-    """Return how many of the rows to visit so that no larger share than this is missed (`never_visited`).
-
-    Example:
-        >>> visits_for(0.03, 10**6), visits_for(0.0, 100)
-        (100, 100)
-    """
-    return math.ceil(rows * -math.expm1(-MISSED / (share * rows))) if share > 0 else rows
-
-
-@dataclass(frozen=True)
-class _Visits:
-    """The rows that draws come from, `every` one or a sample, and what is known of all rows without draws.
-
-    `known` (3, strata) is subtracted from the terms of each row visited, `mean` (3,) its mean over all rows; both are 0
-    where every row is. `hidden` (3,) are standard errors of what rows never visited may hide.
-    """
-
-    owner: torch.Tensor
-    share: torch.Tensor
-    every: bool
-    known: torch.Tensor
-    mean: tuple[float, ...]
-    hidden: tuple[float, ...]
-
-    @staticmethod
-    def of(mixture: Mixture, noise: float, max_draws: int, gap: float) -> _Visits:
-        """Visit every row if each can have two draws, else as many as can; `gap` is between the bounds on I(X;T)."""
-        owner, rows = mixture.owner, mixture.rows
-        if 2 * len(owner) <= max_draws:
-            return _Visits(owner, rows, True, rows.new_zeros(3, 1), (0.0,) * 3, (0.0,) * 3)
-        # Midpoints (k + 1/2) / m through the cumulative weights: rows come in a random order already.
-        size = max(2, max_draws // 2)
-        steps = (torch.arange(size, dtype=rows.dtype, device=rows.device) + 0.5) / size
-        sample = owner[torch.searchsorted(rows.cumsum(0), steps).clamp(max=len(owner) - 1)]
-        pairs, share = mixture.pairwise(noise), mixture.share
-        known = torch.cat((pairs, torch.zeros_like(pairs[:1])))
-        missed, most = never_visited(size, len(owner)), -math.log(float(share[share > 0].amin()))
-        # The terms of I(X;T) lie between 0 and what pairs say. Those of I(T;Y) differ from it by what other centres add
-        # to a draw's own at most: where pairs say that it is nothing, by no more than the bounds leave open.
-        hidden = (
-            min(gap, _largest(pairs[0], share, missed)),
-            min(
-                entropy(mixture.weights.sum(0)),
-                missed * most,
-                _largest(-pairs[0] - share.log(), share, missed) + gap,
-            ),
-            2 * missed * most,
-        )
-        return _Visits(
-            sample,
-            torch.full((size,), 1.0 / size, dtype=rows.dtype, device=rows.device),
-            False,
-            known[:, sample],
-            tuple((known @ share).tolist()),
-            tuple(error / 1.96 for error in hidden),
-        )
-
-
-def _largest(values: torch.Tensor, share: torch.Tensor, part: float) -> float:
-    """Return the sum over that part of the population of which the values are largest."""
-    order = values.argsort(descending=True)
-    before = share[order].cumsum(0) - share[order]
-    return float((part - before).clamp(min=0.0).minimum(share[order]) @ values[order])
 
 
 def _bounded(

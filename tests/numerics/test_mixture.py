@@ -15,8 +15,9 @@ from oracles import brute_information, line_entropy, line_ty, line_xt, loop_boun
 from ibscan.numerics import mixture, tree
 from ibscan.numerics.mixture import Mixture, collapsed, entropy, principal_components
 from ibscan.numerics.propagation import gaussian_exponents
-from ibscan.numerics.readout import draw_terms, never_visited, readout_information, visits_for
+from ibscan.numerics.readout import draw_terms, readout_information
 from ibscan.numerics.tiling import mapped, tiles
+from ibscan.numerics.visits import never_visited, visits_for
 
 LAWS = settings(max_examples=15, deadline=None, derandomize=True)
 FOUR = [-3.0, -1.0, 1.0, 3.0]

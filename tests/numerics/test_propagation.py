@@ -12,7 +12,8 @@ from ibscan.numerics import propagation
 from ibscan.numerics.bracket import Bracket
 from ibscan.numerics.controls import CAUTION
 from ibscan.numerics.propagation import Queries, bracket_terms, grouped, others_density, replica_sums
-from ibscan.numerics.readout import UNSEEN, never_visited
+from ibscan.numerics.readout import UNSEEN
+from ibscan.numerics.visits import never_visited
 
 
 def made(rows=5, draws=3, replicas=7, width=2, seed=0, offset=0.0):

@@ -192,7 +192,8 @@ def _refuse_another(path: Path, metadata: Mapping[str, str], tensors: Mapping[st
 def _another(path: Path, before: str, now: str) -> str:
     return (
         f"ibscan.save: {path} is there already and holds another checkpoint ({before}; to be saved: {now}); it was not "
-        "replaced. Save to another folder, move the old file away, or tell the two apart by epoch, step or value."
+        "replaced. Save to another folder, move the old file away, or tell the two apart: by value, by epoch (4.5), or "
+        "by step with no epoch beside it."
     )
 
 

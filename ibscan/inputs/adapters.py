@@ -15,7 +15,7 @@ __all__ = ["adapters_alone", "adapters_sentence"]
 CONFIG = "adapter_config.json"
 # As PEFT, loralib, kohya, LyCORIS and diffusers name them, by a part of a dotted name or a word of one.
 NAMED = re.compile(
-    r"(?:^|[._])(?:lora_[A-Za-z]\w*|lora|ia3_\w+|hada_\w+|loha_\w+|lokr_\w+|dora_\w+|b?oft_\w+|vera_\w+|randlora_\w+|"
+    r"(?:^|[._])(?:(?i:lora)(?:_[A-Za-z]\w*|[AB])?|ia3_\w+|hada_\w+|loha_\w+|lokr_\w+|dora_\w+|b?oft_\w+|vera_\w+|randlora_\w+|"
     r"fourierft_\w+|prompt_embeddings?|prompt_encoder|prefix_encoder|adaption_prompt|trainable_tokens_delta|"
     r"adapters?[._](?:\w+[._])*(?:down|up)\w*)(?:[._]|$)"
 )

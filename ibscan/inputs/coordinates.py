@@ -35,8 +35,8 @@ __all__ = [
 
 SUFFIX = re.compile(r"(\.(safetensors|pth|pt|ckpt|bin|tar|th))+$", re.IGNORECASE)
 # A number as names hold it: digits, perhaps a fraction or an exponent, perhaps in thousands or millions (10k, 1.5M,
-# 200kimg), with no other letter or digit right behind it.
-THOUSANDS = r"(?:((?-i:[kKmMB]))(?:imgs?|images?|its?|iters?|steps?|tokens?|samples?)?)?"
+# 200kimg), with no other letter or digit right behind it but those of a unit (500steps).
+THOUSANDS = r"((?-i:[kKmMB]))?(?:imgs?|images?|its?|iters?|iterations?|steps?|tokens?|samples?)?"
 NUMBER = rf"(\d+(?:\.\d+)?(?:e\d+)?){THOUSANDS}(?![0-9a-zA-Z])"
 SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 BEFORE = r"(?<![a-zA-Z])"

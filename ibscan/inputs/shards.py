@@ -133,7 +133,7 @@ def _place(folder: Path, file: str, name: str) -> Path:
     if Path(file).name != file or len(file) > LONGEST_NAME or is_index(file) or not inside:
         raise CheckpointError(
             f"{name}: the index names {file[:SHOWN]!r}, which is not a file in its own folder (no path and no link out "
-            "of it is followed); copy the files themselves beside the index."
+            "of it, to a file outside, is followed); copy the files themselves beside the index."
         )
     return place
 

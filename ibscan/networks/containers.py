@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 
@@ -11,9 +12,14 @@ __all__ = ["common_module", "numbered_alike", "separate_parts"]
 SEQUENCES = ("layers", "layer", "blocks", "block", "hidden", "hidden_layers", "linears", "fcs", "stages")
 # What lies in lists of these names stands side by side, be it a single layer each.
 SIDE_BY_SIDE = re.compile(
-    r"(sub_?)?(models|nets|networks|mlps)|members?|ensembles?|estimators|(base_?)?learners|experts|heads|critics|actors|"
+    r"(sub_?)?(models|nets|networks|mlps)|members?|ensembles?|estimators_?|(base_?)?learners|experts|heads|critics|actors|"
     r"agents|policies|branches|towers|replicas|copies|students|teachers|generators|discriminators|decoders|encoders|"
     r"probes|tasks|seeds|runs|folds|\w*_(models|nets|networks|heads|experts|critics|members)"
+)
+# So do single layers that are numbered under one of these words: `q1` and `q2`, `q1_fc1` and `q2_fc1`, `head_0`, ...
+NUMBERED = re.compile(
+    r"(?:^|_)(models?|members?|estimators?|learners?|experts?|heads?|critics?|actors?|agents?|policy|branch|tower|replica|"
+    r"student|teacher|generator|discriminator|task|qf?|q_?net)[_-]?(\d+)(?=_|$)"
 )
 # Nor is one of these fed by the other.
 ROLES = (
@@ -53,7 +59,8 @@ def separate_parts(layers: Iterable[str]) -> list[str]:
         return _below(_common(sorted(parents)), paths)
     for parent in sorted(parents, key=len):
         children = _below(parent, paths)
-        if len(children) > 1 and parent and SIDE_BY_SIDE.fullmatch(parent[-1].lower()):
+        listed = parent and SIDE_BY_SIDE.fullmatch(parent[-1].lower()) and not _spaced(children)
+        if len(children) > 1 and (listed or _numbered(children)):
             return children
         if any(len(_said(children, roles)) > 1 for roles in ROLES):
             return children
@@ -93,6 +100,24 @@ def _below(parent: tuple[str, ...], paths: Sequence[tuple[str, ...]]) -> list[st
     """Return the dotted names of what lies in a module, in the order of the paths."""
     depth = len(parent)
     return list(dict.fromkeys(".".join(path[: depth + 1]) for path in paths if path[:depth] == parent))
+
+
+def _spaced(names: Sequence[str]) -> bool:
+    """Tell whether numbers leave gaps throughout (0, 2, 4), as where activations lie between the layers of a chain."""
+    numbers = [name.rpartition(".")[2] for name in names]
+    if not all(number.isdecimal() and len(number) < 10 for number in numbers):
+        return False
+    ordered = sorted(int(number) for number in numbers)
+    return all(b - a > 1 for a, b in itertools.pairwise(ordered))
+
+
+def _numbered(names: Sequence[str]) -> bool:
+    """Tell whether a word for what stands side by side has several numbers."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        for word, number in NUMBERED.findall(name.rpartition(".")[2].lower()):
+            found.setdefault(word, set()).add(number)
+    return any(len(numbers) > 1 for numbers in found.values())
 
 
 def _said(names: Sequence[str], roles: set[str]) -> set[str]:

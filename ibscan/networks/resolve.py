@@ -20,8 +20,11 @@ __all__ = ["ChainSpec", "chain_order", "left_out", "parse_spec"]
 # Steps of the search for the one order that fits; a chain of a hundred numbered layers takes a hundred.
 LARGEST_SEARCH = 20_000
 # What comes first where a suggested order may be any.
-EARLIER = re.compile(r"enc(oder)?\b|feature|backbone|trunk|body|stem|embed|input|generator")
-LATER = re.compile(r"dec(oder)?\b|classifier|head|output|discriminator|critic")
+EARLIER = re.compile(r"enc(oder)?(?![a-z])|feature|backbone|trunk|body|stem|embed|input|generator")
+LATER = re.compile(r"dec(oder)?(?![a-z])|classifier|head|output|discriminator|critic")
+# What single layers of a container are called that come first or last of it, whatever else their shapes allow.
+FIRST = re.compile(r"(^|_)(in|inp|input|stem|embed|embedding|first)(_|$)")
+LAST = re.compile(r"(^|_)(out|output|head|classifier|final|last|logits|readout)(_|$)")
 # Names that a message repeats.
 MOST_LISTED = 6
 
@@ -75,8 +78,8 @@ def chain_order(tensors: Mapping[str, TensorInfo], globs: Sequence[str] = (), ke
     """Recognise a chain of Linear layers from names and shapes alone.
 
     Layers whose names differ only in their numbers keep natural order; layers of different stems (`fc1`, `out`) are
-    placed by their shapes. Where that leaves more than one order, or the layers lie in several containers, the chain is
-    refused: it never guesses.
+    placed by their shapes, and where those allow several orders by words such as `input` and `out`. Where that leaves
+    more than one order, or the layers lie in several containers, the chain is refused: it never guesses.
 
     Args:
         tensors: State-dict names to shape and dtype.
@@ -181,6 +184,10 @@ def _one_order(
     budget = iter(range(LARGEST_SEARCH))
     found = _grouped(groups, weights, None, budget)
     first, second = next(found, None), next(found, None)
+    if second is not None and not typed:
+        placed = list(itertools.islice(_grouped(_placed(groups[0], FIRST, LAST), weights, None, budget), 2))
+        if len(placed) == 1:
+            return placed[0]
     begin = f"{typed}: " if typed else ""
     if next(budget, None) is None:
         raise InputError(
@@ -191,13 +198,22 @@ def _one_order(
         order = "in that order" if typed else "in any order"
         raise InputError(f"{begin}the Linear layers do not feed one another {order}: {_shapes(tensors)}.")
     if second is not None:
-        names = [name or "linear" for name in first]
+        likely = first if typed else next(_grouped(_placed(groups[0], EARLIER, LATER), weights, None, budget), first)
         raise InputError(
-            f"{begin}the order of the Linear layers cannot be told from names and shapes: {' -> '.join(names)} and "
-            f"{' -> '.join(name or 'linear' for name in second)} both fit. Name the layers with numbers (fc1, fc2, "
-            f"...), or say the order, as in --chain '{','.join(names)}'."
+            f"{begin}the order of the Linear layers cannot be told from names and shapes: {' -> '.join(first)} and "
+            f"{' -> '.join(second)} both fit. Name the layers with numbers (fc1, fc2, ...), or say the order, as in "
+            f"--chain '{','.join(likely)}'."
         )
     return first
+
+
+def _placed(names: Sequence[str], first: re.Pattern[str], last: re.Pattern[str]) -> list[list[str]]:
+    """Return layers in up to three groups, by words for what comes first and last."""
+    groups: tuple[list[str], ...] = ([], [], [])
+    for name in names:
+        word = name.rpartition(".")[2].lower()
+        groups[1 - bool(first.search(word)) + bool(last.search(word))].append(name)
+    return [group for group in groups if group]
 
 
 def _grouped(

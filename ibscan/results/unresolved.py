@@ -12,6 +12,10 @@ from ibscan.types import Array, Estimate, Result, Status
 __all__ = ["unresolved_sentences"]
 
 
+# By what names of variables begin with; binned values have no draws.
+CHANNELS = {"mi_network": "network", "mi_readout": "read-out"}
+
+
 @dataclass
 class _Tally:
     """Cells of one channel, counted: (checkpoint, layer, noise), whatever is told of each."""
@@ -33,10 +37,11 @@ def unresolved_sentences(result: Result, *, tolerance: float, max_replicas: int,
     """
     tallies: dict[str, _Tally] = {}
     for main in families(result):
+        channel = next((word for start, word in CHANNELS.items() if main.startswith(start)), None)
         status = result.status(main) if main.endswith("_xt") else None
-        if status is None:
+        if status is None or channel is None:
             continue
-        tally = tallies.setdefault("network" if main.startswith("mi_network") else "read-out", _Tally())
+        tally = tallies.setdefault(channel, _Tally())
         open_ones = status == Status.UNRESOLVED
         side = f"{main[:-3]}_ty"
         if side in result and result[f"{side}_status"].values.shape == status.shape:

@@ -32,6 +32,7 @@ ALONE: dict[str, Shapes] = {
     "hada": {"fc1.hada_w1_a": (8, 2), "fc1.hada_w1_b": (2, 6)},
     "lokr": {"fc1.lokr_w1": (8, 2)},
     "loralib": {"fc1.lora_A": (2, 6), "fc1.lora_B": (8, 2)},
+    "own": {"fc1.loraA.weight": (2, 6), "fc1.loraB.weight": (8, 2)},
     "diffusers": {"unet.processor.to_q_lora.down.weight": (2, 6), "unet.processor.to_q_lora.up.weight": (8, 2)},
     "bottleneck": {
         "layer.0.adapters.task.adapter_down.0.weight": (2, 6),

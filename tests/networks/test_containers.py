@@ -35,7 +35,11 @@ ONE: list[Sequence[str]] = [
     ("0", "2", "4"),
     ("layers.0.linear", "layers.1.linear", "layers.2.linear"),
     ("encoder.layer.0.dense", "encoder.layer.1.dense"),
-    ("q1", "q2"),
+    ("net1", "net2"),
+    ("fc1", "fc2", "head"),
+    ("lin1", "lin2", "out"),
+    ("input_layer", "hidden_layers.0", "hidden_layers.1", "output_layer"),
+    ("nets.0", "nets.2", "nets.4"),
 ]
 
 
@@ -76,6 +80,11 @@ SEVERAL: dict[str, tuple[list[str], list[str]]] = {
     ),
     "target": ([*within("online_net", "0", "2"), *within("target_net", "0", "2")], ["online_net", "target_net"]),
     "student": ([*within("student.net", "0", "2"), *within("teacher.net", "0", "2")], ["student", "teacher"]),
+    "twins": (["q1", "q2"], ["q1", "q2"]),
+    "twins of several layers": (["q1_fc1", "q1_fc2", "q2_fc1", "q2_fc2"], ["q1_fc1", "q1_fc2", "q2_fc1", "q2_fc2"]),
+    "heads": (["fc1", "fc2", "head_0", "head_1"], ["fc1", "fc2", "head_0", "head_1"]),
+    "numbered models": (["model1", "model2", "model3"], ["model1", "model2", "model3"]),
+    "estimators": (within("estimators_", "0", "1"), ["estimators_.0", "estimators_.1"]),
     "decoder": ([*within("encoder", "0", "2"), *within("decoder", "0", "2")], ["encoder", "decoder"]),
     "head": ([*within("backbone.layers", "0", "2"), "head.0"], ["backbone", "head"]),
     "classifier": ([*within("features", "0", "2"), *within("classifier", "0", "2")], ["features", "classifier"]),
@@ -110,6 +119,9 @@ def test_the_offered_order_is_that_of_the_words():
     found = tensors(("decoder.0", 4, 2), ("decoder.2", 6, 4), ("encoder.0", 4, 6), ("encoder.2", 2, 4))
     with pytest.raises(InputError, match=r"--chain 'encoder\.\*,decoder\.\*'"):
         chain_order(found)
+    flat = tensors(("decoder", 6, 2), ("encoder", 2, 6))
+    with pytest.raises(InputError, match=r"--chain 'encoder,decoder'"):
+        chain_order(flat)
 
 
 AUTO = tensors(("encoder.0", 4, 6), ("encoder.2", 2, 4), ("decoder.0", 4, 2), ("decoder.2", 6, 4), ("loss.scale", 2, 2))

@@ -77,6 +77,12 @@ def test_each_channel_has_a_sentence_and_relative_noise_counts() -> None:
     assert "replica" not in of_readout
 
 
+def test_binned_cells_are_of_no_channel() -> None:
+    found = result(mi_binned_xt=([OK, OK], {}), mi_readout_xt=([OPEN, OK], {"mi_readout_xt_draws": [64.0, 64.0]}))
+    (sentence,) = said(found)
+    assert sentence.startswith("1 of 2 cells of the read-out channel is unresolved")
+
+
 def test_a_label_side_that_is_open_alone_counts_once() -> None:
     found = result(
         mi_readout_xt=([OK, OPEN], {"mi_readout_xt_draws": [64.0, 128.0]}),

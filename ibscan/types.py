@@ -433,7 +433,7 @@ class Network(Protocol):
         ...
 
     def weight(self, layer: int) -> Weight | None:
-        """Return a layer's weight, None for modules asked for by name that have none."""
+        """Return a layer's weight as stored, whatever the precision of a pass; None for modules that have none."""
         ...
 
     def undefined(self, which: Derivative) -> Mapping[int, str]:

@@ -110,7 +110,9 @@ class Chain:
         return (True,) * len(self.layers)
 
     def weight(self, layer: int) -> Weight:
-        """Return the layer's weight."""
+        """Return the layer's weight, as stored."""
+        if self.exact is not None:
+            return self.exact.weight(layer)
         return Weight(self.weights[layer].to(torch.float64))
 
     def undefined(self, which: Derivative) -> Mapping[int, str]:  # noqa: ARG002

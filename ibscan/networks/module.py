@@ -184,6 +184,8 @@ class Module:
         Args:
             x: Probe rows, shape (N, ...).
         """
+        if self.exact is not None:
+            return self.precise.affine(x)
         held: list[list[bool]] = []
         for _, block in self._blocks(x, ACTIVATION_BUDGET // self._widest(x)):
             given, named = fed(block, self.packing, self.dtype)
@@ -193,7 +195,9 @@ class Module:
         return called + (False,) * (len(self.layers) - len(called))
 
     def weight(self, layer: int) -> Weight | None:
-        """Return the layer's weight, None for a module asked for by name that is no Linear or Conv."""
+        """Return the layer's weight, as stored; None for a module asked for by name that is no Linear or Conv."""
+        if self.exact is not None:
+            return self.precise.weight(layer)
         one = self.layers[layer]
         module = dict(self.model.named_modules()).get(one.name.partition("#")[0], self.model)
         return weight_of(module, one.width) if one.noisy and isinstance(module, LAYERS) else None

@@ -628,6 +628,18 @@ def test_residual_nets_have_no_bounds():
         assert np.isnan(found.value).all()
 
 
+def test_float32_passes_leave_weights_as_stored():
+    """Of rank one as stored, of more where their rounding to float32 is; beyond float32's range; too small for it."""
+    u = torch.tensor([1 / 3, 0.7, 0.1, 0.9], dtype=torch.float64)
+    for weight in (torch.outer(u, u + 0.1), torch.diag(torch.tensor([1e60, 1.0, 1e-3, 1e-60], dtype=torch.float64))):
+        chain, eps = no_bias(weight, torch.eye(4)), (1e-9, 1e-70)
+        single = weights_measured(network_of([chain], "identity", dtype=torch.float32), rows_of(5, 4), eps)
+        double = weights_measured(network_of([chain], "identity"), rows_of(5, 4), eps)
+        for key in KEYS:
+            np.testing.assert_array_equal(single[key].value, double[key].value)
+            np.testing.assert_array_equal(single[key].status, double[key].status)
+
+
 def test_modules_asked_for_by_name_have_no_weight():
     torch.manual_seed(6)
     model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2)).double().eval().requires_grad_(False)

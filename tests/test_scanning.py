@@ -94,3 +94,20 @@ def test_a_mistake_of_ours_is_no_misfortune(measure, monkeypatch):
     monkeypatch.setattr(type(chain), "jacobians", lambda *_: (_ for _ in ()).throw(RuntimeError("a mistake")))
     with pytest.raises(RuntimeError, match="a mistake"):
         outcome(measure, chain)
+
+
+@pytest.mark.parametrize("measure", [ReadoutInformation(), NetworkInformation(max_replicas=32, tolerance=0.3)])
+@pytest.mark.parametrize("scale", [1e-320, 1e-160, 1e-100, 1e100, 1e200, 1e300])
+def test_a_layer_of_any_size_is_measured_and_spares_its_neighbours(measure, scale):
+    """All rows alike to the noise tell nothing; all apart tell everything."""
+    weights, biases = random_chain((4, 5, 4, 3), 0, bias=False)
+    weights[1] = weights[1] * scale
+    found = outcome(measure, network_of([(weights, biases)], "identity"))
+    plain = outcome(measure, network_of([random_chain((4, 5, 4, 3), 0, bias=False)], "identity"))
+    key = f"{measure.name}_xt"
+    assert found[key].status[0, 0] == plain[key].status[0, 0]
+    assert found[key].value[0, 0] == pytest.approx(plain[key].value[0, 0], abs=1e-9)
+    if measure.name == "mi_readout":
+        assert found[key].value[0, 1, 0] == pytest.approx(np.log(40) if scale > 1 else 0.0, abs=1e-9)
+    else:
+        assert found[key].status[0, 1] not in (Status.FAILED, Status.NONFINITE)

@@ -21,6 +21,8 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 LEAST_DRAWS = 2048
 # How often what hidden rows take of the tolerance is worked out anew, with the number of rows that it leads to.
 HIDDEN_STEPS = 6
+# Variances of fresh terms have no bound; beyond this they say no more, and arithmetic with them stays finite.
+LARGEST = 1e100
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ class Bracket:
         by_row = full.mean(-1)
         # Of one row among several nothing is known of the others: they may differ by as much as terms do.
         alone = torch.full_like(by_row[..., 0], math.log(population) ** 2)
-        between = (by_row.var(-1) if rows > 1 else alone).cpu().numpy()
-        within = full.var(-1).mean(-1).cpu().numpy()
+        between = (by_row.var(-1) if rows > 1 else alone).clamp(max=LARGEST).cpu().numpy()
+        within = full.var(-1).mean(-1).clamp(max=LARGEST).cpu().numpy()
         # The other inputs' replicas are few and common to all draws: their bias and error by a jackknife over groups.
         groups = means.shape[-1] - 2
         plain, means = means[2, :, 0], means[:2]

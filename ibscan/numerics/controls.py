@@ -148,8 +148,11 @@ class ReplicaControls:
         draws, _, width = z.shape
         self._z, self._s, self._count = z.transpose(0, 1), s.transpose(0, 1), 0
         places = self._s - self._s.flatten(0, 1).median(0).values
-        # Of the size of one, so that all controls weigh alike when dependent ones are looked for.
-        places /= places.square().mean().sqrt().clamp(min=torch.finfo(places.dtype).tiny)
+        # Of the size of one, so that all controls weigh alike when dependent ones are looked for; by the largest first,
+        # whose square may leave the range of float64.
+        tiny = torch.finfo(places.dtype).tiny
+        places /= places.abs().amax().clamp(min=tiny)
+        places /= places.square().mean().sqrt().clamp(min=tiny)
         self._common = controls(width, len(self._s) * max(1, draws - 1))(self._z, places)
         if width <= QUADRATIC_WIDTH:
             near = near_enough(places.square().sum(-1).mean(1).sqrt())
@@ -173,10 +176,13 @@ class ReplicaControls:
             return self._common
         mean = self._first / self._count
         covariance = self._second / self._count - mean.mT @ mean
+        # Replicas so far apart that their squares leave the range of float64 are followed by nothing.
+        finite = torch.isfinite(covariance).flatten(1).all(1).view(-1, 1, 1)
+        covariance = torch.where(finite, covariance, 0.0)
         width = covariance.shape[-1]
         precision = torch.linalg.inv(covariance + torch.eye(width, dtype=mean.dtype, device=mean.device))
         own = torch.stack(gaussian(self._z, self._s - self._origin - mean, precision)).sum(0)
-        return torch.cat((self._common, own.unsqueeze(-1)), -1)
+        return torch.cat((self._common, torch.where(finite, own.unsqueeze(-1), 0.0)), -1)
 
 
 @dataclass

@@ -30,6 +30,8 @@ NUMBERS = {"cpu": 2**19, "cuda": 2**28}
 SLOPE_WIDTH, LEAST_STRATA = 64, 256
 # Of wider layers, matrices of every group of neighbours cost more than the draws they save.
 NEIGHBOUR_WIDTH = 64
+# Of noise in units of the extent: squares stay in the range of float64.
+LARGEST_BLUR = 1e150
 # No unit's spread is divided by less.
 TINY = torch.finfo(torch.float64).tiny
 # Draws made together, of as many strata, and numbers of them: less would be all calls, and more all memory.
@@ -148,7 +150,8 @@ def readout_information(
             value = [known + found for known, found in zip(visits.mean, value, strict=True)]
             # A draw between two centres so far apart that N draws miss it would move the slope by 2 ln N.
             drawn = done * len(owner)
-            open_share = min(1.0, value[2] * (noise / mixture.extent) ** 2) if mixture.extent > 0 else 1.0
+            blur = min(noise / mixture.extent, LARGEST_BLUR) if mixture.extent > 0 else None
+            open_share = 1.0 if blur is None else min(1.0, value[2] * blur**2)
             unseen = min(gap, UNSEEN / drawn * (1.0 - open_share))
             missed = (unseen, min(unseen, label_entropy), unseen * 2 * math.log(drawn))
             errors = [math.hypot(*kinds) for kinds in zip(errors, missed, visits.hidden, strict=True)]

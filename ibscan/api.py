@@ -86,10 +86,11 @@ def scan(ckpts: str | PathLike[str] | Sequence[str | PathLike[str]] = ".", **opt
 
     Args:
         ckpts: A folder, a file, or several files.
-        **options: The command line's, with underscores: `probe`, `probe_arg` (a mapping), `model`, `chain`, `layers`,
-            `at`, `epochs`, `samples`, `from_layer` (--from), `input_dims`, `eps`, `rel_eps`, `noise`, `rel_noise`,
-            `bins`, `bin_width`, `bin_range`, `tolerance`, `seed`, ... A repeatable option takes one value or several;
-            `rel_eps` may be empty. `output` names a file to write and resume; without it the result stays in memory.
+        **options: Those of the command line that say what to measure, with underscores: `probe`, `probe_arg` and
+            `model_arg` (mappings), `model`, `chain`, `run_script`, `state_key`, `layers`, `at`, `epochs`, `samples`,
+            `from_layer` (--from), `input_dims`, `eps`, `rel_eps`, `noise`, `rel_noise`, `bins`, `bin_width`,
+            `bin_range`, `tolerance`, `seed`, ... A repeatable option takes one value or several; `rel_eps` may be
+            empty. `output` names a file to write and resume; without it the result stays in memory.
 
     Returns:
         The run: `run["local_rank"]` is a named array, `run.to_hdf5(path)` writes the file.
@@ -222,7 +223,10 @@ def _request(verb: Any, ckpts: Any, options: Mapping[str, Any]) -> Request:  # n
     values: dict[str, Any] = {}
     for name, value in options.items():
         if name not in fields or name in ("verb", "paths", "command"):
-            raise UsageError(f"ibscan.{verb}: there is no option {name!r}; the options are those of the command line.")
+            raise UsageError(
+                f"ibscan.{verb}: there is no option {name!r}; the options are those of the command line that say what "
+                "to measure, with underscores (--from is from_layer)."
+            )
         if name == "bin_range" and isinstance(value, str):
             value = parse_range(value)
         elif str(fields[name].type).startswith("tuple["):

@@ -15,23 +15,26 @@ from typing import Any
 
 from ibscan.errors import InputError, UsageError
 from ibscan.following import looks
+from ibscan.inputs.arguments import parse_arguments, parse_model_arguments
 from ibscan.inputs.checkpoint import load_tensors
-from ibscan.inputs.probe import parse_arguments
 from ibscan.planning import Plan, planned, skip_sentence
 from ibscan.request import PARTIAL, Reporter, Request, Silent, parse_range
 from ibscan.results.coverage import FAILURES, failures, rows_of, statuses
-from ibscan.results.join import first_difference, join
+from ibscan.results.join import first_difference, join, joined
 from ibscan.results.parts import Parts, check_output, parts
 from ibscan.results.schema import build
 from ibscan.results.select import arranged, selected
 from ibscan.results.stated import contradiction
 from ibscan.results.store import read, write
 from ibscan.results.unresolved import unresolved_sentences
-from ibscan.resuming import changed, formed, remaining, renamed, stored_result, taken_up, tells_the_same
+from ibscan.resuming import changed, formed, kept_rows, remaining, renamed, stored_result, taken_up, tells_the_same
 from ibscan.scanning import Block, blocks, partition
 from ibscan.types import Checkpoint, Estimate, Result, Status
 
 __all__ = ["Run", "cluster", "mi", "rank", "run", "scan"]
+
+# Mappings that may also be given as they are typed.
+PARSERS = {"probe_arg": parse_arguments, "model_arg": parse_model_arguments}
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,11 @@ def scan(ckpts: str | PathLike[str] | Sequence[str | PathLike[str]] = ".", **opt
 
     Args:
         ckpts: A folder, a file, or several files.
-        **options: The command line's, with underscores: `probe`, `probe_arg` (a mapping), `model`, `chain`, `layers`,
-            `at`, `epochs`, `samples`, `from_layer` (--from), `input_dims`, `eps`, `rel_eps`, `noise`, `rel_noise`,
-            `bins`, `bin_width`, `bin_range`, `tolerance`, `seed`, ... A repeatable option takes one value or several;
-            `rel_eps` may be empty. `output` names a file to write and resume; without it the result stays in memory.
+        **options: Those of the command line that say what to measure, with underscores: `probe`, `probe_arg` and
+            `model_arg` (mappings), `model`, `chain`, `run_script`, `state_key`, `layers`, `at`, `epochs`, `samples`,
+            `from_layer` (--from), `input_dims`, `eps`, `rel_eps`, `noise`, `rel_noise`, `bins`, `bin_width`,
+            `bin_range`, `tolerance`, `seed`, ... A repeatable option takes one value or several; `rel_eps` may be
+            empty. `output` names a file to write and resume; without it the result stays in memory.
 
     Returns:
         The run: `run["local_rank"]` is a named array, `run.to_hdf5(path)` writes the file.
@@ -123,7 +127,7 @@ def run(request: Request, reporter: Reporter | None = None) -> Run:
     plan = planned(request, reporter)
     if request.output is None:
         found, skipped = _scanned(plan, _cut(plan, plan.series.checkpoints), {}, None, reporter)
-        result = _joined(found)
+        result = joined(found)
     else:
         with parts(request.output, "") as place:
             result, skipped = _written(request, plan, request.output, place, reporter, set())
@@ -192,7 +196,7 @@ def _written(
     kept.begin([[(c.sha256, c.name) for c in block] for block in cut])
     found, skipped = _scanned(left, cut, finished, kept.add, reporter)
     measured.update(key for part in found for key in rows_of(part))
-    result = _joined(found)
+    result = joined(found)
     if stored is not None:
         # Where training goes on, what a checkpoint is now takes the place of what it was.
         for name in changed(stored, result) if request.follow and result is not None else ():
@@ -222,7 +226,10 @@ def _request(verb: Any, ckpts: Any, options: Mapping[str, Any]) -> Request:  # n
     values: dict[str, Any] = {}
     for name, value in options.items():
         if name not in fields or name in ("verb", "paths", "command"):
-            raise UsageError(f"ibscan.{verb}: there is no option {name!r}; the options are those of the command line.")
+            raise UsageError(
+                f"ibscan.{verb}: there is no option {name!r}; the options are those of the command line that say what "
+                "to measure, with underscores (--from is from_layer)."
+            )
         if name == "bin_range" and isinstance(value, str):
             value = parse_range(value)
         elif str(fields[name].type).startswith("tuple["):
@@ -235,8 +242,8 @@ def _request(verb: Any, ckpts: Any, options: Mapping[str, Any]) -> Request:  # n
             if not isinstance(value, str | PathLike):
                 raise UsageError(f"ibscan.{verb}: {name} is a {type(value).__name__}; expected a path.")
             value = str(value) if name == "probe" else Path(value)
-        elif name == "probe_arg" and not isinstance(value, Mapping):
-            value = parse_arguments([value] if isinstance(value, str) else value)
+        elif name in PARSERS and not isinstance(value, Mapping):
+            value = PARSERS[name]([value] if isinstance(value, str) else value or ())
         elif name in ("epochs", "chain") and value is not None and not isinstance(value, str):
             value = ",".join(str(one) for one in ([value] if isinstance(value, Real) else value))
         values[name] = value
@@ -263,7 +270,7 @@ def _scanned(
         return [], {}
     # A block with one checkpoint missing is done again whole: its bits depend on what is stacked together.
     ready = [all((c.sha256, c.name) in finished for c in block) for block in cut]
-    found = [part for block, done in zip(cut, ready, strict=True) if done for part in _kept(block, finished)]
+    found = [part for block, done in zip(cut, ready, strict=True) if done for part in kept_rows(block, finished)]
     todo = [block for block, done in zip(cut, ready, strict=True) if not done]
     reporter.started(sum(len(block) for block in todo))
     skipped: dict[str, str] = {}
@@ -288,13 +295,6 @@ def _scanned(
     return found, skipped
 
 
-def _kept(block: Sequence[Checkpoint], finished: Mapping[tuple[str, str], Result]) -> list[Result]:
-    """Return a block's rows of the parts they are in: one part, if the series is cut as it was then."""
-    keys = [(checkpoint.sha256, checkpoint.name) for checkpoint in block]
-    distinct = {id(finished[key]): finished[key] for key in keys}
-    return [selected(part, checkpoints=set(keys) & set(rows_of(part))) for part in distinct.values()]
-
-
 def _built(block: Block, plan: Plan) -> Result:
     chosen = list(plan.layers)
 
@@ -309,14 +309,6 @@ def _built(block: Block, plan: Plan) -> Result:
         outcomes.append((measure, {k: cut(e) if k in layered else e for k, e in estimates.items()}, rows))
     layers = [layer for k, layer in enumerate(block.layers) if k in chosen]
     return build(block.checkpoints, layers, outcomes, attrs=plan.attrs)
-
-
-def _joined(results: Sequence[Result]) -> Result | None:
-    """Join many results; pairwise as in a tournament, so that no array is copied more than log2(n) times."""
-    level = list(results)
-    while len(level) > 1:
-        level = [join(*level[k : k + 2]) if k + 1 < len(level) else level[k] for k in range(0, len(level), 2)]
-    return level[0] if level else None
 
 
 def _completed(result: Result, plan: Plan, skipped: Mapping[str, str]) -> Result:
@@ -343,7 +335,7 @@ def _asked(result: Result, plan: Plan, measured: set[tuple[str, str]]) -> Result
 
 def _exit_code(result: Result, skipped: Mapping[str, str], request: Request, reporter: Reporter) -> int:
     failed = failures(result)
-    # Of a derivative's rounding something else was said.
+    # Counts that rounding leaves open are among them; of those a sentence was said when they were measured.
     open_ = any((array == Status.UNRESOLVED).any() for array in statuses(result).values())
     if failed:
         found = statuses(result).values()

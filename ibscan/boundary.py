@@ -53,8 +53,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def foreign(where: str, verb: str = "raised") -> Iterator[None]:
     """Run somebody else's code: what it prints goes to standard error, what it raises becomes one sentence.
 
-    No byte code is written beside its files, and warnings and numpy's misfortunes that it turns into errors are none
-    afterwards.
+    No byte code is written beside its files. Where it makes warnings, or numpy's floating-point faults, raise errors,
+    that is undone afterwards.
 
     Args:
         where: What the code is, for a message: `the model`, `--probe data.py:probe`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -13,10 +13,11 @@ from ibscan.request import Request
 from ibscan.results.coverage import conflict, covers, failures, rows_of
 from ibscan.results.join import first_difference
 from ibscan.results.parts import Parts
+from ibscan.results.select import selected
 from ibscan.results.store import read
 from ibscan.types import Checkpoint, Measure, Result
 
-__all__ = ["changed", "formed", "remaining", "renamed", "stored_result", "taken_up", "tells_the_same"]
+__all__ = ["changed", "formed", "kept_rows", "remaining", "renamed", "stored_result", "taken_up", "tells_the_same"]
 
 
 def stored_result(request: Request, plan: Plan) -> Result | None:
@@ -105,6 +106,18 @@ def taken_up(kept: Parts, plan: Plan) -> dict[tuple[str, str], Result]:
             part = renamed(part, plan.series.checkpoints)
             found.update(dict.fromkeys(rows_of(part), part))
     return found
+
+
+def kept_rows(block: Sequence[Checkpoint], finished: Mapping[tuple[str, str], Result]) -> list[Result]:
+    """Return a block's rows of the parts they are in: one part, if the series is cut as it was then.
+
+    Args:
+        block: Checkpoints, all of them in parts.
+        finished: As `taken_up` returns them.
+    """
+    keys = [(checkpoint.sha256, checkpoint.name) for checkpoint in block]
+    distinct = {id(finished[key]): finished[key] for key in keys}
+    return [selected(part, checkpoints=set(keys) & set(rows_of(part))) for part in distinct.values()]
 
 
 def formed(

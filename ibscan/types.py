@@ -213,7 +213,7 @@ class Quantity:
 class Estimate:
     """Values with their uncertainty and status, arrays (C, L, *dims) or (C, *dims).
 
-    A NaN value never stands without a status other than OK. `stderr`, `lower`, `upper`, `minimum`, `maximum` and
+    A NaN value never has the status OK. `stderr`, `lower`, `upper`, `minimum`, `maximum` and
     `draws` are stored as `_se`, `_lower`, `_upper`, `_min`, `_max`, `_draws` and share the status; so do `replicas`
     and `budget`, whose names drop the `_xt`. Counted quantities have `status` None. `reasons` says of some layers, by
     index, why their status is what it is; it is told to the user and not stored.

@@ -44,7 +44,14 @@ def test_refusals_are_sentences(series: Path, options: dict[str, object]) -> Non
 
 
 def test_none_means_the_default(series: Path) -> None:
-    assert ibscan.mi(series, noise=None, layers=None, epochs="last")["noise"].values.tolist() == [0.1]
+    none = {"noise": None, "layers": None, "probe_arg": None, "model_arg": None}
+    assert ibscan.mi(series, epochs="last", **none)["noise"].values.tolist() == [0.1]
+
+
+@pytest.mark.parametrize("given", [{"depth": 2}, ["depth=2"], "depth=2"])
+def test_arguments_of_a_callable_may_be_a_mapping_or_as_typed(series: Path, given: object) -> None:
+    with pytest.raises(IbscanError, match="depth"):  # a plain chain takes none, and names them
+        ibscan.rank(series, model="mlp:tanh", model_arg=given)
 
 
 def test_to_hdf5_overwrites_nothing_else(series: Path, tmp_path: Path) -> None:

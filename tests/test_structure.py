@@ -91,7 +91,7 @@ def test_every_room_is_in_the_table() -> None:
     assert {room_of(path) for path in MODULES} == set(ROOMS)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["scan", "--help"], ["ls", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["scan", "--help"], ["ls", "--help"], ["rank", "-h"], ["--version"]])
 def test_help_imports_no_heavy_library(arguments: list[str]) -> None:
     code = (
         f"import sys; sys.argv = ['ibscan', *{arguments!r}]\n"

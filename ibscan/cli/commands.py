@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
+HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP,
 )
 PRINTED = {"every", "variable", "units", "format", "json", "quiet", "progress", "color", "debug"}
 DEFAULT_OUTPUT = Path("ibscan.h5")
@@ -35,35 +36,35 @@ def ibscan() -> None:
     """Local rank, binned and noisy-channel mutual information, and clustering of saved checkpoints."""
 
 
-@app.command(epilog="Example: ibscan rank ckpts/ --probe probe.npz --eps 0.01")
+@app.command(context_settings=HELP, epilog="Example: ibscan rank ckpts/ --probe probe.npz --eps 0.01")
 @taking(CHECKPOINTS, SCAN, RANK, PRINTING, ALL)
 def rank(**options: Any) -> int:  # noqa: ANN401 - the signature is made of the option groups
     """Local rank: how many directions of the input each layer still responds to."""
     return _scanned("rank", options)
 
 
-@app.command(epilog="Example: ibscan mi ckpts/ --noise 0.1 --bins 30")
+@app.command(context_settings=HELP, epilog="Example: ibscan mi ckpts/ --noise 0.1 --bins 30")
 @taking(CHECKPOINTS, SCAN, MI, PRINTING, ALL)
 def mi(**options: Any) -> int:  # noqa: ANN401
     """Binned and noisy-channel mutual information, side by side."""
     return _scanned("mi", options)
 
 
-@app.command(epilog="Example: ibscan cluster ckpts/ --epochs log:10")
+@app.command(context_settings=HELP, epilog="Example: ibscan cluster ckpts/ --epochs log:10")
 @taking(CHECKPOINTS, SCAN, PRINTING, ALL)
 def cluster(**options: Any) -> int:  # noqa: ANN401
     """Clustering of representations: distances within and between classes, neural-collapse statistics."""
     return _scanned("cluster", options)
 
 
-@app.command(epilog="Example: ibscan scan ckpts/ -o run.h5")
+@app.command(context_settings=HELP, epilog="Example: ibscan scan ckpts/ -o run.h5")
 @taking(CHECKPOINTS, SCAN, RANK, MI, PRINTING, ALL)
 def scan(**options: Any) -> int:  # noqa: ANN401
     """Everything: local rank, mutual information and clustering in one file."""
     return _scanned("scan", options)
 
 
-@app.command(name="ls", epilog="Example: ibscan ls ckpts/ --probe probe.npz")
+@app.command(context_settings=HELP, name="ls", epilog="Example: ibscan ls ckpts/ --probe probe.npz")
 @taking(CHECKPOINTS, ALL)
 def listing(**options: Any) -> int:  # noqa: ANN401
     """The series as understood, and what was skipped and why; with --probe also whether a scan would work."""
@@ -72,7 +73,7 @@ def listing(**options: Any) -> int:  # noqa: ANN401
     return listed(_request("scan", options), output_for(options))
 
 
-@app.command(epilog="Example: ibscan show ibscan.h5 --units bits")
+@app.command(context_settings=HELP, epilog="Example: ibscan show ibscan.h5 --units bits")
 @taking(RESULT, PRINTING, SHOW, ALL)
 def show(**options: Any) -> int:  # noqa: ANN401
     """The tables again, from a file."""
@@ -82,7 +83,7 @@ def show(**options: Any) -> int:  # noqa: ANN401
     return 0
 
 
-@app.command(epilog="Example: ibscan export ibscan.h5 --format csv > rows.csv")
+@app.command(context_settings=HELP, epilog="Example: ibscan export ibscan.h5 --format csv > rows.csv")
 @taking(RESULT, PRINTING, ALL)
 def export(**options: Any) -> int:  # noqa: ANN401
     """Tidy rows as csv, jsonl or tsv."""

@@ -74,7 +74,8 @@ def exit_code(arguments: list[str]) -> int:
         say(str(error))
         return error.exit_code
     except typer.TyperException as error:
-        say(f"{error.format_message()} See ibscan --help.")
+        said = error.format_message()
+        say(f"{said}{'' if said.endswith(('.', '?')) else '.'} See ibscan --help.")
         return error.exit_code
     except OSError as error:
         return _said(error)

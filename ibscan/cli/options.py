@@ -78,8 +78,8 @@ CHECKPOINTS = (
         str | None,
         None,
         INPUT,
-        "Inputs (and labels) to measure on: FILE, FILE#x=KEY,y=KEY, IDX folder "
-        "or FOLDER#test. Default: probe.* beside the checkpoints.",
+        "Inputs (and labels) to measure on: FILE, FILE#x=KEY,y=KEY, IDX folder or FOLDER#test, module:callable or "
+        "path.py:callable. Default: probe.* beside the checkpoints.",
         "-p",
         "--probe",
         metavar="SPEC",
@@ -101,13 +101,14 @@ CHECKPOINTS = (
         "Which checkpoints, on the series' axis: 0:500:10, 1,10,100, last, log:50.",
         metavar="SPEC",
     ),
-    _option("weights", str | None, None, INPUT, "Which tensors where a file holds both.", metavar="raw|ema"),
+    _option("weights", str | None, None, INPUT, "Raw weights or averages, where a file holds both.", metavar="raw|ema"),
     _option(
         "state_key",
         str | None,
         None,
         INPUT,
-        "The entry to read where a file holds several states, or what the names of a part of it begin with.",
+        "The entry to read where a file holds several states, dotted where it lies deeper; or what the names of a part "
+        "of it begin with.",
         metavar="KEY",
     ),
     _option(
@@ -146,7 +147,7 @@ CHECKPOINTS = (
         bool,
         False,
         MODEL,
-        "Also run code of --model and --probe that trains or writes files when it is imported.",
+        "Also run code of --model and --probe that trains or writes files when imported, or trains when called.",
         "--run-script",
     ),
     _option(
@@ -180,7 +181,7 @@ SCAN = (
         "Before or after the activation. Default: pre for rank, post for the rest.",
         metavar="pre|post",
     ),
-    _option("device", str, "auto", PRECISION, "auto takes CUDA where there is one.", metavar="auto|cpu|cuda[:I]|mps"),
+    _option("device", str, "auto", PRECISION, "auto takes CUDA where there is one.", metavar="auto|cpu|cuda[:I]"),
     _option(
         "dtype",
         str,

@@ -35,7 +35,7 @@ WRITING = {
     *("pathlib.Path().rename", "pathlib.Path().replace"),
     *("runpy.run_module", "joblib.dump", "pickle.dump", "json.dump", "wandb.init", "mlflow.start_run"),
 }
-# Of a whole callable, which may cache what it computed, what nothing but training does.
+# What a callable saves only if it trains; other files may be a cache of what it computed.
 CHECKPOINTS = {"backward", "save_file", "save_model", "save_pretrained", "save_checkpoint"}
 # These write only where they are told a file; without one they return text.
 WITH_A_FILE = {"to_csv", "to_json", "to_string"}

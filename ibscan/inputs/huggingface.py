@@ -37,7 +37,8 @@ SPARE_PARAMETERS, SPARE_NUMBERS = 1000, 1 << 22
 def library_model(config: Mapping[str, Any], name: str, tensors: Mapping[str, TensorInfo], where: str) -> Maker:
     """Return the model that a config describes.
 
-    It is fed floats: a model of token ids their embeddings, as there is no derivative by an id. Nothing is fetched.
+    A model of token ids takes them, as whole numbers, or their embeddings: there is no derivative by an id. Nothing is
+    fetched.
 
     Args:
         config: As `config_beside` returned it, entries perhaps replaced.
@@ -106,14 +107,14 @@ def _saved_names(model: nn.Module) -> dict[str, str]:
 
 
 def _fed(found: type[nn.Module], where: str) -> Any:  # noqa: ANN401 - a class of an untyped library
-    """Return the class with a forward of one argument: what it is fed; where that is token ids, them or embeddings."""
+    """Return the class with a forward that takes its main input first (ids or embeddings), and masks by their names."""
     own = str(getattr(found, "main_input_name", "input_ids"))
     taken = inspect.signature(found.forward).parameters
     main = "inputs_embeds" if own == "input_ids" else own
     if main not in taken:
         raise InputError(
-            f"{where}: {found.__name__} has no argument {main}. Of token ids alone nothing can be measured, as there "
-            "is no derivative by an id; measure a part of it that takes embeddings, as --model path.py:callable."
+            f"{where}: {found.__name__} has no argument {main}, and what takes no embeddings is not measured, as there "
+            "is no derivative by an id. Measure a part of it that takes embeddings, as --model path.py:callable."
         )
 
     def forward(self: Any, rows: torch.Tensor, **named: torch.Tensor) -> Any:  # noqa: ANN401 - as the library has it
@@ -139,7 +140,7 @@ def _fed(found: type[nn.Module], where: str) -> Any:  # noqa: ANN401 - a class o
 
 
 class _Masked(TorchFunctionMode):
-    """A pass in which the library leaves no mask out for being one everywhere: rows would differ in their steps."""
+    """A pass in which a mask of ones is used as any other: the library would leave it out, for some rows alone."""
 
     def __init__(self, mask: torch.Tensor | None) -> None:
         super().__init__()

@@ -91,7 +91,7 @@ def _told(changes: Mapping[str, Sequence[str]], where: str) -> str:
 def _changes(
     before: Mapping[Path, _Stamp], after: Mapping[Path, _Stamp], wrote: int | None, *, growing: bool
 ) -> dict[str, list[str]]:
-    """Return the names of files changed, deleted and added that may be laid to this process."""
+    """Return the names of files changed, deleted and added, where this process may have done it."""
 
     def ours(path: Path, was: _Stamp, now: _Stamp) -> bool:
         lasts = (is_claimed(path.name) and not repeats(path.name)) or path.suffix in LASTING

@@ -22,9 +22,9 @@ NORMALISED = 1e-5
 class ProbeFit:
     """Accuracy and cross entropy on the probe, where labels are classes and fit the output.
 
-    Labels fit where the output has one unit a label value, in sorted order, or one unit for two values. Both are of
-    the network's own output, whatever makes it: the decision is its largest unit, and it stands for logits itself, but
-    where it is a softmax or a sigmoid, whose logits are taken, or probabilities made otherwise, whose logarithms are.
+    Labels fit where the output has one unit a label value, in sorted order, or one unit for two values. Both numbers
+    are of the network's own output, whatever makes it, and the decision is its largest unit. Logits are what a last
+    softmax or sigmoid is taken of; the logarithms of probabilities made otherwise; and else the output itself.
 
     Args:
         samples: Probe rows at most; all, so that the number does not depend on what else is measured.

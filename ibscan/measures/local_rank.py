@@ -17,7 +17,7 @@ __all__ = ["LocalRank"]
 
 # Gram matrices square the singular values: below this share of the largest they hold nothing but rounding.
 LEAST_RELATIVE = 3e-8
-NO_NORM = "the norm of its whole Jacobian, which relative thresholds on a subspace are of, needs gradients it has not"
+NO_NORM = "relative thresholds on a subspace need the norm of its whole Jacobian, and that gradients, which it has not"
 
 
 @dataclass(frozen=True)

@@ -175,9 +175,9 @@ def _in_range(values: Array, status: Array) -> Estimate:
 class _Weights:
     """Singular values of the weights of a plain network, layer by layer while they make the layers, as ranks.
 
-    A rank takes no singular value below the rounding of its matrix for one, as numerical libraries count them. But a
-    threshold may be below what such a value, enlarged by the other layers, is in a Jacobian: what is counted there may
-    be rounding, and nothing bounds it but the numbers of rows and columns.
+    As in numerical libraries, singular values below the rounding of their matrix do not count towards its rank. But the
+    other layers may enlarge such a value, in a Jacobian, beyond a threshold: what is counted there may be rounding, and
+    nothing bounds it but the numbers of rows and columns.
     """
 
     def __init__(self, size: int, plain: bool) -> None:
@@ -242,7 +242,7 @@ class _Weights:
 def withdrawn(found: Mapping[str, Estimate]) -> dict[str, Estimate]:
     """Return estimates without bounds that a count exceeds.
 
-    That does not happen but by rounding: with thresholds below that of a Jacobian nothing else is counted.
+    Only rounding can bring that about: at thresholds below that of a Jacobian nothing else is counted.
 
     Args:
         found: Estimates of the same checkpoints and layers, of several measures.

@@ -1,10 +1,9 @@
 """How long a measure takes on one checkpoint of a chain, from the sizes of the work alone.
 
-By it a series is cut into blocks of which a killed run loses no more than one. An estimate may be three times too long
-or too short, as what the weights are decides how soon draws are enough (of the network channel it is that of networks
-that need many, and much too long for others); it is no clock, and no number depends on it
-beyond rounding. So that the same work is cut in the same way everywhere, nothing of the machine goes into it. Seconds
-are those of one core of 2024.
+By it a series is cut into blocks, of which a killed run loses no more than one. An estimate may be three times too long
+or too short, as it depends on the weights how soon draws are enough. Of the network channel it is that of networks that
+need many draws, and much too long for others. No number depends on it beyond rounding. So that the same work is cut in
+the same way everywhere, nothing of the machine goes into it. Seconds are those of one core of 2024.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import numpy as np
@@ -13,26 +12,23 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ibscan.boundary import foreign, ours
-from ibscan.errors import InputError
 from ibscan.networks.affine import affine_calls, weight_of
-from ibscan.networks.derivatives import Outputs, exact_norms, spectral_norms
+from ibscan.networks.differentiated import Differentiated
 from ibscan.networks.graph import INPUT, LAYERS, Place, Taps
 from ibscan.networks.packing import Packing, fed
-from ibscan.networks.passes import Reached, Tapper, attached, tapped
-from ibscan.networks.shaken import ROWS, expected, moved
-from ibscan.networks.sweeps import Sweep, as_gram, counted, decomposed, grouped, room_for, routed, swept
+from ibscan.networks.passes import Reached, Tapper, tapped
+from ibscan.networks.shaken import ROWS
+from ibscan.networks.sweeps import as_gram, counted, decomposed
 from ibscan.networks.trees import main_tensor
-from ibscan.networks.trial import obstacle
 from ibscan.numerics.tiling import aligned, cuts
-from ibscan.types import Array, At, Derivative, Layer, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
+from ibscan.types import Array, Derivative, Layer, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
 
 __all__ = ["Module"]
 
 BY_ID = (
-    "the probe's numbers are ids there, and there is no derivative by an id (a probe of their embeddings has one, and "
-    "--from LAYER takes that by a layer's values)"
+    "the probe's numbers are ids there, and there is no derivative by an id (give a probe of their embeddings, or "
+    "differentiate by a layer's values with --from LAYER)"
 )
-RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 # Numbers a block of rows may hold: constants, not free memory, so that a run can be repeated bit for bit.
 ACTIVATION_BUDGET = 2**22
 NOISY_BUDGET = 2**22
@@ -43,9 +39,9 @@ class Module:
     """One checkpoint of an nn.Module that answers for every layer it calls.
 
     `model` is in eval mode, without gradients, on `device` in `dtype`; `taps` says where its layers are; `packing` how
-    rows hold what it is fed beside x, where it is. `exact` makes the same network in float64, whose derivatives are
-    those of this one; None where it cannot, or already does, run in that. `tried` keeps what stands in the way of
-    sweeps, so that each is tried once.
+    rows hold what it is fed beside x, where it is. `exact` makes the same network in float64, whose derivatives
+    are taken in place of its own; None where this one is in float64, or cannot run in that. `tried` keeps what stands
+    in the way of sweeps, so that each is tried once.
     """
 
     model: nn.Module
@@ -157,7 +153,7 @@ class Module:
         Source:
             Goldfeld et al. 2019, section 2: T_l = f_l(T_{l-1}) + Z_l.
         """
-        rows = self._rows(x)
+        rows = self.rows(x)
         size = max(1, NOISY_BUDGET // (len(x) * self._widest(x)))
         for start in range(replicas.start, replicas.stop, size):
             block = range(start, min(start + size, replicas.stop))
@@ -224,8 +220,9 @@ class Module:
         if self.exact is not None:
             return self.precise.grams(x, visit, which)
         failed: dict[int, str] = {}
-        for sweep, size, rows, found in self._swept(x, which, {}, counted, failed):
-            sound = self._finite(x[rows], sweep.layers)
+        asked = Differentiated(self, x, which)
+        for sweep, size, rows, found in asked.swept({}, counted, failed):
+            sound = asked.finite(rows, sweep.layers)
             count = len(sweep.layers)
             for layer, values, positive, whole in zip(sweep.layers, found[:count], found[count:], sound, strict=True):
                 visit(layer, as_gram(values, positive, max(size, self.layers[layer].width), whole), rows)
@@ -251,8 +248,9 @@ class Module:
         if self.exact is not None:
             return self.precise.jacobians(x, visit, which)
         failed: dict[int, str] = {}
-        for sweep, _, rows, found in self._swept(x, which, self._feeds(x[:1], which), decomposed, failed):
-            sound = self._finite(x[rows], sweep.layers)
+        asked = Differentiated(self, x, which)
+        for sweep, _, rows, found in asked.swept(asked.feeds(), decomposed, failed):
+            sound = asked.finite(rows, sweep.layers)
             for layer, jacobian, whole in zip(sweep.layers, found, sound, strict=False):
                 known = jacobian if bool(whole.all()) else torch.where(whole[:, None, None], jacobian, torch.nan)
                 visit(layer, known.unsqueeze(0), sweep.fed_factor(layer, found), rows)
@@ -265,19 +263,7 @@ class Module:
         """
         if self.exact is not None:
             return self.precise.spectral_norms(x, which)
-        found = np.full((1, len(self.layers), len(x)), np.nan)
-        whole = replace(which, directions=None, basis=None)
-
-        def computed(sweep: Sweep, room: int, outputs: Outputs) -> list[torch.Tensor]:
-            if sweep.reverse:
-                return exact_norms(outputs, room)
-            draw = torch.randn(outputs.variable[:1].shape, generator=torch.Generator().manual_seed(0))
-            return spectral_norms(outputs, draw.to(outputs.variable))
-
-        for layer in self._wanted(which):
-            for _, _, rows, norms in self._swept(x, replace(whole, layers=(layer,)), {}, computed, {}):
-                found[0, layer, rows] = norms[0].cpu().numpy()
-        return found
+        return Differentiated(self, x, which).norms()[None]
 
     def rounding(self, x: Array, which: Derivative) -> Mapping[int, float]:
         """Return how far rounding may have moved Jacobians, in units of their norm, of layers coarser than float64.
@@ -288,130 +274,14 @@ class Module:
         """
         if self.exact is not None:
             return self.precise.rounding(x, which)
-        units = [units[which.at == "post"] for units in self.taps.units]
-        coarse = tuple(k for k in self._wanted(which) if units[k] > torch.finfo(torch.float64).eps)
-        widest, operations = self._widest(x), len(self.taps.operations)
-        found = {layer: expected(units[layer], widest, operations) for layer in coarse}
+        return Differentiated(self, x[:ROWS], which).rounding(self._widest(x))
 
-        def computed(sweep: Sweep, room: int, outputs: Outputs) -> list[torch.Tensor]:
-            whole = outputs.rows * outputs.size * sum(outputs.widths) <= room
-            return moved(outputs, reverse=sweep.reverse) if whole else []
-
-        for sweep, _, _, shares in self._swept(x[:ROWS], replace(which, layers=coarse), {}, computed, {}):
-            for layer, share in zip(sweep.layers, shares, strict=False):
-                found[layer] = max(found[layer], float(share))
-        return found
-
-    def _swept(
-        self,
-        x: Array,
-        which: Derivative,
-        feeds: Mapping[int, int | None],
-        compute: Callable[[Sweep, int, Outputs], list[torch.Tensor]],
-        failed: dict[int, str],
-    ) -> Iterator[tuple[Sweep, int, slice, list[torch.Tensor]]]:
-        """Yield (sweep, directions, rows, what was computed): as many layers together as memory holds for one row.
-
-        Layers that cannot be differentiated, at the first row or at a later one, are put into `failed`.
-        """
-        wanted = self._wanted(which)
-        widths = dict(zip(wanted, self._widths(x[:1], which), strict=True))
-        size = self._variable(x[:1], which)[0].numel() if which.directions is None else which.directions
-        room = room_for(self.device)
-        made = partial(self._outputs, x, which)
-        for group in grouped(widths, feeds, size, room):
-            ways, reasons = routed(group, partial(self._obstacle, x, which))
-            failed.update(reasons)
-            for sweep in ways:
-                try:
-                    for rows, found in swept(sweep, len(x), made, partial(compute, sweep, room), room):
-                        yield sweep, size, rows, found
-                except InputError as error:
-                    failed.update(dict.fromkeys(sweep.layers, str(error).rstrip(".")))
-
-    def _obstacle(self, x: Array, which: Derivative, sweep: Sweep) -> str:
-        """Try a sweep on the first row given; return what stands in its way, or the empty string."""
-        key = (which.at, which.origin, sweep.layers, len(sweep.widths), sweep.mode)
-        if key not in self.tried:
-            outputs = self._outputs(x, which, sweep, slice(0, 1), 1)
-            units = [self.taps.units[layer][which.at == "post"] for layer in sweep.layers]
-            unit = max(torch.finfo(self.dtype).eps, *units)
-            self.tried[key] = obstacle(outputs, reverse=sweep.reverse, unit=unit)
-        return self.tried[key]
-
-    def _wanted(self, which: Derivative) -> list[int]:
-        return [layer for layer in range(len(self.layers)) if which.wants(layer)]
-
-    def _feeds(self, x: Array, which: Derivative) -> dict[int, int | None]:
-        """Return the size of what feeds a layer, where that is one layer's post, and a bound on its rank."""
-        found: dict[int, int | None] = {}
-        if not which.feeds or not self.plain:
-            return found
-        for layer in self._wanted(which):
-            weight = self.weight(layer)
-            place = self._fed(layer, which)
-            if weight is not None and weight.separate and place is not None:
-                found[layer] = None if place == INPUT else self._values([place], self._rows(x))[0].shape[1]
-        return found
-
-    def _fed(self, layer: int, which: Derivative) -> Place | None:
-        """Return where what feeds a layer is, in a plain network: `INPUT` where that is the variable itself."""
-        if layer - 1 == which.origin:
-            return INPUT
-        return self.taps.post[layer - 1] if layer else self.taps.fed
-
-    def _widths(self, x: Array, which: Derivative) -> list[int]:
-        places = [self._place(layer, which.at) for layer in self._wanted(which)]
-        return [value.shape[1] for value in self._values(places, self._rows(x))] if places else []
-
-    def _finite(self, x: Array, layers: Sequence[int]) -> list[torch.Tensor]:
-        # The slope of relu at a NaN is 0, a number like any other: what is not finite must not end there.
-        values = self._values([self.taps.pre[layer] for layer in layers], self._rows(x))
-        return [torch.isfinite(value).all(1) for value in values]
-
-    def _place(self, layer: int, at: At) -> Place:
-        return (self.taps.pre if at == "pre" else self.taps.post)[layer]
-
-    def _rows(self, x: Array) -> torch.Tensor:
+    def rows(self, x: Array) -> torch.Tensor:
+        """Return probe rows as the model is given them: on the device, and in its dtype unless they are packed."""
         # Packed integers may have more digits than the forward pass.
         return aligned(x).to(self.device, self.dtype if self.packing is None else torch.float64)
 
-    def _variable(self, x: Array, which: Derivative) -> torch.Tensor:
-        """Return what is differentiated by: the rows, or the origin's post, flattened."""
-        rows = self._rows(x)
-        if which.origin is None:
-            return fed(rows, self.packing, self.dtype)[0]
-        return self._values([self.taps.post[which.origin]], rows)[0].detach()
-
-    def _outputs(self, x: Array, which: Derivative, sweep: Sweep, rows: slice, tangents: int) -> Outputs:
-        """Return the layers of a sweep as a function of the variable."""
-        block = self._rows(x[rows])
-        variable = self._variable(x[rows], which)
-        feeding = [self._fed(layer, which) for layer in sweep.layers if sweep.fed.get(layer) is not None]
-        places = [*(self._place(layer, which.at) for layer in sweep.layers), *(place for place in feeding if place)]
-        origin = INPUT if which.origin is None else self.taps.post[which.origin]
-
-        def values(given: torch.Tensor) -> list[torch.Tensor]:
-            mode = contextlib.nullcontext() if sweep.mode == "plain" else attached()
-            with mode, _native(self.taps.operations, self.device):
-                if origin == INPUT and self.packing is None:
-                    return self._values(places, given)
-                repeated = block.repeat(len(given) // len(block), *[1] * (block.ndim - 1))
-                return self._values(places, repeated, (origin, given))
-
-        width = variable[0].numel()
-
-        def columns(part: slice) -> torch.Tensor:
-            if which.basis is not None:
-                found = torch.as_tensor(which.basis(width, part)).to(variable).mT
-            else:
-                found = torch.zeros(part.stop - part.start, width, dtype=variable.dtype, device=variable.device)
-                found[torch.arange(len(found)), torch.arange(part.start, part.stop)] = 1.0
-            return found.reshape(len(found), 1, *variable.shape[1:])
-
-        return Outputs(values, variable, sweep.widths, columns, which.directions or width, tangents)
-
-    def _values(
+    def values(
         self, places: Sequence[Place], block: torch.Tensor, given: tuple[Place, torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
         """Return the values at some places, (n, D) each, as a function of the block, or of what a place is given."""
@@ -463,15 +333,7 @@ class Module:
 
     def _blocks(self, x: Array, size: int) -> Iterator[tuple[slice, torch.Tensor]]:
         for rows in cuts(0, len(x), size):
-            yield rows, self._rows(x[rows])
-
-
-def _native(operations: Sequence[str], device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Keep a recurrent network from cuDNN, which has derivatives of it in training mode alone."""
-    if device.type == "cuda" and any(op.partition(" ")[0] in RECURRENT for op in operations):
-        found: contextlib.AbstractContextManager[object] = torch.backends.cudnn.flags(enabled=False)
-        return found
-    return contextlib.nullcontext()
+            yield rows, self.rows(x[rows])
 
 
 def _by_row(value: torch.Tensor, rows: int) -> torch.Tensor:

@@ -40,7 +40,7 @@ class shaken(TorchFunctionMode):  # noqa: N801 - used as a context manager
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        # Not torch's own, which are not to be had under vmap.
+        # Not a generator of torch's: those do not work under vmap.
         self.draws = np.random.default_rng(seed)
 
     def __torch_function__(

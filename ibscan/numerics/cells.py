@@ -49,7 +49,7 @@ def grid_cells(values: torch.Tensor, width: float) -> torch.Tensor:
     scaled = (values / width).masked_fill_(values == 0.0, 0.5)  # zeros, of which a ReLU has many, are in no doubt
     largest = float(scaled.abs().amax())
     if largest < FAR:
-        # The least number stands for what of a product, and of a quotient, is below the least number.
+        # What is lost of a product, or of a quotient, below the least positive number is no more than that number.
         lost = 2.0**-1074 / width if width < LEAST_SPAN else 0.0
         return _settled(values, scaled, lambda cell: cell * width, 2.0 * EPSILON * largest + 2.0 * lost)
     far = scaled.abs() >= FAR

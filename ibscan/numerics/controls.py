@@ -34,8 +34,8 @@ DEPENDENT = 1e-10
 # farthest (the CROWD-th part of all, where they are few): what is fitted on the others does not hold there, and a
 # handful of places would make all of the error, which their own few draws cannot tell.
 FAR, OUTER, CROWD = 2.0, 64, 16
-# How much larger errors are than the spread says: it is an estimate, of skewed terms, and 95 % intervals are to hold in
-# no fewer cases for either.
+# By how much errors exceed what the spread says: that is an estimate, and of skewed terms, and 95 % intervals must hold
+# in so many cases all the same.
 CAUTION = 1.15
 
 Follow = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]

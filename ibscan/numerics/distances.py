@@ -83,7 +83,7 @@ def distance_histogram(points: torch.Tensor, labels: torch.Tensor, bins: int = 1
     # Copies of a row are at 0 from one another.
     sums[True].count[0] += 0 if weights is None else (weights * (weights - 1) / 2).sum().to(torch.int64)
     assert int(sums[True].count.sum() + sums[False].count.sum()) == number * (number - 1) // 2
-    # In two steps: distances in range may come of a power of two that is not, and those beyond it are infinite.
+    # In two steps: the power of two may be out of range where distances are not. Those beyond it are infinite.
     steps = 2.0 ** (exponent // 2), 2.0 ** (exponent - exponent // 2)
     within, between = (sums[same].mean() * steps[0] * steps[1] for same in (True, False))
     return DistanceHistogram(sums[True].count, sums[False].count, edges * steps[0] * steps[1], within, between)

@@ -142,7 +142,7 @@ def open_bracket(result: Result, key: str, at: Any = ...) -> Array:  # noqa: ANN
 
 
 def measured_cells(result: Result, main: str) -> Array:
-    """Return where there is anything of a main variable, be it that it failed."""
+    """Return where there is anything of a main variable, failures included."""
     status, values = result.status(main), result[main].values
     return ~is_fill(values, fill_value(main, values.dtype)) if status is None else status != Status.NOT_MEASURED
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from ibscan.results.axes import (
 from ibscan.results.coverage import ROUNDING, half_width, measured_cells
 from ibscan.types import Array, Result, Status, Variable
 
-__all__ = ["first_difference", "join"]
+__all__ = ["first_difference", "join", "joined"]
 
 _WAY_OUT = "Write elsewhere with -o, or replace it with --force."
 
@@ -84,6 +84,14 @@ def join(old: Result, new: Result, *, replace: bool = False, tolerance: float | 
         skipped = {name: reason for name, reason in before.items() if name not in measured}
         attrs["skipped"] = json.dumps({**skipped, **json.loads(new.attrs.get("skipped", "{}"))}, sort_keys=True)
     return Result(coordinates, variables, attrs)
+
+
+def joined(results: Sequence[Result]) -> Result | None:
+    """Join many results; pairwise as in a tournament, so that no array is copied more than log2(n) times."""
+    level = list(results)
+    while len(level) > 1:
+        level = [join(*level[k : k + 2]) if k + 1 < len(level) else level[k] for k in range(0, len(level), 2)]
+    return level[0] if level else None
 
 
 def first_difference(old: Result, new_attrs: Mapping[str, Any]) -> str | None:

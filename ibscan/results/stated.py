@@ -38,8 +38,9 @@ def contradiction(result: Result, checkpoints: Sequence[Checkpoint], classes: in
 
     An accuracy is contradicted where the probe's is lower than every stated one by more than 0.2 and three standard
     errors of so many rows (and, where only that of training data is stated, by more than half of what it is above
-    chance: a network may have learned by heart). A loss, where no accuracy is stated, where it is stated to be less
-    than half of that of guessing, the probe's is no less than that, and so is half of the accuracy above chance lost.
+    chance: a network may have learned by heart). A loss is looked at where no accuracy is stated. It is contradicted
+    where it is below half of that of guessing, while on the probe the loss is no better than guessing and the accuracy
+    less than half way from chance to 1.
 
     Args:
         result: What was measured.

@@ -23,8 +23,7 @@ from ibscan.measures.activations import post_widths
 from ibscan.measures.binned import BinnedInformation
 from ibscan.measures.local_rank import LocalRank
 from ibscan.networks import chain as chain_module
-from ibscan.networks import module as module_module
-from ibscan.networks import sweeps
+from ibscan.networks import differentiated, sweeps
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.derivatives import Outputs
 from ibscan.numerics.room import LEAST, numbers_at_hand
@@ -379,7 +378,7 @@ def test_budgets_do_not_matter(name, budget, at, monkeypatch):
     network, x, jacobians = case(name, 4)
     limit(monkeypatch, BUDGETS[budget], sum(jacobian[0].numel() for jacobian in jacobians[at]))
     swept, paired, triangle = (
-        spied(monkeypatch, *of) for of in ((module_module, "swept"), (sweeps, "paired"), (sweeps, "triangle"))
+        spied(monkeypatch, *of) for of in ((differentiated, "swept"), (sweeps, "paired"), (sweeps, "triangle"))
     )
     passes = spied(monkeypatch, torch.func, "vmap")
     assert_routes(network, x, jacobians[at], at)

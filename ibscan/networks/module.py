@@ -10,7 +10,6 @@ from functools import cached_property, partial
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ibscan.boundary import foreign, ours
 from ibscan.errors import InputError
@@ -18,7 +17,7 @@ from ibscan.networks.affine import affine_calls, weight_of
 from ibscan.networks.derivatives import Outputs, exact_norms, spectral_norms
 from ibscan.networks.graph import INPUT, LAYERS, Place, Taps
 from ibscan.networks.packing import Packing, fed
-from ibscan.networks.passes import Reached, Tapper, attached, tapped
+from ibscan.networks.passes import Reached, Tapper, attached, settled, tapped
 from ibscan.networks.shaken import ROWS, expected, moved
 from ibscan.networks.sweeps import Sweep, as_gram, counted, decomposed, grouped, room_for, routed, swept
 from ibscan.networks.trees import main_tensor
@@ -187,7 +186,7 @@ class Module:
         held: list[list[bool]] = []
         for _, block in self._blocks(x, ACTIVATION_BUDGET // self._widest(x)):
             given, named = fed(block, self.packing, self.dtype)
-            with torch.no_grad(), foreign("the model"), sdpa_kernel(SDPBackend.MATH):
+            with torch.no_grad(), foreign("the model"), settled(self.dtype):
                 held.append(affine_calls(self.model, partial(self.model, given, **named)))
         called = tuple(all(call < len(one) and one[call] for one in held) for call in self.taps.calls)
         return called + (False,) * (len(self.layers) - len(called))
@@ -445,7 +444,7 @@ class Module:
             x, named = fed(block, self.packing, self.dtype)
             x = tappers.pop(INPUT)(x) if INPUT in tappers else x
             tapping = tapped(self.taps.operations, self.model, x, tappers)
-            with foreign("the model"), sdpa_kernel(SDPBackend.MATH), tapping:
+            with foreign("the model"), settled(self.dtype), tapping:
                 result = main_tensor(self.model(x, **named))
             tapping.finish()
         except Reached as end:

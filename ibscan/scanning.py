@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ibscan.boundary import is_out_of_memory
-from ibscan.errors import CheckpointError
+from ibscan.errors import CheckpointError, OutOfMemory
 from ibscan.measures.weight_rank import withdrawn
 from ibscan.models import Loaded
 from ibscan.numerics.room import keep_freed
@@ -30,6 +30,7 @@ LARGEST_BLOCK = 128
 STACKED_WEIGHTS = 2**22
 # Below this width two threads cost more in waiting than they save in work.
 THREADED_WIDTH = 64
+BROKEN = (Status.FAILED, Status.OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Block:
                     status = Status(int(estimate.status[0, of].max()))
                     names = ", ".join(repr(self.layers[layer].name) for layer in of)
                     word = status.name.lower()
-                    yield f"{measure.name} of {names} is {word}: {reason.rstrip('.')}.", status == Status.FAILED
+                    yield f"{measure.name} of {names} is {word}: {reason.rstrip('.')}.", status in BROKEN
 
 
 def partition(
@@ -149,7 +150,10 @@ def _outcomes(
             found = measured(measure, network, sample, Streams(seed), layers)
         except (MemoryError, RuntimeError) as error:
             if network.size == 1:
-                found = _unmeasured(measure, network, _misfortune(error))
+                # What the model's own code asked for, and where, only its message tells.
+                of = range(len(network.layers)) if layers is None else layers
+                reasons = dict.fromkeys(of, str(error)) if isinstance(error, OutOfMemory) else {}
+                found = _unmeasured(measure, network, _misfortune(error), reasons)
             else:
                 # One of the stack spoils it for all: each alone.
                 each = (network.alone(k) for k in range(network.size))
@@ -195,9 +199,10 @@ def _misfortune(error: Exception) -> Status:
     raise error
 
 
-def _unmeasured(measure: Measure, network: Network, status: Status) -> dict[str, Estimate]:
-    """Return NaN and the status for every quantity whose shape is known without measuring."""
+def _unmeasured(measure: Measure, network: Network, status: Status, reasons: Mapping[int, str]) -> dict[str, Estimate]:
+    """Return NaN and the status for every quantity whose shape is known without measuring; one has the reasons."""
     found = {}
+    untold: Mapping[int, str] | None = reasons or None
     for quantity in measure.quantities:
         if not set(quantity.dims) <= set(measure.coordinates):
             continue
@@ -207,7 +212,10 @@ def _unmeasured(measure: Measure, network: Network, status: Status) -> dict[str,
             absent = np.full(shape, -1, dtype=np.int64) if quantity.unit == "1" else np.full(shape, np.nan)
             found[quantity.key] = Estimate(absent, None)
         else:
-            found[quantity.key] = Estimate(np.full(shape, np.nan), np.full(shape, status, dtype=np.int8))
+            said = untold if quantity.per_layer else None
+            untold = None if quantity.per_layer else untold
+            states = np.full(shape, status, dtype=np.int8)
+            found[quantity.key] = Estimate(np.full(shape, np.nan), states, reasons=said)
     return found
 
 

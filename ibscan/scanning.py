@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ibscan.errors import CheckpointError
+from ibscan.errors import CheckpointError, OutOfMemory
 from ibscan.measures.activations import misfortune
 from ibscan.measures.weight_rank import withdrawn
 from ibscan.models import Loaded
@@ -32,6 +31,7 @@ STACKED_WEIGHTS = 2**22
 # Below this width two threads cost more in waiting than they save in work.
 THREADED_WIDTH = 64
 ARRAYS = ("value", "status", *Estimate.COMPANIONS)
+BROKEN = (Status.FAILED, Status.OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Block:
                     status = Status(int(estimate.status[:, of].max()))
                     names = ", ".join(repr(self.layers[layer].name) for layer in of)
                     word = status.name.lower()
-                    yield f"{measure.name} of {names} is {word}: {reason.rstrip('.')}.", status == Status.FAILED
+                    yield f"{measure.name} of {names} is {word}: {reason.rstrip('.')}.", status in BROKEN
 
 
 def partition(
@@ -197,41 +197,47 @@ def _each_layer(
     error: Exception,
 ) -> Mapping[str, Estimate]:
     """Return what a measure finds of each layer alone, once it has met an error: what one meets takes no other."""
-    status, among = misfortune(error), range(len(network.layers)) if layers is None else layers
+    among = range(len(network.layers)) if layers is None else layers
     if len(among) == 1 or not any(quantity.per_layer for quantity in measure.quantities):
-        return _unmeasured(measure, network, status)
+        return _unmeasured(measure, network, misfortune(error), dict.fromkeys(among, _brief(error)))
     found: dict[int, Mapping[str, Estimate]] = {}
-    reasons: dict[int, str] = {}
+    spoilt: set[int] = set()
     for layer in among:
         try:
             found[layer] = measured(measure, network, sample, streams, [layer])
         except (MemoryError, RuntimeError) as own:
-            found[layer] = _unmeasured(measure, network, misfortune(own))
-            reasons[layer] = f"{type(own).__name__.lstrip('_')}: {str(own).partition(chr(10))[0]}"
+            found[layer] = _unmeasured(measure, network, misfortune(own), {layer: _brief(own)})
+            spoilt.add(layer)
     parts = {quantity.key: quantity.per_layer for quantity in measure.quantities}
     # Some quantities are there only where there is something to say: what failed does not add them.
-    there = {key for layer, one in found.items() if layer not in reasons for key in one} or parts.keys()
+    there = {key for layer, one in found.items() if layer not in spoilt for key in one} or parts.keys()
     others = next(iter(found.values()))
     by_layer = [
         {key: _of_layer(one, layer) for key, one in found.get(layer, others).items() if parts[key] and key in there}
         for layer in range(len(network.layers))
     ]
-    joined = _stacked(by_layer, axis=1)
-    first = next(iter(joined))
-    joined[first] = dataclasses.replace(joined[first], reasons=reasons or None)
-    return joined | {key: one for each in found.values() for key, one in each.items() if not parts[key]}
+    return _stacked(by_layer, axis=1) | {
+        key: one for each in found.values() for key, one in each.items() if not parts[key]
+    }
 
 
 def _of_layer(estimate: Estimate, layer: int) -> Estimate:
     """Return an estimate of one layer alone, arrays (C, 1, ...)."""
     arrays: dict[str, Any] = {name: getattr(estimate, name) for name in ARRAYS}
     alone: dict[str, Any] = {name: array if array is None else array[:, [layer]] for name, array in arrays.items()}
-    return Estimate(**alone)
+    return Estimate(**alone, reasons={k: said for k, said in (estimate.reasons or {}).items() if k == layer} or None)
 
 
-def _unmeasured(measure: Measure, network: Network, status: Status) -> dict[str, Estimate]:
-    """Return NaN and the status for every quantity whose shape is known without measuring."""
+def _brief(error: Exception) -> str:
+    """Return why a cell has no number: what foreign code asked for, and where, its message tells."""
+    said = str(error).partition("\n")[0]
+    return said if isinstance(error, OutOfMemory) else f"{type(error).__name__.lstrip('_')}{': ' if said else ''}{said}"
+
+
+def _unmeasured(measure: Measure, network: Network, status: Status, reasons: Mapping[int, str]) -> dict[str, Estimate]:
+    """Return NaN and the status for every quantity whose shape is known without measuring; one has the reasons."""
     found = {}
+    untold: Mapping[int, str] | None = reasons or None
     for quantity in measure.quantities:
         if not set(quantity.dims) <= set(measure.coordinates):
             continue
@@ -241,7 +247,10 @@ def _unmeasured(measure: Measure, network: Network, status: Status) -> dict[str,
             absent = np.full(shape, -1, dtype=np.int64) if quantity.unit == "1" else np.full(shape, np.nan)
             found[quantity.key] = Estimate(absent, None)
         else:
-            found[quantity.key] = Estimate(np.full(shape, np.nan), np.full(shape, status, dtype=np.int8))
+            said = untold if quantity.per_layer else None
+            untold = None if quantity.per_layer else untold
+            states = np.full(shape, status, dtype=np.int8)
+            found[quantity.key] = Estimate(np.full(shape, np.nan), states, reasons=said)
     return found
 
 

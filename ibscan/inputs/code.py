@@ -84,7 +84,7 @@ def named_callable(spec: str, option: str, *, run_script: bool = False) -> Calla
     place, _, dotted = spec.rpartition(":")
     folder = str(Path(place).absolute().parent) if place.endswith(".py") else None
     check = None if run_script else dotted
-    with importing(folder):
+    with importing(folder, place):
         module = _imported(place, where, check) if folder is None else _loaded(Path(place), where, check)
         found: Any = module
         for name in dotted.split("."):
@@ -96,7 +96,7 @@ def named_callable(spec: str, option: str, *, run_script: bool = False) -> Calla
 
     @functools.wraps(found, updated=())
     def call(*positional: Any, **named: Any) -> Any:  # noqa: ANN401 - as the code has it
-        with importing(folder):
+        with importing(folder, place):
             os.chdir(inside)
             return found(*positional, **named)
 
@@ -153,15 +153,18 @@ def _unfit(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str | 
 
 
 @contextlib.contextmanager
-def importing(folder: str | None) -> Iterator[None]:
+def importing(folder: str | None, program: str | None = None) -> Iterator[None]:
     """Keep the working folder off the import path and put `folder` on it, and send prints to standard error.
 
-    Afterwards the working folder is what it was, whatever the code did.
+    Code that reads its command line finds one of its own, without arguments: ours is not meant for it. Afterwards the
+    working folder is what it was, whatever the code did.
 
     Args:
         folder: Where code is imported from besides, or None.
+        program: What the code takes itself to be called, or None for what we are.
     """
-    here, loaded = Path.cwd(), set(sys.modules)
+    here, loaded, line = Path.cwd(), set(sys.modules), sys.argv
+    sys.argv = line[:1] if program is None else [program]
     # Only what stands there on Python's own account: the same folder on PYTHONPATH, or installed, stays.
     first = not sys.flags.safe_path and bool(sys.path) and os.path.realpath(sys.path[0]) == str(here.resolve())
     dropped = [(k, entry) for k, entry in enumerate(sys.path) if entry == "" or (k == 0 and first)]
@@ -175,6 +178,7 @@ def importing(folder: str | None) -> Iterator[None]:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
+        sys.argv = line
         # What the code itself put on the path stays: later imports of its own may need it.
         if folder is not None and folder in sys.path:
             sys.path.remove(folder)

@@ -26,14 +26,17 @@ SAVING = {
         "imwrite",
     ),
     *("write_text", "write_bytes", "tofile", "touch", "unlink", "rmdir", "rmtree", "to_pickle", "to_parquet"),
-    *("to_hdf", "to_feather", "to_excel", "SummaryWriter", "FileHandler", "RotatingFileHandler"),
+    *("to_hdf", "to_feather", "to_excel", "imsave", "mimsave", "urlretrieve", "symlink_to", "hardlink_to"),
+    *("SummaryWriter", "FileHandler", "WatchedFileHandler", "RotatingFileHandler", "TimedRotatingFileHandler"),
 }
 # By their full names, as the last part alone says too little.
 WRITING = {
     *("os.remove", "os.unlink", "os.rename", "os.renames", "os.replace", "os.rmdir", "os.removedirs", "os.truncate"),
     *("shutil.move", "shutil.copy", "shutil.copy2", "shutil.copyfile", "shutil.copytree", "runpy.run_path"),
-    *("pathlib.Path().rename", "pathlib.Path().replace"),
+    *("pathlib.Path().rename", "pathlib.Path().replace", "pathlib.Path.rename", "pathlib.Path.replace"),
     *("runpy.run_module", "joblib.dump", "pickle.dump", "json.dump", "wandb.init", "mlflow.start_run"),
+    *("mlflow.log_param", "mlflow.log_params", "mlflow.log_metric", "mlflow.autolog", "mlflow.set_experiment"),
+    *("os.symlink", "os.link", "shelve.open", "torch.onnx.export", "torch.hub.download_url_to_file"),
 }
 # What a callable saves only if it trains; other files may be a cache of what it computed.
 CHECKPOINTS = {"backward", "save_file", "save_model", "save_pretrained", "save_checkpoint"}

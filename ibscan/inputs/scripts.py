@@ -27,6 +27,10 @@ RUNNERS = {
     *("run", "spawn", "Fire", "Thread", "Timer", "Process", "submit", "launch", "start_processes", "map", "main"),
     *("optimize", "agent", "notebook_launcher", "delayed"),
 }
+# By its full name, as `register` says too little: what runs at the end runs too.
+AT_THE_END = "atexit.register"
+# What is written there is no file.
+MEMORY = {"io.BytesIO", "io.StringIO"}
 # What calling a class calls.
 MAKING = ("__new__", "__init__", "__post_init__")
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
@@ -165,7 +169,12 @@ def _assign(name: str, value: ast.expr, names: _Names) -> None:
     elif isinstance(value, ast.Name) and value.id in names.functions:
         names.functions[name] = names.functions[value.id]
     elif isinstance(value, ast.Call):
-        names.instances[name] = dotted(value.func, names.imported)
+        made = dotted(value.func, names.imported)
+        given = value.args[0] if value.args else None
+        if made == "functools.partial" and isinstance(given, ast.Name) and given.id in names.functions:
+            names.functions[name] = names.functions[given.id]
+        else:
+            names.instances[name] = made
 
 
 def _imports(node: ast.Import | ast.ImportFrom, place: _Place) -> dict[str, str]:
@@ -197,7 +206,7 @@ def _of_body(reading: _Reading, place: _Place, body: Iterable[ast.AST], judge: J
         if isinstance(node, ast.Call):
             named = _brought_in(node)
             called = list(_called(reading, place, node))
-            if not called and judge(node, place.names.imported):
+            if not called and _judged(node, place.names, judge):
                 text = ast.unparse(node.func)
                 return Deed(place.file, node.lineno, f"{text if len(text) < 60 else '...' + text[-60:]}(...)")
         else:
@@ -213,6 +222,15 @@ def _of_body(reading: _Reading, place: _Place, body: Iterable[ast.AST], judge: J
                 if deed := _of_body(reading, inside, part, judge):
                     return deed
     return None
+
+
+def _judged(call: ast.Call, names: _Names, judge: Judge) -> bool:
+    """Tell whether a call does it, by its name or by that of the class of whose instance it is a method."""
+    whole = {**names.instances, **names.imported}
+    given = [*call.args, *(word.value for word in call.keywords)]
+    if MEMORY & {dotted(one, whole).removesuffix("()") for one in given}:
+        return False
+    return judge(call, names.imported) or judge(call, whole)
 
 
 def _running(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
@@ -266,13 +284,20 @@ def _brought_in(call: ast.Call) -> list[str]:
 def _called(reading: _Reading, place: _Place, call: ast.Call) -> Iterator[tuple[_Place, Sequence[ast.AST]]]:
     """Yield the user's own code that a call runs."""
     targets = [call.func]
-    if dotted(call.func, {}).rpartition(".")[2] in RUNNERS:
+    imported, instances = place.names.imported, place.names.instances
+    if dotted(call.func, {}).rpartition(".")[2] in RUNNERS or dotted(call.func, imported) == AT_THE_END:
         targets += [*call.args, *(word.value for word in call.keywords)]
     for target in targets:
-        if isinstance(target, ast.Name | ast.Attribute):
-            name = dotted(target, place.names.imported).replace("()", "")
+        if isinstance(target, ast.Lambda):
+            yield _inside(place, target)
+        elif isinstance(target, ast.Call):  # of an instance as it is made
+            yield from _defined(reading, place, f"{dotted(target.func, imported).replace('()', '')}.__call__")
+        elif isinstance(target, ast.Name | ast.Attribute):
+            name = dotted(target, imported).replace("()", "")
             first, dot, rest = name.partition(".")
-            yield from _defined(reading, place, f"{place.names.instances.get(first, first)}{dot}{rest}")
+            yield from _defined(reading, place, f"{instances.get(first, first)}{dot}{rest}")
+            if first in instances and not dot:
+                yield from _defined(reading, place, f"{instances[first]}.__call__")
             if target is call.func and not dot:
                 # An application of typer or click runs its commands.
                 yield from (_inside(place, one) for one in place.names.functions.values() if _is_command(one, name))

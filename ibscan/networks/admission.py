@@ -7,13 +7,13 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ibscan.boundary import foreign
 from ibscan.errors import InputError
 from ibscan.networks.graph import Taps
 from ibscan.networks.module import Module
 from ibscan.networks.packing import Packing, fed
+from ibscan.networks.passes import settled
 from ibscan.networks.recording import recorded
 from ibscan.types import Array
 
@@ -65,7 +65,7 @@ def recorded_taps(
 
 def _taps(model: nn.Module, given: tuple[torch.Tensor, dict[str, torch.Tensor]], extra: Sequence[str]) -> Taps:
     rows, named = given
-    with torch.no_grad(), foreign("the model"), sdpa_kernel(SDPBackend.MATH):
+    with torch.no_grad(), foreign("the model"), settled(rows.dtype):
         return recorded(model.to(rows.dtype), rows, extra, named=named)
 
 

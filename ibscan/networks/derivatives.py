@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ibscan.boundary import foreign
+from ibscan.networks.passes import settled
 from ibscan.numerics.spectrum import finite_matrices, made_finite
 from ibscan.numerics.tiling import cuts
 
@@ -239,7 +240,8 @@ def pulled(outputs: Outputs, layer: int, rows: torch.Tensor, seed: torch.Tensor)
         InputError: An operation has no derivative.
     """
     leaf = rows.detach().clone().requires_grad_()
-    with foreign("the model"), torch.enable_grad():
+    # A checkpointed segment is run again on the way back.
+    with foreign("the model"), torch.enable_grad(), settled(leaf.dtype):
         value = outputs.values(leaf)[layer]
         if value.requires_grad:
             torch.autograd.backward([value], [seed.to(value)])

@@ -9,14 +9,13 @@ from functools import cached_property, partial
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ibscan.boundary import foreign, ours
 from ibscan.networks.affine import affine_calls, weight_of
 from ibscan.networks.differentiated import Differentiated
 from ibscan.networks.graph import INPUT, LAYERS, Place, Taps
 from ibscan.networks.packing import Packing, fed
-from ibscan.networks.passes import Reached, Tapper, tapped
+from ibscan.networks.passes import Reached, Tapper, settled, tapped
 from ibscan.networks.shaken import ROWS
 from ibscan.networks.sweeps import as_gram, counted, decomposed
 from ibscan.networks.trees import main_tensor
@@ -185,7 +184,7 @@ class Module:
         held: list[list[bool]] = []
         for _, block in self._blocks(x, ACTIVATION_BUDGET // self._widest(x)):
             given, named = fed(block, self.packing, self.dtype)
-            with torch.no_grad(), foreign("the model"), sdpa_kernel(SDPBackend.MATH):
+            with torch.no_grad(), foreign("the model"), settled(self.dtype):
                 held.append(affine_calls(self.model, partial(self.model, given, **named)))
         called = tuple(all(call < len(one) and one[call] for one in held) for call in self.taps.calls)
         return called + (False,) * (len(self.layers) - len(called))
@@ -319,7 +318,7 @@ class Module:
             x, named = fed(block, self.packing, self.dtype)
             x = tappers.pop(INPUT)(x) if INPUT in tappers else x
             tapping = tapped(self.taps.operations, self.model, x, tappers)
-            with foreign("the model"), sdpa_kernel(SDPBackend.MATH), tapping:
+            with foreign("the model"), settled(self.dtype), tapping:
                 result = main_tensor(self.model(x, **named))
             tapping.finish()
         except Reached as end:

@@ -27,17 +27,8 @@ __all__ = [
 
 # Operations by a matrix: where one of these takes a parameter, that is a layer in all but name.
 PRODUCTS = (
-    "linear",
-    "matmul",
-    "__matmul__",
-    "bmm",
-    "addmm",
-    "baddbmm",
-    "einsum",
-    "multi_head_attention_forward",
-    "lstm",
-    "gru",
-    "conv",
+    *("linear", "bilinear", "matmul", "__matmul__", "mm", "mv", "bmm", "addmm", "addmv", "baddbmm", "addbmm"),
+    *("einsum", "tensordot", "inner", "multi_head_attention_forward", "lstm", "gru", "rnn_", "conv"),
 )
 # Tensors shaped like another, or placed where it is, but not computed from its values.
 CONSTANT = (

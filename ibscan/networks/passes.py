@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -15,10 +17,26 @@ from ibscan.networks.graph import Place
 from ibscan.networks.operations import CONSTANT, in_place, made, operation_label, operation_name, parameter_names
 from ibscan.networks.trees import Function, Tree, mapped, replaced, tensors
 
-__all__ = ["Reached", "Tapper", "attached", "tapped"]
+__all__ = ["Reached", "Tapper", "attached", "settled", "tapped"]
 
 # Given a tensor at a place, what goes on in its stead.
 Tapper: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+
+
+@contextlib.contextmanager
+def settled(dtype: torch.dtype) -> Iterator[None]:
+    """Run a model with attention in its plain form, and tensors that it makes (a first state, a buffer) in its dtype.
+
+    Args:
+        dtype: Of the forward pass.
+    """
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.set_default_dtype(kept)
 
 
 class tapped(TorchFunctionMode):  # noqa: N801 - used as a context manager

@@ -272,7 +272,8 @@ def test_cells_that_ask_for_more_memory_than_there_is(command: Run, run: Path, v
     code(run, f"{FORWARD}if len(x) > 4:\n            {HUGE}")
     done = command(*given(model="run/net.py:Own", verb=verb))
     assert done.code == 4, done.err
-    assert "out_of_memory" in done.err
+    assert " is out_of_memory: the model: memory ran out: " in done.err
+    assert "(net.py, line " in done.err
     statuses = [v.values for name, v in read(Path("r.h5")).variables.items() if name.endswith("_status")]
     assert any((values == Status.OUT_OF_MEMORY).any() for values in statuses)
 

@@ -82,6 +82,14 @@ SCRIPTS = [
     ),
     ("class Run:\n    def go(self):\n        opt.step()\nrun = Run()\nrun.go()", "opt.step"),
     ("class A:\n    def go(self):\n        opt.step()\nclass B(A):\n    pass\nB().go()", "opt.step"),
+    ("class Run:\n    def __call__(self):\n        opt.step()\nrun = Run()\nrun()", "opt.step"),
+    ("class Run:\n    def __call__(self):\n        opt.step()\nRun()()", "opt.step"),
+    ("from functools import partial\ndef go(n):\n    opt.step()\nrun = partial(go, 3)\nrun()", "opt.step"),
+    ("import atexit\ndef bye():\n    open('log.txt', 'a')\natexit.register(bye)", "open"),
+    ("import atexit\natexit.register(lambda: open('log.txt', 'a'))", "open"),
+    ("old = Path('a.pt')\nold.rename('b.pt')", "old.rename"),
+    ("os.symlink('a.pt', 'last.pt')", "os.symlink"),
+    ("from logging.handlers import TimedRotatingFileHandler as H\nlog = H('a.log')", "H"),
     ("if __name__ == '__main__':\n    pass\nelse:\n    torch.save({}, 'a.pt')", "torch.save"),
     ("if __name__ != '__main__':\n    torch.save({}, 'a.pt')", "torch.save"),
     ("if os.environ.get('TRAIN'):\n    torch.save({}, 'a.pt')", "torch.save"),
@@ -113,6 +121,10 @@ MODELS = [
     "names = 'a b'.replace(' ', '_'); text = json.dumps({}); raw = pickle.dumps({})",
     "rows = frame.to_csv(); data = load_dataset('mnist', download=True)",
     "def step():\n    opt.step()\nsteps = [step]",
+    "import io\nraw = io.BytesIO()\ntorch.save(nn.Linear(2, 2).state_dict(), raw)",
+    "from io import StringIO\njson.dump({}, StringIO())",
+    "from functools import partial\ndef go(n):\n    opt.step()\nrun = partial(go, 3)",
+    "class Table(dict):\n    def register(self, f):\n        return f\ndef go():\n    opt.step()\nTable().register(go)",
     "table = dict(map(str.split, ['a b']))",
     "def (:",
 ]
@@ -300,3 +312,17 @@ def test_a_file_is_loaded_once_under_whatever_name(tmp_path: Path, specs: list[s
     out = subprocess.run(command, stdout=-1, text=True, check=True).stdout.split()
     assert len(out) == len({name.partition("-")[0] for name in out}), out
     assert "__pycache__" not in out
+
+
+def test_code_finds_a_command_line_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """
+    import argparse, sys
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--width", type=int, default=8)
+    WIDTH = parser.parse_args().width
+    def build(): return WIDTH, parser.parse_args().width, list(sys.argv)
+    """
+    (tmp_path / "net.py").write_text(textwrap.dedent(text))
+    monkeypatch.setattr(sys, "argv", ["ibscan", "rank", "run", "--seed", "3"])
+    assert named_callable("net.py:build", "-m")() == (8, 8, ["net.py"])
+    assert sys.argv == ["ibscan", "rank", "run", "--seed", "3"]

@@ -458,12 +458,19 @@ def test_what_a_model_prints_goes_to_standard_error():
 
 def test_a_model_for_float32_alone():
     def forward(s, x):
-        return s.a(x @ torch.eye(4))  # float32, whatever x is
+        return s.a(x @ torch.eye(4, dtype=torch.float32))  # whatever x is
 
     error = refused(forward, "--dtype float32")
     assert "RuntimeError" in str(error)
     assert network_of(Net(forward, a=nn.Linear(4, 4)), rows_of(3, 4), dtype=torch.float32).dtype is torch.float32
     assert "--dtype" not in str(refused(lambda s, x: s.a(x @ torch.eye(5)), "raised RuntimeError"))
+
+
+def test_tensors_that_a_model_makes_are_of_its_own_dtype():
+    x = rows_of(3, 4)
+    for dtype in (torch.float64, torch.float32):
+        network_of(Net(lambda s, x: s.a(x @ torch.eye(4)), a=nn.Linear(4, 4)), x, dtype=dtype)
+        assert torch.get_default_dtype() is torch.float32
 
 
 # Models and weights --------------------------------------------------------------------------------------------------

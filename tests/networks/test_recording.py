@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict, namedtuple
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -506,7 +507,12 @@ def test_attention_as_a_module():
 
 @pytest.mark.parametrize(
     ("product", "name"),
-    [(lambda h, c: h @ c, "matmul"), (lambda h, c: torch.addmm(torch.zeros(4, dtype=h.dtype), h, c), "addmm")],
+    [
+        (lambda h, c: h @ c, "matmul"),
+        (torch.mm, "mm"),
+        (lambda h, c: torch.tensordot(h, c, 1), "tensordot"),
+        (lambda h, c: torch.addmm(torch.zeros(4, dtype=h.dtype), h, c), "addmm"),
+    ],
 )
 def test_a_product_with_weights_that_are_no_layer(product, name):
     model, x = made(lambda s, x: s.b(tanh(product(relu(s.a(x)), s.c))), a=linear, b=linear)
@@ -537,7 +543,8 @@ def test_recurrence_by_hand_and_by_module():
         h = tanh(m.w(x))
         return {"w": (m.w(x), h), "out": (m.out(relu(m.rnn(h)[0][:, -1])),) * 2}
 
-    check(by_module, expected, shape=(2, 4), w=linear, rnn=nn.LSTM(4, 4, batch_first=True), out=linear)
+    for kind in (nn.LSTM, nn.GRU, nn.RNN, partial(nn.RNN, nonlinearity="relu")):
+        check(by_module, expected, shape=(2, 4), w=linear, rnn=kind(4, 4, batch_first=True), out=linear)
 
 
 def test_a_layer_that_does_not_depend_on_the_rows():

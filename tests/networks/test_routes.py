@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -103,25 +105,50 @@ def by_gru_cells(s, x):
     return s.c(h)
 
 
+def first_state(x):
+    return torch.zeros(2, len(x), 6), torch.zeros(2, len(x), 6)
+
+
+def from_a_state(s, x):
+    return s.c(s.r(x, first_state(x))[0][:, -1])
+
+
+def checkpointed_from_a_state(s, x):
+    run = checkpoint(lambda x: s.r(x, first_state(x)[0])[0], x, use_reentrant=True)
+    return s.c(run[:, -1])
+
+
 LOOPS = {
     "fed by a layer": (fed_by_a_layer, {"a": (line, 4, 7), "r": (nn.LSTM, 7, 6), "c": (line, 30, 4)}),
     "sequence first inside": (sequence_first_inside, {"r": (nn.LSTM, 4, 6), "c": (line, 6, 3)}),
     "packed": (by_lengths, {"r": (nn.GRU, 4, 6), "c": (line, 6, 3)}),
     "LSTMCell": (by_cells, {"cell": (nn.LSTMCell, 4, 6), "c": (line, 6, 3)}),
+    "from a state": (from_a_state, {"r": (partial(nn.LSTM, num_layers=2), 4, 6), "c": (line, 6, 3)}),
+    "checkpointed": (checkpointed_from_a_state, {"r": (partial(nn.GRU, num_layers=2), 4, 6), "c": (line, 6, 3)}),
     "GRUCell": (by_gru_cells, {"cell": (nn.GRUCell, 4, 6), "c": (line, 6, 3)}),
 }
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("name", LOOPS)
 def test_recurrent_networks_in_use(name):
     torch.manual_seed(0)
     forward, parts = LOOPS[name]
     first = {"batch_first": True} if name != "sequence first inside" else {}
-    modules = {k: kind(*sizes, **(first if kind in (nn.LSTM, nn.GRU) else {})) for k, (kind, *sizes) in parts.items()}
+    modules = {k: kind(*sizes, **(first if k == "r" else {})) for k, (kind, *sizes) in parts.items()}
     x = rows_of(4, 5, 4)
     if name == "packed":
         x[1, 3:], x[2, 1:] = 0.0, 0.0
-    assert_counts(Net(forward, **modules), x)
+    model = Net(forward, **modules)
+
+    def plain(x):
+        """The same in float64, as a checkpointed segment has no functional derivative."""
+        state = first_state(x)
+        return model.c(
+            model.r(x, tuple(h.double() for h in state) if name == "from a state" else state[0].double())[0][:, -1]
+        )
+
+    assert_counts(model, x, plain if name in ("from a state", "checkpointed") else None)
 
 
 # Functions with a derivative of their own -----------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def test_every_file_is_read_twice_and_hashed_once(
 
 def test_a_block_is_one_part(command: Run, long_series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = counted(monkeypatch, os, "fsync", lambda _: "fsync")
-    joined = counted(monkeypatch, sys.modules["ibscan.api"], "join", lambda *_: "join")
+    joined = counted(monkeypatch, sys.modules["ibscan.results.join"], "join", lambda *_: "join")
     assert command("rank", long_series).code == 0
     # The file and its folder, for every part and the result.
     assert written["fsync"] == 2 * (BLOCKS + 1)
@@ -92,16 +92,16 @@ def test_a_block_is_one_part(command: Run, long_series: Path, monkeypatch: pytes
 
 def test_joining_copies_every_row_a_logarithm_of_times(long_series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ibscan.scanning.LARGEST_BLOCK", 1)
-    api = sys.modules["ibscan.api"]
+    module = sys.modules["ibscan.results.join"]
     copied = 0
-    join = api.join
+    join = module.join
 
     def counting(old: Result, new: Result, **options: Any) -> Result:
         nonlocal copied
         copied += len(old["checkpoint"].values) + len(new["checkpoint"].values)
         return join(old, new, **options)
 
-    monkeypatch.setattr(api, "join", counting)
+    monkeypatch.setattr(module, "join", counting)
     ibscan.rank(long_series)
     assert CHECKPOINTS <= copied <= CHECKPOINTS * math.ceil(math.log2(CHECKPOINTS))
 
@@ -109,7 +109,7 @@ def test_joining_copies_every_row_a_logarithm_of_times(long_series: Path, monkey
 def test_blocks_are_taken_up(command: Run, long_series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, output = tmp_path / "whole.h5", tmp_path / "r.h5"
     assert command("cluster", long_series, "-o", whole).code == 0
-    api = sys.modules["ibscan.api"]
+    module = sys.modules["ibscan.results.join"]
     loaded = counted(monkeypatch, api, "load_tensors", lambda checkpoint: checkpoint.name)
 
     def stopped(after: int) -> Callable[..., Result]:
@@ -136,7 +136,7 @@ def test_blocks_are_taken_up(command: Run, long_series: Path, tmp_path: Path, mo
 
 def test_blocks_cut_elsewhere_are_taken_up(long_series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "r.h5"
-    api = sys.modules["ibscan.api"]
+    module = sys.modules["ibscan.results.join"]
     write = api.write
 
     def full(*_: object) -> None:

@@ -109,7 +109,7 @@ def test_joining_copies_every_row_a_logarithm_of_times(long_series: Path, monkey
 def test_blocks_are_taken_up(command: Run, long_series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, output = tmp_path / "whole.h5", tmp_path / "r.h5"
     assert command("cluster", long_series, "-o", whole).code == 0
-    module = sys.modules["ibscan.results.join"]
+    api = sys.modules["ibscan.api"]
     loaded = counted(monkeypatch, api, "load_tensors", lambda checkpoint: checkpoint.name)
 
     def stopped(after: int) -> Callable[..., Result]:
@@ -136,7 +136,7 @@ def test_blocks_are_taken_up(command: Run, long_series: Path, tmp_path: Path, mo
 
 def test_blocks_cut_elsewhere_are_taken_up(long_series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "r.h5"
-    module = sys.modules["ibscan.results.join"]
+    api = sys.modules["ibscan.api"]
     write = api.write
 
     def full(*_: object) -> None:

@@ -275,9 +275,8 @@ def _scanned(
     reporter.started(sum(len(block) for block in todo))
     skipped: dict[str, str] = {}
     said: set[str] = set()
-    for block in blocks(
-        todo, load_tensors, plan.model.network, plan.measures, plan.probe, plan.attrs["seed"], plan.layers
-    ):
+    made = plan.model.network, plan.measures, plan.probe, plan.attrs["seed"], plan.layers
+    for block in blocks(todo, load_tensors, *made, guard=plan.model.guard):
         for name, reason in block.skipped.items():
             reporter.problem(skip_sentence(name, reason))
         skipped.update(block.skipped)

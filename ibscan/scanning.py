@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,7 @@ def blocks(
     probe: Probe,
     seed: int,
     layers: Sequence[int] | None = None,
+    guard: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[Block]:
     """Yield every block, measured.
 
@@ -101,13 +102,17 @@ def blocks(
         probe: The whole probe; each measure takes its own sample of it.
         seed: Of samples and streams.
         layers: Which layers are wanted; None for all.
+        guard: What is around every block while somebody's code may run.
 
     Yields:
         Blocks in the order of the series.
     """
     for part in parts:
-        # In a function of its own, so that nothing of one block is there when the next is loaded.
-        yield _finished(part, load, stack, measures, probe, seed, layers)
+        with guard():
+            # In a function of its own, so that nothing of one block is there when the next is loaded.
+            finished = _finished(part, load, stack, measures, probe, seed, layers)
+        yield finished
+        del finished
 
 
 def _finished(

@@ -46,8 +46,9 @@ __all__ = [
     "skip_sentence",
 ]
 
-# Seconds of one core that a block may take, about: as much is lost when a run is killed.
-BLOCK_SECONDS = 30.0
+# Seconds of one core that a block may take by its estimate. A block may take three times that, and as much, about 30 s,
+# is lost when a run is killed.
+BLOCK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)

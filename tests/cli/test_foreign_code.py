@@ -239,7 +239,10 @@ LATER = {
     "rewrite": ("torch.save(torch.ones(9999), str(HERE / 'epoch_1.pt'))", "epoch_1.pt was changed"),
     "move": ("os.replace(HERE / 'log.txt', HERE / 'old.txt')", "old.txt was added; log.txt"),
     "delete": ("(HERE / 'epoch_2.pt').unlink(missing_ok=True)", "epoch_2.pt was deleted"),
-    "relative": ("here = os.getcwd(); os.chdir(HERE); open('new.txt', 'w').close(); os.chdir(here)", "new.txt was added"),
+    "relative": (
+        "here = os.getcwd(); os.chdir(HERE); open('new.txt', 'w').close(); os.chdir(here)",
+        "new.txt was added",
+    ),
 }
 
 

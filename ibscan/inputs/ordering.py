@@ -83,7 +83,8 @@ def _inferred(checkpoints: Sequence[Checkpoint]) -> str:
     some = [one for one in checkpoints if coordinate(most)(one) is not None]
     bare = sum(not is_placed(one) and not is_initial(one.name) for one in checkpoints)
     elsewhere = sum(is_placed(one) for one in checkpoints) - len(some)
-    return _inferred(some) if len(some) > max(bare, elsewhere) else "index"
+    # Nor does a single one, whatever their number.
+    return _inferred(some) if some and (bare == 1 or len(some) > bare) and len(some) > elsewhere else "index"
 
 
 def _at_zero(one: Checkpoint, axis: str, others: Sequence[Checkpoint]) -> Checkpoint:

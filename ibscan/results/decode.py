@@ -11,7 +11,7 @@ import numpy as np
 
 from ibscan.errors import InputError
 from ibscan.results.axes import AUXILIARY, KINDS
-from ibscan.types import Array, Result, Status, Variable
+from ibscan.types import Array, Estimate, Result, Status, Variable
 
 __all__ = ["DIMENSIONS", "FORMAT_VERSION", "decoded"]
 
@@ -209,8 +209,8 @@ def _family_faults(result: Result) -> Iterator[str]:
     for name, variable in result.variables.items():
         if variable.values.dtype.kind == "O" or variable.dims[:1] != ("checkpoint",):
             yield f"{name!r} is no variable over checkpoints"
-        for other in str(variable.attrs.get("ancillary_variables", "")).split():
+        for other in variable.ancillary:
             if other not in result.variables or result.variables[other].dims != variable.dims:
                 yield f"{name!r} names {other!r}, which is missing or of another shape"
-            elif other.endswith("_status") and not np.isin(result.variables[other].values, codes).all():
+            elif Estimate.field_of(other) == "status" and not np.isin(result.variables[other].values, codes).all():
                 yield f"{other!r} holds values that are no status"

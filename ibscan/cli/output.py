@@ -77,7 +77,7 @@ class Output:
         from ibscan.views.tables import tables
 
         screen = console(sys.stdout, color=self.color)
-        for block in tables(
+        for table in tables(
             result,
             units=self.units,
             every=self.every,
@@ -86,7 +86,7 @@ class Output:
             width=screen.width,
             unicode=unicode_ok(sys.stdout),
         ):
-            screen.print(block)
+            screen.print(table)
 
     def rows(self, columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> None:
         """Print rows that are not a result's on standard output."""

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 from rich.text import Text
 
-__all__ = ["Column", "Group", "panels"]
+__all__ = ["TextColumn", "TextGroup", "panels"]
 
 _GAP = "  "
 
 
 @dataclass(frozen=True)
-class Column:
+class TextColumn:
     """One column: its heads from top to bottom, one cell a row, and its trend in the last row."""
 
     heads: tuple[str, ...]
@@ -28,14 +28,14 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Group:
+class TextGroup:
     """Columns under one name, a layer's."""
 
     name: str
-    columns: tuple[Column, ...]
+    columns: tuple[TextColumn, ...]
 
 
-def panels(lead: Sequence[Column], groups: Sequence[Group], *, width: int, unicode: bool) -> list[Text]:
+def panels(lead: Sequence[TextColumn], groups: Sequence[TextGroup], *, width: int, unicode: bool) -> list[Text]:
     """Lay out groups side by side after the lead columns, and in further panels where the width ends.
 
     Args:
@@ -48,10 +48,10 @@ def panels(lead: Sequence[Column], groups: Sequence[Group], *, width: int, unico
         One text a panel. A width in which not even one column fits gives one value a line, folded at the width.
     """
     room = width - sum(column.width + len(_GAP) for column in lead) + len(_GAP)
-    narrowest = [Group(group.name, (column,)) for group in groups for column in group.columns]
+    narrowest = [TextGroup(group.name, (column,)) for group in groups for column in group.columns]
     if any(_needed(group) > room for group in narrowest):
         return [_listed(lead, groups)]
-    packed: list[list[Group]] = []
+    packed: list[list[TextGroup]] = []
     for group in _split(groups, room):
         if packed and sum(_needed(other) for other in (*packed[-1], group)) <= room:
             packed[-1].append(group)
@@ -60,25 +60,25 @@ def panels(lead: Sequence[Column], groups: Sequence[Group], *, width: int, unico
     return [_panel(lead, row, unicode) for row in packed]
 
 
-def _needed(group: Group) -> int:
+def _needed(group: TextGroup) -> int:
     """Return the cells a group takes, the gap before it included."""
     inner = sum(column.width for column in group.columns) + len(_GAP) * (len(group.columns) - 1)
     return len(_GAP) + max(inner, cell_len(group.name))
 
 
-def _split(groups: Sequence[Group], room: int) -> Iterator[Group]:
+def _split(groups: Sequence[TextGroup], room: int) -> Iterator[TextGroup]:
     """Yield groups, those too wide for any panel in pieces that fit."""
     for group in groups:
-        piece: tuple[Column, ...] = ()
+        piece: tuple[TextColumn, ...] = ()
         for column in group.columns:
-            if piece and _needed(Group(group.name, (*piece, column))) > room:
-                yield Group(group.name, piece)
+            if piece and _needed(TextGroup(group.name, (*piece, column))) > room:
+                yield TextGroup(group.name, piece)
                 piece = ()
             piece = (*piece, column)
-        yield Group(group.name, piece)
+        yield TextGroup(group.name, piece)
 
 
-def _panel(lead: Sequence[Column], groups: Sequence[Group], unicode: bool) -> Text:
+def _panel(lead: Sequence[TextColumn], groups: Sequence[TextGroup], unicode: bool) -> Text:
     text = Text(no_wrap=True, overflow="ignore")
     heads = max((len(column.heads) for group in groups for column in group.columns), default=0)
     columns = [(column, column.width) for column in lead]
@@ -113,7 +113,7 @@ def _panel(lead: Sequence[Column], groups: Sequence[Group], unicode: bool) -> Te
     return text
 
 
-def _listed(lead: Sequence[Column], groups: Sequence[Group]) -> Text:
+def _listed(lead: Sequence[TextColumn], groups: Sequence[TextGroup]) -> Text:
     """Return one value a line, for widths in which no table fits; long words fold."""
     text = Text(overflow="fold")
     for row in range(len(lead[0].cells)):

@@ -9,17 +9,17 @@ import hashlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ibscan.core.atomic import stray_pattern, temporary_name, write_whole
 from ibscan.errors import IbscanError, InputError, ResourceError, UsageError
 from ibscan.results.axes import checkpoint_keys
 from ibscan.results.contained import holds
 from ibscan.results.packed import Part, opened, packed, unpacked
-from ibscan.results.store import place, read, stray_pattern
+from ibscan.results.store import read, write_bytes
 from ibscan.types import Checkpoint, Result
 
 __all__ = ["Parts", "check_output", "parts"]
@@ -70,7 +70,7 @@ class Parts:
         """
         name = hashlib.sha256(repr([self.key, *checkpoint_keys(result)]).encode()).hexdigest()[:16]
         path = self.folder / f"{self._mark}-{name}.npz"
-        place(packed(result, self.key, [file.absolute() for file in places]), path)
+        write_bytes(packed(result, self.key, [file.absolute() for file in places]), path)
         self.known[path] = checkpoint_keys(result)
 
     def begun(self) -> list[list[tuple[str, str]]]:
@@ -92,10 +92,8 @@ class Parts:
         if not fresh:
             return
         # A note that is lost costs no number beyond rounding: it is not worth waiting for the disk, nor an error.
-        temporary = self.folder / f".ibscan-{secrets.token_hex(6)}.tmp"
         with contextlib.suppress(OSError):
-            temporary.write_text(json.dumps([*before, *fresh]))
-            temporary.replace(self._record)
+            write_whole(self._record, json.dumps([*before, *fresh]).encode(), durable=False)
 
     def remove(self) -> None:
         """Delete the parts of this key that are used; without `held` all of them, else all parts of no use to anybody.
@@ -226,7 +224,7 @@ def check_output(path: Path, inputs: Sequence[Path]) -> None:
             raise UsageError(f"{error} It is not overwritten; name another file with -o.") from error
     target = Path(os.path.realpath(path))
     # Named as the output's own temporary files: should the process be killed just here, the next run deletes it.
-    trial = target.parent / f"{stray_pattern(target)[:-1]}{secrets.token_hex(6)}.tmp"
+    trial = temporary_name(target)
     try:
         # The output's own name is tried for its length, which the trial's cannot tell.
         _name_fits(target)

@@ -40,7 +40,7 @@ AUXILIARY: Mapping[str, str] = {
 # How names of metrics begin: numbers that checkpoints carry in their metadata.
 METRIC = "metric_"
 
-# Attributes of a variable that results to be joined agree in, and what they are where they are not told.
+# Attributes of a variable in which results must agree to be joined, with the values of older files, which lack them.
 AGREEING: Mapping[str, str | int] = {"at": "", "rows": -1, "from": "input", "input_dims": 0}
 
 KINDS: Mapping[str, str] = {
@@ -117,7 +117,7 @@ def is_fill(values: Array, fill: Any) -> Array:  # noqa: ANN401 - as above
 
 
 def is_metric(name: str) -> bool:
-    """Tell whether a variable holds what the training loop wrote beside the weights, which nobody here measured."""
+    """Tell whether a variable is a number that the training loop wrote beside the weights, and not measured here."""
     return name.startswith(METRIC)
 
 
@@ -128,7 +128,7 @@ def checkpoint_keys(result: Result) -> list[tuple[str, str]]:
 
 
 def keys(result: Result, dimension: str) -> list[Hashable]:
-    """Return the places along a dimension as hashable keys."""
+    """Return the coordinates of a dimension as hashable keys."""
     return [*checkpoint_keys(result)] if dimension == "checkpoint" else [*result.coordinates[dimension].values.tolist()]
 
 

@@ -1,4 +1,7 @@
-"""Which cells of a result are measured already, and whether a measure may join it at all."""
+"""Find which cells of a result are measured already, and whether a measure may join it at all.
+
+A cell is one value: of a quantity, at a checkpoint, a layer and a parameter.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +47,12 @@ def statuses(result: Result) -> dict[str, Array]:
 
 
 def failures(result: Result) -> int:
-    """Return how many cells failed to be measured."""
+    """Count the cells that failed to be measured."""
     return sum(int(np.isin(array, FAILURES).sum()) for array in statuses(result).values())
 
 
 def conflict(result: Result, measures: Sequence[Measure], rows: int) -> str | None:
-    """Say in what way measures of other rows, or at another place, stand in the result already.
+    """Say which quantity of the result was measured on other rows, or before or after the activation, than asked for.
 
     Args:
         result: The file's.
@@ -74,11 +77,11 @@ def conflict(result: Result, measures: Sequence[Measure], rows: int) -> str | No
 
 
 def covers(result: Result, row: int, measure: Measure, layers: Sequence[str]) -> bool:
-    """Return whether every cell that a measure would give for a checkpoint is there, measured, and precise enough.
+    """Tell whether every cell that a measure would give for a checkpoint is there, measured, and precise enough.
 
     Args:
         result: The file's, of the same identity.
-        row: The checkpoint's place in it.
+        row: The checkpoint's index in it.
         measure: What is asked for.
         layers: Names of the layers asked for.
 

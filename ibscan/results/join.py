@@ -1,4 +1,4 @@
-"""One mechanism that merges: parts of a run, verbs of one file, a series that grew."""
+"""Join results: parts of a run, verbs of one file, a series that grew."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def first_difference(old: Result, new_attrs: Mapping[str, Any]) -> str | None:
 
 
 def _without_changed_variables(old: Result, new: Result, replace: bool) -> Result:
-    """Return `old` less the variables measured at another place, on other rows, or of another form."""
+    """Drop the variables of `old` that were measured `at` elsewhere, on other rows, or have another form."""
     dropped: set[str] = set()
     for name in set(old.quantities) & set(new.quantities):
         before, after = old[name], new[name]
@@ -139,7 +139,7 @@ def _without_changed_variables(old: Result, new: Result, replace: bool) -> Resul
 
 
 def _without_changed_checkpoints(old: Result, new: Result, replace: bool) -> Result:
-    """Return `old` less the checkpoints whose file has another content by now."""
+    """Drop the checkpoints of `old` whose file has changed."""
     hashes = {name: sha for sha, name in checkpoint_keys(new)}
     keep: list[int] = []
     for row, (sha, name) in enumerate(checkpoint_keys(old)):
@@ -299,7 +299,7 @@ def _more_precise(old: Result, new: Result, key: str, union: _Union, tolerance: 
 
 
 def _on(union: _Union, dims: tuple[str, ...], values: Array | None, fill: float) -> Array | None:
-    """Return an array of `old` at the places of `new`."""
+    """Select the values of an array of `old` at the coordinates of `new`."""
     if values is None:
         return None
     whole = np.full(union.shape(dims), fill, dtype=values.dtype)

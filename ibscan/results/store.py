@@ -85,10 +85,10 @@ def read(path: Path) -> Result:
     if not stat.S_ISREG(described.st_mode):
         raise InputError(f"{path}: is not a regular file; expected a result file of ibscan.")
     try:
-        sound = _sound(path, described.st_size)
-        if sound is None:
+        intact = _is_intact(path, described.st_size)
+        if intact is None:
             return read_apart(path)
-        if not sound:
+        if not intact:
             raise InputError(f"{path}: is damaged: its content does not have the SHA-256 written at its end.")
         with h5py.File(path, "r", locking=False) as file:
             return decoded(file, described.st_size, str(path))
@@ -103,12 +103,12 @@ def read(path: Path) -> Result:
 
 
 def _seal(digest: str) -> bytes:
-    """Return what stands behind the HDF5 content, where HDF5 does not look: the hash of all before it."""
+    """Return the seal of a file: the hash of its HDF5 content, written behind it, where HDF5 does not look."""
     return f"\nibscan {digest}\n".encode()
 
 
-def _sound(path: Path, size: int) -> bool | None:
-    """Return whether the content is what the seal at its end says, None where there is no seal (edited elsewhere).
+def _is_intact(path: Path, size: int) -> bool | None:
+    """Hold the content against the hash in the seal at its end; None where there is no seal (edited elsewhere).
 
     Small datasets have no checksum of their own, and on damaged text the HDF5 library crashes: a flipped bit has to be
     found before the library sees it.

@@ -1,4 +1,4 @@
-"""What is said of cells whose tolerance was not reached: how many, what was spent on them, what else may be done."""
+"""Sentences on values whose tolerance was not reached: how many, what was spent on them, what would help."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def unresolved_sentences(result: Result, *, tolerance: float, max_replicas: int,
     """Say of each noisy channel how many values are unresolved, what was spent on them, and what would help.
 
     Args:
-        result: The cells asked for. What an older file does not tell of its draws or replicas is left out.
-        tolerance: That was asked for, nats.
-        max_replicas: That were allowed.
-        max_draws: That were allowed.
+        result: What was asked for; draws and replicas may be missing, as in older files.
+        tolerance: Half width asked for, nats.
+        max_replicas: Replicas allowed.
+        max_draws: Draws allowed.
     """
     tallies: dict[str, _Tally] = {}
     for key in result.quantities:

@@ -1,4 +1,4 @@
-"""Columns of text under two-storeyed heads, in as many panels as the width asks for; nothing is ever cut."""
+"""Columns of text under heads of several lines, in as many panels as the width asks for; nothing is ever cut."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TextColumn:
 
     @property
     def width(self) -> int:
-        """Terminal cells of the widest entry."""
+        """Characters across of the widest entry."""
         return max(cell_len(text) for text in (*self.heads, *self.cells, self.trend))
 
 
@@ -41,7 +41,7 @@ def panels(lead: Sequence[TextColumn], groups: Sequence[TextGroup], *, width: in
     Args:
         lead: Columns repeated in every panel.
         groups: What is shown, in order; all columns have the same number of cells and heads.
-        width: Terminal cells.
+        width: Characters across the terminal.
         unicode: Whether rules may use line drawing.
 
     Returns:
@@ -61,7 +61,7 @@ def panels(lead: Sequence[TextColumn], groups: Sequence[TextGroup], *, width: in
 
 
 def _needed(group: TextGroup) -> int:
-    """Return the cells a group takes, the gap before it included."""
+    """Return the characters a group takes across, the gap before it included."""
     inner = sum(column.width for column in group.columns) + len(_GAP) * (len(group.columns) - 1)
     return len(_GAP) + max(inner, cell_len(group.name))
 
@@ -87,7 +87,7 @@ def _panel(lead: Sequence[TextColumn], groups: Sequence[TextGroup], unicode: boo
         inner = _needed(group) - len(_GAP)
         names += _GAP + group.name + " " * (inner - cell_len(group.name))
         slack = inner - sum(column.width for column in group.columns) - len(_GAP) * (len(group.columns) - 1)
-        columns += [(column, column.width + (slack if place == 0 else 0)) for place, column in enumerate(group.columns)]
+        columns += [(column, column.width + (slack if index == 0 else 0)) for index, column in enumerate(group.columns)]
 
     def line(entries: Sequence[str]) -> str:
         padded = (" " * (width - cell_len(entry)) + entry for entry, (_, width) in zip(entries, columns, strict=True))

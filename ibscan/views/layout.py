@@ -107,7 +107,8 @@ def by_checkpoint(
         for name, own in _layers(view, columns, widths=widths, skip_empty=skip_empty)
     ]
     thinning = f"{len(rows)} of {view.size} checkpoints shown (--all shows every one); trend over all."
-    return _stacked(view, title, _lead(view, rows), groups, [*notes, *([thinning] if len(rows) < view.size else [])])
+    lead, below = _lead(view, rows), [*notes, *([thinning] if len(rows) < view.size else [])]
+    return _sheet(view, title, lead, groups, below, marked=lead[1:])
 
 
 def by_parameter(
@@ -136,7 +137,7 @@ def by_parameter(
         TextGroup(layer, tuple(_text(view, one) for one in own))
         for layer, own in _layers(view, columns, widths=widths, skip_empty=False)
     ]
-    return _stacked(view, title, [lead], groups, notes)
+    return _sheet(view, title, [lead], groups, notes)
 
 
 def by_layer(
@@ -161,8 +162,8 @@ def by_layer(
     lead = TextColumn(("layer",), tuple(name_of(names[layer], view.unicode) for layer in chosen))
     texts = [TextGroup(name, tuple(_text(view, one.of(-1, chosen)) for one in own)) for name, own in groups]
     axis, labels = view.axis
-    said = [*_legend(view, [*_lead(view, view.shown())[1:]], texts), *notes]
-    return _sheet(view, [f"{title[0]} at {axis} {labels[-1]}", *title[1:]], [lead], texts, said)
+    title = (f"{title[0]} at {axis} {labels[-1]}", *title[1:])
+    return _sheet(view, title, [lead], texts, notes, marked=_lead(view, view.shown())[1:])
 
 
 def explained(heads: Mapping[str, str]) -> str:
@@ -208,28 +209,27 @@ def _text(view: View, one: Column, rows: Sequence[int] | None = None) -> TextCol
     return TextColumn(one.heads, tuple(texts), course)
 
 
-def _stacked(
-    view: View, title: Sequence[str], lead: Sequence[TextColumn], groups: Sequence[TextGroup], notes: Sequence[str]
-) -> Stack:
-    return _sheet(view, title, lead, groups, [*_legend(view, lead[1:], groups), *notes])
-
-
 def _sheet(
-    view: View, title: Sequence[str], lead: Sequence[TextColumn], groups: Sequence[TextGroup], said: Sequence[str]
+    view: View,
+    title: Sequence[str],
+    lead: Sequence[TextColumn],
+    groups: Sequence[TextGroup],
+    notes: Sequence[str],
+    marked: Sequence[TextColumn] = (),
 ) -> Stack:
-    """Return a table: title, panels, what is said below, and a blank line."""
+    """Return a table: title, panels, what marks of groups and `marked` columns mean, notes, and a blank line."""
     separator = " · " if view.unicode else " - "
     return Stack(
         Text(separator.join(part for part in title if part), style="bold yellow", overflow="fold"),
         *panels(lead, groups, width=view.width, unicode=view.unicode),
-        *(Text(note, style="dim", overflow="fold") for note in said),
+        *(Text(note, style="dim", overflow="fold") for note in (*_legend(view, marked, groups), *notes)),
         Text(""),
     )
 
 
-def _legend(view: View, lead: Sequence[TextColumn], groups: Sequence[TextGroup]) -> list[str]:
+def _legend(view: View, marked: Sequence[TextColumn], groups: Sequence[TextGroup]) -> list[str]:
     """Explain the marks that occur, and no others."""
-    cells = [text.strip() for one in (*lead, *(c for group in groups for c in group.columns)) for text in one.cells]
+    cells = [text.strip() for one in (*marked, *(c for group in groups for c in group.columns)) for text in one.cells]
     seen: list[str] = []
     for status, meaning in MEANINGS.items():
         sign = mark(status, unicode=view.unicode)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -227,10 +228,9 @@ def _each_layer(
 
 
 def _of_layer(estimate: Estimate, layer: int) -> Estimate:
-    """Return an estimate of one layer alone, arrays (C, 1, ...)."""
-    arrays: dict[str, Any] = {name: getattr(estimate, name) for name in ARRAYS}
-    alone: dict[str, Any] = {name: array if array is None else array[:, [layer]] for name, array in arrays.items()}
-    return Estimate(**alone, reasons={k: said for k, said in (estimate.reasons or {}).items() if k == layer} or None)
+    """Cut an estimate down to one layer, arrays (C, 1, ...)."""
+    reasons = {k: said for k, said in (estimate.reasons or {}).items() if k == layer} or None
+    return dataclasses.replace(estimate.mapped(lambda array: array[:, [layer]]), reasons=reasons)
 
 
 def _brief(error: Exception) -> str:

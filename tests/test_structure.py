@@ -10,11 +10,12 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ibscan"
 
 # Room: the rooms it may import from, and the libraries. Within a room modules may import one another.
-BASE = {"errors", "types", "boundary"}
+BASE = {"errors", "types", "boundary", "core"}
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "boundary": ({"errors"}, set()),
     "types": ({"errors"}, {"numpy"}),
+    "core": ({"errors", "types"}, {"numpy"}),
     "names": (set(), set()),
     "numerics": (set(), {"torch", "numpy", "scipy"}),
     "inputs": (BASE | {"names"}, {"numpy", "torch", "scipy", "safetensors", "h5py", "transformers"}),

@@ -13,16 +13,18 @@ import numpy as np
 import torch
 
 from ibscan.errors import InputError, UsageError
-from ibscan.inputs.archives import check_directory, load_archive, read_archive
-from ibscan.inputs.containers import is_tensor
-from ibscan.inputs.described import NUMPY_ARRAYS, Called, StoredTensor, check_tensor
-from ibscan.inputs.files import Snapshot, content_kind, snapshot
+from ibscan.inputs.files import Snapshot, snapshot
+from ibscan.inputs.formats.pickle_objects import NUMPY_ARRAYS, Called, StoredTensor, check_tensor
+from ibscan.inputs.formats.recognise import content_kind
+from ibscan.inputs.formats.safetensors import read_tensor_header, read_tensors
+from ibscan.inputs.formats.state_dict import is_tensor
+from ibscan.inputs.formats.torch_file import load_archive, read_archive
+from ibscan.inputs.formats.zip_file import check_directory
 from ibscan.inputs.hdf5 import hdf5_arrays
 from ibscan.inputs.matlab import read_stored, stored_arrays
 from ibscan.inputs.named import NamedArrays, Pick, brief, check_size
 from ibscan.inputs.returned import as_numpy
 from ibscan.inputs.tables import SUFFIXES as TABLES
-from ibscan.inputs.tensorfiles import read_tensor_header, read_tensors
 from ibscan.types import Array
 
 __all__ = ["NOW", "named_arrays"]

@@ -11,8 +11,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from ibscan.core.text import text_number
 from ibscan.errors import CheckpointError, UsageError
-from ibscan.inputs.described import text_number
 from ibscan.inputs.shards import whole_name
 from ibscan.types import COUNTERS
 

@@ -6,10 +6,10 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from ibscan.core.text import by_name, is_initial
 from ibscan.errors import InputError
 from ibscan.inputs.comparison import is_placed
 from ibscan.inputs.coordinates import numbers_in_name, size_as_step, sizes_in_name
-from ibscan.names import by_name, is_initial
 from ibscan.types import Checkpoint
 
 __all__ = ["coordinate", "in_order", "refuse_doubles"]

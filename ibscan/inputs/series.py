@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ibscan.errors import CheckpointError, InputError, NothingMatched
-from ibscan.inputs.checkpoint import inspect_checkpoint
 from ibscan.inputs.comparison import is_placed, of_one_architecture, without_copies
 from ibscan.inputs.coordinates import compiled_pattern, matches, numbers_by_pattern, numbers_in_name
-from ibscan.inputs.discovery import Candidate, Found, found_in_folder, is_conventional
+from ibscan.inputs.discovery import Candidate, Found, found_in_folder
 from ibscan.inputs.files import unreadable
+from ibscan.inputs.formats.checkpoint import inspect_checkpoint
+from ibscan.inputs.formats.recognise import accepted, is_conventional
 from ibscan.inputs.manifest import Manifest
 from ibscan.inputs.ordering import in_order, refuse_doubles
 from ibscan.inputs.selection import axis_values, select_epochs
@@ -22,8 +23,6 @@ from ibscan.inputs.shards import is_index, named_files
 from ibscan.types import Checkpoint, Series
 
 __all__ = ["axis_values", "read_series", "select_epochs"]
-
-ACCEPTED = ".safetensors files, or .pt, .pth, .ckpt and .bin files of torch.save"
 
 
 @dataclass
@@ -172,7 +171,7 @@ def _nothing(where: str, found: Found, manifest: Manifest | None) -> str:
     listed = ", ".join(seen[:5]) + (f" and {len(seen) - 5} more" if len(seen) > 5 else "")
     why = f" {found.notices[0]}" if found.notices else ""
     return (
-        f"{where}: holds no checkpoint (saw {listed or 'nothing'}); expected {ACCEPTED}, or folders of one each.{why}"
+        f"{where}: holds no checkpoint (saw {listed or 'nothing'}); expected {accepted()}, or folders of one each.{why}"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ibscan.errors import CheckpointError
 from ibscan.inputs.files import snapshot
-from ibscan.inputs.tensorfiles import decoded
+from ibscan.inputs.untrusted import decoded_json
 
 __all__ = ["SHARD", "Index", "identity", "is_index", "named_files", "read_index", "whole_name"]
 
@@ -113,7 +113,7 @@ def _size(path: Path) -> int:
 
 def _decoded(text: bytes, name: str) -> dict[str, Any]:
     try:
-        tables, doubled = decoded(text)
+        tables, doubled = decoded_json(text)
     except (ValueError, RecursionError):
         raise CheckpointError(f"{name}: the index is not readable JSON; {WAY_OUT}.") from None
     if doubled:

@@ -11,7 +11,8 @@ from pathlib import Path
 from ibscan.errors import IbscanError, InputError
 from ibscan.inputs.code import is_code
 from ibscan.inputs.comparison import repeats
-from ibscan.inputs.discovery import TEMPORARY, is_claimed
+from ibscan.inputs.discovery import TEMPORARY
+from ibscan.inputs.formats.recognise import is_claimed
 from ibscan.inputs.scripts import files_of
 
 __all__ = ["untouched"]

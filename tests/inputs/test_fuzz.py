@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from inputs import fuzzing as make
 
 from ibscan.errors import CheckpointError, IbscanError
-from ibscan.inputs.checkpoint import inspect_checkpoint, load_tensors
+from ibscan.inputs.formats.checkpoint import inspect_checkpoint, load_tensors
 from ibscan.inputs.manifest import read_manifest
 from ibscan.inputs.probe import read_probe
 from ibscan.results.export import rows

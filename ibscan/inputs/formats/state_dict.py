@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from ibscan.core.text import listed
 from ibscan.errors import CheckpointError
-from ibscan.inputs.described import StoredTensor
-from ibscan.inputs.nested import nested_tables
+from ibscan.inputs.formats.format import Wanted
+from ibscan.inputs.formats.nested import nested_tables
+from ibscan.inputs.formats.pickle_objects import StoredTensor
 from ibscan.types import WRAPPERS
 
-__all__ = ["chosen_set", "is_tensor", "stripped_names", "tensor_sets", "under"]
+__all__ = ["chosen_set", "is_tensor", "one_set", "stripped_names", "tensor_sets", "under"]
+
+T = TypeVar("T")
 
 # The last is where Lightning keeps the raw weights while `state_dict` holds averaged ones.
 RAW = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "current_model_state")
@@ -86,14 +90,13 @@ def _collect(
         _collect(value, f"{key}.{name}" if key else name, sets, depth - 1 if name in RAW + AVERAGED else 0, known)
 
 
-def chosen_set(tree: Any, name: str, state_key: str | None, weights: str | None) -> tuple[str, dict[str, Any]]:  # noqa: ANN401
+def chosen_set(tree: Any, name: str, wanted: Wanted) -> tuple[str, dict[str, Any]]:  # noqa: ANN401
     """Return the one set of tensors that is the network's state, never choosing between several.
 
     Args:
         tree: The saved object, or its description.
         name: What to call the file in a message.
-        state_key: The key of the set (`--state-key`), or None.
-        weights: `raw`, `ema` or None (`--weights`).
+        wanted: Which set.
 
     Returns:
         The key of the set, and its tensors by stored name.
@@ -101,9 +104,9 @@ def chosen_set(tree: Any, name: str, state_key: str | None, weights: str | None)
     Raises:
         CheckpointError: No tensors, or several sets and nothing that says which.
     """
-    sets = tensor_sets(tree)
-    if state_key is not None:
-        return _stated_set({**sets, **deep_sets(tree)}, state_key, name)
+    sets, weights = tensor_sets(tree), wanted.weights
+    if wanted.state_key is not None:
+        return _stated_set({**sets, **deep_sets(tree)}, wanted.state_key, name)
     states = {key: tensors for key, tensors in sets.items() if _is_state(tensors)}
     averaged = [key for key in states if key and any(part in AVERAGED for part in key.split("."))]
     raw = [key for key in states if key and all(part in RAW for part in key.split("."))]
@@ -210,7 +213,31 @@ def _stated_set(sets: Mapping[str, dict[str, Any]], state_key: str, name: str) -
     )
 
 
-def under(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def one_set(tensors: Mapping[str, T], wanted: Wanted, name: str) -> dict[str, T]:
+    """Return the tensors asked for of a file whose format has no keys: all, or those named under --state-key.
+
+    Args:
+        tensors: All tensors of the file, by stored name.
+        wanted: Which of them.
+        name: What to call the file in a message.
+
+    Raises:
+        CheckpointError: Averaged weights are asked for, or a prefix that no name has.
+    """
+    if wanted.weights == "ema":
+        raise CheckpointError(
+            f"{name}: holds one set of tensors under no key, so there is no ema to take; leave --weights out."
+        )
+    chosen = under(tensors, wanted.state_key or "")
+    if not chosen:
+        raise CheckpointError(
+            f"{name}: holds one set of tensors under no key, and no name in it begins with {wanted.state_key!r} and a "
+            f"dot; leave --state-key {wanted.state_key} out."
+        )
+    return chosen
+
+
+def under(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
     """Return the tensors whose names begin with a prefix and a dot, without them; all for the empty prefix.
 
     Where no name in the file does, names without wrapper prefixes count, as listings and messages show them; then the
@@ -228,7 +255,7 @@ def under(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return chosen
 
 
-def _beginning(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def _beginning(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
     return {key[len(prefix) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(f"{prefix}.")}
 
 
@@ -256,7 +283,7 @@ def _is_state(tensors: Mapping[str, Any]) -> bool:
 
 def _listed(keys: Mapping[str, Any] | Sequence[str]) -> str:
     words = [key or "(top level)" for key in keys]
-    return ", ".join(words[:6]) + (f" and {len(words) - 6} more" if len(words) > 6 else "") if words else "(none)"
+    return listed(words, 6) or "(none)"
 
 
 def stripped_names(stored: Sequence[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Files written by torch.save, zip and legacy: checked and listed before torch itself reads them."""
+"""The two formats of torch.save, zip and legacy: checked and listed in full before torch itself reads them."""
 
 from __future__ import annotations
 
@@ -7,33 +7,47 @@ import contextlib
 import io
 import os
 import pickle
+import re
 import struct
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
+from ibscan.core.text import first_line, listed
 from ibscan.errors import CheckpointError
-from ibscan.inputs.described import NUMPY_ARRAYS, NUMPY_SCALARS, Storage, StoredTensor
+from ibscan.inputs.coordinates import numbers_in_object
 from ibscan.inputs.files import Snapshot
-from ibscan.inputs.pickles import BrokenPickle, PickleReading, read_pickle
+from ibscan.inputs.formats.format import Description, Format, Wanted
+from ibscan.inputs.formats.nested import numbers_beside
+from ibscan.inputs.formats.pickle_objects import (
+    NUMPY_ARRAYS,
+    NUMPY_SCALARS,
+    Storage,
+    StoredTensor,
+    check_tensor,
+    plain_number,
+    stated_number,
+)
+from ibscan.inputs.formats.pickle_reader import BrokenPickle, PickleReading, read_pickle
+from ibscan.inputs.formats.state_dict import chosen_set, is_tensor
+from ibscan.inputs.formats.zip_file import SAVE_AGAIN, checked_zip
+from ibscan.types import TensorInfo
 
-__all__ = ["check_directory", "load_archive", "read_archive", "stored_element"]
+__all__ = ["TORCH_LEGACY", "TORCH_ZIP", "load_archive", "read_archive", "stored_element"]
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-MAX_ENTRIES = 100_000
-MAX_DIRECTORY_BYTES = 32 << 20
-MAX_PICKLE_BYTES = 64 << 20
-# The locator alone, and with the record before it.
-WIDE_LOCATOR_BYTES, WIDE_RECORD_BYTES = 20, 76
+# The first pickle of a legacy file is this one number.
+LEGACY_PICKLE = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+LONGEST_METADATA = 10_000
 # Set to anything that means yes, both together, they make torch refuse every file.
 SWITCHES = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
 SWITCHED = threading.Lock()
-SAVE_AGAIN = "save a single .safetensors file, or torch.save(model.state_dict(), ...)"
 
 
 def read_archive(shot: Snapshot, name: str, kind: str) -> PickleReading:
@@ -63,114 +77,18 @@ def read_archive(shot: Snapshot, name: str, kind: str) -> PickleReading:
 
 
 def _read_zip(shot: Snapshot, name: str) -> PickleReading:
-    check_directory(shot, name)
-    # The boundary to a foreign reader: a damaged zip makes zipfile raise nearly anything.
-    try:
-        with zipfile.ZipFile(shot.stream) as archive:
-            entries = {entry.filename: entry for entry in archive.infolist()}
-            # torch looks entries up without regard to case, so of data.pkl and DATA.PKL it might read the other one.
-            if len({entry.lower() for entry in entries}) < len(archive.infolist()):
-                raise CheckpointError(f"{name}: holds a zip entry twice under one name; save it again.")
-            root = _root(entries, name)
-            _check_entries(entries, shot.size, name)
-            broken = archive.testzip()
-            if broken is not None:
-                raise CheckpointError(
-                    f"{name}: the checksum (CRC) of {broken} does not hold, so its bytes are damaged; copy it again."
-                )
-            pickled = archive.read(f"{root}data.pkl")
-    except CheckpointError:
-        raise
-    except Exception as error:  # noqa: BLE001 - zipfile raises BadZipFile, RuntimeError, struct.error, EOFError, OSError, ...
-        raise CheckpointError(
-            f"{name}: is a damaged or truncated zip archive ({error}); copy or save it again."
-        ) from None
+    pickled, sizes = checked_zip(shot, name)
     reading = read_pickle(io.BytesIO(pickled))
     _refuse_unsafe(reading, name)
     for storage in reading.storages.values():
-        _check_record(storage, entries.get(f"{root}data/{storage.key}"), name)
+        _check_record(storage, sizes.get(storage.key), name)
     return reading
 
 
-def check_directory(shot: Snapshot, name: str) -> None:
-    """Read the number of entries from the end of the file, before anything builds a list of them."""
-    start = max(0, shot.size - (1 << 16) - 128)
-    shot.stream.seek(start)
-    tail = shot.stream.read()
-    shot.stream.seek(0)
-    place = tail.rfind(b"PK\x05\x06")
-    if place < 0 or place + 22 > len(tail):
-        raise CheckpointError(
-            f"{name}: is a truncated zip archive (its directory at the end is missing); copy or save it again."
-        )
-    count, size, offset = struct.unpack("<HII", tail[place + 10 : place + 20])
-    # The wide record and its locator, where there are any, stand just before: a reader looks nowhere else.
-    wide = place - WIDE_RECORD_BYTES
-    if wide >= 0 and tail[place - WIDE_LOCATOR_BYTES : place].startswith(b"PK\x06\x07"):
-        count, size, offset = struct.unpack("<QQQ", tail[wide + 32 : wide + 56])
-    else:
-        wide = place
-    if count > MAX_ENTRIES or size > MAX_DIRECTORY_BYTES:
-        raise CheckpointError(
-            f"{name}: its zip directory lists {count} entries in {size} bytes, far beyond a checkpoint; refused."
-        )
-    if start + wide != offset + size:
-        # Readers differ in where they then look for the directory, so what was checked need not be what is loaded.
-        raise CheckpointError(
-            f"{name}: is a damaged zip archive (its directory does not stand where the end says, or bytes were put "
-            "before it); copy or save it again."
-        )
-
-
-def _root(entries: Mapping[str, zipfile.ZipInfo], name: str) -> str:
-    roots = [entry.removesuffix("data.pkl") for entry in entries if entry == "data.pkl" or entry.endswith("/data.pkl")]
-    tails = {entry.partition("/")[2] or entry for entry in entries}
-    if "constants.pkl" in tails or any(tail.startswith("code/") for tail in tails):
-        raise CheckpointError(
-            f"{name}: is a TorchScript archive, which carries code and is not read; where you trust it, "
-            'torch.save(torch.jit.load(FILE).state_dict(), "FILE.pt").'
-        )
-    if any(
-        tail.endswith(("model.json", "serialized_exported_program.json")) or "archive_format" in tail for tail in tails
-    ):
-        raise CheckpointError(
-            f"{name}: is an exported program (.pt2), which is not read; where you trust it, "
-            'torch.save(torch.export.load(FILE).state_dict, "FILE.pt").'
-        )
-    if "model.weights.h5" in entries or ("config.json" in entries and "metadata.json" in entries):
-        raise CheckpointError(
-            f"{name}: is a Keras archive, which is not read; save its arrays under the names of the torch model "
-            "with safetensors.numpy.save_file."
-        )
-    if entries and all(entry.endswith(".npy") for entry in entries):
-        raise CheckpointError(
-            f"{name}: is a numpy archive (.npz), which is no checkpoint here; save a single .safetensors file."
-        )
-    if len(roots) != 1:
-        raise CheckpointError(f"{name}: is a zip archive without the data.pkl of torch.save; {SAVE_AGAIN}.")
-    return roots[0]
-
-
-def _check_entries(entries: Mapping[str, zipfile.ZipInfo], size: int, name: str) -> None:
-    for entry in entries.values():
-        # torch never compresses; a deflated entry of 195 KB inflated to 200 MB.
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-            raise CheckpointError(
-                f"{name}: its entry {entry.filename} is compressed, which torch.save never does; refused."
-            )
-        if entry.filename.endswith("data.pkl") and entry.file_size > MAX_PICKLE_BYTES:
-            raise CheckpointError(
-                f"{name}: its data.pkl takes {entry.file_size} bytes, far beyond a state dict; refused."
-            )
-    total = sum(entry.file_size for entry in entries.values())
-    if total > size:
-        raise CheckpointError(f"{name}: its entries declare {total} bytes, but the file has {size}; refused.")
-
-
-def _check_record(storage: Storage, entry: zipfile.ZipInfo | None, name: str) -> None:
+def _check_record(storage: Storage, size: int | None, name: str) -> None:
     wanted = storage.elements * storage.itemsize
-    if entry is None or entry.file_size != wanted:
-        found = "is missing" if entry is None else f"has {entry.file_size}"
+    if size != wanted:
+        found = "is missing" if size is None else f"has {size}"
         raise CheckpointError(
             f"{name}: stored block {storage.key} should have {wanted} bytes and {found}; save it again."
         )
@@ -246,13 +164,13 @@ def stored_element(shot: Snapshot, reading: PickleReading, tensor: StoredTensor)
 def _refuse_unsafe(reading: PickleReading, name: str) -> None:
     if not reading.unsafe:
         return
-    listed = ", ".join(reading.unsafe[:3]) + (f" and {len(reading.unsafe) - 3} more" if len(reading.unsafe) > 3 else "")
+    names = listed(reading.unsafe, 3)
     if any(found.startswith("torch.nn.modules") for found in reading.unsafe):
         raise CheckpointError(
-            f"{name}: holds a whole pickled module ({listed}), which is code and was not run; {SAVE_AGAIN}."
+            f"{name}: holds a whole pickled module ({names}), which is code and was not run; {SAVE_AGAIN}."
         )
     raise CheckpointError(
-        f"{name}: its pickle would call {listed}, which is not plain data and was not run; {SAVE_AGAIN}."
+        f"{name}: its pickle would call {names}, which is not plain data and was not run; {SAVE_AGAIN}."
     )
 
 
@@ -275,9 +193,13 @@ def load_archive(source: BinaryIO, name: str) -> Any:  # noqa: ANN401 - whatever
             warnings.simplefilter("ignore")
             return torch.load(source, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{name}: torch's safe reader refuses it ({_first_line(error)}); {SAVE_AGAIN}.") from None
+        raise CheckpointError(
+            f"{name}: torch's safe reader refuses it ({first_line(error, 200)}); {SAVE_AGAIN}."
+        ) from None
     except Exception as error:  # noqa: BLE001 - see above
-        raise CheckpointError(f"{name}: torch cannot read it ({_first_line(error)}); copy or save it again.") from None
+        raise CheckpointError(
+            f"{name}: torch cannot read it ({first_line(error, 200)}); copy or save it again."
+        ) from None
 
 
 @contextlib.contextmanager
@@ -297,12 +219,66 @@ def _one_switch() -> Iterator[None]:
                 os.environ[unsafe_name] = unsafe
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
 def _plain_data() -> list[Any]:
     scalar, rebuilt = np.dtype("f8").type(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
     named: list[Any] = [(scalar, name) for name in NUMPY_SCALARS] + [(rebuilt, name) for name in NUMPY_ARRAYS]
     kinds = {type(np.dtype(code)) for code in "?bhilqBHILQefdFDSU"}
     return [*named, np.dtype, np.ndarray, *kinds, argparse.Namespace]
+
+
+def _describe(kind: str, shot: Snapshot, name: str, wanted: Wanted) -> Description:
+    reading = read_archive(shot, name, kind)
+    tree = reading.value
+    if is_tensor(tree):
+        raise CheckpointError(f"{name}: holds one bare tensor; expected a state dict, as model.state_dict() gives.")
+    key, tensors = chosen_set(tree, name, wanted)
+    for stored, tensor in tensors.items():
+        check_tensor(stored, tensor, name)
+    top = {word: value for word, value in tree.items() if isinstance(word, str)} if isinstance(tree, dict) else {}
+    numbers = {word: number for word, value in top.items() if (number := plain_number(value)) is not None}
+    words = {
+        word: value
+        for word, value in top.items()
+        if isinstance(value, str | bool) and len(str(value)) < LONGEST_METADATA
+    }
+    metadata = {word: str(value) for word, value in (words | numbers).items()}
+    infos = {stored: TensorInfo(tensor.shape, tensor.dtype) for stored, tensor in tensors.items()}
+
+    def element(tensor: StoredTensor) -> int | float | None:
+        return stored_element(shot, reading, tensor)
+
+    beside = numbers_beside(tree, key, lambda value: stated_number(value, element))
+    return Description(infos, metadata, numbers_in_object(beside, name), key)
+
+
+def _load(shot: Snapshot, name: str, state_key: str) -> dict[str, torch.Tensor]:
+    return chosen_set(load_archive(shot.stream, name), name, Wanted(state_key))[1]
+
+
+def _is_pickle(head: bytes) -> bool:
+    return head[0] == 0x80 and len(head) > 1 and 2 <= head[1] <= 5
+
+
+TORCH_ZIP = Format(
+    kind="zip",
+    name="torch zip",
+    magic=((0, b"PK\x03\x04"), (0, b"PK\x05\x06")),
+    suffixes=(".pt", ".pth", ".ckpt", ".th", ".pth.tar", ".pt.tar"),
+    describe=partial(_describe, "zip"),
+    load=_load,
+    accepted=((".pt", ".pth", ".ckpt", ".bin"), " of torch.save"),
+    usual=("pytorch_model.bin", "adapter_model.bin"),
+    claims=re.compile(r"(model|checkpoint|ckpt|epoch|step|weights).*\.bin$", re.IGNORECASE),
+    is_whole=lambda head, name, _: b"/data.pkl" in head and not name.endswith(".npz"),
+)
+TORCH_LEGACY = Format(
+    kind="pickle",
+    name="torch legacy",
+    magic=((2, LEGACY_PICKLE),),
+    suffixes=TORCH_ZIP.suffixes,
+    describe=partial(_describe, "pickle"),
+    load=_load,
+    # Any other pickle is told what it is where it is read.
+    resembles=_is_pickle,
+    is_whole=lambda head, _name, _size: head[2:14] == LEGACY_PICKLE,
+)

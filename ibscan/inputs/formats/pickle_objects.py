@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ibscan.core.text import text_number
 from ibscan.errors import CheckpointError
+from ibscan.inputs.untrusted import stated_sizes
 
 __all__ = [
     "Called",
@@ -22,7 +24,6 @@ __all__ = [
     "plain_number",
     "rebuilt_tensor",
     "stated_number",
-    "text_number",
 ]
 
 STORAGES = {
@@ -82,11 +83,6 @@ PLAIN = (
     "numpy.dtype",
     "numpy.ndarray",
 )
-MOST_SIZES = 64
-# Numbers as text, and as str() writes a tensor, a numpy scalar or a list of one.
-WRITTEN = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,4})?", re.ASCII)
-AROUND = re.compile(r"(?:tensor|array|(?:np|numpy)\.\w+)\((.*?)(?:, *(?:dtype|device)=.*)?\)")
-LONGEST_NUMBER = 400
 # The list is shorter than the library's: what is not on it is refused before the library is asked.
 KNOWN = {*PLAIN, *NUMPY_SCALARS, *NUMPY_ARRAYS, *DENSE, *WRAPPED, *OTHER_TENSORS, *STORAGE_GLOBALS, *DTYPE_GLOBALS}
 
@@ -168,15 +164,8 @@ def other_tensor(kind: str, args: tuple[Any, ...]) -> StoredTensor:
 
 
 def _sizes(found: Any) -> tuple[int, ...] | None:  # noqa: ANN401 - from the file
-    if isinstance(found, Called) and found.name == "torch.Size" and found.args:
-        found = found.args[0]
-    if (
-        isinstance(found, tuple | list)
-        and len(found) <= MOST_SIZES
-        and all(type(size) is int and 0 <= size < 2**63 for size in found)
-    ):
-        return tuple(found)
-    return None
+    wrapped = isinstance(found, Called) and found.name == "torch.Size" and found.args
+    return stated_sizes(found.args[0] if wrapped else found)
 
 
 def plain_number(value: Any) -> int | float | None:  # noqa: ANN401 - a description
@@ -207,21 +196,6 @@ def _numpy_number(value: Called) -> int | float | None:
         return None
     number = np.frombuffer(raw, kind)[0].item()
     return number if isinstance(number, int | float) else None
-
-
-def text_number(text: str) -> int | float | None:
-    """Return the number a text is, also as `str` writes a tensor or a list of one, or None.
-
-    Example:
-        >>> text_number(" 10"), text_number("3.0"), text_number("tensor([7], device='cuda:0')"), text_number("best")
-        (10, 3.0, 7, None)
-    """
-    text = text[:LONGEST_NUMBER].strip()
-    around = AROUND.fullmatch(text)
-    bare = (around[1] if around else text).strip("[]( ,)")
-    if not WRITTEN.fullmatch(bare):
-        return None
-    return int(bare) if bare.isdecimal() else float(bare)
 
 
 def stated_number(value: Any, read: Callable[[StoredTensor], int | float | None]) -> int | float | None:  # noqa: ANN401

@@ -11,7 +11,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from ibscan.inputs.described import (
+from ibscan.inputs.formats.pickle_objects import (
     DENSE,
     KNOWN,
     OTHER_TENSORS,

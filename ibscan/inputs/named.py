@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ibscan.errors import InputError
 from ibscan.types import Array
 
-__all__ = ["MAX_ARRAY_BYTES", "NamedArrays", "Pick", "brief", "check_size"]
+__all__ = ["MAX_ARRAY_BYTES", "NamedArrays", "Pick", "check_size"]
 
 MAX_ARRAY_BYTES = 4 << 30
 
@@ -44,8 +44,3 @@ def check_size(shape: Sequence[int], itemsize: int, key: str, name: str) -> None
             f"{name}: array {key!r} of shape {tuple(shape)} takes {size} bytes, at most {MAX_ARRAY_BYTES} are read; "
             "save fewer rows."
         )
-
-
-def brief(error: BaseException) -> str:
-    """Return the first line of what an exception says, or its type where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -18,8 +18,9 @@ import scipy.io
 from ibscan.inputs.child_arrays import Listing, Unfit, grant, serve
 from ibscan.types import Array
 
-# Classes of plain arrays; not cell, struct, object, function, opaque, sparse.
-PLAIN = {"char", "logical", "double", "single"} | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+# Classes of plain arrays, and what they are here; not cell, struct, object, function, opaque, sparse.
+PLAIN = {f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+PLAIN |= {"double": "float64", "single": "float32", "logical": "bool", "char": "str"}
 # scipy's own name for what MATLAB keeps about functions.
 WORKSPACE = "__function_workspace__"
 # What inflates beyond the wanted numbers, stored and converted, and this, is no array.
@@ -35,24 +36,24 @@ def _listing(content: str | bytes) -> Listing:
     grant(0, SPARE_BYTES)
     # Open for as long as this process lives.
     stream: BinaryIO = io.BytesIO(content) if isinstance(content, bytes) else Path(content).open("rb")  # noqa: SIM115
-    found = scipy.io.whosmat(stream)
-    shapes = {name: tuple(shape) for name, shape, kind in found if kind in PLAIN and name != WORKSPACE}
-    return Listing(shapes, lambda key: _read(stream, key, shapes[key]))
+    found = {name: (tuple(shape), PLAIN[kind]) for name, shape, kind in scipy.io.whosmat(stream) if kind in PLAIN}
+    found.pop(WORKSPACE, None)
+    return Listing({name: shape for name, (shape, _) in found.items()}, lambda key: _read(stream, key, *found[key]))
 
 
-def _read(stream: BinaryIO, key: str, shape: tuple[int, ...]) -> Array:
+def _read(stream: BinaryIO, key: str, shape: tuple[int, ...], dtype: str) -> Array:
     size = MOST_BYTES * math.prod(filter(None, shape))
     grant(size, COPIES * size + SPARE_BYTES)
     stream.seek(0)
-    # Stored as floating point where it says integers, a damaged array may hold none; another of the same name is left.
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("ignore")
-        array = scipy.io.loadmat(stream, variable_names=[key], mat_dtype=True).get(key)
-    # Instead of an array it cannot read, scipy returns a text.
-    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype.kind not in "biufcU":
-        raise Unfit(f"of shape {shape} is damaged; save it again with -v7")
-    if array.dtype.kind != "U":
-        return array
+        # Not `mat_dtype=True`, which makes doubles of small integers and of complex numbers too.
+        array = scipy.io.loadmat(stream, variable_names=[key]).get(key)
+        # Instead of an array it cannot read, scipy returns a text.
+        if not isinstance(array, np.ndarray) or array.shape != shape or (array.dtype.kind == "U") != (dtype == "str"):
+            raise Unfit(f"of shape {shape} is damaged; save it again with -v7")
+        if dtype != "str":
+            return array if array.dtype.kind == "c" else array.astype(dtype)
     return np.array([row.rstrip() for row in array.ravel().tolist()], dtype=np.str_).reshape(shape)
 
 

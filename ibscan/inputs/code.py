@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import hashlib
 import importlib
@@ -19,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from ibscan.boundary import foreign, is_installed
+from ibscan.core.text import near_names
 from ibscan.errors import CheckpointError, InputError, UsageError
 from ibscan.inputs.files import exists, regular_stat, unreadable
 from ibscan.inputs.scripts import Deed, deed_of_call, deed_of_import, files_of
@@ -286,7 +286,7 @@ def _attribute(owner: Any, name: str, where: str) -> Any:  # noqa: ANN401 - as t
         if found is not missing:
             return found
         known = [other for other in dir(owner) if not other.startswith("_")]
-    near = difflib.get_close_matches(name, known, 3)
+    near = near_names(name, known, 3)
     listed = ", ".join(near or known[:8])
     hint = f"did you mean {listed}?" if near else f"there is {listed or 'nothing'}."
     raise InputError(f"{where}: there is no {name!r} in it; {hint}")

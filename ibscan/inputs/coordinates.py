@@ -1,4 +1,4 @@
-"""Epoch, step and sweep value of a checkpoint: from the file, a sidecar, its name, or the series' own pattern."""
+"""Epoch, step and sweep value of a checkpoint: from the file, a sidecar, or its name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ibscan.core.text import text_number
-from ibscan.errors import CheckpointError, UsageError
+from ibscan.errors import CheckpointError
 from ibscan.inputs.shards import whole_name
 from ibscan.types import COUNTERS
 
@@ -20,17 +20,16 @@ __all__ = [
     "EPOCH_KEYS",
     "STEP_KEYS",
     "Coordinates",
-    "compiled_pattern",
+    "finite_number",
     "first_known",
-    "matches",
     "names_a_place",
-    "numbers_by_pattern",
     "numbers_in_metadata",
     "numbers_in_name",
     "numbers_in_object",
     "numbers_in_sidecar",
     "size_as_step",
     "sizes_in_name",
+    "whole_step",
 ]
 
 SUFFIX = re.compile(r"(\.(safetensors|pth|pt|ckpt|bin|tar|th))+$", re.IGNORECASE)
@@ -54,7 +53,6 @@ EPOCH_KEYS, STEP_KEYS = COUNTERS[:1], COUNTERS[1:]
 VALUED = re.compile(r"(?:(?:epoch|step)-\d+(?:\.\d+)?-)?value=([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)")
 LARGEST_STEP = 2**63 - 1
 SIDECAR_BYTES = 64 << 20
-PLACEHOLDER = re.compile(r"\{(epoch|step|value:[^{}]+)\}")
 
 
 @dataclass(frozen=True)
@@ -188,7 +186,18 @@ def whole_step(found: Any, name: str) -> int:  # noqa: ANN401 - a number, or its
 WAY_OUT = "name the number with a pattern under [series] in ibscan.toml, or save it again."
 
 
-def _finite(found: Any, what: str, name: str, *, signed: bool = False) -> float:  # noqa: ANN401 - a number, or its digits
+def finite_number(found: Any, what: str, name: str, *, signed: bool = False) -> float:  # noqa: ANN401
+    """Return a number that a file or its name states.
+
+    Args:
+        found: A number, or its digits.
+        what: What it is, for a message.
+        name: What to call the file in a message.
+        signed: Whether it may be below 0.
+
+    Raises:
+        CheckpointError: It is none, or not finite.
+    """
     try:
         number = float(found)
     except (ValueError, OverflowError):
@@ -216,9 +225,9 @@ def numbers_in_metadata(metadata: Mapping[str, str], name: str) -> Coordinates:
     step = metadata.get("ibscan.step", next((metadata[key] for key in STEP_KEYS if key in metadata), None))
     value = metadata.get("ibscan.value")
     return Coordinates(
-        None if epoch is None else _finite(_number(epoch), "epoch", name),
+        None if epoch is None else finite_number(_number(epoch), "epoch", name),
         None if step is None else whole_step(_number(step), name),
-        None if value is None else _finite(value, "ibscan.value", name, signed=True),
+        None if value is None else finite_number(value, "ibscan.value", name, signed=True),
         "metadata",
     )
 
@@ -239,7 +248,7 @@ def numbers_in_object(stated: Mapping[str, int | float], name: str) -> Coordinat
     epoch = next((stated[key] for key in EPOCH_KEYS if key in stated), None)
     step = next((stated[key] for key in STEP_KEYS if key in stated), None)
     return Coordinates(
-        None if epoch is None else _finite(epoch, "epoch", name),
+        None if epoch is None else finite_number(epoch, "epoch", name),
         None if step is None else whole_step(step, name),
         None,
         "file",
@@ -268,58 +277,8 @@ def numbers_in_sidecar(folder: Path, name: str) -> Coordinates:
         for found in (state.get("epoch"), state.get("global_step"))
     )
     return Coordinates(
-        None if epoch is None else _finite(epoch, "epoch", f"{name} (trainer_state.json)"),
+        None if epoch is None else finite_number(epoch, "epoch", f"{name} (trainer_state.json)"),
         None if step is None else whole_step(step, f"{name} (trainer_state.json)"),
         None,
         "sidecar",
-    )
-
-
-def compiled_pattern(pattern: str, where: str) -> tuple[re.Pattern[str], str | None]:
-    """Turn `epoch-{epoch}.safetensors` into a regular expression, and the sweep's own name if it has one.
-
-    Args:
-        pattern: With `{epoch}`, `{step}` or `{value:NAME}`, each at most once.
-        where: The manifest's name, for a message.
-
-    Returns:
-        The expression (groups `epoch`, `step`, `value`) and NAME or None.
-
-    Raises:
-        UsageError: No placeholder, an unknown one, or one twice.
-    """
-    pieces = PLACEHOLDER.split(pattern)
-    names = [piece.partition(":")[0] for piece in pieces[1::2]]
-    if not names or len(set(names)) < len(names) or any(mark in literal for literal in pieces[::2] for mark in "{}"):
-        raise UsageError(
-            f"{where}: pattern {pattern!r} cannot be read; expected a file name with {{epoch}}, {{step}} or "
-            f"{{value:NAME}}, "
-            "each at most once."
-        )
-    numbers = {"epoch": r"\d+(?:\.\d+)?", "step": r"\d+", "value": r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"}
-    expression = re.escape(pieces[0])
-    for name, literal in zip(names, pieces[2::2], strict=True):
-        expression += f"(?P<{name}>{numbers[name]}){re.escape(literal)}"
-    own = next((piece.partition(":")[2] for piece in pieces[1::2] if piece.startswith("value:")), None)
-    return re.compile(expression), own
-
-
-def matches(expression: re.Pattern[str], name: str) -> re.Match[str] | None:
-    """Return how the pattern reads a name (the whole of it, its folder, or its last part), or None."""
-    return next((match for text in (name, *reversed(name.split("/"))) if (match := expression.fullmatch(text))), None)
-
-
-def numbers_by_pattern(expression: re.Pattern[str], name: str) -> Coordinates:
-    """Return what the pattern reads in a name; nothing where it does not match.
-
-    Raises:
-        CheckpointError: A number too large to be one.
-    """
-    found = matches(expression, name)
-    groups = {} if found is None else found.groupdict()
-    return Coordinates(
-        None if groups.get("epoch") is None else _finite(groups["epoch"], "epoch", name),
-        None if groups.get("step") is None else whole_step(groups["step"], name),
-        None if groups.get("value") is None else _finite(groups["value"], "the value", name, signed=True),
-        "pattern",
     )

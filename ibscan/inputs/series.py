@@ -9,15 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ibscan.core.text import listed
 from ibscan.errors import CheckpointError, InputError, NothingMatched
 from ibscan.inputs.comparison import is_placed, of_one_architecture, without_copies
-from ibscan.inputs.coordinates import compiled_pattern, matches, numbers_by_pattern, numbers_in_name
+from ibscan.inputs.coordinates import numbers_in_name
 from ibscan.inputs.discovery import Candidate, Found, found_in_folder
 from ibscan.inputs.files import unreadable
 from ibscan.inputs.formats.checkpoint import inspect_checkpoint
 from ibscan.inputs.formats.recognise import accepted, is_conventional
 from ibscan.inputs.manifest import Manifest
 from ibscan.inputs.ordering import in_order, refuse_doubles
+from ibscan.inputs.pattern import compiled_pattern, matches, numbers_by_pattern
 from ibscan.inputs.selection import axis_values, select_epochs
 from ibscan.inputs.shards import is_index, named_files
 from ibscan.types import Checkpoint, Series
@@ -168,11 +170,9 @@ def _nothing(where: str, found: Found, manifest: Manifest | None) -> str:
         count = len(found.candidates)
         return f"{where}: the pattern {manifest.pattern} of ibscan.toml matches none of {count} files; mend it."
     seen = list(dict.fromkeys([*found.others, *(notice.partition(":")[0] for notice in found.notices)]))
-    listed = ", ".join(seen[:5]) + (f" and {len(seen) - 5} more" if len(seen) > 5 else "")
+    saw = listed(seen, 5) or "nothing"
     why = f" {found.notices[0]}" if found.notices else ""
-    return (
-        f"{where}: holds no checkpoint (saw {listed or 'nothing'}); expected {accepted()}, or folders of one each.{why}"
-    )
+    return f"{where}: holds no checkpoint (saw {saw}); expected {accepted()}, or folders of one each.{why}"
 
 
 def _all_skipped(where: str, skipped: Mapping[str, str]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ibscan.core.text import listed
 from ibscan.errors import IbscanError, InputError
 from ibscan.inputs.code import is_code
 from ibscan.inputs.comparison import repeats
@@ -76,10 +77,8 @@ def untouched(paths: Sequence[Path], spec: str, option: str, *, growing: bool) -
 def _told(changes: Mapping[str, Sequence[str]], where: str) -> str:
     parts = []
     for how, names in changes.items():
-        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-        parts += (
-            [f"{', '.join(names[:MOST_NAMED])}{more} {'was' if len(names) == 1 else 'were'} {how}"] if names else []
-        )
+        if names:
+            parts.append(f"{listed(names, MOST_NAMED)} {'was' if len(names) == 1 else 'were'} {how}")
     if not parts:
         return ""
     return (

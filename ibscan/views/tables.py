@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from rich.console import Group as Stack
 from rich.console import RenderableType
 
+from ibscan.core.text import near_names
 from ibscan.errors import UsageError
 from ibscan.types import Result, Status
 from ibscan.views.apart import apart_table
@@ -60,7 +60,7 @@ def tables(
     if units not in ("nats", "bits"):
         raise UsageError(f"units {units!r}: expected nats or bits.")
     if variable is not None and variable not in result.variables:
-        near = difflib.get_close_matches(variable, result.variables, n=3, cutoff=0.5) or sorted(result.variables)
+        near = near_names(variable, result.variables, 3, 0.5) or sorted(result.variables)
         raise UsageError(f"--variable {variable!r}: the result has no such variable; it has {', '.join(near)}.")
     frame = Frame(result, units, every, max(1, width), unicode)
     if curve:

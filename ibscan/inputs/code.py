@@ -21,7 +21,8 @@ from ibscan.boundary import foreign, is_installed
 from ibscan.core.text import near_names
 from ibscan.errors import CheckpointError, InputError, UsageError
 from ibscan.inputs.files import exists, regular_stat, unreadable
-from ibscan.inputs.scripts import Deed, deed_of_call, deed_of_import, files_of
+from ibscan.inputs.scripts import Deed, deed_of_call, deed_of_import
+from ibscan.inputs.sources import files_of
 
 __all__ = ["Maker", "called", "code_hash", "importing", "is_code", "named_callable"]
 

@@ -14,7 +14,7 @@ from ibscan.inputs.code import is_code
 from ibscan.inputs.comparison import repeats
 from ibscan.inputs.discovery import TEMPORARY
 from ibscan.inputs.formats.recognise import is_claimed
-from ibscan.inputs.scripts import files_of
+from ibscan.inputs.sources import files_of
 
 __all__ = ["untouched"]
 

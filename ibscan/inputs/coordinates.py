@@ -19,7 +19,7 @@ from ibscan.types import COUNTERS
 __all__ = [
     "EPOCH_KEYS",
     "STEP_KEYS",
-    "Coordinates",
+    "AxisNumbers",
     "finite_number",
     "first_known",
     "names_a_place",
@@ -44,20 +44,20 @@ STEP = re.compile(
     rf"{BEFORE}(?:global[-_]?steps?|steps?|iterations?|iters?|iter[-_]num|it)[-_=. ]?{NUMBER}", re.IGNORECASE
 )
 SAVED = re.compile(rf"{BEFORE}(?:checkpoint|ckpt|chkpt|cp)[-_=. ]?{NUMBER}", re.IGNORECASE)
-# Lightning's second file of one name, and the rank DeepSpeed puts into names: no places in the run.
+# Versions of Lightning (-v1) and ranks of DeepSpeed, which are no steps.
 VERSION = re.compile(r"-v\d+$|(?<![a-zA-Z])(?:mp_)?rank[-_]?\d+", re.IGNORECASE)
 STATED = re.compile(r"[A-Za-z_]+[A-Za-z0-9_]*=[-+0-9.eE]+")
 BARE = re.compile(rf"(?<![0-9a-zA-Z.]){NUMBER}")
 EPOCH_KEYS, STEP_KEYS = COUNTERS[:1], COUNTERS[1:]
-# As `ibscan.save` names a sweep's members, and nothing looser: `value=` may be a metric in other names.
+# Exactly as `ibscan.save` names members of a sweep: elsewhere `value=` may be a metric.
 VALUED = re.compile(r"(?:(?:epoch|step)-\d+(?:\.\d+)?-)?value=([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)")
 LARGEST_STEP = 2**63 - 1
 SIDECAR_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Coordinates:
-    """What one source says; None where it says nothing. `source` is one of Checkpoint.step_source's words."""
+class AxisNumbers:
+    """Epoch, step and sweep value from one source, None where it has none; `source` as in Checkpoint.step_source."""
 
     epoch: float | None = None
     step: int | None = None
@@ -65,13 +65,13 @@ class Coordinates:
     source: str = "order"
 
 
-def first_known(*found: Coordinates) -> Coordinates:
+def first_known(*found: AxisNumbers) -> AxisNumbers:
     """Merge sources, the earlier winning number by number; the source is that of the epoch, else step, else value."""
     epoch = next((one for one in found if one.epoch is not None), None)
     step = next((one for one in found if one.step is not None), None)
     value = next((one for one in found if one.value is not None), None)
     leading = epoch or step or value
-    return Coordinates(
+    return AxisNumbers(
         epoch.epoch if epoch else None,
         step.step if step else None,
         value.value if value else None,
@@ -79,7 +79,7 @@ def first_known(*found: Coordinates) -> Coordinates:
     )
 
 
-def numbers_in_name(name: str) -> Coordinates:
+def numbers_in_name(name: str) -> AxisNumbers:
     """Read epoch and step from a file or folder name.
 
     A number counts where it follows `epoch` or `ep`, or `step`, `global_step`, `iter`, `iteration`, `it`; `10k`, `1.5M`
@@ -95,7 +95,7 @@ def numbers_in_name(name: str) -> Coordinates:
 
     Example:
         >>> numbers_in_name("epoch=3-step=1000-v1.ckpt")
-        Coordinates(epoch=3.0, step=1000, value=None, source='name')
+        AxisNumbers(epoch=3.0, step=1000, value=None, source='name')
         >>> numbers_in_name("checkpoint-12.pth.tar").step, numbers_in_name("val_loss=0.02.pt").step
         (12, None)
         >>> numbers_in_name("iter_1.5k.pt").step, numbers_in_name("10M.pt").step
@@ -106,7 +106,7 @@ def numbers_in_name(name: str) -> Coordinates:
     if epoch is None and step is None:
         step = SAVED.search(stem) or _bare(stem)
     value = VALUED.fullmatch(stem)
-    return Coordinates(_named_number(epoch), _named_step(step), _named_number(value), "name")
+    return AxisNumbers(_named_number(epoch), _named_step(step), _named_number(value), "name")
 
 
 def sizes_in_name(name: str) -> frozenset[str]:
@@ -143,7 +143,7 @@ def _bare(stem: str) -> re.Match[str] | None:
 
 
 def _named_number(match: re.Match[str] | None) -> float | None:
-    # A name is no statement: what is no finite number is part of the name, and no reason to refuse the file.
+    # A number in a name that is not finite is ignored; only one stated in the file is an error.
     if match is None:
         return None
     number = float(match[1])
@@ -208,7 +208,7 @@ def finite_number(found: Any, what: str, name: str, *, signed: bool = False) -> 
     return number
 
 
-def numbers_in_metadata(metadata: Mapping[str, str], name: str) -> Coordinates:
+def numbers_in_metadata(metadata: Mapping[str, str], name: str) -> AxisNumbers:
     """Read `ibscan.epoch`, `ibscan.step`, `ibscan.value`, and plain `epoch` and `step`, of safetensors metadata.
 
     Args:
@@ -224,7 +224,7 @@ def numbers_in_metadata(metadata: Mapping[str, str], name: str) -> Coordinates:
     epoch = metadata.get("ibscan.epoch", metadata.get("epoch"))
     step = metadata.get("ibscan.step", next((metadata[key] for key in STEP_KEYS if key in metadata), None))
     value = metadata.get("ibscan.value")
-    return Coordinates(
+    return AxisNumbers(
         None if epoch is None else finite_number(_number(epoch), "epoch", name),
         None if step is None else whole_step(_number(step), name),
         None if value is None else finite_number(value, "ibscan.value", name, signed=True),
@@ -232,7 +232,7 @@ def numbers_in_metadata(metadata: Mapping[str, str], name: str) -> Coordinates:
     )
 
 
-def numbers_in_object(stated: Mapping[str, int | float], name: str) -> Coordinates:
+def numbers_in_object(stated: Mapping[str, int | float], name: str) -> AxisNumbers:
     """Check the epoch and the step (`step`, `global_step`, `iter`, `iter_num`, ...) that a saved object states.
 
     Args:
@@ -247,7 +247,7 @@ def numbers_in_object(stated: Mapping[str, int | float], name: str) -> Coordinat
     """
     epoch = next((stated[key] for key in EPOCH_KEYS if key in stated), None)
     step = next((stated[key] for key in STEP_KEYS if key in stated), None)
-    return Coordinates(
+    return AxisNumbers(
         None if epoch is None else finite_number(epoch, "epoch", name),
         None if step is None else whole_step(step, name),
         None,
@@ -261,22 +261,22 @@ def _number(text: str) -> str | int | float:
     return text if number is None else number
 
 
-def numbers_in_sidecar(folder: Path, name: str) -> Coordinates:
+def numbers_in_sidecar(folder: Path, name: str) -> AxisNumbers:
     """Read `trainer_state.json` beside a folder's weights; an absent or unreadable one says nothing."""
     path = folder / "trainer_state.json"
     try:
         if not path.is_file() or path.stat().st_size > SIDECAR_BYTES:
-            return Coordinates()
+            return AxisNumbers()
         state = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return Coordinates()
+        return AxisNumbers()
     if not isinstance(state, dict):
-        return Coordinates()
+        return AxisNumbers()
     epoch, step = (
         text_number(found) if isinstance(found, str) else found if type(found) in (int, float) else None
         for found in (state.get("epoch"), state.get("global_step"))
     )
-    return Coordinates(
+    return AxisNumbers(
         None if epoch is None else finite_number(epoch, "epoch", f"{name} (trainer_state.json)"),
         None if step is None else whole_step(step, f"{name} (trainer_state.json)"),
         None,

@@ -1,4 +1,4 @@
-"""Which files and folders of a run folder may be checkpoints, and which are something else."""
+"""Find the files and folders of a run folder that may be checkpoints, and say what was left out and why."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 TEMPORARY = re.compile(r"(\.tmp$|^tmp-|\.part$|\.incomplete$)", re.IGNORECASE)
-# What trainers save beside the weights: named, never opened.
+# Other files that trainers save beside the weights; they are never opened.
 BESIDE = re.compile(
     r"^((optimizer|optim|lr_scheduler|scheduler|scaler|sampler|dl_state_dict|rng[_-]?state|random_states?|trainer_state|"
     r"training_args|train_args|args|hparams|custom_checkpoint)([-_.\d].*)?|.*_optim_states)\.(pt|pth|bin|safetensors|pkl)$",
@@ -110,7 +110,7 @@ def _files(paths: Sequence[Path], barred: set[Path], nested: Callable[[Path, Fou
     for path in paths:
         if path in shards or path.name in stray or (parts is not None and parts.match(path.name)):
             continue
-        # A trainer's own folder: its weights have telling names, and nothing else is opened.
+        # In a folder of the HF Trainer weights have usual names, so nothing is recognised by content.
         _sort(path, found, barred, nested, sniffed=TRAINER not in names)
     return found
 

@@ -1,4 +1,4 @@
-"""What a path is before it is opened, and a file's bytes as they were at one moment."""
+"""Check a path before it is opened, and read a file's bytes as they were at one moment."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ __all__ = [
 
 T = TypeVar("T")
 SMALL_BYTES = 256 << 20
-# No description of a run or a model is longer.
+# Longest text of a config or manifest.
 TEXT_BYTES = 1 << 20
 HEAD_BYTES = 1024
 RETRY_SECONDS = 0.05
-# A file written to again within one tick of its file system's clock (2 s at the coarsest) has the same times as before.
+# Two writes within one tick of the file system's clock (at most 2 s) leave the same times.
 SETTLED_NS = 2_000_000_000
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -47,7 +47,7 @@ SPECIAL = (
 
 
 class FileChanged(CheckpointError):  # noqa: N818 - says what happened
-    """A file is another one than when reading it began."""
+    """A file changed while it was read."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def snapshot(
             yield taken
         except InputError as error:
             wrong = error
-        # What was not read whole may have changed while it was parsed, and then that is what went wrong.
+        # If the file changed while it was parsed, report that and not the parser's error.
         if before is not None and not _unchanged(path, before):
             raise FileChanged(f"{name}: changed while it was being read; run again once nothing writes to it.")
         if wrong is not None:
@@ -225,7 +225,7 @@ def _attempt(path: Path, name: str, whole: int, known: tuple[tuple[int, ...], st
         stamp = _stamp(held)
         if stamp and stamp == known[0]:
             return Snapshot(stream, held.st_size, known[1], None, stamp)
-        # A change while a settled file is parsed shows in its times; for another one the bytes in hand have to do.
+        # Only where the times would show a later change need the file not be read whole.
         taken = _taken(stream, before.st_size, whole if stamp else SMALL_BYTES, stamp)
         after = path.stat()
     except FileNotFoundError:
@@ -243,7 +243,7 @@ def _attempt(path: Path, name: str, whole: int, known: tuple[tuple[int, ...], st
 def _stamp(found: os.stat_result) -> tuple[int, ...]:
     if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < SETTLED_NS:
         return ()
-    # The time of the last change to the entry cannot be set back, as that of the content can.
+    # ctime too: unlike mtime it cannot be set back.
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 

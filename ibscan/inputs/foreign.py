@@ -1,4 +1,4 @@
-"""One sentence for every kind of file that is no checkpoint here: what it is, and the way out."""
+"""Describe files and folders of formats that are not read, each with a way out."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from ibscan.inputs.named import MAX_ARRAY_BYTES
 from ibscan.types import Array
 
 MOST_LINKS, DEEPEST = 10_000, 16
-# How much a filter can inflate at most.
+# By what factor each filter can inflate at most.
 FILTERS = {h5py.h5z.FILTER_DEFLATE: 1040, h5py.h5z.FILTER_LZF: 90, h5py.h5z.FILTER_SHUFFLE: 1, 3: 1}
 NUMBERS = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM)
 RECORDS = {h5py.h5t.COMPOUND: "records (a compound type)", h5py.h5t.REFERENCE: "references (a MATLAB cell array?)"}
@@ -65,7 +65,7 @@ class _Found:
 
     def _walk(self, group: h5py.Group, before: str, above: frozenset[int]) -> None:
         address = int(h5py.h5o.get_info(group.id).addr)
-        # A hard link may lead to a group above.
+        # A hard link may lead back to a parent group.
         if address in above:
             return
         for name in group:
@@ -73,14 +73,14 @@ class _Found:
             if self.seen > MOST_LINKS or len(above) > DEEPEST:
                 raise Unfit(f"holds more than {MOST_LINKS} entries, or groups deeper than {DEEPEST}; it is no probe")
             key = f"{before}{name}"
-            # The kind of link comes first: looking the object up would already follow it.
+            # Check the kind of link before looking the object up, which would follow it.
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 self.links[key] = ()
                 continue
             one = group[name]
             if isinstance(one, h5py.Dataset):
                 self.arrays[key] = one
-            # MATLAB keeps the content of cell arrays, and the parts of sparse ones, in groups of their own.
+            # Skip MATLAB's groups of cell contents and of the parts of sparse arrays.
             elif isinstance(one, h5py.Group) and not name.startswith("#") and "MATLAB_sparse" not in one.attrs:
                 self._walk(one, f"{key}/", above | {address})
 
@@ -142,7 +142,7 @@ def _filters(dataset: h5py.Dataset) -> Iterator[tuple[int, str]]:
 def _check_chunks(dataset: h5py.Dataset, filters: list[int]) -> None:
     """Inflate every chunk into a bounded buffer first: the library inflates without a bound."""
     kind = dataset.id.get_type()
-    # Varying text is stored as a length and a place.
+    # Strings of varying length are stored as a length and an address.
     varying = kind.get_class() == h5py.h5t.STRING and kind.is_variable_str()
     declared = math.prod(dataset.chunks) * (VARYING_BYTES if varying else kind.get_size())
     if declared > MAX_ARRAY_BYTES:
@@ -157,7 +157,7 @@ def _check_chunks(dataset: h5py.Dataset, filters: list[int]) -> None:
         if deflated and not mask & bit:
             inflater = zlib.decompressobj()
             _, raw = dataset.id.read_direct_chunk(offset)
-            # Four bytes of checksum may be compressed along.
+            # Plus a checksum of 4 bytes.
             inflater.decompress(raw, declared + 4)
             if not inflater.eof and inflater.decompress(inflater.unconsumed_tail, 1):
                 raise Unfit(f"has a chunk that inflates beyond its {declared} bytes; the file is damaged")
@@ -166,7 +166,7 @@ def _check_chunks(dataset: h5py.Dataset, filters: list[int]) -> None:
 def _texts(dataset: h5py.Dataset, size: int) -> Array:
     listed: list[str] = []
     total = longest = 0
-    # In blocks, with a running sum: a million elements may all point at the same megabyte of the file.
+    # In blocks, with a running total: a million strings may share the same megabyte of the file.
     for start in range(0, dataset.shape[0], TEXT_BLOCK) if dataset.shape else (None,):
         block = np.asarray(dataset[()] if start is None else dataset[start : start + TEXT_BLOCK])
         words = [word if isinstance(word, bytes) else str(word).encode() for word in block.ravel().tolist()]

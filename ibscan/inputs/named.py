@@ -37,7 +37,7 @@ def check_size(shape: Sequence[int], itemsize: int, key: str, name: str) -> None
     Raises:
         InputError: It is larger than `MAX_ARRAY_BYTES`.
     """
-    # Without its zeros: numpy refuses no rows of 2^64 numbers.
+    # Ignore sizes of 0: numpy refuses an array of 0 rows of 2^64 numbers.
     size = math.prod(filter(None, shape)) * itemsize
     if size > MAX_ARRAY_BYTES:
         raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ibscan.errors import UsageError
-from ibscan.inputs.coordinates import Coordinates, finite_number, whole_step
+from ibscan.inputs.coordinates import AxisNumbers, finite_number, whole_step
 
 __all__ = ["compiled_pattern", "matches", "numbers_by_pattern"]
 
@@ -46,7 +46,7 @@ def matches(expression: re.Pattern[str], name: str) -> re.Match[str] | None:
     return next((match for text in (name, *reversed(name.split("/"))) if (match := expression.fullmatch(text))), None)
 
 
-def numbers_by_pattern(expression: re.Pattern[str], name: str) -> Coordinates:
+def numbers_by_pattern(expression: re.Pattern[str], name: str) -> AxisNumbers:
     """Return what the pattern reads in a name; nothing where it does not match.
 
     Raises:
@@ -54,7 +54,7 @@ def numbers_by_pattern(expression: re.Pattern[str], name: str) -> Coordinates:
     """
     found = matches(expression, name)
     groups = {} if found is None else found.groupdict()
-    return Coordinates(
+    return AxisNumbers(
         None if groups.get("epoch") is None else finite_number(groups["epoch"], "epoch", name),
         None if groups.get("step") is None else whole_step(groups["step"], name),
         None if groups.get("value") is None else finite_number(groups["value"], "the value", name, signed=True),

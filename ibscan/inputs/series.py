@@ -1,4 +1,4 @@
-"""Which checkpoints make up a series, in which order, and on which axis."""
+"""Read a series of checkpoints: find, inspect and order them along one axis."""
 
 from __future__ import annotations
 
@@ -102,11 +102,11 @@ def _found(paths: Sequence[Path], exclude: Sequence[Path], manifest: Manifest | 
         expression = _expression(manifest)
         known = None if expression is None else lambda name: matches(expression, name) is not None
         return str(paths[0]), found_in_folder(paths[0], exclude, known)
-    # Absolute but not resolved: a link is called as the user called it.
+    # Absolute but not resolved: keep the user's name for a link.
     barred = {path.resolve() for path in exclude}
     absolute = list(dict.fromkeys(path.absolute() for path in paths if not (exclude and path.resolve() in barred)))
     parent = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else Path()
-    # A shell's pattern names the shards beside their index.
+    # A shell pattern such as *.safetensors* lists shards beside their index.
     shards = {file for path in absolute if is_index(path.name) for file in named_files(path)}
     candidates = [Candidate(path, path.relative_to(parent).as_posix()) for path in absolute if path not in shards]
     return "the paths given", Found(candidates=candidates)
@@ -144,7 +144,7 @@ def _inspected(
     expression = _expression(manifest)
     if expression is None:
         return checkpoint
-    # What the user wrote beside the files beats what is in them; numbers the pattern does not name stay.
+    # The manifest's pattern wins over numbers in the file; numbers it does not name stay.
     found = numbers_by_pattern(expression, candidate.name)
     return dataclasses.replace(
         checkpoint,

@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from ibscan.errors import CheckpointError
 from ibscan.inputs import formats
-from ibscan.inputs.coordinates import Coordinates
+from ibscan.inputs.coordinates import AxisNumbers
 from ibscan.inputs.files import Snapshot
 from ibscan.inputs.formats.checkpoint import inspect_checkpoint, load_tensors
 from ibscan.inputs.formats.format import Description, Format, Wanted
@@ -45,9 +45,9 @@ def arrays(shot: Snapshot, name: str) -> dict[str, np.ndarray]:
 
 def described(shot: Snapshot, name: str, wanted: Wanted) -> Description:
     found = arrays(shot, name)
-    numbers = Coordinates(step=int(found.pop("step")), source="file")
+    numbers = AxisNumbers(step=int(found.pop("step")), source="file")
     infos = {key: TensorInfo(array.shape, str(array.dtype)) for key, array in found.items()}
-    return Description(one_set(infos, wanted, name), coordinates=numbers, state_key=wanted.state_key or "")
+    return Description(one_set(infos, wanted, name), numbers=numbers, state_key=wanted.state_key or "")
 
 
 def loaded(shot: Snapshot, name: str, state_key: str) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""One checkpoint, in one file or several: what it says of itself, and its tensors, safely."""
+"""Inspect and load one checkpoint, in one file or several, without running anything in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from ibscan.errors import CheckpointError
 from ibscan.inputs.coordinates import (
-    Coordinates,
+    AxisNumbers,
     first_known,
     numbers_in_metadata,
     numbers_in_name,
@@ -27,7 +27,7 @@ from ibscan.types import Checkpoint, TensorInfo
 
 __all__ = ["inspect_checkpoint", "load_tensors"]
 
-# From here on a file is hashed piece by piece and only what is needed of it is read again, straight into tensors.
+# Larger files are hashed in pieces, and then only what is needed is read, straight into tensors.
 STREAMED_BYTES = 1 << 20
 
 
@@ -77,8 +77,8 @@ def inspect_checkpoint(
     for stored in names:
         _refuse_dtype(stored, said.tensors[stored].dtype, name)
     parts = [part for part in name.split("/") if part]
-    alone = numbers_in_sidecar(file.parent, name) if is_conventional(file.name) else Coordinates()
-    found = first_known(said.coordinates, alone, *(numbers_in_name(part) for part in reversed(parts[-2:])))
+    alone = numbers_in_sidecar(file.parent, name) if is_conventional(file.name) else AxisNumbers()
+    found = first_known(said.numbers, alone, *(numbers_in_name(part) for part in reversed(parts[-2:])))
     return Checkpoint(
         path=file,
         name=name,
@@ -109,7 +109,7 @@ def _file_contents(file: Path, name: str, wanted: Wanted) -> _Contents:
 
 
 def _sharded_contents(file: Path, name: str, wanted: Wanted) -> _Contents:
-    """Read every file an index names, one at a time, and hold the index against them."""
+    """Describe every file that an index names, one at a time, and compare them with the index."""
     index = read_index(file, name)
     contents: list[_Contents] = []
     holder: dict[str, str] = {}
@@ -126,7 +126,7 @@ def _sharded_contents(file: Path, name: str, wanted: Wanted) -> _Contents:
     tensors = {key: info for one in contents for key, info in one.said.tensors.items()}
     metadata = {key: word for one in contents for key, word in one.said.metadata.items()} | dict(index.metadata)
     shards = {shard: one.sha256 for shard, one in zip(index.files, contents, strict=True)}
-    numbers = first_known(numbers_in_metadata(metadata, name), *(one.said.coordinates for one in contents))
+    numbers = first_known(numbers_in_metadata(metadata, name), *(one.said.numbers for one in contents))
     return _Contents(
         Description(one_set(tensors, wanted, name), metadata, numbers, wanted.state_key or ""),
         f"{contents[0].format}, {len(contents)} shards",
@@ -138,7 +138,7 @@ def _sharded_contents(file: Path, name: str, wanted: Wanted) -> _Contents:
 
 
 def _beside(name: str, file: Path) -> str:
-    """Return what a file is called in messages that lies beside one called `name`."""
+    """Return the name in messages of a file in the same folder as the one called `name`."""
     folder, slash, _ = name.rpartition("/")
     return f"{folder}{slash}{file.name}"
 
@@ -209,7 +209,7 @@ def _as_listed(loaded: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, t
             raise CheckpointError(
                 f"{checkpoint.name}: {key!r} was listed as {info.shape} {info.dtype}, but {found} was loaded; refused."
             )
-        # The listing came from our reading of the pickle; the bytes behind the tensor have the last word.
+        # The listing is our own reading of the pickle: check what torch made of it.
         if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
             raise CheckpointError(f"{checkpoint.name}: {key!r} claims more elements than are stored; refused.")
     return {key: tensors[key] for key in checkpoint.tensors}

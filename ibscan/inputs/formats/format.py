@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import torch
 
-from ibscan.inputs.coordinates import Coordinates
+from ibscan.inputs.coordinates import AxisNumbers
 from ibscan.inputs.files import Snapshot
 from ibscan.types import TensorInfo
 
@@ -32,7 +32,7 @@ class Description:
 
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str] = field(default_factory=dict)
-    coordinates: Coordinates = field(default_factory=Coordinates)
+    numbers: AxisNumbers = field(default_factory=AxisNumbers)
     state_key: str = ""
 
 

@@ -1,4 +1,4 @@
-"""Descriptions of what a pickle holds (tensors, storages, calls), and which calls are plain data."""
+"""Describe what a pickle holds (tensors, storages, calls), and tell which calls make plain data."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ OTHER_TENSORS = {
 PLAIN = (
     "collections.OrderedDict",
     "collections.Counter",
-    # What training scripts keep their arguments in: a dictionary by another name.
+    # Training scripts keep their arguments in one; like a dictionary, it runs nothing.
     "argparse.Namespace",
     "torch.Size",
     "torch.device",
@@ -83,7 +83,7 @@ PLAIN = (
     "numpy.dtype",
     "numpy.ndarray",
 )
-# The list is shorter than the library's: what is not on it is refused before the library is asked.
+# Shorter than torch's own list of safe globals: anything else is refused before torch reads the file.
 KNOWN = {*PLAIN, *NUMPY_SCALARS, *NUMPY_ARRAYS, *DENSE, *WRAPPED, *OTHER_TENSORS, *STORAGE_GLOBALS, *DTYPE_GLOBALS}
 
 
@@ -130,14 +130,14 @@ class StoredTensor:
 
 
 def is_harmless(name: str, args: tuple[Any, ...]) -> bool:
-    """Tell whether a call on the list of plain data is one: bytearray(10**12) would take all memory."""
+    """Tell whether a call of a known global makes plain data; bytearray(10**12), for one, would take all memory."""
     if name == "builtins.bytearray":
         return not args or isinstance(args[0], bytes | str)
     if name in NUMPY_ARRAYS:
         return len(args) == 3 and args[1] == (0,) and args[0] == Global("numpy.ndarray")
     if name == "numpy.dtype":
         return bool(args) and isinstance(args[0], str) and bool(re.fullmatch(r"[<>|=]?[biufcSU]\d{0,4}", args[0]))
-    # An array or a tensor made by its class takes its size from the argument, however little is stored.
+    # Called directly, these classes allocate whatever size the argument states, however small the file.
     classes = ("torch.Tensor", "numpy.ndarray")
     return name in KNOWN and name not in STORAGE_GLOBALS and name not in DTYPE_GLOBALS and name not in classes
 
@@ -172,7 +172,7 @@ def plain_number(value: Any) -> int | float | None:  # noqa: ANN401 - a descript
     """Return the number a description stands for (an int, a float, a numpy scalar or array of one), or None."""
     if isinstance(value, Called):
         return _numpy_number(value)
-    # Python refuses to print integers of many thousand digits, so none leaves here.
+    # Python refuses to print integers of thousands of digits, and messages print this one.
     if isinstance(value, bool) or (isinstance(value, int) and value.bit_length() > 1024):
         return None
     return value if isinstance(value, int | float) else None

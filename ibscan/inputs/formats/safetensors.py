@@ -24,7 +24,7 @@ __all__ = ["DTYPES", "SAFETENSORS", "TensorFile", "read_tensor_header", "read_te
 MAX_HEADER_BYTES = 32 << 20
 MAX_TENSORS = 100_000
 
-# Name in the file: name in torch, bits an element.
+# By the name in the file: the name in torch, and bits per element.
 DTYPES: dict[str, tuple[str, int]] = {
     "BOOL": ("bool", 8),
     "U8": ("uint8", 8),
@@ -114,7 +114,7 @@ def read_tensors(
         CheckpointError: The header is not one, or the file ends too early.
     """
     tensors: dict[str, torch.Tensor] = {}
-    # The header was checked to describe the data without a gap, in this order.
+    # The header check found tensors without gaps in this order.
     for key, info in read_tensor_header(stream, size, name).tensors.items():
         dtype = getattr(torch, info.dtype)
         if wanted is not None and key not in wanted:
@@ -208,7 +208,7 @@ def _describe(shot: Snapshot, name: str, wanted: Wanted) -> Description:
     if not header.tensors:
         raise CheckpointError(f"{name}: holds no tensors; expected a state dict, as model.state_dict() gives.")
     tensors = one_set(header.tensors, wanted, name)
-    # The format holds strings and tensors: a count is either.
+    # An epoch or step may be stored as a string in the metadata, or as a tensor of one element.
     stated = [
         key
         for key in EPOCH_KEYS + STEP_KEYS

@@ -1,4 +1,4 @@
-"""Which set of tensors in a saved object is the network's state, and the names it has without wrapper prefixes."""
+"""Find the state dict of the network in a saved object, and its names without wrapper prefixes."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def _collect(
     depth: int,
     known: dict[int, tuple[dict[str, Any], dict[str, Mapping[Any, Any]]]],
 ) -> None:
-    # A small file may name one large table a hundred thousand times: each is read once.
+    # By id: a small file may refer to one large table a hundred thousand times.
     if id(tree) not in known:
         named = {name: value for name, value in tree.items() if isinstance(name, str)}
-        # Optimizers keep their moments in nested tables: only the top level and known containers are looked into.
+        # Optimizers keep tensors in nested tables too, so search only the top level and known containers.
         inner = {n: v for n, v in named.items() if isinstance(v, Mapping) and (not key or n in RAW + AVERAGED)}
         known[id(tree)] = {n: v for n, v in named.items() if is_tensor(v)}, inner
     direct, inner = known[id(tree)]
@@ -113,7 +113,7 @@ def chosen_set(tree: Any, name: str, wanted: Wanted) -> tuple[str, dict[str, Any
     if not raw and "" in states:
         raw = [""]
     if not raw and averaged:
-        # Under whatever key: tensors of the same names are what was averaged.
+        # The raw weights may stand under any key: they have the names of the averaged ones.
         clean = _clean(states[averaged[0]])
         raw = [key for key in states if key not in averaged and _clean(states[key]) == clean]
     if weights is None and raw and averaged:
@@ -165,7 +165,7 @@ def _deep_states(sets: Mapping[str, dict[str, Any]], weights: str | None, name: 
     """Return which sets may be the network's where none has a usual place: those of a usual name, or one deep down."""
     weighted: dict[int, bool] = {}
     for tensors in sets.values():
-        # One table under ten thousand names is looked at once.
+        # By id: one table may stand under ten thousand names.
         if id(tensors) not in weighted:
             weighted[id(tensors)] = any(name.endswith("weight") for name in tensors)
     states = [key for key, tensors in sets.items() if key and weighted[id(tensors)]]
@@ -175,7 +175,7 @@ def _deep_states(sets: Mapping[str, dict[str, Any]], weights: str | None, name: 
         raise CheckpointError(_both(name, raw, averaged))
     found = averaged if weights == "ema" else raw if weights == "raw" else raw or averaged
     usual = [key for key in found if key.rpartition(".")[2] in RAW + AVERAGED]
-    # A single set at the top under a name that may be one of several parts (`generator`) is asked for.
+    # Do not take a single set at the top level whose name may mean one of several networks (`generator`): ask.
     return usual or ([] if len(found) == 1 and "." not in found[0] else found)
 
 
@@ -199,7 +199,7 @@ def _stated_set(sets: Mapping[str, dict[str, Any]], state_key: str, name: str) -
     for key, tensors in sets.items():
         prefix = state_key.removeprefix(f"{key}.") if key else state_key
         chosen = under(tensors, prefix)
-        # Without the key of its set a prefix is looked for in the usual ones first.
+        # A prefix given without the key of its set is looked for in the usual sets first.
         stated = prefix != state_key or not key or all(part in RAW + AVERAGED for part in key.split("."))
         if chosen:
             (within if stated else elsewhere)[f"{key}.{prefix}" if key else prefix] = chosen
@@ -274,7 +274,7 @@ def _clean(tensors: Mapping[str, Any]) -> set[str]:
 
 
 def _is_state(tensors: Mapping[str, Any]) -> bool:
-    # Beside a state dict under another key, a loose random state or running loss is no network.
+    # A table of scalars or random states alone is no network.
     return any(
         (len(tensor.shape) > 0 or tensor_kind(tensor) != "dense") and "rng" not in key
         for key, tensor in tensors.items()

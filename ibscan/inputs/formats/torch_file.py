@@ -45,7 +45,7 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 # The first pickle of a legacy file is this one number.
 LEGACY_PICKLE = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 LONGEST_METADATA = 10_000
-# Set to anything that means yes, both together, they make torch refuse every file.
+# Where both are set to a true value, torch refuses every file.
 SWITCHES = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
 SWITCHED = threading.Lock()
 
@@ -204,12 +204,12 @@ def load_archive(source: BinaryIO, name: str) -> Any:  # noqa: ANN401 - whatever
 
 @contextlib.contextmanager
 def _one_switch() -> Iterator[None]:
-    """Take the unsafe one of torch's two switches away where both are set: the safe one is what holds here."""
+    """Unset torch's unsafe environment variable where the safe one is set too; afterwards put it back."""
     safe, unsafe_name = SWITCHES
     if safe not in os.environ:
         yield
         return
-    # What one thread puts back must not come between another's check and its load.
+    # One thread at a time: os.environ is shared.
     with SWITCHED:
         unsafe = os.environ.pop(unsafe_name, None)
         try:
@@ -278,7 +278,7 @@ TORCH_LEGACY = Format(
     suffixes=TORCH_ZIP.suffixes,
     describe=partial(_describe, "pickle"),
     load=_load,
-    # Any other pickle is told what it is where it is read.
+    # Any pickle, as the reader refuses those that torch.save did not write with a sentence of their own.
     resembles=_is_pickle,
     is_whole=lambda head, _name, _size: head[2:14] == LEGACY_PICKLE,
 )

@@ -1,4 +1,4 @@
-"""Zip archives of torch.save and numpy, checked before anything in them is read."""
+"""Check zip archives of torch.save and numpy before anything in them is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["SAVE_AGAIN", "check_directory", "checked_zip"]
 MAX_ENTRIES = 100_000
 MAX_DIRECTORY_BYTES = 32 << 20
 MAX_PICKLE_BYTES = 64 << 20
-# The locator alone, and with the record before it.
+# Of zip64: the locator alone, and with the record before it.
 WIDE_LOCATOR_BYTES, WIDE_RECORD_BYTES = 20, 76
 SAVE_AGAIN = "save a single .safetensors file, or torch.save(model.state_dict(), ...)"
 
@@ -59,7 +59,7 @@ def checked_zip(shot: Snapshot, name: str) -> tuple[bytes, dict[str, int]]:
 
 
 def check_directory(shot: Snapshot, name: str) -> None:
-    """Read the number of entries from the end of the file, before anything builds a list of them."""
+    """Refuse a zip archive of too many entries, or whose directory is misplaced, before its entries are listed."""
     start = max(0, shot.size - (1 << 16) - 128)
     shot.stream.seek(start)
     tail = shot.stream.read()
@@ -70,7 +70,7 @@ def check_directory(shot: Snapshot, name: str) -> None:
             f"{name}: is a truncated zip archive (its directory at the end is missing); copy or save it again."
         )
     count, size, offset = struct.unpack("<HII", tail[place + 10 : place + 20])
-    # The wide record and its locator, where there are any, stand just before: a reader looks nowhere else.
+    # The zip64 record and its locator stand just before the end record, if anywhere.
     wide = place - WIDE_RECORD_BYTES
     if wide >= 0 and tail[place - WIDE_LOCATOR_BYTES : place].startswith(b"PK\x06\x07"):
         count, size, offset = struct.unpack("<QQQ", tail[wide + 32 : wide + 56])
@@ -81,7 +81,7 @@ def check_directory(shot: Snapshot, name: str) -> None:
             f"{name}: its zip directory lists {count} entries in {size} bytes, far beyond a checkpoint; refused."
         )
     if start + wide != offset + size:
-        # Readers differ in where they then look for the directory, so what was checked need not be what is loaded.
+        # zipfile and torch may then find different directories, so that other entries are loaded than were checked.
         raise CheckpointError(
             f"{name}: is a damaged zip archive (its directory does not stand where the end says, or bytes were put "
             "before it); copy or save it again."

@@ -1,4 +1,4 @@
-"""The named arrays of a probe file: their shapes first, their numbers only when asked for."""
+"""Read the named arrays of a probe file: the shapes first, the numbers of the wanted ones only."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from ibscan.inputs.matlab import matlab_arrays
 from ibscan.inputs.named import NamedArrays, Pick, check_size
 from ibscan.inputs.returned import as_numpy
 from ibscan.inputs.tables import SUFFIXES as TABLES
+from ibscan.inputs.untrusted import stated_sizes
 from ibscan.types import Array
 
 __all__ = ["NOW", "named_arrays"]
 
-MOST_SIZES = 64
 # Others inflate without a bound, or take memory that the file states.
 NUMPY_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # The third differs from the second in field names alone, and structured arrays are refused.
@@ -99,7 +99,7 @@ def _npy_header(stream: BinaryIO, key: str, name: str, size: int) -> tuple[int, 
         )
     if dtype.names:
         raise InputError(f"{name}: array {key!r} is a structured array; save its columns as plain arrays.")
-    if len(shape) > MOST_SIZES or not all(0 <= size < 2**63 for size in shape):
+    if stated_sizes(shape) is None:
         raise InputError(
             f"{name}: array {key!r} states a shape of {len(shape)} sizes that none can have; save it again."
         )

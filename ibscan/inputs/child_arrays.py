@@ -1,4 +1,4 @@
-"""The arrays of a file whose library breaks down on damaged ones: asked of a child process, and answered in it.
+"""Read the arrays of a file in a child process, for formats whose library breaks down on damaged files.
 
 The child is told the file, answers with the shapes of its arrays, is told which of them are wanted, and sends those.
 """

@@ -1,4 +1,4 @@
-"""Which array of a probe is x and which is y: as `#x=KEY,y=KEY` says, or by their usual names; never a guess."""
+"""Choose which array of a probe is x and which is y: by `#x=KEY,y=KEY` or by usual names; never a guess."""
 
 from __future__ import annotations
 

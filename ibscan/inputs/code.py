@@ -1,4 +1,4 @@
-"""Code that the user names: `module:callable` and `path.py:callable`, found, called, and its failures told."""
+"""Find and call code that the user names (`module:callable`, `path.py:callable`), and report its failures."""
 
 from __future__ import annotations
 

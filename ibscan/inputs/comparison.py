@@ -1,4 +1,4 @@
-"""Checkpoints side by side: copies of one another, or of another architecture."""
+"""Compare checkpoints of a series: drop copies, and set aside those of another architecture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Epoch, step and sweep value of a checkpoint: from the file, a sidecar, or its name."""
+"""Read epoch, step and sweep value of a checkpoint from the file, a sidecar, or its name."""
 
 from __future__ import annotations
 

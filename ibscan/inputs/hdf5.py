@@ -1,4 +1,4 @@
-"""The arrays of an HDF5 file, MATLAB 7.3 among them, read by a child process; and which file is a result of ours."""
+"""Read the arrays of an HDF5 file (MATLAB 7.3 too) in a child process; tell results of ibscan from other files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ibscan.toml`: how a series describes itself."""
+"""Read `ibscan.toml`, in which a series describes itself."""
 
 from __future__ import annotations
 

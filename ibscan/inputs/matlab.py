@@ -1,4 +1,4 @@
-"""The arrays of a MATLAB file of version 5 to 7, read by scipy in a child process; version 7.3 is HDF5."""
+"""Read the arrays of a MATLAB file of version 5 to 7 by scipy in a child process; version 7.3 is HDF5."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Named arrays: what every reader of probe files returns, and the size limit they share."""
+"""Declare what every reader of probe files returns, and check the size limit they share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pattern under [series] in ibscan.toml: epoch, step and sweep value, read from names as the user says."""
+"""Read epoch, step and sweep value from names by the pattern under [series] in ibscan.toml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The probe: which file, which arrays of it, and what they become."""
+"""Find and read the probe: inputs as float64 rows, labels as class indices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a callable returns as a probe, to arrays."""
+"""Convert what a callable returns as a probe to arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training scripts given as models: what a file does when it is imported, told from its text before it runs.
+"""Tell from a file's source, before it runs, whether importing or calling it would train or write files.
 
 What counts is what runs: the module's level with its loops, conditions and class bodies, functions of the user's own
 files that are called from there, and the user's own modules that are imported on the way; not what is only defined, nor

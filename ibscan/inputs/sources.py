@@ -1,4 +1,4 @@
-"""The user's own source files: which of them an import runs, and what the names in them stand for."""
+"""Find the user's own source files that an import runs, and resolve the names in them."""
 
 from __future__ import annotations
 

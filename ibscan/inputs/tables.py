@@ -1,4 +1,4 @@
-"""Probes as text tables: lines of numbers, with or without a header line, and a column of labels."""
+"""Read probes from text tables: lines of numbers, with or without a header line, and a column of labels."""
 
 from __future__ import annotations
 

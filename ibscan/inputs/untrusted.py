@@ -1,4 +1,4 @@
-"""Checks of what a file states before anything is done with it: its JSON, and the sizes of its arrays."""
+"""Check what a foreign file states before it is used: its JSON, and the sizes of its arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The declaration of a checkpoint format."""
+"""Declare what a checkpoint format is: how its files are recognised, and the functions that read them."""
 
 from __future__ import annotations
 

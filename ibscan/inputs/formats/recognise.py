@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes and its name."""
+"""Recognise what a file is by its first bytes and its name, asking every format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The safetensors format: its header checked in full, and its tensors read by what the header says."""
+"""Read safetensors files: check the header in full, then read tensors by it."""
 
 from __future__ import annotations
 

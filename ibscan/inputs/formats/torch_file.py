@@ -1,4 +1,4 @@
-"""The two formats of torch.save, zip and legacy: checked and listed in full before torch itself reads them."""
+"""Read files of torch.save, zip and legacy: check and list them in full before torch itself reads them."""
 
 from __future__ import annotations
 

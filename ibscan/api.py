@@ -16,7 +16,7 @@ from typing import Any
 from ibscan.errors import InputError, UsageError
 from ibscan.following import looks
 from ibscan.inputs.arguments import parse_arguments, parse_model_arguments
-from ibscan.inputs.checkpoint import load_tensors
+from ibscan.inputs.formats.checkpoint import load_tensors
 from ibscan.planning import Plan, planned, skip_sentence
 from ibscan.request import PARTIAL, Reporter, Request, Silent, parse_range
 from ibscan.results.axes import is_metric

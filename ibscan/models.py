@@ -17,10 +17,10 @@ from torch import nn
 from ibscan.errors import InputError, UsageError
 from ibscan.feeding import Fed, fed_beside
 from ibscan.inputs.adapters import adapters_alone, adapters_sentence
-from ibscan.inputs.checkpoint import load_tensors
 from ibscan.inputs.choice import split_spec
 from ibscan.inputs.code import Maker, called, code_hash, named_callable
 from ibscan.inputs.config import config_beside, stated_class
+from ibscan.inputs.formats.checkpoint import load_tensors
 from ibscan.inputs.huggingface import library_model
 from ibscan.inputs.manifest import Manifest
 from ibscan.networks.admission import recorded_taps

@@ -18,7 +18,7 @@ import torch
 
 from ibscan import __version__
 from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
-from ibscan.inputs.checkpoint import inspect_checkpoint
+from ibscan.inputs.formats.checkpoint import inspect_checkpoint
 from ibscan.inputs.manifest import Manifest, read_manifest
 from ibscan.inputs.probe import find_probe, read_probe
 from ibscan.inputs.series import read_series, select_epochs

@@ -9,7 +9,7 @@ from typing import Any
 from ibscan.boundary import is_out_of_memory
 from ibscan.cli.output import Output
 from ibscan.errors import IbscanError, NothingMatched
-from ibscan.inputs.checkpoint import load_tensors
+from ibscan.inputs.formats.checkpoint import load_tensors
 from ibscan.inputs.probe import find_probe
 from ibscan.measures.local_rank import LocalRank
 from ibscan.memory import BASE, layer_memory, weight_memory

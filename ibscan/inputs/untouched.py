@@ -11,11 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ibscan.core.text import listed
 from ibscan.errors import IbscanError, InputError
 from ibscan.inputs.code import is_code
 from ibscan.inputs.comparison import repeats
-from ibscan.inputs.discovery import TEMPORARY, is_claimed
-from ibscan.inputs.scripts import files_of
+from ibscan.inputs.discovery import TEMPORARY
+from ibscan.inputs.formats.recognise import is_claimed
+from ibscan.inputs.sources import files_of
 
 __all__ = ["untouched"]
 
@@ -92,10 +94,8 @@ def untouched(paths: Sequence[Path], spec: str, option: str, *, growing: bool, p
 def _told(changes: Mapping[str, Sequence[str]], where: str) -> str:
     parts = []
     for how, names in changes.items():
-        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-        parts += (
-            [f"{', '.join(names[:MOST_NAMED])}{more} {'was' if len(names) == 1 else 'were'} {how}"] if names else []
-        )
+        if names:
+            parts.append(f"{listed(names, MOST_NAMED)} {'was' if len(names) == 1 else 'were'} {how}")
     if not parts:
         return ""
     return (

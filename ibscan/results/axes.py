@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ibscan.names import by_name
+from ibscan.core.text import by_name
 from ibscan.types import Array, Result, Status, Variable
 
 __all__ = [

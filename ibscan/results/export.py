@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Literal, TextIO
 
 import numpy as np
 
+from ibscan.core.text import near_names
 from ibscan.errors import UsageError
 from ibscan.results.axes import fill_value, is_fill
 from ibscan.types import Array, Estimate, Result, Status
@@ -61,7 +61,7 @@ def rows(result: Result, *, units: str = "nats", variable: str | None = None) ->
     if units not in ("nats", "bits"):
         raise UsageError(f"units {units!r}: expected nats or bits.")
     if variable is not None and variable not in result.variables:
-        near = difflib.get_close_matches(variable, result.variables, n=3, cutoff=0.5) or sorted(result.quantities)
+        near = near_names(variable, result.variables, 3, 0.5) or sorted(result.quantities)
         raise UsageError(f"--variable {variable!r}: the result has no such variable; it has {', '.join(near)}.")
     return _rows(result, units, variable)
 

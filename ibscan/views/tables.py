@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import numpy as np
 from rich.console import Group as Stack
 from rich.console import RenderableType
 
+from ibscan.core.text import near_names
 from ibscan.errors import UsageError
 from ibscan.types import Result
 from ibscan.views import specs
@@ -54,7 +54,7 @@ def tables(
     if units not in ("nats", "bits"):
         raise UsageError(f"units {units!r}: expected nats or bits.")
     if variable is not None and variable not in result.variables:
-        near = difflib.get_close_matches(variable, result.variables, n=3, cutoff=0.5) or sorted(result.variables)
+        near = near_names(variable, result.variables, 3, 0.5) or sorted(result.variables)
         raise UsageError(f"--variable {variable!r}: the result has no such variable; it has {', '.join(near)}.")
     view = View(result, units, every, max(1, width), unicode)
     if curve:

@@ -464,6 +464,12 @@ FILES = [
         InputError,
         ("damaged",),
     ),
+    (
+        "cut_behind.mat",
+        lambda path: (scipy.io.savemat(path, {"x": X, "y": Y, "z": X}), path.write_bytes(path.read_bytes()[:-9])),
+        InputError,
+        ("truncated or damaged MATLAB file (at byte 344 of 455); save it again with -v7.",),
+    ),
     ("bomb.mat", inflating, InputError, ("damaged MATLAB",)),
     (
         "structures.mat",

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from ibscan.networks.chain import stacked_chain
 from ibscan.networks.resolve import ChainSpec
+from ibscan.networks.stacked import stacked_chain
 from ibscan.types import Probe
 
 # Where networks under test live, and the dtype of forward passes that state none: pytest --device, --dtype.

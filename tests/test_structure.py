@@ -26,10 +26,13 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "training": (BASE | {"networks"}, {"torch", "safetensors"}),
     "scanning": (BASE | {"models", "measures", "numerics"}, {"torch", "numpy"}),
     "feeding": (BASE | {"networks"}, {"torch", "numpy"}),
-    "models": (BASE | {"inputs", "networks", "feeding"}, {"torch"}),
+    "model_spec": (BASE | {"inputs", "networks"}, set()),
+    "models": (BASE | {"model_spec", "inputs", "networks", "feeding"}, {"torch"}),
     "measuring": (BASE | {"request", "models", "measures"}, set()),
     "planning": (
-        BASE | {"request", "models", "measuring", "inputs", "networks", "measures", "results", "__init__"},
+        BASE
+        | {"request", "models", "model_spec", "measuring"}
+        | {"inputs", "networks", "measures", "results", "__init__"},
         {"torch"},
     ),
     "following": (BASE | {"planning", "request", "inputs"}, set()),
@@ -137,3 +140,30 @@ def test_every_option_is_in_the_readme() -> None:
     }
     missing = sorted(flag for flag in flags if f"`{flag}" not in readme and f"{flag}`" not in readme)
     assert not missing, missing
+
+
+# What is longer today than it should be; an entry goes when its file or function is short enough.
+LONG_FILES = {"inputs/scripts.py", "measures/network.py", "planning.py", "types.py"}
+LONG_FUNCTIONS = {
+    "measures/clustering.py:__call__",
+    "measures/network.py:__call__",
+    "measures/network.py:_later",
+    "numerics/readout.py:readout_information",
+    "planning.py:plan_of",
+}
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
+
+
+def test_no_file_is_longer_than_350_lines() -> None:
+    long = {str(p.relative_to(PACKAGE)) for p in MODULES if len(p.read_text().splitlines()) > MOST_LINES}
+    assert long <= LONG_FILES, long - LONG_FILES
+
+
+def test_no_function_is_longer_than_60_lines() -> None:
+    long = {
+        f"{path.relative_to(PACKAGE)}:{node.name}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= MOST_LINES_OF_A_FUNCTION
+    }
+    assert long <= LONG_FUNCTIONS, long - LONG_FUNCTIONS

@@ -6,7 +6,8 @@ training mode and under torch.func's transforms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ibscan.errors import InputError
 from ibscan.networks.dependence import dependence
-from ibscan.networks.graph import INPUT, LAYERS, Graph, Operation, Place, Taps, taps_of
+from ibscan.networks.graph import INPUT, LAYERS, Graph, Operation, Place, Taps
 from ibscan.networks.operations import (
     CONSTANT,
     PRODUCTS,
@@ -33,6 +34,7 @@ from ibscan.networks.operations import (
     unit,
 )
 from ibscan.networks.passes import tapped
+from ibscan.networks.taps import taps_of
 from ibscan.networks.trees import Function, Tree, main_tensor, replaced, tensors
 
 __all__ = ["recorded"]
@@ -148,7 +150,28 @@ def recorded(
     """
     recorder = _Recorder(model, x)
     graph = recorder.graph
-    handles = []
+    with _watched(model, recorder, extra), recorder:
+        result = model(x, **(named or {})) if run is None else run()
+    main = main_tensor(result)
+    if main not in recorder.nodes:
+        raise InputError(
+            "the model's output does not depend on its input, or only through what torch's Python functions do not "
+            "show (numpy, a scripted or compiled part); expected a network of the probe's rows."
+        )
+    ends = {recorder.nodes[t] for t in tensors(result) if t in recorder.nodes}
+    # Where noise is added is the same however a tensor lies; what is measured is measured row by row.
+    lying = set() if run is not None else _lying(model, graph, x, named or {})
+    taps = taps_of(model, graph, recorder.nodes[main], ends, lying)
+    found = dependence(graph, whole=bool((x == x.round()).all()))
+    nodes = [[graph.places.index(place) for place in places] for places in zip(taps.pre, taps.post, strict=True)]
+    ids = frozenset(k for k, (pre, _) in enumerate(nodes) if pre in found.ids)
+    return replace(taps, ids=ids, units=tuple((found.units[pre], found.units[post]) for pre, post in nodes))
+
+
+@contextlib.contextmanager
+def _watched(model: nn.Module, recorder: _Recorder, extra: Sequence[str]) -> Iterator[None]:
+    """Have the recorder's graph told, inside the block, of every call of a layer and of the modules `extra`."""
+    graph, handles = recorder.graph, []
 
     def entered(path: str, module: nn.Module) -> None:
         if recorder.inside:
@@ -172,25 +195,10 @@ def recorded(
         elif path in extra:
             handles.append(module.register_forward_hook(lambda m, _, out, p=path: passed(p, m, out)))
     try:
-        with recorder:
-            result = model(x, **(named or {})) if run is None else run()
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    main = main_tensor(result)
-    if main not in recorder.nodes:
-        raise InputError(
-            "the model's output does not depend on its input, or only through what torch's Python functions do not "
-            "show (numpy, a scripted or compiled part); expected a network of the probe's rows."
-        )
-    ends = {recorder.nodes[t] for t in tensors(result) if t in recorder.nodes}
-    # Where noise is added is the same however a tensor lies; what is measured is measured row by row.
-    lying = set() if run is not None else _lying(model, graph, x, named or {})
-    taps = taps_of(model, graph, recorder.nodes[main], ends, lying)
-    found = dependence(graph, whole=bool((x == x.round()).all()))
-    nodes = [[graph.places.index(place) for place in places] for places in zip(taps.pre, taps.post, strict=True)]
-    ids = frozenset(k for k, (pre, _) in enumerate(nodes) if pre in found.ids)
-    return replace(taps, ids=ids, units=tuple((found.units[pre], found.units[post]) for pre, post in nodes))
 
 
 def _lying(model: nn.Module, graph: Graph, x: torch.Tensor, named: Mapping[str, torch.Tensor]) -> set[int]:

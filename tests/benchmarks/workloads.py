@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from ibscan.networks.admission import recorded_taps
-from ibscan.networks.chain import stacked_chain
 from ibscan.networks.resolve import ChainSpec
+from ibscan.networks.stacked import stacked_chain
 from ibscan.scanning import partition
 from ibscan.types import Network
 

@@ -12,7 +12,7 @@ from inputs.layouts import put_safetensors, put_torch
 from ibscan.errors import InputError
 from ibscan.inputs.adapters import adapters_alone, adapters_sentence
 from ibscan.inputs.series import read_series
-from ibscan.models import stated_model
+from ibscan.model_spec import stated_model
 
 ONES = {"fc1": (8, 6), "fc2": (3, 8)}
 Shapes = dict[str, tuple[int, ...]]

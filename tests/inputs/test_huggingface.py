@@ -21,7 +21,8 @@ import ibscan
 from ibscan.inputs.checkpoint import load_tensors
 from ibscan.inputs.probe import read_probe
 from ibscan.inputs.series import read_series
-from ibscan.models import model_of, stated_model
+from ibscan.model_spec import stated_model
+from ibscan.models import model_of
 from ibscan.results.store import read
 from ibscan.types import Derivative, Network, Status
 

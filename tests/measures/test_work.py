@@ -23,8 +23,9 @@ from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
 from ibscan.measures.weight_rank import WeightRank
 from ibscan.measures.work import Sizes, seconds
-from ibscan.networks.chain import Chain, stacked_chain
+from ibscan.networks.chain import Chain
 from ibscan.networks.resolve import ChainSpec
+from ibscan.networks.stacked import stacked_chain
 from ibscan.planning import BLOCK_SECONDS, planned
 from ibscan.request import Request, Silent
 from ibscan.scanning import measured, partition

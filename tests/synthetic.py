@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ibscan.results.schema import build
-from ibscan.types import Checkpoint, Estimate, Layer, Quantity, Result, Status
+from ibscan.types import At, Checkpoint, Estimate, Layer, Quantity, Result, Status
 from ibscan.views.console import console
 from ibscan.views.tables import tables
 
@@ -73,7 +73,7 @@ class Fake:
     name: str
     quantities: tuple[Quantity, ...]
     coordinates: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    at: str = "post"
+    at: At = "post"
     samples: int | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
 

@@ -14,6 +14,7 @@ from ibscan.errors import IbscanError, UsageError
 from ibscan.results.store import read
 
 
+@pytest.mark.slow
 def test_options_take_the_forms_of_the_command_line(series: Path) -> None:
     typed = ibscan.mi(series, probe_arg=["scale=2"], bin_range="0:1", epochs=[0, 3], noise=0.2, bins=10)
     called = ibscan.mi(series, probe_arg={"scale": 2}, bin_range=(0, 1), epochs="0,3", noise=[0.2], bins=(10,))

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 # Before torch is imported, and not where a test run merely looks at this file.
 if __name__ == "__main__" and not any("cuda" in argument for argument in sys.argv):
@@ -93,7 +94,7 @@ def by_masks(distance: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def histograms(
-    x: np.ndarray, y: np.ndarray, distances: Callable[..., np.ndarray], parted: Callable[..., tuple]
+    x: np.ndarray, y: np.ndarray, distances: Callable[..., np.ndarray], parted: Callable[..., tuple[Any, ...]]
 ) -> list[np.ndarray]:
     parts = parted(distances(x), y)
     top = max(part.max() for part in parts)

@@ -60,7 +60,7 @@ class Named(nn.Module):
 class Chain(Named):
     """Linear layers with one activation between them."""
 
-    def __init__(self, widths: Sequence[int], activation: str):
+    def __init__(self, widths: Sequence[int], activation: str) -> None:
         super().__init__()
         self.activation = activation
         for k, (inputs, outputs) in enumerate(itertools.pairwise(widths), 1):
@@ -76,7 +76,7 @@ class Chain(Named):
 class Residual(Named):
     """Two 3 x 3 convolutions with batch norm and a shortcut, itself a convolution where the shape changes."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1):
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
@@ -98,7 +98,7 @@ class Residual(Named):
 class Convolutional(Named):
     """A stem, residual blocks, the mean over places, a linear head."""
 
-    def __init__(self, stem: nn.Conv2d, pool: nn.Module, blocks: Sequence[Residual], classes: int):
+    def __init__(self, stem: nn.Conv2d, pool: nn.Module, blocks: Sequence[Residual], classes: int) -> None:
         super().__init__()
         self.stem, self.bn, self.pool = stem, nn.BatchNorm2d(stem.out_channels), pool
         self.blocks = nn.ModuleList(blocks)
@@ -116,7 +116,7 @@ class Convolutional(Named):
 class Attention(Named):
     """One transformer block, pre-norm, and a linear head on the mean over tokens."""
 
-    def __init__(self, features: int, heads: int, hidden: int, classes: int):
+    def __init__(self, features: int, heads: int, hidden: int, classes: int) -> None:
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(features), nn.LayerNorm(features)

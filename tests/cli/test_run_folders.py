@@ -74,6 +74,7 @@ SAVED: list[tuple[Callable[[Path], None], list[str]]] = [
 ]
 
 
+@pytest.mark.slow
 def test_the_same_numbers_whatever_it_was_saved_as(command: Run, tmp_path: Path) -> None:
     wanted = [{**row, "epoch": ""} for row in numbers(command, clean(tmp_path / "clean"))]
     for k, (save, options) in enumerate(SAVED):
@@ -103,6 +104,7 @@ NETWORK = (
 TYPES = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 
 
+@pytest.mark.slow
 def test_narrow_dtypes_give_the_numbers_of_their_float64_copy(command: Run, tmp_path: Path) -> None:
     for step, dtype in enumerate(TYPES):
         narrow = {key: tensor.to(getattr(torch, dtype)) for key, tensor in trained(step).items()}
@@ -149,6 +151,7 @@ class Whole(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_a_lightning_module_and_the_network_in_it(command: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for step in (1, 2):
@@ -238,6 +241,7 @@ def test_one_odd_checkpoint_first_or_last_is_partial(command: Run, tmp_path: Pat
         assert list(json.loads(read(tmp_path / f"{odd}.h5").attrs["skipped"])) == [f"epoch-{odd}.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["run-kl{}.safetensors", "kl={}/model.safetensors"])
 def test_a_sweep_along_its_own_axis(command: Run, name: str, tmp_path: Path) -> None:
     run = tmp_path / "run"

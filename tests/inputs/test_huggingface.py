@@ -97,6 +97,7 @@ def sentences(tmp_path: Path) -> Path:
     return tmp_path / "sentences.npy"
 
 
+@pytest.mark.slow
 def test_a_trainer_folder_is_measured_under_the_names_it_was_saved_with(
     command: Run, images: Path, tmp_path: Path
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_trainer_folder_is_measured_under_the_names_it_was_saved_with(
     np.testing.assert_array_equal(read(tmp_path / "b.h5")["nc1"].values[0], result["nc1"].values[0])
 
 
+@pytest.mark.slow
 def test_a_config_runs_only_where_it_is_asked_for(
     command: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +145,7 @@ def test_a_config_runs_only_where_it_is_asked_for(
     assert command(*given, "--trust").code == 0
 
 
+@pytest.mark.slow
 def test_entries_of_the_config_are_part_of_what_a_result_is(command: Run, images: Path, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "run", VISION, vision_state())
     given = ["cluster", folder, "-p", images, "-m", "hf", "-o", tmp_path / "r.h5"]
@@ -159,6 +162,7 @@ def test_entries_of_the_config_are_part_of_what_a_result_is(command: Run, images
     assert "another shape" in typed.err
 
 
+@pytest.mark.slow
 def test_tokens_are_fed_as_embeddings_and_tied_weights_are_one(command: Run, sentences: Path, tmp_path: Path) -> None:
     state = text_state()
     folder = folder_of(tmp_path / "run", TEXT, state)
@@ -183,6 +187,7 @@ def test_tokens_are_fed_as_embeddings_and_tied_weights_are_one(command: Run, sen
     assert "1 missing, such as 'lm_head.weight'" in untied.err
 
 
+@pytest.mark.slow
 def test_shards_of_tied_and_wrapped_weights_that_arrive_while_followed(
     command: Run, sentences: Path, tmp_path: Path
 ) -> None:
@@ -212,6 +217,7 @@ def test_shards_of_tied_and_wrapped_weights_that_arrive_while_followed(
         np.testing.assert_array_equal(found, one["distance_within_mean"].values[0])
 
 
+@pytest.mark.slow
 def test_token_ids_have_no_derivative(command: Run, tmp_path: Path) -> None:
     """They are fed as they are, and all but local rank is measured."""
     folder = folder_of(tmp_path / "run", TEXT, text_state())
@@ -288,6 +294,7 @@ HOSTILE: dict[str, tuple[dict[str, object] | bytes, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", HOSTILE, ids=list(HOSTILE))
 def test_a_hostile_config_is_refused(
     command: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str
@@ -427,6 +434,7 @@ def network_of(folder: Path) -> tuple[Network, torch.Tensor]:
     return model.network([(checkpoints[0], load_tensors(checkpoints[0]))]), torch.as_tensor(probe.x)
 
 
+@pytest.mark.slow
 def test_values_and_derivatives_are_those_of_the_library(saved: tuple[str, Path]) -> None:
     name, folder = saved
     network, x = network_of(folder)
@@ -485,6 +493,7 @@ def test_a_mask_beside_the_embeddings_is_fed_with_its_rows(name: str, tmp_path: 
         np.testing.assert_allclose(torch.cat(found).flatten(1).cpu(), expected[rows], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_every_verb_measures_it(saved: tuple[str, Path], command: Run, tmp_path: Path) -> None:
     name, folder = saved
     quick = ["--tolerance", "0.5", "--max-replicas", "16", "--max-draws", "64"]

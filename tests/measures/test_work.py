@@ -80,6 +80,7 @@ def test_raised_replicas_count() -> None:
     assert seconds(few, work) < seconds(NetworkInformation(), work) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [{}, {"noise": (0.05, 0.1, 0.5)}, {"max_replicas": 65536}, {"tolerance": 0.01}], ids=str
 )

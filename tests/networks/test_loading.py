@@ -1,5 +1,7 @@
 """A checkpoint's weights in a model: every tensor and no other, as it was saved."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 from torch import nn
@@ -50,14 +52,14 @@ def test_other_names_count_only_if_all_then_fit() -> None:
         load(Tied, {**state, "embed.weight": torch.ones(4, 3)}, **{"old.weight": "embed.weight"})
 
 
-def test_a_count_beside_the_weights_is_no_part_of_the_model():
+def test_a_count_beside_the_weights_is_no_part_of_the_model() -> None:
     state = {**nn.Linear(3, 2).state_dict(), "epoch": torch.tensor(4)}
     found = loaded(lambda: nn.Linear(3, 2), state, {key: key for key in state}, "a.pt")
     assert found.weight.equal(state["weight"])
 
 
-def test_a_buffer_of_the_models_own_that_is_called_so_is_loaded():
-    def build():
+def test_a_buffer_of_the_models_own_that_is_called_so_is_loaded() -> None:
+    def build() -> nn.Linear:
         model = nn.Linear(3, 2)
         model.register_buffer("step", torch.tensor(0))
         return model

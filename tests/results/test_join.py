@@ -18,6 +18,7 @@ from ibscan.results.schema import build
 from ibscan.types import Estimate, Quantity, Result, Status
 
 
+@pytest.mark.slow
 def test_parts_make_the_whole_in_any_order_and_grouping(synthetic: ModuleType) -> None:
     whole = synthetic.result(range(4))
     parts = [synthetic.result([epoch]) for epoch in range(4)]
@@ -33,11 +34,12 @@ def test_verbs_make_the_whole(synthetic: ModuleType) -> None:
         synthetic.assert_equal(reduce(join, order), whole, ordered=False)
 
 
-def test_idempotent(synthetic: ModuleType) -> None:
+def test_joining_a_result_with_itself_changes_nothing(synthetic: ModuleType) -> None:
     whole = synthetic.result(range(3), (*synthetic.USUAL, "network"))
     synthetic.assert_equal(join(whole, whole), whole)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_laws_on_disjoint_parts(synthetic: ModuleType, data: st.DataObject) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ibscan.types import Result, Status
+from ibscan.types import At, Result, Status
 
 TITLE = "slope of noisy information beside local rank"
 
 
-def both(synthetic: ModuleType, *, at: str = "post", rows: int = 64, **attributes: Any) -> Result:
+def both(synthetic: ModuleType, *, at: At = "post", rows: int = 64, **attributes: Any) -> Result:
     rank = synthetic.Fake("local_rank", synthetic.RANK[:1], {"eps": (0.1, 0.01)}, at=at, attributes=attributes)
     slope = synthetic.Fake("slope", synthetic.SLOPE, {"noise": (0.1, 0.02)})
     found: Result = synthetic.result((1, 20), [rank, slope, "relative"], names=("fc1", "out"))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import oracles
 import torch
-from oracles import Parameters, probe_of, random_chain
+from oracles import Chained, Parameters, probe_of, random_chain
 
 from ibscan.types import Layer, Probe
 
@@ -42,7 +42,7 @@ class Case:
         return probe_of(np.arange(len(self.values))[:, None], self.labels)
 
     @cached_property
-    def network(self) -> Given:
+    def network(self) -> Any:
         return Given(self.values)
 
 
@@ -54,7 +54,7 @@ class Given:
     def __init__(self, values: np.ndarray) -> None:
         self.device = oracles.DEVICE
         self.values = torch.as_tensor(values, dtype=torch.float64, device=self.device)
-        self.layers = (Layer("given", "Given", values.shape[1], first=True),)
+        self.layers: tuple[Layer, ...] = (Layer("given", "Given", values.shape[1], first=True),)
 
     def alone(self, checkpoint: Any) -> Any:
         assert checkpoint == 0
@@ -174,15 +174,15 @@ class Chain:
         return TRUTHS[self.name]
 
 
-def scalars(*steps: tuple[float, float], inputs: int = 1) -> Parameters:
+def scalars(*steps: tuple[float, float], inputs: int = 1) -> Chained:
     """Scalar layers w t + b, of the first of so many inputs, and an output layer."""
     weights, biases = zip(*steps, strict=True)
-    weights = [torch.tensor([[w]], dtype=torch.float64) for w in (*weights, 1.0)]
-    weights[0] = torch.nn.functional.pad(weights[0], (0, inputs - 1))
-    return weights, [torch.tensor([b], dtype=torch.float64) for b in (*biases, 0.0)]
+    matrices = [torch.tensor([[w]], dtype=torch.float64) for w in (*weights, 1.0)]
+    matrices[0] = torch.nn.functional.pad(matrices[0], (0, inputs - 1))
+    return matrices, [torch.tensor([b], dtype=torch.float64) for b in (*biases, 0.0)]
 
 
-def shifted(chain: Parameters, layer: int, constant: float | torch.Tensor) -> Parameters:
+def shifted(chain: Chained, layer: int, constant: Any) -> Chained:
     """The chain with a constant added to every unit of a layer."""
     chain[1][layer] = chain[1][layer] + constant
     return chain

@@ -51,10 +51,11 @@ def weight_entropy(weights: ArrayLike) -> float:
 
 def line_entropy(points: ArrayLike, weights: ArrayLike, noise: float) -> float:
     """h(S + Z) of a one-dimensional mixture by the trapezoidal rule (spectral accuracy)."""
-    points, weights = np.asarray(points, dtype=float), np.asarray(weights, dtype=float) / np.sum(weights)
+    points, masses = np.asarray(points, dtype=float), np.asarray(weights, dtype=float)
+    masses = masses / masses.sum()
     t = np.arange(points.min() - 12 * noise, points.max() + 12 * noise, noise / 40)
     density = np.zeros_like(t)
-    for point, weight in zip(points, weights, strict=True):
+    for point, weight in zip(points, masses, strict=True):
         density += weight * np.exp(-0.5 * ((t - point) / noise) ** 2) / (noise * math.sqrt(2 * math.pi))
     return -np.sum(np.where(density > 0, density * np.log(np.maximum(density, 1e-300)), 0.0)) * noise / 40
 
@@ -107,7 +108,7 @@ def symbol_entropy(rows: Sequence[Any] | np.ndarray) -> tuple[float, int]:
 def forward(
     weights: Sequence[torch.Tensor],
     biases: Sequence[torch.Tensor | None],
-    activation: str,
+    activation: Any,
     output: str,
     x: torch.Tensor,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -125,7 +126,7 @@ def full_jacobian(
     biases: Sequence[torch.Tensor | None],
     names: tuple[str, str],
     x: torch.Tensor,
-    layer: int,
+    layer: Any,
     at: At,
 ) -> torch.Tensor:
     """d layer / d x at every row by torch.func.jacrev, shape (n, D, d_in); `names` is (activation, output)."""
@@ -163,7 +164,7 @@ def network_of(
     return stacked_chain(ChainSpec(activation, output), order, states, device=DEVICE, dtype=dtype)
 
 
-def probe_of(x: ArrayLike, y: ArrayLike | None = None) -> Probe:
+def probe_of(x: Any, y: ArrayLike | None = None) -> Probe:
     """A probe of rows and, if given, labels 0 .. C - 1."""
     x = np.asarray(x, dtype=float)
     labels = () if y is None else tuple(range(int(np.max(y)) + 1))

@@ -40,7 +40,7 @@ def told(
     **settings: Any,
 ) -> Mapping[str, Estimate]:
     """Estimates of layers given outright; inputs are numbered unless given."""
-    network = Several(*checkpoints)
+    network: Any = Several(*checkpoints)
     inputs = np.arange(network.stacks[0].shape[1]) if inputs is None else inputs
     probe = probe_of(inputs[:, None], labels)
     return ReadoutInformation(noise=noise, rel_noise=rel_noise, **settings)(network, probe, Streams(0))

@@ -115,7 +115,7 @@ def estimate(quantity: Quantity, axes: Mapping[str, Sequence[Any]], *, companion
     if quantity.counted:
         whole = values if "edge" in quantity.key else (values * 20).astype(np.int64)
         return Estimate(whole, None)
-    extra = {name: values + place * 0.01 for place, name in enumerate(companions, 1)}
+    extra: dict[str, Any] = {name: values + place * 0.01 for place, name in enumerate(companions, 1)}
     return Estimate(values, np.zeros(shape, dtype=np.int8), **extra)
 
 

@@ -47,7 +47,10 @@ def failing_at(width: Any, error: Any) -> Any:
     return guard
 
 
-ERRORS = {Status.FAILED: torch.linalg.LinAlgError("no convergence"), Status.OUT_OF_MEMORY: MemoryError()}
+ERRORS = {
+    Status.FAILED: torch.linalg.LinAlgError("no convergence"),  # type: ignore[attr-defined]
+    Status.OUT_OF_MEMORY: MemoryError(),
+}
 PLACES = {
     "mi_readout": (ReadoutInformation(), readout, "readout_cell"),
     "mi_network": (NetworkInformation(max_replicas=16, max_draws=64), network, "principal_components"),
@@ -87,7 +90,8 @@ def test_it_is_said_which_layer_failed_and_why(monkeypatch: pytest.MonkeyPatch) 
     spoil = failing_at(WIDTHS[1 + SPOILT], ERRORS[Status.FAILED])
     monkeypatch.setattr(module, function, spoil(getattr(module, function)))
     chain = chains(2)
-    block = Block((), chain.layers, ((measure, outcome(measure, chain), 40),), {})
+    outcomes: Any = ((measure, outcome(measure, chain), 40),)
+    block = Block((), chain.layers, outcomes, {})
     assert list(block.sentences()) == [("mi_readout of 'fc2' is failed: LinAlgError: no convergence.", True)]
 
 

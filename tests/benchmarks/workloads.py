@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ class Convolutional(Named):
     def pre(self, x: torch.Tensor) -> Layers:
         yield (h := self.stem(x))
         h = self.pool(torch.relu(self.bn(h)))
-        for block in self.blocks:
+        for block in cast("Iterable[Any]", self.blocks):
             h = yield from block.pre(h)
         yield (h := self.head(h.mean((2, 3))))
         return h
@@ -213,7 +214,7 @@ def accuracy(model: Chain, x: torch.Tensor, y: torch.Tensor) -> float:
     return float((model(x.double()).argmax(1) == y).double().mean())
 
 
-def active_shares(model: Chain, x: torch.Tensor) -> list[float]:
+def active_shares(model: Any, x: torch.Tensor) -> list[float]:
     """Return the mean share of units above zero, layer by layer."""
     return [float((value > 0).double().mean()) for value in model.pre(x)]
 
@@ -225,9 +226,11 @@ def stacked(models: Sequence[Chain], rows: int, device: torch.device = CPU) -> t
     """Return networks of chains, stacked in blocks as a command cuts its series."""
     states = [model.state_dict() for model in models]
     order = [name for name, _ in models[0].named_children()]
-    units = sum(layer.out_features for layer in models[0].children())
+    layers = [layer for layer in models[0].children() if isinstance(layer, nn.Linear)]
+    units = sum(layer.out_features for layer in layers)
     spec = ChainSpec(models[0].activation, "identity")
-    parts = partition(states, units, rows, sum(tensor.numel() for tensor in states[0].values()))
+    # Any things are cut into blocks alike.
+    parts: Any = partition(cast("Any", states), units, rows, sum(tensor.numel() for tensor in states[0].values()))
     return tuple(stacked_chain(spec, order, part, device=device, dtype=torch.float64) for part in parts)
 
 
@@ -262,7 +265,7 @@ def small_stacked(rows: int) -> Workload:
         torch.manual_seed(seed)
         model = Chain(NARROW, "tanh").double().requires_grad_(False)
         for weight in model.parameters():
-            weight *= 1 + 0.04 * seed
+            weight.mul_(1 + 0.04 * seed)
         models.append(model)
     x = np.random.default_rng(0).integers(0, 2, (rows, NARROW[0])).astype(float)
     networks = stacked(models, rows)

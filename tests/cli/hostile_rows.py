@@ -670,7 +670,7 @@ OUTPUTS = [
     )
 ]
 OPTIONS = [
-    Row(line, result() if "old.h5" in line else nothing, line, status, words)
+    Row(line, result() if "old.h5" in line else nothing, line, status, tuple(words))
     for line, status, *words in (
         ("mi run --noise 0", 2, "--noise 0"),
         ("mi run --noise nan", 2, "--noise nan"),

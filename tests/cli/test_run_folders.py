@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,12 +131,12 @@ def test_double_precision_is_not_rounded_by_the_module(command: Run, tmp_path: P
     put_safetensors(tmp_path / "run" / "step-1.safetensors", exact)
     binary_probe(tmp_path / "run")
     (tmp_path / "nets.py").write_text(NETWORK)
-    found = []
+    found: list[Any] = []
     for model in ("mlp:tanh", f"{tmp_path / 'nets.py'}:build"):
         done = command("rank", tmp_path / "run", "-m", model, "-n", "4", "-o", tmp_path / f"{len(found)}.h5")
         assert done.code == 0, done.err
         found.append(read(tmp_path / f"{len(found)}.h5")["effective_rank"].values)
-    np.testing.assert_allclose(*found, rtol=1e-12)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
 
 
 LIGHTNING = """
@@ -155,7 +156,7 @@ class Whole(nn.Module):
 def test_a_lightning_module_and_the_network_in_it(command: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for step in (1, 2):
-        content = layouts.lightning(0, step, trained(step))
+        content: dict[str, Any] = layouts.lightning(0, step, trained(step))
         put_torch(run / f"step={step}.ckpt", content)
     binary_probe(run)
     (tmp_path / "nets.py").write_text(LIGHTNING)
@@ -170,7 +171,7 @@ def test_a_lightning_module_and_the_network_in_it(command: Run, tmp_path: Path) 
         content = layouts.lightning(0, step, trained(step))
         put_torch(
             run / f"step={step}.ckpt", {**content, "state_dict": {**content["state_dict"], "loss.scale": torch.ones(2)}}
-        )  # type: ignore[dict-item]
+        )
     inner = ["rank", run, "-m", f"{tmp_path / 'nets.py'}:inner", "-n", "4", "-o", tmp_path / "c.h5"]
     done = command(*inner)
     assert done.code == 3

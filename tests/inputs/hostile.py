@@ -59,7 +59,7 @@ def entry(begin: int, end: int, dtype: str = "F32") -> dict[str, object]:
     return {"dtype": dtype, "shape": [(end - begin) // 4], "data_offsets": [begin, end]}
 
 
-def rezipped(blob: bytes, compression: int = zipfile.ZIP_STORED, **extra: Any) -> bytes:
+def rezipped(blob: bytes, compression: Any = zipfile.ZIP_STORED, **extra: Any) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(blob)) as old, zipfile.ZipFile(stream, "w", compression) as new:
         for name in old.namelist():

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -267,7 +268,7 @@ RETURNS = [
 
 @pytest.mark.parametrize(("value", "x", "labels"), RETURNS, ids=[row[0][:30] for row in RETURNS])
 def test_what_a_callable_returns_becomes_a_probe(
-    value: str, x: list, labels: tuple | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    value: str, x: list[Any], labels: tuple[Any, ...] | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "data.py").write_text(f"import torch, numpy as np\ndef probe():\n    print('said')\n    return {value}")
     probe, notices = read_probe("data.py:probe", {})

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from ibscan.inputs import files
 from ibscan.inputs.checkpoint import inspect_checkpoint, load_tensors
 from ibscan.types import Checkpoint
 
-CONTENT = {"safetensors": safetensors_bytes, "pt": torch_bytes}
+CONTENT: dict[str, Any] = {"safetensors": safetensors_bytes, "pt": torch_bytes}
 
 
 @pytest.fixture(params=["safetensors", "pt"])

@@ -52,7 +52,7 @@ DTYPES = ["<f8", ">f8", "<f2", "i1", "u1", ">i4", "u8", "bool"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"compression": "gzip"}, {"compression": "lzf", "shuffle": True}])
-def test_numbers_are_those_of_h5py(options: dict, tmp_path: Path) -> None:
+def test_numbers_are_those_of_h5py(options: dict[Any, Any], tmp_path: Path) -> None:
     numbers = np.random.default_rng(0).integers(0, 2, (5, 4, 2))
     with h5py.File(tmp_path / "a.h5", "w", libver="latest" if options else None) as file:
         for dtype in DTYPES:

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import oracles
@@ -344,7 +344,7 @@ def test_kernels_and_names_of_a_config_are_left_out(
         asked.append((names, made.name_or_path, given, hub.HF_HUB_OFFLINE))
         return make(cls, made, **given)
 
-    monkeypatch.setattr(library().PreTrainedModel, "_from_config", classmethod(from_config))
+    monkeypatch.setattr(library().PreTrainedModel, "_from_config", classmethod(cast("Any", from_config)))
     found = ibscan.cluster(tmp_path / "run", probe=str(images), model="hf")
     assert np.isfinite(found["nc1"].values[:, -1]).all()
     assert {repr(one) for one in asked} == {repr(([], "", {"attn_implementation": "eager"}, True))}
@@ -460,7 +460,7 @@ def test_values_and_derivatives_are_those_of_the_library(saved: tuple[str, Path]
         np.testing.assert_allclose(spectrum, expected[: len(spectrum)], rtol=1e-5, atol=1e-6 * float(expected[0]))
 
 
-MASKED = {
+MASKED: dict[str, Any] = {
     "BertForSequenceClassification": {"num_labels": 3, **TOKENS},
     "DistilBertForSequenceClassification": {"num_labels": 3, "vocab_size": 30, "dim": 8, "n_layers": 1, "n_heads": 2},
     "GPT2LMHeadModel": MODELS["GPT2LMHeadModel"][0],

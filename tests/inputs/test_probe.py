@@ -31,7 +31,7 @@ X = np.linspace(-1, 1, 15, dtype=np.float32).reshape(5, 3)
 Y = np.array([2, 0, 2, 5, 0])
 
 
-def npz(path: Path, **arrays: np.ndarray) -> str:
+def npz(path: Path, **arrays: Any) -> str:
     np.savez(path, **arrays)
     return str(path)
 
@@ -621,7 +621,7 @@ NO_CLASSES = [
 
 
 @pytest.mark.parametrize(("found", "indices", "labels"), LABELS)
-def test_labels_as_they_come(found: list, indices: list[int], labels: tuple[int | str, ...]) -> None:
+def test_labels_as_they_come(found: list[Any], indices: list[int], labels: tuple[int | str, ...]) -> None:
     y, values, notices = class_indices(np.array(found), 3, "p")
     assert y is not None
     assert (y.tolist(), values, notices) == (indices, labels, ())
@@ -630,7 +630,7 @@ def test_labels_as_they_come(found: list, indices: list[int], labels: tuple[int 
 
 
 @pytest.mark.parametrize("found", NO_CLASSES)
-def test_labels_that_are_no_classes(found: list) -> None:
+def test_labels_that_are_no_classes(found: list[Any]) -> None:
     y, values, notices = class_indices(np.array(found), 3, "p")
     assert y is None
     assert values == ()
@@ -662,7 +662,7 @@ MISSING = [
 
 
 @pytest.mark.parametrize("found", MISSING, ids=range(len(MISSING)))
-def test_missing_labels_are_refused_with_their_rows(found: list) -> None:
+def test_missing_labels_are_refused_with_their_rows(found: list[Any]) -> None:
     with pytest.raises(InputError, match=r"row 2 \(counted from 0\).*missing"):
         class_indices(np.array(found), 4, "p")
     with pytest.raises(InputError, match="length"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from ibscan.inputs.probe import read_probe
 from ibscan.inputs.tables import read_table
 
 
-def table(text: str, wanted: dict[str, str] | None = None, name: str = "p.csv") -> tuple[list, list | None]:
+def table(text: str, wanted: dict[str, str] | None = None, name: str = "p.csv") -> tuple[list[Any], list[Any] | None]:
     """Read a table from the working folder; every test has one of its own."""
     Path(name).write_bytes(text.encode())
     found = read_table(Path(name), name, wanted or {})
@@ -54,7 +55,7 @@ READ = [
 
 
 @pytest.mark.parametrize(("text", "wanted", "x", "y"), READ, ids=[repr(row[0][:20]) for row in READ])
-def test_tables_are_read_as_x_and_y(text: str, wanted: dict[str, str], x: list, y: list | None) -> None:
+def test_tables_are_read_as_x_and_y(text: str, wanted: dict[str, str], x: list[Any], y: list[Any] | None) -> None:
     found_x, found_y = table(text, wanted)
     assert found_x == x
     assert repr(found_y) == repr(y)

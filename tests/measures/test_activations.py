@@ -11,13 +11,14 @@ import torch
 from oracles import forward, network_of, probe_of, random_chain, weight_entropy
 
 from ibscan.measures.activations import input_weights, is_saturated, layer_status, layers_in_turn
-from ibscan.types import Status
+from ibscan.types import At, Status
 
 
 def test_layers_in_turn_gives_every_layer_whole() -> None:
     chains = [random_chain((4, 5, 3), seed) for seed in (1, 2)]
     x = np.random.default_rng(0).normal(size=(9, 4))
-    for k, at in enumerate(("pre", "post")):
+    places: tuple[At, ...] = ("pre", "post")
+    for k, at in enumerate(places):
         found = {
             layer: values.clone() for layer, values in layers_in_turn(network_of(chains, "relu", "softmax"), x, at)
         }

@@ -76,9 +76,7 @@ READ_OUT = (
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_intervals_of_the_readout_hold_as_often_as_they_say(
-    name: str, seeds: int, report: Mapping[str, Sequence[str]]
-) -> None:
+def test_intervals_of_the_readout_hold_as_often_as_they_say(name: str, seeds: int, report: Any) -> None:
     case, truth = CASES[name], dict(zip(QUANTITIES, (TRUTHS[name][:2], TRUTHS[name][2:]), strict=True))
     measure = ReadoutInformation(noise=(case.noise,), tolerance=case.tolerance, max_draws=case.max_draws, samples=None)
     # A seed orders the rows and draws the noise, as in a command.
@@ -127,7 +125,7 @@ NETWORK = (
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_brackets_of_the_network_channel_hold(name: str, seeds: int, report: Mapping[str, Sequence[str]]) -> None:
+def test_brackets_of_the_network_channel_hold(name: str, seeds: int, report: Any) -> None:
     case, count = CHAINS[name], max(NETWORK_SEEDS, seeds // NETWORK_SHARE)
     network, probe, place = network_of([case.chain], case.activation), probe_of(case.x, case.labels), (0, case.layer, 0)
     measure = NetworkInformation(noise=(case.noise,), tolerance=case.tolerance, max_replicas=512, max_draws=2**13)
@@ -174,7 +172,7 @@ def held_by(
     seeds: int,
     truth: tuple[float, float],
     ends: Sequence[tuple[np.ndarray, np.ndarray, float]],
-    report: Mapping[str, Sequence[str]],
+    report: Any,
 ) -> list[float]:
     """Count the intervals that hold a truth each, from (seed, quantity) ends; complain of too few."""
     held = [sum(low[k] - TRUTH_ERROR <= truth[k] <= high[k] + TRUTH_ERROR for low, high, _ in ends) for k in (0, 1)]

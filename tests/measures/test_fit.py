@@ -16,8 +16,7 @@ from torch.nn import functional
 
 from ibscan.measures.fit import ProbeFit, decisions, fits
 from ibscan.networks.admission import recorded_taps
-from ibscan.networks.chain import Chain
-from ibscan.types import Estimate, Probe, Status, Streams
+from ibscan.types import Probe, Status, Streams
 
 
 def rows_of(n: int, d: int, seed: int = 0) -> np.ndarray:
@@ -28,7 +27,7 @@ def measured(
     chains: Sequence[Parameters],
     probe: Probe,
     output: str = "identity",
-) -> tuple[dict[str, Estimate], Chain]:
+) -> Any:
     network = network_of(chains, "tanh", output)
     return ProbeFit()(network, probe, Streams(0)), network
 
@@ -141,7 +140,7 @@ def two(s: Net, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 TWIN = {"c": (4, 5), "d": (5, 3)}
 # Name: the forward pass, more layers, what is the output in it, and what the loss takes it for.
-HEADS = {
+HEADS: dict[str, Any] = {
     "bare": (lambda s, x: s.b(hidden(s, x)), {}, None, "logits"),
     "temperature": (lambda s, x: s.b(hidden(s, x)) / 2.5, {}, None, "logits"),
     "temperature, softmax": (lambda s, x: (s.b(hidden(s, x)) / 2.5).softmax(-1), {}, None, "probabilities"),

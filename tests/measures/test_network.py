@@ -71,8 +71,8 @@ def measured(
     **settings: Any,
 ) -> Mapping[str, Estimate]:
     # A twentieth of a nat takes some 750 draws of such nets: a budget of ten times that is what a sound stop needs.
-    settings = {"noise": (0.3,), "tolerance": 0.05, "max_replicas": 512, "max_draws": 2**13} | settings
-    return NetworkInformation(**settings)(network_of(chains, activation), probe, Streams(seed))
+    usual: dict[str, Any] = {"noise": (0.3,), "tolerance": 0.05, "max_replicas": 512, "max_draws": 2**13}
+    return NetworkInformation(**usual | settings)(network_of(chains, activation), probe, Streams(seed))
 
 
 def half(found: Estimate, place: tuple[int, int, int]) -> float:
@@ -406,7 +406,8 @@ def test_saturated_where_the_lower_end_is_ln_n() -> None:
 
 def test_tiny_budgets_are_unresolved_and_keep_their_value() -> None:
     chain, x, y = random_chain((3, 4, 4, 2), 3, scale=2.0), rows_of(30, 3), np.arange(30) % 2
-    for settings in ({"max_draws": 100}, {"max_replicas": 2}):
+    budgets: list[dict[str, Any]] = [{"max_draws": 100}, {"max_replicas": 2}]
+    for settings in budgets:
         result = measured([chain], probe_of(x, y), noise=(0.5,), tolerance=1e-3, **settings)
         assert result[XT].status[0, 1, 0] == Status.UNRESOLVED
         assert result[TY].status[0, 1, 0] == Status.UNRESOLVED
@@ -486,9 +487,7 @@ def test_rotating_a_linear_layer_changes_the_draws_alone() -> None:
             check(result[key], (0, 1, 0), truth)
 
 
-def same(
-    a: Mapping[str, Estimate], b: Mapping[str, Estimate], place: Any = ..., other: Any = ..., rtol: float = 0.0
-) -> None:
+def same(a: Any, b: Mapping[str, Estimate], place: Any = ..., other: Any = ..., rtol: float = 0.0) -> None:
     """Everything two results hold, compared."""
     for key, found in a.items():
         for part in ("value", "status", "stderr", "lower", "upper", "draws"):
@@ -536,7 +535,7 @@ def test_threads_do_not_matter(threads: Callable[[int], None]) -> None:
     for number in (1, 2):
         threads(number)
         results.append(measured([chain], probe, noise=(0.5,)))
-    same(*results, rtol=1e-9)
+    same(results[0], results[1], rtol=1e-9)
 
 
 def test_single_precision_of_the_forward_pass_is_enough() -> None:

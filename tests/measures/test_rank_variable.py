@@ -27,11 +27,10 @@ from torch.nn import functional
 
 from ibscan.measures.local_rank import LocalRank
 from ibscan.networks.admission import recorded_taps
-from ibscan.networks.chain import Chain
 from ibscan.networks.module import Module
 from ibscan.numerics.subspace import subspace
 from ibscan.results.store import read
-from ibscan.types import At, Estimate, Network, Status, Streams
+from ibscan.types import At, Estimate, Status, Streams
 
 STREAMS = Streams(0)
 EPS = (1e-8, 0.01, 0.1, 0.4, 1.0)
@@ -49,23 +48,23 @@ def rows_of(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def measured(
-    network: Network, x: np.ndarray, streams: Streams = STREAMS, layers: None = None, **settings: Any
+    network: Any, x: np.ndarray, streams: Streams = STREAMS, layers: Any = None, **settings: Any
 ) -> Mapping[str, Estimate]:
     measure = LocalRank(**{"eps": EPS, "rel_eps": RELATIVE} | settings)
     return measure(network, probe_of(x), streams, layers)
 
 
-def module_of(model: nn.Module, x: np.ndarray) -> Module:
+def module_of(model: Any, x: np.ndarray) -> Module:
     model = model.double().eval().requires_grad_(False)
     # A copy: on another device it is moved there, away from the oracle.
     return recorded_taps(copy.deepcopy(model), x, (), device=oracles.DEVICE, dtype=torch.float64)
 
 
-def sequential(chain: Parameters, activation: str, output: str = "identity") -> nn.Sequential:
+def sequential(chain: Parameters, activation: str, output: str = "identity") -> Any:
     """The chain as a module whose layers have the names the chain gives them."""
-    parts = OrderedDict()
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
     for k, (weight, bias) in enumerate(zip(*chain, strict=True), 1):
-        parts[f"fc{k}"] = nn.Linear(*weight.T.shape)
+        parts[f"fc{k}"] = nn.Linear(weight.shape[1], weight.shape[0])
         parts[f"fc{k}"].weight.data, parts[f"fc{k}"].bias.data = weight.clone(), bias.clone()
         parts[f"act{k}"] = MODULES[activation]()
     if output == "softmax":
@@ -84,7 +83,7 @@ def jacobian_after(
     x: np.ndarray,
     origin: int,
     layer: int,
-    at: At,
+    at: Any,
 ) -> Any:
     """d layer / d post of the origin (N, D, d): that of the chain cut off behind the origin, at the origin's post."""
     post = forward(*chain, *names, torch.from_numpy(x))[origin][1]
@@ -99,7 +98,7 @@ def basis_of(streams: Streams, width: int, dims: int) -> np.ndarray:
 def counts_of(
     jacobians: torch.Tensor,
     eps: tuple[float, float, float, float, float],
-    relative: tuple[float, float, float],
+    relative: Any,
     basis: None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Counts (N, E), (N, R), and singular values; relative to the largest of the whole Jacobian."""
@@ -114,8 +113,8 @@ def assert_counts(
     found: Mapping[str, Estimate],
     place: tuple[int, int],
     jacobians: torch.Tensor,
-    basis: None = None,
-    spectrum_rows: None = None,
+    basis: Any = None,
+    spectrum_rows: Any = None,
 ) -> None:
     """Every number of one (checkpoint, layer) that does not depend on how the layer is fed."""
     absolute, relative, sigma = counts_of(jacobians, EPS, RELATIVE, basis)
@@ -152,7 +151,7 @@ def assert_counts(
 
 
 def assert_bound(
-    found: Mapping[str, Estimate], place: tuple[int, int], weight: torch.Tensor, fed: torch.Tensor, spectrum_rows: None
+    found: Mapping[str, Estimate], place: tuple[int, int], weight: torch.Tensor, fed: torch.Tensor, spectrum_rows: Any
 ) -> None:
     """#{sigma(W) > eps / |fed|}, `fed` (N, s, d) the Jacobian of what feeds the layer, None for the variable itself."""
     sigma = np.linalg.svd(weight.numpy(), compute_uv=False)
@@ -256,13 +255,15 @@ def residual() -> tuple[Net, Callable[..., Any], dict[str, Callable[..., Any]], 
     parts = {name: nn.Linear(5, 5) for name in ("b1", "b2", "b3", "b4")}
     m = Net(residual_forward, stem=nn.Linear(4, 5), head=nn.Linear(5, 3), n=nn.LayerNorm(5), **parts).double()
 
-    def after_stem(
-        x: torch.Tensor, h: torch.Tensor
-    ) -> list[tuple[str, torch.Tensor, torch.Tensor]]:  # stem's post, which both paths take
-        return [("b1", p := m.b1(h), relu(p)), ("b2", q := m.b2(relu(p)), q), *after_b2(x, q, h)]
+    # h is stem's post, which both paths take.
+    def after_stem(x: torch.Tensor, h: torch.Tensor) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+        p: torch.Tensor = m.b1(h)
+        q: torch.Tensor = m.b2(relu(p))
+        return [("b1", p, relu(p)), ("b2", q, q), *after_b2(x, q, h)]
 
     def after_b1(x: torch.Tensor, r: torch.Tensor) -> list[tuple[str, torch.Tensor, torch.Tensor]]:  # r is post of b1
-        return [("b2", q := m.b2(r), q), *after_b2(x, q)]
+        q: torch.Tensor = m.b2(r)
+        return [("b2", q, q), *after_b2(x, q)]
 
     def after_b2(
         x: torch.Tensor, q: torch.Tensor, h: torch.Tensor | None = None
@@ -270,10 +271,12 @@ def residual() -> tuple[Net, Callable[..., Any], dict[str, Callable[..., Any]], 
         h = (relu(m.stem(x)) if h is None else h) + q
         g = m.n(h)
         p = m.b3(g)
-        return [("b3", p, tanh(p)), ("b4", s := m.b4(tanh(p)), s), *after_b4(x, s, h)]
+        s: torch.Tensor = m.b4(tanh(p))
+        return [("b3", p, tanh(p)), ("b4", s, s), *after_b4(x, s, h)]
 
     def after_b3(x: torch.Tensor, r: torch.Tensor) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
-        return [("b4", s := m.b4(r), s), *after_b4(x, s)]
+        s: torch.Tensor = m.b4(r)
+        return [("b4", s, s), *after_b4(x, s)]
 
     def after_b4(
         x: torch.Tensor, s: torch.Tensor, h: torch.Tensor | None = None
@@ -348,7 +351,7 @@ def module_jacobians(
     posts: Callable[..., Any], after: Mapping[str, Callable[..., Any]], x: np.ndarray, origin: str, place: int
 ) -> Any:
     """{layer name: d layer / d post of the origin (N, D, d)} by jacrev, row by row; nothing else varies."""
-    found = {}
+    found: dict[Any, Any] = {}
     for row in torch.from_numpy(x):
         post = posts(row[None])[origin][0]
         names = [name for name, *_ in after[origin](row[None], post[None])]
@@ -362,7 +365,7 @@ def module_jacobians(
 @pytest.mark.parametrize("spectrum_rows", [None, 2])
 @pytest.mark.parametrize("place", ["pre", "post"])
 @pytest.mark.parametrize(("model", "origin"), ORIGINS)
-def test_modules_from_a_layers_post(model: str, origin: str, place: str, spectrum_rows: int | None) -> None:
+def test_modules_from_a_layers_post(model: Any, origin: str, place: At, spectrum_rows: int | None) -> None:
     model, posts, after, shape = MODELS[model]()
     x = rows_of(6, *shape)
     network = module_of(model, x)
@@ -384,6 +387,7 @@ def test_modules_from_a_layers_post(model: str, origin: str, place: str, spectru
 
 def test_bounds_of_modules_from_a_layers_post() -> None:
     """The layer behind the origin is fed by the variable itself; a later one by what that makes."""
+    shape: tuple[int, ...]
     model, posts, after, shape = twice()
     x = rows_of(6, *shape)
     found = measured(module_of(model, x), x, origin="a", spectrum_rows=None)
@@ -413,9 +417,7 @@ def test_what_does_not_depend_on_the_origin_is_dead() -> None:
 @pytest.mark.parametrize("place", ["pre", "post"])
 @pytest.mark.parametrize("options", [{"origin": "fc2"}, {"origin": "fc1", "directions": 3}, {"directions": 3}])
 @pytest.mark.parametrize(("activation", "spectrum_rows"), [("tanh", 3), ("relu", None), ("relu", 3)])
-def test_chain_and_module_agree(
-    activation: str, spectrum_rows: int | None, options: Mapping[str, int | str], place: str
-) -> None:
+def test_chain_and_module_agree(activation: str, spectrum_rows: int | None, options: dict[str, Any], place: At) -> None:
     chain, x = random_chain(WIDTHS, 6, scale=1.5), rows_of(9, 6)
     options = options | {"spectrum_rows": spectrum_rows, "at": place}
     expected = measured(network_of([chain], activation, "softmax"), x, **options)
@@ -469,13 +471,13 @@ def test_subspaces_are_random() -> None:
 @pytest.mark.parametrize("directions", [1, 3])
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_chains_on_a_subspace(
-    activation: str, directions: int, spectrum_rows: int | None, origin: int | None, place: str
+    activation: str, directions: int, spectrum_rows: int | None, origin: int | None, place: At
 ) -> None:
     """Singular values of J Q; relative thresholds are of the whole Jacobian's largest."""
     chains, names = [random_chain(WIDTHS, seed, scale=2.0) for seed in (1, 2)], (activation, "softmax")
     x, streams = rows_of(8, WIDTHS[0], seed=2), Streams(7)
     name = None if origin is None else f"fc{origin + 1}"
-    options = {"origin": name, "directions": directions, "at": place, "spectrum_rows": spectrum_rows}
+    options: dict[str, Any] = {"origin": name, "directions": directions, "at": place, "spectrum_rows": spectrum_rows}
     found = measured(network_of(chains, *names), x, streams, **options)
     start = 0 if origin is None else origin + 1
     assert_not_measured(found, slice(0, start))
@@ -494,7 +496,7 @@ def test_chains_on_a_subspace(
     ("model", "origin"), [("residual", None), ("residual", "b2"), ("pooled", None), ("pooled", "a")]
 )
 @pytest.mark.parametrize("spectrum_rows", [None, 2])
-def test_modules_on_a_subspace(model: str, origin: str | None, spectrum_rows: int | None) -> None:
+def test_modules_on_a_subspace(model: Any, origin: str | None, spectrum_rows: int | None) -> None:
     model, posts, after, shape = MODELS[model]()
     x = rows_of(3, *shape)
     network = module_of(model, x)
@@ -504,8 +506,8 @@ def test_modules_on_a_subspace(model: str, origin: str | None, spectrum_rows: in
         first = names[0]
         rest = module_jacobians(posts, after, x, first, 1)
         stem = getattr(model, first)
-        inner = [torch.func.jacrev(lambda row: posts(row[None])[first].flatten())(row) for row in torch.from_numpy(x)]
-        inner = torch.stack([j.reshape(len(j), -1) for j in inner])
+        each = [torch.func.jacrev(lambda row: posts(row[None])[first].flatten())(row) for row in torch.from_numpy(x)]
+        inner = torch.stack([j.reshape(len(j), -1) for j in each])
         own = [torch.func.jacrev(lambda row: stem(row[None]).flatten())(row) for row in torch.from_numpy(x)]
         jacobians = {first: torch.stack([j.reshape(len(j), -1) for j in own])}
         jacobians |= {name: jacobian @ inner for name, jacobian in rest.items()}
@@ -518,7 +520,7 @@ def test_modules_on_a_subspace(model: str, origin: str | None, spectrum_rows: in
 
 
 @cache
-def pair() -> tuple[Chain, nn.Module]:
+def pair() -> Any:
     chain, x = random_chain(WIDTHS, 8, scale=2.0), rows_of(10, 6)
     return network_of([chain], "relu"), module_of(sequential(chain, "relu"), x)
 
@@ -526,7 +528,7 @@ def pair() -> tuple[Chain, nn.Module]:
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("options", [{}, {"origin": "fc1"}, {"at": "post"}])
-def test_counts_on_a_subspace_do_not_exceed_the_full_ones(options: Mapping[str, str], which: int) -> None:
+def test_counts_on_a_subspace_do_not_exceed_the_full_ones(options: Any, which: int) -> None:
     """Row by row, absolute and relative; and a larger subspace, which holds the smaller one, has no lower count."""
     network = pair()[which]
     for row in rows_of(4, 1, 6, seed=5):
@@ -609,7 +611,7 @@ def test_checkpoints_that_are_not_finite_on_a_subspace() -> None:
 @pytest.mark.parametrize("asked", [(1,), (0, 2)])
 @pytest.mark.parametrize("options", [{}, {"at": "post"}, {"origin": "fc1"}, {"directions": 3}])
 def test_layers_asked_for_are_as_ever(
-    options: Mapping[str, int | str], asked: tuple[int, ...], spectrum_rows: int | None, which: int
+    options: dict[str, Any], asked: tuple[int, ...], spectrum_rows: int | None, which: int
 ) -> None:
     network, x = pair()[which], rows_of(8, 6)
     options = options | {"spectrum_rows": spectrum_rows}

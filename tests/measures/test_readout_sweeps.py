@@ -180,7 +180,7 @@ def test_only_wide_layers_are_projected() -> None:
 def test_noises_and_checkpoints_together_equal_each_alone(draws: int) -> None:
     """Also where the budget visits but some of the rows."""
     first, second = ([cloud(50, d, seed + d) for d in (1, 4, 70)] for seed in (1, 2))
-    settings = {"labels": np.arange(50) % 2, "max_draws": draws}
+    settings: dict[str, Any] = {"labels": np.arange(50) % 2, "max_draws": draws}
     both = told(first, second, noise=(0.2, 1.0), rel_noise=(0.3,), **settings)
     for k, noise in enumerate((0.2, 1.0)):
         alone = told(second, noise=(noise,), **settings)

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import Net
-from oracles import ACTIVATION, full_jacobian, network_of, probe_of, random_chain
+from oracles import ACTIVATION, Parameters, full_jacobian, network_of, probe_of, random_chain
 from torch import nn
 from torch.nn import functional
 
@@ -50,7 +50,7 @@ def sequential(chain: Any, activation: Any) -> Any:
     """The chain as an nn.Sequential; `activation` a module."""
     parts = []
     for weight, bias in zip(*chain, strict=True):
-        linear = nn.Linear(*weight.T.shape, bias=bias is not None).double()
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).double()
         linear.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
         parts += [linear, activation]
     return nn.Sequential(*parts[:-1])
@@ -75,7 +75,7 @@ def above(sigma: Any, eps: Any) -> Any:
     return [int((sigma > e).sum()) for e in eps]
 
 
-def bounds_of_rows(chain: Any, names: Any, x: Any, layer: Any, eps: Any) -> Any:
+def bounds_of_rows(chain: Parameters, names: tuple[str, str], x: Any, layer: Any, eps: Any) -> Any:
     """#{sigma(W_l) > eps / ||D_{l-1} J_{l-1}(x)||_2} (N, E): the norm is 1 at the first layer, 0 bounds by nothing."""
     sigma, found = spectrum(chain[0][layer]), []
     for row in torch.from_numpy(x):
@@ -91,7 +91,7 @@ def bounded_rows(rows: Any, spectrum_rows: Any) -> Any:
     return bound.rows(LocalRank(spectrum_rows=spectrum_rows), rows)
 
 
-def rank_counts(chain: Any, names: Any, x: Any, layer: Any, at: Any, eps: Any) -> Any:
+def rank_counts(chain: Parameters, names: tuple[str, str], x: Any, layer: Any, at: Any, eps: Any) -> Any:
     """#{sigma(J_l(x)) > eps}, (N, E)."""
     sigma = torch.linalg.svdvals(full_jacobian(*chain, names, torch.from_numpy(x), layer, at)).numpy()
     return np.array([above(s, eps) for s in sigma])

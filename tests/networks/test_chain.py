@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ def rows_of(n: int, d: int, seed: int = 0) -> np.ndarray:
 
 def walked(network: Chain, x: np.ndarray) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
     """Return {layer: (pre, post)} of all rows."""
-    found = {}
+    found: dict[Any, Any] = {}
 
     def visit(layer: int, pre: torch.Tensor, post: torch.Tensor, rows: slice) -> None:
         assert pre.dtype == post.dtype == torch.float64
@@ -31,13 +33,14 @@ def walked(network: Chain, x: np.ndarray) -> dict[int, tuple[torch.Tensor, torch
 
     network.walk(x, visit)
     return {
-        k: tuple(torch.cat([p[i] for p in sorted(v, key=lambda p: p[0])], 1) for i in (1, 2)) for k, v in found.items()
+        k: (torch.cat([p[1] for p in ordered], 1), torch.cat([p[2] for p in ordered], 1))
+        for k, ordered in ((k, sorted(v, key=lambda p: p[0])) for k, v in found.items())
     }
 
 
 def factors(network: Chain, x: np.ndarray, at: At) -> dict[int, torch.Tensor]:
     """Return {layer: factor} of all rows, where each row is visited once; one factor may stand for all rows."""
-    found = {}
+    found: dict[Any, Any] = {}
 
     def visit(layer: int, factor: torch.Tensor, _: object, rows: slice) -> None:
         n = len(range(len(x))[rows])

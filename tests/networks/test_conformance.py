@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import oracles
@@ -22,13 +23,14 @@ from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.chain import Chain
+from ibscan.networks.module import Module
 from ibscan.types import Estimate, Probe, Status, Streams
 
 WIDTHS = (6, 5, 4, 3)
 MODULES = {"tanh": nn.Tanh, "relu": nn.ReLU, "sigmoid": nn.Sigmoid, "gelu": nn.GELU, "identity": nn.Identity}
 IN_PLACE = {"tanh": torch.tanh_, "relu": functional.relu_, "sigmoid": torch.sigmoid_}
 
-MEASURES = {
+MEASURES: dict[str, Any] = {
     "local rank, pre": LocalRank(eps=(0.01, 0.3), rel_eps=(0.01, 0.3), spectrum_rows=10),
     "local rank, post": LocalRank(eps=(0.01, 0.3), rel_eps=(0.01, 0.3), at="post"),
     "binned": BinnedInformation(bins=(5, 30), widths=(0.1, 0.37)),
@@ -65,14 +67,14 @@ class Functional(nn.Module):
 def linears(weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]) -> list[nn.Linear]:
     made = []
     for weight, bias in zip(weights, biases, strict=True):
-        layer = nn.Linear(*weight.T.shape, bias=bias is not None).double()
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).double()
         layer.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
         made.append(layer)
     return made
 
 
-def sequential(layers: Sequence[nn.Linear], activation: str, output: str) -> nn.Sequential:
-    parts = [nn.Flatten()]
+def sequential(layers: Sequence[nn.Linear], activation: str, output: str) -> Any:
+    parts: list[nn.Module] = [nn.Flatten()]
     for layer in layers[:-1]:
         parts += [layer, MODULES[activation]()]
     return nn.Sequential(*parts, layers[-1], nn.Softmax(-1) if output == "softmax" else MODULES[output]())
@@ -87,13 +89,14 @@ def networks(
     spoil: int | None = None,
     bias: bool = True,
     dtype: torch.dtype = torch.float64,
-) -> tuple[Chain, list[nn.Module]]:
+) -> tuple[Chain, list[Module]]:
     """Return the chain, and the two modules of the same weights."""
     weights, biases = random_chain(widths, 1, bias=bias, scale=1.5)
     if spoil is not None:
         weights[spoil][0, 0] = float("nan")
     chain = network_of([(weights, biases)], activation, output, dtype=dtype)
-    models = [kind(linears(weights, biases), activation, output) for kind in (sequential, Functional)]
+    kinds: tuple[Callable[..., nn.Module], ...] = (sequential, Functional)
+    models = [kind(linears(weights, biases), activation, output) for kind in kinds]
     return chain, [
         recorded_taps(m.eval().requires_grad_(False).to(dtype), x, (), device=oracles.DEVICE, dtype=dtype)
         for m in models
@@ -124,7 +127,7 @@ def assert_equal(found: Mapping[str, Estimate], expected: Mapping[str, Estimate]
 
 
 @cache
-def pair(activation: str, output: str, spoil: int | None = None) -> tuple[Chain, list[nn.Module]]:
+def pair(activation: str, output: str, spoil: int | None = None) -> tuple[Chain, list[Module]]:
     return networks(WIDTHS, activation, output, probe().x, spoil=spoil)
 
 

@@ -42,7 +42,7 @@ BAND = {torch.float64: 1e-8, torch.float32: 1e-4}
 relu, tanh, sigmoid, softmax = torch.relu, torch.tanh, torch.sigmoid, torch.softmax
 
 
-def network_of(model: Net, x: np.ndarray, dtype: torch.dtype = torch.float64) -> Module:
+def network_of(model: Any, x: np.ndarray, dtype: torch.dtype = torch.float64) -> Module:
     return recorded_taps(model.eval().requires_grad_(False).to(dtype), x, (), device=CPU, dtype=dtype)
 
 
@@ -78,7 +78,7 @@ def assert_estimate(found: Estimate, spectra: Sequence[np.ndarray], limits: Call
 
 
 def assert_no_wrong_count(
-    network: Module, x: np.ndarray, jacobians: Sequence[torch.Tensor], at: At, dtype: torch.dtype = torch.float64
+    network: Any, x: np.ndarray, jacobians: Sequence[torch.Tensor], at: At, dtype: torch.dtype = torch.float64
 ) -> None:
     """At seven decades below every layer's median row, few thresholds, and one alone (inertia, one factorization)."""
     spectra = [torch.linalg.svdvals(jacobian).numpy() for jacobian in jacobians]
@@ -101,7 +101,7 @@ def assert_no_wrong_count(
 # Networks: (shape of x, forward pass, [(pre, post), ...] written as functions, modules) ------------------------------
 
 
-def odd(norm: nn.Module) -> nn.Module:
+def odd(norm: nn.Module) -> Any:
     with torch.no_grad():
         for tensor in norm.state_dict().values():
             if tensor.is_floating_point():
@@ -109,7 +109,7 @@ def odd(norm: nn.Module) -> nn.Module:
     return norm
 
 
-def normed(n: nn.Module, p: torch.Tensor) -> torch.Tensor:
+def normed(n: Any, p: torch.Tensor) -> torch.Tensor:
     """Batch normalization in eval mode, channels second."""
     by = [1, -1, *[1] * (p.ndim - 2)]
     scale = n.weight / torch.sqrt(n.running_var + n.eps)
@@ -288,7 +288,7 @@ NETS = ("conv1d", "conv2d", "conv3d", "transposed", "multihead", "by hand", "enc
 
 
 @functools.cache
-def case(name: str, rows: int = 5) -> tuple[nn.Module, np.ndarray, dict[str, list[torch.Tensor]]]:
+def case(name: str, rows: int = 5) -> Any:
     model, values, shape = made(name)
     x = rows_of(rows, *shape)
     return network_of(model, x), x, {at: oracle(model, values, x, at) for at in ("pre", "post")}
@@ -329,15 +329,17 @@ def spied(monkeypatch: pytest.MonkeyPatch, place: Any, name: str) -> list[Any]:
 
 
 def assert_same(
-    network: Module,
+    network: Any,
     x: np.ndarray,
     jacobians: Sequence[torch.Tensor],
     at: At,
-    layers: None = None,
+    layers: Any = None,
     rtol: float = 1e-10,
 ) -> None:
     """Smaller Gram matrices, and J^T J of factors, of all rows, each visited once, in order."""
-    which, grams, factors = Derivative(at, layers=layers), {}, {}
+    grams: dict[Any, Any] = {}
+    factors: dict[Any, Any] = {}
+    which = Derivative(at, layers=layers)
     network.grams(x, lambda k, gram, rows: grams.setdefault(k, []).append((rows, gram.values[0])), which)
     network.jacobians(x, lambda k, factor, _, rows: factors.setdefault(k, []).append((rows, factor[0])), which)
     assert sorted(grams) == sorted(factors) == list(layers or range(len(jacobians)))
@@ -354,9 +356,7 @@ def assert_same(
             assert (got - wanted).abs().amax() <= rtol * wanted.abs().amax()
 
 
-def assert_routes(
-    network: Module, x: np.ndarray, jacobians: Sequence[torch.Tensor], at: At, layers: None = None
-) -> None:
+def assert_routes(network: Any, x: np.ndarray, jacobians: Sequence[torch.Tensor], at: At, layers: Any = None) -> None:
     """What is visited, and what the measure makes of it."""
     assert_same(network, x, jacobians, at, layers)
     found = LocalRank(eps=(0.03, 0.3), rel_eps=(0.01,), at=at, spectrum_rows=2)(
@@ -372,7 +372,7 @@ def assert_routes(
 
 
 # Budgets of rows and blocks in units of the Jacobians of one row.
-BUDGETS = {
+BUDGETS: dict[str, Any] = {
     "groups of layers": {"ROW_BUDGET": 0.6, "TANGENTS": 3},
     "row by row": {"BLOCK_BUDGET": 0.1},
     "two rows at a time": {"BLOCK_BUDGET": 2, "PASS_BUDGET": 100},
@@ -383,7 +383,7 @@ BUDGETS = {
 }
 
 
-def limit(monkeypatch: pytest.MonkeyPatch, budget: Mapping[str, float], size: int) -> None:
+def limit(monkeypatch: pytest.MonkeyPatch, budget: Any, size: int) -> None:
     for constant, value in budget.items():
         unit = size if constant in ("ROW_BUDGET", "BLOCK_BUDGET") else 1
         most = max(1, int(value * unit))
@@ -476,7 +476,7 @@ def limited(monkeypatch: pytest.MonkeyPatch, rows: Any, tangents: Any, error: An
     """Let passes with more rows or tangents fail; return the sizes of those that went well."""
     real, sizes = Outputs.images, []
 
-    def images(self, part: Any) -> Any:
+    def images(self: Outputs, part: Any) -> Any:
         if self.rows > rows or part.stop - part.start > tangents:
             raise error
         sizes.append((self.rows, part.stop - part.start))
@@ -526,7 +526,7 @@ def test_a_layer_beyond_all_memory(error: str, monkeypatch: pytest.MonkeyPatch) 
     network, x, _ = case("wide")
     assert not limited(monkeypatch, 0, 0, ERRORS[error])
     one = Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | {"name": "a"})
-    measures = [LocalRank(), BinnedInformation(), LocalRank(at="post")]
+    measures: list[Any] = [LocalRank(), BinnedInformation(), LocalRank(at="post")]
     probe = probe_of(x)
     [block] = scanning.blocks([[one]], lambda _: {}, lambda _: network, measures, probe, 0)
     first, binned, second = (found for _, found, _ in block.outcomes)
@@ -539,7 +539,7 @@ def test_a_layer_beyond_all_memory(error: str, monkeypatch: pytest.MonkeyPatch) 
 def memory(monkeypatch: pytest.MonkeyPatch, **said: str) -> None:
     """Let files say what they say, others be missing."""
 
-    def read_text(self, *_: object) -> str:
+    def read_text(self: Path, *_: object) -> str:
         if self.name in said:
             return said[self.name]
         raise FileNotFoundError(self)
@@ -577,9 +577,9 @@ def scaled(
     """A network of ReLU without biases whose weights are multiplied, as a module and as a chain of the same weights."""
     weights, _ = random_chain((6, 8, 12, 4), 3, scale=1.5)
     weights = [weight * factor for weight, factor in zip(weights, factors, strict=True)]
-    for layer in dead:
-        weights[layer] = -weights[layer].abs()
-    layers = [nn.Linear(*weight.T.shape, bias=False).double() for weight in weights]
+    for index in dead:
+        weights[index] = -weights[index].abs()
+    layers = [nn.Linear(weight.shape[1], weight.shape[0], bias=False).double() for weight in weights]
     for layer, weight in zip(layers, weights, strict=True):
         layer.weight = nn.Parameter(weight)
     model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2]).eval().requires_grad_(False)
@@ -616,8 +616,8 @@ def test_dead_layers_need_no_decomposition(kind: str, measure: LocalRank, monkey
     calls = spied(monkeypatch, rank_tally, "singular_values")
     found = measure(network, probe_of(x), Streams(0))
     assert found["local_rank"].status[0, :, 0].tolist() == [Status.OK, Status.DEAD, Status.DEAD]
-    for values in (found["local_rank"].value, found["local_rank"].maximum, found["local_rank_rel"].value):
-        assert not values[0, 1:].any()
+    for counts in (found["local_rank"].value, found["local_rank"].maximum, found["local_rank_rel"].value):
+        assert not counts[0, 1:].any()
     decomposed = sum(matrix.shape[:-2].numel() for (matrix,) in calls if matrix.shape[-2:].numel())
     assert decomposed <= 3 + 3  # the rows', and the weights' for the bound
 

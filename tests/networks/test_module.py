@@ -7,7 +7,7 @@ import copy
 import io
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,15 +24,13 @@ from ibscan.networks.admission import recorded_taps
 from ibscan.networks.derivatives import Outputs
 from ibscan.networks.loading import built, loaded
 from ibscan.networks.module import Module
-from ibscan.types import At, Derivative
+from ibscan.types import Derivative
 
 relu, tanh = torch.relu, torch.tanh
 CPU = torch.device("cpu")
 
 
-def network_of(
-    model: nn.Module, x: np.ndarray, extra: tuple[str, ...] = (), dtype: torch.dtype = torch.float64
-) -> Module:
+def network_of(model: Any, x: np.ndarray, extra: tuple[str, ...] = (), dtype: torch.dtype = torch.float64) -> Module:
     return recorded_taps(model.eval().requires_grad_(False).to(dtype), x, extra, device=CPU, dtype=dtype)
 
 
@@ -40,15 +38,15 @@ def rows_of(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def walked(network: Module, x: np.ndarray) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-    found = {}
+def walked(network: Any, x: np.ndarray) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    found: dict[Any, Any] = {}
     network.walk(x, lambda layer, pre, post, rows: found.setdefault(layer, []).append((rows.start, pre, post)))
-    return {k: tuple(torch.cat([p[i] for p in v], 1)[0] for i in (1, 2)) for k, v in found.items()}
+    return {k: (torch.cat([p[1] for p in v], 1)[0], torch.cat([p[2] for p in v], 1)[0]) for k, v in found.items()}
 
 
-def jacobians(network: Module, x: np.ndarray, at: At) -> dict[int, torch.Tensor]:
+def jacobians(network: Any, x: np.ndarray, at: Any) -> dict[int, torch.Tensor]:
     """Return {layer: J} of all rows, each visited once, in order."""
-    found = {}
+    found: dict[Any, Any] = {}
 
     def visit(layer: int, factor: torch.Tensor, _: object, rows: slice) -> None:
         assert factor.dtype == torch.float64
@@ -62,7 +60,7 @@ def jacobians(network: Module, x: np.ndarray, at: At) -> dict[int, torch.Tensor]
     return {layer: torch.cat([p for _, p in parts]) for layer, parts in found.items()}
 
 
-def assert_derivative(network: Module, values: Callable[..., Any], x: np.ndarray) -> None:
+def assert_derivative(network: Any, values: Callable[..., Any], x: np.ndarray) -> None:
     """`values(row)` is [(pre, post), ...] of one row, written without in-place; rtol 1e-10 of the largest entry."""
 
     def expected(layer: int, k: int) -> torch.Tensor:
@@ -429,13 +427,13 @@ def test_a_model_that_draws_random_numbers_is_refused() -> None:
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_a_model_that_mixes_rows(rows: int) -> None:
     norm = nn.BatchNorm1d(4, track_running_stats=False)
-    parts = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "norm": norm}
+    parts: dict[str, Any] = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "norm": norm}
     refused(lambda s, x: s.b(s.norm(s.a(x))), "mixes the rows", rows=rows, **parts)
     refused(lambda s, x: s.a(x) - s.a(x).sum(0), "mixes the rows", rows=rows)
 
 
 def test_a_model_whose_hidden_layer_alone_mixes_rows() -> None:
-    parts = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)}
+    parts: dict[str, Any] = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)}
     refused(lambda s, x: s.b((lambda h: h - h.mean(0))(s.a(x))) * 0, "'a' .*mixes the rows", **parts)
 
 
@@ -497,7 +495,7 @@ def test_tensors_that_a_model_makes_are_of_its_own_dtype() -> None:
 # Models and weights --------------------------------------------------------------------------------------------------
 
 
-def small(**settings: Any) -> nn.Sequential:
+def small(**settings: Any) -> Any:
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2), **settings)
 
 
@@ -511,7 +509,8 @@ def test_a_built_model_is_in_eval_mode_and_draws_nothing() -> None:
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
     before = torch.get_rng_state()
-    assert torch.equal(built(small)[0].weight, built(small)[0].weight)
+    once, again = cast("Any", built(small)), cast("Any", built(small))
+    assert torch.equal(once[0].weight, again[0].weight)
     assert torch.equal(torch.get_rng_state(), before)
     bare = small()
     assert built(lambda: nn.DataParallel(bare)) is bare
@@ -540,7 +539,7 @@ def test_wrapper_prefixes(prefix: str) -> None:
 
 
 def test_a_submodule_that_is_called_module() -> None:
-    def build() -> Net:
+    def build() -> Any:
         return Net(lambda s, x: s.module(x), module=small())
 
     full = state(build())

@@ -24,12 +24,12 @@ from ibscan.networks.admission import recorded_taps
 relu, tanh = torch.relu, torch.tanh
 
 
-def chain() -> nn.Sequential:
+def chain() -> Any:
     torch.manual_seed(3)
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3), nn.ReLU(inplace=True), nn.Linear(3, 2)).double()
 
 
-def residual() -> Net:
+def residual() -> Any:
     torch.manual_seed(1)
 
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
@@ -39,7 +39,7 @@ def residual() -> Net:
     return Net(forward, a=nn.Linear(3, 3), b=nn.Linear(3, 3), c=nn.Linear(3, 2)).double()
 
 
-def normalised() -> nn.Sequential:
+def normalised() -> Any:
     torch.manual_seed(2)
     parts = [nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 8), nn.BatchNorm1d(8)]
     return nn.Sequential(*parts, nn.ReLU(), nn.Linear(8, 2)).double()
@@ -49,7 +49,7 @@ def rows(n: int = 6, d: int = 3, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((n, d)))
 
 
-def traces(model: nn.Module) -> tuple[dict[str, torch.Tensor], list[tuple[int | list[str], ...]], int]:
+def traces(model: Any) -> Any:
     """All that a forward pass or a hook could leave behind."""
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     modules = [
@@ -64,7 +64,7 @@ def traces(model: nn.Module) -> tuple[dict[str, torch.Tensor], list[tuple[int | 
 
 
 def assert_no_trace(
-    model: nn.Module, before: tuple[Mapping[str, torch.Tensor], Sequence[tuple[int | Sequence[str], ...]], int]
+    model: Any, before: tuple[Mapping[str, torch.Tensor], Sequence[tuple[int | Sequence[str], ...]], int]
 ) -> None:
     state, modules, depth = before
     found, left, now = traces(model)
@@ -97,7 +97,9 @@ def test_the_noise_is_that_of_the_measured_network(net: Callable[..., Any]) -> N
     measured = torch.cat([values[0] for _, values in walk])
     for row in range(2):
         a, b = found[:, row], measured[:, row]
-        for moment in (lambda t: t, lambda t: t.square(), lambda t: t[:, :1] * t[:, 1:]):
+        moments: list[Callable[[torch.Tensor], torch.Tensor]]
+        moments = [lambda t: t, lambda t: t.square(), lambda t: t[:, :1] * t[:, 1:]]
+        for moment in moments:
             u, v = moment(a), moment(b)
             error = ((u.var(0) + v.var(0)) / draws).sqrt()
             assert ((u.mean(0) - v.mean(0)).abs() <= 4 * error).all()
@@ -132,7 +134,8 @@ def test_noise_is_normal_independent_over_rows_units_layers_and_passes() -> None
 
 
 def test_the_output_has_no_noise_and_everything_that_takes_a_layer_sees_the_same() -> None:
-    model, x, seen = residual(), rows(), {}
+    seen: dict[Any, Any] = {}
+    model, x = residual(), rows()
     model.b.register_forward_pre_hook(lambda _, given: seen.__setitem__("b", given[0]))
     model.b.register_forward_hook(lambda *given: seen.__setitem__("b out", given[2]))
     model.c.register_forward_pre_hook(lambda _, given: seen.__setitem__("c", given[0]))
@@ -153,7 +156,8 @@ def test_dropout_between_a_layer_and_one_of_its_uses() -> None:
 
     torch.manual_seed(0)
     model = Net(forward, a=nn.Linear(3, 4), c=nn.Linear(4, 2), d=nn.Linear(4, 2), drop=nn.Dropout(0.5)).double().train()
-    seen, x = {}, rows()
+    seen: dict[Any, Any] = {}
+    x = rows()
     model.c.register_forward_pre_hook(lambda _, given: seen.__setitem__("c", given[0]))
     model.d.register_forward_pre_hook(lambda _, given: seen.__setitem__("d", given[0]))
     with ibscan.noisy(model, 0.2):
@@ -371,7 +375,7 @@ def test_an_exception_deep_in_the_model() -> None:
             raise ValueError("deep")
         return s.b(h)
 
-    model = Net(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 2)).double()
+    model: Any = Net(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 2)).double()
     model.broken = False
     before = traces(model)
     with ibscan.noisy(model, 0.3):
@@ -494,7 +498,8 @@ def test_numbers_of_every_kind(noise: float) -> None:
 
 
 def test_wrapped_models_are_refused() -> None:
-    for wrapped in (nn.DataParallel(chain()), torch.compile(chain(), backend="eager")):
+    compiled: Any = torch.compile(chain(), backend="eager")
+    for wrapped in (nn.DataParallel(chain()), compiled):
         with pytest.raises(UsageError, match=r"wrapped in \w+"), ibscan.noisy(wrapped, 0.1):
             pass
 

@@ -52,7 +52,7 @@ def drawn() -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return rng.normal(size=(ROWS, WORDS, UNITS)), named
 
 
-def model() -> nn.Module:
+def model() -> Any:
     torch.manual_seed(1)
     return Pooled().double().eval().requires_grad_(False)
 
@@ -64,7 +64,7 @@ def network(dtype: torch.dtype = torch.float64) -> tuple[Module, np.ndarray]:
     return recorded_taps(model(), packed[:3], (), device=CPU, dtype=dtype, packing=packing), packed
 
 
-def plainly(layer: str, at: At) -> Callable[[torch.Tensor, int], torch.Tensor]:
+def plainly(layer: str, at: Any) -> Callable[[torch.Tensor, int], torch.Tensor]:
     """Return a layer's values on one row as a function of its x, written out; what is fed is constant in it."""
     net, (_, named) = model(), drawn()
 
@@ -233,17 +233,17 @@ def test_arguments_by_name() -> None:
     assert named_arguments(model()) == {"attention_mask", "gain", "keep"}
     assert named_arguments(nn.Linear(2, 2)) == set()
 
-    class Any(nn.Module):
+    class Whatever(nn.Module):
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             return args, kwargs
 
-    assert named_arguments(Any()) == set()
+    assert named_arguments(Whatever()) == set()
 
 
 # From the probe
 
 
-def stored(folder: Path, **arrays: np.ndarray) -> str:
+def stored(folder: Path, **arrays: Any) -> str:
     x, named = drawn()
     np.savez(folder / "probe.npz", **{"x": x, **named, **arrays})
     return str(folder / "probe.npz")
@@ -286,8 +286,9 @@ def test_what_cannot_be_fed_is_refused(arrays: dict[str, np.ndarray], words: str
 
 def test_what_is_fed_is_found_beside_its_own_inputs(tmp_path: Path) -> None:
     x, named = drawn()
-    arrays = {f"train/{name}": value[:4] for name, value in {"x": x, **named}.items()}
-    np.savez(tmp_path / "a.npz", **arrays, **{f"test/{name}": value for name, value in {"x": x, **named}.items()})
+    arrays: dict[str, Any] = {f"train/{name}": value[:4] for name, value in {"x": x, **named}.items()}
+    arrays |= {f"test/{name}": value for name, value in {"x": x, **named}.items()}
+    np.savez(tmp_path / "a.npz", **arrays)
     np.savez(tmp_path / "b.npz", x_test=x, gain_test=named["gain"], gain_train=named["gain"][:4], x_train=x[:4])
     for spec, rows in (("a.npz#x=train/x", 4), ("a.npz#x=test/x", 5), ("b.npz#x=x_test", 5), ("b.npz#x=x_train", 4)):
         found = fed_beside(model(), read_probe(f"{tmp_path}/{spec}", {})[0])
@@ -333,7 +334,7 @@ class Wrong(Net):
 def test_a_whole_scan_is_of_the_network_that_is_fed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(SOURCE)
-    space: dict = {}
+    space: dict[Any, Any] = {}
     exec(SOURCE, space)
     torch.manual_seed(5)
     net = space["Net"]().double()

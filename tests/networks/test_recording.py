@@ -32,15 +32,13 @@ def linear(inputs: int = 4, outputs: int = 4) -> nn.Linear:
     return nn.Linear(inputs, outputs)
 
 
-def network_of(
-    model: nn.Module, x: np.ndarray, extra: tuple[str, ...] = (), dtype: torch.dtype = torch.float64
-) -> Module:
+def network_of(model: Any, x: np.ndarray, extra: tuple[str, ...] = (), dtype: torch.dtype = torch.float64) -> Module:
     return recorded_taps(model.eval().requires_grad_(False).to(dtype), x, extra, device=CPU, dtype=dtype)
 
 
-def walked(network: Module, x: np.ndarray) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def walked(network: Any, x: np.ndarray) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Return {layer: (pre, post)} of all rows, each visited once."""
-    found = {}
+    found: dict[Any, Any] = {}
 
     def visit(layer: int, pre: torch.Tensor, post: torch.Tensor, rows: slice) -> None:
         assert pre.dtype == post.dtype == torch.float64
@@ -49,14 +47,15 @@ def walked(network: Module, x: np.ndarray) -> dict[str, tuple[torch.Tensor, torc
     network.walk(x, visit)
     for parts in found.values():
         assert [row for *_, rows in parts for row in range(len(x))[rows]] == list(range(len(x)))
-    return {name: tuple(torch.cat([p[i] for p in parts]) for i in (0, 1)) for name, parts in found.items()}
+    return {name: (torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])) for name, parts in found.items()}
 
 
 def made(
     forward: Callable[..., Any], shape: tuple[int, ...] = (4,), rows: int = 5, **modules: Callable[..., Any] | nn.Module
 ) -> tuple[Net, np.ndarray]:
     torch.manual_seed(0)
-    model = Net(forward, **{k: v() if isinstance(v, type(linear)) else v for k, v in modules.items()})
+    given: dict[str, Any] = {k: v() if isinstance(v, type(linear)) else v for k, v in modules.items()}
+    model = Net(forward, **given)
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.running_mean is not None:
             norm.running_mean.normal_()
@@ -73,8 +72,8 @@ def check(
     first: set[str] | None = None,
     plain: bool = False,
     shape: tuple[int, ...] = (4,),
-    **modules: Callable[..., Any] | nn.Module,
-) -> nn.Module:
+    **modules: Any,
+) -> Any:
     """Hold every layer against pre and post computed by hand: `expected(modules, rows)` is {name: (pre, post)}."""
     model, x = made(forward, shape, **modules)
     network = network_of(model, x)
@@ -251,7 +250,7 @@ def test_convolutions_with_what_follows_them(inplace: bool) -> None:
         k = relu(m.b(h))
         return {"a": (m.a(x), h), "b": (m.b(h), k), "c": (m.c(k.flatten(1)),) * 2}
 
-    modules = {
+    modules: dict[str, Any] = {
         "a": nn.Conv2d(1, 3, 3), "b": nn.Conv2d(3, 2, 1), "c": linear(8, 3), "bn": nn.BatchNorm2d(3),
         "act": nn.ReLU(inplace=inplace), "pool": nn.MaxPool2d(2),
     }  # fmt: skip
@@ -271,7 +270,7 @@ def test_convolutions_of_every_kind() -> None:
         out = m.c(k[:, :, None, None])
         return {"a": (m.a(x), h), "b": (m.b(h), k), "c": (out, out.mean((2, 3, 4)))}
 
-    modules = {"a": nn.Conv1d(2, 3, 2), "b": nn.ConvTranspose1d(3, 2, 2), "c": nn.Conv3d(2, 4, 1)}
+    modules: dict[str, Any] = {"a": nn.Conv1d(2, 3, 2), "b": nn.ConvTranspose1d(3, 2, 2), "c": nn.Conv3d(2, 4, 1)}
     network = check(forward, expected, shape=(2, 7), plain=True, **modules)
     assert [k.kind for k in network.layers] == ["Conv1d", "ConvTranspose1d", "Conv3d"]
     assert [k.post_range for k in network.layers] == [(-1.0, 1.0), (0.0, 1.0), None]
@@ -326,7 +325,7 @@ def test_preactivation_blocks() -> None:
             "d": (m.d(h0 + c1 + c2),) * 2,
         }  # fmt: skip
 
-    modules = dict.fromkeys(("a", "b1", "c1", "b2", "c2", "d"), linear)
+    modules: dict[str, Any] = dict.fromkeys(("a", "b1", "c1", "b2", "c2", "d"), linear)
     check(forward, expected, n1=nn.BatchNorm1d(4), n2=nn.BatchNorm1d(4), **modules)
 
 
@@ -353,7 +352,12 @@ def test_squeeze_and_excite() -> None:
         out = m.d((h * sigmoid(g)).flatten(1))
         return {"a": (m.a(x), h), "b": (k, relu(k)), "c": (g, sigmoid(g)), "d": (out, out)}
 
-    modules = {"a": nn.Conv2d(1, 3, 2), "b": nn.Conv2d(3, 2, 1), "c": nn.Conv2d(2, 3, 1), "d": linear(12, 2)}
+    modules: dict[str, Any] = {
+        "a": nn.Conv2d(1, 3, 2),
+        "b": nn.Conv2d(3, 2, 1),
+        "c": nn.Conv2d(2, 3, 1),
+        "d": linear(12, 2),
+    }
     check(forward, expected, shape=(1, 3, 3), bn=nn.BatchNorm2d(3), **modules)
 
 
@@ -581,7 +585,7 @@ def test_a_layer_that_does_not_depend_on_the_rows() -> None:
 @pytest.mark.parametrize("shared", ["called twice", "registered twice", "in a loop"])
 def test_a_layer_called_twice(shared: str) -> None:
     layer = linear()
-    modules = {"a": layer} | ({"b": layer} if shared == "registered twice" else {}) | {"out": linear}
+    modules: dict[str, Any] = {"a": layer} | ({"b": layer} if shared == "registered twice" else {}) | {"out": linear}
 
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         if shared == "in a loop":
@@ -742,7 +746,7 @@ class Outcome:
     logits: torch.Tensor
 
 
-class ModelOutput(OrderedDict):
+class ModelOutput(OrderedDict[str, Any]):
     """As transformers has it: a mapping and a dataclass in one."""
 
 
@@ -781,7 +785,7 @@ def test_what_is_no_output(wrap: Callable[..., Any], message: str) -> None:
         network_of(model, x)
 
 
-OUTPUTS = {
+OUTPUTS: dict[str, Any] = {
     "identity": [lambda y: y, lambda y: y.flatten(1), lambda y: functional.dropout(y, training=False), nn.Identity()],
     "softmax": [lambda y: functional.softmax(y, -1), lambda y: y.softmax(1), lambda y: torch.softmax(y, dim=1)],
     "log_softmax": [lambda y: functional.log_softmax(y, dim=-1), nn.LogSoftmax(1)],
@@ -833,7 +837,7 @@ def test_the_range_of_a_post(f: Callable[..., Any] | nn.Tanh, span: tuple[float,
 # Modules asked for by name -------------------------------------------------------------------------------------------
 
 
-def blocks() -> nn.Sequential:
+def blocks() -> Any:
     torch.manual_seed(0)
     block = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU())
     return nn.Sequential(OrderedDict(stem=nn.Linear(4, 4), act=nn.Tanh(), block=block, head=nn.Linear(4, 2))).double()

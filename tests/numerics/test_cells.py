@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from ibscan.numerics.cells import cell_entropy, equal_cells, grid_cells
 LAWS = settings(max_examples=25, deadline=None, derandomize=True)
 
 
-def double(values: Sequence[float]) -> torch.Tensor:
+def double(values: Any) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 

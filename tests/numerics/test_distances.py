@@ -277,7 +277,7 @@ def test_copies_count_as_often_as_they_occur() -> None:
 
 def test_memory_does_not_grow_with_the_pairs() -> None:
     """No tensor is larger than the two places of a block: 3000 rows have 17 times as many pairs."""
-    asked = []
+    asked: list[Any] = []
 
     class Sizes(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, kinds: Any, arguments: Any = (), keywords: Any = None) -> Any:
@@ -288,6 +288,6 @@ def test_memory_does_not_grow_with_the_pairs() -> None:
             return made
 
     points, labels = points_of(3000, 4, 13, classes=2)
-    with Sizes():
+    with Sizes():  # type: ignore[no-untyped-call]
         distance_histogram(points, labels)
     assert max(asked) <= 2 * math.prod(distances.block_shape(points.device))

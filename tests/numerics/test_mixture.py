@@ -543,7 +543,7 @@ def test_collapsed_against_a_dictionary(rows: Any) -> None:
     joint = soft_joint(len(rows), 2, len(rows))
     points = torch.tensor(rows, dtype=torch.float64)
     centres, weights, owner = collapsed(points, joint)
-    expected = {}
+    expected: dict[Any, Any] = {}
     for index, row in enumerate(rows):
         expected[row] = expected.get(row, 0) + joint[index].numpy()
     assert torch.equal(centres[owner], points)

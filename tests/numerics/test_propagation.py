@@ -108,7 +108,7 @@ def test_the_error_is_the_spread_over_repetitions(rows: Any) -> None:
         bracket = Bracket.of(terms, 20, 8, (math.inf, math.inf))
         means.append(bracket.value[0])
         errors.append((bracket.error[0] ** 2 - unseen**2) / CAUTION**2)
-    assert np.mean(means) == pytest.approx(level.mean(), abs=4 * np.std(means) / math.sqrt(4000))
+    assert np.mean(means) == pytest.approx(level.mean(), abs=4 * float(np.std(means)) / math.sqrt(4000))
     assert math.sqrt(np.mean(errors)) == pytest.approx(np.std(means), rel=0.1)
 
 

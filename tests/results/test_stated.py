@@ -24,7 +24,8 @@ def said(stated: Any, accuracy: Any, loss: float = 0.1, *, classes: int = 10, ro
         numbers = np.broadcast_to(np.asarray(value, dtype=float), len(series)).copy()
         status = np.where(np.isnan(numbers), Status.NOT_MEASURED, Status.OK).astype(np.int8)
         estimates[key] = Estimate(numbers, status)
-    result = build(series, layers(), [(Fake("fit", FIT), estimates, rows)], attrs={})
+    outcomes: list[Any] = [(Fake("fit", FIT), estimates, rows)]
+    result = build(series, layers(), outcomes, attrs={})
     return contradiction(result, series, classes)
 
 

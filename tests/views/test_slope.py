@@ -22,7 +22,8 @@ def both(synthetic: ModuleType, *, at: At = "post", rows: int = 64, **attributes
     found["mi_readout_slope_se"].values[...] = 0.02
     found["mi_readout_rel_slope"].values[-1] = [[1.5], [0.5]]
     found["mi_readout_rel_slope_se"].values[...] = 0.0312
-    found["local_rank"].attrs["rows"] = rows
+    attrs: Any = found["local_rank"].attrs
+    attrs["rows"] = rows
     return found
 
 
@@ -83,5 +84,6 @@ def test_neither_alone(synthetic: ModuleType) -> None:
         assert not tables_of(synthetic, found)
     nowhere = both(synthetic)
     for name in ("local_rank", "mi_readout_slope", "mi_readout_rel_slope"):
-        del nowhere[name].attrs["at"]
+        attrs: Any = nowhere[name].attrs
+        del attrs["at"]
     assert not tables_of(synthetic, nowhere)

@@ -29,7 +29,8 @@ from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
 from ibscan.measures.work import Sizes, seconds
 from ibscan.measuring import directions_of, measures_of
-from ibscan.models import Model, Stated, globbed, model_of, stated_model
+from ibscan.model_spec import Stated, stated_model
+from ibscan.models import Model, globbed, model_of
 from ibscan.request import Reporter, Request
 from ibscan.results.parts import check_output
 from ibscan.types import Checkpoint, Layer, Measure, Probe, Series

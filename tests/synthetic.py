@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ibscan.results.schema import build
-from ibscan.types import Checkpoint, Estimate, Layer, Quantity, Result, Status
+from ibscan.types import At, Checkpoint, Estimate, Layer, Quantity, Result, Status
 from ibscan.views.console import console
 from ibscan.views.tables import tables
 
@@ -73,7 +73,7 @@ class Fake:
     name: str
     quantities: tuple[Quantity, ...]
     coordinates: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    at: str = "post"
+    at: At = "post"
     samples: int | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -115,7 +115,7 @@ def estimate(quantity: Quantity, axes: Mapping[str, Sequence[Any]], *, companion
     if quantity.counted:
         whole = values if "edge" in quantity.key else (values * 20).astype(np.int64)
         return Estimate(whole, None)
-    extra = {name: values + place * 0.01 for place, name in enumerate(companions, 1)}
+    extra: dict[str, Any] = {name: values + place * 0.01 for place, name in enumerate(companions, 1)}
     return Estimate(values, np.zeros(shape, dtype=np.int8), **extra)
 
 

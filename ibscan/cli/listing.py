@@ -13,7 +13,8 @@ from ibscan.inputs.formats.checkpoint import load_tensors
 from ibscan.inputs.probe import find_probe
 from ibscan.measures.local_rank import LocalRank
 from ibscan.memory import BASE, layer_memory, weight_memory
-from ibscan.models import Stated, chain_globs, globbed, stated_model
+from ibscan.model_spec import Stated, chain_globs, stated_model
+from ibscan.models import globbed
 from ibscan.networks.resolve import chain_order
 from ibscan.numerics.room import free_bytes
 from ibscan.planning import Plan, manifest_of, planned, series_of

@@ -213,7 +213,7 @@ def szt(rows: int | None, repeats: int) -> bool:
     from layers import ROWS, szt_layers
 
     print(line(*COLUMNS))
-    right = []
+    right: list[Any] = []
     for epoch in EPOCHS:
         layers = szt_layers(epoch, rows or ROWS)
         for noise, demanded in SZT.items():

@@ -12,8 +12,9 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Before torch is imported, and not where a test run merely looks at this file.
 if __name__ == "__main__" and not any("cuda" in argument for argument in sys.argv):
@@ -51,7 +52,7 @@ def jobs(rows: int, *, whole: bool) -> dict[str, LocalRank]:
 # Baseline ------------------------------------------------------------------------------------------------------------
 
 
-def baseline(models: Sequence[Named], x: np.ndarray) -> list[list[torch.Tensor]]:
+def baseline(models: Any, x: np.ndarray) -> list[list[torch.Tensor]]:
     """Return singular values of every layer of every model, (N, k): one Jacobian a layer and row, and its SVD.
 
     Counts, effective and stable rank for both jobs are read off them here too: next to nothing beside the rest.
@@ -90,9 +91,7 @@ def thresholds(measure: LocalRank) -> dict[str, Callable[[torch.Tensor], torch.T
     return {key: limit for (key, limit), asked in zip(limits.items(), (eps, relative), strict=True) if len(asked)}
 
 
-def wrong_counts(
-    measure: LocalRank, found: Sequence[Estimates], sigma: Sequence[Sequence[torch.Tensor]]
-) -> Iterator[str]:
+def wrong_counts(measure: LocalRank, found: Any, sigma: Any) -> Iterator[str]:
     """Yield what disagrees: the sum over rows, the spread, the least or the largest count of a layer."""
     for key, limits in thresholds(measure).items():
         parts = [estimates[key] for estimates in found]
@@ -116,7 +115,7 @@ def wrong_counts(
                     yield f"{key}[{k}] of model {c}, layer {layer}: {value[c, layer, k]}, not {counts[:, k].mean()}"
 
 
-def spectral_error(measure: LocalRank, found: Sequence[Estimates], sigma: Sequence[Sequence[torch.Tensor]]) -> float:
+def spectral_error(measure: LocalRank, found: Any, sigma: Any) -> float:
     """Return the largest deviation of a mean spectrum, relative to its first value."""
     value = np.concatenate([estimates["singular_value"].value for estimates in found])
     worst = 0.0
@@ -151,7 +150,7 @@ def compared(workload: Workload, repeats: int) -> bool:
     for measure in measures.values():
         findings(few, measure)
     calls: dict[str, Callable[[], object]] = {"baseline": lambda: baseline(workload.models, workload.x)}
-    calls |= {name: (lambda measure=measure: findings(workload, measure)) for name, measure in measures.items()}
+    calls |= {name: partial(findings, workload, measure) for name, measure in measures.items()}
     (base, sigma), *rest = interleaved(calls, repeats).values()
     right = True
     for (job, measure), (spent, found) in zip(measures.items(), rest, strict=True):

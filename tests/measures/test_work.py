@@ -22,8 +22,9 @@ from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
 from ibscan.measures.weight_rank import WeightRank
 from ibscan.measures.work import Sizes, seconds
-from ibscan.networks.chain import Chain, stacked_chain
+from ibscan.networks.chain import Chain
 from ibscan.networks.resolve import ChainSpec
+from ibscan.networks.stacked import stacked_chain
 from ibscan.planning import BLOCK_SECONDS, planned
 from ibscan.request import Request, Silent
 from ibscan.scanning import measured, partition
@@ -78,6 +79,7 @@ def test_raised_replicas_count() -> None:
     assert seconds(few, work) < seconds(NetworkInformation(), work) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [{}, {"noise": (0.05, 0.1, 0.5)}, {"max_replicas": 65536}, {"tolerance": 0.01}], ids=str
 )

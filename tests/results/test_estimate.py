@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,9 @@ def test_what_was_built_comes_back(synthetic: ModuleType, tmp_path: Path, key: s
     measure = synthetic.Fake("m", (Quantity(key, "s", "nat", "a number", ("noise",)),), {"noise": (0.1, 1.0)})
     checkpoints = [synthetic.checkpoint(k) for k in range(3)]
     shape = (3, len(synthetic.LAYERS), 2)
-    arrays = {name: np.arange(24.0).reshape(shape) + 100 * k for k, name in enumerate(Estimate.COMPANIONS)}
+    arrays: dict[str, Any] = {
+        name: np.arange(24.0).reshape(shape) + 100 * k for k, name in enumerate(Estimate.COMPANIONS)
+    }
     status = np.zeros(shape, dtype=np.int8)
     status[1, 2, 0] = Status.UNRESOLVED
     made = Estimate(np.linspace(0, 1, 24).reshape(shape), status, **arrays)

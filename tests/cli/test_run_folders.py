@@ -168,9 +168,9 @@ def test_a_lightning_module_and_the_network_in_it(command: Run, tmp_path: Path) 
     assert rows[0] == rows[1]
     # A loss with weights of its own: the network alone no longer is all there is.
     for step in (1, 2):
-        content: dict[str, Any] = layouts.lightning(0, step, trained(step))
+        other: dict[str, Any] = layouts.lightning(0, step, trained(step))
         put_torch(
-            run / f"step={step}.ckpt", {**content, "state_dict": {**content["state_dict"], "loss.scale": torch.ones(2)}}
+            run / f"step={step}.ckpt", {**other, "state_dict": {**other["state_dict"], "loss.scale": torch.ones(2)}}
         )
     inner = ["rank", run, "-m", f"{tmp_path / 'nets.py'}:inner", "-n", "4", "-o", tmp_path / "c.h5"]
     done = command(*inner)

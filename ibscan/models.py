@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from ibscan.core.network import Network
 from ibscan.errors import InputError, UsageError
 from ibscan.feeding import Fed, fed_beside
 from ibscan.inputs.adapters import adapters_alone, adapters_sentence
@@ -30,7 +31,7 @@ from ibscan.networks.loading import loaded
 from ibscan.networks.module import Module
 from ibscan.networks.packing import Packing
 from ibscan.networks.resolve import chain_order, left_out, parse_spec
-from ibscan.types import Array, Checkpoint, Layer, Network, Probe
+from ibscan.types import Array, Checkpoint, Layer, Probe
 
 __all__ = ["Loaded", "Model", "Stated", "chain_globs", "globbed", "model_of", "stated_model"]
 

@@ -8,8 +8,8 @@ import torch
 from oracles import ACTIVATION, forward, full_jacobian, network_of, random_chain
 from torch.nn import functional
 
+from ibscan.core.network import Derivative
 from ibscan.networks import chain as chain_module
-from ibscan.types import Derivative
 
 HIDDEN = sorted(set(ACTIVATION) - {"softmax"})
 SMOOTH = ["tanh", "sigmoid", "gelu", "silu", "softplus"]

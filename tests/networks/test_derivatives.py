@@ -18,16 +18,17 @@ from torch.nn import functional as f
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ibscan import scanning
+from ibscan.core.network import Derivative
 from ibscan.measures import rank_tally
-from ibscan.measures.activations import post_widths
 from ibscan.measures.binned import BinnedInformation
+from ibscan.measures.driver import post_widths
 from ibscan.measures.local_rank import LocalRank
 from ibscan.networks import chain as chain_module
 from ibscan.networks import differentiated, sweeps
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.derivatives import Outputs
 from ibscan.numerics.room import LEAST, numbers_at_hand
-from ibscan.types import Checkpoint, Derivative, Status, Streams
+from ibscan.types import Checkpoint, Status, Streams
 
 CPU = torch.device("cpu")
 DECADES = tuple(10.0**-k for k in range(1, 8))

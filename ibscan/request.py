@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Real
 from os import PathLike
 from pathlib import Path
@@ -36,6 +37,7 @@ Verb = Literal["rank", "mi", "cluster", "scan"]
 IDLE_SECONDS = 600.0
 SCANNING = (*VERBS, "scan")
 READING = (*SCANNING, "ls")
+_reading = partial(Option, verbs=READING)
 
 
 def _path(make: Callable[[Any], Any]) -> Callable[[str, Any], Any]:
@@ -79,112 +81,88 @@ class Request:
     paths: tuple[Path, ...] = (Path(),)
     probe: str | None = option(
         None,
-        Option(
+        _reading(
             "Inputs (and labels) to measure on: FILE, FILE#x=KEY,y=KEY, IDX folder or FOLDER#test, module:callable or "
             "path.py:callable. Default: probe.* beside the checkpoints.",
             INPUT,
             flags=("-p", "--probe"),
             metavar="SPEC",
             read=_path(str),
-            verbs=READING,
         ),
     )
     probe_arg: Mapping[str, Any] = option(
         dict,
-        Option(
+        _reading(
             "scale, mean, std, shape: (x / scale - mean) / std, reshaped; repeatable.",
             INPUT,
             metavar="KEY=VALUE",
             several=True,
             read=_arguments("probe"),
-            verbs=READING,
         ),
     )
     epochs: str | None = option(
         None,
-        Option(
+        _reading(
             "Which checkpoints, on the series' axis: 0:500:10, 1,10,100, last, log:50.",
             INPUT,
             metavar="SPEC",
             read=_joined,
-            verbs=READING,
         ),
     )
     weights: str | None = option(
         None,
-        Option(
-            "Raw weights or averages, where a file holds both.",
-            INPUT,
-            metavar="raw|ema",
-            check=one_of("raw", "ema"),
-            verbs=READING,
+        _reading(
+            "Raw weights or averages, where a file holds both.", INPUT, metavar="raw|ema", check=one_of("raw", "ema")
         ),
     )
     state_key: str | None = option(
         None,
-        Option(
+        _reading(
             "The entry to read where a file holds several states, dotted where it lies deeper; or what the names of a "
             "part of it begin with.",
             INPUT,
             metavar="KEY",
-            verbs=READING,
         ),
     )
-    trust: bool = option(
-        False,
-        Option(
-            "Allow code and paths named by files found beside the checkpoints.",
-            INPUT,
-            flags=("--trust",),
-            kind=bool,
-            verbs=READING,
-        ),
-    )
+    trust: bool = option(False, _reading("Allow code and paths named by files found beside the checkpoints.", INPUT))
     model: str | None = option(
         None,
-        Option(
+        _reading(
             "mlp:ACT or mlp:ACT:OUT for a plain chain; module:callable or path.py:callable returning an nn.Module; hf "
             "or hf:CLASS for a model of transformers with its config.json. Default: what the series says of itself.",
             MODEL,
             flags=("-m", "--model"),
             metavar="SPEC",
-            verbs=READING,
         ),
     )
     model_arg: Mapping[str, Any] = option(
         dict,
-        Option(
+        _reading(
             "An argument of the callable, or an entry put over the config, read as JSON where it is JSON; repeatable.",
             MODEL,
             metavar="KEY=VALUE",
             several=True,
             read=_arguments("model"),
-            verbs=READING,
         ),
     )
     chain: str | None = option(
         None,
-        Option(
+        _reading(
             "Globs, separated by commas: the order of containers that form one chain, as in 'encoder.*,decoder.*'.",
             MODEL,
             metavar="GLOBS",
             read=_joined,
-            verbs=READING,
         ),
     )
     run_script: bool = option(
         False,
-        Option(
+        _reading(
             "Also run code of --model and --probe that trains or writes files when imported, or trains when called.",
             MODEL,
-            flags=("--run-script",),
-            kind=bool,
-            verbs=READING,
         ),
     )
     layers: tuple[str, ...] = option(
-        (),
-        Option("Layers to report; repeatable. Default: all.", MODEL, metavar="GLOB", several=True, verbs=READING),
+        (), _reading("Layers to report; repeatable. Default: all.", MODEL, metavar="GLOB", several=True)
     )
     device: str = option("auto", Option("auto takes CUDA where there is one.", PRECISION, metavar="auto|cpu|cuda[:I]"))
     dtype: Literal["float32", "float64"] = option(
@@ -196,9 +174,7 @@ class Request:
             check=one_of("float32", "float64"),
         ),
     )
-    seed: int = option(
-        0, Option("Of samples and draws.", PRECISION, metavar="I", kind=int, parse=whole, check=at_least(0))
-    )
+    seed: int = option(0, Option("Of samples and draws.", PRECISION, metavar="I", parse=whole, check=at_least(0)))
     output: Path | None = option(
         None,
         Option(
@@ -211,38 +187,21 @@ class Request:
         ),
     )
     resume: bool = option(
-        True,
-        Option(
-            "Take up what is finished, or measure everything again.",
-            OUTPUT,
-            flags=("--resume/--no-resume",),
-            kind=bool,
-        ),
+        True, Option("Take up what is finished, or measure everything again.", OUTPUT, flags=("--resume/--no-resume",))
     )
-    force: bool = option(
-        False, Option("Replace what differs in an existing result.", OUTPUT, flags=("--force",), kind=bool)
-    )
-    follow: bool = option(
-        False,
-        Option(
-            "Keep measuring a folder's checkpoints as they arrive, until --idle.",
-            INPUT,
-            flags=("--follow",),
-            kind=bool,
-        ),
-    )
+    force: bool = option(False, Option("Replace what differs in an existing result.", OUTPUT))
+    follow: bool = option(False, Option("Keep measuring a folder's checkpoints as they arrive, until --idle.", INPUT))
     idle: float | None = option(
         None,
         Option(
-            "With --follow: end when nothing new has come for so long. Default: 600.",
+            f"With --follow: end when nothing new has come for so long. Default: {IDLE_SECONDS:g}.",
             INPUT,
             metavar="SECONDS",
-            kind=float,
             parse=number,
             check=positive,
         ),
     )
-    strict: bool = option(False, Option("Exit 4 on unresolved cells too.", OUTPUT, flags=("--strict",), kind=bool))
+    strict: bool = option(False, Option("Exit 4 on unresolved cells too.", OUTPUT))
     options: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
 

@@ -30,7 +30,7 @@ def _keyword(name: str, kind: Any, default: Any, declared: Any) -> inspect.Param
 def _parameter(setting: Setting) -> inspect.Parameter:
     """Return an option as a parameter of a command."""
     spec, default = setting.option, setting.initial
-    kind: Any = types.GenericAlias(list, spec.kind) if spec.several else spec.kind
+    kind: Any = types.GenericAlias(list, setting.kind) if spec.several else setting.kind
     declared = typer.Option(
         *setting.flags,
         help=setting.help,
@@ -71,16 +71,12 @@ def _printing(name: str, default: Any, text: str, *flags: str, **more: Any) -> S
 
 SHOW_SETTINGS = (
     _printing(
-        "curve",
-        False,
-        "What was measured against its eps, noise or cells, a column a checkpoint; nothing else.",
-        "--curve",
-        kind=bool,
+        "curve", False, "What was measured against its eps, noise or cells, a column a checkpoint; nothing else."
     ),
 )
 PRINTING_SETTINGS = (
     _printing("units", "nats", "What is printed; files hold nats.", kind=Literal["nats", "bits"]),
-    _printing("every", False, "Every checkpoint, instead of a log-thinned table.", "--all", kind=bool),
+    _printing("every", False, "Every checkpoint, instead of a log-thinned table.", "--all"),
     _printing("variable", None, "One variable alone, histograms and spectra too.", metavar="NAME"),
 )
 ALL_SETTINGS = (
@@ -88,14 +84,13 @@ ALL_SETTINGS = (
         "format",
         "auto",
         "auto: a table on a terminal, TSV when piped.",
-        "--format",
         kind=Literal["auto", "table", "tsv", "csv", "jsonl"],
     ),
-    _printing("json", False, "The same as --format jsonl.", "--json", kind=bool),
-    _printing("quiet", False, "No notices and no progress; errors are said.", "-q", "--quiet", kind=bool),
+    _printing("json", False, "The same as --format jsonl."),
+    _printing("quiet", False, "No notices and no progress; errors are said.", "-q", "--quiet"),
     _printing("progress", "auto", "On standard error.", kind=Literal["auto", "on", "off"]),
     _printing("color", "auto", "NO_COLOR and FORCE_COLOR are respected.", kind=Literal["auto", "always", "never"]),
-    _printing("debug", False, "Show tracebacks.", "--debug", kind=bool),
+    _printing("debug", False, "Show tracebacks."),
 )
 # What concerns printing alone, and is no part of a request.
 PRINTED = (*SHOW_SETTINGS, *PRINTING_SETTINGS, *ALL_SETTINGS)

@@ -22,7 +22,6 @@ __all__ = [
     "Setting",
     "at_least",
     "count",
-    "each",
     "number",
     "one_of",
     "option",
@@ -47,11 +46,11 @@ class Option:
         name: Keyword in Python; the field's own name where empty.
         flags: As Typer takes them; `--name` where empty.
         metavar: What the help shows for the value.
-        kind: Type of one value.
+        kind: Type of one value, where neither its default nor `parse` says it.
         several: Whether it may be repeated; the value is then a tuple.
         parse: Reads one value as typed; raises ValueError.
         read: Makes of the whole value, typed or called, what is kept; gets the flag first, raises UsageError.
-        check: Raises UsageError of a value that is none; gets the flag first.
+        check: Raises UsageError of one value that is none; gets the flag first.
         against: Raises UsageError where options given, by name, contradict each other.
         settle: Makes the parameter of the value (the default where none was given), once checkpoints and model are
             known: see `ibscan.core.measure.Situation`.
@@ -66,7 +65,7 @@ class Option:
     name: str = ""
     flags: tuple[str, ...] = ()
     metavar: str | None = None
-    kind: Any = str
+    kind: Any = None
     several: bool = False
     parse: Callable[[str], Any] | None = None
     read: Callable[[str, Any], Any] | None = None
@@ -110,6 +109,12 @@ class Setting:
         return self.option.help.replace("{default}", text)
 
     @property
+    def kind(self) -> Any:  # noqa: ANN401 - a type
+        """Type of one value, as the help shows it; text unless said otherwise."""
+        single = isinstance(self.default, bool | int | float | str)
+        return self.option.kind or (type(self.default) if single else str)
+
+    @property
     def initial(self) -> Any:  # noqa: ANN401 - of the option's kind
         """What the command line starts from: None where the default is the measure's to choose."""
         return None if self.option.several or not self.option.shown else self.default
@@ -117,7 +122,8 @@ class Setting:
     def checked(self, value: Any) -> None:  # noqa: ANN401 - whatever was given
         """Raise UsageError where the value is none of this option's."""
         if self.option.check is not None and not (value is None and self.initial is None):
-            self.option.check(self.flag, value)
+            for one in value if self.option.several else (value,):
+                self.option.check(self.flag, one)
 
 
 def option(default: T | Callable[[], T], spec: Option) -> T:
@@ -210,13 +216,3 @@ def one_of(*words: str) -> Check:
             raise UsageError(f"{flag} {value}: expected {' or '.join(words)}.")
 
     return check
-
-
-def each(check: Check) -> Check:
-    """Return the check of a sequence that checks its members one by one."""
-
-    def checked(flag: str, values: Any) -> None:  # noqa: ANN401 - whatever was given
-        for value in values:
-            check(flag, value)
-
-    return checked

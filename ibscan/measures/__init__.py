@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from ibscan.core.measure import Measure
-from ibscan.core.option import MEASURE, Option, Setting, each, one_of, settings_of
+from ibscan.core.option import MEASURE, Option, Setting, one_of, settings_of
 from ibscan.core.quantity import Dimension, Quantity
 from ibscan.measures.binned import BinnedInformation
 from ibscan.measures.clustering import Clustering
@@ -40,7 +40,7 @@ CHANNEL = Option(
     MEASURE,
     metavar="|".join(CHANNELS),
     several=True,
-    check=each(one_of(*CHANNELS)),
+    check=one_of(*CHANNELS),
     place=2,
 )
 

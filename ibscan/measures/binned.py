@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ibscan.core.measure import Measure, Situation, Sizes
 from ibscan.core.network import LayeredNetwork
-from ibscan.core.option import MEASURE, Option, at_least, each, number, option, positive, whole
+from ibscan.core.option import MEASURE, Option, at_least, number, option, positive, whole
 from ibscan.core.quantity import BINNING, Quantity
 from ibscan.errors import UsageError
 from ibscan.measures.shared import AT, ROWS, SAMPLES
@@ -62,10 +62,9 @@ BINS = Option(
     "Equal cells over the activation's range; repeatable. Default: {default}.",
     MEASURE,
     metavar="K",
-    kind=int,
     several=True,
     parse=whole,
-    check=each(at_least(1)),
+    check=at_least(1),
     settle=_bins_or_widths,
     place=3,
 )
@@ -74,10 +73,9 @@ WIDTHS = Option(
     MEASURE,
     "bin_width",
     metavar="W",
-    kind=float,
     several=True,
     parse=number,
-    check=each(positive),
+    check=positive,
     place=4,
 )
 LIMITS = Option(

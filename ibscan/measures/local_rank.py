@@ -83,7 +83,6 @@ INPUT_DIMS = Option(
     PRECISION,
     "input_dims",
     metavar="N",
-    kind=int,
     parse=whole,
     check=at_least(1),
     settle=_directions,

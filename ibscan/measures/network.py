@@ -21,7 +21,6 @@ MAX_REPLICAS = Option(
     "Noisy passes of one input at most, network channel.",
     PRECISION,
     metavar="K",
-    kind=int,
     parse=whole,
     check=at_least(2),
     place=8,

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ibscan.core import quantity
 from ibscan.core.measure import Measure, Sizes
 from ibscan.core.network import LayeredNetwork
-from ibscan.core.option import option
+from ibscan.core.option import MEASURE, Option, number, option, positive
 from ibscan.core.quantity import Dimension, Quantity
+from ibscan.errors import UsageError
 from ibscan.measures.shared import (
     AT,
     DEFAULT_NOISE,
     MAX_DRAWS,
     MOST_DRAWS,
     NOISE,
-    REL_NOISE,
     ROWS,
     SAMPLES,
     TARGET,
@@ -33,6 +33,24 @@ __all__ = ["WIDE", "ReadoutInformation"]
 
 # Layers wider than this are looked at through their principal components too, so many at most.
 WIDE = 64
+
+
+def _of_the_readout(given: Mapping[str, Any]) -> None:
+    if given.get("rel_noise") and given.get("channel") and "readout" not in given["channel"]:
+        raise UsageError("--rel-noise is of the read-out channel, and only --channel network was asked for.")
+
+
+REL_NOISE = Option(
+    "Noise of the read-out channel as a multiple of the layer's own root-mean-square distance from its mean; "
+    "repeatable.",
+    MEASURE,
+    metavar="R",
+    several=True,
+    parse=number,
+    check=positive,
+    against=_of_the_readout,
+    place=1,
+)
 
 
 def _quantities(prefix: str, dim: Dimension, noisy: str) -> tuple[Quantity, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ibscan.core.measure import Situation
@@ -13,7 +13,6 @@ from ibscan.core.option import (
     Option,
     at_least,
     count,
-    each,
     number,
     one_of,
     positive,
@@ -30,7 +29,6 @@ __all__ = [
     "MOST_DRAWS",
     "NOISE",
     "RANK_ROWS",
-    "REL_NOISE",
     "ROWS",
     "SAMPLES",
     "TARGET",
@@ -77,11 +75,6 @@ def _stated_noise(checkpoints: Sequence[Checkpoint]) -> tuple[float, ...]:
     return (noise.pop(),)
 
 
-def _of_the_readout(given: Mapping[str, Any]) -> None:
-    if given.get("rel_noise") and given.get("channel") and "readout" not in given["channel"]:
-        raise UsageError("--rel-noise is of the read-out channel, and only --channel network was asked for.")
-
-
 AT = Option(
     "Before or after the activation. Default: pre for rank, post for the rest.",
     MEASURE,
@@ -104,10 +97,9 @@ EPS = Option(
     "Threshold on singular values; repeatable. Default: {default}.",
     MEASURE,
     metavar="E",
-    kind=float,
     several=True,
     parse=number,
-    check=each(positive),
+    check=positive,
     nothing="threshold",
     place=2,
 )
@@ -116,33 +108,12 @@ NOISE = Option(
     "Default: {default}, or the noise trained with.",
     MEASURE,
     metavar="S",
-    kind=float,
     several=True,
-    parse=number,
-    check=each(positive),
-    settle=trained_noise,
-)
-REL_NOISE = Option(
-    "Noise of the read-out channel as a multiple of the layer's own root-mean-square distance from its mean; "
-    "repeatable.",
-    MEASURE,
-    metavar="R",
-    kind=float,
-    several=True,
-    parse=number,
-    check=each(positive),
-    against=_of_the_readout,
-    place=1,
-)
-TOLERANCE = Option(
-    "Target 95% half width of noisy values, nats.",
-    PRECISION,
-    metavar="T",
-    kind=float,
     parse=number,
     check=positive,
-    place=6,
+    settle=trained_noise,
 )
-MAX_DRAWS = Option(
-    "Draws of one cell at most.", PRECISION, metavar="M", kind=int, parse=whole, check=at_least(2), place=7
+TOLERANCE = Option(
+    "Target 95% half width of noisy values, nats.", PRECISION, metavar="T", parse=number, check=positive, place=6
 )
+MAX_DRAWS = Option("Draws of one cell at most.", PRECISION, metavar="M", parse=whole, check=at_least(2), place=7)

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from ibscan.core.measure import Measure, Sizes
-from ibscan.core.network import DecidingNetwork
+from ibscan.core.network import DecidingNetwork, WeightedNetwork
 from ibscan.core.option import option
 from ibscan.core.quantity import DISTANCE_BIN, Quantity
 from ibscan.measures.shared import AT, ROWS, SAMPLES
@@ -26,6 +26,14 @@ BINS = 100
 PAPYAN = "Papyan, Han, Donoho 2020, arXiv 2008.08186, section 2"
 GOLDFELD = "Goldfeld et al. 2019, arXiv 1810.05728, section 5"
 MEANS = "mu_c the mean of class c, mu_G the unweighted mean of the C class means present"
+
+
+# How far what feeds the last layer may be from the hidden layer's post, as seen in scores: rounding of float32 is less.
+FED = 1e-4
+
+
+class JudgedNetwork(DecidingNetwork, WeightedNetwork, Protocol):
+    """A network that decides, by a weight."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,16 @@ class Clustering(Measure):
             formula=f"mean over c != c' of |cos(mu_c - mu_G, mu_c' - mu_G) + 1/(C-1)|; {MEANS}",
         ),
         Quantity(
+            "nc3",
+            "NC3",
+            "1",
+            "distance of the last layer's weight from the centred class means of what feeds it, each of norm 1",
+            formula="|| W / ||W||_F - M / ||M||_F ||_F at the last hidden layer, W the weight of the layer it feeds, "
+            f"row c of M = mu_c - mu_G; {MEANS}",
+            caveat="It is there where the last hidden layer's post is what a linear output is made of, every label "
+            "value is in the sample, and has a unit.",
+        ),
+        Quantity(
             "nc4",
             "NC4",
             "1",
@@ -160,7 +178,7 @@ class Clustering(Measure):
 
     def __call__(
         self,
-        network: DecidingNetwork,
+        network: JudgedNetwork,
         probe: Probe,
         streams: Streams,  # noqa: ARG002 - nothing is random
         layers: Sequence[int] | None = None,
@@ -183,6 +201,9 @@ class Clustering(Measure):
         present, member = np.unique(probe.y, return_inverse=True)
         classes = torch.as_tensor(member, device=network.device)
         decided = decisions(network, probe)
+        asked = layers is None or network.hidden in layers
+        whole = decided is not None and asked and len(present) == len(probe.labels)
+        heads = _heads(network, probe, self.at) if whole else []
 
         def look(seen: Seen) -> dict[str, Estimate]:
             found = _distances(seen, classes, labelled=True)
@@ -190,7 +211,8 @@ class Clustering(Measure):
                 return found
             # Decisions are those of the layer that makes the output.
             held = None if decided is None or seen.index != network.hidden else decided[seen.checkpoint]
-            return found | _geometry(seen, classes, torch.as_tensor(present, device=network.device), held)
+            found |= _geometry(seen, classes, torch.as_tensor(present, device=network.device), held)
+            return found if held is None or not heads else found | _duality(seen, classes, heads, held)
 
         return each_layer(self, network, probe, look, layers)
 
@@ -235,6 +257,38 @@ def _geometry(
         undecided = bool((decided < 0).any())
         found["nc4"] = _told(seen, other) if not undecided else single(math.nan, Status.NONFINITE)
     return found
+
+
+def _heads(network: JudgedNetwork, probe: Probe, at: At) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the weight (C, labels, D) and the pre (C, N, labels) of every layer that may make the output."""
+    from ibscan.measures.driver import layer_values
+
+    if network.hidden is None or at != "post":
+        return []
+    holds, found = network.affine(probe.x), []
+    for layer in range(network.hidden + 1, len(network.layers)):
+        weight = network.weight(layer) if holds[layer] else None
+        if weight is not None and weight.positions == 1 and weight.matrix.shape[1] == len(probe.labels):
+            found.append((weight.matrix, layer_values(network, probe.x, layer, "pre")))
+    return found
+
+
+def _duality(
+    seen: Seen, classes: torch.Tensor, heads: list[tuple[torch.Tensor, torch.Tensor]], decided: torch.Tensor
+) -> dict[str, Estimate]:
+    """Return NC3 by the weight that makes of the layer's post what the network decides by, if there is one."""
+    from ibscan.measures.driver import single
+    from ibscan.numerics.geometry import self_duality
+
+    if bool((decided < 0).any()):
+        return {"nc3": single(math.nan, Status.NONFINITE)}
+    for weights, pre in heads:
+        weight, scores = weights[seen.checkpoint], pre[seen.checkpoint]
+        if weight.shape[1] == seen.values.shape[1] and bool((scores.argmax(1) == decided).all()):
+            bias = scores - seen.values @ weight.mT
+            if bool((bias - bias[0]).abs().max() <= FED * (scores - scores[0]).abs().max()):
+                return {"nc3": _told(seen, self_duality(seen.values, classes, weight))}
+    return {}
 
 
 def _told(seen: Seen, number: float) -> Estimate:

@@ -13,7 +13,7 @@ from ibscan.core.network import LayeredNetwork
 from ibscan.core.option import MEASURE, Option, at_least, number, option, positive, whole
 from ibscan.core.quantity import BINNING, Quantity
 from ibscan.errors import UsageError
-from ibscan.measures.shared import AT, ROWS, SAMPLES
+from ibscan.measures.shared import AT, GIVEN_Y, ROWS, SAMPLES
 from ibscan.types import At, Estimate, Layer, Probe, Status, Streams
 
 if TYPE_CHECKING:
@@ -138,6 +138,15 @@ class BinnedInformation(Measure):
             formula="I(bin T; Y) = H(bin T) - sum_y p(y) H(bin T | y)",
         ),
         Quantity(
+            "mi_binned_xt_given_y",
+            "H(bin T | Y)",
+            "nat",
+            "entropy of the binned layer that its label does not tell, H(bin T) - I(bin T; Y)",
+            (BINNING,),
+            formula="H(bin T | Y) = H(bin T) - I(bin T; Y) = sum_y p(y) H(bin T | y)",
+            caveat=GIVEN_Y,
+        ),
+        Quantity(
             "mi_binned_cells",
             "cells",
             "1",
@@ -191,14 +200,17 @@ class BinnedInformation(Measure):
         """
         import torch
 
-        from ibscan.measures.driver import each_layer, input_weights
+        from ibscan.measures.driver import each_layer, input_weights, labels_follow
 
         labels = None if probe.y is None else torch.as_tensor(probe.y, device=network.device)
         classes = len(probe.labels) if probe.y is not None else 1
-        look = partial(self._look, labels=labels, classes=classes, ceiling=input_weights(probe)[1])
+        given = labels_follow(probe)
+        look = partial(self._look, labels=labels, classes=classes, ceiling=input_weights(probe)[1], given=given)
         return each_layer(self, network, probe, look, layers)
 
-    def _look(self, seen: Seen, labels: torch.Tensor | None, classes: int, ceiling: float) -> dict[str, Estimate]:
+    def _look(
+        self, seen: Seen, labels: torch.Tensor | None, classes: int, ceiling: float, *, given: bool
+    ) -> dict[str, Estimate]:
         """Return the estimates of one layer, arrays (binning,)."""
         import numpy as np
 
@@ -213,10 +225,13 @@ class BinnedInformation(Measure):
         if seen.status is Status.OK:
             status[[is_saturated(one.entropy, ceiling) for one in found]] = Status.SATURATED
         # Rounding may leave -1e-16 where the entropy is 0.
-        told = [math.nan if labels is None else max(0.0, one.label_information) for one in found]
+        whole = np.array([max(0.0, one.entropy) for one in found])
+        told = np.array([math.nan if labels is None else max(0.0, one.label_information) for one in found])
+        left = np.maximum(0.0, whole - told) if given else np.full(len(cuts), np.nan)
         return {
-            "mi_binned_xt": Estimate(np.array([max(0.0, one.entropy) for one in found]), status),
-            "mi_binned_ty": Estimate(np.array(told), label_status(status, labelled=labels is not None)),
+            "mi_binned_xt": Estimate(whole, status),
+            "mi_binned_ty": Estimate(told, label_status(status, labelled=labels is not None)),
+            "mi_binned_xt_given_y": Estimate(left, label_status(status, labelled=given)),
             "mi_binned_cells": Estimate(np.array([one.occupied for one in found]), None),
             "mi_binned_width": Estimate(np.array([width for _, width, _ in cuts]), np.full(len(cuts), Status.OK)),
             "mi_binned_outside": Estimate(np.array([beyond for _, _, beyond in cuts]), np.full(len(cuts), Status.OK)),

@@ -24,6 +24,7 @@ __all__ = [
     "input_weights",
     "is_saturated",
     "label_status",
+    "labels_follow",
     "layer_status",
     "layer_values",
     "layers_in_turn",
@@ -233,6 +234,14 @@ def input_weights(probe: Probe) -> tuple[Array, float]:
     counts = distinct_rows(probe.x)[2]
     share = counts / rows
     return weights, float(max(0.0, -(share * np.log(share)).sum()))
+
+
+def labels_follow(probe: Probe) -> bool:
+    """Return whether there are labels, and equal inputs have equal ones."""
+    if probe.y is None:
+        return False
+    first, member, _ = distinct_rows(probe.x)
+    return bool((probe.y == probe.y[first][member]).all())
 
 
 def is_saturated(value: float, input_entropy: float) -> bool:

@@ -12,7 +12,17 @@ from ibscan.core.measure import Measure, Sizes
 from ibscan.core.network import NoisyNetwork
 from ibscan.core.option import PRECISION, Option, at_least, option, whole
 from ibscan.core.quantity import Quantity
-from ibscan.measures.shared import DEFAULT_NOISE, MAX_DRAWS, MOST_DRAWS, NOISE, ROWS, SAMPLES, TARGET, TOLERANCE
+from ibscan.measures.shared import (
+    DEFAULT_NOISE,
+    GIVEN_Y,
+    MAX_DRAWS,
+    MOST_DRAWS,
+    NOISE,
+    ROWS,
+    SAMPLES,
+    TARGET,
+    TOLERANCE,
+)
 from ibscan.types import Estimate, Layer, Probe, Streams
 
 __all__ = ["NetworkInformation"]
@@ -75,6 +85,16 @@ class NetworkInformation(Measure):
             (quantity.NOISE,),
             companions=("se", "lower", "upper"),
             formula="I(T; Y) = E[ln p(T | Y) - ln p(T)], p(t | y) the mixture over the rows of the class",
+        ),
+        Quantity(
+            "mi_network_xt_given_y",
+            "I(X; T | Y)",
+            "nat",
+            "information of the noisy network's layer about the input beyond the label, I(X; T) - I(T; Y)",
+            (quantity.NOISE,),
+            companions=("se", "lower", "upper"),
+            formula="I(X; T | Y) = I(X; T) - I(T; Y) = E[ln p(T | X) - ln p(T | Y)], its error of the same draws",
+            caveat=GIVEN_Y,
         ),
         Quantity(
             "mi_network_cap",

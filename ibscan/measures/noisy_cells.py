@@ -16,6 +16,7 @@ from ibscan.measures.driver import (
     blank,
     is_saturated,
     label_status,
+    labels_follow,
     layer_status,
     layer_values,
     misfortune,
@@ -48,6 +49,7 @@ class Cell:
     status: Status
     xt: tuple[float, ...]
     ty: tuple[float, ...]
+    given: tuple[float, ...]  # I(X; T) - I(T; Y)
     cap: float
     replicas: float
     draws: float
@@ -56,7 +58,7 @@ class Cell:
     def constant(status: Status) -> Cell:
         """Return the cell of a layer that tells nothing: zero where it is dead, NaN where it is not finite."""
         nothing, replicas = (0.0, 1.0) if status is Status.DEAD else (math.nan, math.nan)
-        return Cell(status, (nothing,) * 4, (nothing,) * 4, nothing, replicas, nothing)
+        return Cell(status, *((nothing,) * 4,) * 3, nothing, replicas, nothing)
 
 
 def network_estimates(
@@ -90,7 +92,8 @@ def network_estimates(
                     cell = Cell.constant(misfortune(error))
                 for key, estimate in _estimates(cell, budget).items():
                     put(found[key], (c, index, k), estimate)
-    return _settled(found, network, labelled=probe.y is not None)
+    labelled = {"mi_network_ty": probe.y is not None, "mi_network_xt_given_y": labels_follow(probe)}
+    return _settled(found, network, labelled)
 
 
 def _estimates(cell: Cell, budget: Budget) -> dict[str, Estimate]:
@@ -102,13 +105,14 @@ def _estimates(cell: Cell, budget: Budget) -> dict[str, Estimate]:
     return {
         "mi_network_xt": side(cell.xt, draws=cell.draws, replicas=cell.replicas, budget=allowed),
         "mi_network_ty": side(cell.ty),
+        "mi_network_xt_given_y": side(cell.given),
         "mi_network_cap": Estimate(np.array(cell.cap), np.array(cell.status)),
     }
 
 
-def _settled(found: Mapping[str, Estimate], network: NoisyNetwork, *, labelled: bool) -> dict[str, Estimate]:
-    """Return estimates with what layers say of one another, and what no label leaves of them."""
-    xt, ty, cap = found["mi_network_xt"], found["mi_network_ty"], found["mi_network_cap"]
+def _settled(found: Mapping[str, Estimate], network: NoisyNetwork, labelled: Mapping[str, bool]) -> dict[str, Estimate]:
+    """Return estimates with what layers say of one another, and what labels leave of those that concern them."""
+    xt, cap = found["mi_network_xt"], found["mi_network_cap"]
     assert xt.status is not None
     assert xt.stderr is not None
     if network.plain:
@@ -120,12 +124,13 @@ def _settled(found: Mapping[str, Estimate], network: NoisyNetwork, *, labelled: 
     status = xt.status
     status[beyond & np.isin(status, (Status.OK, Status.SATURATED))] = Status.UNRESOLVED
     capped = np.where(np.isin(status, (Status.SATURATED, Status.UNRESOLVED)), Status.OK, status).astype(np.int8)
-    ty = replace(ty, status=label_status(status, labelled=labelled))
-    if not labelled:
-        for array in (ty.value, ty.stderr, ty.lower, ty.upper):
+    sides = {}
+    for key, told in labelled.items():
+        sides[key] = replace(found[key], status=label_status(status, labelled=told))
+        for array in () if told else (found[key].value, found[key].stderr, found[key].lower, found[key].upper):
             assert array is not None
             array[:] = np.nan
-    return {"mi_network_xt": xt, "mi_network_ty": ty, "mi_network_cap": replace(cap, status=capped)}
+    return {"mi_network_xt": xt, **sides, "mi_network_cap": replace(cap, status=capped)}
 
 
 def _first(
@@ -144,11 +149,11 @@ def _first(
         tolerance=budget.tolerance,
         max_draws=budget.max_draws,
     )
-    xt, ty = (
+    xt, ty, given = (
         (value, error, value - 1.96 * error, value + 1.96 * error)
-        for value, error in ((cell.xt, cell.xt_se), (cell.ty, cell.ty_se))
+        for value, error in ((cell.xt, cell.xt_se), (cell.ty, cell.ty_se), (cell.xt - cell.ty, cell.given_se))
     )
-    return Cell(cell.status, xt, ty, cell.cap, 1, cell.draws)
+    return Cell(cell.status, xt, ty, given, cell.cap, 1, cell.draws)
 
 
 def _later(channel: Channel) -> Cell:
@@ -171,6 +176,7 @@ def _later(channel: Channel) -> Cell:
         state if resolved else Status.UNRESOLVED,
         xt,
         ty,
+        found.given,
         min(population.ceiling, spread),
         found.replicas,
         end.draws,

@@ -15,6 +15,7 @@ from ibscan.errors import UsageError
 from ibscan.measures.shared import (
     AT,
     DEFAULT_NOISE,
+    GIVEN_Y,
     MAX_DRAWS,
     MOST_DRAWS,
     NOISE,
@@ -73,6 +74,17 @@ def _quantities(prefix: str, dim: Dimension, noisy: str) -> tuple[Quantity, ...]
             (dim,),
             companions=("se",),
             formula="I(T+Z; Y) = E[ln p(T+Z | Y) - ln p(T+Z)], p(t | y) the mixture over the rows of the class",
+        ),
+        Quantity(
+            f"{prefix}_xt_given_y",
+            "I(X; T+Z | Y)",
+            "nat",
+            f"information of the layer's {noisy} read-out about the input beyond the label, I(X; T+Z) - I(T+Z; Y)",
+            (dim,),
+            companions=("se",),
+            formula="I(X; T+Z | Y) = I(X; T+Z) - I(T+Z; Y) = E[ln p(T+Z | X) - ln p(T+Z | Y)], its error of the same "
+            "draws",
+            caveat=GIVEN_Y,
         ),
         Quantity(
             f"{prefix}_cap",
@@ -195,11 +207,12 @@ class ReadoutInformation(Measure):
         """
         import numpy as np
 
-        from ibscan.measures.driver import each_layer, input_weights
-        from ibscan.measures.readout_cells import draws_of, layer_estimates
+        from ibscan.measures.driver import each_layer, input_weights, labels_follow
+        from ibscan.measures.readout_cells import Labels, draws_of, layer_estimates
         from ibscan.numerics.tiling import aligned
 
         weights, ceiling = input_weights(probe)
+        labels = Labels(probe.y is not None, labels_follow(probe))
         joint = aligned(weights).to(network.device)
         kept: dict[int, Draws] = {}
 
@@ -208,7 +221,7 @@ class ReadoutInformation(Measure):
             if seen.index not in kept:
                 kept.clear()
                 kept[seen.index] = draws_of(streams, seen.index, seen.values)
-            return layer_estimates(self, seen, kept[seen.index], joint, ceiling, labelled=probe.y is not None)
+            return layer_estimates(self, seen, kept[seen.index], joint, ceiling, labels)
 
         found = each_layer(self, network, probe, look, layers)
         projected = [key for key in found if key.startswith("mi_readout_projected_")]

@@ -17,7 +17,7 @@ from ibscan.numerics.readout import LEAST_SHARE, line_information, readout_infor
 from ibscan.numerics.tiling import aligned, mapped
 from ibscan.types import Array, Estimate, Status, Streams
 
-__all__ = ["Cell", "components", "draws_of", "layer_estimates", "readout_cell"]
+__all__ = ["Cell", "Labels", "components", "draws_of", "layer_estimates", "readout_cell"]
 
 # Standard normals of draws that are kept for the next noise and checkpoint: two always, if they are no more than so
 # many numbers each.
@@ -25,8 +25,16 @@ KEPT_DRAWS, KEPT_NUMBERS = 2, 2**22
 Draws = Callable[[int], torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Labels:
+    """Whether there are any, and whether equal inputs have equal ones."""
+
+    known: bool
+    follow: bool
+
+
 def layer_estimates(
-    measure: ReadoutInformation, seen: Seen, normals: Draws, weights: torch.Tensor, ceiling: float, *, labelled: bool
+    measure: ReadoutInformation, seen: Seen, normals: Draws, weights: torch.Tensor, ceiling: float, labels: Labels
 ) -> dict[str, Estimate]:
     """Return the estimates of one layer, arrays (noise,) or (rel_noise,).
 
@@ -36,7 +44,7 @@ def layer_estimates(
         normals: Standard normals, common to checkpoints and noise levels.
         weights: Joint weights of rows and classes, (N, classes).
         ceiling: H(X), nats.
-        labelled: Whether there are classes.
+        labels: What is known of them.
     """
     measured = partial(readout_cell, ceiling=ceiling, tolerance=measure.tolerance, max_draws=measure.max_draws)
     absolute, levels = len(measure.noise), len(measure.noise) + len(measure.rel_noise)
@@ -54,13 +62,13 @@ def layer_estimates(
             kept, tails = [count for count, _ in chosen], [tail for _, tail in chosen]
             pieces = list(zip(measure.noise, kept, strict=True))
             parts = mapped(partial(_projected, measured, mixture, normals), pieces, seen.values.device)
-    found = _estimates("mi_readout", cells[:absolute], labelled=labelled)
-    found |= _estimates("mi_readout_rel", cells[absolute:], labelled=labelled)
+    found = _estimates("mi_readout", cells[:absolute], labels)
+    found |= _estimates("mi_readout_rel", cells[absolute:], labels)
     found["noise_absolute"] = Estimate(np.array(noises[absolute:]), _settled(cells[absolute:]))
     name = "mi_readout_projected"
     if not wide:  # nothing is told of them, not even that they are not finite
         parts, kept, tails = [Cell(Status.NOT_MEASURED)] * absolute, [-1] * absolute, [math.nan] * absolute
-    found[f"{name}_xt"] = _estimates(name, parts, labelled=labelled)[f"{name}_xt"]
+    found[f"{name}_xt"] = _estimates(name, parts, labels)[f"{name}_xt"]
     found[f"{name}_tail"] = Estimate(np.array(tails), _settled(parts))
     found[f"{name}_components"] = Estimate(np.array(kept), None)
     return found
@@ -81,6 +89,7 @@ class Cell:
     slope: float = math.nan
     slope_se: float = math.nan
     draws: float = math.nan
+    given_se: float = math.nan
 
     @staticmethod
     def constant(status: Status) -> Cell:
@@ -137,6 +146,7 @@ def readout_cell(
         found.slope,
         found.slope_se,
         float(found.draws * found.strata),
+        found.given_se,
     )
 
 
@@ -159,15 +169,16 @@ def _projected(
     return measured(mixture.projected(count), normals, noise)
 
 
-def _estimates(name: str, cells: Sequence[Cell], *, labelled: bool) -> dict[str, Estimate]:
+def _estimates(name: str, cells: Sequence[Cell], labels: Labels) -> dict[str, Estimate]:
     """Return the estimates of cells, one a noise level, whose names begin with `name`."""
 
     def column(field: str) -> Array:
         return np.array([getattr(cell, field) for cell in cells], dtype=np.float64)
 
     status = _statuses(cells)
-    known = label_status(status, labelled=labelled)
+    known = label_status(status, labelled=labels.known)
     unknown = known == Status.NOT_MEASURED
+    beyond = label_status(status, labelled=labels.follow)
     # A slope has no target of its own: its error says how exact it is.
     settled = _settled(cells)
     return {
@@ -181,6 +192,11 @@ def _estimates(name: str, cells: Sequence[Cell], *, labelled: bool) -> dict[str,
         ),
         f"{name}_ty": Estimate(
             np.where(unknown, np.nan, column("ty")), known, stderr=np.where(unknown, np.nan, column("ty_se"))
+        ),
+        f"{name}_xt_given_y": Estimate(
+            np.where(beyond == Status.NOT_MEASURED, np.nan, column("xt") - column("ty")),
+            beyond,
+            stderr=np.where(beyond == Status.NOT_MEASURED, np.nan, column("given_se")),
         ),
         f"{name}_cap": Estimate(column("cap"), settled),
         f"{name}_slope": Estimate(column("slope"), settled, stderr=column("slope_se")),

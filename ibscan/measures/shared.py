@@ -25,6 +25,7 @@ __all__ = [
     "AT",
     "DEFAULT_NOISE",
     "EPS",
+    "GIVEN_Y",
     "MAX_DRAWS",
     "MOST_DRAWS",
     "NOISE",
@@ -40,6 +41,8 @@ __all__ = [
 # Probe rows at most, unasked: Jacobians cost more than values.
 RANK_ROWS, ROWS = 1024, 4096
 THRESHOLDS = (0.001, 0.01, 0.1)
+# Of I(X; T | Y), whatever the channel.
+GIVEN_Y = "It is there where equal rows have equal labels: only then is it what a layer keeps of them beyond the label."
 # Of the noisy channels: the noise where the checkpoints state none, the tolerance and the draws allowed.
 DEFAULT_NOISE = (0.1,)
 TARGET, MOST_DRAWS = 0.05, 65536

@@ -12,6 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
+from ibscan.core.network import Network
 from ibscan.errors import InputError
 from ibscan.feeding import Fed, fed_beside
 from ibscan.inputs.adapters import adapters_alone, adapters_sentence
@@ -28,7 +29,7 @@ from ibscan.networks.module import Module
 from ibscan.networks.packing import Packing
 from ibscan.networks.resolve import chain_order, left_out, parse_spec
 from ibscan.networks.stacked import stacked_chain
-from ibscan.types import Array, Checkpoint, Layer, Network, Probe
+from ibscan.types import Array, Checkpoint, Layer, Probe
 
 __all__ = ["Loaded", "Model", "globbed", "model_of"]
 

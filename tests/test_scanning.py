@@ -9,12 +9,13 @@ import pytest
 import torch
 from oracles import network_of, probe_of, random_chain
 
-from ibscan.measures import clustering, network, readout
+from ibscan.measures import noisy_cells, readout_cells
 from ibscan.measures.binned import BinnedInformation
 from ibscan.measures.clustering import Clustering
 from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
+from ibscan.numerics import geometry
 from ibscan.numerics.mixture import Mixture
 from ibscan.scanning import Block, _outcomes
 from ibscan.types import Status
@@ -52,9 +53,9 @@ ERRORS = {
     Status.OUT_OF_MEMORY: MemoryError(),
 }
 PLACES = {
-    "mi_readout": (ReadoutInformation(), readout, "readout_cell"),
-    "mi_network": (NetworkInformation(max_replicas=16, max_draws=64), network, "principal_components"),
-    "clustering": (Clustering(), clustering, "class_geometry"),
+    "mi_readout": (ReadoutInformation(), readout_cells, "readout_cell"),
+    "mi_network": (NetworkInformation(max_replicas=16, max_draws=64), noisy_cells, "principal_components"),
+    "clustering": (Clustering(), geometry, "class_geometry"),
 }
 
 

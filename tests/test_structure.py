@@ -23,13 +23,13 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "measures": (BASE | {"numerics"}, {"torch", "numpy"}),
     "results": (BASE, {"numpy", "h5py"}),
     "views": (BASE, {"numpy", "rich"}),
-    "request": (BASE, set()),
+    "request": (BASE | {"measures", "inputs"}, set()),
     "training": (BASE | {"networks"}, {"torch", "safetensors"}),
     "scanning": (BASE | {"models", "measures", "numerics"}, {"torch", "numpy"}),
     "feeding": (BASE | {"networks"}, {"torch", "numpy"}),
     "model_spec": (BASE | {"inputs", "networks"}, set()),
     "models": (BASE | {"model_spec", "inputs", "networks", "feeding"}, {"torch"}),
-    "measuring": (BASE | {"request", "models", "measures"}, set()),
+    "measuring": (BASE | {"request", "measures"}, set()),
     "planning": (
         BASE
         | {"request", "models", "model_spec", "measuring"}
@@ -37,7 +37,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch"},
     ),
     "following": (BASE | {"planning", "request", "inputs"}, set()),
-    "memory": (BASE | {"planning", "networks", "measures"}, set()),
+    "memory": (BASE | {"planning", "networks"}, set()),
     "resuming": (BASE | {"request", "planning", "results"}, {"numpy"}),
     "api": (
         BASE
@@ -124,24 +124,13 @@ def test_a_function_named_like_the_engine_stays_a_function() -> None:
 
 
 def test_every_option_is_in_the_readme() -> None:
-    from ibscan.cli import options
+    from ibscan.cli.options import PRINTED
+    from ibscan.measures import measure_settings
+    from ibscan.request import run_settings
 
     readme = (PACKAGE.parent / "README.md").read_text()
-    flags = {
-        flag
-        for group in (
-            options.CHECKPOINTS,
-            options.SCAN,
-            options.RANK,
-            options.MI,
-            options.PRINTING,
-            options.SHOW,
-            options.ALL,
-        )
-        for parameter in group
-        for declared in getattr(parameter.annotation.__metadata__[0], "param_decls", ()) or ()
-        for flag in declared.split("/")
-    }
+    settings = (*run_settings(), *measure_settings(), *PRINTED)
+    flags = {flag for setting in settings for declared in setting.flags for flag in declared.split("/")}
     missing = sorted(flag for flag in flags if f"`{flag}" not in readme and f"{flag}`" not in readme)
     assert not missing, missing
 

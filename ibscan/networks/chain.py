@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from ibscan.core.network import Derivative, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
 from ibscan.networks.activations import ACTIVATIONS
 from ibscan.numerics.jacobian import row_factor, softmax_carried
 from ibscan.numerics.spectrum import finite_matrices, made_finite, spectral_norm
 from ibscan.numerics.sweep import Carried, carried_on, carried_post, exactly_on, started
 from ibscan.numerics.tiling import aligned, cuts, mapped
-from ibscan.types import Array, Derivative, Layer, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
+from ibscan.types import Array, Layer
 
 __all__ = ["Chain"]
 

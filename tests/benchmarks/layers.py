@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from ibscan.measures.activations import input_weights, layer_values
+from ibscan.measures.driver import input_weights, layer_values
 from ibscan.networks.chain import Chain
 from ibscan.networks.resolve import ChainSpec
 from ibscan.networks.stacked import stacked_chain

@@ -24,10 +24,11 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ibscan.core.network import Derivative
 from ibscan.measures.local_rank import LocalRank
 from ibscan.numerics.counting import Gram, gram_counts
 from ibscan.scanning import measured
-from ibscan.types import Derivative, Estimate, Probe, Streams
+from ibscan.types import Estimate, Probe, Streams
 
 if TYPE_CHECKING:  # a test run cannot find the file beside this one
     from workloads import Named, Workload

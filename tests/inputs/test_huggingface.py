@@ -18,13 +18,14 @@ from inputs.layouts import in_shards
 from safetensors.torch import load_file, save_file
 
 import ibscan
+from ibscan.core.network import Derivative, Network
 from ibscan.inputs.formats.checkpoint import load_tensors
 from ibscan.inputs.probe import read_probe
 from ibscan.inputs.series import read_series
 from ibscan.model_spec import stated_model
 from ibscan.models import model_of
 from ibscan.results.store import read
-from ibscan.types import Derivative, Network, Status
+from ibscan.types import Status
 
 STANDINS = Path(__file__).parent.parent / "standins"
 # The library's own warnings, of what it will change.

@@ -17,6 +17,7 @@ from torch import nn
 
 from ibscan.measures.clustering import Clustering
 from ibscan.networks.admission import recorded_taps
+from ibscan.networks.module import Module
 from ibscan.types import At, Estimate, Probe, Status, Streams
 
 NC = ("nc1", "nc2_equinorm", "nc2_equiangle", "nearest_mean_error")
@@ -106,6 +107,66 @@ def test_nc4_is_measured_at_the_last_hidden_layer_only(output: str) -> None:
     assert found.value[0, 1] == share
     assert found.status[0].tolist() == [Status.NOT_MEASURED, Status.OK, Status.NOT_MEASURED]
     assert np.isnan(found.value[0, [0, 2]]).all()
+
+
+@pytest.mark.parametrize("output", ["identity", "softmax"])
+def test_nc3_is_of_the_last_weight_and_the_class_means_that_feed_it(output: str) -> None:
+    x, y = labelled(60)
+    chains = [random_chain((4, 6, 5, 3), seed) for seed in (3, 4)]
+    found = measured(chains, probe_of(x, y), output=output)["nc3"]
+    for c, chain in enumerate(chains):
+        hidden = forward(*chain, "tanh", output, torch.from_numpy(x))[1][1].numpy()
+        means = np.stack([hidden[y == k].mean(0) for k in range(3)])
+        means, weight = means - means.mean(0), chain[0][2].numpy()
+        expected = np.linalg.norm(weight / np.linalg.norm(weight) - means / np.linalg.norm(means))
+        assert found.value[c, 1] == pytest.approx(expected, rel=1e-10)
+        assert found.status[c].tolist() == [Status.NOT_MEASURED, Status.OK, Status.NOT_MEASURED]
+    assert (measured(chains, probe_of(x, y), output=output, at="pre")["nc3"].status == Status.NOT_MEASURED).all()
+
+
+def module(forward_of: Any, x: Any, **layers: tuple[int, int]) -> Module:
+    torch.manual_seed(2)
+    model = Net(forward_of, **{name: nn.Linear(*shape) for name, shape in layers.items()}).double().eval()
+    model = model.requires_grad_(False).to(oracles.DEVICE)
+    return recorded_taps(model, x, (), device=oracles.DEVICE, dtype=torch.float64)
+
+
+def test_nc3_is_by_the_head_that_decides() -> None:
+    """Another head of as many units, called first, is not it."""
+
+    def forward_of(s: Any, x: torch.Tensor) -> Any:
+        h = torch.tanh(s.a(x))
+        return {"aux": s.aux(h), "logits": s.b(h)}
+
+    x, y = labelled(60)
+    network = module(forward_of, x, a=(4, 5), aux=(5, 3), b=(5, 3))
+    alone = module(lambda s, x: s.b(torch.tanh(s.a(x))), x, a=(4, 5), b=(5, 3))
+    for mine, theirs in (("a", "a"), ("b", "b")):
+        other = dict(network.model.named_modules())[theirs]
+        dict(alone.model.named_modules())[mine].load_state_dict(other.state_dict())
+    found, expected = (Clustering()(one, probe_of(x, y), Streams(0))["nc3"] for one in (network, alone))
+    assert found.status[0].tolist() == [Status.OK, Status.NOT_MEASURED, Status.NOT_MEASURED]
+    assert found.value[0, 0] == pytest.approx(expected.value[0, 0], rel=1e-12)
+
+
+def test_nc3_is_not_measured_where_more_than_the_last_hidden_layer_feeds_the_output() -> None:
+    def forward_of(s: Any, x: torch.Tensor) -> Any:
+        h = torch.tanh(s.a(x))
+        return s.c(h + torch.tanh(s.b(h)))
+
+    x, y = labelled(60)
+    found = Clustering()(module(forward_of, x, a=(4, 5), b=(5, 5), c=(5, 3)), probe_of(x, y), Streams(0))
+    assert (found["nc3"].status == Status.NOT_MEASURED).all()
+    assert found["nc4"].status[0].tolist() == [Status.NOT_MEASURED, Status.OK, Status.NOT_MEASURED]
+
+
+def test_nc3_needs_every_label_value_and_a_finite_weight() -> None:
+    x, y = labelled(40, classes=2)
+    chain = random_chain((4, 5, 3), 1)
+    assert (measured([chain], probe_of(x, y * 2))["nc3"].status == Status.NOT_MEASURED).all()
+    chain[0][1][0, 0] = math.nan
+    x, y = labelled(60)
+    assert measured([chain], probe_of(x, y))["nc3"].status[0].tolist() == [Status.NONFINITE] * 2
 
 
 def test_nc4_of_a_single_sigmoid_unit() -> None:

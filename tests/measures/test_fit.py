@@ -14,7 +14,8 @@ from oracles import ACTIVATION, Parameters, forward, network_of, probe_of, rando
 from torch import nn
 from torch.nn import functional
 
-from ibscan.measures.fit import ProbeFit, decisions, fits
+from ibscan.measures.fit import ProbeFit
+from ibscan.measures.scores import decisions, fits
 from ibscan.networks.admission import recorded_taps
 from ibscan.types import Probe, Status, Streams
 

@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn import functional
 
 from ibscan.measures.local_rank import LocalRank
-from ibscan.measures.weight_rank import WeightRank, withdrawn
+from ibscan.measures.weight_bounds import withdrawn
+from ibscan.measures.weight_rank import WeightRank
 from ibscan.networks import chain as chain_module
 from ibscan.networks.admission import recorded_taps
 from ibscan.types import Estimate, Status, Streams

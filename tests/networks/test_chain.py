@@ -10,9 +10,10 @@ import torch
 from oracles import ACTIVATION, forward, full_jacobian, network_of, random_chain
 from torch.nn import functional
 
+from ibscan.core.network import Derivative
 from ibscan.networks import chain as chain_module
 from ibscan.networks.chain import Chain
-from ibscan.types import At, Derivative
+from ibscan.types import At
 
 HIDDEN = sorted(set(ACTIVATION) - {"softmax"})
 SMOOTH = ["tanh", "sigmoid", "gelu", "silu", "softplus"]

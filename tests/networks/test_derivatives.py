@@ -20,9 +20,10 @@ from torch.nn import functional as f
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ibscan import scanning
+from ibscan.core.network import Derivative
 from ibscan.measures import rank_tally
-from ibscan.measures.activations import post_widths
 from ibscan.measures.binned import BinnedInformation
+from ibscan.measures.driver import post_widths
 from ibscan.measures.local_rank import LocalRank
 from ibscan.networks import chain as chain_module
 from ibscan.networks import differentiated, sweeps
@@ -31,7 +32,7 @@ from ibscan.networks.chain import Chain
 from ibscan.networks.derivatives import Outputs
 from ibscan.networks.module import Module
 from ibscan.numerics.room import LEAST, numbers_at_hand
-from ibscan.types import At, Checkpoint, Derivative, Estimate, Status, Streams
+from ibscan.types import At, Checkpoint, Estimate, Status, Streams
 
 pytestmark = pytest.mark.slow
 

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ibscan.core.network import Derivative
 from ibscan.errors import InputError
 from ibscan.networks import module as module_module
 from ibscan.networks import sweeps as sweeps_module
@@ -24,7 +25,6 @@ from ibscan.networks.admission import recorded_taps
 from ibscan.networks.derivatives import Outputs
 from ibscan.networks.loading import built, loaded
 from ibscan.networks.module import Module
-from ibscan.types import Derivative
 
 relu, tanh = torch.relu, torch.tanh
 CPU = torch.device("cpu")

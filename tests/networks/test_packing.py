@@ -13,14 +13,15 @@ import torch
 from torch import nn
 
 import ibscan
+from ibscan.core.network import Derivative
 from ibscan.errors import InputError, UsageError
 from ibscan.feeding import Fed, fed_beside
 from ibscan.inputs.probe import read_probe
-from ibscan.measures.activations import input_weights
+from ibscan.measures.driver import input_weights
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.module import Module
 from ibscan.networks.packing import Packing, fed, named_arguments
-from ibscan.types import At, Derivative
+from ibscan.types import At
 
 CPU = torch.device("cpu")
 ROWS, WORDS, UNITS = 5, 4, 3

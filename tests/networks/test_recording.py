@@ -17,12 +17,12 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from ibscan.core.network import Derivative
 from ibscan.errors import InputError
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.module import Module
 from ibscan.networks.passes import tapped
 from ibscan.networks.recording import recorded
-from ibscan.types import Derivative
 
 relu, tanh, sigmoid = torch.relu, torch.tanh, torch.sigmoid
 CPU = torch.device("cpu")

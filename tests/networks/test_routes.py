@@ -16,11 +16,12 @@ from torch.nn import functional as f
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+from ibscan.core.network import Derivative, Network
 from ibscan.measures.local_rank import LocalRank
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.module import Module
 from ibscan.networks.shaken import expected
-from ibscan.types import At, Derivative, Estimate, Network, Status, Streams
+from ibscan.types import At, Estimate, Status, Streams
 
 CPU = torch.device("cpu")
 EPS = (1e-3, 1e-2, 0.1, 0.5)

@@ -85,6 +85,21 @@ def test_residuals_are_those_of_two_least_squares_fits() -> None:
         assert error[k] == pytest.approx(CAUTION * math.sqrt(variance), rel=1e-10)
 
 
+@pytest.mark.parametrize("strata", [20, 80])
+@pytest.mark.parametrize("stratified", [True, False])
+@pytest.mark.parametrize("outer", [False, True])
+def test_the_error_of_a_difference_is_that_of_the_differences(strata: int, stratified: bool, outer: bool) -> None:
+    share = torch.from_numpy(np.random.default_rng(1).dirichlet(np.ones(strata)))
+    far = torch.arange(strata) < 2 if outer else None
+    both, alone = Residuals(share, stratified, far), Residuals(share, stratified, far)
+    for part in range(2):
+        follow = gauss((3, strata, 3), part)
+        terms = follow[..., 0] + gauss((3, 3, strata), 10 + part)
+        both.add(terms, follow)
+        alone.add(terms[:1] - terms[1:2], follow)
+    assert both.difference() == pytest.approx(alone.result()[1][0], rel=1e-10)
+
+
 def test_dependent_and_constant_controls_do_no_harm() -> None:
     share = torch.full((30,), 1 / 30, dtype=torch.float64)
     plain, doubled = Residuals(share, stratified=True), Residuals(share, stratified=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ibscan.numerics.geometry import class_geometry
+from ibscan.numerics.geometry import class_geometry, self_duality
 
 
 def reference(points: Any, labels: Any, classes: Any) -> Any:
@@ -131,3 +131,37 @@ def test_coinciding_class_means_have_no_collapse_to_speak_of() -> None:
     found = class_geometry(points + 7.0, labels, 2)
     assert math.isnan(found.nc1)
     assert math.isnan(found.equiangle)
+
+
+def duality(points: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], weight: np.ndarray[Any, Any]) -> float:
+    return self_duality(torch.from_numpy(points), torch.from_numpy(labels), torch.from_numpy(weight))
+
+
+def test_nc3_of_a_weight_that_is_the_class_means_of_a_simplex() -> None:
+    """W = a M gives 0 for every a > 0, W = -M gives 2, and a weight across M the root of 2."""
+    labels = np.arange(12) % 4
+    points = np.concatenate((np.eye(4)[labels] * 3.0 + 7.0, np.zeros((12, 4))), 1)
+    means = np.concatenate((np.eye(4) - 0.25, np.zeros((4, 4))), 1)
+    assert duality(points, labels, 5.0 * means) == pytest.approx(0.0, abs=1e-12)
+    assert duality(points, labels, -means) == pytest.approx(2.0, rel=1e-12)
+    assert duality(points, labels, np.roll(means, 4, 1)) == pytest.approx(math.sqrt(2.0), rel=1e-12)
+
+
+@pytest.mark.parametrize(("classes", "d"), [(5, 2), (3, 8), (2, 1)])
+def test_nc3_against_its_formula(classes: int, d: int) -> None:
+    points, labels = data(classes, d, classes * d, np.arange(classes) * 9 + 3)
+    weight = np.random.default_rng(0).normal(size=(classes, d))
+    means = np.stack([points[labels == c].mean(0) for c in range(classes)])
+    means = means - means.mean(0)
+    expected = np.linalg.norm(weight / np.linalg.norm(weight) - means / np.linalg.norm(means))
+    assert duality(points, labels, weight) == pytest.approx(expected, rel=1e-12)
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(d, d)))[0]
+    assert duality(1e9 * points @ turn + 3.0, labels, 1e-200 * weight @ turn) == pytest.approx(expected, rel=1e-9)
+
+
+def test_nc3_of_means_or_weights_that_are_nothing_is_no_number() -> None:
+    points, labels = data(3, 4, 0)
+    weight = np.random.default_rng(0).normal(size=(3, 4))
+    assert math.isnan(duality(np.ones_like(points), labels, weight))
+    assert math.isnan(duality(points, labels, 0.0 * weight))
+    assert math.isnan(duality(points, labels, np.where(weight == weight.max(), np.nan, weight)))

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import Fake, checkpoint, layers
 
+from ibscan.core.quantity import EPS, Quantity
 from ibscan.core.text import natural
 from ibscan.errors import UsageError
 from ibscan.results.join import first_difference, join
 from ibscan.results.schema import build
-from ibscan.types import Estimate, Quantity, Result, Status
+from ibscan.types import Estimate, Result, Status
 
 
 @pytest.mark.slow
@@ -245,7 +246,7 @@ def test_inputs_are_left_as_they_were(synthetic: ModuleType) -> None:
 
 def test_a_bound_of_one_run_that_a_count_of_another_exceeds() -> None:
     """A smaller threshold counts what the first run's bound left out: the bound goes, others stay."""
-    rank = (Quantity("local_rank", "LR_eps", "1", "singular values > eps", ("eps",)),)
+    rank = (Quantity("local_rank", "LR_eps", "1", "singular values > eps", (EPS,)),)
     bound = (Quantity("rank_bound_weights", "min rank W", "1", "smallest rank"),)
     ok = np.zeros((1, 2), dtype=np.int8)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from oracles import forward, network_of, probe_of, random_chain, weight_entropy
 
-from ibscan.measures.activations import input_weights, is_saturated, layer_status, layers_in_turn
+from ibscan.measures.driver import input_weights, is_saturated, layer_status, layers_in_turn
 from ibscan.types import At, Status
 
 

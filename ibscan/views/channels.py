@@ -17,6 +17,7 @@ __all__ = [
     "HEADS",
     "NOISY",
     "PROJECTED",
+    "SIDES",
     "Channel",
     "ChannelColumn",
     "channel_columns",
@@ -66,6 +67,8 @@ NOISY = (
         "distance from its mean; in activation units it differs by layer and checkpoint (--variable noise_absolute).",
     ),
 )
+# What is told of a channel, and may be a table and a curve.
+SIDES = ("xt", "ty", "slope")
 CHANNELS = (*NOISY, Channel("binned", "binned", "binning"))
 _NETWORK = "mi_network_"
 PROJECTED = Channel("readout_projected", "read-out", "noise")
@@ -183,7 +186,7 @@ def notes(view: View, columns: Sequence[ChannelColumn]) -> list[str]:
     found = list(dict.fromkeys(one.channel.note for one in columns if one.channel.note))
     found += [_SLOPE] if side == "slope" else []
     if binned:
-        found += [_BINNED[side], *_moving(view, binned), *_outside(view, binned)]
+        found += [*([_BINNED[side]] if side in _BINNED else []), *_moving(view, binned), *_outside(view, binned)]
     if any(_is_open_somewhere(view, one) for one in columns):
         found.append("? alone: the bracket is open, the value means nothing; --variable NAME_lower and NAME_upper.")
     error, bracket = largest_error(view, columns), widest_bracket(view, columns)

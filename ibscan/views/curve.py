@@ -11,7 +11,7 @@ from rich.console import Group as Stack
 from ibscan.errors import NothingMatched
 from ibscan.types import Array, Result
 from ibscan.views.cells import number
-from ibscan.views.channels import CHANNELS, Channel, channel_columns, closed, notes
+from ibscan.views.channels import CHANNELS, SIDES, Channel, channel_columns, closed, notes
 from ibscan.views.layout import Column, by_parameter
 from ibscan.views.view import View, derivative, measured_indices, name_of, terms
 
@@ -19,7 +19,7 @@ __all__ = ["curve_table", "curve_tables", "curves"]
 
 _RANKS = {"local_rank": "eps", "local_rank_rel": "rel_eps"}
 _CHANNELS: dict[str, tuple[Channel, str]] = {
-    channel.variable(side): (channel, side) for side in ("xt", "ty", "slope") for channel in CHANNELS
+    channel.variable(side): (channel, side) for side in SIDES for channel in CHANNELS
 }
 _OVER = _RANKS | {name: channel.dim for name, (channel, _) in _CHANNELS.items()}
 # Information has one noise and one kind of cells unless more are typed: that is no curve.

@@ -14,7 +14,7 @@ import pytest
 
 from ibscan.api import run
 from ibscan.planning import Plan, planned
-from ibscan.request import Request, Silent
+from ibscan.request import Request, Silent, requested
 from ibscan.types import Result, Variable
 
 PINS = Path(__file__).with_name("pins.json")
@@ -46,7 +46,8 @@ def pinned() -> dict[str, Any]:
 
 
 def request(name: str) -> Request:
-    return Request(paths=(SERIES,), epochs="0,1000", device="cpu", **REQUESTS[name])
+    given = dict(REQUESTS[name])
+    return requested(given.pop("verb"), [SERIES], {"epochs": "0,1000", "device": "cpu", **given}, "")
 
 
 def plan(name: str) -> Plan:

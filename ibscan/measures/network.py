@@ -123,7 +123,7 @@ class NetworkInformation(Measure):
 
     def seconds(self, sizes: Sizes) -> float:
         """Return how long it takes, about, where many draws are needed; much too long for others."""
-        from ibscan.measures.work import BUDGET, CELL, CELL_BUDGET, PAIR, PAIR_UNIT, SPENT, drawn
+        from ibscan.measures.work import BUDGET, CELL, CELL_BUDGET, SPENT, drawn
 
         more = math.sqrt(sizes.rows / 1024)
         budget = float(self.max_replicas) * self.max_draws
@@ -135,8 +135,7 @@ class NetworkInformation(Measure):
             if layer.first:
                 found += len(self.noise) * drawn(self, sizes.rows, layer.width)
             elif not layer.output:
-                wide = (PAIR + PAIR_UNIT * layer.width) / (PAIR + PAIR_UNIT * 10)
-                found += len(self.noise) * min(usual, least) * more * wide
+                found += len(self.noise) * min(usual, least) * more * max(1.0, layer.width / 10)
         return found
 
     def __call__(

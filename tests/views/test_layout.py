@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from ibscan import views
+from ibscan.core.quantity import EPS, Quantity
 from ibscan.types import Estimate, Result, Status
 from ibscan.views import layout
 from ibscan.views.layout import Table
@@ -35,12 +36,12 @@ def everything(synthetic: ModuleType) -> Result:
     eps, noises, cells = (0.1, 0.01), tuple(10.0**-k for k in range(5)), ("30 bins", "width 0.1")
     one, several = {"noise": noises[:1]}, {"noise": noises}
     weights = [
-        synthetic.Quantity("weight_rank", "#{sigma(W) > eps}", "1", "rank of the weight", ("eps",)),
-        synthetic.Quantity("weight_stable_rank", "||W||_F^2/||W||_2^2", "1", "stable rank"),
-        synthetic.Quantity("rank_bound_weights", "min rank W", "1", "smallest rank"),
-        synthetic.Quantity("rank_bound_frobenius", "F", "1", "bound", ("eps",)),
-        synthetic.Quantity("rank_limit_statement", "limit", "1", "statement", ("eps",)),
-        synthetic.Quantity("rank_bound_jacobian", "J", "1", "bound", ("eps",)),
+        Quantity("weight_rank", "#{sigma(W) > eps}", "1", "rank of the weight", (EPS,)),
+        Quantity("weight_stable_rank", "||W||_F^2/||W||_2^2", "1", "stable rank"),
+        Quantity("rank_bound_weights", "min rank W", "1", "smallest rank"),
+        Quantity("rank_bound_frobenius", "F", "1", "bound", (EPS,)),
+        Quantity("rank_limit_statement", "limit", "1", "statement", (EPS,)),
+        Quantity("rank_bound_jacobian", "J", "1", "bound", (EPS,)),
     ]
     measures = [
         synthetic.Fake("rank", synthetic.RANK, {"eps": eps, "rel_eps": (0.01,)}),

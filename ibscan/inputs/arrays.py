@@ -6,6 +6,7 @@ import io
 import math
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +15,7 @@ import torch
 
 from ibscan.core.text import first_line
 from ibscan.errors import InputError, UsageError
+from ibscan.inputs.child_arrays import Reader, arrays_by_child
 from ibscan.inputs.files import Snapshot, snapshot
 from ibscan.inputs.formats.pickle_objects import NUMPY_ARRAYS, Called, StoredTensor, check_tensor
 from ibscan.inputs.formats.recognise import content_kind
@@ -21,8 +23,7 @@ from ibscan.inputs.formats.safetensors import read_tensor_header, read_tensors
 from ibscan.inputs.formats.state_dict import is_tensor
 from ibscan.inputs.formats.torch_file import load_archive, read_archive
 from ibscan.inputs.formats.zip_file import check_directory
-from ibscan.inputs.hdf5 import hdf5_arrays
-from ibscan.inputs.matlab import matlab_arrays
+from ibscan.inputs.hdf5 import HDF5
 from ibscan.inputs.named import NamedArrays, Pick, check_size
 from ibscan.inputs.returned import as_numpy
 from ibscan.inputs.tables import SUFFIXES as TABLES
@@ -40,6 +41,15 @@ NUMPY_HEADERS = {
     (3, 0): np.lib.format.read_array_header_2_0,
 }
 NOW = "a probe is .npz, .npy, .safetensors, .h5, .mat, .pt, .csv, IDX, or code as module:callable or path.py:callable"
+# Of versions 5 to 7: version 7.3 is HDF5.
+MATLAB = Reader(
+    ("-P", "-m", "ibscan.inputs.matlab_worker"),
+    "MATLAB",
+    "scipy",
+    "scipy",
+    "save it again with -v7",
+    f"holds no plain numeric array; {NOW}",
+)
 
 
 def named_arrays(path: Path, name: str, pick: Pick) -> NamedArrays:
@@ -216,16 +226,12 @@ def _loaded(part: Any) -> Array:  # noqa: ANN401 - see above
     return as_numpy(part) if isinstance(part, torch.Tensor) else np.array(part)
 
 
-def _mat(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
-    return matlab_arrays(shot, name, pick, NOW)
-
-
 READERS: dict[str, Callable[[Snapshot, str, Pick], NamedArrays]] = {
     "npy": _npy,
     "zip": _npz,
     "torch": _torch,
     "pickle": _torch,
     "safetensors": _safetensors,
-    "mat": _mat,
-    "hdf5": hdf5_arrays,
+    "mat": partial(arrays_by_child, MATLAB),
+    "hdf5": partial(arrays_by_child, HDF5),
 }

@@ -28,13 +28,17 @@ FIRST_SECONDS, BYTES_A_SECOND = 10, 10 << 20
 
 @dataclass(frozen=True)
 class Reader:
-    """A child that reads one format: the command, and what messages call the format, its library and the way out."""
+    """A child that reads one format: the command, and what messages call the format, its library and the way out.
+
+    `empty` continues the message of a file without arrays.
+    """
 
     command: tuple[str, ...]
     format: str
     library: str
     package: str
     again: str
+    empty: str
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ def arrays_by_child(reader: Reader, shot: Snapshot, name: str, pick: Pick) -> Na
             raise InputError(f"{name}: is a result of ibscan and no probe; `ibscan show {name}` shows it.")
         shapes = {_visible(key): tuple(shape) for key, shape in listing["shapes"].items()}
         keys = {_visible(key): key for key in listing["shapes"]}
+        if not shapes:
+            raise InputError(f"{name}: {reader.empty}.")
         wanted = pick(shapes)
         child.send([keys[key] for key in wanted])
         return NamedArrays(shapes, {key: _array(reader, child, key, name) for key in wanted})

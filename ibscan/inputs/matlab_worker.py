@@ -17,6 +17,7 @@ import numpy as np
 import scipy.io
 
 from ibscan.inputs.child_arrays import Listing, Unfit, grant, serve
+from ibscan.inputs.named import MAX_ARRAY_BYTES
 from ibscan.types import Array
 
 # Classes of plain arrays, and what they are here; not cell, struct, object, function, opaque, sparse.
@@ -62,7 +63,10 @@ def _check_whole(stream: BinaryIO) -> None:
 
 
 def _read(stream: BinaryIO, key: str, shape: tuple[int, ...], dtype: str) -> Array:
+    # Without sizes of 0: numpy refuses an array of 0 rows of 2^64 numbers.
     size = MOST_BYTES * math.prod(filter(None, shape))
+    if size > MAX_ARRAY_BYTES:
+        raise Unfit(f"of shape {shape} takes {size} bytes, at most {MAX_ARRAY_BYTES} are read; save fewer rows")
     grant(size, COPIES * size + SPARE_BYTES)
     stream.seek(0)
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):

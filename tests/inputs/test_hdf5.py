@@ -7,6 +7,7 @@ import os
 import random
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import pytest
 from inputs.hostile import matlab_file
 
 from ibscan.errors import InputError, UsageError
-from ibscan.inputs import hdf5
+from ibscan.inputs import arrays, hdf5
 from ibscan.inputs.arrays import named_arrays
+from ibscan.inputs.child_arrays import arrays_by_child
 from ibscan.inputs.discovery import found_in_folder
 from ibscan.inputs.probe import read_probe
 
@@ -249,8 +251,8 @@ ENDS = [
 @pytest.mark.parametrize(("code", "words"), ENDS)
 def test_a_library_that_breaks_down(code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grouped(tmp_path / "a.h5")
-    ending = dataclasses.replace(hdf5.READER, command=("-c", f"import os, signal; {code}"))
-    monkeypatch.setattr(hdf5, "READER", ending)
+    ending = dataclasses.replace(hdf5.HDF5, command=("-c", f"import os, signal; {code}"))
+    monkeypatch.setitem(arrays.READERS, "hdf5", partial(arrays_by_child, ending))
     with pytest.raises(InputError, match=words):
         read_probe(str(tmp_path / "a.h5"), {})
 

@@ -8,6 +8,7 @@ import os
 import struct
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from inputs.hostile import Evil, flipped, matlab_file, rezipped, torch_bytes
 from safetensors.torch import save as safetensors_bytes
 
 from ibscan.errors import IbscanError, InputError, UsageError
-from ibscan.inputs import matlab
 from ibscan.inputs.arguments import parse_model_arguments
-from ibscan.inputs.arrays import named_arrays
+from ibscan.inputs.arrays import MATLAB, READERS, named_arrays
+from ibscan.inputs.child_arrays import arrays_by_child
 from ibscan.inputs.discovery import found_in_folder
 from ibscan.inputs.labels import class_indices
 from ibscan.inputs.probe import find_probe, parse_arguments, read_probe
@@ -130,8 +131,8 @@ def test_a_matlab_reader_that_breaks_down_is_one_sentence(
     code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scipy.io.savemat(tmp_path / "a.mat", {"x": X})
-    ending = dataclasses.replace(matlab.READER, command=("-c", f"import os, signal; {code}"))
-    monkeypatch.setattr(matlab, "READER", ending)
+    ending = dataclasses.replace(MATLAB, command=("-c", f"import os, signal; {code}"))
+    monkeypatch.setitem(READERS, "mat", partial(arrays_by_child, ending))
     with pytest.raises(InputError, match=words):
         read_probe(str(tmp_path / "a.mat"), {})
 

@@ -17,6 +17,7 @@ from ibscan.measures.fit import ProbeFit
 from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
+from ibscan.measures.representation import Representation
 from ibscan.measures.weight_rank import WeightRank
 
 __all__ = ["CHANNELS", "MEASURES", "VERBS", "dimensions", "measure_settings", "quantities"]
@@ -30,6 +31,7 @@ MEASURES: tuple[type[Measure], ...] = (
     NetworkInformation,
     ReadoutInformation,
     Clustering,
+    Representation,
 )
 # The commands that carry out some of them; `scan` carries out all.
 VERBS = tuple(dict.fromkeys(measure.verb for measure in MEASURES if measure.verb))

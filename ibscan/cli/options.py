@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ibscan.core.option import OUTPUT, Option, Setting
-from ibscan.measures import measure_settings
+from ibscan.measures import VERBS, measure_settings
 from ibscan.request import READING, run_settings
 
 __all__ = ["ALL", "PRINTED", "PRINTING", "RESULT", "SHOW", "of_verb", "taking"]
@@ -104,7 +104,7 @@ def of_verb(verb: str) -> tuple[inspect.Parameter, ...]:
     run = [setting for setting in run_settings() if verb in setting.verbs]
     found, how = ([setting for setting in run if (setting.verbs == READING) is first] for first in (True, False))
     own = [setting for setting in measure_settings() if verb == "scan" or verb in setting.verbs]
-    shared, single = ([setting for setting in own if (len(setting.verbs) > 1) is several] for several in (True, False))
+    shared, single = ([s for s in own if (set(VERBS) <= set(s.verbs)) is every] for every in (True, False))
     settings = (*found, *shared, *how, *single)
     return (CHECKPOINTS, *(_parameter(setting) for setting in settings))
 

@@ -17,6 +17,7 @@ from ibscan.measures.fit import ProbeFit
 from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
+from ibscan.measures.representation import Representation
 from ibscan.measures.weight_rank import WeightRank
 
 __all__ = ["CHANNELS", "MEASURES", "VERBS", "dimensions", "measure_settings", "quantities"]
@@ -30,6 +31,7 @@ MEASURES: tuple[type[Measure], ...] = (
     NetworkInformation,
     ReadoutInformation,
     Clustering,
+    Representation,
 )
 # The commands that carry out some of them; `scan` carries out all.
 VERBS = tuple(dict.fromkeys(measure.verb for measure in MEASURES if measure.verb))
@@ -46,7 +48,7 @@ CHANNEL = Option(
 
 
 def measure_settings() -> tuple[Setting, ...]:
-    """Return every option of the measures once: those that several verbs have first, then verb by verb."""
+    """Return every option of the measures once: those that all verbs have first, then verb by verb."""
     found: dict[str, Setting] = {}
     for measure in MEASURES:
         own = settings_of(measure, (measure.verb,))
@@ -57,8 +59,9 @@ def measure_settings() -> tuple[Setting, ...]:
             verbs = tuple(dict.fromkeys((*known.verbs, *setting.verbs)))
             found[setting.name] = dataclasses.replace(known, verbs=verbs)
 
-    def order(setting: Setting) -> tuple[int, int, int]:
-        return -len(setting.verbs), VERBS.index(setting.verbs[0]), setting.option.place
+    def order(setting: Setting) -> tuple[bool, int, int]:
+        everywhere = set(VERBS) <= set(setting.verbs)
+        return not everywhere, VERBS.index(setting.verbs[0]), setting.option.place
 
     return tuple(sorted(found.values(), key=order))
 

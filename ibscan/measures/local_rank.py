@@ -57,7 +57,6 @@ def _directions(value: int | None, situation: Situation) -> int | None:
     return SUBSPACE
 
 
-REL_EPS_OPTION = replace(shared.EPS, help="The same, relative to the row's largest; repeatable.", nothing="", place=3)
 SPECTRUM_ROWS = Option(
     "Rows on which spectra are averaged. Default: {default}.",
     MEASURE,
@@ -106,7 +105,7 @@ class LocalRank(Measure):
     """
 
     eps: tuple[float, ...] = option(THRESHOLDS, shared.EPS)
-    rel_eps: tuple[float, ...] = option(THRESHOLDS, REL_EPS_OPTION)
+    rel_eps: tuple[float, ...] = option(THRESHOLDS, shared.REL_EPS)
     at: At = option("pre", AT)
     samples: int | None = option(RANK_ROWS, SAMPLES)
     spectrum_rows: int | None = option(64, SPECTRUM_ROWS)

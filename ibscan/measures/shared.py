@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ibscan.core.measure import Situation
@@ -30,6 +31,7 @@ __all__ = [
     "MOST_DRAWS",
     "NOISE",
     "RANK_ROWS",
+    "REL_EPS",
     "ROWS",
     "SAMPLES",
     "TARGET",
@@ -105,6 +107,12 @@ EPS = Option(
     check=positive,
     nothing="threshold",
     place=2,
+)
+REL_EPS = replace(
+    EPS,
+    help="Threshold relative to the largest singular value, of the row's Jacobian or of the layer; repeatable.",
+    nothing="",
+    place=3,
 )
 NOISE = Option(
     "Standard deviation of the channel noise, activation units; repeatable. "

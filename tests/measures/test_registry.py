@@ -89,6 +89,13 @@ def test_every_option_is_one_keyword_with_flags_of_its_own() -> None:
     assert {dimension.option for dimension in dimensions().values()} - {""} <= {setting.name for setting in settings}
 
 
+def test_measures_that_share_a_keyword_share_its_option() -> None:
+    options: dict[str, object] = {}
+    for measure in MEASURES:
+        for setting in settings_of(measure):
+            assert options.setdefault(setting.name, setting.option) is setting.option, setting.name
+
+
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
 def test_fields_without_an_option_are_not_the_users(measure: type[Measure]) -> None:
     options = {setting.field for setting in settings_of(measure)}

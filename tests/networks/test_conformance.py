@@ -21,6 +21,7 @@ from ibscan.measures.fit import ProbeFit
 from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
+from ibscan.measures.representation import Representation
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.chain import Chain
 from ibscan.networks.module import Module
@@ -40,6 +41,7 @@ MEASURES: dict[str, Any] = {
     "network": NetworkInformation(noise=(0.5,), tolerance=0.3, max_replicas=16, max_draws=64),
     "clustering": Clustering(),
     "clustering, pre": Clustering(at="pre"),
+    "representation": Representation(),
     "fit": ProbeFit(),
 }
 

@@ -27,10 +27,11 @@ from torch.nn import functional
 
 from ibscan.measures.local_rank import LocalRank
 from ibscan.networks.admission import recorded_taps
+from ibscan.networks.chain import Chain
 from ibscan.networks.module import Module
 from ibscan.numerics.subspace import subspace
 from ibscan.results.store import read
-from ibscan.types import At, Estimate, Network, Status, Streams
+from ibscan.types import At, Estimate, Status, Streams
 
 STREAMS = Streams(0)
 EPS = (1e-8, 0.01, 0.1, 0.4, 1.0)
@@ -48,7 +49,7 @@ def rows_of(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def measured(
-    network: Network, x: np.ndarray, streams: Streams = STREAMS, layers: Any = None, **settings: Any
+    network: Chain | Module, x: np.ndarray, streams: Streams = STREAMS, layers: Any = None, **settings: Any
 ) -> Mapping[str, Estimate]:
     measure = LocalRank(**{"eps": EPS, "rel_eps": RELATIVE} | settings)
     return measure(network, probe_of(x), streams, layers)

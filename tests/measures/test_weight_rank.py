@@ -26,7 +26,8 @@ from ibscan.measures.weight_rank import WeightRank, withdrawn
 from ibscan.networks import chain as chain_module
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.chain import Chain
-from ibscan.types import At, Estimate, Network, Status, Streams
+from ibscan.networks.module import Module
+from ibscan.types import At, Estimate, Status, Streams
 
 STREAMS = Streams(0)
 EPS = (1e-8, 1e-3, 0.05, 0.2, 0.7, 2.0)
@@ -58,7 +59,7 @@ def sequential(chain: Parameters, activation: nn.Module) -> Any:
     return nn.Sequential(*parts[:-1])
 
 
-def weights_measured(network: Network, x: np.ndarray, eps: tuple[float, ...] = EPS) -> Mapping[str, Estimate]:
+def weights_measured(network: Chain | Module, x: np.ndarray, eps: tuple[float, ...] = EPS) -> Mapping[str, Estimate]:
     return WeightRank(eps)(network, probe_of(x), STREAMS)
 
 

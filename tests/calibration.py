@@ -182,7 +182,7 @@ def scalars(*steps: tuple[float, float], inputs: int = 1) -> Chained:
     return matrices, [torch.tensor([b], dtype=torch.float64) for b in (*biases, 0.0)]
 
 
-def shifted(chain: Chained, layer: int, constant: Any) -> Chained:
+def shifted(chain: Chained, layer: int, constant: float | torch.Tensor) -> Chained:
     """The chain with a constant added to every unit of a layer."""
     chain[1][layer] = chain[1][layer] + constant
     return chain

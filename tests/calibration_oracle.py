@@ -37,7 +37,7 @@ def read_out_truth(case: Case, draws: int = DRAWS) -> tuple[float, float, float,
     return mixture_truth(centred / case.noise, case.labels, draws)
 
 
-def mixture_truth(unit: Any, labels: np.ndarray, draws: int = DRAWS) -> tuple[float, float, float, float]:
+def mixture_truth(unit: np.ndarray, labels: np.ndarray, draws: int = DRAWS) -> tuple[float, float, float, float]:
     """Return the same of rows in units of the noise, all of one weight."""
     points = torch.from_numpy(unit)
 
@@ -83,7 +83,7 @@ def chain_truth(case: Chain, draws: int = DRAWS) -> tuple[float, float, float, f
     return averaged(exponent, case.labels, before.shape[1] + centres.shape[1], draws // GRID_SHARE)
 
 
-def averaged(exponent: Callable[..., Any], labels: Any, d: int, draws: int) -> tuple[float, float, float, float]:
+def averaged(exponent: Callable[..., Any], labels: np.ndarray, d: int, draws: int) -> tuple[float, float, float, float]:
     """Return means and standard errors of ln p(t|i) - ln p(t) and ln p(t|y) - ln p(t).
 
     Sobol points are shifted at random, anew for every row i and every one of SHIFTS repetitions.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 
@@ -17,7 +18,7 @@ class Net(nn.Module):
             setattr(self, name, module)
         self.function = forward
 
-    def forward(self, *rows: Any, **named: Any) -> Any:
+    def forward(self, *rows: int | torch.Tensor, **named: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
         """Call the function."""
         return self.function(self, *rows, **named)
 

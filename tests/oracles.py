@@ -154,7 +154,7 @@ def state(weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]
 
 def network_of(
     chains: Sequence[Parameters],
-    activation: str = "tanh",
+    activation: Any = "tanh",
     output: str = "identity",
     dtype: torch.dtype = torch.float64,
 ) -> Chain:

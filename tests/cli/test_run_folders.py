@@ -156,7 +156,7 @@ class Whole(nn.Module):
 def test_a_lightning_module_and_the_network_in_it(command: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for step in (1, 2):
-        content: dict[str, Any] = layouts.lightning(0, step, trained(step))
+        content = layouts.lightning(0, step, trained(step))
         put_torch(run / f"step={step}.ckpt", content)
     binary_probe(run)
     (tmp_path / "nets.py").write_text(LIGHTNING)

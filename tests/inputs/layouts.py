@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ def optimizer() -> dict[str, object]:
     return {"state": dict(enumerate(moments)), "param_groups": [group]}
 
 
-def lightning(epoch: int, step: int, tensors: State) -> dict[str, object]:
+def lightning(epoch: int, step: int, tensors: State) -> dict[str, Any]:
     """Lightning 2: the module's own names begin with its attribute's, here `model.`."""
     progress = {"total": {"ready": step}, "current": {"ready": step}, "is_last_batch": False}
     best = {

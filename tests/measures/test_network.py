@@ -487,7 +487,9 @@ def test_rotating_a_linear_layer_changes_the_draws_alone() -> None:
             check(result[key], (0, 1, 0), truth)
 
 
-def same(a: Any, b: Mapping[str, Estimate], place: Any = ..., other: Any = ..., rtol: float = 0.0) -> None:
+def same(
+    a: Mapping[str, Estimate], b: Mapping[str, Estimate], place: Any = ..., other: Any = ..., rtol: float = 0.0
+) -> None:
     """Everything two results hold, compared."""
     for key, found in a.items():
         for part in ("value", "status", "stderr", "lower", "upper", "draws"):

@@ -60,7 +60,7 @@ def chain_spectra(chain: Parameters, names: tuple[str, str], x: Any, at: At) -> 
     return found
 
 
-def module_spectra(values: Callable[..., Any], x: np.ndarray, at: At) -> Any:
+def module_spectra(values: Callable[..., Any], x: np.ndarray, at: At) -> list[np.ndarray]:
     """The same of a module; `values(rows)` is [(pre, post), ...], differentiated by torch.func.jacrev."""
 
     def layers(row: torch.Tensor) -> list[torch.Tensor]:

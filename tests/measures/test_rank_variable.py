@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from ibscan.measures.local_rank import LocalRank
 from ibscan.networks.admission import recorded_taps
+from ibscan.networks.chain import Chain
 from ibscan.networks.module import Module
 from ibscan.numerics.subspace import subspace
 from ibscan.results.store import read
@@ -48,7 +49,7 @@ def rows_of(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def measured(
-    network: Any, x: np.ndarray, streams: Streams = STREAMS, layers: Any = None, **settings: Any
+    network: Chain | Module, x: np.ndarray, streams: Streams = STREAMS, layers: Any = None, **settings: Any
 ) -> Mapping[str, Estimate]:
     measure = LocalRank(**{"eps": EPS, "rel_eps": RELATIVE} | settings)
     return measure(network, probe_of(x), streams, layers)
@@ -83,7 +84,7 @@ def jacobian_after(
     x: np.ndarray,
     origin: int,
     layer: int,
-    at: Any,
+    at: At,
 ) -> Any:
     """d layer / d post of the origin (N, D, d): that of the chain cut off behind the origin, at the origin's post."""
     post = forward(*chain, *names, torch.from_numpy(x))[origin][1]
@@ -114,7 +115,7 @@ def assert_counts(
     place: tuple[int, int],
     jacobians: torch.Tensor,
     basis: Any = None,
-    spectrum_rows: Any = None,
+    spectrum_rows: int | None = None,
 ) -> None:
     """Every number of one (checkpoint, layer) that does not depend on how the layer is fed."""
     absolute, relative, sigma = counts_of(jacobians, EPS, RELATIVE, basis)

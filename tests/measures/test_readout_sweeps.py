@@ -221,7 +221,7 @@ def test_extremes_stay_within_their_limits(place: str, width: int) -> None:
 
 @pytest.mark.parametrize("ratio", [1e6, 1e12, 1e16, 1e20])
 @pytest.mark.parametrize("width", [1, 3])
-def test_a_diverged_layer_tells_every_row_apart(width: Any, ratio: Any) -> None:
+def test_a_diverged_layer_tells_every_row_apart(width: int, ratio: float) -> None:
     found = told([cloud(40, width, 6, ratio)], noise=(1.0,))
     assert found["mi_readout_xt"].value[0, 0, 0] == pytest.approx(math.log(40), abs=1e-6)
     assert abs(found["mi_readout_slope"].value[0, 0, 0]) < 1e-6
@@ -229,7 +229,7 @@ def test_a_diverged_layer_tells_every_row_apart(width: Any, ratio: Any) -> None:
 
 @pytest.mark.parametrize("scale", [1e-170, 1e155])
 @pytest.mark.parametrize("width", [1, 3])
-def test_relative_noise_where_squares_leave_the_range(width: Any, scale: Any) -> None:
+def test_relative_noise_where_squares_leave_the_range(width: int, scale: float) -> None:
     near, far = (told([cloud(40, width, 6, s)], rel_noise=(0.5,)) for s in (1.0, scale))
     for name in ("mi_readout_rel_xt", "mi_readout_rel_slope"):
         np.testing.assert_allclose(far[name].value, near[name].value, rtol=1e-9)

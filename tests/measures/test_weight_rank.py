@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ from ibscan.measures.weight_bounds import withdrawn
 from ibscan.measures.weight_rank import WeightRank
 from ibscan.networks import chain as chain_module
 from ibscan.networks.admission import recorded_taps
-from ibscan.types import Estimate, Status, Streams
+from ibscan.networks.chain import Chain
+from ibscan.networks.module import Module
+from ibscan.types import At, Estimate, Status, Streams
 
 STREAMS = Streams(0)
 EPS = (1e-8, 1e-3, 0.05, 0.2, 0.7, 2.0)
@@ -33,21 +36,21 @@ HIDDEN = sorted(set(ACTIVATION) - {"softmax"})
 KEYS = ("weight_rank", "rank_bound_frobenius", "rank_limit_statement", "weight_stable_rank", "rank_bound_weights")
 
 
-def rows_of(*shape: Any, seed: int = 0) -> Any:
+def rows_of(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def no_bias(*weights: Any) -> Any:
+def no_bias(*weights: np.ndarray | torch.Tensor) -> Parameters:
     return [torch.as_tensor(w, dtype=torch.float64) for w in weights], [None] * len(weights)
 
 
-def module_of(model: Any, x: Any) -> Any:
+def module_of(model: nn.Module, x: np.ndarray) -> Any:
     model = model.double().eval().requires_grad_(False)
     # A copy: on another device it is moved there, away from the oracle.
     return recorded_taps(copy.deepcopy(model), x, (), device=oracles.DEVICE, dtype=torch.float64)
 
 
-def sequential(chain: Any, activation: Any) -> Any:
+def sequential(chain: Parameters, activation: nn.Module) -> Any:
     """The chain as an nn.Sequential; `activation` a module."""
     parts = []
     for weight, bias in zip(*chain, strict=True):
@@ -57,26 +60,28 @@ def sequential(chain: Any, activation: Any) -> Any:
     return nn.Sequential(*parts[:-1])
 
 
-def weights_measured(network: Any, x: Any, eps: Any = EPS) -> Any:
+def weights_measured(network: Chain | Module, x: np.ndarray, eps: tuple[float, ...] = EPS) -> Mapping[str, Estimate]:
     return WeightRank(eps)(network, probe_of(x), STREAMS)
 
 
-def measured(network: Any, x: Any, eps: Any = EPS, **settings: Any) -> Any:
+def measured(network: Chain, x: np.ndarray, eps: tuple[float, ...] = EPS, **settings: Any) -> Mapping[str, Estimate]:
     return LocalRank(eps, **settings)(network, probe_of(x), STREAMS)
 
 
 # The oracle --------------------------------------------------------------------------------------------------------
 
 
-def spectrum(matrix: Any) -> Any:
+def spectrum(matrix: Any) -> np.ndarray:
     return np.linalg.svd(np.asarray(matrix), compute_uv=False)
 
 
-def above(sigma: Any, eps: Any) -> Any:
+def above(sigma: np.ndarray, eps: Any) -> list[int]:
     return [int((sigma > e).sum()) for e in eps]
 
 
-def bounds_of_rows(chain: Parameters, names: tuple[str, str], x: Any, layer: Any, eps: Any) -> Any:
+def bounds_of_rows(
+    chain: Parameters, names: tuple[str, str], x: np.ndarray, layer: int, eps: tuple[float, ...]
+) -> np.ndarray:
     """#{sigma(W_l) > eps / ||D_{l-1} J_{l-1}(x)||_2} (N, E): the norm is 1 at the first layer, 0 bounds by nothing."""
     sigma, found = spectrum(chain[0][layer]), []
     for row in torch.from_numpy(x):
@@ -86,25 +91,27 @@ def bounds_of_rows(chain: Parameters, names: tuple[str, str], x: Any, layer: Any
     return np.array(found)
 
 
-def bounded_rows(rows: Any, spectrum_rows: Any) -> Any:
+def bounded_rows(rows: int, spectrum_rows: int | None) -> int:
     """Return how many of the rows the mean of `rank_bound_jacobian` is over, as the quantity itself says."""
     bound = next(q for q in LocalRank.quantities if q.key == "rank_bound_jacobian")
     return bound.rows(LocalRank(spectrum_rows=spectrum_rows), rows)
 
 
-def rank_counts(chain: Parameters, names: tuple[str, str], x: Any, layer: Any, at: Any, eps: Any) -> Any:
+def rank_counts(
+    chain: Parameters, names: tuple[str, str], x: np.ndarray, layer: int, at: At, eps: tuple[float, ...]
+) -> np.ndarray:
     """#{sigma(J_l(x)) > eps}, (N, E)."""
     sigma = torch.linalg.svdvals(full_jacobian(*chain, names, torch.from_numpy(x), layer, at)).numpy()
     return np.array([above(s, eps) for s in sigma])
 
 
-def whole_matrix(layer: Any, shape: Any) -> Any:
+def whole_matrix(layer: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
     """A layer without its bias as a matrix, by its values at the unit vectors."""
     units = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)
     return (layer(units) - layer(torch.zeros_like(units))).flatten(1).T
 
 
-def module_spectra(values: Any, x: Any, at: Any) -> Any:
+def module_spectra(values: Any, x: np.ndarray, at: At) -> list[np.ndarray]:
     """Singular values (N, k) of every layer's Jacobian; `values(rows)` is [(pre, post), ...]."""
     rows = torch.from_numpy(x)
     found = []
@@ -117,7 +124,9 @@ def module_spectra(values: Any, x: Any, at: Any) -> Any:
 # Laws, held by every result ----------------------------------------------------------------------------------------
 
 
-def assert_laws(weights: Any, ranks: Any, rows: Any, spectrum_rows: Any = None) -> None:
+def assert_laws(
+    weights: Mapping[str, Estimate], ranks: Mapping[str, Estimate], rows: int, spectrum_rows: int | None = None
+) -> None:
     """What must hold between the two measures of one network at pre, whatever it is; cells not measured pass."""
     count, rank, bound = (ranks[key] for key in ("local_rank_count", "local_rank", "rank_bound_jacobian"))
     told = np.isfinite(rank.value[..., 0])
@@ -148,7 +157,7 @@ def assert_laws(weights: Any, ranks: Any, rows: Any, spectrum_rows: Any = None) 
 @pytest.mark.slow
 @pytest.mark.parametrize("spectrum_rows", [None, 2])
 @pytest.mark.parametrize("activation", HIDDEN)
-def test_chains_against_the_definitions(activation: Any, spectrum_rows: Any) -> None:
+def test_chains_against_the_definitions(activation: str, spectrum_rows: int | None) -> None:
     """Two checkpoints stacked, a narrow layer in the middle; counts from spectra and from Gram matrices."""
     chains, names = [random_chain((6, 7, 3, 5), seed, scale=1.5) for seed in (1, 2)], (activation, "identity")
     x, network = rows_of(9, 6, seed=3), network_of(chains, *names)
@@ -200,9 +209,12 @@ def nets(draw: Any) -> Any:
 @pytest.mark.slow
 @settings(max_examples=60)
 @given(net=nets(), rows=st.integers(1, 9), spectral=st.sampled_from([None, 1, 3]), seed=st.integers(0, 99))
-def test_laws_of_any_chain(net: Any, rows: Any, spectral: Any, seed: Any) -> None:
+def test_laws_of_any_chain(
+    net: tuple[int, Sequence[Parameters], str, str], rows: int, spectral: int | None, seed: int
+) -> None:
     inputs, chains, *names = net
-    network, x = network_of(chains, *names), rows_of(rows, inputs, seed=seed)
+    activation, output = names
+    network, x = network_of(chains, activation, output), rows_of(rows, inputs, seed=seed)
     assert_laws(weights_measured(network, x), measured(network, x, spectrum_rows=spectral), rows, spectral)
 
 
@@ -214,7 +226,7 @@ def test_a_mean_rank_does_not_exceed_its_mean_bound() -> None:
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "softplus"])
-def test_the_jacobian_bound_holds_row_by_row(activation: Any) -> None:
+def test_the_jacobian_bound_holds_row_by_row(activation: str) -> None:
     """A probe of one row: the bound is a count of its own, and its spread is unknown."""
     chain, names = random_chain((5, 6, 4, 4), 7, scale=2.0), (activation, "softmax")
     network = network_of([chain], *names)
@@ -230,11 +242,11 @@ def test_the_jacobian_bound_holds_row_by_row(activation: Any) -> None:
 @pytest.mark.parametrize("spectrum_rows", [2, None])
 @pytest.mark.parametrize("smallest", [0.01, 1e-9])
 def test_blocks_of_rows_do_not_change_bounds(
-    smallest: Any, spectrum_rows: Any, monkeypatch: pytest.MonkeyPatch
+    smallest: float, spectrum_rows: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Relative thresholds below what Gram matrices hold send every row to the SVD."""
     chain, x = random_chain((5, 6, 4), 3, scale=1.5), rows_of(11, 5)
-    options = {"rel_eps": (smallest,), "spectrum_rows": spectrum_rows}
+    options: dict[str, Any] = {"rel_eps": (smallest,), "spectrum_rows": spectrum_rows}
     expected = bounds_of_rows(chain, ("tanh", "identity"), x, 1, EPS)
     used = bounded_rows(11, spectrum_rows)
     for budget in (None, 1):
@@ -324,7 +336,7 @@ def test_a_rank_at_eps_to_zero_has_no_threshold_of_its_own() -> None:
     assert found["rank_bound_weights"].value[0].tolist() == [1]
 
 
-def graded(g: Any, o: Any, i: Any) -> Any:
+def graded(g: np.random.Generator, o: int, i: int) -> np.ndarray:
     """A matrix: Gaussian, deficient of any scale, integer of low rank, diagonal, or graded by 1e20."""
     least, kind = min(o, i), g.integers(5)
     if kind == 0:
@@ -342,7 +354,7 @@ def graded(g: Any, o: Any, i: Any) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(24))
-def test_no_count_exceeds_a_bound_whatever_the_sizes(seed: Any) -> None:
+def test_no_count_exceeds_a_bound_whatever_the_sizes(seed: int) -> None:
     """Chain and module, at pre and post, against SVDs of full Jacobians: every row, every threshold."""
     g = np.random.default_rng(seed)
     widths = g.integers(1, 13, g.integers(2, 6))
@@ -401,7 +413,7 @@ def test_bounds_that_a_count_exceeds_are_withdrawn() -> None:
 
 
 @pytest.mark.parametrize("spectrum_rows", [None, 1])
-def test_a_zero_weight_is_dead(spectrum_rows: Any) -> None:
+def test_a_zero_weight_is_dead(spectrum_rows: int | None) -> None:
     chains = [random_chain((5, 4, 3, 2), seed) for seed in (1, 2)]
     chains[0][0][1].zero_()
     x, network = rows_of(8, 5), network_of(chains)
@@ -434,7 +446,7 @@ def test_rows_without_a_slope_are_bounded_by_zero() -> None:
 @pytest.mark.parametrize("spoilt", [0, 1, 2])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("spectrum_rows", [None, 2])
-def test_weights_that_are_not_finite(spoilt: Any, value: Any, spectrum_rows: Any) -> None:
+def test_weights_that_are_not_finite(spoilt: int, value: float, spectrum_rows: int | None) -> None:
     """The layer's own numbers say so, bounds from there on; layers before and the other checkpoint are untouched."""
     chains, x = [random_chain((5, 4, 3, 2), seed) for seed in (1, 2)], rows_of(8, 5)
     clean = weights_measured(network_of(chains), x), measured(network_of(chains), x, spectrum_rows=spectrum_rows)
@@ -472,10 +484,11 @@ def test_a_bias_that_is_not_finite_is_no_matter_of_weights() -> None:
 
 @pytest.mark.parametrize("spectrum_rows", [None, 3])
 @pytest.mark.parametrize(("name", "activation"), [("tanh", nn.Tanh()), ("relu", nn.ReLU()), ("gelu", nn.GELU())])
-def test_chain_and_module_agree(name: Any, activation: Any, spectrum_rows: Any) -> None:
+def test_chain_and_module_agree(name: str, activation: nn.Module, spectrum_rows: int | None) -> None:
     chain, x = random_chain((6, 7, 3, 5), 2, scale=1.5), rows_of(10, 6)
     plain, module = network_of([chain], name), module_of(sequential(chain, activation), x)
-    for call, options in ((weights_measured, {}), (measured, {"spectrum_rows": spectrum_rows})):
+    calls: list[tuple[Any, dict[str, Any]]] = [(weights_measured, {}), (measured, {"spectrum_rows": spectrum_rows})]
+    for call, options in calls:
         expected, found = call(plain, x, **options), call(module, x, **options)
         parts = [part.name for part in dataclasses.fields(Estimate)]
         for key, part in itertools.product(expected, parts):
@@ -492,7 +505,7 @@ def test_a_token_wise_linear_counts_once_a_token() -> None:
     c.weight.data *= 3
     model = Net(lambda s, x: s.c(torch.tanh(s.b(torch.tanh(s.a(x)))).flatten(1)), a=a, b=b, c=c)
 
-    def values(rows: Any) -> Any:
+    def values(rows: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         p = a(rows)
         q = b(torch.tanh(p))
         r = c(torch.tanh(q).flatten(1))
@@ -536,7 +549,7 @@ def test_tokens_of_a_deficient_linear() -> None:
         ({"kernel_size": 1}, 4),
     ],
 )
-def test_a_convolution_has_at_most_positions_times_the_rank_of_its_kernel(options: Any, inputs: Any) -> None:
+def test_a_convolution_has_at_most_positions_times_the_rank_of_its_kernel(options: Any, inputs: int) -> None:
     """Kernel matrix (out, in * k); never more than the width. The exact map's rank, and every row's, lie below."""
     torch.manual_seed(2)
     conv = nn.Conv2d(2, 5, **options).double()
@@ -566,7 +579,7 @@ def test_a_plain_convolutional_net() -> None:
     c.weight.data *= 4
     model = nn.Sequential(a, nn.ReLU(), nn.MaxPool2d(2), b, nn.Tanh(), nn.Flatten(), c)
 
-    def values(rows: Any) -> Any:
+    def values(rows: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         p = a(rows)
         h = functional.max_pool2d(torch.relu(p), 2)
         q = b(h)

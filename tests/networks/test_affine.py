@@ -144,7 +144,7 @@ PLAIN = {
 }
 
 
-def taken(model: Any, x: np.ndarray, dtype: torch.dtype = torch.float64) -> Module:
+def taken(model: nn.Module, x: np.ndarray, dtype: torch.dtype = torch.float64) -> Module:
     model = model.to(oracles.DEVICE, dtype).eval().requires_grad_(False)
     return recorded_taps(model, x, (), device=oracles.DEVICE, dtype=dtype)
 

@@ -330,7 +330,7 @@ def spied(monkeypatch: pytest.MonkeyPatch, place: Any, name: str) -> list[Any]:
 
 
 def assert_same(
-    network: Any,
+    network: Module,
     x: np.ndarray,
     jacobians: Sequence[torch.Tensor],
     at: At,
@@ -357,7 +357,9 @@ def assert_same(
             assert (got - wanted).abs().amax() <= rtol * wanted.abs().amax()
 
 
-def assert_routes(network: Any, x: np.ndarray, jacobians: Sequence[torch.Tensor], at: At, layers: Any = None) -> None:
+def assert_routes(
+    network: Module, x: np.ndarray, jacobians: Sequence[torch.Tensor], at: At, layers: Any = None
+) -> None:
     """What is visited, and what the measure makes of it."""
     assert_same(network, x, jacobians, at, layers)
     found = LocalRank(eps=(0.03, 0.3), rel_eps=(0.01,), at=at, spectrum_rows=2)(
@@ -384,7 +386,7 @@ BUDGETS: dict[str, Any] = {
 }
 
 
-def limit(monkeypatch: pytest.MonkeyPatch, budget: Any, size: int) -> None:
+def limit(monkeypatch: pytest.MonkeyPatch, budget: Mapping[str, float], size: int) -> None:
     for constant, value in budget.items():
         unit = size if constant in ("ROW_BUDGET", "BLOCK_BUDGET") else 1
         most = max(1, int(value * unit))

@@ -32,11 +32,13 @@ def linear(inputs: int = 4, outputs: int = 4) -> nn.Linear:
     return nn.Linear(inputs, outputs)
 
 
-def network_of(model: Any, x: np.ndarray, extra: tuple[str, ...] = (), dtype: torch.dtype = torch.float64) -> Module:
+def network_of(
+    model: nn.Module, x: np.ndarray, extra: tuple[str, ...] = (), dtype: torch.dtype = torch.float64
+) -> Module:
     return recorded_taps(model.eval().requires_grad_(False).to(dtype), x, extra, device=CPU, dtype=dtype)
 
 
-def walked(network: Any, x: np.ndarray) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def walked(network: Module, x: np.ndarray) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Return {layer: (pre, post)} of all rows, each visited once."""
     found: dict[Any, Any] = {}
 

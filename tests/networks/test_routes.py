@@ -32,7 +32,7 @@ def rows_of(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def network_of(model: Any, x: np.ndarray, dtype: torch.dtype = torch.float64) -> Module:
+def network_of(model: nn.Module, x: np.ndarray, dtype: torch.dtype = torch.float64) -> Module:
     return recorded_taps(model.eval().requires_grad_(False).to(dtype), x[:3], (), device=CPU, dtype=dtype)
 
 
@@ -49,7 +49,7 @@ def counts(function: Callable[..., Any] | Net, x: np.ndarray, eps: tuple[float, 
     return [float((sigma > limit).sum(1).double().mean()) for limit in eps]
 
 
-def assert_counts(model: Any, x: np.ndarray, function: Callable[..., Any] | None = None, layer: int = -1) -> None:
+def assert_counts(model: Net, x: np.ndarray, function: Callable[..., Any] | None = None, layer: int = -1) -> None:
     """The last layer's counts are those of autograd, or of a function that computes the same in plain words."""
     network = network_of(model, x)
     found = ranks(network, x)["local_rank"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,14 @@ from ibscan.types import Estimate, Status
 ROWS = 1000
 
 
-def said(stated: Any, accuracy: Any, loss: float = 0.1, *, classes: int = 10, rows: Any = ROWS) -> Any:
+def said(
+    stated: Sequence[Mapping[str, float | str]],
+    accuracy: float | Sequence[float],
+    loss: float = 0.1,
+    *,
+    classes: int = 10,
+    rows: int = ROWS,
+) -> str | None:
     """The sentence on checkpoints that state {name: number}, with an accuracy and a loss measured each."""
     series = [checkpoint(k, metadata={key: str(v) for key, v in one.items()}) for k, one in enumerate(stated)]
     values = {"probe_accuracy": accuracy, "probe_loss": loss}
@@ -42,7 +50,7 @@ def said(stated: Any, accuracy: Any, loss: float = 0.1, *, classes: int = 10, ro
         {"train_acc": 0.99, "val_acc": 0.95},
     ],
 )
-def test_an_accuracy_that_is_not_there(stated: Any) -> None:
+def test_an_accuracy_that_is_not_there(stated: Mapping[str, float]) -> None:
     sentence = said([stated], 0.12)
     assert sentence is not None
     assert sentence.startswith("epoch-0.safetensors states ")
@@ -71,7 +79,7 @@ def test_an_accuracy_that_is_not_there(stated: Any) -> None:
         ({"accuracy": 0.97}, np.nan, ROWS),
     ],
 )
-def test_nothing_is_said_without_need(stated: Any, accuracy: Any, rows: Any) -> None:
+def test_nothing_is_said_without_need(stated: Mapping[str, float | str], accuracy: float, rows: int) -> None:
     assert said([stated], accuracy, rows=rows) is None
 
 

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -94,6 +94,23 @@ def export(**options: Any) -> int:  # noqa: ANN401
     options["format"] = "tsv" if options["format"] == "auto" else options["format"]
     output_for(options).result(read(options["result"]))
     return 0
+
+
+@app.command(context_settings=HELP | {"ignore_unknown_options": True}, epilog="Example: ibscan explain mi_readout_xt")
+def explain(
+    name: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...",
+            help="A variable, option, status, word in a table's head, exit code, or topic; none lists the topics.",
+            show_default=False,
+        ),
+    ] = None,
+) -> int:
+    """What a name means: any variable, option, status, word in a table's head, exit code or topic."""
+    from ibscan.cli.explain import explain as explained
+
+    return explained(" ".join(name or ()))
 
 
 def _scanned(verb: str, options: Mapping[str, Any]) -> int:

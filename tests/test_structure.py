@@ -114,26 +114,3 @@ def test_package_import_is_cheap() -> None:
 def test_a_function_named_like_the_engine_stays_a_function() -> None:
     code = "import ibscan, ibscan.api; assert callable(ibscan.rank) and callable(ibscan.scan)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_every_option_is_in_the_readme() -> None:
-    from ibscan.cli import options
-
-    readme = (PACKAGE.parent / "README.md").read_text()
-    flags = {
-        flag
-        for group in (
-            options.CHECKPOINTS,
-            options.SCAN,
-            options.RANK,
-            options.MI,
-            options.PRINTING,
-            options.SHOW,
-            options.ALL,
-        )
-        for parameter in group
-        for declared in getattr(parameter.annotation.__metadata__[0], "param_decls", ()) or ()
-        for flag in declared.split("/")
-    }
-    missing = sorted(flag for flag in flags if f"`{flag}" not in readme and f"{flag}`" not in readme)
-    assert not missing, missing

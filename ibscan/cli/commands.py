@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -96,21 +96,17 @@ def export(**options: Any) -> int:  # noqa: ANN401
     return 0
 
 
-@app.command(context_settings=HELP | {"ignore_unknown_options": True}, epilog="Example: ibscan explain mi_readout_xt")
-def explain(
-    name: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[NAME]...",
-            help="A variable, option, status, word in a table's head, exit code, or topic; none lists the topics.",
-            show_default=False,
-        ),
-    ] = None,
-) -> int:
-    """What a name means: any variable, option, status, word in a table's head, exit code or topic."""
+@app.command(
+    context_settings={**HELP, "ignore_unknown_options": True, "allow_extra_args": True},
+    options_metavar="[NAME]",
+    epilog="Example: ibscan explain mi_readout_xt",
+)
+def explain(context: typer.Context) -> int:
+    """What a name means: a variable, option, status, word in a table's head, exit code or topic of the guide."""
     from ibscan.cli.explain import explain as explained
 
-    return explained(" ".join(name or ()))
+    # Not an argument of Typer's: those are read through a validation library that costs more time than all else here.
+    return explained(" ".join(context.args))
 
 
 def _scanned(verb: str, options: Mapping[str, Any]) -> int:

@@ -31,7 +31,7 @@ def explain(name: str) -> int:
     """Print what a name means on standard output: laid out on a terminal, plain text and Markdown in a pipe.
 
     Args:
-        name: A word of ibscan, or the name or a heading of a page of the guide; where it is empty, the topics are listed.
+        name: A word of ibscan, or the name or a heading of a page of the guide; empty to list the topics.
 
     Returns:
         The exit code, 0.
@@ -58,9 +58,11 @@ def _meanings(name: str) -> tuple[list[str], list[Entry]]:
     if not name:
         return [], [Entry(("ibscan explain",), "how to ask", (("", _HOW), *_topics()), "")]
     key = name.strip().removesuffix(".md").casefold()
-    page, found = pages().get(key), explained(name)
-    headed = next((part for heading, (_, part) in sections().items() if heading.casefold() == key), None)
-    texts = [text for text in (page, None if found else headed) if text is not None]
+    if key in pages():
+        return [pages()[key]], []
+    texts, found = [], explained(name)
+    if not found:
+        texts = [part for heading, (_, part) in sections().items() if heading.casefold() == key]
     if not texts and not found:
         nearest = near(name)
         meant = f"; the nearest names are {', '.join(nearest)}" if nearest else ""

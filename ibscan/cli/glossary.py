@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import TypeAlias, get_args
 
-__all__ = ["Entry", "columns", "entries", "explained", "near", "pages", "sections"]
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from ibscan import views
+from ibscan.cli.options import PRINTED
+from ibscan.core.option import Setting
+from ibscan.measures import VERBS, dimensions, measure_settings, quantities
+from ibscan.request import run_settings
+from ibscan.types import Estimate
+
+__all__ = [
+    "Entry",
+    "columns",
+    "default_of",
+    "entries",
+    "explained",
+    "near",
+    "pages",
+    "sections",
+    "settings",
+    "typed",
+    "verbs_of",
+]
 
 # Tables of the guide that explain words: the head of their first column, and what those words are. The words are the
 # code spans of the first cell, or its text; a mark in a table means the same as its status.
@@ -29,13 +52,16 @@ _CELL = re.compile(r"(?<!\\)\|")
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?")
 
 
+Facts: TypeAlias = tuple[tuple[str, str], ...]
+
+
 @dataclass(frozen=True)
 class Entry:
     """One meaning of a word: its names, what kind of thing it is, labelled facts, and the page that says more."""
 
     names: tuple[str, ...]
     kind: str
-    facts: tuple[tuple[str, str], ...]
+    facts: Facts
     page: str
 
 
@@ -66,11 +92,11 @@ def entries() -> tuple[Entry, ...]:
 @cache
 def columns() -> tuple[Entry, ...]:
     """Return the heads of the tables that scans print, and the marks in them; imports numpy and rich."""
-    from ibscan import views
-
+    marks = views.marks()
     return tuple(
         Entry((head,), "word in a table's head", (("meaning", meaning),), "reading")
         for head, meaning in views.columns().items()
+        if head not in marks
     )
 
 
@@ -78,15 +104,16 @@ def explained(name: str) -> list[Entry]:
     """Return what a name means: one entry a meaning, none where it is unknown.
 
     Args:
-        name: As typed: case, blanks and leading dashes do not matter, nor whether words are joined by - or _.
+        name: As typed: case, blanks and leading dashes do not matter, nor whether words are joined by - or _. Heads of
+            tables may have their number (`noise 0.1`), or be a part of one (`mean err`).
     """
     name = name.strip()
-    found = [entry for entry in entries() if name in entry.names]
-    if not found:
-        found = [entry for entry in entries() if _plain(name) in map(_plain, entry.names)]
-    if name.startswith("--"):
+    found = _called(name, entries())
+    if name.startswith("-") and name != "-":
         return [entry for entry in found if entry.kind == "option"]
-    return found or _family(name) or _headed(name)
+    # What only shares its symbol comes last.
+    found.sort(key=lambda entry: name not in entry.names[:1])
+    return found or _called(name, columns()) or _made(name) or _in_words(name)
 
 
 def near(name: str) -> list[str]:
@@ -103,72 +130,113 @@ def _plain(name: str) -> str:
     return re.sub(r"\s", "", name.lstrip("-") or name).replace("-", "_").casefold()
 
 
-def _family(name: str) -> list[Entry]:
+def _called(name: str, among: Iterable[Entry]) -> list[Entry]:
+    return [entry for entry in among if _plain(name) in map(_plain, entry.names)]
+
+
+def _made(name: str) -> list[Entry]:
     """Return what a name means that is made from a pattern: metrics of checkpoints, exit codes in words."""
     metric = re.fullmatch(r"metric_(?P<own>[A-Za-z0-9_]+?)(?P<status>_status)?", name)
     if metric is not None:
-        own, status = metric["own"], metric["status"]
-        meaning = f"{own}, as the checkpoints state it in their metadata (ibscan.metric.{own})"
-        facts = [("meaning", f"status of metric_{own}: {meaning}" if status else meaning)]
-        facts += [("stored along", "checkpoint"), ("written by", f'ibscan.save(..., metrics={{"{own}": ...}})')]
-        return [Entry((name,), "variable", tuple(facts), "training")]
+        meaning = f"{metric['own']}, as checkpoints state it in their metadata (ibscan.metric.{metric['own']})"
+        facts = (("meaning", f"status of {meaning}" if metric["status"] else meaning), ("stored along", "checkpoint"))
+        return [Entry((name,), "variable", facts, "training")]
     code = re.fullmatch(r"exit( code)? ([0-9]+)", name.casefold())
-    return [entry for entry in entries() if code is not None and code[2] in entry.names]
+    return [] if code is None else _called(code[2], entries())
 
 
-def _headed(name: str) -> list[Entry]:
-    """Return what the head of a table's column means; its number, as in `noise 0.1`, does not matter."""
-    found = [entry for entry in columns() if _plain(name) in map(_plain, entry.names)]
-    if found:
+def _in_words(name: str) -> list[Entry]:
+    """Return what the words of a table's head mean, numbers aside; nothing where one of them is unknown."""
+    words = [word for word in re.split(r"[\s,]+", name) if word and not _NUMBER.fullmatch(word)]
+    found = _part(" ".join(words))
+    if found or words in ([], [name]):
         return found
-    words = [word for word in name.split() if not _NUMBER.fullmatch(word)]
-    heads = {_plain(entry.names[0]): entry for entry in columns()}
-    return [heads[_plain(word)] for word in words if _plain(word) in heads] if len(words) < len(name.split()) else []
+    each = [_called(word, (*entries(), *columns())) or _part(word) for word in words]
+    return [entry for part in each for entry in part] if all(each) else []
+
+
+def _part(words: str) -> list[Entry]:
+    """Return heads of tables, else variables, that some words are a part of."""
+
+    def padded(text: str) -> str:
+        return f" {' '.join(re.findall('[a-z0-9]+', text.casefold()))} "
+
+    listed = (columns(), [entry for entry in entries() if "symbol" in dict(entry.facts)])
+    wanted = padded(words)
+    parts = ([entry for entry in among if wanted.strip() and wanted in padded(entry.names[0])] for among in listed)
+    return next((part for part in parts if part), [])
 
 
 def _variables() -> Iterator[Entry]:
-    from ibscan.measures import quantities
-    from ibscan.types import Estimate
-
     for measure, quantity in quantities():
-        dims = (*(("checkpoint", "layer") if quantity.per_layer else ("checkpoint",)), *(d.name for d in quantity.dims))
-        verbs = " and ".join(f"ibscan {verb}" for verb in dict.fromkeys((measure.verb or "every verb", "scan")))
-        stored = ("stored along", ", ".join(dims)), ("measured by", verbs)
-        more = (("source", quantity.source), ("what it does not say", quantity.caveat))
-        meaning, unit = ("meaning", quantity.meaning), ("unit", quantity.unit)
-        facts = (meaning, ("symbol", quantity.symbol), ("formula", quantity.formula), unit, *stored, *more)
-        yield Entry((quantity.key, quantity.symbol), "variable", facts, "variables")
+        dims = (*(("checkpoint", "layer") if quantity.per_layer else ("checkpoint",)), *quantity.dims)
+        verbs = (*([measure.verb] if measure.verb else VERBS), "scan")
+        stored = ("stored along", ", ".join(dims)), ("measured by", ", ".join(f"ibscan {verb}" for verb in verbs))
+        more = (*stored, ("source", quantity.source), ("what it does not say", quantity.caveat))
+        own: Facts = (("meaning", quantity.meaning), ("symbol", quantity.symbol), ("formula", quantity.formula))
+        yield Entry((quantity.key, quantity.symbol), "variable", (*own, ("unit", quantity.unit), *more), "variables")
         for suffix in quantity.companions:
-            companion = Estimate.companion(quantity.key, suffix)
-            meaning = ("meaning", f"{Estimate.MEANINGS[suffix]} {quantity.meaning}")
-            facts = (meaning, ("belongs to", quantity.key), unit, *stored, *more)
-            yield Entry((companion,), "variable", facts, "variables")
+            own = (("meaning", f"{Estimate.MEANINGS[suffix]} {quantity.meaning}"), ("belongs to", quantity.key))
+            unit = "1" if suffix in Estimate.UNITLESS else quantity.unit
+            name = Estimate.companion(quantity.key, suffix)
+            yield Entry((name,), "variable", (*own, ("unit", unit), *more), "variables")
         if not quantity.counted:
-            meaning = ("meaning", f"status of {quantity.key}: what its value means, or why there is none")
-            yield Entry((f"{quantity.key}_status",), "variable", (meaning, ("belongs to", quantity.key), *stored), "statuses")
+            own = (("meaning", "what the value means, or why there is none"), ("belongs to", quantity.key))
+            yield Entry((Estimate.companion(quantity.key, "status"),), "variable", (*own, *stored), "statuses")
 
 
 def _dimensions() -> Iterator[Entry]:
-    from ibscan.measures import dimensions
-
-    for dimension in dimensions():
-        option = f"--{dimension.option.replace('_', '-')}" if dimension.option else "the network"
-        facts = (("meaning", dimension.meaning), ("unit", dimension.unit), ("set by", option))
+    for dimension in dimensions().values():
+        chosen = f"--{dimension.option.replace('_', '-')}" if dimension.option else "the measure or the network"
+        facts = (("meaning", dimension.meaning), ("unit", dimension.unit), ("decided by", chosen))
         yield Entry((dimension.name,), "dimension of the result file", facts, "files")
 
 
-def _options() -> Iterator[Entry]:
-    from ibscan.cli.options import PRINTED
-    from ibscan.measures import measure_settings
-    from ibscan.request import run_settings
+def settings() -> tuple[Setting, ...]:
+    """Return every option of the command line: of a run, of the measures, of printing."""
+    return (*run_settings(), *measure_settings(), *PRINTED)
 
-    for setting in (*run_settings(), *measure_settings(), *PRINTED):
-        flags = tuple(flag for declared in setting.flags for flag in declared.split("/"))
+
+def typed(setting: Setting) -> tuple[tuple[str, ...], str]:
+    """Return the flags of an option, the long one first, and what stands for its value."""
+    flags = sorted((flag for declared in setting.flags for flag in declared.split("/")), key=lambda f: f[:2] != "--")
+    return tuple(flags), setting.option.metavar or "|".join(get_args(setting.option.kind))
+
+
+def default_of(setting: Setting) -> str:
+    """Return the default of an option, empty where its help says what it is, and where it is nothing or a switch."""
+    silent = setting.option.several or not setting.option.shown or isinstance(setting.default, bool | None)
+    return "" if silent else str(setting.default)
+
+
+@cache
+def _commands() -> Mapping[str, TyperCommand]:
+    from ibscan.cli.commands import app
+
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    return {name: command for name, command in group.commands.items() if isinstance(command, TyperCommand)}
+
+
+def verbs_of(flag: str) -> tuple[str, ...]:
+    """Return the commands that have a flag, in the order of the help."""
+    return tuple(
+        name
+        for name, command in _commands().items()
+        if any(flag in (*parameter.opts, *parameter.secondary_opts) for parameter in command.params)
+    )
+
+
+def _options() -> Iterator[Entry]:
+    for setting in settings():
+        flags, value = typed(setting)
         facts = (
-            ("typed", ", ".join(setting.flags) + (f" {setting.metavar}" if setting.metavar else "")),
+            ("typed", f"{', '.join(flags)} {value}"),
             ("meaning", setting.help),
-            ("of", ", ".join(f"ibscan {verb}" for verb in setting.verbs)),
-            ("in Python", f"{setting.name}=..."),
+            ("default", default_of(setting)),
+            ("repeatable", "yes" if setting.option.several else ""),
+            ("of", ", ".join(f"ibscan {verb}" for verb in verbs_of(flags[0]))),
+            ("in Python", "" if setting in PRINTED else f"{setting.name}=..."),
         )
         yield Entry((*flags, setting.name), "option", facts, "options")
 

@@ -8,11 +8,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from ibscan.cli.commands import app
+from ibscan.cli.glossary import default_of, settings, typed, verbs_of
 from ibscan.cli.listing import COLUMNS as LISTED
-from ibscan.cli.options import PRINTED
-from ibscan.core.option import Setting
-from ibscan.measures import MEASURES, dimensions, measure_settings, quantities
-from ibscan.request import run_settings
+from ibscan.core.option import INPUT, MEASURE, MODEL, OUTPUT, PRECISION, Setting
+from ibscan.core.quantity import Quantity
+from ibscan.measures import MEASURES, dimensions, quantities
 from ibscan.results.axes import AUXILIARY, DESCRIPTIONS
 from ibscan.results.export import COLUMNS as EXPORTED
 from ibscan.types import Estimate
@@ -20,6 +20,7 @@ from ibscan.types import Estimate
 PAGES = Path(str(files("ibscan"))) / "guide"
 REGION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SCAN_VERBS = ("rank", "mi", "cluster", "scan")
+INDICES = ("checkpoint", "layer")
 
 
 def written(text: str) -> str:
@@ -41,14 +42,13 @@ def verbs() -> str:
 
 def options() -> str:
     """Return every option by its panel."""
-    panels: dict[str, list[Setting]] = {}
-    for setting in (*run_settings(), *measure_settings(), *PRINTED):
-        panels.setdefault(setting.option.panel, []).append(setting)
-    parts = []
-    for panel, settings in panels.items():
-        rows = ((_typed(one), _verbs(one.verbs), f"`{one.name}`", one.help) for one in settings)
-        parts.append(f"## {panel}\n\n" + table(("option", "of", "in Python", "meaning"), rows))
-    return "\n".join(parts)
+    panels: dict[str, list[Setting]] = {panel: [] for panel in (INPUT, MODEL, MEASURE, PRECISION, OUTPUT)}
+    for setting in settings():
+        panels[setting.option.panel].append(setting)
+    return "\n".join(
+        f"## {panel}\n\n" + table(("option", "of", "meaning"), (_row(setting) for setting in listed))
+        for panel, listed in panels.items()
+    )
 
 
 def variables() -> str:
@@ -58,7 +58,8 @@ def variables() -> str:
         found = [quantity for owner, quantity in quantities() if owner is measure]
         rows = ((_named(q), ", ".join(q.dims), q.unit, q.meaning, f"`{q.formula}`") for q in found)
         verb = f"`ibscan {measure.verb}` and `ibscan scan`" if measure.verb else "every verb"
-        said = [f"## {measure.name}", f"Measured by {verb}. Source: {measure.source}."]
+        source = f" Source: {measure.source}." if measure.source else ""
+        said = [f"## {measure.name}", f"Measured by {verb}.{source}"]
         said.append(table(("variable", "along", "unit", "meaning", "formula"), rows).rstrip())
         caveats: dict[str, list[str]] = {}
         for quantity in found:
@@ -71,21 +72,20 @@ def variables() -> str:
 
 def dimension_table() -> str:
     """Return the dimensions of a file and the coordinates along them."""
-    rows = []
-    for name in ("checkpoint", "layer"):
-        along = ", ".join(f"`{key}`" for key, dim in AUXILIARY.items() if dim == name)
-        rows.append((f"`{name}`", along, DESCRIPTIONS[name]))
-    return table(("dimension", "coordinates on it", "meaning"), (*rows, *((f"`{d.name}`", "", d.meaning) for d in dimensions())))
+    along = {name: ", ".join(f"`{key}`" for key, dim in AUXILIARY.items() if dim == name) for name in INDICES}
+    rows = [(f"`{name}`", along[name], DESCRIPTIONS[name]) for name in INDICES]
+    rows += [(f"`{dimension.name}`", "", dimension.meaning) for dimension in dimensions().values()]
+    return table(("dimension", "coordinates on it", "meaning"), rows)
 
 
 def coordinates() -> str:
     """Return what the coordinates of checkpoints and layers are."""
-    return table(("coordinate", "meaning"), ((f"`{name}`", DESCRIPTIONS[name]) for name in ("checkpoint", "layer", *AUXILIARY)))
+    return table(("coordinate", "meaning"), ((f"`{name}`", DESCRIPTIONS[name]) for name in (*INDICES, *AUXILIARY)))
 
 
 def companions() -> str:
     """Return what stands beside a variable."""
-    rows = ((f"`NAME_{one.suffix}`", f"{one.long_name} NAME") for one in Estimate.COMPANIONS.values())
+    rows = ((f"`NAME_{suffix}`", f"{Estimate.MEANINGS[suffix]} NAME") for suffix in Estimate.COMPANIONS.values())
     return table(("companion", "meaning"), rows)
 
 
@@ -99,20 +99,19 @@ def listed() -> str:
     return table(("ls column", "meaning"), ((f"`{name}`", text) for name, text in LISTED.items()))
 
 
-def _typed(setting: Setting) -> str:
-    flags = ", ".join(f"`{flag}`" for declared in setting.flags for flag in declared.split("/"))
-    return f"{flags} `{setting.option.metavar}`" if setting.option.metavar else flags
+def _row(setting: Setting) -> tuple[str, str, str]:
+    flags, value = typed(setting)
+    shown = ", ".join(f"`{flag}`" for flag in flags) + (f" `{value}`" if value else "")
+    verbs = verbs_of(flags[0])
+    if set(SCAN_VERBS) <= set(verbs):
+        verbs = ("scan verbs", *(verb for verb in verbs if verb not in SCAN_VERBS))
+    default = default_of(setting)
+    return shown, ", ".join(verbs), setting.help + (f" Default: {default}." if default else "")
 
 
-def _verbs(named: Sequence[str]) -> str:
-    if set(SCAN_VERBS) <= set(named):
-        return ", ".join(("scan verbs", *(verb for verb in named if verb not in SCAN_VERBS)))
-    return ", ".join(named)
-
-
-def _named(quantity: object) -> str:
-    key, suffixes = quantity.key, quantity.companions  # type: ignore[attr-defined]
-    return ", ".join(f"`{name}`" for name in (key, *(Estimate.companion(key, suffix) for suffix in suffixes)))
+def _named(quantity: Quantity) -> str:
+    names = (quantity.key, *(Estimate.companion(quantity.key, suffix) for suffix in quantity.companions))
+    return ", ".join(f"`{name}`" for name in names)
 
 
 REGIONS: Mapping[str, Callable[[], str]] = {

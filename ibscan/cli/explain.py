@@ -24,6 +24,7 @@ _HOW = (
 _WIDEST = 100
 # Without the backgrounds of rich's own, which suit one kind of terminal only.
 _STYLES = {"markdown.code": "bold cyan", "markdown.h1": "bold yellow", "markdown.h2": "bold yellow"}
+_COMMENT = re.compile(r"<!--.*?-->\n", re.DOTALL)
 _PAGE = re.compile(r"\[[^\]]+\]\(([a-z]+)\.md\)")
 
 
@@ -82,7 +83,8 @@ def _print_page(text: str, screen: Console | None) -> None:
     from rich.theme import Theme
 
     # Links between pages lead nowhere in a terminal; the command that prints the page does.
-    page = Markdown(_PAGE.sub(r"`ibscan explain \1`", text), code_theme="ansi_dark", hyperlinks=False)
+    text = _COMMENT.sub("", _PAGE.sub(r"`ibscan explain \1`", text))
+    page = Markdown(text, code_theme="ansi_dark", hyperlinks=False)
     with screen.use_theme(Theme(_STYLES)):
         screen.print(page)
 

@@ -172,17 +172,20 @@ def _variables() -> Iterator[Entry]:
         dims = (*(("checkpoint", "layer") if quantity.per_layer else ("checkpoint",)), *quantity.dims)
         verbs = (*([measure.verb] if measure.verb else VERBS), "scan")
         stored = ("stored along", ", ".join(dims)), ("measured by", ", ".join(f"ibscan {verb}" for verb in verbs))
-        more = (*stored, ("source", quantity.source), ("what it does not say", quantity.caveat))
+        said = (("source", quantity.source), ("what it does not say", quantity.caveat))
+        beside = {suffix: Estimate.companion(quantity.key, suffix) for suffix in quantity.companions}
+        status = "" if quantity.counted else Estimate.companion(quantity.key, "status")
+        listed = ("stored beside it", ", ".join(name for name in (*beside.values(), status) if name))
         own: Facts = (("meaning", quantity.meaning), ("symbol", quantity.symbol), ("formula", quantity.formula))
-        yield Entry((quantity.key, quantity.symbol), "variable", (*own, ("unit", quantity.unit), *more), "variables")
-        for suffix in quantity.companions:
+        facts = (*own, ("unit", quantity.unit), *stored, listed, *said)
+        yield Entry((quantity.key, quantity.symbol), "variable", facts, "variables")
+        for suffix, name in beside.items():
             own = (("meaning", f"{Estimate.MEANINGS[suffix]} {quantity.meaning}"), ("belongs to", quantity.key))
             unit = "1" if suffix in Estimate.UNITLESS else quantity.unit
-            name = Estimate.companion(quantity.key, suffix)
-            yield Entry((name,), "variable", (*own, ("unit", unit), *more), "variables")
-        if not quantity.counted:
+            yield Entry((name,), "variable", (*own, ("unit", unit), *stored, *said), "variables")
+        if status:
             own = (("meaning", "what the value means, or why there is none"), ("belongs to", quantity.key))
-            yield Entry((Estimate.companion(quantity.key, "status"),), "variable", (*own, *stored), "statuses")
+            yield Entry((status,), "variable", (*own, *stored), "statuses")
 
 
 def _dimensions() -> Iterator[Entry]:

@@ -56,11 +56,11 @@ def variables() -> str:
     parts = []
     for measure in MEASURES:
         found = [quantity for owner, quantity in quantities() if owner is measure]
-        rows = ((_named(q), ", ".join(q.dims), q.unit, q.meaning, f"`{q.formula}`") for q in found)
+        rows = ((_named(q), ", ".join(q.dims), _meaning(q)) for q in found)
         verb = f"`ibscan {measure.verb}` and `ibscan scan`" if measure.verb else "every verb"
         source = f" Source: {measure.source}." if measure.source else ""
         said = [f"## {measure.name}", f"Measured by {verb}.{source}"]
-        said.append(table(("variable", "along", "unit", "meaning", "formula"), rows).rstrip())
+        said.append(table(("variable", "along", "meaning, unit, formula"), rows).rstrip())
         caveats: dict[str, list[str]] = {}
         for quantity in found:
             caveats.setdefault(quantity.caveat, []).append(f"`{quantity.key}`")
@@ -85,7 +85,8 @@ def coordinates() -> str:
 
 def companions() -> str:
     """Return what stands beside a variable."""
-    rows = ((f"`NAME_{suffix}`", f"{Estimate.MEANINGS[suffix]} NAME") for suffix in Estimate.COMPANIONS.values())
+    said = {suffix: f"{text.removesuffix(' the')} the value" for suffix, text in Estimate.MEANINGS.items()}
+    rows = ((f"`NAME_{suffix}`", said[suffix]) for suffix in Estimate.COMPANIONS.values())
     return table(("companion", "meaning"), rows)
 
 
@@ -110,8 +111,13 @@ def _row(setting: Setting) -> tuple[str, str, str]:
 
 
 def _named(quantity: Quantity) -> str:
-    names = (quantity.key, *(Estimate.companion(quantity.key, suffix) for suffix in quantity.companions))
-    return ", ".join(f"`{name}`" for name in names)
+    names = [Estimate.companion(quantity.key, suffix).removeprefix(quantity.key) for suffix in quantity.companions]
+    return ", ".join(f"`{name}`" for name in (quantity.key, *names))
+
+
+def _meaning(quantity: Quantity) -> str:
+    unit = "" if quantity.unit == "1" else f" ({quantity.unit})"
+    return f"{quantity.meaning}{unit}: `{quantity.formula}`"
 
 
 REGIONS: Mapping[str, Callable[[], str]] = {

@@ -99,7 +99,7 @@ def _print_entry(entry: Entry, screen: Console | None) -> None:
     screen.print(Text.assemble((entry.names[0], "bold yellow"), " · ", entry.kind, overflow="fold"))
     grid = Table.grid(padding=(0, 2))
     for label, text in facts:
-        grid.add_row(Text(f"  {label}", style="dim"), Text(text, overflow="fold"))
+        grid.add_row(Text(f"  {label}", style="dim", overflow="fold"), Text(text, overflow="fold"))
     screen.print(grid, Text(""))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from cli.test_terminal import ASCII, IBSCAN, UTF8, on_a_terminal
 from conftest import FIXTURES, Run, binary_probe, chain
 from support.guide_tables import PAGES, written
 from typer.main import get_command
@@ -194,6 +195,23 @@ def test_explaining_imports_no_heavy_library(name: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_on_a_terminal_pages_and_words_keep_within_its_width_and_have_no_escapes_under_no_color(columns: int) -> None:
+    for name in ("statuses", "mi_readout_xt"):
+        code, shown = on_a_terminal(f"{IBSCAN} explain {name}", {**UTF8, "NO_COLOR": "1"}, columns)
+        assert code == 0
+        lines = shown.decode().splitlines()
+        assert max(map(len, lines)) <= columns
+        assert not any("\x1b" in line for line in lines)
+        assert not any(line.startswith(("#", "|")) for line in lines)
+
+
+def test_a_terminal_without_unicode_gets_the_page_as_it_is() -> None:
+    code, shown = on_a_terminal(f"{IBSCAN} explain dead", ASCII)
+    assert code == 0
+    assert b"mark: \\u2020" in shown
 
 
 def test_the_readme_is_short_and_names_every_page() -> None:

@@ -16,9 +16,10 @@ from typing import Any
 from ibscan.errors import InputError, UsageError
 from ibscan.following import looks
 from ibscan.inputs.arguments import parse_arguments, parse_model_arguments
-from ibscan.inputs.checkpoint import load_tensors
+from ibscan.inputs.formats.checkpoint import load_tensors
 from ibscan.planning import Plan, planned, skip_sentence
 from ibscan.request import PARTIAL, Reporter, Request, Silent, parse_range
+from ibscan.results.axes import is_metric
 from ibscan.results.coverage import FAILURES, failures, rows_of, statuses
 from ibscan.results.join import first_difference, join, joined
 from ibscan.results.parts import Parts, check_output, parts
@@ -39,7 +40,10 @@ PARSERS = {"probe_arg": parse_arguments, "model_arg": parse_model_arguments}
 
 @dataclass(frozen=True)
 class Run:
-    """What a scan gives: named arrays, the file they are in if any, and the exit code a command ends with."""
+    """What a scan gives: named arrays, the file they are in if any, and the exit code a command ends with.
+
+    `run["local_rank"]` is one array; `run.result.estimate("local_rank")` has its errors, extremes and statuses too.
+    """
 
     result: Result
     output: Path | None
@@ -275,9 +279,8 @@ def _scanned(
     reporter.started(sum(len(block) for block in todo))
     skipped: dict[str, str] = {}
     said: set[str] = set()
-    for block in blocks(
-        todo, load_tensors, plan.model.network, plan.measures, plan.probe, plan.attrs["seed"], plan.layers
-    ):
+    made = plan.model.network, plan.measures, plan.probe, plan.attrs["seed"], plan.layers
+    for block in blocks(todo, load_tensors, *made, guard=plan.model.guard):
         for name, reason in block.skipped.items():
             reporter.problem(skip_sentence(name, reason))
         skipped.update(block.skipped)
@@ -299,9 +302,7 @@ def _built(block: Block, plan: Plan) -> Result:
     chosen = list(plan.layers)
 
     def cut(estimate: Estimate) -> Estimate:
-        arrays = {field: getattr(estimate, field) for field in ("value", "status", *Estimate.COMPANIONS)}
-        kept: dict[str, Any] = {k: a if a is None else a[:, chosen] for k, a in arrays.items()}
-        return dataclasses.replace(estimate, **kept)
+        return estimate.mapped(lambda array: array[:, chosen])
 
     outcomes = []
     for measure, estimates, rows in block.outcomes:
@@ -328,7 +329,7 @@ def _asked(result: Result, plan: Plan, measured: set[tuple[str, str]]) -> Result
     coordinates: dict[str, Any] = {dim: list(v) for m in plan.measures for dim, v in m.coordinates.items()}
     coordinates["layer"] = [plan.model.names[layer] for layer in plan.layers]
     variables = [quantity.key for measure in plan.measures for quantity in measure.quantities]
-    variables += [name for name in result.variables if name.startswith("metric_")]
+    variables += [name for name in result.quantities if is_metric(name)]
     keys = {(c.sha256, c.name) for c in plan.series.checkpoints} | (measured & set(rows_of(result)))
     return selected(result, checkpoints=keys, variables=variables, coordinates=coordinates)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import nn
 
+from ibscan.core.text import listed
 from ibscan.errors import InputError
 from ibscan.networks.packing import Packing, named_arguments
 from ibscan.types import Array, Beside, Probe
@@ -85,9 +86,8 @@ def fed_beside(model: nn.Module | None, probe: Probe) -> Fed:
         notices.append(f"{beside.file}: fed to the model's arguments of these names, row by row: {said}.")
     if rest:
         why = "a plain chain takes x alone" if model is None else "the model is fed nothing by these names"
-        listed = ", ".join(f"{key} {shape}" for key, shape in list(rest.items())[:MOST_NAMED])
-        more = f" and {len(rest) - MOST_NAMED} more" if len(rest) > MOST_NAMED else ""
-        notices.append(f"{beside.file}: not used, as {why}: {listed}{more}.")
+        arrays_left = listed([f"{key} {shape}" for key, shape in rest.items()], MOST_NAMED)
+        notices.append(f"{beside.file}: not used, as {why}: {arrays_left}.")
     return Fed(arrays, {name: beside.arguments[name] for name in arrays}, tuple(notices))
 
 

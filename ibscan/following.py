@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
-from ibscan.inputs.checkpoint import FORMATS, inspect_checkpoint
 from ibscan.inputs.comparison import repeats
-from ibscan.inputs.discovery import BESIDE, TEMPORARY, TRAINER, is_claimed
-from ibscan.inputs.files import content_kind, file_head
+from ibscan.inputs.discovery import BESIDE, TEMPORARY, TRAINER
+from ibscan.inputs.files import file_head
+from ibscan.inputs.formats.checkpoint import inspect_checkpoint
+from ibscan.inputs.formats.recognise import is_claimed, is_read
 from ibscan.inputs.shards import is_index
 from ibscan.planning import Grounds, Plan, grounds, plan_of, probe_of, series_of
 from ibscan.request import IDLE_SECONDS, Reporter, Request
@@ -192,7 +193,7 @@ def _is_named(name: str) -> bool:
 def _may_be(path: Path, *, sniffed: bool) -> bool:
     if BESIDE.match(path.name):
         return False
-    return _is_named(path.name) or (sniffed and content_kind(file_head(path)) in FORMATS)
+    return _is_named(path.name) or (sniffed and is_read(file_head(path)))
 
 
 def _numbers(found: os.stat_result) -> Stamp:

@@ -17,10 +17,10 @@ from torch import nn
 from ibscan.errors import InputError, UsageError
 from ibscan.feeding import Fed, fed_beside
 from ibscan.inputs.adapters import adapters_alone, adapters_sentence
-from ibscan.inputs.checkpoint import load_tensors
 from ibscan.inputs.choice import split_spec
 from ibscan.inputs.code import Maker, called, code_hash, named_callable
 from ibscan.inputs.config import config_beside, stated_class
+from ibscan.inputs.formats.checkpoint import load_tensors
 from ibscan.inputs.huggingface import library_model
 from ibscan.inputs.manifest import Manifest
 from ibscan.networks.admission import recorded_taps
@@ -65,7 +65,8 @@ class Model:
 
     `inputs` counts the numbers of a row, `outputs` those of the network's output; `most` says how many checkpoints one
     network may hold; `untapped` lists layers that cannot be measured, with the reason; `code` is the hash of the file
-    that makes it, if one does; `fed` are the arrays of the probe that it takes by name.
+    that makes it, if one does; `fed` are the arrays of the probe that it takes by name; `guard` is put around all that
+    runs this code.
     """
 
     stated: Stated
@@ -77,6 +78,7 @@ class Model:
     untapped: tuple[tuple[str, str], ...] = ()
     code: str = ""
     fed: Fed = field(default_factory=Fed)
+    guard: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def names(self) -> list[str]:
@@ -179,7 +181,7 @@ def model_of(
     device: torch.device,
     dtype: torch.dtype,
     run_script: bool = False,
-    guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+    guard: Callable[..., AbstractContextManager[None]] = nullcontext,
 ) -> Model:
     """Hold a model against the first checkpoint and the probe.
 
@@ -191,7 +193,7 @@ def model_of(
         device: Where.
         dtype: Of the forward pass.
         run_script: Also run code that trains or writes files when it is imported.
-        guard: What is around every piece of somebody's code that runs.
+        guard: Put around every piece of somebody's code that runs; takes `proven` where that is for minutes.
 
     Returns:
         The model.
@@ -230,7 +232,9 @@ def model_of(
         double = None if exact is None else partial(_exactly, weighted, checkpoint, state, exact, device, packing)
         return Module(weighted(checkpoint, state).to(device, dtype), taps, device, dtype, packing, double)
 
-    return Model(stated, probe.x[0].size, taps.head.units, taps.layers, 1, one, taps.untapped, maker.code, fed)
+    later = guard if guard is nullcontext else partial(guard, proven=True)
+    features, outputs = probe.x[0].size, taps.head.units
+    return Model(stated, features, outputs, taps.layers, 1, one, taps.untapped, maker.code, fed, later)
 
 
 def _recorded(

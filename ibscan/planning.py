@@ -18,7 +18,7 @@ import torch
 
 from ibscan import __version__
 from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
-from ibscan.inputs.checkpoint import inspect_checkpoint
+from ibscan.inputs.formats.checkpoint import inspect_checkpoint
 from ibscan.inputs.manifest import Manifest, read_manifest
 from ibscan.inputs.probe import find_probe, read_probe
 from ibscan.inputs.series import read_series, select_epochs
@@ -46,8 +46,9 @@ __all__ = [
     "skip_sentence",
 ]
 
-# Seconds of one core that a block may take, about: as much is lost when a run is killed.
-BLOCK_SECONDS = 30.0
+# Seconds of one core that a block may take by its estimate. A block may take three times that, and as much, about 30 s,
+# is lost when a run is killed.
+BLOCK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,7 @@ def blocks(
     probe: Probe,
     seed: int,
     layers: Sequence[int] | None = None,
+    guard: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[Block]:
     """Yield every block, measured.
 
@@ -101,13 +103,17 @@ def blocks(
         probe: The whole probe; each measure takes its own sample of it.
         seed: Of samples and streams.
         layers: Which layers are wanted; None for all.
+        guard: What is around every block while somebody's code may run.
 
     Yields:
         Blocks in the order of the series.
     """
     for part in parts:
-        # In a function of its own, so that nothing of one block is there when the next is loaded.
-        yield _finished(part, load, stack, measures, probe, seed, layers)
+        with guard():
+            # In a function of its own, so that nothing of one block is there when the next is loaded.
+            finished = _finished(part, load, stack, measures, probe, seed, layers)
+        yield finished
+        del finished
 
 
 def _finished(
@@ -222,10 +228,9 @@ def _each_layer(
 
 
 def _of_layer(estimate: Estimate, layer: int) -> Estimate:
-    """Return an estimate of one layer alone, arrays (C, 1, ...)."""
-    arrays: dict[str, Any] = {name: getattr(estimate, name) for name in ARRAYS}
-    alone: dict[str, Any] = {name: array if array is None else array[:, [layer]] for name, array in arrays.items()}
-    return Estimate(**alone, reasons={k: said for k, said in (estimate.reasons or {}).items() if k == layer} or None)
+    """Cut an estimate down to one layer, arrays (C, 1, ...)."""
+    reasons = {k: said for k, said in (estimate.reasons or {}).items() if k == layer} or None
+    return dataclasses.replace(estimate.mapped(lambda array: array[:, [layer]]), reasons=reasons)
 
 
 def _brief(error: Exception) -> str:

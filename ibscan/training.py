@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import nn
 
+from ibscan.core.atomic import write_whole
 from ibscan.errors import UsageError
 from ibscan.networks.resolve import parse_spec
 
@@ -101,7 +102,7 @@ def save(
     place.mkdir(parents=True, exist_ok=True)
     path = place / f"{_stem(epoch, step, value)}.safetensors"
     _refuse_another(path, metadata, tensors)
-    _replace(path, _ordered(serialise(tensors, metadata=metadata)))
+    write_whole(path, _ordered(serialise(tensors, metadata=metadata)))
     return path
 
 
@@ -209,21 +210,3 @@ def _ordered(blob: bytes) -> bytes:
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + blob[8 + length :]
-
-
-def _replace(path: Path, blob: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(blob)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    # The rename itself is only durable once the folder is.
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

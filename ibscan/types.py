@@ -213,10 +213,10 @@ class Quantity:
 class Estimate:
     """Values with their uncertainty and status, arrays (C, L, *dims) or (C, *dims).
 
-    A NaN value never has the status OK. `stderr`, `lower`, `upper`, `minimum`, `maximum` and
-    `draws` are stored as `_se`, `_lower`, `_upper`, `_min`, `_max`, `_draws` and share the status; so do `replicas`
-    and `budget`, whose names drop the `_xt`. Counted quantities have `status` None. `reasons` says of some layers, by
-    index, why their status is what it is; it is told to the user and not stored.
+    A NaN value never has the status OK. What stands beside the value is stored as a companion, a variable of its own
+    whose name ends in a suffix (`COMPANIONS`), and shares the status. Counted quantities have `status` None. `reasons`
+    says of some layers, by index, why their status is what it is; it is told to the user and not stored. How a field is
+    spelt in the name of a variable is known here and nowhere else.
     """
 
     value: Array
@@ -241,11 +241,42 @@ class Estimate:
         "replicas": "replicas",
         "budget": "budget",
     }
+    MEANINGS: ClassVar[Mapping[str, str]] = {
+        "se": "standard error of",
+        "lower": "lower end for",
+        "upper": "upper end for",
+        "min": "minimum over rows of",
+        "max": "maximum over rows of",
+        "draws": "draws behind the",
+        "replicas": "noisy passes of one input (1 where its density is exact) behind the",
+        "budget": "replicas times draws allowed for the",
+    }
+    # Numbers of draws and passes, whatever the unit of the value.
+    UNITLESS: ClassVar[frozenset[str]] = frozenset({"draws", "replicas", "budget"})
 
     @staticmethod
     def companion(key: str, suffix: str) -> str:
-        """Return the stored name of a companion of the quantity `key`."""
+        """Return the stored name of a companion of the quantity `key`, or of its `status`."""
+        # Both sides of a noisy channel share their replicas, which carry no side in their name.
         return f"{key.removesuffix('_xt') if suffix in ('replicas', 'budget') else key}_{suffix}"
+
+    @staticmethod
+    def field_of(name: str) -> str:
+        """Return the field that a stored companion holds (`stderr` for `nc1_se`), `status`, or an empty string."""
+        suffix = name.rpartition("_")[2]
+        fields = {**{suffix: field for field, suffix in Estimate.COMPANIONS.items()}, "status": "status"}
+        return fields.get(suffix, "")
+
+    @staticmethod
+    def sides(key: str) -> tuple[str, ...]:
+        """Return the keys of I(X;T) and I(T;Y) of one channel, given either; none for what is of no channel."""
+        return (f"{key[:-3]}_xt", f"{key[:-3]}_ty") if key.endswith(("_xt", "_ty")) else ()
+
+    def mapped(self, change: Callable[[Array], Array]) -> Estimate:
+        """Return the estimate with every array changed in the same way."""
+        arrays = {name: getattr(self, name) for name in ("value", "status", *self.COMPANIONS)}
+        kept: dict[str, Any] = {name: change(array) for name, array in arrays.items() if array is not None}
+        return dataclasses.replace(self, **kept)
 
 
 @dataclass(frozen=True)
@@ -259,14 +290,20 @@ class Variable:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:  # noqa: ANN401 - numpy's protocol
         return np.array(self.values, dtype=dtype, copy=copy)
 
+    @property
+    def ancillary(self) -> tuple[str, ...]:
+        """Names of the variables that stand beside this one: its companions, then its status."""
+        return tuple(str(self.attrs.get("ancillary_variables", "")).split())
+
 
 @dataclass(frozen=True)
 class Result:
     """Named arrays that know what they are: what is written to, and read from, one HDF5 file.
 
     `coordinates` holds the dimension scales (a variable named like its dimension) and the auxiliary coordinates
-    (`epoch`, `layer_width`, ...); `variables` what was measured, with companions and statuses. Root attributes are
-    strings, integers, floats.
+    (`epoch`, `layer_width`, ...); `variables` what was measured, with companions and statuses: `result["local_rank"]`
+    is one array, `result.estimate("local_rank")` all that is known of the quantity. Root attributes are strings,
+    integers, floats.
     """
 
     coordinates: Mapping[str, Variable]
@@ -285,12 +322,51 @@ class Result:
         decoded: dict[str, Any] = json.loads(self.attrs.get("settings", "{}"))
         return decoded
 
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """Names of the variables that are no companion and no status of another."""
+        beside = {other for variable in self.variables.values() for other in variable.ancillary}
+        return tuple(name for name in self.variables if name not in beside)
+
+    def estimate(self, key: str) -> Estimate:
+        """Return a quantity with everything stored of it: errors, ends, extremes, draws and status.
+
+        Args:
+            key: Name of a quantity, such as `local_rank`; `quantities` lists them.
+
+        Returns:
+            Arrays in the shape of the variable and in its unit; what the file does not hold is None. `reasons` is None.
+
+        Raises:
+            KeyError: There is no such variable, or it is a coordinate, a companion or a status.
+
+        Example:
+            found = run.result.estimate("mi_readout_xt")
+            half_width = 1.96 * found.stderr[found.status == 0]
+        """
+        owner = next((name for name in self.quantities if key in self.variables[name].ancillary), None)
+        if owner is not None:
+            field_name = Estimate.field_of(key)
+            raise KeyError(f"{key} is no quantity: it is estimate({owner!r}).{field_name}.")
+        if key not in self.variables:
+            kind = "a coordinate" if key in self.coordinates else "not in this result"
+            raise KeyError(f"{key} is {kind}; expected one of {', '.join(sorted(self.quantities))}.")
+        beside: dict[str, Any] = {name: found.values for name, found in self.companions(key).items()}
+        return Estimate(self.variables[key].values, **{"status": None, **beside})
+
+    def companions(self, name: str) -> dict[str, Variable]:
+        """Return what stands beside a variable, by the field of `Estimate` it holds (`stderr`, ..., `status`).
+
+        Companions share the status of their quantity. One of other dimensions, as foreign files may have, is left out.
+        """
+        main = self[name]
+        named = {Estimate.field_of(other): self.variables.get(other) for other in main.ancillary}
+        return {key: found for key, found in named.items() if key and found is not None and found.dims == main.dims}
+
     def status(self, name: str) -> Array | None:
         """Return the status array that `name` shares, or None where it has none (counts, coordinates)."""
-        for other in str(self[name].attrs.get("ancillary_variables", "")).split():
-            if other.endswith("_status"):
-                return self.variables[other].values
-        return None
+        status = self.companions(name).get("status")
+        return None if status is None else status.values
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ def result(
 
 def marked(found: Result, name: str, index: tuple[Any, ...], status: Status, value: float | None = None) -> Result:
     """The result with one cell of another status, and another value if given."""
-    found[f"{name}_status"].values[index] = status
+    found[Estimate.companion(name, "status")].values[index] = status
     if value is not None:
         found[name].values[index] = value
     return found

@@ -98,8 +98,8 @@ VALUES = (0.1, 0.2, 0.3, 0.1 + 0.2, -0.5, -2, 0, 3, 1e-05, 1e22, 1e300, 2**60)
 
 @pytest.mark.parametrize("place", [{"epoch": 10}, {"step": 7}, {"epoch": 0.5, "step": 7}, {}])
 def test_every_member_of_a_sweep_is_kept_and_read_back(place: dict[str, float], tmp_path: Path) -> None:
-    from ibscan.inputs.checkpoint import load_tensors
     from ibscan.inputs.coordinates import numbers_in_name
+    from ibscan.inputs.formats.checkpoint import load_tensors
     from ibscan.inputs.series import axis_values, read_series
 
     paths = {}
@@ -201,7 +201,7 @@ def test_saving_refuses_what_has_no_place(tmp_path: Path) -> None:
 def test_saved_weights_come_back_exactly(tmp_path: Path) -> None:
     model = chain(3, 4, 2)
     path = ibscan.save(tmp_path, model, epoch=1)
-    from ibscan.inputs.checkpoint import inspect_checkpoint, load_tensors
+    from ibscan.inputs.formats.checkpoint import inspect_checkpoint, load_tensors
 
     loaded = load_tensors(inspect_checkpoint(path, path.name))
     for name, tensor in model.state_dict().items():

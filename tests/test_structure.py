@@ -10,17 +10,17 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ibscan"
 
 # Room: the rooms it may import from, and the libraries. Within a room modules may import one another.
-BASE = {"errors", "types", "boundary"}
+BASE = {"errors", "types", "boundary", "core"}
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "boundary": ({"errors"}, set()),
     "types": ({"errors"}, {"numpy"}),
-    "names": (set(), set()),
+    "core": ({"errors", "types"}, {"numpy"}),
     "numerics": (set(), {"torch", "numpy", "scipy"}),
-    "inputs": (BASE | {"names"}, {"numpy", "torch", "scipy", "safetensors", "h5py", "transformers"}),
+    "inputs": (BASE, {"numpy", "torch", "scipy", "safetensors", "h5py", "transformers"}),
     "networks": (BASE | {"numerics"}, {"torch", "numpy"}),
     "measures": (BASE | {"numerics"}, {"torch", "numpy"}),
-    "results": (BASE | {"names"}, {"numpy", "h5py"}),
+    "results": (BASE, {"numpy", "h5py"}),
     "views": (BASE, {"numpy", "rich"}),
     "request": (BASE, set()),
     "training": (BASE | {"networks"}, {"torch", "safetensors"}),

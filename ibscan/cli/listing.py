@@ -9,7 +9,7 @@ from typing import Any
 from ibscan.boundary import is_out_of_memory
 from ibscan.cli.output import Output
 from ibscan.errors import IbscanError, NothingMatched
-from ibscan.inputs.checkpoint import load_tensors
+from ibscan.inputs.formats.checkpoint import load_tensors
 from ibscan.inputs.probe import find_probe
 from ibscan.measures.local_rank import LocalRank
 from ibscan.memory import BASE, layer_memory, weight_memory
@@ -23,28 +23,28 @@ from ibscan.types import Checkpoint, Series, Status, Streams
 
 __all__ = ["COLUMNS", "listed"]
 
-COLUMNS = (
-    "order",
-    "epoch",
-    "step",
-    "value",
-    "step_source",
-    "size",
-    "dtype",
-    "sha256",
-    "format",
-    "tensors",
-    "model",
-    "chain",
-    "checkpoint",
-    "skipped",
-    "layer",
-    "kind",
-    "units",
-    "measures",
-    "not_measured",
-    "memory",
-)
+COLUMNS: Mapping[str, str] = {
+    "order": "Place of the checkpoint in the series, from 0.",
+    "epoch": "Epoch of the checkpoint; empty where unknown.",
+    "step": "Optimiser step of the checkpoint; empty where unknown.",
+    "value": "Coordinate of the checkpoint in a sweep; empty where the series is none.",
+    "step_source": "Where epoch and step were found.",
+    "size": "Size of the checkpoint's file in bytes.",
+    "dtype": "Number formats of the tensors.",
+    "sha256": "SHA-256 of the file; a table shows its first 12 digits.",
+    "format": "Format of the file.",
+    "tensors": "How many tensors of weights the file holds.",
+    "model": "Model the series states, or that --model names.",
+    "chain": "Widths of the chain of Linear layers, from input to output.",
+    "checkpoint": "Path of the checkpoint relative to its series.",
+    "skipped": "Why the file is no checkpoint of the series.",
+    "layer": "Dotted name of the layer.",
+    "kind": "Kind of module, such as Linear.",
+    "units": "Units of the layer.",
+    "measures": "Measures that a scan would take of the layer.",
+    "not_measured": "Measures that a scan would not take of the layer, and why.",
+    "memory": "Memory the layer's measures would hold, in bytes (an estimate).",
+}
 
 
 def listed(request: Request, output: Output) -> int:
@@ -81,7 +81,7 @@ def listed(request: Request, output: Output) -> int:
     parts = [rows] if output.format != "table" else [rows[: len(rows) - len(layers)], layers]
     for part in parts:
         if part:
-            output.rows(COLUMNS, part)
+            output.rows(tuple(COLUMNS), part)
     if failure is not None:
         raise failure
     return PARTIAL if series.skipped else 0

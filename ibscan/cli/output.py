@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -77,7 +77,7 @@ class Output:
         from ibscan.views.tables import tables
 
         screen = console(sys.stdout, color=self.color)
-        for block in tables(
+        for table in tables(
             result,
             units=self.units,
             every=self.every,
@@ -86,9 +86,9 @@ class Output:
             width=screen.width,
             unicode=unicode_ok(sys.stdout),
         ):
-            screen.print(block)
+            screen.print(table)
 
-    def rows(self, columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> None:
+    def rows(self, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
         """Print rows that are not a result's on standard output."""
         from ibscan.views.console import reader_may_leave
 
@@ -96,7 +96,7 @@ class Output:
             self._rows(columns, rows)
             sys.stdout.flush()
 
-    def _rows(self, columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> None:
+    def _rows(self, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
         if self.format != "table":
             from ibscan.results.export import write_rows
 

@@ -1,4 +1,4 @@
-"""Checkpoints of adapters: small tensors that are added to the weights of a base, which lies elsewhere."""
+"""Recognise checkpoints of adapters (LoRA and its kin): small tensors to be added to the weights of a base network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Probe arguments (scale, mean, std, shape; checked, applied in that order) and a model's: KEY=VALUE as typed."""
+"""Parse KEY=VALUE arguments; check and apply those of a probe: scale, mean, std, shape, in this order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The named arrays of a probe file: their shapes first, their numbers only when asked for."""
+"""Read the named arrays of a probe file: the shapes first, the numbers of the wanted ones only."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from ibscan.core.text import first_line
 from ibscan.errors import InputError, UsageError
-from ibscan.inputs.archives import check_directory, load_archive, read_archive
-from ibscan.inputs.containers import is_tensor
-from ibscan.inputs.described import NUMPY_ARRAYS, Called, StoredTensor, check_tensor
-from ibscan.inputs.files import Snapshot, content_kind, snapshot
+from ibscan.inputs.files import Snapshot, snapshot
+from ibscan.inputs.formats.pickle_objects import NUMPY_ARRAYS, Called, StoredTensor, check_tensor
+from ibscan.inputs.formats.recognise import content_kind
+from ibscan.inputs.formats.safetensors import read_tensor_header, read_tensors
+from ibscan.inputs.formats.state_dict import is_tensor
+from ibscan.inputs.formats.torch_file import load_archive, read_archive
+from ibscan.inputs.formats.zip_file import check_directory
 from ibscan.inputs.hdf5 import hdf5_arrays
-from ibscan.inputs.matlab import read_stored, stored_arrays
-from ibscan.inputs.named import NamedArrays, Pick, brief, check_size
+from ibscan.inputs.matlab import matlab_arrays
+from ibscan.inputs.named import NamedArrays, Pick, check_size
 from ibscan.inputs.returned import as_numpy
 from ibscan.inputs.tables import SUFFIXES as TABLES
-from ibscan.inputs.tensorfiles import read_tensor_header, read_tensors
+from ibscan.inputs.untrusted import stated_sizes
 from ibscan.types import Array
 
 __all__ = ["NOW", "named_arrays"]
 
-MOST_SIZES = 64
 # Others inflate without a bound, or take memory that the file states.
 NUMPY_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # The third differs from the second in field names alone, and structured arrays are refused.
@@ -87,7 +90,7 @@ def _npy_header(stream: BinaryIO, key: str, name: str, size: int) -> tuple[int, 
         shape, _, dtype = NUMPY_HEADERS[version](stream)
     except Exception as error:  # noqa: BLE001 - see above
         raise InputError(
-            f"{name}: array {key!r} has no readable numpy header ({brief(error)}); save it again."
+            f"{name}: array {key!r} has no readable numpy header ({first_line(error)}); save it again."
         ) from None
     if dtype.hasobject:
         raise InputError(
@@ -96,7 +99,7 @@ def _npy_header(stream: BinaryIO, key: str, name: str, size: int) -> tuple[int, 
         )
     if dtype.names:
         raise InputError(f"{name}: array {key!r} is a structured array; save its columns as plain arrays.")
-    if len(shape) > MOST_SIZES or not all(0 <= size < 2**63 for size in shape):
+    if stated_sizes(shape) is None:
         raise InputError(
             f"{name}: array {key!r} states a shape of {len(shape)} sizes that none can have; save it again."
         )
@@ -141,7 +144,7 @@ def _npz(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
     except (InputError, UsageError):
         raise
     except Exception as error:  # noqa: BLE001 - zipfile raises BadZipFile, RuntimeError, struct.error, zlib.error, EOFError, ...
-        raise InputError(f"{name}: is a damaged npz archive ({brief(error)}); copy or save it again.") from None
+        raise InputError(f"{name}: is a damaged npz archive ({first_line(error)}); copy or save it again.") from None
     return NamedArrays(shapes, picked)
 
 
@@ -214,14 +217,7 @@ def _loaded(part: Any) -> Array:  # noqa: ANN401 - see above
 
 
 def _mat(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
-    listed = stored_arrays(shot.stream, shot.size, name)
-    if not listed:
-        raise InputError(f"{name}: holds no plain numeric array; {NOW}.")
-    shapes = {key: array.shape for key, array in listed.items()}
-    wanted = pick(shapes)
-    for key in wanted:
-        check_size(shapes[key], 8, key, name)
-    return NamedArrays(shapes, {key: read_stored(shot.stream, listed[key], name) for key in wanted})
+    return matlab_arrays(shot, name, pick, NOW)
 
 
 READERS: dict[str, Callable[[Snapshot, str, Pick], NamedArrays]] = {

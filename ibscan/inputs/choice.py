@@ -1,10 +1,11 @@
-"""Which array of a probe is x and which is y: as `#x=KEY,y=KEY` says, or by their usual names; never a guess."""
+"""Choose which array of a probe is x and which is y: by `#x=KEY,y=KEY` or by usual names; never a guess."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from ibscan.core.text import listed
 from ibscan.errors import UsageError
 from ibscan.inputs.files import exists
 from ibscan.inputs.naming import fits, pairs, role_of
@@ -178,5 +179,4 @@ def _suggestions(
 
 
 def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    more = f" and {len(shapes) - MOST_LISTED} more" if len(shapes) > MOST_LISTED else ""
-    return ", ".join(f"{key} {shape}" for key, shape in list(shapes.items())[:MOST_LISTED]) + more
+    return listed([f"{key} {shape}" for key, shape in shapes.items()], MOST_LISTED)

@@ -1,9 +1,8 @@
-"""Code that the user names: `module:callable` and `path.py:callable`, found, called, and its failures told."""
+"""Find and call code that the user names (`module:callable`, `path.py:callable`), and report its failures."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import hashlib
 import importlib
@@ -19,9 +18,11 @@ from types import ModuleType
 from typing import Any
 
 from ibscan.boundary import foreign, is_installed
+from ibscan.core.text import near_names
 from ibscan.errors import CheckpointError, InputError, UsageError
 from ibscan.inputs.files import exists, regular_stat, unreadable
-from ibscan.inputs.scripts import Deed, deed_of_call, deed_of_import, files_of
+from ibscan.inputs.scripts import Deed, deed_of_call, deed_of_import
+from ibscan.inputs.sources import files_of
 
 __all__ = ["Maker", "called", "code_hash", "importing", "is_code", "named_callable"]
 
@@ -286,7 +287,7 @@ def _attribute(owner: Any, name: str, where: str) -> Any:  # noqa: ANN401 - as t
         if found is not missing:
             return found
         known = [other for other in dir(owner) if not other.startswith("_")]
-    near = difflib.get_close_matches(name, known, 3)
+    near = near_names(name, known, 3)
     listed = ", ".join(near or known[:8])
     hint = f"did you mean {listed}?" if near else f"there is {listed or 'nothing'}."
     raise InputError(f"{where}: there is no {name!r} in it; {hint}")

@@ -1,4 +1,4 @@
-"""Checkpoints side by side: copies of one another, or of another architecture."""
+"""Compare checkpoints of a series: drop copies, and set aside those of another architecture."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import TypeAlias
 
 import torch
 
+from ibscan.core.text import natural
 from ibscan.errors import CheckpointError
 from ibscan.inputs.adapters import adapters_sentence
-from ibscan.inputs.checkpoint import load_tensors
-from ibscan.inputs.discovery import is_conventional, natural_key
+from ibscan.inputs.formats.checkpoint import load_tensors
+from ibscan.inputs.formats.recognise import is_conventional
 from ibscan.types import Checkpoint, is_counter
 
 __all__ = ["is_placed", "of_one_architecture", "repeats", "without_copies"]
@@ -102,9 +103,9 @@ def _without_twins(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint],
     return [one for one in checkpoints if one.name in names], notices
 
 
-def _rank(one: Checkpoint, common: Mapping[Architecture, int]) -> tuple[bool, bool, int, list[tuple[int, int, str]]]:
+def _rank(one: Checkpoint, common: Mapping[Architecture, int]) -> tuple[bool, bool, int, tuple[object, ...]]:
     """Return what orders twins: a plain name first, then the architecture of most, then the name."""
-    return repeats(one.name), VERSION.search(one.name) is not None, -common[_architecture(one)], natural_key(one.name)
+    return repeats(one.name), VERSION.search(one.name) is not None, -common[_architecture(one)], natural(one.name)
 
 
 def _architecture(one: Checkpoint) -> Architecture:
@@ -133,10 +134,10 @@ def of_one_architecture(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpo
     return [one for one in checkpoints if one.name in names], odd, [notice]
 
 
-def _place(checkpoint: Checkpoint) -> tuple[float, float, list[tuple[int, int, str]]]:
+def _place(checkpoint: Checkpoint) -> tuple[float, float, tuple[object, ...]]:
     """Return what orders checkpoints before an axis is known: epoch, step, name; unknown numbers last."""
     epoch, step = checkpoint.epoch, checkpoint.step
-    return (math.inf if epoch is None else epoch, math.inf if step is None else step, natural_key(checkpoint.name))
+    return (math.inf if epoch is None else epoch, math.inf if step is None else step, natural(checkpoint.name))
 
 
 def repeats(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""`config.json` beside a checkpoint's weights: what it says of a model of transformers, and what it may not say.
+"""Read and check `config.json` beside a checkpoint's weights, which describes a model of transformers.
 
 The file comes from whoever made the folder. Of it numbers, and names of the library's own classes, are used; what would
 run other code, fetch something or take the machine's memory is refused.

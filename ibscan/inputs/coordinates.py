@@ -1,4 +1,4 @@
-"""Epoch, step and sweep value of a checkpoint: from the file, a sidecar, its name, or the series' own pattern."""
+"""Read epoch, step and sweep value of a checkpoint from the file, a sidecar, or its name."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from ibscan.errors import CheckpointError, UsageError
-from ibscan.inputs.described import text_number
+from ibscan.core.text import text_number
+from ibscan.errors import CheckpointError
 from ibscan.inputs.shards import whole_name
 from ibscan.types import COUNTERS
 
 __all__ = [
     "EPOCH_KEYS",
     "STEP_KEYS",
-    "Coordinates",
-    "compiled_pattern",
+    "AxisNumbers",
+    "finite_number",
     "first_known",
-    "matches",
     "names_a_place",
-    "numbers_by_pattern",
     "numbers_in_metadata",
     "numbers_in_name",
     "numbers_in_object",
     "numbers_in_sidecar",
     "size_as_step",
     "sizes_in_name",
+    "whole_step",
 ]
 
 SUFFIX = re.compile(r"(\.(safetensors|pth|pt|ckpt|bin|tar|th))+$", re.IGNORECASE)
@@ -45,21 +44,20 @@ STEP = re.compile(
     rf"{BEFORE}(?:global[-_]?steps?|steps?|iterations?|iters?|iter[-_]num|it)[-_=. ]?{NUMBER}", re.IGNORECASE
 )
 SAVED = re.compile(rf"{BEFORE}(?:checkpoint|ckpt|chkpt|cp)[-_=. ]?{NUMBER}", re.IGNORECASE)
-# Lightning's second file of one name, and the rank DeepSpeed puts into names: no places in the run.
+# Versions of Lightning (-v1) and ranks of DeepSpeed, which are no steps.
 VERSION = re.compile(r"-v\d+$|(?<![a-zA-Z])(?:mp_)?rank[-_]?\d+", re.IGNORECASE)
 STATED = re.compile(r"[A-Za-z_]+[A-Za-z0-9_]*=[-+0-9.eE]+")
 BARE = re.compile(rf"(?<![0-9a-zA-Z.]){NUMBER}")
 EPOCH_KEYS, STEP_KEYS = COUNTERS[:1], COUNTERS[1:]
-# As `ibscan.save` names a sweep's members, and nothing looser: `value=` may be a metric in other names.
+# Exactly as `ibscan.save` names members of a sweep: elsewhere `value=` may be a metric.
 VALUED = re.compile(r"(?:(?:epoch|step)-\d+(?:\.\d+)?-)?value=([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)")
 LARGEST_STEP = 2**63 - 1
 SIDECAR_BYTES = 64 << 20
-PLACEHOLDER = re.compile(r"\{(epoch|step|value:[^{}]+)\}")
 
 
 @dataclass(frozen=True)
-class Coordinates:
-    """What one source says; None where it says nothing. `source` is one of Checkpoint.step_source's words."""
+class AxisNumbers:
+    """Epoch, step and sweep value from one source, None where it has none; `source` as in Checkpoint.step_source."""
 
     epoch: float | None = None
     step: int | None = None
@@ -67,13 +65,13 @@ class Coordinates:
     source: str = "order"
 
 
-def first_known(*found: Coordinates) -> Coordinates:
+def first_known(*found: AxisNumbers) -> AxisNumbers:
     """Merge sources, the earlier winning number by number; the source is that of the epoch, else step, else value."""
     epoch = next((one for one in found if one.epoch is not None), None)
     step = next((one for one in found if one.step is not None), None)
     value = next((one for one in found if one.value is not None), None)
     leading = epoch or step or value
-    return Coordinates(
+    return AxisNumbers(
         epoch.epoch if epoch else None,
         step.step if step else None,
         value.value if value else None,
@@ -81,7 +79,7 @@ def first_known(*found: Coordinates) -> Coordinates:
     )
 
 
-def numbers_in_name(name: str) -> Coordinates:
+def numbers_in_name(name: str) -> AxisNumbers:
     """Read epoch and step from a file or folder name.
 
     A number counts where it follows `epoch` or `ep`, or `step`, `global_step`, `iter`, `iteration`, `it`; `10k`, `1.5M`
@@ -97,7 +95,7 @@ def numbers_in_name(name: str) -> Coordinates:
 
     Example:
         >>> numbers_in_name("epoch=3-step=1000-v1.ckpt")
-        Coordinates(epoch=3.0, step=1000, value=None, source='name')
+        AxisNumbers(epoch=3.0, step=1000, value=None, source='name')
         >>> numbers_in_name("checkpoint-12.pth.tar").step, numbers_in_name("val_loss=0.02.pt").step
         (12, None)
         >>> numbers_in_name("iter_1.5k.pt").step, numbers_in_name("10M.pt").step
@@ -108,7 +106,7 @@ def numbers_in_name(name: str) -> Coordinates:
     if epoch is None and step is None:
         step = SAVED.search(stem) or _bare(stem)
     value = VALUED.fullmatch(stem)
-    return Coordinates(_named_number(epoch), _named_step(step), _named_number(value), "name")
+    return AxisNumbers(_named_number(epoch), _named_step(step), _named_number(value), "name")
 
 
 def sizes_in_name(name: str) -> frozenset[str]:
@@ -145,7 +143,7 @@ def _bare(stem: str) -> re.Match[str] | None:
 
 
 def _named_number(match: re.Match[str] | None) -> float | None:
-    # A name is no statement: what is no finite number is part of the name, and no reason to refuse the file.
+    # A number in a name that is not finite is ignored; only one stated in the file is an error.
     if match is None:
         return None
     number = float(match[1])
@@ -188,7 +186,18 @@ def whole_step(found: Any, name: str) -> int:  # noqa: ANN401 - a number, or its
 WAY_OUT = "name the number with a pattern under [series] in ibscan.toml, or save it again."
 
 
-def _finite(found: Any, what: str, name: str, *, signed: bool = False) -> float:  # noqa: ANN401 - a number, or its digits
+def finite_number(found: Any, what: str, name: str, *, signed: bool = False) -> float:  # noqa: ANN401
+    """Return a number that a file or its name states.
+
+    Args:
+        found: A number, or its digits.
+        what: What it is, for a message.
+        name: What to call the file in a message.
+        signed: Whether it may be below 0.
+
+    Raises:
+        CheckpointError: It is none, or not finite.
+    """
     try:
         number = float(found)
     except (ValueError, OverflowError):
@@ -199,7 +208,7 @@ def _finite(found: Any, what: str, name: str, *, signed: bool = False) -> float:
     return number
 
 
-def numbers_in_metadata(metadata: Mapping[str, str], name: str) -> Coordinates:
+def numbers_in_metadata(metadata: Mapping[str, str], name: str) -> AxisNumbers:
     """Read `ibscan.epoch`, `ibscan.step`, `ibscan.value`, and plain `epoch` and `step`, of safetensors metadata.
 
     Args:
@@ -215,15 +224,15 @@ def numbers_in_metadata(metadata: Mapping[str, str], name: str) -> Coordinates:
     epoch = metadata.get("ibscan.epoch", metadata.get("epoch"))
     step = metadata.get("ibscan.step", next((metadata[key] for key in STEP_KEYS if key in metadata), None))
     value = metadata.get("ibscan.value")
-    return Coordinates(
-        None if epoch is None else _finite(_number(epoch), "epoch", name),
+    return AxisNumbers(
+        None if epoch is None else finite_number(_number(epoch), "epoch", name),
         None if step is None else whole_step(_number(step), name),
-        None if value is None else _finite(value, "ibscan.value", name, signed=True),
+        None if value is None else finite_number(value, "ibscan.value", name, signed=True),
         "metadata",
     )
 
 
-def numbers_in_object(stated: Mapping[str, int | float], name: str) -> Coordinates:
+def numbers_in_object(stated: Mapping[str, int | float], name: str) -> AxisNumbers:
     """Check the epoch and the step (`step`, `global_step`, `iter`, `iter_num`, ...) that a saved object states.
 
     Args:
@@ -238,8 +247,8 @@ def numbers_in_object(stated: Mapping[str, int | float], name: str) -> Coordinat
     """
     epoch = next((stated[key] for key in EPOCH_KEYS if key in stated), None)
     step = next((stated[key] for key in STEP_KEYS if key in stated), None)
-    return Coordinates(
-        None if epoch is None else _finite(epoch, "epoch", name),
+    return AxisNumbers(
+        None if epoch is None else finite_number(epoch, "epoch", name),
         None if step is None else whole_step(step, name),
         None,
         "file",
@@ -252,74 +261,24 @@ def _number(text: str) -> str | int | float:
     return text if number is None else number
 
 
-def numbers_in_sidecar(folder: Path, name: str) -> Coordinates:
+def numbers_in_sidecar(folder: Path, name: str) -> AxisNumbers:
     """Read `trainer_state.json` beside a folder's weights; an absent or unreadable one says nothing."""
     path = folder / "trainer_state.json"
     try:
         if not path.is_file() or path.stat().st_size > SIDECAR_BYTES:
-            return Coordinates()
+            return AxisNumbers()
         state = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return Coordinates()
+        return AxisNumbers()
     if not isinstance(state, dict):
-        return Coordinates()
+        return AxisNumbers()
     epoch, step = (
         text_number(found) if isinstance(found, str) else found if type(found) in (int, float) else None
         for found in (state.get("epoch"), state.get("global_step"))
     )
-    return Coordinates(
-        None if epoch is None else _finite(epoch, "epoch", f"{name} (trainer_state.json)"),
+    return AxisNumbers(
+        None if epoch is None else finite_number(epoch, "epoch", f"{name} (trainer_state.json)"),
         None if step is None else whole_step(step, f"{name} (trainer_state.json)"),
         None,
         "sidecar",
-    )
-
-
-def compiled_pattern(pattern: str, where: str) -> tuple[re.Pattern[str], str | None]:
-    """Turn `epoch-{epoch}.safetensors` into a regular expression, and the sweep's own name if it has one.
-
-    Args:
-        pattern: With `{epoch}`, `{step}` or `{value:NAME}`, each at most once.
-        where: The manifest's name, for a message.
-
-    Returns:
-        The expression (groups `epoch`, `step`, `value`) and NAME or None.
-
-    Raises:
-        UsageError: No placeholder, an unknown one, or one twice.
-    """
-    pieces = PLACEHOLDER.split(pattern)
-    names = [piece.partition(":")[0] for piece in pieces[1::2]]
-    if not names or len(set(names)) < len(names) or any(mark in literal for literal in pieces[::2] for mark in "{}"):
-        raise UsageError(
-            f"{where}: pattern {pattern!r} cannot be read; expected a file name with {{epoch}}, {{step}} or "
-            f"{{value:NAME}}, "
-            "each at most once."
-        )
-    numbers = {"epoch": r"\d+(?:\.\d+)?", "step": r"\d+", "value": r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"}
-    expression = re.escape(pieces[0])
-    for name, literal in zip(names, pieces[2::2], strict=True):
-        expression += f"(?P<{name}>{numbers[name]}){re.escape(literal)}"
-    own = next((piece.partition(":")[2] for piece in pieces[1::2] if piece.startswith("value:")), None)
-    return re.compile(expression), own
-
-
-def matches(expression: re.Pattern[str], name: str) -> re.Match[str] | None:
-    """Return how the pattern reads a name (the whole of it, its folder, or its last part), or None."""
-    return next((match for text in (name, *reversed(name.split("/"))) if (match := expression.fullmatch(text))), None)
-
-
-def numbers_by_pattern(expression: re.Pattern[str], name: str) -> Coordinates:
-    """Return what the pattern reads in a name; nothing where it does not match.
-
-    Raises:
-        CheckpointError: A number too large to be one.
-    """
-    found = matches(expression, name)
-    groups = {} if found is None else found.groupdict()
-    return Coordinates(
-        None if groups.get("epoch") is None else _finite(groups["epoch"], "epoch", name),
-        None if groups.get("step") is None else whole_step(groups["step"], name),
-        None if groups.get("value") is None else _finite(groups["value"], "the value", name, signed=True),
-        "pattern",
     )

@@ -1,4 +1,4 @@
-"""Calls that train or write files, told from how they are written: what no import of a model should do."""
+"""Recognise calls that train or write files by their names: what no import of a model should do."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _of_a_trainer(before: str, last: str) -> bool:
 
 
 def _only_a_mode(call: ast.Call) -> bool:
-    """Whether `x.train(...)` sets a module's mode: no argument, or whether to."""
+    """Tell whether `x.train(...)` sets a module's mode: no argument, or whether to."""
     given = [*call.args, *(word.value for word in call.keywords if word.arg == "mode")]
     return len(given) == len(call.args) + len(call.keywords) <= 1 and not any(
         isinstance(one, ast.Name) and one.id not in ("mode", "training") for one in given

@@ -1,4 +1,4 @@
-"""Which files and folders of a run folder may be checkpoints, and which are something else."""
+"""Find the files and folders of a run folder that may be checkpoints, and say what was left out and why."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ibscan.core.text import natural
 from ibscan.errors import CheckpointError, InputError
 from ibscan.inputs.coordinates import names_a_place
-from ibscan.inputs.files import content_kind, file_head, special_kind, unreadable
+from ibscan.inputs.files import special_kind, unreadable
 from ibscan.inputs.foreign import folder_kind
+from ibscan.inputs.formats.recognise import is_claimed, is_conventional, is_recognised, usual_suffixes
 from ibscan.inputs.hdf5 import is_result
-from ibscan.inputs.shards import SHARD, is_index, named_files, whole_name
+from ibscan.inputs.shards import SHARD, is_index, named_files
 
 __all__ = [
     "BESIDE",
@@ -21,37 +23,11 @@ __all__ = [
     "Candidate",
     "Found",
     "found_in_folder",
-    "is_claimed",
-    "is_conventional",
-    "natural_key",
     "weights_file",
 ]
 
-CONVENTIONAL = (
-    "model.safetensors",
-    "pytorch_model.bin",
-    "adapter_model.safetensors",
-    "adapter_model.bin",
-    "diffusion_pytorch_model.safetensors",
-)
-# A file so named is meant as a checkpoint: if it cannot be used, that is said and not passed over.
-CLAIMED = (
-    ".safetensors",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".th",
-    ".pt2",
-    ".onnx",
-    ".keras",
-    ".distcp",
-    ".pth.tar",
-    ".pt.tar",
-    ".weights.h5",
-)
-CLAIMED_BIN = re.compile(r"(model|checkpoint|ckpt|epoch|step|weights).*\.bin$", re.IGNORECASE)
 TEMPORARY = re.compile(r"(\.tmp$|^tmp-|\.part$|\.incomplete$)", re.IGNORECASE)
-# What trainers save beside the weights: named, never opened.
+# Other files that trainers save beside the weights; they are never opened.
 BESIDE = re.compile(
     r"^((optimizer|optim|lr_scheduler|scheduler|scaler|sampler|dl_state_dict|rng[_-]?state|random_states?|trainer_state|"
     r"training_args|train_args|args|hparams|custom_checkpoint)([-_.\d].*)?|.*_optim_states)\.(pt|pth|bin|safetensors|pkl)$",
@@ -88,15 +64,9 @@ class Found:
     refused: str = ""
 
 
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Return a key that sorts 10 after 2."""
-    parts = re.split(r"(\d+)", name)
-    return [(0, int(part), "") if part.isdecimal() and len(part) < 400 else (1, 0, part) for part in parts if part]
-
-
 def _listing(folder: Path, name: str) -> list[Path]:
     try:
-        return sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
+        return sorted(folder.iterdir(), key=lambda path: natural(path.name))
     except OSError as error:
         raise InputError(unreadable(folder, name, error)) from None
 
@@ -140,7 +110,7 @@ def _files(paths: Sequence[Path], barred: set[Path], nested: Callable[[Path, Fou
     for path in paths:
         if path in shards or path.name in stray or (parts is not None and parts.match(path.name)):
             continue
-        # A trainer's own folder: its weights have telling names, and nothing else is opened.
+        # In a folder of the HF Trainer weights have usual names, so nothing is recognised by content.
         _sort(path, found, barred, nested, sniffed=TRAINER not in names)
     return found
 
@@ -171,7 +141,7 @@ def _sort(
             nested(path, found)
     elif words:
         _claim_or_pass(path, found, f"{name}: is {words}, but a regular file was expected; it was not opened.")
-    elif is_claimed(name) or (sniffed and _is_recognised(path, name)):
+    elif is_claimed(name) or (sniffed and is_recognised(path, name)):
         if not (name.endswith((".h5", ".hdf5")) and is_result(path)):
             found.candidates.append(Candidate(path, name))
     elif not (sniffed and is_result(path)):
@@ -183,31 +153,6 @@ def _claim_or_pass(path: Path, found: Found, sentence: str) -> None:
         found.skipped[path.name] = sentence
     else:
         found.others.append(path.name)
-
-
-def is_claimed(name: str) -> bool:
-    """Tell whether a name says that the file is meant as a checkpoint."""
-    return name.lower().endswith(CLAIMED) or bool(CLAIMED_BIN.search(name)) or is_index(name)
-
-
-def is_conventional(name: str) -> bool:
-    """Tell whether a file's name is the one libraries give the weights of a folder, in one file or by an index."""
-    return whole_name(name) in CONVENTIONAL
-
-
-def _is_recognised(path: Path, name: str) -> bool:
-    """Tell whether the content of a file with no telling name is a checkpoint."""
-    try:
-        head = file_head(path)
-    except OSError:
-        return False
-    kind = content_kind(head)
-    if kind == "zip":
-        return b"/data.pkl" in head and not name.endswith(".npz")
-    # The first pickle of torch's legacy format is one known number.
-    if kind == "safetensors":
-        return int.from_bytes(head[:8], "little") < path.stat().st_size
-    return kind == "pickle" and head[2:14] == b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
 
 def _sort_folder(path: Path, found: Found, matches: Callable[[str], bool] | None) -> None:
@@ -258,7 +203,7 @@ def _inside(folder: Path, name: str) -> tuple[str, list[Path]]:
     paths = _listing(folder, name)
     inner = _files(paths, set())
     inside = [one.path for one in inner.candidates] + [folder / file for file in inner.skipped]
-    inside.sort(key=lambda path: natural_key(path.name))
+    inside.sort(key=lambda path: natural(path.name))
     usual = [path for path in inside if is_conventional(path.name)]
     trainer = any(path.name == TRAINER for path in paths)
     if trainer and not inside and not inner.refused:
@@ -292,9 +237,7 @@ def weights_file(folder: Path, name: str) -> Path:
     if refused:
         raise CheckpointError(f"{name}: {refused}")
     if not inside:
-        raise CheckpointError(
-            f"{name}: is a folder without a checkpoint in it; expected one .safetensors, .pt, .pth, .ckpt or .bin."
-        )
+        raise CheckpointError(f"{name}: is a folder without a checkpoint in it; expected one {usual_suffixes()}.")
     if len(inside) > 1:
         raise CheckpointError(_several(name, inside))
     return inside[0]

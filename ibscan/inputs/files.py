@@ -1,4 +1,4 @@
-"""What a path is before it is opened, what its first bytes say, and its bytes as they were at one moment."""
+"""Check a path before it is opened, and read a file's bytes as they were at one moment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from ibscan.errors import CheckpointError, InputError
 __all__ = [
     "FileChanged",
     "Snapshot",
-    "content_kind",
     "exists",
     "file_head",
     "regular_stat",
@@ -30,26 +29,14 @@ __all__ = [
 
 T = TypeVar("T")
 SMALL_BYTES = 256 << 20
-# No description of a run or a model is longer.
+# Longest text of a config or manifest.
 TEXT_BYTES = 1 << 20
 HEAD_BYTES = 1024
 RETRY_SECONDS = 0.05
-# A file written to again within one tick of its file system's clock (2 s at the coarsest) has the same times as before.
+# Two writes within one tick of the file system's clock (at most 2 s) leave the same times.
 SETTLED_NS = 2_000_000_000
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
-MAGIC: tuple[tuple[bytes, str], ...] = (
-    (b"version https://git-lfs", "lfs"),
-    (b"PK\x03\x04", "zip"),
-    (b"PK\x05\x06", "zip"),
-    (HDF5_MAGIC, "hdf5"),
-    (b"\x93NUMPY", "npy"),
-    (b"\x1f\x8b", "gzip"),
-    (b"BZh", "bzip2"),
-    (b"\xfd7zXZ\x00", "xz"),
-    (b"\x28\xb5\x2f\xfd", "zstd"),
-    (b"MATLAB 5.0 MAT-file", "mat"),
-)
 SPECIAL = (
     (stat.S_ISFIFO, "a named pipe"),
     (stat.S_ISSOCK, "a socket"),
@@ -60,7 +47,7 @@ SPECIAL = (
 
 
 class FileChanged(CheckpointError):  # noqa: N818 - says what happened
-    """A file is another one than when reading it began."""
+    """A file changed while it was read."""
 
 
 @dataclass(frozen=True)
@@ -155,53 +142,6 @@ def file_head(path: Path) -> bytes:
         return stream.read(HEAD_BYTES)
 
 
-def content_kind(head: bytes) -> str:
-    """Return what the first bytes of a file say it is.
-
-    Args:
-        head: The first kilobyte, or all there is.
-
-    Returns:
-        One of empty, lfs, zip, pickle, hdf5, npy, gzip, bzip2, xz, zstd, mat, tar, safetensors, onnx, idx, text,
-        unknown.
-    """
-    if not head:
-        return "empty"
-    # Before all magic numbers: a header of 1152 bytes begins as a pickle does. No header has 4 GiB.
-    if head[4:9] == b"\0\0\0\0{":
-        return "safetensors"
-    for magic, kind in MAGIC:
-        if head.startswith(magic):
-            return kind
-    if head[257:262] == b"ustar":
-        return "tar"
-    # MATLAB 7.3 writes HDF5 behind 512 bytes of its own.
-    if head[512:520] == HDF5_MAGIC:
-        return "hdf5"
-    if head[0] == 0x80 and len(head) > 1 and 2 <= head[1] <= 5:
-        return "pickle"
-    # An impossible length, which is said where it is read. Bytes that no text has; a line break is one that text does.
-    if head[8:9] == b"{" and any(byte > 126 or (byte < 32 and byte not in b"\t\n\r") for byte in head[:8]):
-        return "safetensors"
-    if head[0] == 0x08 and (b"onnx" in head or b"pytorch" in head[:64]):
-        return "onnx"
-    if head[:2] == b"\0\0" and len(head) > 3 and head[2] in (8, 9, 11, 12, 13, 14) and 1 <= head[3] <= 8:
-        return "idx"
-    return "text" if _is_text(head) else "unknown"
-
-
-def _is_text(head: bytes) -> bool:
-    try:
-        words = head.decode()
-    except UnicodeDecodeError as error:
-        # A character cut in two by the end of the head is no sign of binary content.
-        if error.start < len(head) - 3:
-            return False
-        words = head[: error.start].decode()
-    # Spreadsheets put a byte order mark first.
-    return all(character.isprintable() or character in "\t\n\r\f" for character in words.removeprefix("\ufeff"))
-
-
 def tried_twice(read: Callable[[], T]) -> T:
     """Return what `read` gives; where the file changes meanwhile it gets one more try.
 
@@ -253,7 +193,7 @@ def snapshot(
             yield taken
         except InputError as error:
             wrong = error
-        # What was not read whole may have changed while it was parsed, and then that is what went wrong.
+        # If the file changed while it was parsed, report that and not the parser's error.
         if before is not None and not _unchanged(path, before):
             raise FileChanged(f"{name}: changed while it was being read; run again once nothing writes to it.")
         if wrong is not None:
@@ -285,7 +225,7 @@ def _attempt(path: Path, name: str, whole: int, known: tuple[tuple[int, ...], st
         stamp = _stamp(held)
         if stamp and stamp == known[0]:
             return Snapshot(stream, held.st_size, known[1], None, stamp)
-        # A change while a settled file is parsed shows in its times; for another one the bytes in hand have to do.
+        # Only where the times would show a later change need the file not be read whole.
         taken = _taken(stream, before.st_size, whole if stamp else SMALL_BYTES, stamp)
         after = path.stat()
     except FileNotFoundError:
@@ -303,7 +243,7 @@ def _attempt(path: Path, name: str, whole: int, known: tuple[tuple[int, ...], st
 def _stamp(found: os.stat_result) -> tuple[int, ...]:
     if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < SETTLED_NS:
         return ()
-    # The time of the last change to the entry cannot be set back, as that of the content can.
+    # ctime too: unlike mtime it cannot be set back.
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 

@@ -1,4 +1,4 @@
-"""One sentence for every kind of file that is no checkpoint here: what it is, and the way out."""
+"""Describe files and folders of formats that are not read, each with a way out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-__all__ = ["folder_kind", "refusal"]
+__all__ = ["UNREAD_SUFFIXES", "folder_kind", "refusal"]
+
+# A file so named is meant as a checkpoint, of a format that is not read.
+UNREAD_SUFFIXES = (".pt2", ".onnx", ".keras", ".distcp", ".weights.h5")
 
 SENTENCES = {
     "lfs": "is a Git LFS pointer, not the weights themselves; run `git lfs pull` in its folder.",

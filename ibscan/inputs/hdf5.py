@@ -1,36 +1,32 @@
-"""The arrays of an HDF5 file, MATLAB 7.3 among them, read by a child process."""
+"""Read the arrays of an HDF5 file (MATLAB 7.3 too) in a child process; tell results of ibscan from other files."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
+from typing import IO
 
 from ibscan.errors import InputError
+from ibscan.inputs.child_arrays import Reader, arrays_by_child, conversation
 from ibscan.inputs.files import HDF5_MAGIC, Snapshot
-from ibscan.inputs.named import NamedArrays, Pick, check_size
-from ibscan.types import Array
+from ibscan.inputs.named import NamedArrays, Pick
 
 __all__ = ["hdf5_arrays", "is_result"]
 
-WORKER = ("-P", "-m", "ibscan.inputs.hdf5_worker")
-AGAIN = "copy or save it again, or save the arrays as .npz"
+READER = Reader(
+    ("-P", "-m", "ibscan.inputs.hdf5_worker"),
+    "HDF5",
+    "the HDF5 library",
+    "h5py",
+    "copy or save it again, or save the arrays as .npz",
+)
 BLOCK = 1 << 20
 
 
 def hdf5_arrays(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
-    """Read the arrays that `pick` chooses from the shapes an HDF5 file states.
+    """Read the arrays that `pick` chooses from the shapes an HDF5 file states; keys are paths (`train/x`).
 
-    No link is followed and no other file opened; sizes are checked before anything is read. Keys are paths
-    (`train/x`).
+    No link is followed and no other file opened; sizes are checked before anything is read.
 
     Args:
         shot: The file.
@@ -43,16 +39,13 @@ def hdf5_arrays(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
     Raises:
         InputError: Damaged, a result of ibscan, or an array that is not read.
     """
-    with _worker(str(shot.stream.name) if shot.blob is None else "", shot.blob) as child:
-        if "result" in (listing := _answer(child, name)):
-            raise InputError(f"{name}: is a result of ibscan and no probe; `ibscan show {name}` shows it.")
-        shapes = {_visible(key): tuple(shape) for key, shape in listing["shapes"].items()}
-        keys = {_visible(key): key for key in listing["shapes"]}
+
+    def checked(shapes: Mapping[str, tuple[int, ...]]) -> Sequence[str]:
         if not shapes:
             raise InputError(f"{name}: is an HDF5 file without arrays; expected x, and y where there are labels.")
-        wanted = pick(shapes)
-        _send(child, json.dumps([keys[key] for key in wanted]).encode() + b"\n")
-        return NamedArrays(shapes, {key: _array(child, key, name) for key in wanted})
+        return pick(shapes)
+
+    return arrays_by_child(READER, shot, name, checked)
 
 
 def is_result(path: Path) -> bool:
@@ -62,8 +55,8 @@ def is_result(path: Path) -> bool:
             # The library would be asked about every foreign file, and dies of damaged ones.
             if stream.read(8) != HDF5_MAGIC or not _mentions(stream, (b"format", b"ibscan")):
                 return False
-        with _worker(str(path), None) as child:
-            return "result" in _answer(child, path.name)
+        with conversation(READER, str(path), None, path.name) as child:
+            return "result" in child.answer()
     except (OSError, InputError):
         return False
 
@@ -74,88 +67,3 @@ def _mentions(stream: IO[bytes], words: tuple[bytes, ...]) -> bool:
         missing -= {word for word in missing if word in before + block}
         before = block[-16:]
     return not missing
-
-
-def _visible(key: str) -> str:
-    """Return a name with bytes that are no UTF-8 as escapes."""
-    return key.encode("utf-8", "backslashreplace").decode()
-
-
-@contextlib.contextmanager
-def _worker(path: str, blob: bytes | None) -> Iterator[subprocess.Popen[bytes]]:
-    # What this process imports from, the child shall import from; never from the working folder.
-    places = os.pathsep.join(place for place in sys.path if place)
-    child = subprocess.Popen(
-        [sys.executable, *WORKER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": places},
-        # An interrupt from the terminal is for this process, which ends the child.
-        start_new_session=True,
-    )
-    try:
-        told = {"path": path, "bytes": None if blob is None else len(blob)}
-        _send(child, json.dumps(told).encode() + b"\n" + (blob or b""))
-        yield child
-    finally:
-        child.kill()
-        with contextlib.suppress(OSError):
-            child.communicate()
-
-
-def _send(child: subprocess.Popen[bytes], message: bytes) -> None:
-    assert child.stdin is not None
-    # A child that is gone is told of by the answer that does not come.
-    with contextlib.suppress(BrokenPipeError):
-        child.stdin.write(message)
-        child.stdin.flush()
-
-
-def _answer(child: subprocess.Popen[bytes], name: str) -> dict[str, Any]:
-    """Return the next answer.
-
-    Raises:
-        InputError: The child found the file unfit or damaged, or ended without an answer.
-    """
-    assert child.stdout is not None
-    line = child.stdout.readline()
-    if not line.endswith(b"\n"):
-        raise _gone(child, name)
-    answer: dict[str, Any] = json.loads(line)
-    if "unfit" in answer:
-        raise InputError(f"{name}: {_visible(answer['unfit'])}.")
-    if "error" in answer:
-        raise InputError(f"{name}: is a damaged HDF5 file ({_visible(answer['error'])}); {AGAIN}.")
-    return answer
-
-
-def _gone(child: subprocess.Popen[bytes], name: str) -> InputError:
-    code = child.wait()
-    if code >= 0:
-        return InputError(
-            f"{name}: cannot be read, as the process that reads HDF5 ended with exit code {code}; check that h5py can "
-            "be imported, or save the arrays as .npz."
-        )
-    over = code == -getattr(signal, "SIGXCPU", 0)
-    what = "reading it does not come to an end" if over else f"the HDF5 library broke down on it, signal {-code}"
-    return InputError(f"{name}: is a damaged HDF5 file ({what}); {AGAIN}.")
-
-
-def _array(child: subprocess.Popen[bytes], key: str, name: str) -> Array:
-    answer = _answer(child, name)
-    shape = tuple(answer["shape"])
-    if "texts" in answer:
-        return np.array(answer["texts"], dtype=np.str_).reshape(shape)
-    dtype = np.dtype(answer["dtype"])
-    check_size(shape, dtype.itemsize, key, name)
-    array = np.empty(shape, dtype)
-    left = array.reshape(-1).view(np.uint8).data
-    assert child.stdout is not None
-    while left:
-        # Not readinto of the whole: a pipe gives what it holds.
-        count = child.stdout.readinto(left)  # type: ignore[attr-defined]
-        if not count:
-            raise _gone(child, name)
-        left = left[count:]
-    return array

@@ -1,90 +1,45 @@
-"""Reads the arrays of an HDF5 file in a process of its own: `python -P -m ibscan.inputs.hdf5_worker`.
+"""Read the arrays of an HDF5 file in a process of its own: `python -P -m ibscan.inputs.hdf5_worker`.
 
-On damaged files the HDF5 library ends its process or never returns (of 1000 files with a flipped byte each, about one
-does either), which no `except` catches. Here that costs a child process, and `ibscan.inputs.hdf5` says so.
-
-Standard input: a line of JSON, {"path": ..., "bytes": how many follow, or null to open the path}; the bytes; a line of
-JSON, the keys wanted. Standard output: a line of JSON with what there is; for every key one line and its bytes.
+Of 1000 files with a flipped byte each, about one makes the HDF5 library end its process or never return.
+`ibscan.inputs.child_arrays` says what is asked and answered.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import os
-import sys
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
-
-# Before the library is loaded: filters that a plugin would bring are refused anyway.
-os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
 
 import h5py
 import numpy as np
 
-from ibscan.inputs.named import MAX_ARRAY_BYTES, brief
+from ibscan.inputs.child_arrays import Listing, Unfit, grant, serve
+from ibscan.inputs.named import MAX_ARRAY_BYTES
 from ibscan.types import Array
 
 MOST_LINKS, DEEPEST = 10_000, 16
-# How much a filter can inflate at most.
+# By what factor each filter can inflate at most.
 FILTERS = {h5py.h5z.FILTER_DEFLATE: 1040, h5py.h5z.FILTER_LZF: 90, h5py.h5z.FILTER_SHUFFLE: 1, 3: 1}
 NUMBERS = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM)
 RECORDS = {h5py.h5t.COMPOUND: "records (a compound type)", h5py.h5t.REFERENCE: "references (a MATLAB cell array?)"}
 VARYING_BYTES = 16
 TEXT_BLOCK, LEAST_TEXT = 256, 1 << 20
-FIRST_SECONDS, BYTES_A_SECOND = 10, 10 << 20
-
-
-class _Unfit(Exception):  # noqa: N818 - said of an array, reported as a sentence
-    """An array that is there and is not read; the message continues `array 'x' ...`."""
 
 
 def main() -> None:
     """Answer one request on standard input and output."""
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
-    try:
-        told = json.loads(source.readline())
-        _limit(FIRST_SECONDS)
-        with _opened(told, source) as file:
-            if _text_attribute(file, "format") == "ibscan":
-                _tell(sink, {"result": True})
-                return
-            found = _Found(file)
-            _tell(sink, {"shapes": {key: one.shape or () for key, one in found.arrays.items()} | found.links})
-            for key in json.loads(source.readline() or b"[]"):
-                _send(sink, found, key)
-    except _Unfit as reason:
-        _tell(sink, {"unfit": str(reason)})
-    except Exception as error:  # noqa: BLE001 - the boundary to a foreign reader: h5py raises nearly anything
-        _tell(sink, {"error": brief(error)})
+    serve(_listing)
 
 
-def _tell(sink: BinaryIO, answer: dict[str, Any]) -> None:
-    sink.write(json.dumps(answer).encode() + b"\n")
-    sink.flush()
-
-
-def _limit(seconds: float) -> None:
-    """Let the system end this process when it takes longer, or more memory than any probe."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    with contextlib.suppress(OSError, ValueError):
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        most = resource.getrlimit(resource.RLIMIT_CPU)[1]
-        resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + seconds + 1), most))
-        resource.setrlimit(resource.RLIMIT_AS, (4 * MAX_ARRAY_BYTES, 4 * MAX_ARRAY_BYTES))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _opened(told: dict[str, Any], source: BinaryIO) -> h5py.File:
-    if told["bytes"] is None:
-        return h5py.File(told["path"], "r", locking=False)
-    # From memory: what is read is what was hashed.
-    return h5py.File(h5py.h5f.open_file_image(source.read(told["bytes"])))
+def _listing(content: str | bytes) -> Listing | None:
+    if isinstance(content, bytes):
+        file = h5py.File(h5py.h5f.open_file_image(content))
+    else:
+        file = h5py.File(content, "r", locking=False)
+    if _text_attribute(file, "format") == "ibscan":
+        return None
+    found = _Found(file)
+    return Listing({key: one.shape or () for key, one in found.arrays.items()} | found.links, found.read)
 
 
 def _text_attribute(owner: h5py.File | h5py.Dataset, name: str) -> str:
@@ -110,44 +65,33 @@ class _Found:
 
     def _walk(self, group: h5py.Group, before: str, above: frozenset[int]) -> None:
         address = int(h5py.h5o.get_info(group.id).addr)
-        # A hard link may lead to a group above.
+        # A hard link may lead back to a parent group.
         if address in above:
             return
         for name in group:
             self.seen += 1
             if self.seen > MOST_LINKS or len(above) > DEEPEST:
-                raise _Unfit(f"holds more than {MOST_LINKS} entries, or groups deeper than {DEEPEST}; it is no probe")
+                raise Unfit(f"holds more than {MOST_LINKS} entries, or groups deeper than {DEEPEST}; it is no probe")
             key = f"{before}{name}"
-            # The kind of link comes first: looking the object up would already follow it.
+            # Check the kind of link before looking the object up, which would follow it.
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 self.links[key] = ()
                 continue
             one = group[name]
             if isinstance(one, h5py.Dataset):
                 self.arrays[key] = one
-            # MATLAB keeps the content of cell arrays, and the parts of sparse ones, in groups of their own.
+            # Skip MATLAB's groups of cell contents and of the parts of sparse arrays.
             elif isinstance(one, h5py.Group) and not name.startswith("#") and "MATLAB_sparse" not in one.attrs:
                 self._walk(one, f"{key}/", above | {address})
 
-
-def _send(sink: BinaryIO, found: _Found, key: str) -> None:
-    try:
-        if key in found.links:
-            raise _Unfit("is a link, and links are never followed; copy the array itself into the file")
-        dataset = found.arrays[key]
-        _check(dataset, found.size)
-        values = _texts(dataset, found.size) if dataset.id.get_type().get_class() == h5py.h5t.STRING else dataset[()]
-        array = _as_stored_by(_text_attribute(dataset, "MATLAB_class"), np.asarray(values))
-    except _Unfit as reason:
-        _tell(sink, {"unfit": f"array {key!r} {reason}"})
-        return
-    if array.dtype.kind == "U":
-        _tell(sink, {"texts": array.ravel().tolist(), "shape": array.shape})
-        return
-    native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-    _tell(sink, {"dtype": native.dtype.str, "shape": native.shape})
-    sink.write(native.reshape(-1).view(np.uint8).data)
-    sink.flush()
+    def read(self, key: str) -> Array:
+        """Return one array, as it was before MATLAB wrote it."""
+        if key in self.links:
+            raise Unfit("is a link, and links are never followed; copy the array itself into the file")
+        dataset = self.arrays[key]
+        _check(dataset, self.size)
+        values = _texts(dataset, self.size) if dataset.id.get_type().get_class() == h5py.h5t.STRING else dataset[()]
+        return _as_stored_by(_text_attribute(dataset, "MATLAB_class"), np.asarray(values))
 
 
 def _as_stored_by(matlab: str, array: Array) -> Array:
@@ -166,24 +110,24 @@ def _as_stored_by(matlab: str, array: Array) -> Array:
 def _check(dataset: h5py.Dataset, size: int) -> None:
     """Refuse what leads out of the file, is neither numbers nor text, or claims more than the file can hold."""
     if dataset.is_virtual or dataset.external:
-        raise _Unfit("takes its numbers from other files, which are never opened; copy them into this one")
+        raise Unfit("takes its numbers from other files, which are never opened; copy them into this one")
     kind = dataset.id.get_type().get_class()
     if kind not in (*NUMBERS, h5py.h5t.STRING):
-        raise _Unfit(f"holds {RECORDS.get(kind, 'neither numbers nor text')}; save plain numbers, or strings as labels")
+        raise Unfit(f"holds {RECORDS.get(kind, 'neither numbers nor text')}; save plain numbers, or strings as labels")
     if dataset.shape is None or "MATLAB_empty" in dataset.attrs:
-        raise _Unfit("is empty")
+        raise Unfit("is empty")
     filters = dict(_filters(dataset))
     unknown = {code: name for code, name in filters.items() if code not in FILTERS}
     if unknown:
         code, name = next(iter(unknown.items()))
-        raise _Unfit(f"is stored through the filter {name or code} ({code}), not read here; save it with gzip or none")
+        raise Unfit(f"is stored through the filter {name or code} ({code}), not read here; save it with gzip or none")
     wanted = math.prod(dataset.shape) * dataset.id.get_type().get_size()
     if math.prod(dataset.shape) * dataset.dtype.itemsize > MAX_ARRAY_BYTES:
-        raise _Unfit(f"of shape {dataset.shape} takes {wanted} bytes, at most {MAX_ARRAY_BYTES} are read")
+        raise Unfit(f"of shape {dataset.shape} takes {wanted} bytes, at most {MAX_ARRAY_BYTES} are read")
     stored = dataset.id.get_storage_size()
     if stored > size or wanted > stored * math.prod(FILTERS[code] for code in filters):
-        raise _Unfit(f"of shape {dataset.shape} takes {wanted} bytes, of which the file cannot hold all ({stored})")
-    _limit(FIRST_SECONDS + (wanted + stored) / BYTES_A_SECOND)
+        raise Unfit(f"of shape {dataset.shape} takes {wanted} bytes, of which the file cannot hold all ({stored})")
+    grant(wanted + stored)
     if dataset.chunks is not None:
         _check_chunks(dataset, list(filters))
 
@@ -198,38 +142,38 @@ def _filters(dataset: h5py.Dataset) -> Iterator[tuple[int, str]]:
 def _check_chunks(dataset: h5py.Dataset, filters: list[int]) -> None:
     """Inflate every chunk into a bounded buffer first: the library inflates without a bound."""
     kind = dataset.id.get_type()
-    # Varying text is stored as a length and a place.
+    # Strings of varying length are stored as a length and an address.
     varying = kind.get_class() == h5py.h5t.STRING and kind.is_variable_str()
     declared = math.prod(dataset.chunks) * (VARYING_BYTES if varying else kind.get_size())
     if declared > MAX_ARRAY_BYTES:
-        raise _Unfit(f"is stored in chunks of {declared} bytes, at most {MAX_ARRAY_BYTES} are read")
+        raise Unfit(f"is stored in chunks of {declared} bytes, at most {MAX_ARRAY_BYTES} are read")
     places: list[tuple[tuple[int, ...], int, int]] = []
     dataset.id.chunk_iter(lambda chunk: places.append((chunk.chunk_offset, chunk.filter_mask, chunk.size)))
     deflated = h5py.h5z.FILTER_DEFLATE in filters
     bit = 1 << filters.index(h5py.h5z.FILTER_DEFLATE) if deflated else 0
     for offset, mask, size in places:
         if size > declared + declared // 8 + 1024:
-            raise _Unfit(f"has a chunk of {size} bytes where at most {declared} belong; the file is damaged")
+            raise Unfit(f"has a chunk of {size} bytes where at most {declared} belong; the file is damaged")
         if deflated and not mask & bit:
             inflater = zlib.decompressobj()
             _, raw = dataset.id.read_direct_chunk(offset)
-            # Four bytes of checksum may be compressed along.
+            # Plus a checksum of 4 bytes.
             inflater.decompress(raw, declared + 4)
             if not inflater.eof and inflater.decompress(inflater.unconsumed_tail, 1):
-                raise _Unfit(f"has a chunk that inflates beyond its {declared} bytes; the file is damaged")
+                raise Unfit(f"has a chunk that inflates beyond its {declared} bytes; the file is damaged")
 
 
 def _texts(dataset: h5py.Dataset, size: int) -> Array:
     listed: list[str] = []
     total = longest = 0
-    # In blocks, with a running sum: a million elements may all point at the same megabyte of the file.
+    # In blocks, with a running total: a million strings may share the same megabyte of the file.
     for start in range(0, dataset.shape[0], TEXT_BLOCK) if dataset.shape else (None,):
         block = np.asarray(dataset[()] if start is None else dataset[start : start + TEXT_BLOCK])
         words = [word if isinstance(word, bytes) else str(word).encode() for word in block.ravel().tolist()]
         total += sum(map(len, words))
         longest = max([longest, *map(len, words)])
         if total > max(size, LEAST_TEXT) or 4 * longest * math.prod(dataset.shape) > MAX_ARRAY_BYTES:
-            raise _Unfit("holds more text than labels do")
+            raise Unfit("holds more text than labels do")
         listed += [word.decode("utf-8", "replace") for word in words]
     return np.array(listed, dtype=np.str_).reshape(dataset.shape)
 

@@ -1,4 +1,4 @@
-"""Models of the transformers library, made as a config describes them.
+"""Build models of the transformers library as a config describes them.
 
 The library is imported where it is needed: it comes with the extra `hf`. Its own code runs, and no other.
 """

@@ -1,4 +1,4 @@
-"""IDX files (MNIST and its kin), gzipped or not, and the folders they come in."""
+"""Read IDX files (MNIST and its kin), gzipped or not, and find images and labels in their folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels as they come (integers, integral floats, one-hot rows, strings) to class indices, where they are classes."""
+"""Convert labels (integers, integral floats, one-hot rows, strings) to class indices, where they are classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ibscan.toml`: how a series describes itself."""
+"""Read `ibscan.toml`, in which a series describes itself."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ibscan.inputs.arguments import KNOWN as PROBE_ARGUMENTS
 from ibscan.inputs.arguments import checked_arguments
 from ibscan.inputs.choice import split_spec
 from ibscan.inputs.code import is_code
-from ibscan.inputs.coordinates import compiled_pattern
 from ibscan.inputs.files import exists, small_text
+from ibscan.inputs.pattern import compiled_pattern
 
 __all__ = ["Manifest", "read_manifest"]
 

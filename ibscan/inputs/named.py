@@ -1,4 +1,4 @@
-"""Named arrays: what every reader of probe files returns, and the size limit they share."""
+"""Declare what every reader of probe files returns, and check the size limit they share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ibscan.errors import InputError
 from ibscan.types import Array
 
-__all__ = ["MAX_ARRAY_BYTES", "NamedArrays", "Pick", "brief", "check_size"]
+__all__ = ["MAX_ARRAY_BYTES", "NamedArrays", "Pick", "check_size"]
 
 MAX_ARRAY_BYTES = 4 << 30
 
@@ -37,15 +37,10 @@ def check_size(shape: Sequence[int], itemsize: int, key: str, name: str) -> None
     Raises:
         InputError: It is larger than `MAX_ARRAY_BYTES`.
     """
-    # Without its zeros: numpy refuses no rows of 2^64 numbers.
+    # Ignore sizes of 0: numpy refuses an array of 0 rows of 2^64 numbers.
     size = math.prod(filter(None, shape)) * itemsize
     if size > MAX_ARRAY_BYTES:
         raise InputError(
             f"{name}: array {key!r} of shape {tuple(shape)} takes {size} bytes, at most {MAX_ARRAY_BYTES} are read; "
             "save fewer rows."
         )
-
-
-def brief(error: BaseException) -> str:
-    """Return the first line of what an exception says, or its type where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -1,4 +1,4 @@
-"""What names of arrays say: which are inputs, which labels, and which belong to one another (train, test, ...)."""
+"""Tell from names of arrays which are inputs, which labels, and which belong together (train, test, ...)."""
 
 from __future__ import annotations
 

@@ -6,10 +6,10 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from ibscan.core.text import by_name, is_initial, listed
 from ibscan.errors import InputError
 from ibscan.inputs.comparison import is_placed
 from ibscan.inputs.coordinates import numbers_in_name, size_as_step, sizes_in_name
-from ibscan.names import by_name, is_initial
 from ibscan.types import Checkpoint
 
 __all__ = ["coordinate", "in_order", "refuse_doubles"]
@@ -60,10 +60,9 @@ def in_order(
         else:
             left.append(one.name)
     if left:
-        listed = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
         notices.append(
-            f"{listed}: states no {axis}, which the others are ordered by, so it was left out; give it one in its "
-            "name, or by a pattern under [series] in ibscan.toml."
+            f"{listed(left, 3)}: states no {axis}, which the others are ordered by, so it was left out; give it one in "
+            "its name, or by a pattern under [series] in ibscan.toml."
         )
     return axis, sorted(kept, key=lambda one: key(one) or 0), notices
 
@@ -83,7 +82,8 @@ def _inferred(checkpoints: Sequence[Checkpoint]) -> str:
     some = [one for one in checkpoints if coordinate(most)(one) is not None]
     bare = sum(not is_placed(one) and not is_initial(one.name) for one in checkpoints)
     elsewhere = sum(is_placed(one) for one in checkpoints) - len(some)
-    return _inferred(some) if len(some) > max(bare, elsewhere) else "index"
+    # Nor does a single one, whatever their number.
+    return _inferred(some) if some and (bare == 1 or len(some) > bare) and len(some) > elsewhere else "index"
 
 
 def _at_zero(one: Checkpoint, axis: str, others: Sequence[Checkpoint]) -> Checkpoint:
@@ -117,8 +117,7 @@ def _said(checkpoints: Sequence[Checkpoint]) -> list[str]:
     if len(checkpoints) < 2:
         return []
     bare = [one.name for one in checkpoints if not is_placed(one)]
-    listed = ", ".join(bare[:3]) + (f" and {len(bare) - 3} more" if len(bare) > 3 else "")
-    what = f"{listed}: states neither epoch nor step" if bare else "some state an epoch, others a step"
+    what = f"{listed(bare, 3)}: states neither epoch nor step" if bare else "some state an epoch, others a step"
     return [f"{what}, so the series is ordered by name, from {checkpoints[0].name} to {checkpoints[-1].name}."]
 
 

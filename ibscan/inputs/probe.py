@@ -1,4 +1,4 @@
-"""The probe: which file, which arrays of it, and what they become."""
+"""Find and read the probe: inputs as float64 rows, labels as class indices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ibscan.inputs.arguments import applied, checked_arguments, parse_arguments
 from ibscan.inputs.arrays import named_arrays
 from ibscan.inputs.choice import chosen, left_out, split_spec, wanted_keys
 from ibscan.inputs.code import is_code
-from ibscan.inputs.files import content_kind, exists, file_head, regular_stat
+from ibscan.inputs.files import exists, file_head, regular_stat
+from ibscan.inputs.formats.recognise import content_kind
 from ibscan.inputs.hdf5 import is_result
 from ibscan.inputs.idx import idx_pair, labels_beside, read_idx
 from ibscan.inputs.labels import class_indices

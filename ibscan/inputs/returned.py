@@ -1,4 +1,4 @@
-"""What a callable returns as a probe, to arrays."""
+"""Convert what a callable returns as a probe to arrays."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from ibscan.boundary import foreign, is_out_of_memory
+from ibscan.core.text import first_line
 from ibscan.errors import InputError, UsageError
 from ibscan.inputs.choice import INPUTS, chosen, wanted_keys
 from ibscan.inputs.code import called, named_callable
-from ibscan.inputs.named import brief
 from ibscan.types import Array
 
 __all__ = ["Returned", "as_numpy", "probe_from_code"]
@@ -135,7 +135,7 @@ def _array(value: Any, role: str, where: str) -> Array:  # noqa: ANN401 - as the
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise InputError(f"{where}: its {role} is no array ({brief(error)}); {EXPECTED}, as arrays.") from error
+        raise InputError(f"{where}: its {role} is no array ({first_line(error)}); {EXPECTED}, as arrays.") from error
     return array
 
 

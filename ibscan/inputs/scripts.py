@@ -1,4 +1,4 @@
-"""Training scripts given as models: what a file does when it is imported, told from its text before it runs.
+"""Tell from a file's source, before it runs, whether importing or calling it would train or write files.
 
 What counts is what runs: the module's level with its loops, conditions and class bodies, functions of the user's own
 files that are called from there, and the user's own modules that are imported on the way; not what is only defined, nor
@@ -10,18 +10,17 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.machinery import PathFinder
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from ibscan.boundary import is_installed
 from ibscan.inputs.deeds import dotted, trains, writes
+from ibscan.inputs.sources import Function, Names, Place, Reading, collect, files_of, imported_names, read_source
 
-__all__ = ["Deed", "deed_of_call", "deed_of_import", "files_of"]
+__all__ = ["Deed", "deed_of_call", "deed_of_import"]
 
-# A project of more files than that is not read whole, nor are names followed through more re-exports.
-MOST_FILES, MOST_EXPORTS = 300, 10
+# Names are followed through no more re-exports.
+MOST_EXPORTS = 10
 # What calls the function it is given.
 RUNNERS = {
     *("run", "spawn", "Fire", "Thread", "Timer", "Process", "submit", "launch", "start_processes", "map", "main"),
@@ -33,7 +32,6 @@ AT_THE_END = "atexit.register"
 MEMORY = {"io.BytesIO", "io.StringIO"}
 # What calling a class calls.
 MAKING = ("__new__", "__init__", "__post_init__")
-Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 Judge: TypeAlias = Callable[[ast.Call, Mapping[str, str]], bool]
 
 
@@ -46,41 +44,13 @@ class Deed:
     text: str
 
 
-@dataclass
-class _Names:
-    """What names stand for: functions, classes, the classes of instances, and what was imported, dotted."""
-
-    functions: dict[str, Function] = field(default_factory=dict)
-    classes: dict[str, ast.ClassDef] = field(default_factory=dict)
-    instances: dict[str, str] = field(default_factory=dict)
-    imported: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A piece of code: its file and module, what is known in it, and the class it is a method of."""
-
-    file: Path
-    module: str
-    names: _Names
-    owner: str | None = None
-
-
-@dataclass
-class _Reading:
-    """One question about what runs: every file is read once, every piece of code gone through once."""
-
-    files: dict[Path, tuple[_Place, list[ast.stmt]] | None] = field(default_factory=dict)
-    seen: set[int] = field(default_factory=set)
-
-
 def deed_of_import(files: Sequence[tuple[str, Path]]) -> Deed | None:
     """Return the first call that trains or writes when these files are imported, one after the other, or None.
 
     Args:
         files: Modules by name, as `files_of` returns them; their neighbours are looked for on the import path.
     """
-    reading = _Reading()
+    reading = Reading()
     try:
         return next((deed for name, file in files if (deed := _of_module(reading, name, file))), None)
     except RecursionError:  # nested deeper than can be followed: importing it will tell
@@ -95,8 +65,8 @@ def deed_of_call(name: str, file: Path, called: str) -> Deed | None:
         file: Of its module.
         called: The callable in it, dotted.
     """
-    reading = _Reading()
-    read = _read(reading, name, file)
+    reading = Reading()
+    read = read_source(reading, name, file)
     if read is None:
         return None
     try:
@@ -106,102 +76,16 @@ def deed_of_call(name: str, file: Path, called: str) -> Deed | None:
         return None
 
 
-def files_of(name: str) -> list[tuple[str, Path]]:
-    """Return the user's own files that importing a module runs, packages first, by their modules' names.
-
-    Args:
-        name: Dotted; what comes after the last module in it is left out.
-    """
-    found: list[tuple[str, Path]] = []
-    parts, places = name.split("."), None
-    if parts[0] in sys.stdlib_module_names:
-        return []
-    for k in range(len(parts)):
-        try:
-            spec = PathFinder.find_spec(".".join(parts[: k + 1]), places)
-        except (ImportError, ValueError, OSError):
-            spec = None
-        if spec is None or (spec.origin is not None and is_installed(spec.origin)):
-            break
-        if spec.origin is not None and spec.origin.endswith(".py"):
-            found.append((spec.name, Path(spec.origin)))
-        if spec.submodule_search_locations is None:
-            break
-        places = list(spec.submodule_search_locations)
-    return found
-
-
-def _read(reading: _Reading, name: str, file: Path) -> tuple[_Place, list[ast.stmt]] | None:
-    if file not in reading.files and len(reading.files) < MOST_FILES:
-        try:
-            body = ast.parse(file.read_bytes()).body
-        except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):  # importing it will tell
-            reading.files[file] = None
-        else:
-            place = _Place(file, name, _Names())
-            _collect(body, place)
-            reading.files[file] = place, body
-    return reading.files.get(file)
-
-
-def _collect(body: Iterable[ast.AST], place: _Place) -> None:
-    """Note what the names of a piece of code stand for."""
-    names = place.names
-    for node in body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            names.functions[node.name] = node
-        elif isinstance(node, ast.ClassDef):
-            names.classes[node.name] = node
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names.imported.update(_imports(node, place))
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            for target in targets:
-                if isinstance(target, ast.Name) and node.value is not None:
-                    _assign(target.id, node.value, names)
-        elif isinstance(node, ast.stmt | ast.excepthandler | ast.match_case):
-            _collect(ast.iter_child_nodes(node), place)
-
-
-def _assign(name: str, value: ast.expr, names: _Names) -> None:
-    if isinstance(value, ast.Lambda):
-        names.functions[name] = value
-    elif isinstance(value, ast.Name) and value.id in names.functions:
-        names.functions[name] = names.functions[value.id]
-    elif isinstance(value, ast.Call):
-        made = dotted(value.func, names.imported)
-        given = value.args[0] if value.args else None
-        if made == "functools.partial" and isinstance(given, ast.Name) and given.id in names.functions:
-            names.functions[name] = names.functions[given.id]
-        else:
-            names.instances[name] = made
-
-
-def _imports(node: ast.Import | ast.ImportFrom, place: _Place) -> dict[str, str]:
-    """Return what an import's names stand for, dotted; the module of a star under the name `*`."""
-    if isinstance(node, ast.Import):
-        return {
-            alias.asname or alias.name.partition(".")[0]: alias.name if alias.asname else alias.name.partition(".")[0]
-            for alias in node.names
-        }
-    base = node.module or ""
-    if node.level:
-        package = place.module.split(".")
-        up = node.level - (place.file.name == "__init__.py")
-        base = ".".join([*package[: len(package) - up], *([node.module] if node.module else [])])
-    return {alias.asname or alias.name: f"{base}.{alias.name}" for alias in node.names}
-
-
-def _of_module(reading: _Reading, name: str, file: Path) -> Deed | None:
+def _of_module(reading: Reading, name: str, file: Path) -> Deed | None:
     # What is imported already does not run again.
-    read = None if name in sys.modules else _read(reading, name, file)
+    read = None if name in sys.modules else read_source(reading, name, file)
     if read is None or id(read[1]) in reading.seen:
         return None
     reading.seen.add(id(read[1]))
     return _of_body(reading, *read, writes)
 
 
-def _of_body(reading: _Reading, place: _Place, body: Iterable[ast.AST], judge: Judge) -> Deed | None:
+def _of_body(reading: Reading, place: Place, body: Iterable[ast.AST], judge: Judge) -> Deed | None:
     for node in _running(body):
         if isinstance(node, ast.Call):
             named = _brought_in(node)
@@ -212,7 +96,7 @@ def _of_body(reading: _Reading, place: _Place, body: Iterable[ast.AST], judge: J
         else:
             assert isinstance(node, ast.Import | ast.ImportFrom)
             stood = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            named, called = [*stood, *_imports(node, place).values()], []
+            named, called = [*stood, *imported_names(node, place).values()], []
         for file in (file for name in named for file in files_of(name)):
             if deed := _of_module(reading, *file):
                 return deed
@@ -224,7 +108,7 @@ def _of_body(reading: _Reading, place: _Place, body: Iterable[ast.AST], judge: J
     return None
 
 
-def _judged(call: ast.Call, names: _Names, judge: Judge) -> bool:
+def _judged(call: ast.Call, names: Names, judge: Judge) -> bool:
     """Tell whether a call does it, by its name or by that of the class of whose instance it is a method."""
     whole = {**names.instances, **names.imported}
     given = [*call.args, *(word.value for word in call.keywords)]
@@ -281,7 +165,7 @@ def _brought_in(call: ast.Call) -> list[str]:
     return [given.value] if isinstance(given.value, str) and given.value.isprintable() else []
 
 
-def _called(reading: _Reading, place: _Place, call: ast.Call) -> Iterator[tuple[_Place, Sequence[ast.AST]]]:
+def _called(reading: Reading, place: Place, call: ast.Call) -> Iterator[tuple[Place, Sequence[ast.AST]]]:
     """Yield the user's own code that a call runs."""
     targets = [call.func]
     imported, instances = place.names.imported, place.names.instances
@@ -308,9 +192,7 @@ def _is_command(function: Function, application: str) -> bool:
     return any(dotted(one, {}).removesuffix("()").startswith(f"{application}.") for one in decorators)
 
 
-def _defined(
-    reading: _Reading, place: _Place, name: str, exports: int = 0
-) -> Iterator[tuple[_Place, Sequence[ast.AST]]]:
+def _defined(reading: Reading, place: Place, name: str, exports: int = 0) -> Iterator[tuple[Place, Sequence[ast.AST]]]:
     """Yield the user's own code behind a name: a function, a method, or what makes an instance of a class."""
     first, *rest = name.split(".")
     names = place.names
@@ -327,19 +209,19 @@ def _defined(
         for k in range(len(parts) - 1, 0, -1):
             module = ".".join(parts[:k])
             files = files_of(module)
-            read = _read(reading, *files[-1]) if files and files[-1][0] == module else None
+            read = read_source(reading, *files[-1]) if files and files[-1][0] == module else None
             if read is not None:
                 yield from _defined(reading, read[0], ".".join(parts[k:]), exports + 1)
                 return
 
 
 def _methods(
-    reading: _Reading, place: _Place, owner: str, method: str, exports: int
-) -> Iterator[tuple[_Place, Sequence[ast.AST]]]:
+    reading: Reading, place: Place, owner: str, method: str, exports: int
+) -> Iterator[tuple[Place, Sequence[ast.AST]]]:
     found = place.names.classes[owner]
     own = [one for one in found.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef) and one.name == method]
     if own:
-        yield _inside(_Place(place.file, place.module, place.names, owner), own[-1])
+        yield _inside(Place(place.file, place.module, place.names, owner), own[-1])
         return
     for base in found.bases:
         name = dotted(base, place.names.imported)
@@ -347,11 +229,11 @@ def _methods(
             yield from _defined(reading, place, f"{name}.{method}", exports + 1)
 
 
-def _inside(place: _Place, function: Function) -> tuple[_Place, Sequence[ast.AST]]:
+def _inside(place: Place, function: Function) -> tuple[Place, Sequence[ast.AST]]:
     """Return a function's code, and what is known in it."""
     if isinstance(function, ast.Lambda):
         return place, [function.body]
-    names = _Names(*(dict(part) for part in vars(place.names).values()))
-    inner = _Place(place.file, place.module, names, place.owner)
-    _collect(function.body, inner)
+    names = Names(*(dict(part) for part in vars(place.names).values()))
+    inner = Place(place.file, place.module, names, place.owner)
+    collect(function.body, inner)
     return inner, function.body

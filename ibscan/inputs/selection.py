@@ -1,4 +1,4 @@
-"""`--epochs`: a subset of a series by its axis values."""
+"""Select checkpoints of a series by their axis values (`--epochs`)."""
 
 from __future__ import annotations
 

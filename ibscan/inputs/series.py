@@ -1,4 +1,4 @@
-"""Which checkpoints make up a series, in which order, and on which axis."""
+"""Read a series of checkpoints: find, inspect and order them along one axis."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ibscan.core.text import listed
 from ibscan.errors import CheckpointError, InputError, NothingMatched
-from ibscan.inputs.checkpoint import inspect_checkpoint
 from ibscan.inputs.comparison import is_placed, of_one_architecture, without_copies
-from ibscan.inputs.coordinates import compiled_pattern, matches, numbers_by_pattern, numbers_in_name
-from ibscan.inputs.discovery import Candidate, Found, found_in_folder, is_conventional
+from ibscan.inputs.coordinates import numbers_in_name
+from ibscan.inputs.discovery import Candidate, Found, found_in_folder
 from ibscan.inputs.files import unreadable
+from ibscan.inputs.formats.checkpoint import inspect_checkpoint
+from ibscan.inputs.formats.recognise import accepted, is_conventional
 from ibscan.inputs.manifest import Manifest
 from ibscan.inputs.ordering import in_order, refuse_doubles
+from ibscan.inputs.pattern import compiled_pattern, matches, numbers_by_pattern
 from ibscan.inputs.selection import axis_values, select_epochs
 from ibscan.inputs.shards import is_index, named_files
 from ibscan.types import Checkpoint, Series
 
 __all__ = ["axis_values", "read_series", "select_epochs"]
-
-ACCEPTED = ".safetensors files, or .pt, .pth, .ckpt and .bin files of torch.save"
 
 
 @dataclass
@@ -101,11 +102,11 @@ def _found(paths: Sequence[Path], exclude: Sequence[Path], manifest: Manifest | 
         expression = _expression(manifest)
         known = None if expression is None else lambda name: matches(expression, name) is not None
         return str(paths[0]), found_in_folder(paths[0], exclude, known)
-    # Absolute but not resolved: a link is called as the user called it.
+    # Absolute but not resolved: keep the user's name for a link.
     barred = {path.resolve() for path in exclude}
     absolute = list(dict.fromkeys(path.absolute() for path in paths if not (exclude and path.resolve() in barred)))
     parent = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else Path()
-    # A shell's pattern names the shards beside their index.
+    # A shell pattern such as *.safetensors* lists shards beside their index.
     shards = {file for path in absolute if is_index(path.name) for file in named_files(path)}
     candidates = [Candidate(path, path.relative_to(parent).as_posix()) for path in absolute if path not in shards]
     return "the paths given", Found(candidates=candidates)
@@ -143,7 +144,7 @@ def _inspected(
     expression = _expression(manifest)
     if expression is None:
         return checkpoint
-    # What the user wrote beside the files beats what is in them; numbers the pattern does not name stay.
+    # The manifest's pattern wins over numbers in the file; numbers it does not name stay.
     found = numbers_by_pattern(expression, candidate.name)
     return dataclasses.replace(
         checkpoint,
@@ -169,11 +170,9 @@ def _nothing(where: str, found: Found, manifest: Manifest | None) -> str:
         count = len(found.candidates)
         return f"{where}: the pattern {manifest.pattern} of ibscan.toml matches none of {count} files; mend it."
     seen = list(dict.fromkeys([*found.others, *(notice.partition(":")[0] for notice in found.notices)]))
-    listed = ", ".join(seen[:5]) + (f" and {len(seen) - 5} more" if len(seen) > 5 else "")
+    saw = listed(seen, 5) or "nothing"
     why = f" {found.notices[0]}" if found.notices else ""
-    return (
-        f"{where}: holds no checkpoint (saw {listed or 'nothing'}); expected {ACCEPTED}, or folders of one each.{why}"
-    )
+    return f"{where}: holds no checkpoint (saw {saw}); expected {accepted()}, or folders of one each.{why}"
 
 
 def _all_skipped(where: str, skipped: Mapping[str, str]) -> str:

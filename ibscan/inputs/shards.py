@@ -1,4 +1,4 @@
-"""A checkpoint in several files: the index that names them, and where they lie."""
+"""Read the index of a checkpoint in several files (shards), and resolve the files it names inside its folder."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 
 from ibscan.errors import CheckpointError
 from ibscan.inputs.files import snapshot
-from ibscan.inputs.tensorfiles import decoded
+from ibscan.inputs.untrusted import decoded_json
 
 __all__ = ["SHARD", "Index", "identity", "is_index", "named_files", "read_index", "whole_name"]
 
 # model.safetensors.index.json, pytorch_model.bin.index.json, and with a variant: model.safetensors.index.fp16.json.
 INDEX = re.compile(r"\.(safetensors|bin|pt|pth)\.index(\.[\w-]+)?\.json$", re.IGNORECASE)
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.(safetensors|bin|pt|pth)$", re.IGNORECASE)
-# A hundred bytes for the name of each of the most tensors a checkpoint may hold, and a file's name beside it.
+# Enough for the most tensors a checkpoint may hold, each with a long name and a file's name.
 MAX_INDEX_BYTES = 16 << 20
 MAX_NAMES = 100_000
 LONGEST_VALUE = 10_000
-# Characters of a foreign name that a message repeats; characters no file system allows in a name.
+# How much of a name in the index a message repeats, and the longest file name of any file system, in characters.
 SHOWN, LONGEST_NAME = 120, 255
 WAY_OUT = "copy or save the whole folder again"
 
@@ -113,7 +113,7 @@ def _size(path: Path) -> int:
 
 def _decoded(text: bytes, name: str) -> dict[str, Any]:
     try:
-        tables, doubled = decoded(text)
+        tables, doubled = decoded_json(text)
     except (ValueError, RecursionError):
         raise CheckpointError(f"{name}: the index is not readable JSON; {WAY_OUT}.") from None
     if doubled:

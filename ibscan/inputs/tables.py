@@ -1,4 +1,4 @@
-"""Probes as text tables: lines of numbers, with or without a header line, and a column of labels."""
+"""Read probes from text tables: lines of numbers, with or without a header line, and a column of labels."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ibscan.core.text import first_line
 from ibscan.errors import InputError, UsageError
 from ibscan.inputs.choice import LABELS
 from ibscan.inputs.files import Snapshot, snapshot
 from ibscan.inputs.labels import check_missing
-from ibscan.inputs.named import MAX_ARRAY_BYTES, brief
+from ibscan.inputs.named import MAX_ARRAY_BYTES
 from ibscan.types import Array
 
 __all__ = ["SUFFIXES", "Table", "read_table"]
@@ -67,7 +68,7 @@ def read_table(path: Path, name: str, wanted: Mapping[str, str]) -> Table:
         except UnicodeDecodeError:
             raise InputError(f"{name}: is no UTF-8 text; save the table as UTF-8.") from None
         except csv.Error as error:
-            raise InputError(f"{name}: cannot be read as a table ({brief(error)}); check its quotes.") from None
+            raise InputError(f"{name}: cannot be read as a table ({first_line(error)}); check its quotes.") from None
 
 
 @dataclass(frozen=True)

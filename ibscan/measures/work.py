@@ -1,7 +1,7 @@
 """How long a measure takes on one checkpoint of a chain, from the sizes of the work alone.
 
-By it a series is cut into blocks, of which a killed run loses no more than one. An estimate may be three times too long
-or too short, as it depends on the weights how soon draws are enough. Of the network channel it is that of networks that
+By it a series is cut into blocks, of which a killed run loses no more than one. Work may take three times its estimate,
+or a third, as it depends on the weights how soon draws are enough. Of the network channel it is that of networks that
 need many draws, and much too long for others. No number depends on it beyond rounding. So that the same work is cut in
 the same way everywhere, nothing of the machine goes into it. Seconds are those of one core of 2024.
 """
@@ -25,7 +25,7 @@ PRODUCTS, DECOMPOSITIONS = 8e9, 3e9
 PAIR, PAIR_UNIT = 6e-9, 5e-11
 # What a cell of the network channel takes at 1024 rows, 10 units and the usual tolerance; and what one that uses up
 # so many replicas times draws, growing as the root of both.
-CELL, TOLERANCE, CELL_BUDGET, BUDGET = 2.0, 0.05, 0.09, 2.0**14
+CELL, TOLERANCE, CELL_BUDGET, BUDGET = 3.0, 0.05, 0.135, 2.0**14
 # Of a budget that was asked for, the share that cells spend which never come to their tolerance.
 SPENT = 0.15
 
@@ -115,8 +115,7 @@ def _network(measure: Any, sizes: Sizes) -> float:  # noqa: ANN401
         if layer.first:
             found += len(measure.noise) * _drawn(measure, sizes.rows, layer.width)
         elif not layer.output:
-            wide = (PAIR + PAIR_UNIT * layer.width) / (PAIR + PAIR_UNIT * 10)
-            found += len(measure.noise) * min(usual, least) * more * wide
+            found += len(measure.noise) * min(usual, least) * more * max(1.0, layer.width / 10)
     return found
 
 

@@ -15,11 +15,13 @@ from ibscan.errors import InputError
 from ibscan.networks.activations import ACTIVATIONS
 from ibscan.types import Layer
 
-__all__ = ["INPUT", "LAYERS", "Graph", "Operation", "Place", "Taps", "taps_of"]
+__all__ = ["INPUT", "LAYERS", "UNSEEN", "Graph", "Operation", "Place", "Taps", "taps_of"]
 
 # An output of an operation: its number, and which of its tensors.
 Place: TypeAlias = tuple[int, int]
 INPUT = (-1, 0)
+# What stands for a part of the pass that is not followed.
+UNSEEN = "unseen"
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 # What changes neither the values nor their range.
 NEUTRAL = {
@@ -148,7 +150,7 @@ def taps_of(model: nn.Module, graph: Graph, main: int, ends: set[int], lying: se
         if live & set(op.outputs):
             live |= set(op.inputs)
     post = [_post(graph, start, live, lying, ends) for start in starts]
-    if main in reach[-1]:
+    if main in reach[-1] and graph.places[main] is not None:
         post[-1] = main
     feeds = [[bool(reach[a] & fed[b]) for b in range(len(outer))] for a in range(len(outer))]
     layers = []
@@ -297,6 +299,8 @@ def _last_operation(graph: Graph, main: int) -> tuple[str, Place | None, bool]:
             logits = graph.places[op.inputs[0]]
             known = op.default and ordered and logits is not None
             return (name, logits, False) if known else ("other", None, False)
+        elif name == UNSEEN:
+            return "other", None, False
         else:
             break
     return "", None, True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from ibscan.boundary import foreign
+from ibscan.core.text import near_names
 from ibscan.errors import CheckpointError, InputError
 from ibscan.types import WRAPPERS, is_counter
 
@@ -144,7 +144,7 @@ def _misfit(name: str, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str
     other = [key for key in wanted if key in found and found[key] != wanted[key]]
     parts = []
     if missing:
-        near = difflib.get_close_matches(missing[0], extra, 1)
+        near = near_names(missing[0], extra)
         hint = f" (nearest in the file: {near[0]!r} {found[near[0]]})" if near else ""
         parts.append(f"{len(missing)} missing, such as {missing[0]!r} {wanted[missing[0]]}{hint}")
     if extra:

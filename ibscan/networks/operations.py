@@ -19,6 +19,7 @@ __all__ = [
     "is_default",
     "leading",
     "made",
+    "operands",
     "operation_label",
     "operation_name",
     "parameter_names",
@@ -35,6 +36,14 @@ CONSTANT = (
     "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like",
     "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor",
 )  # fmt: skip
+# What takes of a second tensor its shape, type or device alone.
+ALIKE = ("to", "type_as", "view_as", "reshape_as", "expand_as")
+
+
+def operands(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """Return the tensors whose numbers an operation takes."""
+    given = list(tensors((args, kwargs)))
+    return given[:1] if name in ALIKE else given
 
 
 def operation_name(func: Function) -> str:

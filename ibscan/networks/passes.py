@@ -14,8 +14,17 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ibscan.errors import InputError, Reached
 from ibscan.networks.graph import Place
-from ibscan.networks.operations import CONSTANT, in_place, made, operation_label, operation_name, parameter_names
+from ibscan.networks.operations import (
+    CONSTANT,
+    in_place,
+    made,
+    operands,
+    operation_label,
+    operation_name,
+    parameter_names,
+)
 from ibscan.networks.trees import Function, Tree, mapped, replaced, tensors
+from ibscan.networks.unfollowed import entries_of, entry
 
 __all__ = ["Reached", "Tapper", "attached", "settled", "tapped"]
 
@@ -64,6 +73,7 @@ class tapped(TorchFunctionMode):  # noqa: N801 - used as a context manager
         self.known: MutableMapping[torch.Tensor, torch.Tensor | None] = WeakTensorKeyDictionary()
         self.known[x] = None
         self.parameters = parameter_names(model)
+        self.entries = entries_of(operations)
         self.count = 0
 
     def __torch_function__(
@@ -74,17 +84,23 @@ class tapped(TorchFunctionMode):  # noqa: N801 - used as a context manager
         kwargs: Mapping[str, Any] | None = None,
     ) -> Tree:
         kwargs = kwargs or {}
-        given = list(tensors((args, kwargs)))
+        name = operation_name(func)
+        given = operands(name, args, kwargs)
         known = [t for t in given if t in self.known]
+        label = operation_label(name, given, self.parameters) if known or self.entries else ""
+        if not known and label in self.entries:
+            # Activity again, out of code that is not followed.
+            known = [given[k] for k in self.entries[label]]
+            self.known.update(dict.fromkeys(known))
+            label = entry(label, self.entries[label])
         if any(self.known[t] is not None for t in known):
             # A tensor that was replaced may still be at hand under its old name (an in-place activation's input).
             args, kwargs = self._current(args), self._current(kwargs)
         result = func(*args, **kwargs)
-        name = operation_name(func)
         results = made(name, args, result)
         if not known or not results or name in CONSTANT:
             return result
-        self._follow(operation_label(name, given, self.parameters))
+        self._follow(label)
         here = self.at.get(self.count - 1, {})
         changes = in_place(name, kwargs)
         for slot, tensor in enumerate(results):

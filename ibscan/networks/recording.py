@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ibscan.errors import InputError
 from ibscan.networks.dependence import dependence
-from ibscan.networks.graph import INPUT, LAYERS, Graph, Operation, Place, Taps, taps_of
+from ibscan.networks.graph import INPUT, LAYERS, UNSEEN, Graph, Operation, Place, Taps, taps_of
 from ibscan.networks.operations import (
     CONSTANT,
     PRODUCTS,
@@ -27,6 +27,7 @@ from ibscan.networks.operations import (
     is_default,
     leading,
     made,
+    operands,
     operation_label,
     operation_name,
     parameter_names,
@@ -34,13 +35,18 @@ from ibscan.networks.operations import (
 )
 from ibscan.networks.passes import tapped
 from ibscan.networks.trees import Function, Tree, main_tensor, replaced, tensors
+from ibscan.networks.unfollowed import LEAVING, Constants, entry, permuted, varying
 
 __all__ = ["recorded"]
 
 
 class _Recorder(TorchFunctionMode):
-    def __init__(self, model: nn.Module, x: torch.Tensor) -> None:
+    def __init__(self, model: nn.Module, x: torch.Tensor, entries: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__()
+        self.entries = entries
+        self.constants = Constants()
+        # Nodes whose numbers were handed to code that is not followed.
+        self.left: set[int] = set()
         self.graph = Graph()
         self.nodes: MutableMapping[torch.Tensor, int] = WeakTensorKeyDictionary()
         self.nodes[x] = 0
@@ -61,12 +67,20 @@ class _Recorder(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Tree:
         kwargs = kwargs or {}
-        given = list(tensors((args, kwargs)))
+        name = operation_name(func)
+        given = operands(name, args, kwargs)
         before = [self.nodes[t] for t in given if t in self.nodes]
         self._refuse_stale(given)
+        label = operation_label(name, given, self.parameters)
+        if not before and label in self.entries:
+            before = [self.emerged(given[k]) for k in self.entries[label]]
+            label = entry(label, self.entries[label])
+        elif not before:
+            self.constants.note(name, label, given)
         result = func(*args, **kwargs)
-        name = operation_name(func)
         results = made(name, args, result)
+        if name in LEAVING:
+            self.left.update(before)
         if not before or not results or name in CONSTANT:
             return result
         graph, outputs = self.graph, []
@@ -84,12 +98,22 @@ class _Recorder(TorchFunctionMode):
             if changes:
                 self._aliased(tensor, outputs[-1])
         layer = self.inside[0] if self.inside else None
-        default, label = is_default(func, name, args, kwargs), operation_label(name, given, self.parameters)
+        default = is_default(func, name, args, kwargs)
         graph.operations.append(Operation(name, tuple(before), tuple(outputs), layer, default, joins, label))
         self.count += 1
         graph.operations += self.aliases
         self.aliases = []
         return result
+
+    def emerged(self, tensor: torch.Tensor) -> int:
+        """Return a new node for what comes out of code that is not followed: made of what went into it, in some way."""
+        if tensor in self.nodes:
+            return self.nodes[tensor]
+        taken = {n for op in self.graph.operations for n in op.inputs}
+        inside = self.left or set(range(len(self.graph.places))) - taken
+        node = self._node(tensor, None)
+        self.graph.operations.append(Operation(UNSEEN, tuple(sorted(inside)), (node,), joins=True))
+        return node
 
     def _node(self, tensor: torch.Tensor, place: Place | None) -> int:
         self.graph.places.append(place)
@@ -146,7 +170,61 @@ def recorded(
     Source:
         The README, "Any network: layers, pre and post".
     """
-    recorder = _Recorder(model, x)
+    recorder, result = _recorded(model, x, extra, named or {}, run, {})
+    main = main_tensor(result)
+    if run is None and (main not in recorder.nodes or any(node < 0 for _, _, node in recorder.graph.calls)):
+        recorder, result = _through(recorder, result, model, x, extra, named or {})
+        main = main_tensor(result)
+    graph = recorder.graph
+    if main not in recorder.nodes:
+        raise InputError(
+            "the model's output does not depend on its input, or holds no tensor that does; expected a network of the "
+            "probe's rows."
+        )
+    for path, _, node in graph.extra:
+        if node < 0:
+            raise InputError(f"'{path}' returns nothing that depends on the probe's rows; expected a tensor.")
+    ends = {recorder.nodes[t] for t in tensors(result) if t in recorder.nodes}
+    # Where noise is added is the same however a tensor lies; what is measured is measured row by row.
+    lying = set() if run is not None else _lying(model, graph, x, named or {})
+    taps = taps_of(model, graph, recorder.nodes[main], ends, lying)
+    found = dependence(graph, whole=bool((x == x.round()).all()))
+    nodes = [[graph.places.index(place) for place in places] for places in zip(taps.pre, taps.post, strict=True)]
+    ids = frozenset(k for k, (pre, _) in enumerate(nodes) if pre in found.ids)
+    return replace(taps, ids=ids, units=tuple((found.units[pre], found.units[post]) for pre, post in nodes))
+
+
+def _through(
+    recorder: _Recorder,
+    result: Tree,
+    model: nn.Module,
+    x: torch.Tensor,
+    extra: Sequence[str],
+    named: Mapping[str, torch.Tensor],
+) -> tuple[_Recorder, Tree]:
+    """Return the pass followed through parts that torch's functions do not show, if it has any."""
+    other, changed = _recorded(model, permuted(x), extra, named, None, {})
+    entries = varying(recorder.constants, other.constants)
+    mains = main_tensor(result), main_tensor(changed)
+    emerges = mains[0] not in recorder.nodes and all(isinstance(main, torch.Tensor) for main in mains)
+    emerges = emerges and mains[0].shape == mains[1].shape and not torch.equal(*mains)
+    if entries:
+        recorder, result = _recorded(model, x, extra, named, None, entries)
+    if emerges:
+        recorder.emerged(main_tensor(result))
+    return recorder, result
+
+
+def _recorded(
+    model: nn.Module,
+    x: torch.Tensor,
+    extra: Sequence[str],
+    named: Mapping[str, torch.Tensor],
+    run: Callable[[], Tree] | None,
+    entries: Mapping[str, tuple[int, ...]],
+) -> tuple[_Recorder, Tree]:
+    """Run the model once; return what was recorded, and its result."""
+    recorder = _Recorder(model, x, entries)
     graph = recorder.graph
     handles = []
 
@@ -160,10 +238,7 @@ def recorded(
         graph.calls[recorder.inside.pop()] = (path, module, _node_of(recorder, output))
 
     def passed(path: str, module: nn.Module, output: Tree) -> None:
-        node = _node_of(recorder, output)
-        if node < 0:
-            raise InputError(f"'{path}' returns nothing that depends on the probe's rows; expected a tensor.")
-        graph.extra.append((path, module, node))
+        graph.extra.append((path, module, _node_of(recorder, output)))
 
     for path, module in model.named_modules():
         if isinstance(module, LAYERS):
@@ -173,24 +248,10 @@ def recorded(
             handles.append(module.register_forward_hook(lambda m, _, out, p=path: passed(p, m, out)))
     try:
         with recorder:
-            result = model(x, **(named or {})) if run is None else run()
+            return recorder, model(x, **named) if run is None else run()
     finally:
         for handle in handles:
             handle.remove()
-    main = main_tensor(result)
-    if main not in recorder.nodes:
-        raise InputError(
-            "the model's output does not depend on its input, or only through what torch's Python functions do not "
-            "show (numpy, a scripted or compiled part); expected a network of the probe's rows."
-        )
-    ends = {recorder.nodes[t] for t in tensors(result) if t in recorder.nodes}
-    # Where noise is added is the same however a tensor lies; what is measured is measured row by row.
-    lying = set() if run is not None else _lying(model, graph, x, named or {})
-    taps = taps_of(model, graph, recorder.nodes[main], ends, lying)
-    found = dependence(graph, whole=bool((x == x.round()).all()))
-    nodes = [[graph.places.index(place) for place in places] for places in zip(taps.pre, taps.post, strict=True)]
-    ids = frozenset(k for k, (pre, _) in enumerate(nodes) if pre in found.ids)
-    return replace(taps, ids=ids, units=tuple((found.units[pre], found.units[post]) for pre, post in nodes))
 
 
 def _lying(model: nn.Module, graph: Graph, x: torch.Tensor, named: Mapping[str, torch.Tensor]) -> set[int]:

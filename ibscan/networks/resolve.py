@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fnmatch
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ibscan.core.text import listed, natural, near_names
 from ibscan.errors import IbscanError, InputError, NothingMatched, UsageError
 from ibscan.networks.activations import ACTIVATIONS, OUTPUTS
 from ibscan.networks.containers import common_module, numbered_alike, separate_parts
@@ -66,7 +66,7 @@ def parse_spec(spec: str) -> ChainSpec:
         raise UsageError(f"--model {spec}: expected mlp:ACT or mlp:ACT:OUT, such as mlp:tanh or mlp:relu:softmax.")
     for name, known in zip(names, (tuple(ACTIVATIONS), OUTPUTS), strict=False):
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+            near = near_names(name, known)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise UsageError(
                 f"--model {spec}: {name!r} is no activation known here{hint}; known are {', '.join(known)}."
@@ -223,7 +223,7 @@ def _grouped(
         yield ()
         return
     stems: dict[str, list[str]] = {}
-    for name in sorted(groups[0], key=_natural):
+    for name in sorted(groups[0], key=natural):
         stems.setdefault(re.sub(r"\d+", "#", name), []).append(name)
     for order in _orders(list(stems.values()), weights, width, (), budget):
         for rest in _grouped(groups[1:], weights, weights[order[-1]][0], budget):
@@ -262,8 +262,7 @@ def _joined(key: str, part: str) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = [name or "linear" for name in names[:MOST_LISTED]]
-    return ", ".join(shown) + (f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else "")
+    return listed([name or "linear" for name in names], MOST_LISTED)
 
 
 def _orders(
@@ -285,12 +284,5 @@ def _orders(
             yield from _orders(rest, weights, weights[stem[0]][0], (*done, stem[0]), budget)
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    # Numbers of absurd length are text: int() refuses thousands of digits.
-    parts = re.split(r"(\d+)", name)
-    return [(int(part), "") if part.isdecimal() and len(part) < 400 else (-1, part) for part in parts]
-
-
 def _shapes(tensors: Mapping[str, TensorInfo]) -> str:
-    shown = [f"{name} {tuple(info.shape)}" for name, info in list(tensors.items())[:12]]
-    return ", ".join(shown) + (f" and {len(tensors) - 12} more" if len(tensors) > 12 else "")
+    return listed([f"{name} {tuple(info.shape)}" for name, info in tensors.items()], 12)

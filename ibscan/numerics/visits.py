@@ -29,13 +29,13 @@ def never_visited(visited: int, rows: int) -> float:
 
 
 def visits_for(share: float, rows: int) -> int:
-    """Return how many of the rows to visit so that no larger share than this is missed (`never_visited`).
+    """Return how many of the rows to visit, at least one, so that no larger share is missed (`never_visited`).
 
     Example:
-        >>> visits_for(0.03, 10**6), visits_for(0.0, 100)
-        (100, 100)
+        >>> visits_for(0.03, 10**6), visits_for(0.0, 100), visits_for(math.inf, 100)
+        (100, 100, 1)
     """
-    return math.ceil(rows * -math.expm1(-MISSED / (share * rows))) if share > 0 else rows
+    return max(1, math.ceil(rows * -math.expm1(-MISSED / (share * rows)))) if share > 0 else rows
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ibscan.names import by_name
+from ibscan.core.text import by_name
 from ibscan.types import Array, Result, Status, Variable
 
 __all__ = [
@@ -15,10 +15,11 @@ __all__ = [
     "AUXILIARY",
     "DESCRIPTIONS",
     "KINDS",
+    "METRIC",
     "checkpoint_keys",
-    "families",
     "fill_value",
     "is_fill",
+    "is_metric",
     "keys",
     "ordered",
     "stored_text",
@@ -36,7 +37,10 @@ AUXILIARY: Mapping[str, str] = {
     "layer_width": "layer",
 }
 
-# Attributes of a variable that results to be joined agree in, and what they are where they are not told.
+# How names of metrics begin: numbers that checkpoints carry in their metadata.
+METRIC = "metric_"
+
+# Attributes of a variable in which results must agree to be joined, with the values of older files, which lack them.
 AGREEING: Mapping[str, str | int] = {"at": "", "rows": -1, "from": "input", "input_dims": 0}
 
 KINDS: Mapping[str, str] = {
@@ -96,13 +100,14 @@ def strings(values: Iterable[str]) -> Array:
     return array
 
 
-def fill_value(name: str, dtype: np.dtype[Any]) -> Any:  # noqa: ANN401 - a float, an int or a string
+def fill_value(dtype: np.dtype[Any]) -> Any:  # noqa: ANN401 - a float, an int or a string
     """Return what a variable holds where nothing was measured: NaN, NOT_MEASURED, -1 or an empty string."""
     if dtype.kind == "f":
         return float("nan")
     if dtype.kind == "O":
         return ""
-    return int(Status.NOT_MEASURED) if name.endswith("_status") and dtype.itemsize == 1 else -1
+    # Statuses alone are int8.
+    return int(Status.NOT_MEASURED) if dtype.itemsize == 1 else -1
 
 
 def is_fill(values: Array, fill: Any) -> Array:  # noqa: ANN401 - as above
@@ -111,11 +116,9 @@ def is_fill(values: Array, fill: Any) -> Array:  # noqa: ANN401 - as above
     return found
 
 
-def families(result: Result) -> dict[str, tuple[str, ...]]:
-    """Return, for each main variable, the companions it names, its status last where it has one."""
-    listed = {name: tuple(str(v.attrs.get("ancillary_variables", "")).split()) for name, v in result.variables.items()}
-    dependent = {other for others in listed.values() for other in others}
-    return {name: others for name, others in listed.items() if name not in dependent}
+def is_metric(name: str) -> bool:
+    """Tell whether a variable is a number that the training loop wrote beside the weights, and not measured here."""
+    return name.startswith(METRIC)
 
 
 def checkpoint_keys(result: Result) -> list[tuple[str, str]]:
@@ -125,7 +128,7 @@ def checkpoint_keys(result: Result) -> list[tuple[str, str]]:
 
 
 def keys(result: Result, dimension: str) -> list[Hashable]:
-    """Return the places along a dimension as hashable keys."""
+    """Return the coordinates of a dimension as hashable keys."""
     return [*checkpoint_keys(result)] if dimension == "checkpoint" else [*result.coordinates[dimension].values.tolist()]
 
 

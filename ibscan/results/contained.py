@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from ibscan.results.axes import AGREEING, checkpoint_keys, families, keys
+from ibscan.results.axes import AGREEING, checkpoint_keys, keys
 from ibscan.results.coverage import FAILURES, ROUNDING, half_width, measured_cells
 from ibscan.results.join import first_difference
-from ibscan.types import Array, Estimate, Result, Status
+from ibscan.types import Array, Result, Status
 
 __all__ = ["holds"]
 
 
 def holds(held: Result, part: Result) -> list[bool]:
-    """Say of each checkpoint of a part whether a result has all that was measured of it, and as precisely.
+    """Compare a part with a result: tell of each checkpoint whether all of its cells are there, as precise.
 
     Args:
         held: The result.
@@ -22,45 +22,44 @@ def holds(held: Result, part: Result) -> list[bool]:
     found = np.ones(len(checkpoint_keys(part)), dtype=bool)
     if first_difference(held, part.attrs) is not None:
         return [False] * len(found)
-    theirs = families(held)
-    for main in families(part):
-        there = measured_cells(part, main)
-        status = part.status(main)
+    theirs = set(held.quantities)
+    for key in part.quantities:
+        wanted = measured_cells(part, key)
+        status = part.status(key)
         if status is not None:
-            # What failed is nothing that anybody takes up.
-            there &= ~np.isin(status, FAILURES)
-        if main in theirs and _agree(held, part, main):
-            there &= ~_known(held, part, main)
-        found &= ~there.reshape(len(found), -1).any(1)
+            # No run takes up a failed cell.
+            wanted &= ~np.isin(status, FAILURES)
+        if key in theirs and _agree(held, part, key):
+            wanted &= ~_known(held, part, key)
+        found &= ~wanted.reshape(len(found), -1).any(1)
     return [bool(one) for one in found]
 
 
-def _agree(held: Result, part: Result, main: str) -> bool:
-    there, here = held[main], part[main]
+def _agree(held: Result, part: Result, key: str) -> bool:
+    there, here = held[key], part[key]
     return there.dims == here.dims and all(
         there.attrs.get(name, other) == here.attrs.get(name, other) for name, other in AGREEING.items()
     )
 
 
-def _known(held: Result, part: Result, main: str) -> Array:
+def _known(held: Result, part: Result, key: str) -> Array:
     """Return where a result has a part's cells, no less precise, and tried with no smaller a budget."""
-    dims = part[main].dims
-    places = []
-    for dim in dims:
-        index = {key: k for k, key in enumerate(keys(held, dim))}
-        places.append(np.array([index.get(key, len(index)) for key in keys(part, dim)], dtype=np.intp))
+    indices = []
+    for dim in part[key].dims:
+        index = {value: k for k, value in enumerate(keys(held, dim))}
+        indices.append(np.array([index.get(value, len(index)) for value in keys(part, dim)], dtype=np.intp))
 
     def at(values: Array, fill: float) -> Array:
-        # One place more along every dimension, for what is not there.
+        # One entry more along every dimension stands for what the result does not have.
         padded = np.pad(values, [(0, 1)] * values.ndim, constant_values=fill)
-        return np.asarray(padded[np.ix_(*places)])
+        return np.asarray(padded[np.ix_(*indices)])
 
-    status = held.status(main)
-    usable = measured_cells(held, main) if status is None else ~np.isin(status, (Status.NOT_MEASURED, *FAILURES))
+    theirs, ours = held.estimate(key), part.estimate(key)
+    status = theirs.status
+    usable = measured_cells(held, key) if status is None else ~np.isin(status, (Status.NOT_MEASURED, *FAILURES))
     known = at(usable, False)
-    if f"{main}_se" in held and f"{main}_se" in part:
-        known &= ~(half_width(part, main) * (1 + ROUNDING) < at(half_width(held, main), np.nan))
-    budget = Estimate.companion(main, "budget")
-    if budget in held and budget in part and part[budget].dims == dims:
-        known &= ~(part[budget].values > at(held[budget].values, np.nan))
+    if theirs.stderr is not None and ours.stderr is not None:
+        known &= ~(half_width(part, key) * (1 + ROUNDING) < at(half_width(held, key), np.nan))
+    if theirs.budget is not None and ours.budget is not None:
+        known &= ~(ours.budget > at(theirs.budget, np.nan))
     return known

@@ -1,4 +1,7 @@
-"""Which cells of a result are measured already, and whether a measure may join it at all."""
+"""Find which cells of a result are measured already, and whether a measure may join it at all.
+
+A cell is one value: of a quantity, at a checkpoint, a layer and a parameter.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ibscan.results.axes import AGREEING, checkpoint_keys, fill_value, is_fill
+from ibscan.results.axes import AGREEING, checkpoint_keys, fill_value, is_fill, is_metric
 from ibscan.types import Array, Estimate, Measure, Quantity, Result, Status
 
 __all__ = [
@@ -35,21 +38,21 @@ def rows_of(result: Result) -> dict[tuple[str, str], int]:
 
 
 def statuses(result: Result) -> dict[str, Array]:
-    """Return the status arrays by name, but those of metrics.
+    """Return the status array of each quantity that has one, but not those of metrics.
 
-    A metric is what the training loop wrote; that it is not finite is no failure of ours.
+    A metric that is not finite is what the training loop wrote, and no failure to measure.
     """
-    names = (name for name in result.variables if name.endswith("_status") and not name.startswith("metric_"))
-    return {name: result[name].values for name in names}
+    found = ((key, result.status(key)) for key in result.quantities if not is_metric(key))
+    return {key: status for key, status in found if status is not None}
 
 
 def failures(result: Result) -> int:
-    """Return how many cells failed to be measured."""
+    """Count the cells that failed to be measured."""
     return sum(int(np.isin(array, FAILURES).sum()) for array in statuses(result).values())
 
 
 def conflict(result: Result, measures: Sequence[Measure], rows: int) -> str | None:
-    """Say in what way measures of other rows, or at another place, stand in the result already.
+    """Say which quantity of the result was measured on other rows, or before or after the activation, than asked for.
 
     Args:
         result: The file's.
@@ -74,11 +77,11 @@ def conflict(result: Result, measures: Sequence[Measure], rows: int) -> str | No
 
 
 def covers(result: Result, row: int, measure: Measure, layers: Sequence[str]) -> bool:
-    """Return whether every cell that a measure would give for a checkpoint is there, measured, and precise enough.
+    """Tell whether every cell that a measure would give for a checkpoint is there, measured, and precise enough.
 
     Args:
         result: The file's, of the same identity.
-        row: The checkpoint's place in it.
+        row: The checkpoint's index in it.
         measure: What is asked for.
         layers: Names of the layers asked for.
 
@@ -113,48 +116,60 @@ def _covers_variable(result: Result, row: int, measure: Measure, quantity: Quant
 
 
 def _precise(result: Result, measure: Measure, key: str, at: Any, tolerance: float) -> bool:  # noqa: ANN401 - np.ix_
-    width = np.zeros(result[key].values[at].shape)
+    found = result.estimate(key)
+    assert found.status is not None
+    width = np.zeros(found.value[at].shape)
     gap = width
-    for name in (key, key.replace("_xt", "_ty")):
-        width = np.fmax(width, 1.96 * result[f"{name}_se"].values[at])
-        gap = np.fmax(gap, open_bracket(result, name, at))
-    status = result.status(key)
-    unresolved = np.zeros(width.shape, dtype=bool) if status is None else status[at] == Status.UNRESOLVED
+    for side in Estimate.sides(key):
+        width = np.fmax(width, 1.96 * _given(result, side, "stderr")[at])
+        gap = np.fmax(gap, open_bracket(result, side)[at])
     budget = getattr(measure, "max_draws", 0)
     # Draws do not depend on the run: with a budget that allows no further round a cell would come out as it is.
     round_of_draws = min(int(result[key].attrs["rows"]), budget // 2)
-    # A number that just met the tolerance is computed from others here, with another rounding.
+    # The width of a cell that just met the tolerance may round to a little more here.
     most = tolerance * (1 + 1e-9)
-    spent = (width > tolerance) & (result[f"{key}_draws"].values[at] + round_of_draws > budget)
-    if (allowed := Estimate.companion(key, "budget")) in result:
+    if found.budget is not None:
+        # Do not retry a cell with the same or a smaller budget, whichever part of it was short.
         asked = getattr(measure, "max_replicas", 0) * budget
-        # What a budget could not do it could not do again, whichever part of it was short.
-        spent = (np.fmax(width, gap) > most) & (result[allowed].values[at] >= asked)
-    return bool(np.where(unresolved, spent, np.fmax(width, gap) <= most).all())
+        spent = (np.fmax(width, gap) > most) & (found.budget[at] >= asked)
+    else:
+        spent = (width > tolerance) & (_given(result, key, "draws")[at] + round_of_draws > budget)
+    return bool(np.where(found.status[at] == Status.UNRESOLVED, spent, np.fmax(width, gap) <= most).all())
 
 
-def open_bracket(result: Result, key: str, at: Any = ...) -> Array:  # noqa: ANN401 - an index
+def _given(result: Result, key: str, field: str) -> Array:
+    """Return a companion that every noisy value has."""
+    found: Array = result.companions(key)[field].values
+    return found
+
+
+def _is_bracketed(result: Result, key: str) -> bool:
+    """Tell whether a value is that of a channel whose ends close in on it: such a channel has a budget of replicas."""
+    return any("budget" in result.companions(side) for side in Estimate.sides(key) if side in result)
+
+
+def open_bracket(result: Result, key: str) -> Array:
     """Return half of what a value's bracket leaves open beside its 95 % interval; 0 where ends are other bounds."""
-    if Estimate.companion(key.replace("_ty", "_xt"), "budget") not in result:
-        return np.zeros(result[key].values[at].shape)
-    ends = result[f"{key}_upper"].values[at] - result[f"{key}_lower"].values[at]
-    return np.asarray(0.5 * ends - 1.96 * result[f"{key}_se"].values[at])
+    if not _is_bracketed(result, key):
+        return np.zeros(result[key].values.shape)
+    ends = _given(result, key, "upper") - _given(result, key, "lower")
+    return np.asarray(0.5 * ends - 1.96 * _given(result, key, "stderr"))
 
 
-def measured_cells(result: Result, main: str) -> Array:
-    """Return where there is anything of a main variable, failures included."""
-    status, values = result.status(main), result[main].values
-    return ~is_fill(values, fill_value(main, values.dtype)) if status is None else status != Status.NOT_MEASURED
+def measured_cells(result: Result, key: str) -> Array:
+    """Return where there is anything of a quantity, failures included."""
+    status, values = result.status(key), result[key].values
+    return ~is_fill(values, fill_value(values.dtype)) if status is None else status != Status.NOT_MEASURED
 
 
-def half_width(result: Result, main: str) -> Array:
+def half_width(result: Result, key: str) -> Array:
     """Return what is held against the tolerance: of the 95 % interval, and of the bracket where there is one."""
-    if Estimate.companion(main.replace("_ty", "_xt"), "budget") not in result:
-        return np.asarray(1.96 * result[f"{main}_se"].values)
+    if not _is_bracketed(result, key):
+        return np.asarray(1.96 * _given(result, key, "stderr"))
     # Both sides of a bracketed cell are resolved together or not at all.
-    width = np.zeros(result[main].values.shape)
-    for side in (f"{main[:-3]}_xt", f"{main[:-3]}_ty"):
-        width = np.fmax(width, np.fmax(1.96 * result[f"{side}_se"].values, open_bracket(result, side)))
+    width = np.zeros(result[key].values.shape)
+    for side in Estimate.sides(key):
+        width = np.fmax(width, np.fmax(1.96 * _given(result, side, "stderr"), open_bracket(result, side)))
     return width
 
 

@@ -1,4 +1,4 @@
-"""An open HDF5 file to a result, with every size and kind checked before it is believed."""
+"""Decode an open HDF5 file to a result, checking every size and kind before it is used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from ibscan.errors import InputError
 from ibscan.results.axes import AUXILIARY, KINDS
-from ibscan.types import Array, Result, Status, Variable
+from ibscan.types import Array, Estimate, Result, Status, Variable
 
 __all__ = ["DIMENSIONS", "FORMAT_VERSION", "decoded"]
 
@@ -55,7 +55,7 @@ _ROOT_KINDS: dict[str, type] = {
 
 
 def decoded(file: h5py.File, size: int, where: str) -> Result:
-    """Return the result that an open file holds.
+    """Decode the result that an open file holds.
 
     Args:
         file: The file, open for reading.
@@ -107,7 +107,7 @@ def _datasets(file: h5py.File, size: int, where: str) -> Iterator[tuple[str, h5p
         if dataset.external or dataset.is_virtual:
             raise InputError(f"{where}: {name!r} takes its data from another file; that is never followed.")
         creation = dataset.id.get_create_plist()
-        filters = [creation.get_filter(place)[0] for place in range(creation.get_nfilters())]
+        filters = [creation.get_filter(index)[0] for index in range(creation.get_nfilters())]
         if set(filters) - _FILTERS or filters.count(h5py.h5z.FILTER_DEFLATE) > 1:
             raise InputError(f"{where}: {name!r} is stored through unknown filters {filters}.")
         storage = dataset.id.get_storage_size()
@@ -209,8 +209,8 @@ def _family_faults(result: Result) -> Iterator[str]:
     for name, variable in result.variables.items():
         if variable.values.dtype.kind == "O" or variable.dims[:1] != ("checkpoint",):
             yield f"{name!r} is no variable over checkpoints"
-        for other in str(variable.attrs.get("ancillary_variables", "")).split():
+        for other in variable.ancillary:
             if other not in result.variables or result.variables[other].dims != variable.dims:
                 yield f"{name!r} names {other!r}, which is missing or of another shape"
-            elif other.endswith("_status") and not np.isin(result.variables[other].values, codes).all():
+            elif Estimate.field_of(other) == "status" and not np.isin(result.variables[other].values, codes).all():
                 yield f"{other!r} holds values that are no status"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,33 +11,35 @@ from typing import Any, Literal, TextIO
 
 import numpy as np
 
+from ibscan.core.text import near_names
 from ibscan.errors import UsageError
-from ibscan.results.axes import families, fill_value, is_fill
-from ibscan.types import Array, Result, Status
+from ibscan.results.axes import fill_value, is_fill
+from ibscan.types import Array, Estimate, Result, Status
 
 __all__ = ["COLUMNS", "rows", "write_rows"]
 
-COLUMNS = (
-    "checkpoint",
-    "epoch",
-    "step",
-    "value",
-    "layer",
-    "at",
-    "variable",
-    "parameter",
-    "parameter_value",
-    "result",
-    "se",
-    "lower",
-    "upper",
-    "unit",
-    "status",
-)
+COLUMNS: Mapping[str, str] = {
+    "checkpoint": "Path of the checkpoint relative to its series.",
+    "epoch": "Epoch of the checkpoint; empty where unknown.",
+    "step": "Optimiser step of the checkpoint; empty where unknown.",
+    "value": "Coordinate of the checkpoint in a sweep; empty where the series is none.",
+    "layer": "Dotted name of the layer; empty for what belongs to the whole network.",
+    "at": "Where the layer was looked at: pre or post, before or after its activation.",
+    "variable": "Name of the variable, as in the file.",
+    "parameter": "Dimension the variable runs along beyond checkpoint and layer, such as eps or noise.",
+    "parameter_value": "Value of that parameter: the threshold, the noise or the kind of cells.",
+    "result": "The number; empty where there is none, and status says why.",
+    "se": "Standard error of the number; empty where it has none.",
+    "lower": "Lower end for the number; empty where it has none.",
+    "upper": "Upper end for the number; empty where it has none.",
+    "unit": "Unit of result, se, lower and upper; 1 for plain numbers.",
+    "status": "What the number means, or why there is none: ok, not_measured, saturated, dead, ...",
+}
 # What a spreadsheet takes for the start of a formula; some take the full-width forms of East Asian keyboards too.
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-_BESIDE = ("se", "lower", "upper")
-_EXTREMES = ("min", "max")
+# Fields of Estimate that have a column of their own, and those that are variables of their own.
+_COLUMN_FIELDS = ("stderr", "lower", "upper")
+_ROW_FIELDS = ("minimum", "maximum")
 _STATUS_NAMES = {int(status): status.name.lower() for status in Status}
 
 
@@ -60,13 +61,13 @@ def rows(result: Result, *, units: str = "nats", variable: str | None = None) ->
     if units not in ("nats", "bits"):
         raise UsageError(f"units {units!r}: expected nats or bits.")
     if variable is not None and variable not in result.variables:
-        near = difflib.get_close_matches(variable, result.variables, n=3, cutoff=0.5) or sorted(families(result))
+        near = near_names(variable, result.variables, 3, 0.5) or sorted(result.quantities)
         raise UsageError(f"--variable {variable!r}: the result has no such variable; it has {', '.join(near)}.")
     return _rows(result, units, variable)
 
 
 def write_rows(
-    rows: Iterable[Mapping[str, Any]], format: str, stream: TextIO, columns: Sequence[str] = COLUMNS
+    rows: Iterable[Mapping[str, Any]], format: str, stream: TextIO, columns: Iterable[str] = COLUMNS
 ) -> None:
     """Write rows, in a header line and one line each (tsv, csv), or as one JSON object a line.
 
@@ -122,11 +123,12 @@ def _known(number: float) -> float | None:
 
 
 def _shown(result: Result) -> list[str]:
-    """Return the main variables shown by default, each followed by its extremes."""
+    """List the quantities shown by default, each followed by its extremes."""
     listed: list[str] = []
-    for main, companions in families(result).items():
-        if result[main].attrs.get("shown", 1):
-            listed += [main, *(f"{main}_{end}" for end in _EXTREMES if f"{main}_{end}" in companions)]
+    for key in result.quantities:
+        if result[key].attrs.get("shown", 1):
+            extremes = [Estimate.companion(key, Estimate.COMPANIONS[field]) for field in _ROW_FIELDS]
+            listed += [key, *(name for name in extremes if name in result[key].ancillary)]
     return listed
 
 
@@ -144,13 +146,12 @@ class _Block:
 
 
 def _block(result: Result, name: str, units: str, *, everything: bool) -> _Block:
-    found, status = result[name], result.status(name)
+    found, status, companions = result[name], result.status(name), result.companions(name)
     unit = str(found.attrs.get("units", ""))
-    empty = is_fill(found.values, fill_value(name, found.values.dtype))
+    empty = is_fill(found.values, fill_value(found.values.dtype))
     missing = empty if status is None else status == Status.NOT_MEASURED
-    companions = str(found.attrs.get("ancillary_variables", "")).split()
     arrays = {"result": found.values}
-    arrays |= {beside: result[f"{name}_{beside}"].values for beside in _BESIDE if f"{name}_{beside}" in companions}
+    arrays |= {Estimate.COMPANIONS[f]: companions[f].values for f in _COLUMN_FIELDS if f in companions}
     in_bits = unit == "nat" and units == "bits"
     if in_bits:
         arrays = {key: values / math.log(2) for key, values in arrays.items()}
@@ -171,16 +172,16 @@ def _cells(block: _Block, row: int) -> Iterator[dict[str, Any]]:
     columns = {key: values[row].ravel().tolist() for key, values in block.arrays.items()}
     status = None if block.status is None else block.status[row].ravel().tolist()
     hidden, empty = block.hidden[row].ravel().tolist(), block.empty[row].ravel().tolist()
-    for place, (layer, *parameters) in enumerate(product(block.layers, *block.parameters)):
-        if hidden[place]:
+    for index, (layer, *parameters) in enumerate(product(block.layers, *block.parameters)):
+        if hidden[index]:
             continue
         yield {
             "layer": layer,
             **block.fixed,
             "parameter_value": _parameter(parameters),
-            **{key: values[place] for key, values in columns.items()},
-            **({"result": None} if empty[place] else {}),
-            "status": None if status is None else _STATUS_NAMES[status[place]],
+            **{key: values[index] for key, values in columns.items()},
+            **({"result": None} if empty[index] else {}),
+            "status": None if status is None else _STATUS_NAMES[status[index]],
         }
 
 

@@ -1,4 +1,4 @@
-"""One mechanism that merges: parts of a run, verbs of one file, a series that grew."""
+"""Join results: parts of a run, verbs of one file, a series that grew."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from ibscan.results.axes import (
     AGREEING,
     AUXILIARY,
     checkpoint_keys,
-    families,
     fill_value,
     keys,
     ordered,
     strings,
 )
 from ibscan.results.coverage import ROUNDING, half_width, measured_cells
-from ibscan.types import Array, Result, Status, Variable
+from ibscan.types import Array, Estimate, Result, Status, Variable
 
 __all__ = ["first_difference", "join", "joined"]
 
@@ -30,22 +29,22 @@ _WAY_OUT = "Write elsewhere with -o, or replace it with --force."
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """The united coordinates, and where the places of either result are in them."""
+class _Union:
+    """The united coordinates, and the index in them of every coordinate of either result, by dimension."""
 
     coordinates: Mapping[str, Variable]
     old: Mapping[str, Array]
     new: Mapping[str, Array]
 
-    def index(self, places: Mapping[str, Array], dims: tuple[str, ...]) -> tuple[Array, ...]:
-        return np.ix_(*(places[dim] for dim in dims))
+    def index(self, side: Mapping[str, Array], dims: tuple[str, ...]) -> tuple[Array, ...]:
+        return np.ix_(*(side[dim] for dim in dims))
 
     def shape(self, dims: tuple[str, ...]) -> tuple[int, ...]:
         return tuple(len(self.coordinates[dim].values) for dim in dims)
 
 
 def join(old: Result, new: Result, *, replace: bool = False, tolerance: float | None = None) -> Result:
-    """Return the union of two results; where both measured a cell, `new` wins, unless it failed to measure it.
+    """Unite two results; where both measured a cell, `new` wins, unless it failed to measure it.
 
     Cells in neither are NaN, `not_measured` or -1. Checkpoints are the same if hash and name agree; they are ordered
     by value, epoch, step or name, numeric parameters ascending, layers as `settings["layers"]` lists them.
@@ -71,10 +70,10 @@ def join(old: Result, new: Result, *, replace: bool = False, tolerance: float | 
         raise UsageError(f"Results of different runs cannot be joined: {difference}. {_WAY_OUT}")
     old = _without_changed_checkpoints(_without_changed_variables(old, new, replace), new, replace)
     settings = _merged(old.settings, new.settings)
-    frame = _frame(old, new, settings.get("layers"))
-    variables = _bounded(_united(old, new, frame, tolerance))
+    union = _union(old, new, settings.get("layers"))
+    variables = _bounded(_united(old, new, union, tolerance))
     used = {"checkpoint", "layer"} | {dim for variable in variables.values() for dim in variable.dims}
-    coordinates = {name: v for name, v in frame.coordinates.items() if set(v.dims) <= used}
+    coordinates = {name: v for name, v in union.coordinates.items() if set(v.dims) <= used}
     attrs = {**old.attrs, **new.attrs}
     if "settings" in attrs:
         attrs["settings"] = json.dumps(settings, sort_keys=True)
@@ -119,10 +118,9 @@ def first_difference(old: Result, new_attrs: Mapping[str, Any]) -> str | None:
 
 
 def _without_changed_variables(old: Result, new: Result, replace: bool) -> Result:
-    """Return `old` less the variables measured at another place, on other rows, or of another form."""
-    theirs, ours = families(old), families(new)
+    """Drop the variables of `old` that were measured `at` elsewhere, on other rows, or have another form."""
     dropped: set[str] = set()
-    for name in theirs.keys() & ours.keys():
+    for name in set(old.quantities) & set(new.quantities):
         before, after = old[name], new[name]
         pairs = [(key, before.attrs.get(key, other), after.attrs.get(key, other)) for key, other in AGREEING.items()]
         pairs.append(("dimensions", before.dims, after.dims))
@@ -132,7 +130,7 @@ def _without_changed_variables(old: Result, new: Result, replace: bool) -> Resul
             if there != here and not replace:
                 raise UsageError(f"{name} cannot be joined: its {key} is {there!r} there and {here!r} now. {_WAY_OUT}")
             if there != here:
-                dropped |= {name, *theirs[name]}
+                dropped |= {name, *before.ancillary}
     if not dropped:
         return old
     variables = {name: v for name, v in old.variables.items() if name not in dropped}
@@ -141,7 +139,7 @@ def _without_changed_variables(old: Result, new: Result, replace: bool) -> Resul
 
 
 def _without_changed_checkpoints(old: Result, new: Result, replace: bool) -> Result:
-    """Return `old` less the checkpoints whose file has another content by now."""
+    """Drop the checkpoints of `old` whose file has changed."""
     hashes = {name: sha for sha, name in checkpoint_keys(new)}
     keep: list[int] = []
     for row, (sha, name) in enumerate(checkpoint_keys(old)):
@@ -166,33 +164,33 @@ def _without_changed_checkpoints(old: Result, new: Result, replace: bool) -> Res
     )
 
 
-def _frame(old: Result, new: Result, layers: Any) -> _Frame:  # noqa: ANN401 - from JSON
+def _union(old: Result, new: Result, layers: Any) -> _Union:  # noqa: ANN401 - from JSON
     dims = [name for r in (old, new) for name, variable in r.coordinates.items() if variable.dims == (name,)]
     coordinates: dict[str, Variable] = {}
-    places: tuple[dict[str, Array], dict[str, Array]] = ({}, {})
+    indices: tuple[dict[str, Array], dict[str, Array]] = ({}, {})
     for dim in dict.fromkeys(dims):
         listed = [keys(result, dim) if dim in result.coordinates else [] for result in (old, new)]
-        union = _union(dim, listed[0], listed[1], layers)
+        united = _united_keys(dim, listed[0], listed[1], layers)
         auxiliary = [name for name, home in AUXILIARY.items() if home == dim]
-        columns = {name: _column(old, new, name, listed, union) for name in auxiliary if name in new or name in old}
+        columns = {name: _column(old, new, name, listed, united) for name in auxiliary if name in new or name in old}
         if dim == "checkpoint":
-            order = ordered(columns, len(union))
-            union = [union[row] for row in order]
+            order = ordered(columns, len(united))
+            united = [united[row] for row in order]
             columns = {name: dataclasses.replace(v, values=v.values[order]) for name, v in columns.items()}
-        lookup = {key: place for place, key in enumerate(union)}
+        lookup = {key: index for index, key in enumerate(united)}
         for side in (0, 1):
-            places[side][dim] = np.array([lookup[key] for key in listed[side]], dtype=np.intp)
+            indices[side][dim] = np.array([lookup[key] for key in listed[side]], dtype=np.intp)
         source = (new if dim in new.coordinates else old).coordinates[dim]
-        coordinates[dim] = Variable((dim,), _scale(dim, union, source), source.attrs)
+        coordinates[dim] = Variable((dim,), _scale(dim, united, source), source.attrs)
         coordinates.update(columns)
-    return _Frame(coordinates, *places)
+    return _Union(coordinates, *indices)
 
 
-def _union(dim: str, old: list[Hashable], new: list[Hashable], layers: Any) -> list[Any]:  # noqa: ANN401 - from JSON
+def _united_keys(dim: str, old: list[Hashable], new: list[Hashable], layers: Any) -> list[Any]:  # noqa: ANN401 - JSON
     union: list[Any] = list(dict.fromkeys([*old, *new]))
     if dim == "layer" and isinstance(layers, list):
-        place = {name: index for index, name in enumerate(layers) if isinstance(name, str)}
-        return sorted(union, key=lambda name: place.get(name, len(place)))
+        order = {name: index for index, name in enumerate(layers) if isinstance(name, str)}
+        return sorted(union, key=lambda name: order.get(name, len(order)))
     if dim == "checkpoint" or any(isinstance(value, str) for value in union):
         return union
     return sorted(union)
@@ -205,105 +203,108 @@ def _scale(dim: str, union: list[Any], source: Variable) -> Array:
 
 
 def _column(old: Result, new: Result, name: str, listed: list[list[Hashable]], union: list[Hashable]) -> Variable:
-    """Return an auxiliary coordinate on the united places, as `new` knows it where it does."""
+    """Unite an auxiliary coordinate, as `new` knows it where it does."""
     known: dict[Hashable, Any] = {}
-    for result, places in zip((old, new), listed, strict=True):
+    for result, present in zip((old, new), listed, strict=True):
         if name in result.coordinates:
-            known.update(zip(places, result.coordinates[name].values.tolist(), strict=True))
+            known.update(zip(present, result.coordinates[name].values.tolist(), strict=True))
     source = (new if name in new.coordinates else old).coordinates[name]
     dtype = source.values.dtype
-    values = [known.get(key, fill_value(name, dtype)) for key in union]
+    values = [known.get(key, fill_value(dtype)) for key in union]
     return Variable(source.dims, strings(values) if dtype.kind == "O" else np.array(values, dtype=dtype), source.attrs)
 
 
-def _united(old: Result, new: Result, frame: _Frame, tolerance: float | None) -> dict[str, Variable]:
-    theirs, ours = families(old), families(new)
+def _united(old: Result, new: Result, union: _Union, tolerance: float | None) -> dict[str, Variable]:
+    theirs, ours = set(old.quantities), set(new.quantities)
     variables: dict[str, Variable] = {}
-    for main in dict.fromkeys([*theirs, *ours]):
-        companions = list(dict.fromkeys([*theirs.get(main, ()), *ours.get(main, ())]))
-        companions.sort(key=lambda name: name.endswith("_status"))
-        measured = measured_cells(new, main) if main in ours else None
+    for key in dict.fromkeys([*old.quantities, *new.quantities]):
+        sources = [result[key] for result, there in ((old, theirs), (new, ours)) if key in there]
+        companions = list(dict.fromkeys(name for source in sources for name in source.ancillary))
+        companions.sort(key=lambda name: Estimate.field_of(name) == "status")
+        measured = measured_cells(new, key) if key in ours else None
         judged: dict[str, Array] = {}
         kept = np.zeros((), dtype=bool)
-        if measured is not None and main in theirs:
-            measured &= ~_worse(old, new, main, frame)
-            if tolerance is not None and f"{main}_se" in old and f"{main}_se" in new:
-                keep, status = _more_precise(old, new, main, frame, tolerance)
-                judged[f"{main}_status"] = np.where(keep & measured, status, new[f"{main}_status"].values)
+        if measured is not None and key in theirs:
+            measured &= ~_worse(old, new, key, union)
+            if tolerance is not None and all("stderr" in result.companions(key) for result in (old, new)):
+                keep, status = _more_precise(old, new, key, union, tolerance)
+                judged[Estimate.companion(key, "status")] = status
                 kept = measured & keep
                 measured = measured & ~keep
-        for name in (main, *companions):
+        for name in (key, *companions):
             source = new.variables.get(name) or old.variables[name]
-            fill = fill_value(name, source.values.dtype)
-            values = np.full(frame.shape(source.dims), fill, dtype=source.values.dtype)
+            fill = fill_value(source.values.dtype)
+            values = np.full(union.shape(source.dims), fill, dtype=source.values.dtype)
             if name in old.variables:
-                values[frame.index(frame.old, source.dims)] = old.variables[name].values
+                values[union.index(union.old, source.dims)] = old.variables[name].values
             if measured is not None:
-                index = frame.index(frame.new, source.dims)
+                index = union.index(union.new, source.dims)
                 # A companion that only `old` has belongs to the value replaced, and goes with it.
                 arriving = new.variables[name].values if name in new.variables else fill
                 values[index] = np.where(measured, arriving, values[index])
                 if name in judged:
                     values[index] = np.where(kept, judged[name], values[index])
             attrs = {**(old.variables[name].attrs if name in old.variables else {}), **source.attrs}
-            if name == main and companions:
+            if name == key and companions:
                 attrs["ancillary_variables"] = " ".join(companions)
             variables[name] = Variable(source.dims, values, attrs)
     return variables
 
 
 def _bounded(variables: dict[str, Variable]) -> dict[str, Variable]:
-    """Return variables without bounds of one run that a count of another, at a smaller threshold, exceeds."""
-    bound, status = variables.get("rank_bound_weights"), variables.get("rank_bound_weights_status")
-    if bound is None or status is None:
+    """Withdraw a bound of one run that a count of another, at a smaller threshold, exceeds."""
+    key = "rank_bound_weights"
+    state = Estimate.companion(key, "status")
+    if key not in variables or state not in variables:
         return variables
+    bound, status = variables[key], variables[state]
     broken = np.zeros(bound.values.shape, dtype=bool)
-    for name in ("local_rank_max", "local_rank_rel_max"):
-        if name in variables:
-            broken |= (variables[name].values > bound.values[..., None]).any(-1)
+    for rank in ("local_rank", "local_rank_rel"):
+        counts = variables.get(Estimate.companion(rank, Estimate.COMPANIONS["maximum"]))
+        if counts is not None:
+            broken |= (counts.values > bound.values[..., None]).any(-1)
     values = np.where(broken, np.nan, bound.values)
     codes = np.where(broken, Status.NOT_MEASURED, status.values).astype(np.int8)
-    return {
-        **variables,
-        "rank_bound_weights": dataclasses.replace(bound, values=values),
-        "rank_bound_weights_status": dataclasses.replace(status, values=codes),
+    return variables | {
+        key: dataclasses.replace(bound, values=values),
+        state: dataclasses.replace(status, values=codes),
     }
 
 
-def _worse(old: Result, new: Result, main: str, frame: _Frame) -> Array:
+def _worse(old: Result, new: Result, key: str, union: _Union) -> Array:
     """Return where `new` failed to measure what `old` has, in the shape of `new`'s variable."""
-    status, fresh = _on(frame, new[main].dims, old.status(main), Status.NOT_MEASURED), new.status(main)
+    status, fresh = _on(union, new[key].dims, old.status(key), Status.NOT_MEASURED), new.status(key)
     if status is None or fresh is None:
-        return np.zeros(new[main].values.shape, dtype=bool)
+        return np.zeros(new[key].values.shape, dtype=bool)
     failed = (Status.FAILED, Status.OUT_OF_MEMORY)
     worse: Array = np.isin(fresh, failed) & ~np.isin(status, (Status.NOT_MEASURED, *failed))
     return worse
 
 
-def _more_precise(old: Result, new: Result, main: str, frame: _Frame, tolerance: float) -> tuple[Array, Array]:
+def _more_precise(old: Result, new: Result, key: str, union: _Union, tolerance: float) -> tuple[Array, Array]:
     """Return where `old` has the smaller error, of draws or of replicas, and its status at the tolerance."""
-    dims = new[main].dims
-    status = _on(frame, dims, old.status(main), Status.NOT_MEASURED)
-    error = _on(frame, dims, half_width(old, main), np.nan)
+    dims, fresh = new[key].dims, new.status(key)
+    status = _on(union, dims, old.status(key), Status.NOT_MEASURED)
+    error = _on(union, dims, half_width(old, key), np.nan)
     assert status is not None
     assert error is not None
-    fresh = new[f"{main}_status"].values
+    assert fresh is not None
     # Of equals the newer, whose status and budget are those of the command at hand.
-    less = error * (1 + ROUNDING) < half_width(new, main)
+    less = error * (1 + ROUNDING) < half_width(new, key)
     keep = np.isin(status, (Status.OK, Status.SATURATED, Status.UNRESOLVED)) & less
-    if not main.endswith(("_xt", "_ty")):  # has no target of its own
+    if not Estimate.sides(key):  # the tolerance is that of information
         return keep, status
     resolved = np.where(status != Status.UNRESOLVED, status, np.where(fresh != Status.UNRESOLVED, fresh, Status.OK))
     return keep, np.where(error <= tolerance * (1 + 1e-9), resolved, Status.UNRESOLVED).astype(np.int8)
 
 
-def _on(frame: _Frame, dims: tuple[str, ...], values: Array | None, fill: float) -> Array | None:
-    """Return an array of `old` at the places of `new`."""
+def _on(union: _Union, dims: tuple[str, ...], values: Array | None, fill: float) -> Array | None:
+    """Select the values of an array of `old` at the coordinates of `new`."""
     if values is None:
         return None
-    whole = np.full(frame.shape(dims), fill, dtype=values.dtype)
-    whole[frame.index(frame.old, dims)] = values
-    found: Array = whole[frame.index(frame.new, dims)]
+    whole = np.full(union.shape(dims), fill, dtype=values.dtype)
+    whole[union.index(union.old, dims)] = values
+    found: Array = whole[union.index(union.new, dims)]
     return found
 
 

@@ -19,18 +19,15 @@ __all__ = ["Part", "opened", "packed", "unpacked"]
 
 @dataclass(frozen=True)
 class Part:
-    """A part as it was read: the key of its settings, its checkpoints' files, and what was measured.
-
-    `places` has a path a checkpoint, or none where nobody said.
-    """
+    """A part as it was read: the key of its settings, what was measured, and the files of its checkpoints if known."""
 
     key: str
-    places: tuple[Path, ...]
+    files: tuple[Path, ...]
     result: Result
 
 
-def packed(result: Result, key: str, places: Sequence[Path] = ()) -> bytes:
-    """Return the bytes of a part.
+def packed(result: Result, key: str, files: Sequence[Path] = ()) -> bytes:
+    """Pack a result, its key and the files of its checkpoints into the bytes of a part.
 
     An archive of plain arrays and one JSON header: with some hundred objects an HDF5 file takes a tenth of a second
     to write and to read again, which is longer than many a checkpoint takes to measure.
@@ -38,12 +35,12 @@ def packed(result: Result, key: str, places: Sequence[Path] = ()) -> bytes:
     Args:
         result: What was measured.
         key: Of the settings it was measured with.
-        places: The checkpoints' files, absolute.
+        files: The checkpoints' files, absolute.
     """
     arrays: dict[str, Array] = {}
     header: dict[str, Any] = {
         "key": key,
-        "places": [str(path) for path in places],
+        "places": [str(path) for path in files],
         "attrs": dict(result.attrs),
         "coordinates": {},
         "variables": {},
@@ -65,13 +62,13 @@ def packed(result: Result, key: str, places: Sequence[Path] = ()) -> bytes:
 
 
 def unpacked(source: Path | io.BytesIO, key: str) -> Result | None:
-    """Return what a part holds, or None where it is damaged or belongs to other settings."""
+    """Unpack the result of a part; None where it is damaged or belongs to other settings."""
     part = opened(source)
     return None if part is None or part.key != key else part.result
 
 
 def opened(source: Path | io.BytesIO) -> Part | None:
-    """Return a part of any settings, or None where it is damaged or of another form."""
+    """Unpack a part of any settings; None where it is damaged or of another form."""
     try:
         stream = io.BytesIO(source.read_bytes()) if isinstance(source, Path) else source
         with np.load(stream, allow_pickle=False) as archive:

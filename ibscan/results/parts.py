@@ -9,17 +9,17 @@ import hashlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ibscan.core.atomic import stray_pattern, temporary_name, write_whole
 from ibscan.errors import IbscanError, InputError, ResourceError, UsageError
 from ibscan.results.axes import checkpoint_keys
 from ibscan.results.contained import holds
 from ibscan.results.packed import Part, opened, packed, unpacked
-from ibscan.results.store import place, read, stray_pattern
+from ibscan.results.store import read, write_bytes
 from ibscan.types import Checkpoint, Result
 
 __all__ = ["Parts", "check_output", "parts"]
@@ -35,9 +35,9 @@ class Parts:
     """The finished blocks of checkpoints of one run, one small file each, in `FILE.parts/`.
 
     Made by `parts`, which holds the lock. `key` is the hash of everything that changes numbers but the choice of
-    checkpoints; parts of another key are of no use to this run. `held` is what the output holds by now, and `series`
-    are the checkpoints of the command that wrote it: by them it is decided which parts have done their duty. `known`
-    has the checkpoints of the parts this run has read or written, which need not be opened once more for that.
+    checkpoints; a run takes up parts of its own key alone. `held` is what the output holds by now, and `series` the
+    checkpoints of the command that wrote it: they decide which parts can be deleted. `known` has the checkpoints of the
+    parts this run has read or written, so that these need not be opened again.
     """
 
     folder: Path
@@ -47,7 +47,7 @@ class Parts:
     known: dict[Path, list[tuple[str, str]]] = field(default_factory=dict)
 
     def finished(self) -> list[Result]:
-        """Return the valid parts of this key, in no particular order of meaning; damaged ones are deleted."""
+        """Read the valid parts of this key, in any order, and delete damaged ones."""
         found: list[Result] = []
         for path in self._own():
             result = unpacked(path, self.key)
@@ -58,51 +58,48 @@ class Parts:
                 found.append(result)
         return found
 
-    def add(self, result: Result, places: Sequence[Path] = ()) -> None:
-        """Keep finished checkpoints as one part.
+    def add(self, result: Result, files: Sequence[Path] = ()) -> None:
+        """Write finished checkpoints as one part.
 
         Args:
             result: What was measured.
-            places: The checkpoints' files.
+            files: The checkpoints' files.
 
         Raises:
             ResourceError: The disk is full.
         """
         name = hashlib.sha256(repr([self.key, *checkpoint_keys(result)]).encode()).hexdigest()[:16]
         path = self.folder / f"{self._mark}-{name}.npz"
-        place(packed(result, self.key, [file.absolute() for file in places]), path)
+        write_bytes(packed(result, self.key, [file.absolute() for file in files]), path)
         self.known[path] = checkpoint_keys(result)
 
     def begun(self) -> list[list[tuple[str, str]]]:
-        """Return the blocks, as (sha256, name) of their checkpoints, that runs of this key had set out to measure."""
+        """Read which blocks, as (sha256, name) of their checkpoints, earlier runs of this key were measuring."""
         try:
             read = json.loads(self._record.read_bytes())
             return [[(str(sha), str(name)) for sha, name in block] for block in read]
         except (OSError, ValueError, TypeError):
-            # None, or one that a crash has damaged: blocks are then cut anew, as of a new run.
+            # Without a record, or with a damaged one, blocks are cut anew, as of a new run.
             return []
 
     def begin(self, blocks: Sequence[Sequence[tuple[str, str]]]) -> None:
-        """Note the blocks this run sets out to measure: whoever goes on forms the same, and gives the same bits.
+        """Record the blocks this run measures, so that a run that resumes forms the same ones and gives the same bits.
 
-        Blocks of one checkpoint are the same whatever else was measured meanwhile, and need no note.
+        Blocks of one checkpoint are the same whatever else was measured meanwhile, and need no record.
         """
         before = self.begun()
         fresh = [list(block) for block in blocks if len(block) > 1 and list(block) not in before]
         if not fresh:
             return
-        # A note that is lost costs no number beyond rounding: it is not worth waiting for the disk, nor an error.
-        temporary = self.folder / f".ibscan-{secrets.token_hex(6)}.tmp"
+        # A lost record changes numbers by rounding alone: it is not worth waiting for the disk, nor an error.
         with contextlib.suppress(OSError):
-            temporary.write_text(json.dumps([*before, *fresh]))
-            temporary.replace(self._record)
+            write_whole(self._record, json.dumps([*before, *fresh]).encode(), durable=False)
 
     def remove(self) -> None:
-        """Delete the parts of this key that are used; without `held` all of them, else all parts of no use to anybody.
+        """Delete the parts that no run can use: without `held` all of this key, else those whose numbers `held` has.
 
-        Of another command, or of other checkpoints, parts are finished work, and stay until `held` has what they have.
-        Nobody waits any more for a part that is damaged, made by another version, or of checkpoints that are gone or
-        have changed.
+        Parts of another command, or of other checkpoints, are finished work and stay until `held` has their numbers.
+        A part that is damaged, made by another version, or of checkpoints that are gone or have changed is of no use.
         """
         if self.held is None:
             for path in self._own():
@@ -149,7 +146,7 @@ class Parts:
 def _is_spent(
     part: Part | None, key: str, held: Result, ours: Collection[tuple[str, str]], hashes: Mapping[str, str]
 ) -> bool:
-    """Return whether nobody can take up anything of a part that the result does not hold."""
+    """Tell whether a part has nothing that a run could use and the result does not hold."""
     if part is None or part.result.attrs.get("ibscan_version") != held.attrs.get("ibscan_version"):
         return True
     if part.key == key and set(checkpoint_keys(part.result)) <= set(ours):
@@ -158,14 +155,14 @@ def _is_spent(
 
 
 def _gone(part: Part, hashes: Mapping[str, str]) -> list[bool]:
-    """Return, for each checkpoint of a part, whether its file is there no more, or holds something else by now."""
+    """Tell of each checkpoint of a part whether its file was deleted or has changed."""
     keys = checkpoint_keys(part.result)
-    if len(part.places) != len(keys):
+    if len(part.files) != len(keys):
         return [False] * len(keys)
     # A whole folder that is missing may be another machine's, or come back.
     return [
         hashes.get(str(path), sha) != sha or (not path.exists() and path.parent.is_dir())
-        for path, (sha, _) in zip(part.places, keys, strict=True)
+        for path, (sha, _) in zip(part.files, keys, strict=True)
     ]
 
 
@@ -192,7 +189,7 @@ def parts(output: Path, key: str) -> Iterator[Parts]:
             _deleted(stray)
         yield Parts(folder, key)
     finally:
-        # Still under the lock: nobody can have begun to use the folder.
+        # Still under the lock, so no other run can be using the folder.
         if all(path.name == "lock" for path in _entries(folder)):
             _deleted(folder / "lock")
             with contextlib.suppress(OSError):
@@ -204,7 +201,7 @@ def check_output(path: Path, inputs: Sequence[Path]) -> None:
     """Refuse an output that could not be written in the end, before anything is computed.
 
     Args:
-        path: Where the result shall go.
+        path: Where to write the result.
         inputs: Files that are read, none of which may be overwritten.
 
     Raises:
@@ -226,7 +223,7 @@ def check_output(path: Path, inputs: Sequence[Path]) -> None:
             raise UsageError(f"{error} It is not overwritten; name another file with -o.") from error
     target = Path(os.path.realpath(path))
     # Named as the output's own temporary files: should the process be killed just here, the next run deletes it.
-    trial = target.parent / f"{stray_pattern(target)[:-1]}{secrets.token_hex(6)}.tmp"
+    trial = temporary_name(target)
     try:
         # The output's own name is tried for its length, which the trial's cannot tell.
         _name_fits(target)
@@ -287,7 +284,7 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError:
-        # Somebody took the folder away; that costs its parts, not the run.
+        # The folder was deleted meanwhile; that costs its parts, not the run.
         return []
 
 

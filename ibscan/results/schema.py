@@ -6,28 +6,19 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ibscan.results.axes import DESCRIPTIONS, KINDS, fill_value, stored_text, strings
+from ibscan.results.axes import DESCRIPTIONS, KINDS, METRIC, fill_value, stored_text, strings
 from ibscan.results.store import FORMAT_VERSION
 from ibscan.types import Array, Checkpoint, Estimate, Layer, Measure, Quantity, Result, Status, Variable
 
 __all__ = ["build"]
 
 _METRIC = "ibscan.metric."
-_COMPANION_NAMES = {
-    "se": "standard error of",
-    "lower": "lower end for",
-    "upper": "upper end for",
-    "min": "minimum over rows of",
-    "max": "maximum over rows of",
-    "draws": "draws behind the",
-    "replicas": "noisy passes of one input (1 where its density is exact) behind the",
-    "budget": "replicas times draws allowed for the",
-}
 
 
 def build(
@@ -159,9 +150,9 @@ def _places(
     return shape, np.ix_(*index)
 
 
-def _spread(name: str, values: Array, places: tuple[tuple[int, ...], tuple[Array, ...]]) -> Array:
+def _spread(values: Array, places: tuple[tuple[int, ...], tuple[Array, ...]]) -> Array:
     shape, index = places
-    filled = np.full(shape, fill_value(name, values.dtype), dtype=values.dtype)
+    filled = np.full(shape, fill_value(values.dtype), dtype=values.dtype)
     filled[index] = values
     return filled
 
@@ -172,31 +163,31 @@ def _family(
     places: tuple[tuple[int, ...], tuple[Array, ...]],
     measured: Mapping[str, Any],
 ) -> dict[str, Variable]:
-    """Return the main variable, its companions and its status."""
+    """Lay out a quantity as variables: its value, its companions and its status."""
     key = quantity.key
     dims = (("checkpoint", "layer") if quantity.per_layer else ("checkpoint",)) + quantity.dims
     common = {"units": quantity.unit, "symbol": quantity.symbol, **measured, "shown": int(quantity.default_shown)}
     parts = {suffix: getattr(estimate, field) for field, suffix in Estimate.COMPANIONS.items()}
     names = {suffix: Estimate.companion(key, suffix) for suffix, values in parts.items() if values is not None}
-    status = [] if estimate.status is None else [f"{key}_status"]
+    status_name = Estimate.companion(key, "status")
+    status = [] if estimate.status is None else [status_name]
 
-    def variable(name: str, values: Array, long_name: str, ancillary: Sequence[str]) -> Variable:
-        integer = quantity.counted and name == key and np.asarray(values).dtype.kind in "iub"
+    def variable(values: Array, long_name: str, ancillary: Sequence[str], *, integer: bool = False) -> Variable:
         array = np.asarray(values).astype(np.int64 if integer else np.float64)
-        attrs: dict[str, Any] = {"long_name": long_name, **common}
-        attrs["_FillValue"] = fill_value(name, array.dtype)
-        if name.endswith(("_draws", "_replicas", "_budget")):  # a number of them, whatever the unit of the value
-            attrs["units"] = "1"
+        attrs: dict[str, Any] = {"long_name": long_name, **common, "_FillValue": fill_value(array.dtype)}
         if ancillary:
             attrs["ancillary_variables"] = " ".join(ancillary)
-        return Variable(dims, _spread(name, array, places), attrs)
+        return Variable(dims, _spread(array, places), attrs)
 
-    family = {key: variable(key, estimate.value, quantity.long_name, [*names.values(), *status])}
+    integer = quantity.counted and np.asarray(estimate.value).dtype.kind in "iub"
+    family = {key: variable(estimate.value, quantity.long_name, [*names.values(), *status], integer=integer)}
     for suffix, name in names.items():
-        family[name] = variable(name, parts[suffix], f"{_COMPANION_NAMES[suffix]} {quantity.long_name}", status)
+        family[name] = variable(parts[suffix], f"{Estimate.MEANINGS[suffix]} {quantity.long_name}", status)
+        if suffix in Estimate.UNITLESS:
+            family[name] = replace(family[name], attrs={**family[name].attrs, "units": "1"})
     if estimate.status is not None:
-        codes = _spread(f"{key}_status", np.asarray(estimate.status).astype(np.int8), places)
-        family[f"{key}_status"] = Variable(dims, codes, _status_attrs(key))
+        codes = np.asarray(estimate.status).astype(np.int8)
+        family[status_name] = Variable(dims, _spread(codes, places), _status_attrs(key))
     return family
 
 
@@ -213,10 +204,11 @@ def _metrics(checkpoints: Sequence[Checkpoint], taken: Mapping[str, Variable]) -
     variables: dict[str, Variable] = {}
     keys = sorted({key for c in checkpoints for key in c.metadata if key.startswith(_METRIC) and key != _METRIC})
     for key in keys:
-        name = "metric_" + re.sub(r"[^A-Za-z0-9_]", "_", key.removeprefix(_METRIC))
+        name = METRIC + re.sub(r"[^A-Za-z0-9_]", "_", key.removeprefix(_METRIC))
+        status_name = Estimate.companion(name, "status")
         parsed = [_number(c.metadata.get(key)) for c in checkpoints]
         # Two names may become one, or one the status of another; the first keeps the place.
-        if {name, f"{name}_status"} & {*variables, *taken} or all(number is None for number in parsed):
+        if {name, status_name} & {*variables, *taken} or all(number is None for number in parsed):
             continue
         values = np.array([float("nan") if v is None or not math.isfinite(v) else v for v in parsed])
         codes = [
@@ -228,10 +220,10 @@ def _metrics(checkpoints: Sequence[Checkpoint], taken: Mapping[str, Variable]) -
             "symbol": stored_text(key.removeprefix(_METRIC)),
             "shown": 1,
             "_FillValue": float("nan"),
-            "ancillary_variables": f"{name}_status",
+            "ancillary_variables": status_name,
         }
         variables[name] = Variable(("checkpoint",), values, attrs)
-        variables[f"{name}_status"] = Variable(("checkpoint",), np.array(codes, dtype=np.int8), _status_attrs(name))
+        variables[status_name] = Variable(("checkpoint",), np.array(codes, dtype=np.int8), _status_attrs(name))
     return variables
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ibscan.results.axes import families
+from ibscan.results.axes import is_metric
 from ibscan.results.coverage import rows_of
 from ibscan.types import Array, Result, Variable
 
@@ -15,16 +15,15 @@ __all__ = ["arranged", "selected"]
 
 
 def arranged(result: Result, first: Sequence[str]) -> Result:
-    """Return a result whose variables stand as if it were of one command: those named, others, metrics last.
+    """Order the variables of a result as one command writes them: those named, others, metrics last.
 
     Args:
         result: Any; with every variable its companions follow.
-        first: Main variables, in order.
+        first: Quantities, in order.
     """
-    place = {name: k for k, name in enumerate(first)}
-    whole = families(result)
-    mains = sorted(whole, key=lambda name: place.get(name, len(place) + name.startswith("metric_")))
-    names = [name for main in mains for name in (main, *whole[main]) if name in result.variables]
+    order = {key: k for k, key in enumerate(first)}
+    quantities = sorted(result.quantities, key=lambda key: order.get(key, len(order) + is_metric(key)))
+    names = [name for key in quantities for name in (key, *result[key].ancillary) if name in result.variables]
     return Result(result.coordinates, {name: result.variables[name] for name in names}, result.attrs)
 
 
@@ -35,7 +34,7 @@ def selected(
     variables: Collection[str] | None = None,
     coordinates: Mapping[str, Collection[Any]] | None = None,
 ) -> Result:
-    """Return a result cut down to what is named; None keeps everything.
+    """Cut a result down to what is named; None keeps everything.
 
     Args:
         result: Any.
@@ -70,9 +69,7 @@ def _with_companions(result: Result, variables: Collection[str] | None) -> set[s
     if variables is None:
         return set(result.variables)
     names = {name for name in variables if name in result.variables}
-    for name in list(names):
-        names.update(str(result[name].attrs.get("ancillary_variables", "")).split())
-    return names
+    return names.union(*(result[name].ancillary for name in names))
 
 
 def _cut(variable: Variable, keep: Mapping[str, Array]) -> Variable:

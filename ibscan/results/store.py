@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
-import secrets
 import stat
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,14 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ibscan.core.atomic import write_whole
 from ibscan.errors import InputError, ResourceError, UsageError
 from ibscan.results.axes import AUXILIARY, stored_text
 from ibscan.results.decode import DIMENSIONS, FORMAT_VERSION, decoded
 from ibscan.results.unsealed import read_apart
 from ibscan.types import Result, Variable
 
-__all__ = ["FORMAT_VERSION", "place", "read", "stray_pattern", "write"]
+__all__ = ["FORMAT_VERSION", "read", "write", "write_bytes"]
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 # Below this a chunk index costs more than compression saves.
@@ -32,8 +31,6 @@ _NOT_OURS_TO_WRITE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, e
 def write(result: Result, path: Path) -> None:
     """Write a result so that a reader finds the old file or the new one, never a part of either.
 
-    The bytes go to a temporary file beside `path`, reach the disk, and are renamed into place.
-
     Args:
         result: What to write.
         path: Exactly this file; a symbolic link is followed.
@@ -43,10 +40,10 @@ def write(result: Result, path: Path) -> None:
         ResourceError: The disk is full or failed.
     """
     content = _encoded(result)
-    place(content + _seal(hashlib.sha256(content).hexdigest()), path)
+    write_bytes(content + _seal(hashlib.sha256(content).hexdigest()), path)
 
 
-def place(content: bytes, path: Path) -> None:
+def write_bytes(content: bytes, path: Path) -> None:
     """Write bytes as a file, whole or not at all.
 
     Args:
@@ -57,10 +54,8 @@ def place(content: bytes, path: Path) -> None:
         UsageError: The place is a folder, does not exist or may not be written.
         ResourceError: The disk is full or failed.
     """
-    target = Path(os.path.realpath(path))
-    temporary = target.parent / f"{stray_pattern(target)[:-1]}{secrets.token_hex(6)}.tmp"
     try:
-        _placed(content, temporary, target)
+        write_whole(Path(os.path.realpath(path)), content)
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno in _NOT_OURS_TO_WRITE:
@@ -68,12 +63,6 @@ def place(content: bytes, path: Path) -> None:
         raise ResourceError(
             f"{path}: writing {len(content)} bytes failed ({reason}). Free space, or name another place with -o."
         ) from error
-
-
-def stray_pattern(path: Path) -> str:
-    """Return the glob of temporary files that interrupted writes of `path` may have left beside it."""
-    # A hash instead of the name: the name may already be as long as the file system allows.
-    return f".ibscan-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}-*"
 
 
 def read(path: Path) -> Result:
@@ -96,10 +85,10 @@ def read(path: Path) -> Result:
     if not stat.S_ISREG(described.st_mode):
         raise InputError(f"{path}: is not a regular file; expected a result file of ibscan.")
     try:
-        sound = _sound(path, described.st_size)
-        if sound is None:
+        intact = _is_intact(path, described.st_size)
+        if intact is None:
             return read_apart(path)
-        if not sound:
+        if not intact:
             raise InputError(f"{path}: is damaged: its content does not have the SHA-256 written at its end.")
         with h5py.File(path, "r", locking=False) as file:
             return decoded(file, described.st_size, str(path))
@@ -114,12 +103,12 @@ def read(path: Path) -> Result:
 
 
 def _seal(digest: str) -> bytes:
-    """Return what stands behind the HDF5 content, where HDF5 does not look: the hash of all before it."""
+    """Return the seal of a file: the hash of its HDF5 content, written behind it, where HDF5 does not look."""
     return f"\nibscan {digest}\n".encode()
 
 
-def _sound(path: Path, size: int) -> bool | None:
-    """Return whether the content is what the seal at its end says, None where there is no seal (edited elsewhere).
+def _is_intact(path: Path, size: int) -> bool | None:
+    """Hold the content against the hash in the seal at its end; None where there is no seal (edited elsewhere).
 
     Small datasets have no checksum of their own, and on damaged text the HDF5 library crashes: a flipped bit has to be
     found before the library sees it.
@@ -139,29 +128,6 @@ def _sound(path: Path, size: int) -> bool | None:
             left -= len(block)
         seal = stream.read(length)
     return seal == _seal(digest.hexdigest()) if seal.startswith(b"\nibscan ") else None
-
-
-def _placed(content: bytes, temporary: Path, target: Path) -> None:
-    try:
-        # Made with open(), not mkstemp(): the file shall have the permissions that the umask gives.
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    # Without this a crash of the machine may bring the old directory entry back. Folders that may not be read, and some
-    # network file systems, refuse it; the rename itself is done.
-    with contextlib.suppress(OSError):
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _encoded(result: Result) -> bytes:

@@ -1,4 +1,4 @@
-"""What is said of cells whose tolerance was not reached: how many, what was spent on them, what else may be done."""
+"""Sentences on values whose tolerance was not reached: how many, what was spent on them, what would help."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ibscan.results.axes import families
 from ibscan.types import Array, Estimate, Result, Status
 
 __all__ = ["unresolved_sentences"]
 
 
-# By what names of variables begin with; binned values have no draws.
+# Noisy channels by how their keys begin.
 CHANNELS = {"mi_network": "network", "mi_readout": "read-out"}
 
 
 @dataclass
 class _Tally:
-    """Cells of one channel, counted: (checkpoint, layer, noise), whatever is told of each."""
+    """Count the values of one channel, one for each checkpoint, layer and noise."""
 
     measured: int = 0
     unresolved: int = 0
@@ -27,29 +26,31 @@ class _Tally:
 
 
 def unresolved_sentences(result: Result, *, tolerance: float, max_replicas: int, max_draws: int) -> list[str]:
-    """Return a sentence for each noisy channel that has unresolved cells.
+    """Say of each noisy channel how many values are unresolved, what was spent on them, and what would help.
 
     Args:
-        result: The cells asked for. What an older file does not tell of its draws or replicas is left out.
-        tolerance: That was asked for, nats.
-        max_replicas: That were allowed.
-        max_draws: That were allowed.
+        result: What was asked for; draws and replicas may be missing, as in older files.
+        tolerance: Half width asked for, nats.
+        max_replicas: Replicas allowed.
+        max_draws: Draws allowed.
     """
     tallies: dict[str, _Tally] = {}
-    for main in families(result):
-        channel = next((word for start, word in CHANNELS.items() if main.startswith(start)), None)
-        status = result.status(main) if main.endswith("_xt") else None
-        if status is None or channel is None:
+    for key in result.quantities:
+        channel = next((word for start, word in CHANNELS.items() if key.startswith(start)), None)
+        sides = Estimate.sides(key)
+        if channel is None or key not in sides[:1]:
+            continue
+        found, label = (result.estimate(side) if side in result else None for side in sides)
+        if found is None or found.status is None:
             continue
         tally = tallies.setdefault(channel, _Tally())
-        open_ones = status == Status.UNRESOLVED
-        side = f"{main[:-3]}_ty"
-        if side in result and result[f"{side}_status"].values.shape == status.shape:
-            open_ones = open_ones | (result[f"{side}_status"].values == Status.UNRESOLVED)
-        tally.measured += int((status != Status.NOT_MEASURED).sum())
-        tally.unresolved += int(open_ones.sum())
-        tally.draws += _spent(result, Estimate.companion(main, "draws"), open_ones)
-        tally.replicas += _spent(result, Estimate.companion(main, "replicas"), open_ones)
+        unresolved = found.status == Status.UNRESOLVED
+        if label is not None and label.status is not None and label.status.shape == unresolved.shape:
+            unresolved = unresolved | (label.status == Status.UNRESOLVED)
+        tally.measured += int((found.status != Status.NOT_MEASURED).sum())
+        tally.unresolved += int(unresolved.sum())
+        tally.draws += _spent(found.draws, unresolved)
+        tally.replicas += _spent(found.replicas, unresolved)
     return [
         _sentence(channel, tally, tolerance, max_replicas, max_draws)
         for channel, tally in tallies.items()
@@ -57,10 +58,8 @@ def unresolved_sentences(result: Result, *, tolerance: float, max_replicas: int,
     ]
 
 
-def _spent(result: Result, name: str, where: Array) -> list[float]:
-    if name not in result or result[name].values.shape != where.shape:
-        return []
-    numbers = result[name].values[where]
+def _spent(spent: Array | None, where: Array) -> list[float]:
+    numbers = np.empty(0) if spent is None else spent[where]
     return [float(number) for number in numbers[np.isfinite(numbers)]]
 
 

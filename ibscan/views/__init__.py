@@ -1,1 +1,53 @@
-"""What a person sees: tables, a listing, a progress line."""
+"""What a person sees of a result: tables, each one file and one line in `TABLES`, and a progress line.
+
+To add a table, write `ibscan/views/NAME.py` with `TABLE = Table(title, heads, sheets)` (see `ibscan.views.layout`) and
+add NAME below. Rows, panels, units, marks, thinning and encodings are the layout's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ibscan.views.layout import Table
+
+__all__ = ["TABLES", "columns", "marks", "specs"]
+
+# Modules of this package, in the order shown. Names, so that importing the package loads neither numpy nor rich.
+TABLES: tuple[str, ...] = (
+    "local_rank",
+    "rank_bounds",
+    "input_information",
+    "distinguishable_inputs",
+    "projected_information",
+    "label_information",
+    "information_slope",
+    "clustering",
+)
+
+
+def specs() -> tuple[Table, ...]:
+    """Load the specification of every table, in the order shown."""
+    return tuple(import_module(f"ibscan.views.{name}").TABLE for name in TABLES)
+
+
+def columns() -> Mapping[str, str]:
+    """Explain every column head and every mark of all tables, each in one sentence.
+
+    Heads are as printed, less their number: `noise 0.1 rms` consists of `noise` and `rms`. Heads that are the symbol of
+    a quantity, such as `I(X; T+Z)`, are explained where the quantity is declared.
+    """
+    from ibscan.views.layout import HEADS
+
+    declared = (HEADS, *(table.heads for table in specs()))
+    heads = {head: meaning for heads in declared for head, meaning in heads.items()}
+    return {**{head: meaning.format(eps="eps", rows="probe") for head, meaning in heads.items()}, **marks()}
+
+
+def marks() -> Mapping[str, str]:
+    """Explain every mark behind a number, or in its place; an explanation begins with the name of the status."""
+    from ibscan.views.cells import MEANINGS, mark
+
+    return {mark(status, unicode=shown): said for status, said in MEANINGS.items() for shown in (True, False)}

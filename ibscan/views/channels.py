@@ -1,4 +1,4 @@
-"""What makes information finite, noise or cells: the variables of each way, their heads, and what to say below them."""
+"""The channels of mutual information, noisy or binned: their variables, column heads, and the notes below them."""
 
 from __future__ import annotations
 
@@ -9,23 +9,31 @@ from dataclasses import dataclass
 import numpy as np
 
 from ibscan.types import Array, Status
-from ibscan.views.frame import Frame, codes, measured, name_of, places, statement, terms
+from ibscan.views.layout import Column, column
+from ibscan.views.view import View, is_measured, measured_indices, name_of, quantity_of, statuses, terms
 
 __all__ = [
     "CHANNELS",
+    "HEADS",
     "NOISY",
     "PROJECTED",
     "Channel",
-    "Leaf",
+    "ChannelColumn",
+    "channel_columns",
     "closed",
     "inputs",
     "largest_error",
-    "leaves_of",
     "measured_at",
+    "noise_groups",
     "notes",
     "widest_bracket",
 ]
 
+HEADS: Mapping[str, str] = {
+    "network": "Network channel: noise is added to the output of every hidden layer, and propagated.",
+    "read-out": "Read-out channel: noise is added to the output of the measured layer alone.",
+    "binned": "Entropy or information of the layer's activations cut into cells; no noise is added.",
+}
 _BINNED = {
     "xt": "binned: entropy over cells; it measures clustering, it does not estimate I(X;T).",
     "ty": "binned: what the cell tells about the label; it depends on the cells chosen.",
@@ -35,7 +43,7 @@ _SLOPE = "-dI/d ln noise: the slope of I(X; T+Z), in nats: E||T - E[T|T+Z]||^2/n
 
 @dataclass(frozen=True)
 class Channel:
-    """One way: the variables `mi_KEY_SIDE`, the dimension they run along, and what is said of it."""
+    """One channel: its variables are `mi_KEY_SIDE`, over the dimension `dim`; tables name it by `label`."""
 
     key: str
     label: str
@@ -59,162 +67,196 @@ NOISY = (
     ),
 )
 CHANNELS = (*NOISY, Channel("binned", "binned", "binning"))
+_NETWORK = "mi_network_"
 PROJECTED = Channel("readout_projected", "read-out", "noise")
 
 
 @dataclass(frozen=True)
-class Leaf:
-    """One column under every layer: a variable at one value of its parameter."""
+class ChannelColumn:
+    """One column under every layer: a quantity of a channel at one value of its parameter, and the heads over it."""
 
     channel: Channel
     side: str
-    place: int
+    index: int
     heads: tuple[str, ...]
 
     @property
-    def name(self) -> str:
-        """The variable."""
+    def key(self) -> str:
+        """The quantity."""
         return self.channel.variable(self.side)
 
 
-def leaves_of(frame: Frame, channel: Channel, side: str) -> list[Leaf]:
-    """Return the columns of a variable, one for each value of its parameter at which anything was measured.
+def channel_columns(view: View, channel: Channel, side: str) -> list[ChannelColumn]:
+    """List the columns of a quantity, one for each value of its parameter at which anything was measured.
 
     Args:
-        frame: The result and how it is shown.
+        view: The result and how it is shown.
         channel: Where noise was added, or cells cut.
         side: `xt`, `ty` or `slope`.
 
     Returns:
         Columns whose heads name channel, quantity and parameter; none where nothing was measured.
     """
-    name = channel.variable(side)
-    found = places(frame, name, channel.dim)
-    symbol = name_of(str(frame.result[name].attrs.get("symbol", "")), frame.unicode) if found else ""
-    parameters = {place: _parameter(frame, channel, place) for place in found}
-    return [Leaf(channel, side, place, (channel.label, symbol, text)) for place, text in parameters.items()]
+    key = channel.variable(side)
+    found = measured_indices(view, key, channel.dim)
+    symbol = name_of(str(view.result[key].attrs.get("symbol", "")), view.unicode) if found else ""
+    return [
+        ChannelColumn(channel, side, index, (channel.label, symbol, _parameter(view, channel, index)))
+        for index in found
+    ]
 
 
-def _parameter(frame: Frame, channel: Channel, place: int) -> str:
-    value = frame.result[channel.dim].values.tolist()[place]
+def noise_groups(
+    view: View,
+    found: Sequence[Sequence[ChannelColumn]],
+    *,
+    values: Mapping[str, Array] | None = None,
+    prefix: str = "",
+) -> list[tuple[str, list[Column]]]:
+    """Return a group of columns for each channel, under heads that say the noise alone.
+
+    Args:
+        view: The result and how it is shown.
+        found: Columns of each channel.
+        values: Numbers to show in place of a quantity's, by its key.
+        prefix: Put before the name of the channel.
+    """
+    return [
+        (
+            prefix + columns[0].channel.label,
+            [
+                column(view, one.key, one.heads[-1].split(" ", 1), one.index, values=(values or {}).get(one.key))
+                for one in columns
+            ],
+        )
+        for columns in found
+    ]
+
+
+def _parameter(view: View, channel: Channel, index: int) -> str:
+    value = view.result[channel.dim].values.tolist()[index]
     if isinstance(value, str):
-        return name_of(value, frame.unicode)
+        return name_of(value, view.unicode)
     return f"noise {value:g}" + (" rms" if channel.dim == "rel_noise" else "")
 
 
-def measured_at(frame: Frame, leaves: Sequence[Leaf], *, unit: bool = True) -> str:
-    """Return under what terms columns were measured: those of the first, and of channels that have others."""
-    first = terms(frame, leaves[0].name, unit=False)
-    others = {one.channel.label: terms(frame, one.name, unit=False) for one in leaves}
+def measured_at(view: View, columns: Sequence[ChannelColumn], *, unit: bool = True) -> str:
+    """Say under what terms columns were measured: those of the first, and of channels that have others."""
+    first = terms(view, columns[0].key, unit=False)
+    others = {one.channel.label: terms(view, one.key, unit=False) for one in columns}
     listed = [f"{label} {other}" for label, other in others.items() if other != first]
-    return "; ".join((terms(frame, leaves[0].name, unit=unit), *listed))
+    return "; ".join((terms(view, columns[0].key, unit=unit), *listed))
 
 
-def closed(frame: Frame, name: str) -> Array:
-    """Return the values of a variable, less those of the network channel whose bracket is open: they can be anything.
+def closed(view: View, key: str) -> Array:
+    """Return the values of a quantity, less those of the network channel whose bracket is open: they can be anything.
 
     Args:
-        frame: The result and how it is shown.
-        name: A variable over (checkpoint, layer, parameter).
+        view: The result and how it is shown.
+        key: A quantity over (checkpoint, layer, parameter).
 
     Returns:
         (C, L, P) in the unit asked for, NaN where the bracket is open.
     """
-    values, status, result = frame.scaled(name), codes(frame, name), frame.result
-    ends = [f"{name}_{end}" for end in ("lower", "upper", "se")]
-    bracketed = all(end in result and result[end].dims == result[name].dims for end in ends)
-    if status is None or not bracketed or not name.startswith("mi_network_"):
+    values, status, result = view.values(key), statuses(view, key), view.result
+    ends = result.companions(key)
+    if status is None or not {"lower", "upper", "stderr"} <= set(ends) or not key.startswith(_NETWORK):
         return values
-    low, high, error = (result[end].values for end in ends)
+    low, high, error = (ends[field].values for field in ("lower", "upper", "stderr"))
     tolerance = result.settings.get("measures", {}).get("mi_network", {}).get("tolerance", 0.0)
     is_open = (status == Status.UNRESOLVED) & ((high - low) / 2 - 1.96 * error > tolerance)
     return np.where(is_open, np.nan, values)
 
 
-def notes(frame: Frame, leaves: Sequence[Leaf]) -> list[str]:
+def notes(view: View, columns: Sequence[ChannelColumn]) -> list[str]:
     """Return what needs saying below columns of one side.
 
     Args:
-        frame: The result and how it is shown.
-        leaves: At least one.
+        view: The result and how it is shown.
+        columns: At least one.
 
     Returns:
         What the channels are, how exact the values, and above what none can be.
     """
-    side = leaves[0].side
-    binned = [one for one in leaves if one.channel.dim == "binning"]
-    found = list(dict.fromkeys(one.channel.note for one in leaves if one.channel.note))
+    side = columns[0].side
+    binned = [one for one in columns if one.channel.dim == "binning"]
+    found = list(dict.fromkeys(one.channel.note for one in columns if one.channel.note))
     found += [_SLOPE] if side == "slope" else []
     if binned:
-        found += [_BINNED[side], *_moving(frame, binned), *_outside(frame, binned)]
-    arrays = {one.name: (closed(frame, one.name), codes(frame, one.name)) for one in leaves}
-    marked = [(arrays[one.name][0][..., one.place], arrays[one.name][1], one.place) for one in leaves]
-    if any((np.isnan(v) & (s[..., k] == Status.UNRESOLVED)).any() for v, s, k in marked if s is not None):
+        found += [_BINNED[side], *_moving(view, binned), *_outside(view, binned)]
+    if any(_is_open_somewhere(view, one) for one in columns):
         found.append("? alone: the bracket is open, the value means nothing; --variable NAME_lower and NAME_upper.")
-    error, bracket = largest_error(frame, leaves), widest_bracket(frame, leaves)
-    unit = frame.unit(leaves[0].name)
-    found += [f"Standard errors up to {statement(error, unit)}."] if error is not None else []
+    error, bracket = largest_error(view, columns), widest_bracket(view, columns)
+    unit = view.unit(columns[0].key)
+    found += [f"Standard errors up to {quantity_of(error, unit)}."] if error is not None else []
     if bracket is not None:
-        ends = f"Brackets of the network channel end up to {statement(bracket, unit)} from its values"
+        ends = f"Brackets of the network channel end up to {quantity_of(bracket, unit)} from its values"
         found.append(f"{ends}, unresolved ones aside.")
-    return found + ([_ceiling(frame, leaves[0].name)] if side == "xt" else [])
+    return found + ([_ceiling(view, columns[0].key)] if side == "xt" else [])
 
 
-def inputs(frame: Frame, name: str) -> tuple[float, bool]:
+def _is_open_somewhere(view: View, one: ChannelColumn) -> bool:
+    status = statuses(view, one.key)
+    missing = np.isnan(closed(view, one.key))
+    return status is not None and bool((missing & (status == Status.UNRESOLVED))[..., one.index].any())
+
+
+def inputs(view: View, key: str) -> tuple[float, bool]:
     """Return H(X) in nats, above which no I(X;T) can be, and whether it is known: else it is that of distinct rows."""
-    known = frame.result.settings.get("input_entropy")
+    known = view.result.settings.get("input_entropy")
     if isinstance(known, int | float) and math.isfinite(known):
         return float(known), True
-    return math.log(max(1, frame.result[name].attrs.get("rows", 0))), False
+    return math.log(max(1, view.result[key].attrs.get("rows", 0))), False
 
 
-def _ceiling(frame: Frame, name: str) -> str:
-    entropy, known = inputs(frame, name)
-    bound = statement(entropy / (math.log(2) if frame.unit(name) == "bit" else 1.0), frame.unit(name))
+def _ceiling(view: View, key: str) -> str:
+    entropy, known = inputs(view, key)
+    bound = quantity_of(entropy / (math.log(2) if view.unit(key) == "bit" else 1.0), view.unit(key))
     if known:
         return f"Ceiling: H(X) = {bound}."
-    return f"Ceiling: H(X), at most ln {frame.result[name].attrs.get('rows', 0)} = {bound}, less where rows repeat."
+    return f"Ceiling: H(X), at most ln {view.result[key].attrs.get('rows', 0)} = {bound}, less where rows repeat."
 
 
 def largest_error(
-    frame: Frame, leaves: Sequence[Leaf], *, last: bool = False, layers: Sequence[int] | None = None
+    view: View, columns: Sequence[ChannelColumn], *, last: bool = False, layers: Sequence[int] | None = None
 ) -> float | None:
     """Return the largest standard error of columns to two digits, of all checkpoints or the last; None without any.
 
-    Of values that are not shown, as their bracket is open, none counts, nor of layers other than those given.
+    Values that are not shown because their bracket is open do not count, nor layers other than those given.
     """
     found: list[float] = []
-    for one in leaves:
-        if f"{one.name}_se" in frame.result.variables:
-            rows, across = slice(-1 if last else 0, None), slice(None) if layers is None else layers
-            values = frame.scaled(f"{one.name}_se")[rows, across, one.place]
-            shown = np.isfinite(values) & np.isfinite(closed(frame, one.name)[rows, across, one.place])
-            found += values[shown].tolist()
+    rows, across = slice(-1 if last else 0, None), slice(None) if layers is None else layers
+    for one in columns:
+        errors = view.companion(one.key, "stderr")
+        if errors is not None:
+            known = np.where(np.isfinite(closed(view, one.key)), errors, np.nan)[rows, across, one.index]
+            found += known[np.isfinite(known)].tolist()
     return float(f"{max(found):.2g}") if found else None
 
 
-def widest_bracket(frame: Frame, leaves: Sequence[Leaf], *, last: bool = False) -> float | None:
+def widest_bracket(view: View, columns: Sequence[ChannelColumn], *, last: bool = False) -> float | None:
     """Return how far the ends of the network channel's brackets are from its values, where those are resolved."""
     found: list[float] = []
-    for one in leaves:
-        if one.channel.key == "network" and f"{one.name}_upper" in frame.result.variables:
-            ends = frame.scaled(f"{one.name}_upper") - frame.scaled(f"{one.name}_lower")
-            status = codes(frame, one.name)
-            resolved = np.isfinite(ends) if status is None else np.isfinite(ends) & (status != Status.UNRESOLVED)
-            rows = slice(-1 if last else 0, None)
-            found += (0.5 * ends[rows, :, one.place][resolved[rows, :, one.place]]).tolist()
+    rows = slice(-1 if last else 0, None)
+    for one in columns:
+        low, high = view.companion(one.key, "lower"), view.companion(one.key, "upper")
+        if low is not None and high is not None and one.key.startswith(_NETWORK):
+            status = statuses(view, one.key)
+            ends = high - low if status is None else np.where(status == Status.UNRESOLVED, np.nan, high - low)
+            known = ends[rows, :, one.index]
+            found += (0.5 * known[np.isfinite(known)]).tolist()
     return float(f"{max(found):.2g}") if found else None
 
 
-def _moving(frame: Frame, binned: Sequence[Leaf]) -> Iterator[str]:
-    """Say where cells changed their width along the series: such values do not compare."""
+def _moving(view: View, binned: Sequence[ChannelColumn]) -> Iterator[str]:
+    """Say where cells changed their width along the series, so that values do not compare."""
     name = "mi_binned_width"
-    if not measured(frame, name, "binning"):
+    if not is_measured(view, name, "binning"):
         return
-    status = codes(frame, name)
-    values = frame.result[name].values
+    status = statuses(view, name)
+    values = view.result[name].values
     widths = values if status is None else np.where(status == Status.NOT_MEASURED, np.nan, values)
-    factors: Mapping[str, float] = {one.heads[-1]: _factor(widths[:, :, one.place]) for one in binned}
+    factors: Mapping[str, float] = {one.heads[-1]: _factor(widths[:, :, one.index]) for one in binned}
     moved = {label: factor for label, factor in factors.items() if factor > 1 + 1e-9}
     if moved:
         yield (
@@ -229,12 +271,12 @@ def _factor(widths: Array) -> float:
     return max((column.max() / column.min() for column in known if len(column) and column.min() > 0), default=1.0)
 
 
-def _outside(frame: Frame, binned: Sequence[Leaf]) -> Iterator[str]:
+def _outside(view: View, binned: Sequence[ChannelColumn]) -> Iterator[str]:
     name = "mi_binned_outside"
-    if not measured(frame, name, "binning"):
+    if not is_measured(view, name, "binning"):
         return
     for one in binned:
-        shares = frame.result[name].values[:, :, one.place]
+        shares = view.result[name].values[:, :, one.index]
         largest = float(np.nanmax(shares, initial=0.0))
         if largest > 0:
             yield f"{one.heads[-1]}: up to {100 * largest:.3g} % of values lay outside the range, in its end cells."

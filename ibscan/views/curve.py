@@ -1,31 +1,19 @@
-"""A quantity against its threshold, noise or cells: those down, layers across, and under each some checkpoints."""
+"""Tables of a quantity against its threshold, noise or cells: those down, layers across, checkpoints under each."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from rich.console import Group as Stack
 
 from ibscan.errors import NothingMatched
-from ibscan.types import Array, Result, Variable
-from ibscan.views.block import block
+from ibscan.types import Array, Result
 from ibscan.views.cells import number
-from ibscan.views.channels import CHANNELS, Channel, closed, leaves_of, notes
-from ibscan.views.frame import (
-    Cells,
-    Frame,
-    derivative,
-    layered,
-    leaf,
-    name_of,
-    places,
-    terms,
-    thinned,
-)
-from ibscan.views.grid import Group
+from ibscan.views.channels import CHANNELS, Channel, channel_columns, closed, notes
+from ibscan.views.layout import Column, by_parameter
+from ibscan.views.view import View, derivative, measured_indices, name_of, terms
 
 __all__ = ["curve_table", "curve_tables", "curves"]
 
@@ -55,19 +43,19 @@ _THRESHOLDS = {
 
 
 def curves(result: Result) -> tuple[str, ...]:
-    """Return the names of the variables that are curves: over eps, noise, relative noise or cells.
+    """List the quantities that are curves: over eps, noise, relative noise or cells.
 
     Args:
         result: Any.
 
     Returns:
-        Those of local rank with a measured cell, and those of information measured at two values or more.
+        Those of local rank with a measured value, and those of information measured at two parameters or more.
 
     Raises:
         NothingMatched: There is none.
     """
-    frame = Frame(result, "nats", every=True, width=1, unicode=False)
-    found = tuple(name for name, dim in _OVER.items() if len(places(frame, name, dim)) >= _FEWEST[name])
+    view = View(result, "nats", every=True, width=1, unicode=False)
+    found = tuple(key for key, dim in _OVER.items() if len(measured_indices(view, key, dim)) >= _FEWEST[key])
     if not found:
         raise NothingMatched(
             "--curve: the result holds no local rank, and no information at two noises or in two kinds of cells. "
@@ -76,11 +64,11 @@ def curves(result: Result) -> tuple[str, ...]:
     return found
 
 
-def curve_tables(frame: Frame) -> list[Stack]:
+def curve_tables(view: View) -> list[Stack]:
     """Return a table for each curve: first and last checkpoint, and up to two between.
 
     Args:
-        frame: The result and how it is shown; all checkpoints where it shows every one.
+        view: The result and how it is shown; all checkpoints where it shows every one.
 
     Returns:
         Local rank over absolute and relative eps, information over noise and cells, as far as they were measured.
@@ -88,117 +76,84 @@ def curve_tables(frame: Frame) -> list[Stack]:
     Raises:
         NothingMatched: The result has no curve.
     """
-    return [curve_table(frame, name, advise=True) for name in curves(frame.result)]
+    return [curve_table(view, key, advise=True) for key in curves(view.result)]
 
 
-def curve_table(frame: Frame, name: str, *, advise: bool = False) -> Stack:
-    """Return the table of one curve.
+def curve_table(view: View, key: str, *, advise: bool = False) -> Stack:
+    """Return the table of one curve: its parameter down, and under every layer a column a checkpoint.
 
     Args:
-        frame: The result and how it is shown.
-        name: A variable that is one.
+        view: The result and how it is shown.
+        key: A quantity that is a curve.
         advise: Say of a curve of few points how it gets finer.
 
     Returns:
         The table.
     """
-    axis, labels = frame.axis
-    shown = _places(frame)
-    turned = _turned(frame, name, shown)
+    dim, shown = _OVER[key], view.shown(_MOST_COLUMNS)
+    values = view.result[dim].values
+    known = set(measured_indices(view, key, dim))
+    order = [index for index in _order(values) if index in known]
+    labels = [name_of(v, view.unicode) if isinstance(v, str) else f"{v:g}" for v in values[order].tolist()]
+    axis, checkpoints = view.axis
+    whole = Column((), closed(view, key), view.result.status(key)).of(..., order)
+    columns = []
+    for checkpoint in shown:
+        one = whole.of(checkpoint)  # (L, R)
+        marks = None if one.statuses is None else one.statuses.T
+        columns.append(Column((axis, checkpoints[checkpoint]), one.values.T, marks))
+    if key in _RANKS:
+        threshold = _THRESHOLDS[key].format(eps=_lead(view, dim))
+        below = [f"{_COUNTED.format(of=derivative(view, key))} {threshold} In parentheses: units of the layer."]
+        below += _errors(view, key, shown, order)
+    else:
+        below = notes(view, channel_columns(view, *_CHANNELS[key]))
+    below += _points(len(order), dim) if advise else []
+    if len(shown) < view.size:
+        below.append(f"{len(shown)} of {view.size} checkpoints shown (--all shows every one).")
+    title = (_title(view, key), terms(view, key))
+    return by_parameter(view, title, (_lead(view, dim), labels), columns, below, widths=key in _RANKS)
 
-    def leaves(layer: int) -> Sequence[Cells]:
-        return [leaf(turned, name, (axis, labels[place]), layer, column) for column, place in enumerate(shown)]
 
-    groups = [_without_trend(group) for group in layered(turned, leaves, widths=name in _RANKS)]
-    below = _below(frame, turned, name) + (_points(turned, _OVER[name]) if advise else [])
-    if len(shown) < frame.size:
-        below.append(f"{len(shown)} of {frame.size} checkpoints shown (--all shows every one).")
-    return block(turned, (_title(frame, name), terms(turned, name)), groups, below)
-
-
-def _title(frame: Frame, name: str) -> str:
-    if name in _RANKS:
-        return f"local rank against {'relative ' if name == 'local_rank_rel' else ''}{_lead(frame, _RANKS[name])}"
-    channel, _ = _CHANNELS[name]
-    symbol = name_of(str(frame.result[name].attrs.get("symbol", "")), frame.unicode)
+def _title(view: View, key: str) -> str:
+    if key in _RANKS:
+        return f"local rank against {'relative ' if key == 'local_rank_rel' else ''}{_lead(view, _RANKS[key])}"
+    channel, _ = _CHANNELS[key]
+    symbol = name_of(str(view.result[key].attrs.get("symbol", "")), view.unicode)
     return " ".join(part for part in (channel.label, symbol, "against", _AGAINST[channel.dim]) if part)
 
 
-def _below(frame: Frame, turned: Frame, name: str) -> list[str]:
-    """Return what needs saying below any curve of the variable."""
-    if name not in _RANKS:
-        return notes(frame, leaves_of(frame, *_CHANNELS[name]))
-    threshold = _THRESHOLDS[name].format(eps=_lead(frame, _RANKS[name]))
-    counted = f"{_COUNTED.format(of=derivative(turned, name))} {threshold} In parentheses: units of the layer."
-    return [counted, *_errors(turned, name)]
-
-
-def _lead(frame: Frame, dim: str) -> str:
-    return _LEADS.get(dim, "ε" if frame.unicode else "eps")
-
-
-def _places(frame: Frame) -> list[int]:
-    """Return the checkpoints shown, chosen as rows of a table are, but fewer."""
-    values = frame.axis_values
-    along = frame.size if values is None else values
-    return list(range(frame.size)) if frame.every else thinned(along, _MOST_COLUMNS)
-
-
-def _turned(frame: Frame, name: str, shown: Sequence[int]) -> Frame:
-    """Return the frame of a curve alone, turned: its parameter runs where checkpoints ran, checkpoints where it did."""
-    result, dim = frame.result, _OVER[name]
-    values = result[dim].values
-    known = set(places(frame, name, dim))
-    order = [place for place in _order(values) if place in known]
-    texts = [name_of(v, frame.unicode) if isinstance(v, str) else f"{v:g}" for v in values[order].tolist()]
-
-    def turn(found: Variable, array: Array) -> Variable:
-        turned = np.moveaxis(array[list(shown)], (0, 2), (2, 0))[order]
-        return Variable(("checkpoint", "layer", "shown"), turned, found.attrs)
-
-    beside = str(result[name].attrs.get("ancillary_variables", "")).split()
-    alike = [one for one in beside if one in result.variables and result[one].dims == result[name].dims]
-    main = closed(replace(frame, units="nats"), name)
-    variables = {name: turn(result[name], main)} | {one: turn(result[one], result[one].values) for one in alike}
-    coordinates = {key: result[key] for key in ("layer", "layer_width")} | {
-        "checkpoint": Variable(("checkpoint",), np.arange(len(order)))
-    }
-    return replace(frame, result=Result(coordinates, variables, {}), every=True, labels=(_lead(frame, dim), texts))
+def _lead(view: View, dim: str) -> str:
+    return _LEADS.get(dim, view.eps)
 
 
 def _order(values: Array) -> list[int]:
-    """Return the places of a parameter's values in ascending order: cells by kind, then by their number."""
+    """Return the indices of a parameter's values in ascending order: cells by kind, then by their number."""
     if values.dtype.kind != "O":
         numeric: list[int] = np.argsort(values, kind="stable").tolist()
         return numeric
 
-    def key(place: int) -> tuple[str, float]:
-        text = str(values[place])
+    def by_number(index: int) -> tuple[str, float]:
+        text = str(values[index])
         found = re.search(r"[0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?", text)
         return (text, 0.0) if found is None else (text.replace(found.group(), "", 1), float(found.group()))
 
-    return sorted(range(len(values)), key=key)
+    return sorted(range(len(values)), key=by_number)
 
 
-def _without_trend(group: Group) -> Group:
-    # The course down a column is no course of training.
-    return Group(group.name, tuple(replace(column, trend="") for column in group.columns))
-
-
-def _errors(turned: Frame, name: str) -> list[str]:
+def _errors(view: View, key: str, shown: Sequence[int], order: Sequence[int]) -> list[str]:
     """Say how far off the values shown may be, rows taken as a sample."""
-    if f"{name}_se" not in turned.result:
-        return []
-    values = turned.scaled(f"{name}_se")
-    known = values[np.isfinite(values)]
+    errors = view.companion(key, "stderr")
+    known = np.empty(0) if errors is None else errors[shown][..., order]
+    known = known[np.isfinite(known)]
     return (
         [f"Standard errors up to {number(float(f'{known.max():.2g}'))}, rows taken as a sample."] if len(known) else []
     )
 
 
-def _points(turned: Frame, dim: str) -> list[str]:
+def _points(size: int, dim: str) -> list[str]:
     """Say how a curve of few points gets finer."""
-    if turned.size >= _FEW_POINTS:
+    if size >= _FEW_POINTS:
         return []
-    count = f"{turned.size} point{'s' if turned.size != 1 else ''}"
+    count = f"{size} point{'s' if size != 1 else ''}"
     return [f"A curve of {count}: more {_FINER[dim]}, into the same file, make it finer."]

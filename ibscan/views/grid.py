@@ -1,4 +1,4 @@
-"""Columns of text under two-storeyed heads, in as many panels as the width asks for; nothing is ever cut."""
+"""Columns of text under heads of several lines, in as many panels as the width asks for; nothing is ever cut."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 from rich.text import Text
 
-__all__ = ["Column", "Group", "panels"]
+__all__ = ["TextColumn", "TextGroup", "panels"]
 
 _GAP = "  "
 
 
 @dataclass(frozen=True)
-class Column:
+class TextColumn:
     """One column: its heads from top to bottom, one cell a row, and its trend in the last row."""
 
     heads: tuple[str, ...]
@@ -23,35 +23,35 @@ class Column:
 
     @property
     def width(self) -> int:
-        """Terminal cells of the widest entry."""
+        """Characters across of the widest entry."""
         return max(cell_len(text) for text in (*self.heads, *self.cells, self.trend))
 
 
 @dataclass(frozen=True)
-class Group:
+class TextGroup:
     """Columns under one name, a layer's."""
 
     name: str
-    columns: tuple[Column, ...]
+    columns: tuple[TextColumn, ...]
 
 
-def panels(lead: Sequence[Column], groups: Sequence[Group], *, width: int, unicode: bool) -> list[Text]:
+def panels(lead: Sequence[TextColumn], groups: Sequence[TextGroup], *, width: int, unicode: bool) -> list[Text]:
     """Lay out groups side by side after the lead columns, and in further panels where the width ends.
 
     Args:
         lead: Columns repeated in every panel.
         groups: What is shown, in order; all columns have the same number of cells and heads.
-        width: Terminal cells.
+        width: Characters across the terminal.
         unicode: Whether rules may use line drawing.
 
     Returns:
         One text a panel. A width in which not even one column fits gives one value a line, folded at the width.
     """
     room = width - sum(column.width + len(_GAP) for column in lead) + len(_GAP)
-    narrowest = [Group(group.name, (column,)) for group in groups for column in group.columns]
+    narrowest = [TextGroup(group.name, (column,)) for group in groups for column in group.columns]
     if any(_needed(group) > room for group in narrowest):
         return [_listed(lead, groups)]
-    packed: list[list[Group]] = []
+    packed: list[list[TextGroup]] = []
     for group in _split(groups, room):
         if packed and sum(_needed(other) for other in (*packed[-1], group)) <= room:
             packed[-1].append(group)
@@ -60,25 +60,25 @@ def panels(lead: Sequence[Column], groups: Sequence[Group], *, width: int, unico
     return [_panel(lead, row, unicode) for row in packed]
 
 
-def _needed(group: Group) -> int:
-    """Return the cells a group takes, the gap before it included."""
+def _needed(group: TextGroup) -> int:
+    """Return the characters a group takes across, the gap before it included."""
     inner = sum(column.width for column in group.columns) + len(_GAP) * (len(group.columns) - 1)
     return len(_GAP) + max(inner, cell_len(group.name))
 
 
-def _split(groups: Sequence[Group], room: int) -> Iterator[Group]:
+def _split(groups: Sequence[TextGroup], room: int) -> Iterator[TextGroup]:
     """Yield groups, those too wide for any panel in pieces that fit."""
     for group in groups:
-        piece: tuple[Column, ...] = ()
+        piece: tuple[TextColumn, ...] = ()
         for column in group.columns:
-            if piece and _needed(Group(group.name, (*piece, column))) > room:
-                yield Group(group.name, piece)
+            if piece and _needed(TextGroup(group.name, (*piece, column))) > room:
+                yield TextGroup(group.name, piece)
                 piece = ()
             piece = (*piece, column)
-        yield Group(group.name, piece)
+        yield TextGroup(group.name, piece)
 
 
-def _panel(lead: Sequence[Column], groups: Sequence[Group], unicode: bool) -> Text:
+def _panel(lead: Sequence[TextColumn], groups: Sequence[TextGroup], unicode: bool) -> Text:
     text = Text(no_wrap=True, overflow="ignore")
     heads = max((len(column.heads) for group in groups for column in group.columns), default=0)
     columns = [(column, column.width) for column in lead]
@@ -87,7 +87,7 @@ def _panel(lead: Sequence[Column], groups: Sequence[Group], unicode: bool) -> Te
         inner = _needed(group) - len(_GAP)
         names += _GAP + group.name + " " * (inner - cell_len(group.name))
         slack = inner - sum(column.width for column in group.columns) - len(_GAP) * (len(group.columns) - 1)
-        columns += [(column, column.width + (slack if place == 0 else 0)) for place, column in enumerate(group.columns)]
+        columns += [(column, column.width + (slack if index == 0 else 0)) for index, column in enumerate(group.columns)]
 
     def line(entries: Sequence[str]) -> str:
         padded = (" " * (width - cell_len(entry)) + entry for entry, (_, width) in zip(entries, columns, strict=True))
@@ -113,7 +113,7 @@ def _panel(lead: Sequence[Column], groups: Sequence[Group], unicode: bool) -> Te
     return text
 
 
-def _listed(lead: Sequence[Column], groups: Sequence[Group]) -> Text:
+def _listed(lead: Sequence[TextColumn], groups: Sequence[TextGroup]) -> Text:
     """Return one value a line, for widths in which no table fits; long words fold."""
     text = Text(overflow="fold")
     for row in range(len(lead[0].cells)):

@@ -1,4 +1,4 @@
-"""What stands above all tables: which series, on what probe, and whether the two belong together."""
+"""The block above all tables: series, model and probe, and by accuracy and loss whether they belong together."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from rich.text import Text
 
 from ibscan.types import Status
 from ibscan.views.cells import number
-from ibscan.views.frame import Frame, measured, name_of
+from ibscan.views.view import View, is_measured, name_of
 
 __all__ = ["head"]
 
 _MOST_SKIPPED = 3
 
 
-def head(frame: Frame) -> Text:
+def head(view: View) -> Text:
     """Return the block above the tables.
 
     Args:
-        frame: The result and how it is shown.
+        view: The result and how it is shown.
 
     Returns:
         Series, model, probe, first and last accuracy and loss, and what was left out.
     """
-    arrow = " → " if frame.unicode else " -> "
-    attrs = frame.result.attrs
-    axis, labels = frame.axis
-    count = f"{frame.size} checkpoint{'s' if frame.size != 1 else ''}"
+    arrow = " → " if view.unicode else " -> "
+    attrs = view.result.attrs
+    axis, labels = view.axis
+    count = f"{view.size} checkpoint{'s' if view.size != 1 else ''}"
     span = f"{labels[0]} .. {labels[-1]}" if len(labels) > 1 else "".join(labels)
     lines = [("series", f"{count}, {axis} {span}")]
-    lines += [(name, name_of(str(attrs[name]), frame.unicode)) for name in ("model", "probe") if attrs.get(name)]
+    lines += [(name, name_of(str(attrs[name]), view.unicode)) for name in ("model", "probe") if attrs.get(name)]
     for name, label in (("probe_accuracy", "accuracy"), ("probe_loss", "loss")):
-        if measured(frame, name, "checkpoint"):
-            lines.append((label, _ends(frame, name, arrow)))
+        if is_measured(view, name, "checkpoint"):
+            lines.append((label, _ends(view, name, arrow)))
     skipped = json.loads(attrs.get("skipped", "{}"))
     for name, reason in list(skipped.items())[:_MOST_SKIPPED]:
-        lines.append(("skipped", f"{name_of(name, frame.unicode)}: {name_of(str(reason), frame.unicode)}"))
+        lines.append(("skipped", f"{name_of(name, view.unicode)}: {name_of(str(reason), view.unicode)}"))
     if len(skipped) > _MOST_SKIPPED:
         lines.append(("skipped", f"and {len(skipped) - _MOST_SKIPPED} more"))
     text = Text(overflow="fold")
@@ -47,10 +47,10 @@ def head(frame: Frame) -> Text:
     return text
 
 
-def _ends(frame: Frame, name: str, arrow: str) -> str:
-    values, status = frame.scaled(name), frame.result.status(name)
+def _ends(view: View, name: str, arrow: str) -> str:
+    values, status = view.values(name), view.result.status(name)
     known = values if status is None else values[status != Status.NOT_MEASURED]
     ends = [number(value) if np.isfinite(value) else "not finite" for value in (known[0], known[-1])]
     text = arrow.join(ends if len(known) > 1 else ends[:1])
-    unit = frame.unit(name)
+    unit = view.unit(name)
     return f"{text} {unit}".strip() + " on the probe"

@@ -230,8 +230,8 @@ MORE: list[tuple[str, Builder, tuple[str, ...]]] = [
 
 def smaller(patch: pytest.MonkeyPatch) -> None:
     """Lower the limits that a file would have to be large to reach."""
-    patch.setattr("ibscan.inputs.pickles.MAX_OPERATIONS", 100_000)
-    patch.setattr("ibscan.inputs.tensorfiles.MAX_TENSORS", 1_000)
+    patch.setattr("ibscan.inputs.formats.pickle_reader.MAX_OPERATIONS", 100_000)
+    patch.setattr("ibscan.inputs.formats.safetensors.MAX_TENSORS", 1_000)
 
 
 CHECKPOINTS = [Row(name, build, RANK, 3, words, smaller) for name, build, words in DAMAGED + MORE]

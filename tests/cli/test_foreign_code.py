@@ -220,13 +220,59 @@ def test_a_training_that_goes_on_is_not_the_code(run: Path, text: str, blamed: t
     (run / "epoch_3.pt.tmp").touch()
     with pytest.MonkeyPatch.context() as patch, elsewhere(text) as go:
         if not Path("/proc/self/io").exists():  # where the system does not say, as this process did nothing
-            patch.setattr(untouched_room, "_written", lambda: 0)
+            patch.setattr(untouched_room, "_written", lambda _of="self": 0)
         if growing in blamed:
             with pytest.raises(InputError, match=r"epoch_2.pt"), untouched([run], "net:x", "-m", growing=growing):
                 go()
         else:
             with untouched([run], "net:x", "-m", growing=growing):
                 go()
+
+
+# What a model does first when it is measured, on more rows than it is looked at with.
+LATER = {
+    "write": ("(HERE / 'log.txt').write_text('gone')", "log.txt was changed"),
+    "append": ("with open(HERE / 'log.txt', 'a') as log: log.write('more')", "log.txt was changed"),
+    "empty": ("(HERE / 'new.txt').touch()", "new.txt was added"),
+    "numpy": ("np.save(HERE / 'act.npy', np.ones(99))", "act.npy was added"),
+    "torch": ("torch.save(torch.ones(99), str(HERE / 'act.pt'))", "act.pt was added"),
+    "rewrite": ("torch.save(torch.ones(9999), str(HERE / 'epoch_1.pt'))", "epoch_1.pt was changed"),
+    "move": ("os.replace(HERE / 'log.txt', HERE / 'old.txt')", "old.txt was added; log.txt"),
+    "delete": ("(HERE / 'epoch_2.pt').unlink(missing_ok=True)", "epoch_2.pt was deleted"),
+    "relative": (
+        "here = os.getcwd(); os.chdir(HERE); open('new.txt', 'w').close(); os.chdir(here)",
+        "new.txt was added",
+    ),
+}
+
+
+@pytest.mark.parametrize("row", LATER)
+@pytest.mark.parametrize("follow", [False, True], ids=["once", "follow"])
+def test_what_a_model_changes_while_it_is_measured_stops_the_command(
+    command: Run, run: Path, row: str, follow: bool
+) -> None:
+    text, words = LATER[row]
+    code(run, f"{FORWARD}if len(x) > 4 and (HERE / 'log.txt').exists():\n            {text}")
+    done = command(*given(*(["--follow", "--idle", "0.2"] if follow else []), model="run/net.py:Own"))
+    assert done.code == 3, done.err
+    assert "while this code ran" in done.err
+    for word in words.split("; "):
+        assert word in done.err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Path('run/epoch_3.pt').write_bytes(bytes(9))",
+        "Path('run/epoch_2.pt').write_bytes(bytes(99))",
+        "Path('run/epoch_2.pt').unlink()",
+        "Path('run/log.txt').open('a').write('x' * 99)",
+        "Path('run/lock').touch()",
+    ],
+)
+def test_what_another_program_does_meanwhile_is_not_held_against_a_model(run: Path, text: str) -> None:
+    with elsewhere(text) as go, untouched([run], "net:x", "-m", growing=False, proven=True):
+        go()
 
 
 def test_followed_files_that_code_changes(run: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from conftest import Run, binary_probe, chain
 
 import ibscan
-from ibscan.inputs import checkpoint
+from ibscan.inputs.formats import safetensors
 from ibscan.results.store import read
 from ibscan.types import Array, Result
 
@@ -159,9 +159,9 @@ def test_a_file_too_large_to_be_held_changes_while_it_is_read(
     for name, versions in contents.items():
         (folder / name).write_bytes(versions[0])
     # All files are read as the largest are: not whole, and as if nobody had written to them lately.
-    monkeypatch.setattr("ibscan.inputs.checkpoint.STREAMED_BYTES", 1)
+    monkeypatch.setattr("ibscan.inputs.formats.checkpoint.STREAMED_BYTES", 1)
     monkeypatch.setattr("ibscan.inputs.files.SETTLED_NS", 0)
-    read_tensors, changed = checkpoint.read_tensors, folder / "epoch-00002.safetensors"
+    read_tensors, changed = safetensors.read_tensors, folder / "epoch-00002.safetensors"
 
     def interfering(stream: Any, size: int, name: str) -> Any:
         if name == changed.name:
@@ -169,7 +169,7 @@ def test_a_file_too_large_to_be_held_changes_while_it_is_read(
             change(changed)
         return read_tensors(stream, size, name)
 
-    monkeypatch.setattr(checkpoint, "read_tensors", interfering)
+    monkeypatch.setattr(safetensors, "read_tensors", interfering)
     done = command("cluster", folder, "-o", "r.h5")
     assert done.code == 4
     assert words in done.err

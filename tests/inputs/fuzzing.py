@@ -90,12 +90,14 @@ PROBES = {
     "a.safetensors": make.safetensors_bytes(PAIR),
     "zip.pt": make.torch_bytes(PAIR),
     "legacy.pt": make.torch_bytes(tuple(PAIR.values()), zipped=False),
-    "a.mat": numpy_file(scipy.io.savemat, {"x": X, "y": Y[:, None], "s": {"a": 1}}),
-    "packed.mat": numpy_file(scipy.io.savemat, {"x": X, "y": ["a", "b", "a", "c"]}, do_compression=True),
     "a.csv": b"a,b,label\n" + b"0.5,1e3,cat\n-1,.5,dog\n" * 3,
     "a.tsv": b"1\t2\t3\n" * 4,
     "a-images-idx3-ubyte": IDX,
     "b-images-idx3-ubyte.gz": gzip.compress(IDX),
+}
+MATLAB_PROBES = {
+    "a.mat": numpy_file(scipy.io.savemat, {"x": X, "y": Y[:, None], "s": {"a": 1}}),
+    "packed.mat": numpy_file(scipy.io.savemat, {"x": X, "y": ["a", "b", "a", "c"]}, do_compression=True),
 }
 SLOW_PROBES = {
     "a.h5": hdf5(probe_hdf5),
@@ -231,7 +233,7 @@ def odd_npz(draw: Draw) -> bytes:
 
 def odd_matlab(draw: Draw) -> bytes:
     """Damage what lies under the compression."""
-    blob = PROBES["packed.mat"]
+    blob = MATLAB_PROBES["packed.mat"]
     length = struct.unpack("<I", blob[132:136])[0]
     inner = zlib.compress(damaged(draw, zlib.decompress(blob[136 : 136 + length])))
     return blob[:132] + struct.pack("<I", len(inner)) + inner + blob[136 + length :]

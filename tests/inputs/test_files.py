@@ -16,9 +16,10 @@ from inputs.hostile import state, torch_bytes
 from safetensors.torch import save as safetensors_bytes
 
 from ibscan.errors import CheckpointError
-from ibscan.inputs import checkpoint as checkpoints
 from ibscan.inputs import files
-from ibscan.inputs.checkpoint import inspect_checkpoint, load_tensors
+from ibscan.inputs.formats import checkpoint as checkpoints
+from ibscan.inputs.formats import safetensors, torch_file
+from ibscan.inputs.formats.checkpoint import inspect_checkpoint, load_tensors
 from ibscan.types import Checkpoint
 
 CONTENT = {"safetensors": safetensors_bytes, "pt": torch_bytes}
@@ -119,8 +120,9 @@ def test_another_file_in_its_place(path: Path) -> None:
 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, name: str, happens: Callable[[], object]) -> None:
-    """Let something happen to the file the first time that it is parsed."""
-    parse = getattr(checkpoints, name)
+    """Let something happen to the file the first time that it is parsed by this function of a format's module."""
+    module, function = {"safetensors": safetensors, "torch_file": torch_file}[name.split(".")[0]], name.split(".")[1]
+    parse = getattr(module, function)
     left = [happens]
 
     def parsed(*arguments: object) -> object:
@@ -128,11 +130,12 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, name: str, happens: Callable[[], 
             left.pop()()
         return parse(*arguments)
 
-    monkeypatch.setattr(checkpoints, name, parsed)
+    monkeypatch.setattr(module, function, parsed)
 
 
 # Parsers of safetensors, of torch files.
-INSPECTING, LOADING = ("read_tensor_header", "read_archive"), ("read_tensors", "load_archive")
+INSPECTING = ("safetensors.read_tensor_header", "torch_file.read_archive")
+LOADING = ("safetensors.read_tensors", "torch_file.load_archive")
 
 
 def test_changed_while_it_is_listed(

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from inputs import fuzzing as make
 
 from ibscan.errors import CheckpointError, IbscanError
-from ibscan.inputs.checkpoint import inspect_checkpoint, load_tensors
+from ibscan.inputs.formats.checkpoint import inspect_checkpoint, load_tensors
 from ibscan.inputs.manifest import read_manifest
 from ibscan.inputs.probe import read_probe
 from ibscan.results.export import rows
@@ -98,11 +98,15 @@ PROBES = {
     "safetensors": called("a.safetensors", make.odd_safetensors),
     "zip": called("a.pt", lambda draw: make.odd_zip(draw, make.PROBES["zip.pt"])),
     "object": called("a.pt", make.odd_object),
-    "matlab": called("a.mat", make.odd_matlab),
     "table": called("a.csv", make.odd_table),
     "idx": called("a-images-idx3-ubyte", make.odd_idx),
 }
-SLOW_PROBES = {"hdf5 bytes": any_of(make.SLOW_PROBES), "hdf5": called("a.h5", make.odd_hdf5_probe)}
+SLOW_PROBES = {
+    "hdf5 bytes": any_of(make.SLOW_PROBES),
+    "hdf5": called("a.h5", make.odd_hdf5_probe),
+    "matlab bytes": any_of(make.MATLAB_PROBES),
+    "matlab": called("a.mat", make.odd_matlab),
+}
 
 
 @pytest.mark.parametrize("kind", [*PROBES, *SLOW_PROBES])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import struct
@@ -243,7 +244,8 @@ ENDS = [
 @pytest.mark.parametrize(("code", "words"), ENDS)
 def test_a_library_that_breaks_down(code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     grouped(tmp_path / "a.h5")
-    monkeypatch.setattr(hdf5, "WORKER", ("-c", f"import os, signal; {code}"))
+    ending = dataclasses.replace(hdf5.READER, command=("-c", f"import os, signal; {code}"))
+    monkeypatch.setattr(hdf5, "READER", ending)
     with pytest.raises(InputError, match=words):
         read_probe(str(tmp_path / "a.h5"), {})
 

@@ -10,8 +10,8 @@ import torch
 from inputs import hostile as make
 
 from ibscan.errors import CheckpointError, InputError
-from ibscan.inputs.archives import load_archive
-from ibscan.inputs.checkpoint import inspect_checkpoint, load_tensors
+from ibscan.inputs.formats.checkpoint import inspect_checkpoint, load_tensors
+from ibscan.inputs.formats.torch_file import load_archive
 from ibscan.inputs.probe import read_probe
 from ibscan.inputs.series import read_series
 

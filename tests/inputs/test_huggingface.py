@@ -18,7 +18,7 @@ from inputs.layouts import in_shards
 from safetensors.torch import load_file, save_file
 
 import ibscan
-from ibscan.inputs.checkpoint import load_tensors
+from ibscan.inputs.formats.checkpoint import load_tensors
 from ibscan.inputs.probe import read_probe
 from ibscan.inputs.series import read_series
 from ibscan.models import model_of, stated_model

@@ -21,8 +21,8 @@ from inputs.layouts import averaged, in_shards, prefixed, put_safetensors, put_t
 from safetensors.torch import save as safetensors_bytes
 
 from ibscan.errors import CheckpointError, InputError
-from ibscan.inputs.checkpoint import inspect_checkpoint, load_tensors
-from ibscan.inputs.containers import stripped_names
+from ibscan.inputs.formats.checkpoint import inspect_checkpoint, load_tensors
+from ibscan.inputs.formats.state_dict import stripped_names
 from ibscan.inputs.manifest import read_manifest
 from ibscan.inputs.series import axis_values, read_series, select_epochs
 from ibscan.types import WRAPPERS, Checkpoint, Series

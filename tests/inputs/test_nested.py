@@ -12,7 +12,7 @@ import torch
 from inputs.layouts import in_shards, prefixed, put_safetensors, put_torch, weights
 
 from ibscan.errors import CheckpointError
-from ibscan.inputs.checkpoint import inspect_checkpoint, load_tensors
+from ibscan.inputs.formats.checkpoint import inspect_checkpoint, load_tensors
 from ibscan.inputs.series import axis_values, read_series
 
 W, V = weights(), weights(1.0)

@@ -97,7 +97,10 @@ def test_the_start_is_at_zero_unless_another_is(tmp_path: Path):
 
 
 def test_one_without_a_place_costs_the_others_nothing(tmp_path: Path):
-    series = series_of(tmp_path, ["epoch_1.pt", "epoch_2.pt", "mlp.pt"])
+    series = series_of(tmp_path, ["epoch_1.pt", "mlp.pt"])
+    assert (series.axis, axis_values(series)) == ("epoch", [1])
+    assert "mlp.pt: states no epoch" in series.notices[0]
+    series = series_of(tmp_path, ["epoch_2.pt"])
     assert (series.axis, axis_values(series)) == ("epoch", [1, 2])
     assert "mlp.pt: states no epoch" in series.notices[0]
     # One that states a step is no epoch either.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import os
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import h5py
@@ -20,6 +22,7 @@ from inputs.hostile import Evil, flipped, matlab_file, rezipped, torch_bytes
 from safetensors.torch import save as safetensors_bytes
 
 from ibscan.errors import IbscanError, InputError, UsageError
+from ibscan.inputs import matlab
 from ibscan.inputs.arguments import parse_model_arguments
 from ibscan.inputs.arrays import named_arrays
 from ibscan.inputs.discovery import found_in_folder
@@ -83,7 +86,7 @@ MAT_DTYPES = ["float64", "float32", "int8", "uint8", "int16", "uint16", "int32",
 
 @pytest.mark.parametrize("dtype", MAT_DTYPES)
 @pytest.mark.parametrize("packed", [False, True])
-def test_matlab_arrays_are_those_of_scipy(dtype: str, packed: bool, tmp_path: Path):
+def test_matlab_files_give_their_plain_arrays(dtype: str, packed: bool, tmp_path: Path):
     path = tmp_path / "a.mat"
     numbers = np.random.default_rng(0).integers(0, 2, (4, 3, 2)).astype(dtype)
     others = {
@@ -96,11 +99,52 @@ def test_matlab_arrays_are_those_of_scipy(dtype: str, packed: bool, tmp_path: Pa
     scipy.io.savemat(path, {"x": numbers, "y": words, "one": np.ones((1, 1)), **others}, do_compression=packed)
     expected = scipy.io.loadmat(path, chars_as_strings=True)
     found = named_arrays(path, "a.mat", list)
-    assert set(found.shapes) == {"x", "y", "one"}
+    assert set(found.shapes) == {"x", "y", "one", "z"}
     assert found.picked["x"].dtype == dtype
     assert (found.picked["x"] == expected["x"]).all()
     assert found.picked["y"].tolist() == words.tolist()
     assert found.picked["one"].shape == (1, 1)
+
+
+def inflating(path: Path) -> None:
+    """A MATLAB array of 2 x 3 numbers whose compressed content is 600 MB."""
+    size = 600 << 20
+    start = struct.pack("<IIIIII", 6, 8, 6, 0, 5, 8) + struct.pack("<iiIIII", 2, 3, 1 | 1 << 16, ord("x"), 9, size)
+    packer, block = zlib.compressobj(1), bytes(1 << 20)
+    inner = packer.compress(struct.pack("<II", 14, len(start) + size) + start)
+    inner += b"".join(packer.compress(block) for _ in range(size >> 20)) + packer.flush()
+    header = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
+    path.write_bytes(header + struct.pack("<II", 15, len(inner)) + inner)
+
+
+MATLAB_ENDS = [
+    ("os.kill(os.getpid(), signal.SIGBUS)", r"a damaged MATLAB file \(scipy broke down on it, signal 7\).*-v7"),
+    ("os.kill(os.getpid(), signal.SIGXCPU)", "a damaged MATLAB file .*does not come to an end"),
+    ("exit(3)", "process that reads MATLAB ended with exit code 3; check that scipy can be imported"),
+]
+
+
+@pytest.mark.parametrize(("code", "words"), MATLAB_ENDS)
+def test_a_matlab_reader_that_breaks_down_is_one_sentence(
+    code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    scipy.io.savemat(tmp_path / "a.mat", {"x": X})
+    ending = dataclasses.replace(matlab.READER, command=("-c", f"import os, signal; {code}"))
+    monkeypatch.setattr(matlab, "READER", ending)
+    with pytest.raises(InputError, match=words):
+        read_probe(str(tmp_path / "a.mat"), {})
+
+
+def test_complex_numbers_of_matlab_are_refused_by_their_type(tmp_path: Path):
+    scipy.io.savemat(tmp_path / "a.mat", {"x": X + 1j})
+    with pytest.raises(InputError, match="of type complex64, but real numbers were expected"):
+        read_probe(str(tmp_path / "a.mat"), {})
+
+
+def test_a_large_matlab_file_is_read_from_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    scipy.io.savemat(tmp_path / "a.mat", {"x": X, "y": Y[:, None]})
+    monkeypatch.setattr("ibscan.inputs.files.SMALL_BYTES", 100)
+    assert (read_probe(str(tmp_path / "a.mat"), {})[0].x == X).all()
 
 
 def test_npy_has_no_labels(tmp_path: Path):
@@ -419,6 +463,13 @@ FILES = [
         lambda path: (scipy.io.savemat(path, {"x": X}), path.write_bytes(path.read_bytes()[:-9])),
         InputError,
         ("damaged",),
+    ),
+    ("bomb.mat", inflating, InputError, ("damaged MATLAB",)),
+    (
+        "structures.mat",
+        lambda path: scipy.io.savemat(path, {"x": {"x": X}, "y": scipy.sparse.eye_array(3).tocsc()}),
+        InputError,
+        ("no plain numeric", "a probe is .npz"),
     ),
     (
         "cells.mat",

@@ -1,6 +1,5 @@
 """The estimate of how long measures take: what it depends on, that no block is too long, that it is honest."""
 
-import dataclasses
 import itertools
 import math
 import time
@@ -104,6 +103,7 @@ SZT = (12, 10, 7, 5, 4, 3, 2)
 WORKLOADS: dict[str, tuple[Measure, tuple[int, ...], int]] = {
     "network": (NetworkInformation(), SZT, 256),
     "network, 1024 rows": (NetworkInformation(), SZT, 1024),
+    "network, 40 units": (NetworkInformation(), (20, 40, 40, 40, 10), 256),
     "network, five noises": (NetworkInformation(noise=(0.02, 0.05, 0.1, 0.2, 0.5)), SZT, 256),
     "read-out": (ReadoutInformation(), SZT, 2048),
     "read-out, wide": (ReadoutInformation(), (100, 256, 128, 10), 1024),
@@ -150,4 +150,4 @@ def made(widths: tuple[int, ...], rows: int) -> tuple[Chain, Probe]:
         "source": "",
         "sha256": "",
     }
-    return network, Probe(**{field.name: given[field.name] for field in dataclasses.fields(Probe)})
+    return network, Probe(**given)

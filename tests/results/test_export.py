@@ -124,7 +124,7 @@ def test_separated_values(synthetic: ModuleType, format: str, separator: str) ->
     found = synthetic.result(range(2))
     text = written(found, format)
     table = list(csv.reader(io.StringIO(text), delimiter=separator))
-    assert tuple(table[0]) == COLUMNS
+    assert table[0] == list(COLUMNS)
     listed = list(rows(found))
     assert len(table) == len(listed) + 1
     for line, row in zip(table[1:], listed, strict=True):
@@ -142,7 +142,7 @@ def test_json_lines_hold_finite_numbers_only(synthetic: ModuleType) -> None:
         raise AssertionError(constant)
 
     lines = [json.loads(line, parse_constant=forbidden) for line in written(found, "jsonl").splitlines()]
-    assert all(tuple(line) == COLUMNS for line in lines)
+    assert all(list(line) == list(COLUMNS) for line in lines)
     first = next(line for line in lines if line["variable"] == "nc1")
     assert first["result"] is None
     assert first["status"] == "nonfinite"

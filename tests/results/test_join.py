@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import Fake, checkpoint, layers
 
+from ibscan.core.text import natural
 from ibscan.errors import UsageError
-from ibscan.names import natural
 from ibscan.results.join import first_difference, join
 from ibscan.results.schema import build
 from ibscan.types import Estimate, Quantity, Result, Status

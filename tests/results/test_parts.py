@@ -129,7 +129,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_leftovers_of_killed_writes_are_cleaned(tmp_path: Path) -> None:
-    from ibscan.results.store import stray_pattern
+    from ibscan.core.atomic import stray_pattern
 
     stray = tmp_path / (stray_pattern(tmp_path / "r.h5")[:-1] + "0123.tmp")
     other = tmp_path / (stray_pattern(tmp_path / "other.h5")[:-1] + "0123.tmp")

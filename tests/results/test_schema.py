@@ -29,7 +29,7 @@ def test_coordinates_are_those_of_the_interface(synthetic: ModuleType) -> None:
 def test_every_measured_variable_says_what_it_is(synthetic: ModuleType) -> None:
     found = synthetic.result()
     for name, variable in found.variables.items():
-        if name.endswith("_status"):
+        if Estimate.field_of(name) == "status":
             assert variable.values.dtype == np.int8
             assert variable.attrs["flag_values"].tolist() == [int(status) for status in Status]
             assert variable.attrs["flag_meanings"].split() == [status.name.lower() for status in Status]

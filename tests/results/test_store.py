@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ibscan.errors import InputError, ResourceError, UsageError
-from ibscan.results.store import place, read, write
+from ibscan.results.store import read, write, write_bytes
 from ibscan.types import Status
 
 HOSTILE = (
@@ -153,10 +153,10 @@ def test_a_limited_file_size_is_a_resource(tmp_path: Path) -> None:
     program = (
         "import pathlib, resource, sys\n"
         "from ibscan.errors import ResourceError\n"
-        "from ibscan.results.store import place\n"
+        "from ibscan.results.store import write_bytes\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try:\n"
-        "    place(bytes(5000), pathlib.Path(sys.argv[1]))\n"
+        "    write_bytes(bytes(5000), pathlib.Path(sys.argv[1]))\n"
         "except ResourceError:\n"
         "    sys.exit(6)\n"
     )
@@ -190,9 +190,9 @@ def test_names_as_long_as_the_file_system_allows(synthetic: ModuleType, tmp_path
     synthetic.assert_equal(read(path), synthetic.result([0]))
 
 
-def test_place_replaces_whole(tmp_path: Path) -> None:
-    place(b"old", tmp_path / "f")
-    place(b"new", tmp_path / "f")
+def test_bytes_are_replaced_whole(tmp_path: Path) -> None:
+    write_bytes(b"old", tmp_path / "f")
+    write_bytes(b"new", tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == b"new"
 
 

@@ -11,7 +11,7 @@ import pytest
 from rich.cells import cell_len
 
 from ibscan.errors import UsageError
-from ibscan.types import Status
+from ibscan.types import Estimate, Status
 from ibscan.views.console import console
 from ibscan.views.tables import listing, tables
 
@@ -220,7 +220,7 @@ def test_one_measure_alone(synthetic: ModuleType, epochs: list[int], measure: st
 def test_nothing_measured_shows_no_table(synthetic: ModuleType) -> None:
     found = synthetic.result(range(2), ["readout"])
     for name in ("mi_readout_xt", "mi_readout_ty"):
-        found[f"{name}_status"].values[...] = Status.NOT_MEASURED
+        found[Estimate.companion(name, "status")].values[...] = Status.NOT_MEASURED
         found[name].values[...] = np.nan
     assert "mutual information" not in shown(found)
 
@@ -228,15 +228,15 @@ def test_nothing_measured_shows_no_table(synthetic: ModuleType) -> None:
 def test_everything_broken_is_still_a_table(synthetic: ModuleType) -> None:
     found = synthetic.result(range(3))
     for name, variable in found.variables.items():
-        if name.endswith("_status"):
+        if Estimate.field_of(name) == "status":
             variable.values[...] = Status.NONFINITE
         elif variable.values.dtype.kind == "f":
             variable.values[...] = np.nan
     assert "! not finite" in shown(found)
     assert "not finite → not finite" in shown(found)
     for extreme in (np.inf, 1e308, -1e308, 1e-308, 0.0):
-        for name, variable in found.variables.items():
-            if not name.endswith("_status") and variable.values.dtype.kind == "f":
+        for variable in found.variables.values():
+            if variable.values.dtype.kind == "f":
                 variable.values[...] = extreme
                 variable.values[0] = 1.0
         shown(found)

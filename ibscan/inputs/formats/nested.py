@@ -1,4 +1,4 @@
-"""Tables within tables of a saved object: sets of tensors at any depth, and the epoch and step beside one."""
+"""Search nested tables of a saved object for sets of tensors, and for the epoch and step stated beside one."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Number: TypeAlias = int | float
 
 # A small file may name one table a million times, or tables within tables without end.
 MOST_TABLES, DEEPEST, LONGEST_LIST = 10_000, 8, 1000
-# What optimizers, schedulers and loops keep looks like weights and counts, and is neither the network's nor the run's.
+# Optimizers, schedulers and loops keep tensors and counters that are neither the network's weights nor the run's step.
 NOT_THE_NETWORK = re.compile(
     r"optim|sched|scaler|(^|_)rng|random|callback|loops?$|sampler|dataloader|hyper|hparam|config|cfg|args|gradient|grads?$",
     re.IGNORECASE,
 )
-# Tables that say where training stands; in others an epoch may be that of the best checkpoint, or the one to end with.
+# Tables that state the current epoch and step; in others an epoch may be the best checkpoint's, or the last to train.
 STANDING = re.compile(
     r"(time_?stamp|meta|meta_?data|info|progress|trainer|(train(er|ing)?_)?(state|status|progress|info|meta)|counters?|"
     r"run|engine|iteration_info)",
     re.IGNORECASE,
 )
-# Averages count their own updates.
+# Averaged weights have a step of their own, which counts their updates.
 AVERAGING = re.compile(r"(^|_)(ema|swa|shadow|averag\w*)(_|$)", re.IGNORECASE)
 
 
@@ -39,7 +39,7 @@ def nested_tables(tree: Any) -> dict[str, Table]:  # noqa: ANN401 - whatever was
         tree: The object, as loaded or as described.
     """
     found: dict[str, Table] = {}
-    # One large table may be named many times: each is read once.
+    # By id: a small file may refer to one large table many times.
     known: dict[int, list[tuple[str, Any]]] = {}
     level: list[tuple[str, Any]] = [("", tree)]
     for _ in range(DEEPEST + 1):
@@ -109,7 +109,7 @@ def numbers_beside(tree: Any, key: str, number: Callable[[Any], Number | None]) 
 
 
 def _stated(table: Table, name: str, number: Callable[[Any], Number | None]) -> tuple[Number] | None:
-    """Return the number under a name, in a tuple as it may be 0."""
+    """Return the number under a name in a tuple (so that 0 counts as found), or None."""
     value = number(table[name]) if name in table else None
     return None if value is None else (value,)
 

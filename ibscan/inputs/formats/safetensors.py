@@ -1,12 +1,10 @@
-"""The header of a safetensors file, read and checked here before the library sees the file."""
+"""Read safetensors files: check the header in full, then read tensors by it."""
 
 from __future__ import annotations
 
 import io
-import json
 import math
 import struct
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -14,15 +12,19 @@ from typing import Any, BinaryIO
 import torch
 
 from ibscan.errors import CheckpointError
+from ibscan.inputs.coordinates import EPOCH_KEYS, STEP_KEYS, first_known, numbers_in_metadata, numbers_in_object
+from ibscan.inputs.files import Snapshot
+from ibscan.inputs.formats.format import Description, Format, Wanted
+from ibscan.inputs.formats.state_dict import one_set, under
+from ibscan.inputs.untrusted import decoded_json, stated_sizes
 from ibscan.types import TensorInfo
 
-__all__ = ["DTYPES", "TensorFile", "decoded", "read_tensor_header", "read_tensors"]
+__all__ = ["DTYPES", "SAFETENSORS", "TensorFile", "read_tensor_header", "read_tensors"]
 
 MAX_HEADER_BYTES = 32 << 20
 MAX_TENSORS = 100_000
-MOST_SIZES = 64
 
-# Name in the file: name in torch, bits an element.
+# By the name in the file: the name in torch, and bits per element.
 DTYPES: dict[str, tuple[str, int]] = {
     "BOOL": ("bool", 8),
     "U8": ("uint8", 8),
@@ -112,7 +114,7 @@ def read_tensors(
         CheckpointError: The header is not one, or the file ends too early.
     """
     tensors: dict[str, torch.Tensor] = {}
-    # The header was checked to describe the data without a gap, in this order.
+    # The header check found tensors without gaps in this order.
     for key, info in read_tensor_header(stream, size, name).tensors.items():
         dtype = getattr(torch, info.dtype)
         if wanted is not None and key not in wanted:
@@ -128,30 +130,9 @@ def read_tensors(
     return tensors
 
 
-def decoded(text: bytes) -> tuple[Any, list[str]]:
-    """Return what JSON says, and names that stand twice in one table of it: readers differ in which of the two counts.
-
-    Args:
-        text: UTF-8.
-
-    Raises:
-        ValueError: It is no JSON.
-        RecursionError: It is nested absurdly deep.
-    """
-    doubled: list[str] = []
-
-    def collected(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = dict(pairs)
-        if len(keys) < len(pairs):
-            doubled.append(Counter(key for key, _ in pairs).most_common(1)[0][0])
-        return keys
-
-    return json.loads(text.decode(), object_pairs_hook=collected), doubled
-
-
 def _entries(header: bytes, name: str) -> dict[str, Any]:
     try:
-        entries, doubled = decoded(header)
+        entries, doubled = decoded_json(header)
     except (ValueError, RecursionError):
         raise CheckpointError(
             f"{name}: its safetensors header is not readable JSON; the file is damaged, copy or save it again."
@@ -173,8 +154,8 @@ def _metadata(found: Any, name: str) -> dict[str, str]:  # noqa: ANN401 - decode
 
 def _span(entry: Any, key: str, name: str) -> tuple[int, int]:  # noqa: ANN401 - decoded JSON
     fits = isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"}
-    shape, offsets = (entry["shape"], entry["data_offsets"]) if fits else ((), ())
-    if not (_is_sizes(shape) and _is_sizes(offsets) and len(offsets) == 2 and isinstance(entry["dtype"], str)):
+    shape, offsets = (stated_sizes(entry[part] if fits else None) for part in ("shape", "data_offsets"))
+    if shape is None or offsets is None or len(offsets) != 2 or not isinstance(entry["dtype"], str):
         raise CheckpointError(
             f"{name}: the safetensors header entry of {key!r} lacks dtype, shape or data_offsets; save it again."
         )
@@ -182,22 +163,14 @@ def _span(entry: Any, key: str, name: str) -> tuple[int, int]:  # noqa: ANN401 -
         raise CheckpointError(
             f"{name}: {key!r} has dtype {entry['dtype']!r}, which is not known here; known are {', '.join(DTYPES)}."
         )
-    begin, end = entry["data_offsets"]
+    begin, end = offsets
     bits = math.prod(shape) * DTYPES[entry["dtype"]][1]
     if (end - begin) * 8 != bits:
         raise CheckpointError(
-            f"{name}: {key!r} of shape {tuple(shape)} and dtype {entry['dtype']} takes {bits // 8} bytes, "
+            f"{name}: {key!r} of shape {shape} and dtype {entry['dtype']} takes {bits // 8} bytes, "
             f"but its offsets {begin} to {end} span {end - begin}; the file is damaged."
         )
     return begin, end
-
-
-def _is_sizes(found: Any) -> bool:  # noqa: ANN401 - decoded JSON
-    return (
-        isinstance(found, list)
-        and len(found) <= MOST_SIZES
-        and all(type(size) is int and 0 <= size < 2**63 for size in found)
-    )
 
 
 def _check_spans(spans: list[tuple[int, int, str]], available: int, name: str) -> None:
@@ -228,3 +201,51 @@ def _check_spans(spans: list[tuple[int, int, str]], available: int, name: str) -
 
 def _info(entry: Mapping[str, Any]) -> TensorInfo:
     return TensorInfo(tuple(entry["shape"]), DTYPES[entry["dtype"]][0])
+
+
+def _describe(shot: Snapshot, name: str, wanted: Wanted) -> Description:
+    header = read_tensor_header(shot.stream, shot.size, name)
+    if not header.tensors:
+        raise CheckpointError(f"{name}: holds no tensors; expected a state dict, as model.state_dict() gives.")
+    tensors = one_set(header.tensors, wanted, name)
+    # An epoch or step may be stored as a string in the metadata, or as a tensor of one element.
+    stated = [
+        key
+        for key in EPOCH_KEYS + STEP_KEYS
+        if key in header.tensors and all(size == 1 for size in header.tensors[key].shape)
+    ]
+    shot.stream.seek(0)
+    loaded = read_tensors(shot.stream, shot.size, name, stated) if stated else {}
+    counts = {key: loaded[key].item() for key in stated if not loaded[key].dtype.is_complex}
+    numbers = first_known(numbers_in_metadata(header.metadata, name), numbers_in_object(counts, name))
+    return Description(tensors, header.metadata, numbers, wanted.state_key or "")
+
+
+def _load(shot: Snapshot, name: str, state_key: str) -> dict[str, torch.Tensor]:
+    return under(read_tensors(shot.stream, shot.size, name), state_key)
+
+
+def _is_impossible(head: bytes) -> bool:
+    # A header length no file has, which the reader reports: bytes that no text has (a line break is one that it has).
+    return head[8:9] == b"{" and any(byte > 126 or (byte < 32 and byte not in b"\t\n\r") for byte in head[:8])
+
+
+def _is_whole(head: bytes, _name: str, size: int) -> bool:
+    return int.from_bytes(head[:8], "little") < size
+
+
+SAFETENSORS = Format(
+    kind="safetensors",
+    name="safetensors",
+    # The upper half of the header's length, as no header has 4 GiB, and its first character. Before the magic bytes of
+    # other formats: a header of 1152 bytes begins as a pickle does.
+    magic=((4, b"\0\0\0\0{"),),
+    suffixes=(".safetensors",),
+    describe=_describe,
+    load=_load,
+    accepted=((".safetensors",), ""),
+    usual=("model.safetensors", "adapter_model.safetensors", "diffusion_pytorch_model.safetensors"),
+    resembles=_is_impossible,
+    by_suffix=lambda head: not head.lstrip().startswith((b"{", b"<")),
+    is_whole=_is_whole,
+)

@@ -1,4 +1,4 @@
-"""A pickle read without running it: its opcodes are followed on a stack of descriptions, and nothing is imported.
+"""Read a pickle without running it: interpret its opcodes on a stack of descriptions, importing nothing.
 
 What the pickle would call is listed by name, so that an unsafe global is named and never executed; what a state dict
 needs (tensors, numbers, names) is described well enough to list a checkpoint without loading it.
@@ -11,7 +11,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from ibscan.inputs.described import (
+from ibscan.inputs.formats.pickle_objects import (
     DENSE,
     KNOWN,
     OTHER_TENSORS,
@@ -28,8 +28,8 @@ from ibscan.inputs.described import (
 __all__ = ["BrokenPickle", "PickleReading", "read_pickle"]
 
 MAX_OPERATIONS = 1_000_000
-# Python hashes an integer modulo 2^61 - 1, without a secret: a table of larger ones can be made to take quadratic time.
-# Random states hold a few.
+# Python hashes integers modulo 2^61 - 1 without a secret, so larger keys can be chosen to collide and make a table
+# quadratic. A few are allowed: random states hold such integers.
 LARGEST_HASHED, MAX_LARGE_INTEGERS = 2**61 - 1, 1000
 
 # Opcodes of later protocols, which the safe reader of torch does not take.
@@ -87,7 +87,7 @@ def read_pickle(stream: BinaryIO) -> PickleReading:
     count = 0
     try:
         with warnings.catch_warnings():
-            # An odd escape in a damaged name is no matter for the user.
+            # pickletools warns of invalid escapes in damaged names.
             warnings.simplefilter("ignore")
             for opcode, argument, _ in pickletools.genops(stream):
                 count += 1
@@ -201,7 +201,7 @@ def _extend(target: Any, items: list[Any]) -> None:  # noqa: ANN401 - whatever t
 
 def _update(target: Any, items: list[Any]) -> None:  # noqa: ANN401 - whatever the pickle put there
     for key in items[::2]:
-        # Hashing a tuple of a million nested tuples overflows the stack of the process, not Python's own.
+        # Hashing a deeply nested tuple overflows the C stack, which ends the process.
         if isinstance(key, tuple) and any(isinstance(part, tuple) for part in key):
             raise BrokenPickle("the pickle uses nested tuples as keys, which no state dict needs")
     if isinstance(target, dict):
@@ -256,7 +256,7 @@ def _stored(machine: _Machine, pid: Any) -> Storage | None:  # noqa: ANN401 - fr
     ):
         raise BrokenPickle("the pickle describes a storage this version does not read")
     storage = Storage(key, dtype, elements)
-    # The same block may be seen under a typed and an untyped name, never with two sizes.
+    # A typed and an untyped storage may share one block, but then its size is the same.
     first = machine.storages.setdefault(key, storage)
     if first.elements * first.itemsize != elements * storage.itemsize:
         raise BrokenPickle(f"the pickle gives stored block {key!r} two sizes")
@@ -281,7 +281,7 @@ def _called(machine: _Machine, target: Any, args: tuple[Any, ...]) -> Any:  # no
     if name == "_codecs.encode" and len(args) == 2 and all(isinstance(part, str) for part in args):
         return args[0].encode("latin-1") if args[1] in ("latin1", "latin-1") else args[0].encode()
     if not is_harmless(name, args):
-        # One sentence says it: the name alone was noted where it is imported.
+        # Replace the bare name, which was noted where the pickle imports it.
         machine.unsafe.pop(name, None)
         machine.unsafe[f"{name} called with {_brief(args)}"] = None
     return Called(name, args)

@@ -1,18 +1,22 @@
-"""Which set of tensors in a saved object is the network's state, and the names it has without wrapper prefixes."""
+"""Find the state dict of the network in a saved object, and its names without wrapper prefixes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from ibscan.core.text import listed
 from ibscan.errors import CheckpointError
-from ibscan.inputs.described import StoredTensor
-from ibscan.inputs.nested import nested_tables
+from ibscan.inputs.formats.format import Wanted
+from ibscan.inputs.formats.nested import nested_tables
+from ibscan.inputs.formats.pickle_objects import StoredTensor
 from ibscan.types import WRAPPERS
 
-__all__ = ["chosen_set", "is_tensor", "stripped_names", "tensor_sets", "under"]
+__all__ = ["chosen_set", "is_tensor", "one_set", "stripped_names", "tensor_sets", "under"]
+
+T = TypeVar("T")
 
 # The last is where Lightning keeps the raw weights while `state_dict` holds averaged ones.
 RAW = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "current_model_state")
@@ -73,10 +77,10 @@ def _collect(
     depth: int,
     known: dict[int, tuple[dict[str, Any], dict[str, Mapping[Any, Any]]]],
 ) -> None:
-    # A small file may name one large table a hundred thousand times: each is read once.
+    # By id: a small file may refer to one large table a hundred thousand times.
     if id(tree) not in known:
         named = {name: value for name, value in tree.items() if isinstance(name, str)}
-        # Optimizers keep their moments in nested tables: only the top level and known containers are looked into.
+        # Optimizers keep tensors in nested tables too, so search only the top level and known containers.
         inner = {n: v for n, v in named.items() if isinstance(v, Mapping) and (not key or n in RAW + AVERAGED)}
         known[id(tree)] = {n: v for n, v in named.items() if is_tensor(v)}, inner
     direct, inner = known[id(tree)]
@@ -86,14 +90,13 @@ def _collect(
         _collect(value, f"{key}.{name}" if key else name, sets, depth - 1 if name in RAW + AVERAGED else 0, known)
 
 
-def chosen_set(tree: Any, name: str, state_key: str | None, weights: str | None) -> tuple[str, dict[str, Any]]:  # noqa: ANN401
+def chosen_set(tree: Any, name: str, wanted: Wanted) -> tuple[str, dict[str, Any]]:  # noqa: ANN401
     """Return the one set of tensors that is the network's state, never choosing between several.
 
     Args:
         tree: The saved object, or its description.
         name: What to call the file in a message.
-        state_key: The key of the set (`--state-key`), or None.
-        weights: `raw`, `ema` or None (`--weights`).
+        wanted: Which set.
 
     Returns:
         The key of the set, and its tensors by stored name.
@@ -101,16 +104,16 @@ def chosen_set(tree: Any, name: str, state_key: str | None, weights: str | None)
     Raises:
         CheckpointError: No tensors, or several sets and nothing that says which.
     """
-    sets = tensor_sets(tree)
-    if state_key is not None:
-        return _stated_set({**sets, **deep_sets(tree)}, state_key, name)
+    sets, weights = tensor_sets(tree), wanted.weights
+    if wanted.state_key is not None:
+        return _stated_set({**sets, **deep_sets(tree)}, wanted.state_key, name)
     states = {key: tensors for key, tensors in sets.items() if _is_state(tensors)}
     averaged = [key for key in states if key and any(part in AVERAGED for part in key.split("."))]
     raw = [key for key in states if key and all(part in RAW for part in key.split("."))]
     if not raw and "" in states:
         raw = [""]
     if not raw and averaged:
-        # Under whatever key: tensors of the same names are what was averaged.
+        # The raw weights may stand under any key: they have the names of the averaged ones.
         clean = _clean(states[averaged[0]])
         raw = [key for key in states if key not in averaged and _clean(states[key]) == clean]
     if weights is None and raw and averaged:
@@ -162,7 +165,7 @@ def _deep_states(sets: Mapping[str, dict[str, Any]], weights: str | None, name: 
     """Return which sets may be the network's where none has a usual place: those of a usual name, or one deep down."""
     weighted: dict[int, bool] = {}
     for tensors in sets.values():
-        # One table under ten thousand names is looked at once.
+        # By id: one table may stand under ten thousand names.
         if id(tensors) not in weighted:
             weighted[id(tensors)] = any(name.endswith("weight") for name in tensors)
     states = [key for key, tensors in sets.items() if key and weighted[id(tensors)]]
@@ -172,7 +175,7 @@ def _deep_states(sets: Mapping[str, dict[str, Any]], weights: str | None, name: 
         raise CheckpointError(_both(name, raw, averaged))
     found = averaged if weights == "ema" else raw if weights == "raw" else raw or averaged
     usual = [key for key in found if key.rpartition(".")[2] in RAW + AVERAGED]
-    # A single set at the top under a name that may be one of several parts (`generator`) is asked for.
+    # Do not take a single set at the top level whose name may mean one of several networks (`generator`): ask.
     return usual or ([] if len(found) == 1 and "." not in found[0] else found)
 
 
@@ -196,7 +199,7 @@ def _stated_set(sets: Mapping[str, dict[str, Any]], state_key: str, name: str) -
     for key, tensors in sets.items():
         prefix = state_key.removeprefix(f"{key}.") if key else state_key
         chosen = under(tensors, prefix)
-        # Without the key of its set a prefix is looked for in the usual ones first.
+        # A prefix given without the key of its set is looked for in the usual sets first.
         stated = prefix != state_key or not key or all(part in RAW + AVERAGED for part in key.split("."))
         if chosen:
             (within if stated else elsewhere)[f"{key}.{prefix}" if key else prefix] = chosen
@@ -210,7 +213,31 @@ def _stated_set(sets: Mapping[str, dict[str, Any]], state_key: str, name: str) -
     )
 
 
-def under(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def one_set(tensors: Mapping[str, T], wanted: Wanted, name: str) -> dict[str, T]:
+    """Return the tensors asked for of a file whose format has no keys: all, or those named under --state-key.
+
+    Args:
+        tensors: All tensors of the file, by stored name.
+        wanted: Which of them.
+        name: What to call the file in a message.
+
+    Raises:
+        CheckpointError: Averaged weights are asked for, or a prefix that no name has.
+    """
+    if wanted.weights == "ema":
+        raise CheckpointError(
+            f"{name}: holds one set of tensors under no key, so there is no ema to take; leave --weights out."
+        )
+    chosen = under(tensors, wanted.state_key or "")
+    if not chosen:
+        raise CheckpointError(
+            f"{name}: holds one set of tensors under no key, and no name in it begins with {wanted.state_key!r} and a "
+            f"dot; leave --state-key {wanted.state_key} out."
+        )
+    return chosen
+
+
+def under(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
     """Return the tensors whose names begin with a prefix and a dot, without them; all for the empty prefix.
 
     Where no name in the file does, names without wrapper prefixes count, as listings and messages show them; then the
@@ -228,7 +255,7 @@ def under(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return chosen
 
 
-def _beginning(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def _beginning(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
     return {key[len(prefix) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(f"{prefix}.")}
 
 
@@ -247,7 +274,7 @@ def _clean(tensors: Mapping[str, Any]) -> set[str]:
 
 
 def _is_state(tensors: Mapping[str, Any]) -> bool:
-    # Beside a state dict under another key, a loose random state or running loss is no network.
+    # A table of scalars or random states alone is no network.
     return any(
         (len(tensor.shape) > 0 or tensor_kind(tensor) != "dense") and "rng" not in key
         for key, tensor in tensors.items()
@@ -256,7 +283,7 @@ def _is_state(tensors: Mapping[str, Any]) -> bool:
 
 def _listed(keys: Mapping[str, Any] | Sequence[str]) -> str:
     words = [key or "(top level)" for key in keys]
-    return ", ".join(words[:6]) + (f" and {len(words) - 6} more" if len(words) > 6 else "") if words else "(none)"
+    return listed(words, 6) or "(none)"
 
 
 def stripped_names(stored: Sequence[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Descriptions of what a pickle holds (tensors, storages, calls), and which calls are plain data."""
+"""Describe what a pickle holds (tensors, storages, calls), and tell which calls make plain data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ibscan.core.text import text_number
 from ibscan.errors import CheckpointError
+from ibscan.inputs.untrusted import stated_sizes
 
 __all__ = [
     "Called",
@@ -22,7 +24,6 @@ __all__ = [
     "plain_number",
     "rebuilt_tensor",
     "stated_number",
-    "text_number",
 ]
 
 STORAGES = {
@@ -66,7 +67,7 @@ OTHER_TENSORS = {
 PLAIN = (
     "collections.OrderedDict",
     "collections.Counter",
-    # What training scripts keep their arguments in: a dictionary by another name.
+    # Training scripts keep their arguments in one; like a dictionary, it runs nothing.
     "argparse.Namespace",
     "torch.Size",
     "torch.device",
@@ -82,12 +83,7 @@ PLAIN = (
     "numpy.dtype",
     "numpy.ndarray",
 )
-MOST_SIZES = 64
-# Numbers as text, and as str() writes a tensor, a numpy scalar or a list of one.
-WRITTEN = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,4})?", re.ASCII)
-AROUND = re.compile(r"(?:tensor|array|(?:np|numpy)\.\w+)\((.*?)(?:, *(?:dtype|device)=.*)?\)")
-LONGEST_NUMBER = 400
-# The list is shorter than the library's: what is not on it is refused before the library is asked.
+# Shorter than torch's own list of safe globals: anything else is refused before torch reads the file.
 KNOWN = {*PLAIN, *NUMPY_SCALARS, *NUMPY_ARRAYS, *DENSE, *WRAPPED, *OTHER_TENSORS, *STORAGE_GLOBALS, *DTYPE_GLOBALS}
 
 
@@ -134,14 +130,14 @@ class StoredTensor:
 
 
 def is_harmless(name: str, args: tuple[Any, ...]) -> bool:
-    """Tell whether a call on the list of plain data is one: bytearray(10**12) would take all memory."""
+    """Tell whether a call of a known global makes plain data; bytearray(10**12), for one, would take all memory."""
     if name == "builtins.bytearray":
         return not args or isinstance(args[0], bytes | str)
     if name in NUMPY_ARRAYS:
         return len(args) == 3 and args[1] == (0,) and args[0] == Global("numpy.ndarray")
     if name == "numpy.dtype":
         return bool(args) and isinstance(args[0], str) and bool(re.fullmatch(r"[<>|=]?[biufcSU]\d{0,4}", args[0]))
-    # An array or a tensor made by its class takes its size from the argument, however little is stored.
+    # Called directly, these classes allocate whatever size the argument states, however small the file.
     classes = ("torch.Tensor", "numpy.ndarray")
     return name in KNOWN and name not in STORAGE_GLOBALS and name not in DTYPE_GLOBALS and name not in classes
 
@@ -168,22 +164,15 @@ def other_tensor(kind: str, args: tuple[Any, ...]) -> StoredTensor:
 
 
 def _sizes(found: Any) -> tuple[int, ...] | None:  # noqa: ANN401 - from the file
-    if isinstance(found, Called) and found.name == "torch.Size" and found.args:
-        found = found.args[0]
-    if (
-        isinstance(found, tuple | list)
-        and len(found) <= MOST_SIZES
-        and all(type(size) is int and 0 <= size < 2**63 for size in found)
-    ):
-        return tuple(found)
-    return None
+    wrapped = isinstance(found, Called) and found.name == "torch.Size" and found.args
+    return stated_sizes(found.args[0] if wrapped else found)
 
 
 def plain_number(value: Any) -> int | float | None:  # noqa: ANN401 - a description
     """Return the number a description stands for (an int, a float, a numpy scalar or array of one), or None."""
     if isinstance(value, Called):
         return _numpy_number(value)
-    # Python refuses to print integers of many thousand digits, so none leaves here.
+    # Python refuses to print integers of thousands of digits, and messages print this one.
     if isinstance(value, bool) or (isinstance(value, int) and value.bit_length() > 1024):
         return None
     return value if isinstance(value, int | float) else None
@@ -207,21 +196,6 @@ def _numpy_number(value: Called) -> int | float | None:
         return None
     number = np.frombuffer(raw, kind)[0].item()
     return number if isinstance(number, int | float) else None
-
-
-def text_number(text: str) -> int | float | None:
-    """Return the number a text is, also as `str` writes a tensor or a list of one, or None.
-
-    Example:
-        >>> text_number(" 10"), text_number("3.0"), text_number("tensor([7], device='cuda:0')"), text_number("best")
-        (10, 3.0, 7, None)
-    """
-    text = text[:LONGEST_NUMBER].strip()
-    around = AROUND.fullmatch(text)
-    bare = (around[1] if around else text).strip("[]( ,)")
-    if not WRITTEN.fullmatch(bare):
-        return None
-    return int(bare) if bare.isdecimal() else float(bare)
 
 
 def stated_number(value: Any, read: Callable[[StoredTensor], int | float | None]) -> int | float | None:  # noqa: ANN401

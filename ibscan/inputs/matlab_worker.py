@@ -1,0 +1,61 @@
+"""Read the arrays of a MATLAB file in a process of its own: `python -P -m ibscan.inputs.matlab_worker`.
+
+One damaged byte can make scipy's reader end its process with a bus error. `ibscan.inputs.child_arrays` says what is
+asked and answered.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import scipy.io
+
+from ibscan.inputs.child_arrays import Listing, Unfit, grant, serve
+from ibscan.types import Array
+
+# Classes of plain arrays, and what they are here; not cell, struct, object, function, opaque, sparse.
+PLAIN = {f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+PLAIN |= {"double": "float64", "single": "float32", "logical": "bool", "char": "str"}
+# scipy's own name for what MATLAB keeps about functions.
+WORKSPACE = "__function_workspace__"
+# What inflates beyond the wanted numbers, stored and converted, and this, is no array.
+SPARE_BYTES, COPIES, MOST_BYTES = 256 << 20, 4, 8
+
+
+def main() -> None:
+    """Answer one request on standard input and output."""
+    serve(_listing)
+
+
+def _listing(content: str | bytes) -> Listing:
+    grant(0, SPARE_BYTES)
+    # Open for as long as this process lives.
+    stream: BinaryIO = io.BytesIO(content) if isinstance(content, bytes) else Path(content).open("rb")  # noqa: SIM115
+    found = {name: (tuple(shape), PLAIN[kind]) for name, shape, kind in scipy.io.whosmat(stream) if kind in PLAIN}
+    found.pop(WORKSPACE, None)
+    return Listing({name: shape for name, (shape, _) in found.items()}, lambda key: _read(stream, key, *found[key]))
+
+
+def _read(stream: BinaryIO, key: str, shape: tuple[int, ...], dtype: str) -> Array:
+    size = MOST_BYTES * math.prod(filter(None, shape))
+    grant(size, COPIES * size + SPARE_BYTES)
+    stream.seek(0)
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        warnings.simplefilter("ignore")
+        # Not `mat_dtype=True`, which makes doubles of small integers and of complex numbers too.
+        array = scipy.io.loadmat(stream, variable_names=[key]).get(key)
+        # Instead of an array it cannot read, scipy returns a text.
+        if not isinstance(array, np.ndarray) or array.shape != shape or (array.dtype.kind == "U") != (dtype == "str"):
+            raise Unfit(f"of shape {shape} is damaged; save it again with -v7")
+        if dtype != "str":
+            return array if array.dtype.kind == "c" else array.astype(dtype)
+    return np.array([row.rstrip() for row in array.ravel().tolist()], dtype=np.str_).reshape(shape)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The table of clustering: how classes gather in every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from rich.console import Group as Stack
+
+from ibscan.types import Array, Status
+from ibscan.views.layout import Column, Table, by_checkpoint, column, explained
+from ibscan.views.view import View, is_measured, statuses, terms
+
+__all__ = ["TABLE"]
+
+_WITHIN, _BETWEEN = "distance_within_mean", "distance_between_mean"
+_ONES = {"nc1": ("NC1",), "nearest_mean_error": ("nearest", "mean err")}
+
+
+def _sheets(view: View) -> Iterator[Stack]:
+    present = [key for key in (_WITHIN, _BETWEEN, *_ONES) if is_measured(view, key)]
+    if not present:
+        return
+    columns = [_ratio(view)] if {_WITHIN, _BETWEEN} <= set(present) else []
+    columns += [column(view, key, heads) for key, heads in _ONES.items() if key in present]
+    if columns:
+        title = (TABLE.title, terms(view, present[0], unit=False))
+        yield by_checkpoint(view, title, columns, [f"{explained(TABLE.heads)} All fall as classes gather."])
+
+
+def _ratio(view: View) -> Column:
+    within, between = view.values(_WITHIN), view.values(_BETWEEN)
+    with np.errstate(all="ignore"):
+        ratio = np.where(between > 0, within / between, np.nan)
+    first, second = statuses(view, _WITHIN), statuses(view, _BETWEEN)
+    worse: Array | None = None
+    if first is not None and second is not None:
+        worse = np.where(first == Status.OK, second, first)
+    return Column(("within/", "between"), ratio, worse)
+
+
+TABLE = Table(
+    "clustering of representations",
+    {
+        "within/between": "mean Euclidean distance of rows of one label over that of rows of two.",
+        "NC1": "tr(S_W pinv(S_B)) / C, spread within classes over that between their means.",
+        "nearest mean err": "share of rows nearer to the mean of another class.",
+    },
+    _sheets,
+)

@@ -1,0 +1,51 @@
+"""The table of exp(I(X;T)), at the last checkpoint: how many inputs every noisy channel can distinguish."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from rich.console import Group as Stack
+
+from ibscan.views.channels import (
+    NOISY,
+    channel_columns,
+    closed,
+    inputs,
+    largest_error,
+    measured_at,
+    noise_groups,
+    widest_bracket,
+)
+from ibscan.views.layout import Table, by_layer
+from ibscan.views.view import View
+
+__all__ = ["TABLE"]
+
+
+def _sheets(view: View) -> Iterator[Stack]:
+    """Yield a sheet where a noisy I(X;T) was measured; its numbers do not depend on the unit asked for."""
+    view = replace(view, units="nats")
+    found = [columns for channel in NOISY if (columns := channel_columns(view, channel, "xt"))]
+    if not found:
+        return
+    every = [one for columns in found for one in columns]
+    entropy, known = inputs(view, every[0].key)
+    most = f"of {math.exp(entropy):.6g}" if known else f"of at most {math.exp(entropy):.6g}"
+    notes = [f"exp(I(X;T)): how many inputs the channel tells apart, {most}; where it is 1, none from any other."]
+    error, bracket = (of(view, every, last=True) for of in (largest_error, widest_bracket))
+    # An exponential of a foreign file's numbers may overflow.
+    with np.errstate(over="ignore"):
+        counts = {one.key: np.exp(closed(view, one.key)) for one in every}
+        if error is not None:
+            notes.append(f"Standard errors up to {100 * np.expm1(error):.2g} % of the number.")
+        if bracket is not None:
+            ends = f"Brackets of the network channel end up to a factor {np.exp(bracket):.3g} from it"
+            notes.append(f"{ends}, unresolved ones aside.")
+    groups = noise_groups(view, found, values=counts)
+    yield by_layer(view, (TABLE.title, measured_at(view, every, unit=False)), groups, notes)
+
+
+TABLE = Table("inputs told apart", {}, _sheets)

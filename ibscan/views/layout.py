@@ -1,0 +1,238 @@
+"""How any table is laid out: checkpoints, parameters or layers down, marks explained, notes below.
+
+Shapes: C checkpoints, L layers, R rows of the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Group as Stack
+from rich.text import Text
+
+from ibscan.types import Array, Status
+from ibscan.views.cells import MEANINGS, formatted, mark, trend
+from ibscan.views.grid import TextColumn, TextGroup, panels
+from ibscan.views.view import View, is_measured, name_of, statuses
+
+__all__ = ["HEADS", "Column", "Table", "by_checkpoint", "by_layer", "by_parameter", "column", "explained"]
+
+_TREND = 8
+HEADS: Mapping[str, str] = {
+    "epoch": "Epoch of the checkpoint.",
+    "step": "Optimiser step of the checkpoint.",
+    "checkpoint": "Name of the checkpoint, where epoch or step is not known of all.",
+    "accuracy": "Share of probe rows the checkpoint's network decides rightly.",
+    "layer": "Name of the layer, in the order of first call.",
+    "trend": "Course of the numbers above over all checkpoints, between the smallest and the largest of the column.",
+    "ε": "Threshold: singular values above it are counted.",
+    "eps": "Threshold: singular values above it are counted.",
+    "noise": "Standard deviation of the Gaussian noise per unit, in activation units.",
+    "rms": "Noise is that many times the layer's root-mean-square distance from its mean.",
+    "noise/rms": "Standard deviation of the noise over the layer's root-mean-square distance from its mean.",
+    "cells": "How the activations of every unit were cut into cells.",
+    "bins": "Number of equal cells over the range of every unit's activation.",
+    "width": "Width of the cells every unit's activation is cut into.",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Specify a table: its title, its own column heads with one sentence each, and how its sheets are made.
+
+    `sheets` makes what is printed, by `by_checkpoint`, `by_layer` or `by_parameter`; nothing where nothing was
+    measured.
+    """
+
+    title: str
+    heads: Mapping[str, str]
+    sheets: Callable[[View], Iterable[Stack]]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of numbers under every layer: heads from top to bottom, values and statuses (R, L).
+
+    What belongs to no layer has (R,).
+    """
+
+    heads: tuple[str, ...]
+    values: Array
+    statuses: Array | None
+
+    def of(self, *index: Any) -> Column:  # noqa: ANN401 - an index of numpy
+        """Return part of the column."""
+        return Column(self.heads, self.values[index], None if self.statuses is None else self.statuses[index])
+
+
+def column(view: View, name: str, heads: Sequence[str], *index: Any, values: Array | None = None) -> Column:  # noqa: ANN401
+    """Return a column of a variable, a row a checkpoint.
+
+    Args:
+        view: The result and how it is shown.
+        name: The variable, whose statuses mark the numbers.
+        heads: From top to bottom.
+        *index: Along the variable's dimensions beyond checkpoint and layer.
+        values: Numbers to show in place of the variable's, in its shape.
+    """
+    numbers = view.values(name) if values is None else values
+    return Column(tuple(heads), numbers, statuses(view, name)).of(..., *index)
+
+
+def by_checkpoint(
+    view: View,
+    title: Sequence[str],
+    columns: Sequence[Column],
+    notes: Sequence[str],
+    *,
+    widths: bool = False,
+    skip_empty: bool = False,
+) -> Stack:
+    """Lay out a table with checkpoints down, thinned, and under every layer the columns; the trend below.
+
+    Args:
+        view: The result and how it is shown.
+        title: What the table is of, and under what terms.
+        columns: Numbers (C, L), or (C,).
+        notes: What needs saying below.
+        widths: Show the units of every layer.
+        skip_empty: Leave out columns of a layer in which nothing was measured, but for one.
+    """
+    rows = view.shown()
+    groups = [
+        TextGroup(name, tuple(_text(view, one, rows) for one in own))
+        for name, own in _layers(view, columns, widths=widths, skip_empty=skip_empty)
+    ]
+    thinning = f"{len(rows)} of {view.size} checkpoints shown (--all shows every one); trend over all."
+    lead, below = _lead(view, rows), [*notes, *([thinning] if len(rows) < view.size else [])]
+    return _sheet(view, title, lead, groups, below, marked=lead[1:])
+
+
+def by_parameter(
+    view: View,
+    title: Sequence[str],
+    rows: tuple[str, Sequence[str]],
+    columns: Sequence[Column],
+    notes: Sequence[str],
+    *,
+    widths: bool = False,
+) -> Stack:
+    """Lay out a table with the values of a parameter down, and under every layer the columns.
+
+    Args:
+        view: The result and how it is shown.
+        title: What the table is of, and under what terms.
+        rows: Name of the parameter, and R labels.
+        columns: Numbers (R, L).
+        notes: What needs saying below.
+        widths: Show the units of every layer.
+    """
+    name, labels = rows
+    # As wide as in a table with a trend, though the course down such a column is no course of training.
+    lead = TextColumn((name,), tuple(labels), "trend" if len(labels) > 1 else "")
+    groups = [
+        TextGroup(layer, tuple(_text(view, one) for one in own))
+        for layer, own in _layers(view, columns, widths=widths, skip_empty=False)
+    ]
+    return _sheet(view, title, [lead], groups, notes)
+
+
+def by_layer(
+    view: View,
+    title: Sequence[str],
+    groups: Iterable[tuple[str, Sequence[Column]]],
+    notes: Sequence[str],
+    *,
+    layers: Sequence[int] | None = None,
+) -> Stack:
+    """Lay out a table of the last checkpoint, which its title names, with layers down.
+
+    Args:
+        view: The result and how it is shown.
+        title: What the table is of, and under what terms.
+        groups: Names, and columns of numbers (C, L).
+        notes: What needs saying below.
+        layers: Indices of those shown; None for all.
+    """
+    names = view.result["layer"].values.tolist()
+    chosen = list(range(len(names))) if layers is None else list(layers)
+    lead = TextColumn(("layer",), tuple(name_of(names[layer], view.unicode) for layer in chosen))
+    texts = [TextGroup(name, tuple(_text(view, one.of(-1, chosen)) for one in own)) for name, own in groups]
+    axis, labels = view.axis
+    title = (f"{title[0]} at {axis} {labels[-1]}", *title[1:])
+    return _sheet(view, title, [lead], texts, notes, marked=_lead(view, view.shown())[1:])
+
+
+def explained(heads: Mapping[str, str]) -> str:
+    """Join heads and what they mean to one note."""
+    return " ".join(f"{head}: {meaning}" for head, meaning in heads.items())
+
+
+def _layers(
+    view: View, columns: Sequence[Column], *, widths: bool, skip_empty: bool
+) -> Iterable[tuple[str, Sequence[Column]]]:
+    """Yield the name of every layer with its columns (R,)."""
+    names = view.result["layer"].values.tolist() if columns[0].values.ndim == 2 else [None]
+    for layer, name in enumerate(names):
+        own = columns if name is None else [one.of(slice(None), layer) for one in columns]
+        if skip_empty:
+            own = [one for one in own if not _is_empty(one)] or own[:1]
+        title = "" if name is None else name_of(name, view.unicode)
+        yield title + (f" ({view.result['layer_width'].values[layer]})" if widths else ""), own
+
+
+def _is_empty(one: Column) -> bool:
+    return one.statuses is not None and bool((one.statuses == Status.NOT_MEASURED).all())
+
+
+def _lead(view: View, rows: Sequence[int]) -> list[TextColumn]:
+    """Return the axis of the checkpoints shown, and how well each does on the probe."""
+    name, labels = view.axis
+    columns = [TextColumn((name,), tuple(labels[row] for row in rows), "trend" if view.size > 1 else "")]
+    if is_measured(view, "probe_accuracy", "checkpoint"):
+        columns.append(_text(view, column(view, "probe_accuracy", ("accuracy",)), rows))
+    return columns
+
+
+def _text(view: View, one: Column, rows: Sequence[int] | None = None) -> TextColumn:
+    """Format a column (R,): every row without a trend, or the checkpoints shown with the trend over all."""
+    shown = one if rows is None else one.of(list(rows))
+    texts = formatted(shown.values, shown.statuses, unicode=view.unicode)
+    if rows is None:
+        return TextColumn(one.heads, tuple(texts))
+    gaps = one.statuses == Status.NOT_MEASURED if one.statuses is not None else np.zeros(one.values.shape, dtype=bool)
+    known = np.where(gaps, np.nan, one.values)
+    course = trend(known, max(_TREND, *(len(text) for text in texts)), unicode=view.unicode)
+    return TextColumn(one.heads, tuple(texts), course)
+
+
+def _sheet(
+    view: View,
+    title: Sequence[str],
+    lead: Sequence[TextColumn],
+    groups: Sequence[TextGroup],
+    notes: Sequence[str],
+    marked: Sequence[TextColumn] = (),
+) -> Stack:
+    """Return a table: title, panels, what marks of groups and `marked` columns mean, notes, and a blank line."""
+    separator = " · " if view.unicode else " - "
+    return Stack(
+        Text(separator.join(part for part in title if part), style="bold yellow", overflow="fold"),
+        *panels(lead, groups, width=view.width, unicode=view.unicode),
+        *(Text(note, style="dim", overflow="fold") for note in (*_legend(view, marked, groups), *notes)),
+        Text(""),
+    )
+
+
+def _legend(view: View, marked: Sequence[TextColumn], groups: Sequence[TextGroup]) -> list[str]:
+    """Explain the marks that occur, and no others."""
+    cells = [text.strip() for one in (*marked, *(c for group in groups for c in group.columns)) for text in one.cells]
+    seen: list[str] = []
+    for status, meaning in MEANINGS.items():
+        sign = mark(status, unicode=view.unicode)
+        if any(text == sign or (status is not Status.NOT_MEASURED and text.endswith(sign)) for text in cells):
+            seen.append(f"{sign} {meaning}")
+    return ["; ".join(seen)] if seen else []

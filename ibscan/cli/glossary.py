@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typer.main import get_command
 from ibscan import views
 from ibscan.cli.options import PRINTED
 from ibscan.core.option import Setting
+from ibscan.core.text import near_names
 from ibscan.measures import VERBS, dimensions, measure_settings, quantities
 from ibscan.request import run_settings
 from ibscan.types import Estimate
@@ -122,7 +122,7 @@ def near(name: str) -> list[str]:
     plain: dict[str, str] = {}
     for one in sorted(known):
         plain.setdefault(_plain(one), one)
-    return [plain[one] for one in difflib.get_close_matches(_plain(name), plain, n=5, cutoff=0.5)]
+    return [plain[one] for one in near_names(_plain(name), plain, most=5, cutoff=0.5)]
 
 
 def _plain(name: str) -> str:

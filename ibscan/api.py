@@ -8,17 +8,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
+from inspect import Parameter, Signature, signature
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from ibscan.errors import InputError, UsageError
 from ibscan.following import looks
-from ibscan.inputs.arguments import parse_arguments, parse_model_arguments
 from ibscan.inputs.formats.checkpoint import load_tensors
+from ibscan.measures import measure_settings
 from ibscan.planning import Plan, planned, skip_sentence
-from ibscan.request import PARTIAL, Reporter, Request, Silent, parse_range
+from ibscan.request import PARTIAL, Reporter, Request, Silent, requested, run_settings
 from ibscan.results.axes import is_metric
 from ibscan.results.coverage import FAILURES, failures, rows_of, statuses
 from ibscan.results.join import first_difference, join, joined
@@ -33,9 +33,6 @@ from ibscan.scanning import Block, blocks, partition
 from ibscan.types import Checkpoint, Estimate, Result, Status
 
 __all__ = ["Run", "cluster", "mi", "rank", "run", "scan"]
-
-# Mappings that may also be given as they are typed.
-PARSERS = {"probe_arg": parse_arguments, "model_arg": parse_model_arguments}
 
 
 @dataclass(frozen=True)
@@ -106,6 +103,20 @@ def scan(ckpts: str | PathLike[str] | Sequence[str | PathLike[str]] = ".", **opt
         IbscanError: With the exit code of the README's table.
     """
     return run(_request("scan", ckpts, options))
+
+
+def _keywords(*functions: Callable[..., Run]) -> None:
+    """Let `help` and `inspect.signature` show the options by name; type checkers see `**options`."""
+    for function in functions:
+        keywords = [
+            Parameter(setting.name, Parameter.KEYWORD_ONLY, default=setting.default)
+            for setting in (*run_settings(), *measure_settings())
+        ]
+        first = signature(function).parameters["ckpts"]
+        function.__signature__ = Signature([first, *keywords], return_annotation=Run)  # type: ignore[attr-defined]
+
+
+_keywords(rank, mi, cluster, scan)
 
 
 def run(request: Request, reporter: Reporter | None = None) -> Run:
@@ -205,7 +216,7 @@ def _written(
         # Where training goes on, what a checkpoint is now takes the place of what it was.
         for name in changed(stored, result) if request.follow and result is not None else ():
             reporter.notice(f"{name}: has changed since it was measured, so it was measured again.")
-        replace, tolerance = request.force or request.follow, request.tolerance if request.resume else None
+        replace, tolerance = request.force or request.follow, request.option("tolerance") if request.resume else None
         result = stored if result is None else join(stored, result, replace=replace, tolerance=tolerance)
     if result is not None and (stored is not None or finished):
         # Numbers in names, sidecars and the manifest may say more of a checkpoint than when it was measured.
@@ -226,32 +237,7 @@ def _written(
 
 def _request(verb: Any, ckpts: Any, options: Mapping[str, Any]) -> Request:  # noqa: ANN401 - whatever was called with
     several = [ckpts] if isinstance(ckpts, str | PathLike) else list(ckpts)
-    fields = {field.name: field for field in dataclasses.fields(Request)}
-    values: dict[str, Any] = {}
-    for name, value in options.items():
-        if name not in fields or name in ("verb", "paths", "command"):
-            raise UsageError(
-                f"ibscan.{verb}: there is no option {name!r}; the options are those of the command line that say what "
-                "to measure, with underscores (--from is from_layer)."
-            )
-        if name == "bin_range" and isinstance(value, str):
-            value = parse_range(value)
-        elif str(fields[name].type).startswith("tuple["):
-            if value is None:
-                continue
-            value = (value,) if isinstance(value, str | Real) else tuple(value)
-            if not value and name == "eps":
-                raise UsageError(f"ibscan.{verb}: {name} names no threshold; expected one number or several.")
-        elif name in ("probe", "output") and value is not None:
-            if not isinstance(value, str | PathLike):
-                raise UsageError(f"ibscan.{verb}: {name} is a {type(value).__name__}; expected a path.")
-            value = str(value) if name == "probe" else Path(value)
-        elif name in PARSERS and not isinstance(value, Mapping):
-            value = PARSERS[name]([value] if isinstance(value, str) else value or ())
-        elif name in ("epochs", "chain") and value is not None and not isinstance(value, str):
-            value = ",".join(str(one) for one in ([value] if isinstance(value, Real) else value))
-        values[name] = value
-    return Request(verb, tuple(Path(path) for path in several), command=f"ibscan.{verb}(...)", **values)
+    return requested(verb, [Path(path) for path in several], options, f"ibscan.{verb}(...)")
 
 
 def _cut(plan: Plan, checkpoints: Sequence[Checkpoint]) -> list[tuple[Checkpoint, ...]]:
@@ -343,7 +329,7 @@ def _exit_code(result: Result, skipped: Mapping[str, str], request: Request, rep
         kinds = [s.name.lower() for s in FAILURES if any((array == s).any() for array in found)]
         cells = "1 cell" if failed == 1 else f"{failed} cells"
         reporter.problem(f"{cells} could not be measured ({', '.join(kinds)}); running again tries again.")
-    budget = {name: getattr(request, name) for name in ("tolerance", "max_replicas", "max_draws")}
+    budget = {name: request.option(name) for name in ("tolerance", "max_replicas", "max_draws")}
     for sentence in unresolved_sentences(result, **budget):
         (reporter.problem if request.strict else reporter.notice)(sentence)
     return PARTIAL if failed or skipped or (request.strict and open_) else 0

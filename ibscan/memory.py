@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
-from ibscan.measures.local_rank import LocalRank
+from ibscan.core.measure import NUMBER
 from ibscan.networks import chain, sweeps
 from ibscan.planning import Plan
 
@@ -12,10 +13,6 @@ __all__ = ["BASE", "layer_memory", "weight_memory"]
 
 # Python, torch, scipy and h5py without any data, bytes; and the blocks all layers share.
 BASE = 350 * 2**20
-NUMBER = 8
-# A layer's values, as passed, collected, distinct, decomposed and in the order of their tree, and a draw about each;
-# Jacobians, their product and its SVD.
-VALUE_COPIES, FACTOR_COPIES = 12, 3
 
 
 def layer_memory(plan: Plan) -> list[int]:
@@ -31,19 +28,13 @@ def layer_memory(plan: Plan) -> list[int]:
     """
     model, stacked = plan.model, plan.model.most is None
     budget = chain.FACTOR_BUDGET if stacked else sweeps.BLOCK_BUDGET[plan.device.type]
-    directions = min(model.inputs, model.layers[0].width) if stacked else model.inputs
-    found = []
-    for layer in model.layers:
-        held = [0]
-        for measure in plan.measures:
-            rows = plan.rows(measure)
-            if isinstance(measure, LocalRank):
-                one = layer.width * (measure.directions or directions)
-                held.append(FACTOR_COPIES * NUMBER * max(one, min(budget, rows * one)))
-            else:
-                held.append(VALUE_COPIES * NUMBER * rows * layer.width)
-        found.append(max(held))
-    return found
+    # A chain's first Jacobian is its first weight.
+    inputs = min(model.inputs, model.layers[0].width) if stacked else model.inputs
+    sizes = [dataclasses.replace(plan.sizes(one), inputs=inputs, factor_budget=budget) for one in plan.measures]
+    return [
+        max([0, *(one.memory(layer, size) for one, size in zip(plan.measures, sizes, strict=True))])
+        for layer in model.layers
+    ]
 
 
 def weight_memory(plan: Plan) -> int:

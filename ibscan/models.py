@@ -1,62 +1,42 @@
-"""What states the model, and what makes networks of checkpoints by it."""
+"""Make networks of checkpoints by the model that was stated."""
 
 from __future__ import annotations
 
 import fnmatch
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import nn
 
-from ibscan.errors import InputError, UsageError
+from ibscan.core.network import Network
+from ibscan.errors import InputError
 from ibscan.feeding import Fed, fed_beside
 from ibscan.inputs.adapters import adapters_alone, adapters_sentence
 from ibscan.inputs.choice import split_spec
 from ibscan.inputs.code import Maker, called, code_hash, named_callable
-from ibscan.inputs.config import config_beside, stated_class
+from ibscan.inputs.config import config_beside
 from ibscan.inputs.formats.checkpoint import load_tensors
 from ibscan.inputs.huggingface import library_model
-from ibscan.inputs.manifest import Manifest
+from ibscan.model_spec import Stated
 from ibscan.networks.admission import recorded_taps
-from ibscan.networks.chain import stacked_chain
 from ibscan.networks.graph import Taps
 from ibscan.networks.loading import loaded
 from ibscan.networks.module import Module
 from ibscan.networks.packing import Packing
 from ibscan.networks.resolve import chain_order, left_out, parse_spec
-from ibscan.types import Array, Checkpoint, Layer, Network, Probe
+from ibscan.networks.stacked import stacked_chain
+from ibscan.types import Array, Checkpoint, Layer, Probe
 
-__all__ = ["Loaded", "Model", "Stated", "chain_globs", "globbed", "model_of", "stated_model"]
+__all__ = ["Loaded", "Model", "globbed", "model_of"]
 
 # Rows on which a model is run once to see what it does.
 FEW_ROWS = 3
 # A checkpoint with its tensors.
 Loaded: TypeAlias = tuple[Checkpoint, Mapping[str, torch.Tensor]]
-
-
-@dataclass(frozen=True)
-class Stated:
-    """A model as it is stated: `mlp:ACT:OUT`, `hf:CLASS` with entries of its config, or a callable with arguments.
-
-    `chain` has the globs of `--chain`; what they come to, the layers in their order, is part of a result's identity.
-    """
-
-    spec: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    chain: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        # A file is the same wherever one stands; its content is told apart by its hash.
-        place, _, name = self.spec.rpartition(":")
-        spec = f"{Path(place).name}:{name}" if place.endswith(".py") else self.spec
-        # A manifest's arguments may be dates, which JSON has no form for.
-        return f"{spec} {json.dumps(self.arguments, sort_keys=True, default=str)}" if self.arguments else spec
 
 
 @dataclass(frozen=True)
@@ -84,92 +64,6 @@ class Model:
     def names(self) -> list[str]:
         """Layers as they are reported."""
         return [layer.name for layer in self.layers]
-
-
-def stated_model(
-    typed: str | None,
-    arguments: Mapping[str, Any],
-    manifest: Manifest | None,
-    checkpoints: Sequence[Checkpoint],
-    *,
-    trust: bool,
-    chain: str | None = None,
-) -> Stated:
-    """Return the model: as typed, as the manifest has it, as metadata state it, or as `config.json` beside it does.
-
-    Args:
-        typed: `--model`, or None.
-        arguments: `--model-arg`; they replace those of the manifest one by one.
-        manifest: Beside the checkpoints, if there is one.
-        checkpoints: The series.
-        trust: Whether code named by files may run.
-        chain: `--chain`, or None; it replaces that of the manifest.
-
-    Raises:
-        UsageError: Nothing states the activation, the checkpoints contradict one another, the spec is unknown, a
-            plain chain was given arguments, or code was given a chain.
-        InputError: A file names code, and `--trust` was not given; a `config.json` that is needed cannot be used; or
-            the checkpoints hold adapters, and no code that may know them was named.
-    """
-    if chain is None and manifest is not None and (typed or manifest.model_spec or "mlp:").startswith("mlp:"):
-        chain = manifest.chain
-    stated = typed
-    if stated is None and manifest is not None and manifest.model_spec is not None:
-        stated, arguments = manifest.model_spec, {**manifest.model_args, **arguments}
-    if stated is None:
-        specs = {_metadata_spec(checkpoint) for checkpoint in checkpoints}
-        if len(specs) > 1:
-            raise UsageError(
-                f"the checkpoints name different models: {', '.join(sorted(str(s) for s in specs))}. "
-                "Say which with --model mlp:ACT, or scan the runs separately."
-            )
-        stated = specs.pop()
-    if stated is None and config_beside(checkpoints[0]) is not None:
-        stated = "hf"
-    adapters = adapters_sentence(checkpoints[0])
-    if adapters and (stated is None or stated.partition(":")[0] in ("mlp", "hf")):
-        raise InputError(adapters)
-    if stated is None:
-        shapes = ", ".join(f"{name} {info.shape}" for name, info in list(checkpoints[0].tensors.items())[:12])
-        raise UsageError(
-            f"{checkpoints[0].name}: nothing states the activation between its layers ({shapes}). "
-            "Add --model mlp:ACT, such as --model mlp:tanh or --model mlp:relu:softmax, or --model module:callable for "
-            "a network that is no plain chain."
-        )
-    if stated.partition(":")[0] == "mlp":
-        if arguments:
-            raise UsageError(f"model arguments ({', '.join(arguments)}) are for a callable, and {stated} takes none.")
-        return Stated(str(parse_spec(stated)), chain=chain_globs(chain))
-    if chain is not None:
-        raise UsageError(f"--chain {chain}: is the order of a plain chain's containers, and {stated} is code.")
-    if typed is None and not trust and stated == "hf":
-        raise InputError(
-            f"{checkpoints[0].name}: the config.json beside it describes a model of the transformers library; add "
-            "--model hf to have the library make it (no code of the folder runs), or --trust."
-        )
-    if typed is None and not trust:
-        raise InputError(
-            f"the series names code of its own as its model ({stated}), and code from files is not run unasked; "
-            "name it yourself with --model, or add --trust."
-        )
-    if stated.partition(":")[0] == "hf":
-        return Stated(f"hf:{stated_class(stated, checkpoints)}", dict(arguments))
-    if typed is None:
-        folder = manifest.path.parent if manifest is not None and manifest.model_spec else checkpoints[0].path.parent
-        stated = str(folder / stated) if stated.partition(":")[0].endswith(".py") else stated
-    return Stated(stated, dict(arguments))
-
-
-def chain_globs(chain: str | None) -> tuple[str, ...]:
-    """Return the globs of `--chain` in order, none where it was not given.
-
-    Raises:
-        UsageError: One of them is empty.
-    """
-    globs = () if chain is None else tuple(glob.strip() for glob in chain.split(","))
-    if not all(globs):
-        raise UsageError(f"--chain {chain!r}: expected globs separated by commas, such as 'encoder.*,decoder.*'.")
-    return globs
 
 
 def model_of(
@@ -206,15 +100,7 @@ def model_of(
     with guard():
         maker = _maker(stated, first, run_script=run_script)
 
-    def weighted(checkpoint: Checkpoint, state: Mapping[str, torch.Tensor]) -> nn.Module:
-        try:
-            return loaded(maker.build, state, checkpoint.stored_names, checkpoint.name, saved=maker.names)
-        except InputError as error:
-            # Code may be adapters and nothing else; where it is not, this is what is wrong.
-            if adapters_alone(checkpoint):
-                raise InputError(f"{adapters_sentence(checkpoint)} As it is: {error}") from None
-            raise
-
+    weighted = partial(_weighted, maker)
     state = load_tensors(first)
     with guard():
         model = weighted(first, state)
@@ -235,6 +121,17 @@ def model_of(
     later = guard if guard is nullcontext else partial(guard, proven=True)
     features, outputs = probe.x[0].size, taps.head.units
     return Model(stated, features, outputs, taps.layers, 1, one, taps.untapped, maker.code, fed, later)
+
+
+def _weighted(maker: Maker, checkpoint: Checkpoint, state: Mapping[str, torch.Tensor]) -> nn.Module:
+    """Make the model with the weights of a checkpoint."""
+    try:
+        return loaded(maker.build, state, checkpoint.stored_names, checkpoint.name, saved=maker.names)
+    except InputError as error:
+        # Code may be adapters and nothing else; where it is not, this is what is wrong.
+        if adapters_alone(checkpoint):
+            raise InputError(f"{adapters_sentence(checkpoint)} As it is: {error}") from None
+        raise
 
 
 def _recorded(
@@ -331,12 +228,3 @@ def _chain(stated: Stated, first: Checkpoint, probe: Probe, device: torch.device
         absent,
         fed=fed_beside(None, probe),
     )
-
-
-def _metadata_spec(checkpoint: Checkpoint) -> str | None:
-    metadata = checkpoint.metadata
-    if "ibscan.model" in metadata:
-        return metadata["ibscan.model"]
-    if "activation" not in metadata:
-        return None
-    return f"mlp:{metadata['activation']}" + (f":{metadata['output']}" if "output" in metadata else "")

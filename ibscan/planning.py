@@ -17,22 +17,21 @@ from typing import Any
 import torch
 
 from ibscan import __version__
+from ibscan.core.measure import Measure, Situation, Sizes
 from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
 from ibscan.inputs.formats.checkpoint import inspect_checkpoint
 from ibscan.inputs.manifest import Manifest, read_manifest
 from ibscan.inputs.probe import find_probe, read_probe
 from ibscan.inputs.series import read_series, select_epochs
 from ibscan.inputs.untouched import untouched
-from ibscan.measures.activations import input_weights
-from ibscan.measures.local_rank import LocalRank
-from ibscan.measures.network import NetworkInformation
-from ibscan.measures.readout import ReadoutInformation
-from ibscan.measures.work import Sizes, seconds
-from ibscan.measuring import directions_of, measures_of
-from ibscan.models import Model, Stated, globbed, model_of, stated_model
+from ibscan.measures.driver import input_weights
+from ibscan.measures.work import seconds
+from ibscan.measuring import measures_of
+from ibscan.model_spec import Stated, stated_model
+from ibscan.models import Model, globbed, model_of
 from ibscan.request import Reporter, Request
 from ibscan.results.parts import check_output
-from ibscan.types import Checkpoint, Layer, Measure, Probe, Series
+from ibscan.types import Checkpoint, Probe, Series
 
 __all__ = [
     "Grounds",
@@ -79,13 +78,13 @@ class Plan:
     @property
     def seconds(self) -> float:
         """How long one checkpoint of a chain takes on one core, about, from the sizes of the work alone."""
+        return sum(seconds(measure, self.sizes(measure)) for measure in self.measures)
+
+    def sizes(self, measure: Measure) -> Sizes:
+        """Return the sizes of a measure's work on one checkpoint."""
         weights = sum(math.prod(tensor.shape) for tensor in self.series.checkpoints[0].tensors.values())
         layers = self.model.layers
-        wanted = [layers[layer] for layer in self.layers]
-        return sum(
-            seconds(measure, Sizes(wanted, layers, self.model.inputs, self.rows(measure), weights))
-            for measure in self.measures
-        )
+        return Sizes([layers[k] for k in self.layers], layers, self.model.inputs, self.rows(measure), weights)
 
     def part_key(self) -> str:
         """Return the hash of everything that changes numbers, the checkpoint itself excepted."""
@@ -217,9 +216,9 @@ def plan_of(
             f"accuracy is measured only where the output fits the labels: the probe has {len(probe.labels)} label "
             f"values, the network's output {outputs} units."
         )
-    measures = measures_of(request, series, reporter, len(probe.x), directions_of(request, model, reporter))
-    if request.from_layer is not None and not any(_tells(measures, model.layers[k], names) for k in chosen):
-        raise NothingMatched(f"--from {request.from_layer}: no layer asked for is called after it.")
+    stacked = model.most is None
+    situation = Situation(series, model.layers, chosen, model.inputs, stacked, request.options, reporter.notice)
+    measures = measures_of(request, situation, len(probe.x))
     settings: dict[str, Any] = {
         "dtype": request.dtype,
         "axis": series.axis,
@@ -230,7 +229,7 @@ def plan_of(
         "code": model.code,
         "measures": {m.name: _fields(m) for m in measures},
     }
-    noisy = [measure for measure in measures if isinstance(measure, ReadoutInformation | NetworkInformation)]
+    noisy = [measure for measure in measures if measure.channel]
     if noisy:
         settings["input_entropy"] = input_weights(probe.sampled(noisy[0].samples, request.seed))[1]
     attrs = {
@@ -353,7 +352,3 @@ def _device(name: str) -> torch.device:
 
 def _fields(measure: Measure) -> dict[str, Any]:
     return {field.name: getattr(measure, field.name) for field in dataclasses.fields(measure)}  # type: ignore[arg-type]
-
-
-def _tells(measures: Sequence[Measure], layer: Layer, names: Sequence[str]) -> bool:
-    return any(measure.tells(layer, names) for measure in measures if isinstance(measure, LocalRank))

@@ -2,138 +2,277 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from functools import partial
+from numbers import Real
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from ibscan.core.option import (
+    INPUT,
+    MODEL,
+    OUTPUT,
+    PRECISION,
+    Option,
+    Setting,
+    at_least,
+    number,
+    one_of,
+    option,
+    positive,
+    settings_of,
+    whole,
+)
 from ibscan.errors import UsageError
-from ibscan.types import At
+from ibscan.measures import VERBS, measure_settings
 
-__all__ = ["CHANNELS", "IDLE_SECONDS", "PARTIAL", "Reporter", "Request", "Silent", "parse_range"]
+__all__ = ["IDLE_SECONDS", "PARTIAL", "Reporter", "Request", "Silent", "requested", "run_settings"]
 
 # Exit code of a command that did part of what was asked.
 PARTIAL = 4
 Verb = Literal["rank", "mi", "cluster", "scan"]
-EPS = (0.001, 0.01, 0.1)
-CHANNELS = ("network", "readout")
 # How long a folder that is followed may have nothing new: longer than most epochs take.
 IDLE_SECONDS = 600.0
+SCANNING = (*VERBS, "scan")
+READING = (*SCANNING, "ls")
+_reading = partial(Option, verbs=READING)
+
+
+def _path(make: Callable[[Any], Any]) -> Callable[[str, Any], Any]:
+    def read(flag: str, given: Any) -> Any:  # noqa: ANN401, ARG001 - whatever was given
+        if given is not None and not isinstance(given, str | PathLike):
+            raise TypeError(f"is a {type(given).__name__}; expected a path.")
+        return None if given is None else make(given)
+
+    return read
+
+
+def _joined(flag: str, given: Any) -> Any:  # noqa: ANN401, ARG001 - text, a number, or several of them
+    if given is None or isinstance(given, str):
+        return given
+    return ",".join(str(one) for one in ([given] if isinstance(given, Real) else given))
+
+
+def _arguments(kind: str) -> Callable[[str, Any], Any]:
+    def read(flag: str, given: Any) -> Any:  # noqa: ANN401, ARG001 - a mapping, or KEY=VALUE once or several times
+        if isinstance(given, Mapping):
+            return given
+        from ibscan.inputs import arguments
+
+        parse = {"probe": arguments.parse_arguments, "model": arguments.parse_model_arguments}[kind]
+        return parse([given] if isinstance(given, str) else given or ())
+
+    return read
 
 
 @dataclass(frozen=True)
 class Request:
-    """Everything a scan verb may be told; fields are named like the options of the command line.
+    """Everything a scan verb may be told.
+
+    What concerns the run as a whole is a field; `options` holds those of the measures that were given, by keyword.
 
     Raises:
-        UsageError: A number out of its range, named as the option that sets it.
+        UsageError: A value out of its range, named as the option that sets it.
     """
 
     verb: Verb
     paths: tuple[Path, ...] = (Path(),)
-    probe: str | None = None
-    probe_arg: Mapping[str, Any] = field(default_factory=dict)
-    model: str | None = None
-    model_arg: Mapping[str, Any] = field(default_factory=dict)
-    weights: str | None = None
-    state_key: str | None = None
-    chain: str | None = None
-    layers: tuple[str, ...] = ()
-    at: At | None = None
-    epochs: str | None = None
-    samples: int | Literal["all"] | None = None
-    from_layer: str | None = None
-    input_dims: int | None = None
-    eps: tuple[float, ...] = EPS
-    rel_eps: tuple[float, ...] = EPS
-    spectrum_rows: int | Literal["all"] = 64
-    noise: tuple[float, ...] = ()
-    rel_noise: tuple[float, ...] = ()
-    channel: tuple[str, ...] = ()
-    bins: tuple[int, ...] = ()
-    bin_width: tuple[float, ...] = ()
-    bin_range: tuple[float, float] | None = None
-    tolerance: float = 0.05
-    max_replicas: int = 4096
-    max_draws: int = 65536
-    device: str = "auto"
-    dtype: Literal["float32", "float64"] = "float64"
-    seed: int = 0
-    output: Path | None = None
-    resume: bool = True
-    force: bool = False
-    strict: bool = False
-    follow: bool = False
-    idle: float | None = None
-    trust: bool = False
-    run_script: bool = False
+    probe: str | None = option(
+        None,
+        _reading(
+            "Inputs (and labels) to measure on: FILE, FILE#x=KEY,y=KEY, IDX folder or FOLDER#test, module:callable or "
+            "path.py:callable. Default: probe.* beside the checkpoints.",
+            INPUT,
+            flags=("-p", "--probe"),
+            metavar="SPEC",
+            read=_path(str),
+        ),
+    )
+    probe_arg: Mapping[str, Any] = option(
+        dict,
+        _reading(
+            "scale, mean, std, shape: (x / scale - mean) / std, reshaped; repeatable.",
+            INPUT,
+            metavar="KEY=VALUE",
+            several=True,
+            read=_arguments("probe"),
+        ),
+    )
+    epochs: str | None = option(
+        None,
+        _reading(
+            "Which checkpoints, on the series' axis: 0:500:10, 1,10,100, last, log:50.",
+            INPUT,
+            metavar="SPEC",
+            read=_joined,
+        ),
+    )
+    weights: str | None = option(
+        None,
+        _reading(
+            "Raw weights or averages, where a file holds both.", INPUT, metavar="raw|ema", check=one_of("raw", "ema")
+        ),
+    )
+    state_key: str | None = option(
+        None,
+        _reading(
+            "The entry to read where a file holds several states, dotted where it lies deeper; or what the names of a "
+            "part of it begin with.",
+            INPUT,
+            metavar="KEY",
+        ),
+    )
+    trust: bool = option(False, _reading("Allow code and paths named by files found beside the checkpoints.", INPUT))
+    model: str | None = option(
+        None,
+        _reading(
+            "mlp:ACT or mlp:ACT:OUT for a plain chain; module:callable or path.py:callable returning an nn.Module; hf "
+            "or hf:CLASS for a model of transformers with its config.json. Default: what the series says of itself.",
+            MODEL,
+            flags=("-m", "--model"),
+            metavar="SPEC",
+        ),
+    )
+    model_arg: Mapping[str, Any] = option(
+        dict,
+        _reading(
+            "An argument of the callable, or an entry put over the config, read as JSON where it is JSON; repeatable.",
+            MODEL,
+            metavar="KEY=VALUE",
+            several=True,
+            read=_arguments("model"),
+        ),
+    )
+    chain: str | None = option(
+        None,
+        _reading(
+            "Globs, separated by commas: the order of containers that form one chain, as in 'encoder.*,decoder.*'.",
+            MODEL,
+            metavar="GLOBS",
+            read=_joined,
+        ),
+    )
+    run_script: bool = option(
+        False,
+        _reading(
+            "Also run code of --model and --probe that trains or writes files when imported, or trains when called.",
+            MODEL,
+        ),
+    )
+    layers: tuple[str, ...] = option(
+        (), _reading("Layers to report; repeatable. Default: all.", MODEL, metavar="GLOB", several=True)
+    )
+    device: str = option("auto", Option("auto takes CUDA where there is one.", PRECISION, metavar="auto|cpu|cuda[:I]"))
+    dtype: Literal["float32", "float64"] = option(
+        "float64",
+        Option(
+            "Of the forward pass; measuring is float64 all the same.",
+            PRECISION,
+            metavar="float32|float64",
+            check=one_of("float32", "float64"),
+        ),
+    )
+    seed: int = option(0, Option("Of samples and draws.", PRECISION, metavar="I", parse=whole, check=at_least(0)))
+    output: Path | None = option(
+        None,
+        Option(
+            "Result file, written whole; an existing one of the same identity is joined. Default: ibscan.h5.",
+            OUTPUT,
+            flags=("-o", "--output"),
+            metavar="FILE",
+            kind=Path,
+            read=_path(Path),
+        ),
+    )
+    resume: bool = option(
+        True, Option("Take up what is finished, or measure everything again.", OUTPUT, flags=("--resume/--no-resume",))
+    )
+    force: bool = option(False, Option("Replace what differs in an existing result.", OUTPUT))
+    follow: bool = option(False, Option("Keep measuring a folder's checkpoints as they arrive, until --idle.", INPUT))
+    idle: float | None = option(
+        None,
+        Option(
+            f"With --follow: end when nothing new has come for so long. Default: {IDLE_SECONDS:g}.",
+            INPUT,
+            metavar="SECONDS",
+            parse=number,
+            check=positive,
+        ),
+    )
+    strict: bool = option(False, Option("Exit 4 on unresolved cells too.", OUTPUT))
+    options: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("eps", "rel_eps", "noise", "rel_noise", "bin_width"):
-            for number in getattr(self, name):
-                _positive(f"--{name.replace('_', '-')}", number)
-        _positive("--tolerance", self.tolerance)
-        if self.idle is not None:
-            _positive("--idle", self.idle)
-            if not self.follow:
-                raise UsageError(f"--idle {self.idle:g}: says when following a folder ends; add --follow.")
+        for setting in run_settings():
+            setting.checked(getattr(self, setting.field))
+        measured = measure_settings()
+        for setting in measured:
+            if setting.name in self.options:
+                setting.checked(self.options[setting.name])
+        for setting in measured:
+            if setting.option.against is not None:
+                setting.option.against(self.options)
+        if self.idle is not None and not self.follow:
+            raise UsageError(f"--idle {self.idle:g}: says when following a folder ends; add --follow.")
         if self.follow and self.output is None:
             raise UsageError("--follow keeps what it measures in a file; name one with --output.")
-        for name, least in (
-            ("bins", 1),
-            ("samples", 1),
-            ("spectrum_rows", 1),
-            ("input_dims", 1),
-            ("max_draws", 2),
-            ("max_replicas", 2),
-            ("seed", 0),
-        ):
-            given = getattr(self, name)
-            for number in given if isinstance(given, tuple) else (given,):
-                if number in (None, "all"):
-                    continue
-                if not isinstance(number, Integral) or isinstance(number, bool) or number < least:
-                    raise UsageError(f"--{name.replace('_', '-')} {number}: expected a whole number >= {least}.")
-        if self.bin_range is not None and not -math.inf < self.bin_range[0] < self.bin_range[1] < math.inf:
-            low, high = self.bin_range
-            raise UsageError(f"--bin-range {low}:{high}: expected LO:HI, finite, with LO < HI.")
-        if self.bin_range is not None and self.bin_width and not self.bins:
-            raise UsageError("--bin-range is the range of --bins, and only --bin-width was asked for; add --bins K.")
-        for name, given, allowed in (
-            ("--at", self.at, ("pre", "post", None)),
-            ("--dtype", self.dtype, ("float32", "float64")),
-            ("--weights", self.weights, ("raw", "ema", None)),
-        ):
-            if given not in allowed:
-                raise UsageError(f"{name} {given}: expected {' or '.join(a for a in allowed if a)}.")
-        if self.rel_noise and self.channel and "readout" not in self.channel:
-            raise UsageError("--rel-noise is of the read-out channel, and only --channel network was asked for.")
-        for channel in self.channel:
-            if channel not in CHANNELS:
-                raise UsageError(f"--channel {channel}: expected {' or '.join(CHANNELS)}.")
+
+    def option(self, name: str) -> Any:  # noqa: ANN401 - of the option's kind
+        """Return an option of the measures as given, or its default."""
+        default = next(setting.default for setting in measure_settings() if setting.name == name)
+        return self.options.get(name, default)
 
 
-def parse_range(text: str) -> tuple[float, float]:
-    """Read LO:HI.
+def run_settings() -> tuple[Setting, ...]:
+    """Return the options that concern a run as a whole, in the order of the help."""
+    return settings_of(Request, SCANNING)
+
+
+def requested(verb: Verb, paths: Sequence[Path], given: Mapping[str, Any], command: str) -> Request:
+    """Make a request of options as typed or called.
+
+    Args:
+        verb: What to do.
+        paths: Of checkpoints.
+        given: Options by keyword.
+        command: What is stored as the command.
 
     Raises:
-        UsageError: It is no pair of numbers.
+        UsageError: There is no such option, or a value is none of its.
     """
-    low, _, high = text.partition(":")
-    try:
-        if "_" in text:  # Python would take 1_0 for 10
-            raise ValueError
-        return float(low), float(high)
-    except ValueError:
-        raise UsageError(f"--bin-range {text}: expected LO:HI, such as -1:1.") from None
+    own = {setting.name: setting for setting in run_settings()}
+    measured = {setting.name: setting for setting in measure_settings()}
+    fields: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    for name, value in given.items():
+        setting = own.get(name) or measured.get(name)
+        if setting is None:
+            raise UsageError(
+                f"ibscan.{verb}: there is no option {name!r}; the options are those of the command line that say what "
+                "to measure, with underscores (--from is from_layer)."
+            )
+        value = _read(verb, setting, value)
+        if value is not None or (name not in own and setting.initial is not None):
+            (fields if name in own else options)[name] = value
+    return Request(verb, tuple(paths), options=options, command=command, **fields)
 
 
-def _positive(option: str, number: float) -> None:
-    if isinstance(number, bool) or not isinstance(number, Real) or not (math.isfinite(number) and number > 0):
-        raise UsageError(f"{option} {number}: expected a finite number > 0.")
+def _read(verb: str, setting: Setting, value: Any) -> Any:  # noqa: ANN401 - whatever was given
+    """Return the value as it is kept, None where the default is meant."""
+    spec = setting.option
+    if spec.read is not None:
+        try:
+            return spec.read(setting.flag, value)
+        except TypeError as error:
+            raise UsageError(f"ibscan.{verb}: {setting.name} {error}") from None
+    if spec.several and value is not None:
+        value = (value,) if isinstance(value, str | Real) else tuple(value)
+        if not value and spec.nothing:
+            raise UsageError(f"ibscan.{verb}: {setting.name} names no {spec.nothing}; expected one number or several.")
+    return value
 
 
 class Reporter(Protocol):

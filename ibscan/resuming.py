@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from ibscan.core.measure import Measure
 from ibscan.errors import UsageError
 from ibscan.planning import Plan
 from ibscan.request import Request
@@ -15,7 +16,7 @@ from ibscan.results.join import first_difference
 from ibscan.results.parts import Parts
 from ibscan.results.select import selected
 from ibscan.results.store import read
-from ibscan.types import Checkpoint, Measure, Result
+from ibscan.types import Checkpoint, Result
 
 __all__ = ["changed", "formed", "kept_rows", "remaining", "renamed", "stored_result", "taken_up", "tells_the_same"]
 
@@ -83,7 +84,7 @@ def remaining(request: Request, plan: Plan, stored: Result | None) -> tuple[Plan
 
     def done(measure: Measure, checkpoint: Checkpoint) -> bool:
         row = places.get((checkpoint.sha256, checkpoint.name))
-        names = [layer.name for layer in chosen if measure.tells(layer, plan.model.names)]
+        names = [layer.name for layer in chosen if measure.applies_to(layer, plan.model.names)]
         return row is not None and covers(stored, row, measure, names)
 
     measures = tuple(m for m in plan.measures if not all(done(m, c) for c in series.checkpoints))

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from ibscan.core.measure import Measure
+from ibscan.core.network import Network
 from ibscan.errors import CheckpointError, OutOfMemory
-from ibscan.measures.activations import misfortune
-from ibscan.measures.weight_rank import withdrawn
+from ibscan.measures.driver import blank, misfortune
+from ibscan.measures.weight_bounds import withdrawn
 from ibscan.models import Loaded
 from ibscan.numerics.room import keep_freed
-from ibscan.types import Array, Checkpoint, Estimate, Layer, Measure, Network, Probe, Status, Streams
+from ibscan.types import Array, Checkpoint, Estimate, Layer, Probe, Status, Streams
 
 __all__ = ["Block", "blocks", "measured", "partition"]
 
@@ -241,21 +243,12 @@ def _brief(error: Exception) -> str:
 
 def _unmeasured(measure: Measure, network: Network, status: Status, reasons: Mapping[int, str]) -> dict[str, Estimate]:
     """Return NaN and the status for every quantity whose shape is known without measuring; one has the reasons."""
+    layered = {quantity.key: quantity.per_layer for quantity in measure.quantities}
     found = {}
-    untold: Mapping[int, str] | None = reasons or None
-    for quantity in measure.quantities:
-        if not set(quantity.dims) <= set(measure.coordinates):
-            continue
-        shape: tuple[int, ...] = (network.size, len(network.layers)) if quantity.per_layer else (network.size,)
-        shape += tuple(len(measure.coordinates[dim]) for dim in quantity.dims)
-        if quantity.counted:  # counts are integers, edges are not; neither has a status
-            absent = np.full(shape, -1, dtype=np.int64) if quantity.unit == "1" else np.full(shape, np.nan)
-            found[quantity.key] = Estimate(absent, None)
-        else:
-            said = untold if quantity.per_layer else None
-            untold = None if quantity.per_layer else untold
-            states = np.full(shape, status, dtype=np.int8)
-            found[quantity.key] = Estimate(np.full(shape, np.nan), states, reasons=said)
+    for key, estimate in blank(measure, network, status).items():
+        told = reasons if layered[key] and estimate.status is not None else {}
+        found[key] = Estimate(estimate.value, estimate.status, reasons=told or None)
+        reasons = {} if told else reasons
     return found
 
 

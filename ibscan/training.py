@@ -86,17 +86,8 @@ def save(
     spec = inferred_spec(model) if spec is None else spec
     if spec.startswith("mlp:"):
         parse_spec(spec)
-    metadata = {"ibscan.model": spec}
-    numbers: dict[str, float | None] = {"epoch": epoch, "step": step, "value": value, "noise": noise}
-    for name, metric in (metrics or {}).items():
-        # A run that diverges must not lose its checkpoint to its own loss.
-        if isinstance(metric, Real) and not math.isfinite(metric):
-            warnings.warn(f"ibscan.save: metric {name} is {metric} and is left out of the checkpoint.", stacklevel=2)
-        else:
-            numbers[f"metric.{name}"] = metric
-    for name, number in numbers.items():
-        if number is not None:
-            metadata[f"ibscan.{name}"] = _number(name, number)
+    numbers = {"epoch": epoch, "step": step, "value": value, "noise": noise}
+    metadata = {"ibscan.model": spec} | _numbers(numbers, metrics or {})
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
@@ -104,6 +95,18 @@ def save(
     _refuse_another(path, metadata, tensors)
     write_whole(path, _ordered(serialise(tensors, metadata=metadata)))
     return path
+
+
+def _numbers(numbers: Mapping[str, float | None], metrics: Mapping[str, float]) -> dict[str, str]:
+    """Return the metadata of the numbers that are given, and of the metrics that are finite."""
+    given = {name: number for name, number in numbers.items() if number is not None}
+    for name, metric in metrics.items():
+        # A run that diverges must not lose its checkpoint to its own loss.
+        if isinstance(metric, Real) and not math.isfinite(metric):
+            warnings.warn(f"ibscan.save: metric {name} is {metric} and is left out of the checkpoint.", stacklevel=3)
+        elif metric is not None:
+            given[f"metric.{name}"] = metric
+    return {f"ibscan.{name}": _number(name, number) for name, number in given.items()}
 
 
 def inferred_spec(model: nn.Module) -> str:

@@ -1,44 +1,33 @@
-"""The nouns every room shares, and the two protocols: Network and Measure."""
+"""Records that every room shares: checkpoints, probes, layers, estimates, results."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
 
 __all__ = [
     "COUNTERS",
     "WRAPPERS",
     "At",
     "Checkpoint",
-    "Derivative",
     "Estimate",
     "Layer",
-    "Measure",
-    "Network",
-    "Normals",
     "Probe",
-    "Quantity",
     "Result",
-    "Scores",
     "Series",
     "Status",
     "Streams",
     "TensorInfo",
     "Variable",
-    "VisitFactor",
-    "VisitGram",
-    "Weight",
     "is_counter",
 ]
 
@@ -47,7 +36,7 @@ At: TypeAlias = Literal["pre", "post"]
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # Names under which training states how far it is, epoch first; the last is what DeepSpeed writes.
 COUNTERS = ("epoch", "step", "global_step", "iter", "iter_num", "iteration", "global_steps")
-Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"  # in quotes: numpy is not imported here
 
 
 class Status(IntEnum):
@@ -62,6 +51,24 @@ class Status(IntEnum):
     OUT_OF_MEMORY = 6
     UNRESOLVED = 7
     LOWER_BOUND = 8
+
+    @property
+    def meaning(self) -> str:
+        """What it says of a cell, in a sentence."""
+        return _MEANINGS[self]
+
+
+_MEANINGS: Mapping[Status, str] = {
+    Status.OK: "The value is measured.",
+    Status.NOT_MEASURED: "There is no such number here: no labels, no noise at this layer, or nothing asked for it.",
+    Status.SATURATED: "The value is within 0.1 nat of H(X): more noise, wider cells or more rows are needed.",
+    Status.DEAD: "The layer is the same for every row, and tells nothing of them.",
+    Status.NONFINITE: "The layer, its Jacobian or its weight holds NaN or infinity.",
+    Status.FAILED: "A computation did not come to an end; running again tries again.",
+    Status.OUT_OF_MEMORY: "There was too little memory; running again tries again.",
+    Status.UNRESOLVED: "The value is there, but not within the tolerance, or rounding leaves it open.",
+    Status.LOWER_BOUND: "The truth may be larger: Jacobians were taken on random directions of the input alone.",
+}
 
 
 @dataclass(frozen=True)
@@ -184,32 +191,6 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Quantity:
-    """What a number is: file key, symbol, unit, meaning, and the dimensions beyond (checkpoint, layer).
-
-    `per_layer` is False for what belongs to the checkpoint as a whole. `counted` marks integer counts and exact
-    coordinates, which carry no status. `default_shown` is False for histograms and spectra, which exports give only
-    when asked by name. `limit` names the measure's field that holds the rows this quantity uses at most, where it uses
-    fewer than the measure.
-    """
-
-    key: str
-    symbol: str
-    unit: str
-    long_name: str
-    dims: tuple[str, ...] = ()
-    per_layer: bool = True
-    counted: bool = False
-    default_shown: bool = True
-    limit: str = ""
-
-    def rows(self, measure: Measure, rows: int) -> int:
-        """Return how many of the rows a measure was given this quantity uses."""
-        most = getattr(measure, self.limit) if self.limit else None
-        return rows if most is None else min(rows, most)
-
-
-@dataclass(frozen=True)
 class Estimate:
     """Values with their uncertainty and status, arrays (C, L, *dims) or (C, *dims).
 
@@ -288,6 +269,8 @@ class Variable:
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:  # noqa: ANN401 - numpy's protocol
+        import numpy as np
+
         return np.array(self.values, dtype=dtype, copy=copy)
 
     @property
@@ -381,206 +364,7 @@ class Streams:
 
     def generator(self, measure: str, layer: int, draw: int) -> np.random.Generator:
         """Return the generator of one draw: Philox keyed by the four numbers."""
+        import numpy as np
+
         key = [self.seed, zlib.crc32(measure.encode()), layer, draw]
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
-
-
-@dataclass(frozen=True)
-class Derivative:
-    """Which Jacobians are meant: of which layers, before or after the activation, and with respect to what.
-
-    `origin` is the index of the layer whose post is the variable, None for the network's input. `layers` are those
-    wanted, None for all. `directions` restricts the variable to a random orthonormal subspace of so many dimensions,
-    whose basis `basis(d, part)` gives as an array (d, columns of the part).
-    """
-
-    at: At = "pre"
-    origin: int | None = None
-    layers: tuple[int, ...] | None = None
-    directions: int | None = None
-    basis: Callable[[int, slice], Array] | None = None
-
-    def wants(self, layer: int) -> bool:
-        """Whether the layer's Jacobian is asked for: layers up to the origin have none."""
-        asked = self.layers is None or layer in self.layers
-        return asked and (self.origin is None or layer > self.origin)
-
-    @property
-    def feeds(self) -> bool:
-        """Whether the norm of what feeds a layer bounds its rank: at pre, and on the whole input."""
-        return self.at == "pre" and self.directions is None
-
-
-@dataclass(frozen=True)
-class Weight:
-    """The weight of a layer as matrices (C, out, in), float64, and how it makes the layer's map.
-
-    The map of one row consists of `positions` products with the matrix, each of its own part of what is fed: exactly
-    so, its singular values are those of the matrix `positions` times over, where `separate`; of overlapping parts
-    (patches), its rank is at most `positions` times that of the matrix. None where neither is so.
-    """
-
-    matrix: torch.Tensor
-    positions: int | None = 1
-    separate: bool = True
-
-
-Visit: TypeAlias = "Callable[[int, torch.Tensor, torch.Tensor, slice], None]"
-Scores: TypeAlias = "Callable[[torch.Tensor, torch.Tensor | None, slice], None]"
-VisitFactor: TypeAlias = "Callable[[int, torch.Tensor, torch.Tensor | None, slice], None]"
-VisitGram: TypeAlias = "Callable[[int, Any, slice], None]"
-Normals: TypeAlias = "Callable[[int, int], Array]"
-
-
-class Network(Protocol):
-    """C checkpoints of one architecture that answer questions about every layer (C = 1 for large ones).
-
-    What is visited is float64 whatever `dtype` the forward pass ran in, lives on `device`, and is not kept: a
-    visitor reduces or clones. Layers are named by their index in `layers`, the order of first call.
-    """
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        """Layers in the order of first call."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """C, the number of checkpoints stacked."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where tensors live."""
-        ...
-
-    @property
-    def output(self) -> str:
-        """Name of the activation that makes the network's output (`identity`, `softmax`, `sigmoid`, ...).
-
-        `other` where it has no name.
-        """
-        ...
-
-    @property
-    def hidden(self) -> int | None:
-        """Index of the last hidden layer, None where there is none, or no one last layer that makes the output."""
-        ...
-
-    @property
-    def plain(self) -> bool:
-        """Whether every layer is fed by the one before it alone, so that data processing holds along them."""
-        ...
-
-    def inputs_of(self, x: Array) -> int:
-        """Return how many numbers of a row are what Jacobians are with respect to: rows may hold masks and the like."""
-        ...
-
-    def alone(self, checkpoint: int) -> Network:
-        """Return the network of one of the stacked checkpoints (C = 1)."""
-        ...
-
-    def walk(self, x: Array, visit: Visit) -> None:
-        """Call visit(layer, pre, post, rows) with (C, n, ...) tensors, rows in blocks, each as soon as it is known."""
-        ...
-
-    def scores(self, x: Array, visit: Scores) -> None:
-        """Call visit(output, logits, rows) with (C, n, units) tensors, rows in blocks: the network's own output.
-
-        Of a softmax or a sigmoid the logits it is made of, one for one; None where they are in another order, or
-        normalised in parts. Of anything else the logits are the output itself.
-        """
-        ...
-
-    def noisy_walk(
-        self, x: Array, layer: int, noise: float, normals: Normals, replicas: range
-    ) -> Iterator[tuple[range, torch.Tensor]]:
-        """Yield (replicas, S) in blocks of replicas: S (C, R, n, D) is the layer's post before its own noise.
-
-        Every noisy layer that feeds it adds noise * normals(its index, replica), of shape (n, D), to its post.
-        """
-        ...
-
-    def affine(self, x: Array) -> tuple[bool, ...]:
-        """Return of every layer whether, on these rows, its pre is its weight times what it is fed, plus its bias.
-
-        Only then does its weight say anything of it. False for modules asked for by name.
-        """
-        ...
-
-    def weight(self, layer: int) -> Weight | None:
-        """Return a layer's weight as stored, whatever the precision of a pass; None for modules that have none."""
-        ...
-
-    def undefined(self, which: Derivative) -> Mapping[int, str]:
-        """Return the layers that have no derivative by the variable, with the reason."""
-        ...
-
-    def rounding(self, x: Array, which: Derivative) -> Mapping[int, float]:
-        """Return how far rounding may have moved Jacobians, in units of their norm, where they are not float64."""
-        ...
-
-    def grams(self, x: Array, visit: VisitGram, which: Derivative) -> Mapping[int, str]:
-        """Call visit(layer, gram, rows) for every layer wanted: `numerics.counting.Gram`, the quick way to counts.
-
-        Blocks of rows may be visited side by side, each of a layer once. Returns the layers whose Jacobian cannot be
-        computed, with the reason; some of their rows may have been visited.
-        """
-        ...
-
-    def jacobians(self, x: Array, visit: VisitFactor, which: Derivative) -> Mapping[int, str]:
-        """Call visit(layer, factor, fed, rows); factor (C, n, D, k) has the singular values of the layer's Jacobian.
-
-        n is 1 where the Jacobian is the same at every row. `fed` is a factor of the Jacobian of what feeds the layer,
-        None where it says nothing (`which.feeds`) or the layer is not fed by the one before it alone. Returns what
-        `grams` does.
-        """
-        ...
-
-    def spectral_norms(self, x: Array, which: Derivative) -> Array:
-        """Return the largest singular value of every layer's Jacobian, (C, L, n), whatever `which.directions` says.
-
-        NaN where it is not finite, not wanted, or cannot be computed.
-        """
-        ...
-
-
-class Measure(Protocol):
-    """Frozen parameters plus one pure call."""
-
-    quantities: ClassVar[tuple[Quantity, ...]]
-    primary: ClassVar[tuple[str, ...]]  # keys whose cells are there wherever the measure was carried out
-    name: ClassVar[str]
-
-    @property
-    def attributes(self) -> Mapping[str, str | int]:
-        """What is stored with every variable, and is the same in results that can be joined, beside place and rows."""
-        ...
-
-    def tells(self, layer: Layer, names: Sequence[str]) -> bool:
-        """Whether there is anything it can say of a layer; `names` are those of all, in order."""
-        ...
-
-    @property
-    def at(self) -> At:
-        """Where it looks: before or after the activation."""
-        ...
-
-    @property
-    def samples(self) -> int | None:
-        """Probe rows at most; None for all."""
-        ...
-
-    @property
-    def coordinates(self) -> Mapping[str, Sequence[float] | Sequence[str] | Sequence[int]]:
-        """Values along the dimensions of its quantities beyond (checkpoint, layer)."""
-        ...
-
-    def __call__(
-        self, network: Network, probe: Probe, streams: Streams, layers: Sequence[int] | None = None
-    ) -> Mapping[str, Estimate]:
-        """Measure every stacked checkpoint; one Estimate for each quantity key, of all layers.
-
-        Layers that are not among `layers` need not be measured; None asks for all.
-        """
-        ...

@@ -5,15 +5,17 @@ The truths are numbers that `python tests/calibration_oracle.py [NAME ...]` prin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import oracles
 import torch
-from oracles import probe_of, random_chain
+from oracles import Chained, Parameters, probe_of, random_chain
 
-from ibscan.types import Layer
+from ibscan.types import Layer, Probe
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,12 @@ class Case:
     rare: tuple[str, ...] = ()
 
     @property
-    def probe(self):
+    def probe(self) -> Probe:
         """Inputs are numbered: distinct, whatever their values."""
         return probe_of(np.arange(len(self.values))[:, None], self.labels)
 
     @cached_property
-    def network(self):
+    def network(self) -> Any:
         return Given(self.values)
 
 
@@ -49,16 +51,16 @@ class Given:
 
     size, output, plain = 1, "identity", True
 
-    def __init__(self, values):
+    def __init__(self, values: np.ndarray) -> None:
         self.device = oracles.DEVICE
         self.values = torch.as_tensor(values, dtype=torch.float64, device=self.device)
-        self.layers = (Layer("given", "Given", values.shape[1], first=True),)
+        self.layers: tuple[Layer, ...] = (Layer("given", "Given", values.shape[1], first=True),)
 
-    def alone(self, checkpoint):
+    def alone(self, checkpoint: Any) -> Any:
         assert checkpoint == 0
         return self
 
-    def walk(self, x, visit):
+    def walk(self, x: np.ndarray, visit: Callable[..., Any]) -> None:
         found = self.values[torch.as_tensor(x[:, 0].astype(np.int64), device=self.device)][None]
         visit(0, found, found, slice(0, len(x)))
 
@@ -66,11 +68,11 @@ class Given:
 # Layers as training leaves them ------------------------------------------------------------------------------------
 
 
-def cloud(n, d, seed, scale=1.0):
+def cloud(n: int, d: int, seed: int, scale: float = 1.0) -> np.ndarray:
     return scale * np.random.default_rng(seed).standard_normal((n, d))
 
 
-def clusters(n, d, count, spread, seed):
+def clusters(n: int, d: int, count: int, spread: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Late in training: tight groups at saturated places, the class a function of the group but for a few rows."""
     rng = np.random.default_rng(seed)
     places, group = np.tanh(1.5 * rng.standard_normal((count, d))), rng.integers(count, size=n)
@@ -78,7 +80,7 @@ def clusters(n, d, count, spread, seed):
     return places[group] + spread * rng.standard_normal((n, d)), labels
 
 
-def saturated_tanh(n, d, between, seed):
+def saturated_tanh(n: int, d: int, between: int, seed: int) -> np.ndarray:
     """Units within 1e-9 of -1 and 1, but for `between` rows."""
     rng = np.random.default_rng(seed)
     values = np.where(rng.random((n, d)) < 0.5, -1.0, 1.0) * (1 - 1e-9 * rng.random((n, d)))
@@ -86,7 +88,7 @@ def saturated_tanh(n, d, between, seed):
     return values
 
 
-def dead_relu(n, d, dead, rare, seed):
+def dead_relu(n: int, d: int, dead: int, rare: int, seed: int) -> np.ndarray:
     """Rectified units; the first `dead` are constant, the next `rare` so but for three rows each."""
     rng = np.random.default_rng(seed)
     values = np.maximum(rng.standard_normal((n, d)), 0.0)
@@ -96,19 +98,19 @@ def dead_relu(n, d, dead, rare, seed):
     return values
 
 
-def repeated(n, d, distinct, heavy, seed):
+def repeated(n: int, d: int, distinct: int, heavy: int, seed: int) -> np.ndarray:
     """`distinct` places; the first is met at `heavy` inputs, the others at the rest in turn."""
     rng = np.random.default_rng(seed)
     of = np.where(np.arange(n) < heavy, 0, np.arange(n) % distinct)
     return np.tanh(rng.standard_normal((distinct, d)))[of]
 
 
-def heavy_tails(n, d, seed):
+def heavy_tails(n: int, d: int, seed: int) -> np.ndarray:
     """Rows of a Student t with 1.2 degrees of freedom: a few are hundreds away."""
     return np.random.default_rng(seed).standard_t(1.2, (n, d))
 
 
-def signs(values, share=1.0, seed=0):
+def signs(values: np.ndarray, share: float = 1.0, seed: int = 0) -> np.ndarray:
     """The class is the first unit's sign, but for a share of rows where it is tossed."""
     rng = np.random.default_rng(seed)
     return np.where(
@@ -116,7 +118,7 @@ def signs(values, share=1.0, seed=0):
     )
 
 
-def made(name, values, labels=None, **settings):
+def made(name: str, values: np.ndarray, labels: np.ndarray | None = None, **settings: Any) -> Case:
     return Case(name, values, np.asarray(signs(values, 0.9) if labels is None else labels, dtype=np.int64), **settings)
 
 
@@ -159,7 +161,7 @@ class Chain:
     """A chain, its inputs and their classes, and a layer (from 0) of the noisy network."""
 
     name: str
-    chain: tuple[list[torch.Tensor], list[torch.Tensor | None]]
+    chain: Parameters
     activation: str
     x: np.ndarray
     labels: np.ndarray
@@ -168,19 +170,19 @@ class Chain:
     tolerance: float = 0.05
 
     @property
-    def truth(self):
+    def truth(self) -> tuple[float, float, float, float]:
         return TRUTHS[self.name]
 
 
-def scalars(*steps, inputs=1):
+def scalars(*steps: tuple[float, float], inputs: int = 1) -> Chained:
     """Scalar layers w t + b, of the first of so many inputs, and an output layer."""
     weights, biases = zip(*steps, strict=True)
-    weights = [torch.tensor([[w]], dtype=torch.float64) for w in (*weights, 1.0)]
-    weights[0] = torch.nn.functional.pad(weights[0], (0, inputs - 1))
-    return weights, [torch.tensor([b], dtype=torch.float64) for b in (*biases, 0.0)]
+    matrices = [torch.tensor([[w]], dtype=torch.float64) for w in (*weights, 1.0)]
+    matrices[0] = torch.nn.functional.pad(matrices[0], (0, inputs - 1))
+    return matrices, [torch.tensor([b], dtype=torch.float64) for b in (*biases, 0.0)]
 
 
-def shifted(chain, layer, constant):
+def shifted(chain: Chained, layer: int, constant: Any) -> Chained:
     """The chain with a constant added to every unit of a layer."""
     chain[1][layer] = chain[1][layer] + constant
     return chain

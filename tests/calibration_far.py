@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from calibration import Case
-from oracles import line_ty, line_xt, weight_entropy
+from oracles import Parameters, line_ty, line_xt, weight_entropy
 from scipy.stats import t as student
 
 # Noises of a far row beyond all others: nothing of its density is among them.
@@ -167,7 +167,7 @@ NETWORK = {
 }
 
 
-def identity_chain(units: int) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+def identity_chain(units: int) -> Parameters:
     """Return a linear chain whose second layer is its input with the noise of two layers on it: sqrt(2) of one."""
     one = torch.eye(units, dtype=torch.float64)
     return [one, one, torch.ones(2, units, dtype=torch.float64)], [None, None, None]

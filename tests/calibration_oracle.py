@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from calibration import CASES, CHAINS
+from calibration import CASES, CHAINS, Case, Chain
 from network_oracles import exact_information, layer_of, linear_law, noisy_grid
 from oracles import line_ty, line_xt
 
@@ -25,7 +27,7 @@ GRID_SHARE = 16
 LINE_ERROR = 1e-12
 
 
-def read_out_truth(case, draws=DRAWS):
+def read_out_truth(case: Case, draws: int = DRAWS) -> tuple[float, float, float, float]:
     """Return I(X;T+Z), its standard error, I(T+Z;Y), its standard error."""
     centred = case.values - case.values.mean(0)
     if centred.shape[1] == 1:
@@ -35,18 +37,20 @@ def read_out_truth(case, draws=DRAWS):
     return mixture_truth(centred / case.noise, case.labels, draws)
 
 
-def mixture_truth(unit, labels, draws=DRAWS):
+def mixture_truth(unit: Any, labels: np.ndarray, draws: int = DRAWS) -> tuple[float, float, float, float]:
     """Return the same of rows in units of the noise, all of one weight."""
-    unit = torch.from_numpy(unit)
+    points = torch.from_numpy(unit)
 
-    def exponent(rows, z):
-        distance = torch.cdist((unit[rows, None] + z).flatten(0, 1), unit, compute_mode="donot_use_mm_for_euclid_dist")
+    def exponent(rows: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        distance = torch.cdist(
+            (points[rows, None] + z).flatten(0, 1), points, compute_mode="donot_use_mm_for_euclid_dist"
+        )
         return 0.5 * (z.flatten(0, 1).square().sum(1, keepdim=True) - distance.square())
 
     return averaged(exponent, labels, unit.shape[1], draws)
 
 
-def chain_truth(case, draws=DRAWS):
+def chain_truth(case: Chain, draws: int = DRAWS) -> tuple[float, float, float, float]:
     """Return I(X;T), its standard error, I(T;Y), its standard error of a layer of the noisy network.
 
     Where every layer has one or two units, by nested quadrature. Else of the second layer: that of a linear chain is
@@ -67,7 +71,7 @@ def chain_truth(case, draws=DRAWS):
     kept = masses.amax(0) > LEAST_MASS
     centres, masses = second(nodes[kept]) / case.noise, masses[:, kept]
 
-    def exponent(rows, z):
+    def exponent(rows: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         made = (
             second(before[rows, None] + case.noise * z[..., : before.shape[1]]) / case.noise + z[..., before.shape[1] :]
         )
@@ -79,7 +83,7 @@ def chain_truth(case, draws=DRAWS):
     return averaged(exponent, case.labels, before.shape[1] + centres.shape[1], draws // GRID_SHARE)
 
 
-def averaged(exponent, labels, d, draws):
+def averaged(exponent: Callable[..., Any], labels: Any, d: int, draws: int) -> tuple[float, float, float, float]:
     """Return means and standard errors of ln p(t|i) - ln p(t) and ln p(t|y) - ln p(t).
 
     Sobol points are shifted at random, anew for every row i and every one of SHIFTS repetitions.
@@ -92,19 +96,19 @@ def averaged(exponent, labels, d, draws):
     """
     points = 2 ** max(0, round(math.log2(draws / len(labels) / SHIFTS)))
     even, g = torch.quasirandom.SobolEngine(d).draw(points, dtype=torch.float64), torch.Generator().manual_seed(0)
-    labels, each = torch.from_numpy(labels), torch.zeros(SHIFTS, 2, dtype=torch.float64)
-    shares = torch.bincount(labels).double() / len(labels)
+    classes, each = torch.from_numpy(labels), torch.zeros(SHIFTS, 2, dtype=torch.float64)
+    shares = torch.bincount(classes).double() / len(classes)
     for shift in range(SHIFTS):
-        for rows in torch.arange(len(labels)).split(max(1, BLOCK // points)):
+        for rows in torch.arange(len(classes)).split(max(1, BLOCK // points)):
             z = torch.special.ndtri((even + torch.rand(len(rows), 1, d, generator=g, dtype=torch.float64)) % 1.0)
-            found, label = exponent(rows, z), labels[rows].repeat_interleave(points)
+            found, label = exponent(rows, z), classes[rows].repeat_interleave(points)
             given = [
-                torch.logsumexp(found[:, labels == c], 1) - math.log((labels == c).sum()) for c in range(len(shares))
+                torch.logsumexp(found[:, classes == c], 1) - math.log((classes == c).sum()) for c in range(len(shares))
             ]
             of_class = torch.stack(given, 1)
             marginal = torch.logsumexp(of_class + shares.log(), 1)
             own = of_class.gather(1, label[:, None])[:, 0]
-            each[shift] += torch.stack((-marginal.sum(), (own - marginal).sum())) / (len(labels) * points)
+            each[shift] += torch.stack((-marginal.sum(), (own - marginal).sum())) / (len(classes) * points)
     (xt, ty), (xt_se, ty_se) = each.mean(0).tolist(), (each.std(0) / math.sqrt(SHIFTS)).tolist()
     return xt, xt_se, ty, ty_se
 

@@ -109,9 +109,9 @@ class Server:
         return Command(self, self.ask({"start": typed, "folder": str(folder), **order}), folder)
 
     def close(self) -> None:
-        self.process.stdin.close()  # type: ignore[union-attr]
+        self.process.stdin.close()
         self.process.wait()
-        self.process.stdout.close()  # type: ignore[union-attr]
+        self.process.stdout.close()
 
 
 def _become(order: dict[str, Any]) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from oracles import ACTIVATION, brute_information
+from oracles import ACTIVATION, Parameters, brute_information
 
 
-def layer_of(chain, k, activation):
+def layer_of(chain: Parameters, k: int, activation: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """f_k as a function of rows (P, in) -> (P, out)."""
     weight, bias = chain[0][k], chain[1][k]
     return lambda h: ACTIVATION[activation](h @ weight.T + (0 if bias is None else bias))
 
 
-def noisy_grid(centres, masses, noise, per_noise=4):
+def noisy_grid(
+    centres: torch.Tensor, masses: torch.Tensor, noise: float, per_noise: int = 4
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return nodes (P', d) and their masses (n, P') of centres (P, d), masses (n, P), plus noise; d = 1 or 2.
 
     The trapezoidal rule of a Gaussian at four steps a deviation is exact to rounding, up to 1e-4 at relu.
@@ -32,17 +35,24 @@ def noisy_grid(centres, masses, noise, per_noise=4):
     return torch.cartesian_prod(*axes), laws.flatten(1)
 
 
-def law_information(laws, joint):
+def law_information(laws: torch.Tensor, joint: torch.Tensor) -> tuple[float, float]:
     """I(X;T), I(T;Y) of laws (n, P) of T given X and the joint law (n, C) of X and Y."""
     weights, marginal, of_class = joint.sum(1), joint.sum(1) @ laws, (joint / joint.sum(0)).T @ laws
 
-    def divergence(p):
+    def divergence(p: torch.Tensor) -> torch.Tensor:
         return torch.where(p > 1e-280, p * torch.log(torch.where(p > 1e-280, p / marginal, 1.0)), 0.0).sum(-1)
 
     return float(weights @ divergence(laws)), float(joint.sum(0) @ divergence(of_class))
 
 
-def exact_information(chain, activation, x, joint, noise, per_noise=4):
+def exact_information(
+    chain: Parameters,
+    activation: str,
+    x: torch.Tensor,
+    joint: torch.Tensor,
+    noise: float,
+    per_noise: int = 4,
+) -> list[tuple[float, float]]:
     """Return [(I(X;T_l), I(T_l;Y)), ...] of all hidden layers, each of width 1 or 2, by nested quadrature."""
     nodes, masses, found = x, torch.eye(len(x), dtype=torch.float64), []
     for k in range(len(chain[0]) - 1):
@@ -54,7 +64,7 @@ def exact_information(chain, activation, x, joint, noise, per_noise=4):
     return found
 
 
-def linear_law(chain, x, noise):
+def linear_law(chain: Parameters, x: torch.Tensor, noise: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean (n, d) and covariance (d, d) of the last hidden layer given x, identity activations."""
     mean, covariance = x, torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
     for k in range(len(chain[0]) - 1):
@@ -64,7 +74,14 @@ def linear_law(chain, x, noise):
     return mean, covariance
 
 
-def linear_information(chain, x, joint, noise, draws, seed=0):
+def linear_information(
+    chain: Parameters,
+    x: torch.Tensor,
+    joint: torch.Tensor,
+    noise: float,
+    draws: int,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
     """I(X;T), I(T;Y) of the last hidden layer of a linear net: exact densities, noise whitened."""
     mean, covariance = linear_law(chain, x, noise)
     white = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), mean.T, upper=False).T
@@ -74,7 +91,15 @@ def linear_information(chain, x, joint, noise, draws, seed=0):
     return each.mean(0), each.std(0, ddof=1) / math.sqrt(draws)
 
 
-def replicas(chain, activation, x, layer, noise, generator, count):
+def replicas(
+    chain: Parameters,
+    activation: str,
+    x: torch.Tensor,
+    layer: int,
+    noise: float,
+    generator: torch.Generator,
+    count: int,
+) -> torch.Tensor:
     """S of `layer` (count, n, D) in `count` passes, fresh noise at every layer before."""
     found = []
     for _ in range(count):
@@ -86,7 +111,9 @@ def replicas(chain, activation, x, layer, noise, generator, count):
     return torch.stack(found)
 
 
-def replica_information(centres, joint, noise, queries):
+def replica_information(
+    centres: torch.Tensor, joint: torch.Tensor, noise: float, queries: torch.Tensor | Sequence[torch.Tensor]
+) -> tuple[float, float]:
     """Mean of ln g_i - ln g and ln g_y - ln g over queries (R, n, D), g_i the mixture of the K of centres (K, n, D)."""
     count, weights, xt, ty = len(centres), joint.sum(1), 0.0, 0.0
     for t in queries:
@@ -99,12 +126,22 @@ def replica_information(centres, joint, noise, queries):
     return xt, ty
 
 
-def own_and_fresh(chain, activation, x, joint, layer, noise, count, repeats, seed=0):
+def own_and_fresh(
+    chain: Parameters,
+    activation: str,
+    x: torch.Tensor,
+    joint: torch.Tensor,
+    layer: int,
+    noise: float,
+    count: int,
+    repeats: int,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
     """Return means and standard errors (2, 2) over repeats: rows own and fresh, columns I(X;T) and I(T;Y)."""
     g, found = torch.Generator().manual_seed(seed), []
     for _ in range(repeats):
         centres, others = (replicas(chain, activation, x, layer, noise, g, count) for _ in range(2))
         z = noise * torch.randn(centres.shape, generator=g, dtype=torch.float64)
         found.append([replica_information(centres, joint, noise, t + z) for t in (centres, others)])
-    found = np.array(found)
-    return found.mean(0), found.std(0, ddof=1) / math.sqrt(repeats)
+    each = np.array(found)
+    return each.mean(0), each.std(0, ddof=1) / math.sqrt(repeats)

@@ -12,49 +12,50 @@ from typing import Any
 
 import numpy as np
 
+from ibscan.core.quantity import BINNING, COMPONENT, DISTANCE_BIN, EPS, NOISE, REL_EPS, REL_NOISE, Quantity
 from ibscan.results.schema import build
-from ibscan.types import Checkpoint, Estimate, Layer, Quantity, Result, Status
+from ibscan.types import At, Checkpoint, Estimate, Layer, Result, Status
 from ibscan.views.console import console
 from ibscan.views.tables import tables
 
 LAYERS = ("fc1", "fc2", "fc10", "out")
 
 RANK = (
-    Quantity("local_rank", "LR_eps", "1", "mean number of singular values > eps", ("eps",)),
-    Quantity("local_rank_rel", "LR_rel", "1", "the same, relative", ("rel_eps",)),
-    Quantity("singular_value", "sigma_k", "1", "mean k-th singular value", ("component",), default_shown=False),
+    Quantity("local_rank", "LR_eps", "1", "mean number of singular values > eps", (EPS,)),
+    Quantity("local_rank_rel", "LR_rel", "1", "the same, relative", (REL_EPS,)),
+    Quantity("singular_value", "sigma_k", "1", "mean k-th singular value", (COMPONENT,), default_shown=False),
     Quantity("effective_rank", "exp H", "1", "effective rank"),
 )
 READOUT = (
-    Quantity("mi_readout_xt", "I(X; T+Z)", "nat", "information about the input", ("noise",)),
-    Quantity("mi_readout_ty", "I(T+Z; Y)", "nat", "information about the label", ("noise",)),
-    Quantity("mi_readout_cap", "cap of I(X; T+Z)", "nat", "smallest proven upper bound", ("noise",)),
+    Quantity("mi_readout_xt", "I(X; T+Z)", "nat", "information about the input", (NOISE,)),
+    Quantity("mi_readout_ty", "I(T+Z; Y)", "nat", "information about the label", (NOISE,)),
+    Quantity("mi_readout_cap", "cap of I(X; T+Z)", "nat", "smallest proven upper bound", (NOISE,)),
 )
-SLOPE = (Quantity("mi_readout_slope", "-dI/d ln noise", "1", "slope of the information", ("noise",)),)
+SLOPE = (Quantity("mi_readout_slope", "-dI/d ln noise", "1", "slope of the information", (NOISE,)),)
 RELATIVE = (
-    Quantity("mi_readout_rel_xt", "I(X; T+Z)", "nat", "information about the input", ("rel_noise",)),
-    Quantity("mi_readout_rel_ty", "I(T+Z; Y)", "nat", "information about the label", ("rel_noise",)),
-    Quantity("mi_readout_rel_cap", "cap of I(X; T+Z)", "nat", "smallest proven upper bound", ("rel_noise",)),
-    Quantity("mi_readout_rel_slope", "-dI/d ln noise", "1", "slope of the information", ("rel_noise",)),
-    Quantity("noise_absolute", "noise", "activation units", "the noise in activation units", ("rel_noise",)),
+    Quantity("mi_readout_rel_xt", "I(X; T+Z)", "nat", "information about the input", (REL_NOISE,)),
+    Quantity("mi_readout_rel_ty", "I(T+Z; Y)", "nat", "information about the label", (REL_NOISE,)),
+    Quantity("mi_readout_rel_cap", "cap of I(X; T+Z)", "nat", "smallest proven upper bound", (REL_NOISE,)),
+    Quantity("mi_readout_rel_slope", "-dI/d ln noise", "1", "slope of the information", (REL_NOISE,)),
+    Quantity("noise_absolute", "noise", "activation units", "the noise in activation units", (REL_NOISE,)),
 )
 PROJECTED = (
-    Quantity("mi_readout_projected_xt", "I(X; P(T+Z))", "nat", "information of components", ("noise",)),
-    Quantity("mi_readout_projected_tail", "tail", "nat", "what the others can add", ("noise",)),
-    Quantity("mi_readout_projected_components", "k", "1", "components kept", ("noise",), counted=True),
+    Quantity("mi_readout_projected_xt", "I(X; P(T+Z))", "nat", "information of components", (NOISE,)),
+    Quantity("mi_readout_projected_tail", "tail", "nat", "what the others can add", (NOISE,)),
+    Quantity("mi_readout_projected_components", "k", "1", "components kept", (NOISE,), counted=True),
 )
-NETWORK = (Quantity("mi_network_xt", "I(X; T)", "nat", "information about the input", ("noise",)),)
+NETWORK = (Quantity("mi_network_xt", "I(X; T)", "nat", "information about the input", (NOISE,)),)
 BINNED = (
-    Quantity("mi_binned_xt", "H(bin T)", "nat", "entropy of the binned layer", ("binning",)),
-    Quantity("mi_binned_ty", "I(bin T; Y)", "nat", "information about the label", ("binning",)),
-    Quantity("mi_binned_cells", "cells", "1", "occupied cells", ("binning",), counted=True),
-    Quantity("mi_binned_width", "cell width", "activation units", "width of a cell", ("binning",)),
+    Quantity("mi_binned_xt", "H(bin T)", "nat", "entropy of the binned layer", (BINNING,)),
+    Quantity("mi_binned_ty", "I(bin T; Y)", "nat", "information about the label", (BINNING,)),
+    Quantity("mi_binned_cells", "cells", "1", "occupied cells", (BINNING,), counted=True),
+    Quantity("mi_binned_width", "cell width", "activation units", "width of a cell", (BINNING,)),
 )
 CLUSTER = (
-    Quantity("distance_within", "pairs", "1", "pairs of one class", ("distance_bin",), True, True, False),
-    Quantity("distance_between", "pairs", "1", "pairs of two classes", ("distance_bin",), True, True, False),
-    Quantity("distance_edge_low", "edge", "activation units", "lower edge", ("distance_bin",), True, True, False),
-    Quantity("distance_edge_high", "edge", "activation units", "upper edge", ("distance_bin",), True, True, False),
+    Quantity("distance_within", "pairs", "1", "pairs of one class", (DISTANCE_BIN,), True, True, False),
+    Quantity("distance_between", "pairs", "1", "pairs of two classes", (DISTANCE_BIN,), True, True, False),
+    Quantity("distance_edge_low", "edge", "activation units", "lower edge", (DISTANCE_BIN,), True, True, False),
+    Quantity("distance_edge_high", "edge", "activation units", "upper edge", (DISTANCE_BIN,), True, True, False),
     Quantity("distance_within_mean", "d within", "activation units", "mean distance within"),
     Quantity("distance_between_mean", "d between", "activation units", "mean distance between"),
     Quantity("nc1", "NC1", "1", "within over between"),
@@ -73,7 +74,7 @@ class Fake:
     name: str
     quantities: tuple[Quantity, ...]
     coordinates: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    at: str = "post"
+    at: At = "post"
     samples: int | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -115,7 +116,7 @@ def estimate(quantity: Quantity, axes: Mapping[str, Sequence[Any]], *, companion
     if quantity.counted:
         whole = values if "edge" in quantity.key else (values * 20).astype(np.int64)
         return Estimate(whole, None)
-    extra = {name: values + place * 0.01 for place, name in enumerate(companions, 1)}
+    extra: dict[str, Any] = {name: values + place * 0.01 for place, name in enumerate(companions, 1)}
     return Estimate(values, np.zeros(shape, dtype=np.int8), **extra)
 
 

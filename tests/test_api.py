@@ -14,6 +14,7 @@ from ibscan.errors import IbscanError, UsageError
 from ibscan.results.store import read
 
 
+@pytest.mark.slow
 def test_options_take_the_forms_of_the_command_line(series: Path) -> None:
     typed = ibscan.mi(series, probe_arg=["scale=2"], bin_range="0:1", epochs=[0, 3], noise=0.2, bins=10)
     called = ibscan.mi(series, probe_arg={"scale": 2}, bin_range=(0, 1), epochs="0,3", noise=[0.2], bins=(10,))
@@ -112,7 +113,7 @@ def test_every_member_of_a_sweep_is_kept_and_read_back(place: dict[str, float], 
     assert (series.axis, axis_values(series)) == ("value", sorted(map(float, VALUES)))
     assert {(one.epoch, one.step) for one in series.checkpoints} == {(place.get("epoch"), place.get("step"))}
     for one in series.checkpoints:
-        seed = [float(value) for value in VALUES].index(one.value)  # type: ignore[arg-type]
+        seed = [float(value) for value in VALUES].index(one.value)
         assert load_tensors(one)["0.weight"].equal(chain(3, 2, seed=seed).state_dict()["0.weight"])
 
 
@@ -194,7 +195,7 @@ def test_saving_refuses_what_has_no_place(tmp_path: Path) -> None:
         {"epoch": 1, "metrics": {"loss": "low"}},
     ):
         with pytest.raises(UsageError):
-            ibscan.save(tmp_path, chain(3, 2), **options)  # type: ignore[arg-type]
+            ibscan.save(tmp_path, chain(3, 2), **options)
     assert not list(tmp_path.glob("*.safetensors"))
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from oracles import network_of, probe_of, random_chain
 
-from ibscan.measures import clustering, network, readout
+from ibscan.measures import noisy_cells, readout_cells
 from ibscan.measures.binned import BinnedInformation
 from ibscan.measures.clustering import Clustering
 from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
+from ibscan.numerics import geometry
 from ibscan.numerics.mixture import Mixture
 from ibscan.scanning import Block, _outcomes
 from ibscan.types import Status
@@ -22,20 +25,20 @@ PROBE = probe_of(np.random.default_rng(0).standard_normal((40, 4)), np.arange(40
 SPOILT = 1
 
 
-def chains(count):
+def chains(count: Any) -> Any:
     return network_of([random_chain(WIDTHS, seed) for seed in range(count)])
 
 
-def outcome(measure, chain):
+def outcome(measure: Any, chain: Any) -> Any:
     ((_, found, _),) = _outcomes(chain, [measure], PROBE, 0, None)
     return found
 
 
-def failing_at(width, error):
+def failing_at(width: Any, error: Any) -> Any:
     """Raise an error where values of so many units come, do as ever elsewhere."""
 
-    def guard(function):
-        def guarded(values, *rest, **more):
+    def guard(function: Any) -> Any:
+        def guarded(values: Any, *rest: Any, **more: Any) -> Any:
             if (values.centres if isinstance(values, Mixture) else values).shape[-1] == width:
                 raise error
             return function(values, *rest, **more)
@@ -45,18 +48,24 @@ def failing_at(width, error):
     return guard
 
 
-ERRORS = {Status.FAILED: torch.linalg.LinAlgError("no convergence"), Status.OUT_OF_MEMORY: MemoryError()}
+ERRORS = {
+    Status.FAILED: torch.linalg.LinAlgError("no convergence"),  # type: ignore[attr-defined]
+    Status.OUT_OF_MEMORY: MemoryError(),
+}
 PLACES = {
-    "mi_readout": (ReadoutInformation(), readout, "readout_cell"),
-    "mi_network": (NetworkInformation(max_replicas=16, max_draws=64), network, "principal_components"),
-    "clustering": (Clustering(), clustering, "class_geometry"),
+    "mi_readout": (ReadoutInformation(), readout_cells, "readout_cell"),
+    "mi_network": (NetworkInformation(max_replicas=16, max_draws=64), noisy_cells, "principal_components"),
+    "clustering": (Clustering(), geometry, "class_geometry"),
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("status", ERRORS)
 @pytest.mark.parametrize("name", PLACES)
-def test_what_one_layer_meets_takes_the_measure_from_no_other(name, status, count, monkeypatch):
+def test_what_one_layer_meets_takes_the_measure_from_no_other(
+    name: Any, status: Any, count: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     measure, module, function = PLACES[name]
     whole = outcome(measure, chains(count))
     spoil = failing_at(WIDTHS[1 + SPOILT], ERRORS[status])
@@ -77,17 +86,18 @@ def test_what_one_layer_meets_takes_the_measure_from_no_other(name, status, coun
             np.testing.assert_allclose(estimate.stderr[:, others], whole[key].stderr[:, others], rtol=1e-9)
 
 
-def test_it_is_said_which_layer_failed_and_why(monkeypatch):
+def test_it_is_said_which_layer_failed_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     measure, module, function = PLACES["mi_readout"]
     spoil = failing_at(WIDTHS[1 + SPOILT], ERRORS[Status.FAILED])
     monkeypatch.setattr(module, function, spoil(getattr(module, function)))
     chain = chains(2)
-    block = Block((), chain.layers, ((measure, outcome(measure, chain), 40),), {})
+    outcomes: Any = ((measure, outcome(measure, chain), 40),)
+    block = Block((), chain.layers, outcomes, {})
     assert list(block.sentences()) == [("mi_readout of 'fc2' is failed: LinAlgError: no convergence.", True)]
 
 
 @pytest.mark.parametrize("measure", [LocalRank(), BinnedInformation(), Clustering(), ReadoutInformation()])
-def test_a_mistake_of_ours_is_no_misfortune(measure, monkeypatch):
+def test_a_mistake_of_ours_is_no_misfortune(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     chain = chains(1)
     monkeypatch.setattr(type(chain), "walk", lambda *_: (_ for _ in ()).throw(RuntimeError("a mistake")))
     monkeypatch.setattr(type(chain), "grams", lambda *_: (_ for _ in ()).throw(RuntimeError("a mistake")))
@@ -96,9 +106,10 @@ def test_a_mistake_of_ours_is_no_misfortune(measure, monkeypatch):
         outcome(measure, chain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", [ReadoutInformation(), NetworkInformation(max_replicas=32, tolerance=0.3)])
 @pytest.mark.parametrize("scale", [1e-320, 1e-160, 1e-100, 1e100, 1e200, 1e300])
-def test_a_layer_of_any_size_is_measured_and_spares_its_neighbours(measure, scale):
+def test_a_layer_of_any_size_is_measured_and_spares_its_neighbours(measure: Any, scale: Any) -> None:
     """All rows alike to the noise tell nothing; all apart tell everything."""
     weights, biases = random_chain((4, 5, 4, 3), 0, bias=False)
     weights[1] = weights[1] * scale

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ibscan.cli.options import ALL, CHECKPOINTS, MI, PRINTING, RANK, RESULT, SCAN, SHOW, taking
+from ibscan.cli.options import ALL, PRINTED, PRINTING, RESULT, SHOW, of_verb, taking
 from ibscan.cli.output import output_for
 from ibscan.errors import NothingMatched, UsageError
 
@@ -27,7 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings=HELP,
 )
-PRINTED = {"every", "variable", "units", "format", "json", "quiet", "progress", "color", "debug"}
 DEFAULT_OUTPUT = Path("ibscan.h5")
 
 
@@ -37,35 +36,35 @@ def ibscan() -> None:
 
 
 @app.command(context_settings=HELP, epilog="Example: ibscan rank ckpts/ --probe probe.npz --eps 0.01")
-@taking(CHECKPOINTS, SCAN, RANK, PRINTING, ALL)
+@taking(of_verb("rank"), PRINTING, ALL)
 def rank(**options: Any) -> int:  # noqa: ANN401 - the signature is made of the option groups
     """Local rank: how many directions of the input each layer still responds to."""
     return _scanned("rank", options)
 
 
 @app.command(context_settings=HELP, epilog="Example: ibscan mi ckpts/ --noise 0.1 --bins 30")
-@taking(CHECKPOINTS, SCAN, MI, PRINTING, ALL)
+@taking(of_verb("mi"), PRINTING, ALL)
 def mi(**options: Any) -> int:  # noqa: ANN401
     """Binned and noisy-channel mutual information, side by side."""
     return _scanned("mi", options)
 
 
 @app.command(context_settings=HELP, epilog="Example: ibscan cluster ckpts/ --epochs log:10")
-@taking(CHECKPOINTS, SCAN, PRINTING, ALL)
+@taking(of_verb("cluster"), PRINTING, ALL)
 def cluster(**options: Any) -> int:  # noqa: ANN401
     """Clustering of representations: distances within and between classes, neural-collapse statistics."""
     return _scanned("cluster", options)
 
 
 @app.command(context_settings=HELP, epilog="Example: ibscan scan ckpts/ -o run.h5")
-@taking(CHECKPOINTS, SCAN, RANK, MI, PRINTING, ALL)
+@taking(of_verb("scan"), PRINTING, ALL)
 def scan(**options: Any) -> int:  # noqa: ANN401
     """Everything: local rank, mutual information and clustering in one file."""
     return _scanned("scan", options)
 
 
 @app.command(context_settings=HELP, name="ls", epilog="Example: ibscan ls ckpts/ --probe probe.npz")
-@taking(CHECKPOINTS, ALL)
+@taking(of_verb("ls"), ALL)
 def listing(**options: Any) -> int:  # noqa: ANN401
     """The series as understood, and what was skipped and why; with --probe also whether a scan would work."""
     from ibscan.cli.listing import listed
@@ -121,23 +120,15 @@ def _scanned(verb: str, options: Mapping[str, Any]) -> int:
     return done.exit_code
 
 
-def _request(verb: str, options: Mapping[str, Any]) -> Request:
-    from ibscan.inputs.arguments import parse_arguments, parse_model_arguments
-    from ibscan.request import Request, parse_range
+def _request(verb: Any, options: Mapping[str, Any]) -> Request:  # noqa: ANN401 - one of the verbs
+    from ibscan.request import requested
 
-    # What was not typed keeps the request's own default.
-    given = {name: value for name, value in options.items() if name not in PRINTED and value is not None}
+    # Options left at None use the defaults of Request and of the measures.
+    printed = {setting.name for setting in PRINTED}
+    given = {name: value for name, value in options.items() if name not in printed and value is not None}
     paths = _paths(given.pop("ckpts", None))
-    if "probe_arg" in given:
-        given["probe_arg"] = parse_arguments(given["probe_arg"])
-    if "bin_range" in given:
-        given["bin_range"] = parse_range(given["bin_range"])
-    if "model_arg" in given:
-        given["model_arg"] = parse_model_arguments(given["model_arg"])
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     given.setdefault("output", DEFAULT_OUTPUT)
-    command = shlex.join(["ibscan", *sys.argv[1:]])
-    return Request(verb, paths, command=command, **given)  # type: ignore[arg-type]
+    return requested(verb, paths, given, shlex.join(["ibscan", *sys.argv[1:]]))
 
 
 def _paths(typed: list[str] | None) -> tuple[Path, ...]:

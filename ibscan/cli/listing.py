@@ -11,9 +11,9 @@ from ibscan.cli.output import Output
 from ibscan.errors import IbscanError, NothingMatched
 from ibscan.inputs.formats.checkpoint import load_tensors
 from ibscan.inputs.probe import find_probe
-from ibscan.measures.local_rank import LocalRank
 from ibscan.memory import BASE, layer_memory, weight_memory
-from ibscan.models import Stated, chain_globs, globbed, stated_model
+from ibscan.model_spec import Stated, chain_globs, stated_model
+from ibscan.models import globbed
 from ibscan.networks.resolve import chain_order
 from ibscan.numerics.room import free_bytes
 from ibscan.planning import Plan, manifest_of, planned, series_of
@@ -111,13 +111,13 @@ def _read(request: Request, output: Output) -> tuple[Series, Stated | None]:
 
 def _obstacles(plan: Plan) -> dict[int, str]:
     """Try one row of every Jacobian a scan would take; return why some layers would have none, by their index."""
-    rank = next((measure for measure in plan.measures if isinstance(measure, LocalRank)), None)
-    if rank is None or plan.model.most is None:  # a chain's Jacobian is a product of matrices, and always there
+    tried = next((measure for measure in plan.measures if measure.trial), None)
+    if tried is None or plan.model.most is None:  # a chain's Jacobian is a product of matrices, and always there
         return {}
     first, seed = plan.series.checkpoints[0], plan.attrs["seed"]
     network = plan.model.network([(first, load_tensors(first))])
     try:
-        found = measured(rank, network, plan.probe.sampled(1, seed), Streams(seed), plan.layers)["local_rank"]
+        found = measured(tried, network, plan.probe.sampled(1, seed), Streams(seed), plan.layers)[tried.trial]
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -142,20 +142,20 @@ def _promise(plan: Plan, largest: int, obstacles: Mapping[int, str]) -> str:
 
 def _layers(plan: Plan, obstacles: Mapping[int, str]) -> Iterator[dict[str, Any]]:
     """Yield what a scan would measure at each layer reported, and what not and why."""
-    names = [measure.name for measure in plan.measures if any(q.per_layer for q in measure.quantities)]
+    measures = [measure for measure in plan.measures if any(q.per_layer for q in measure.quantities)]
     memory = layer_memory(plan)
     for k in plan.layers:
         layer = plan.model.layers[k]
-        reasons = {"local_rank": obstacles[k]} if k in obstacles else {}
-        if layer.output:
-            reasons["mi_network"] = "it feeds no other layer, so the noisy network has no noise there"
-        reasons = {name: reason for name, reason in reasons.items() if name in names}
+        reasons = {measure.name: obstacles[k] for measure in measures if measure.trial and k in obstacles}
+        for measure in measures:
+            if measure.inapplicable and not measure.applies_to(layer, plan.model.names):
+                reasons[measure.name] = measure.inapplicable
         unlabelled = {} if plan.probe.y is not None else {"what concerns labels": "the probe has none that are classes"}
         yield {
             "layer": layer.name,
             "kind": layer.kind,
             "units": layer.width,
-            "measures": ", ".join(name for name in names if name not in reasons),
+            "measures": ", ".join(measure.name for measure in measures if measure.name not in reasons),
             "not_measured": "; ".join(f"{name}: {reason}" for name, reason in (reasons | unlabelled).items()),
             "memory": memory[k],
         }

@@ -1,1 +1,1 @@
-"""What every room may use: text, and child processes."""
+"""What every other room shares: nouns, text, child processes, whole files; importing one costs no torch."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import warnings
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +22,9 @@ from ibscan.types import Array
 # Classes of plain arrays, and what they are here; not cell, struct, object, function, opaque, sparse.
 PLAIN = {f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 PLAIN |= {"double": "float64", "single": "float32", "logical": "bool", "char": "str"}
+HEADER_BYTES = 128
+# Types of the elements a file consists of: a matrix, plain or compressed.
+ELEMENTS = (14, 15)
 # scipy's own name for what MATLAB keeps about functions.
 WORKSPACE = "__function_workspace__"
 # What inflates beyond the wanted numbers, stored and converted, and this, is no array.
@@ -36,9 +40,25 @@ def _listing(content: str | bytes) -> Listing:
     grant(0, SPARE_BYTES)
     # Open for as long as this process lives.
     stream: BinaryIO = io.BytesIO(content) if isinstance(content, bytes) else Path(content).open("rb")  # noqa: SIM115
+    _check_whole(stream)
     found = {name: (tuple(shape), PLAIN[kind]) for name, shape, kind in scipy.io.whosmat(stream) if kind in PLAIN}
     found.pop(WORKSPACE, None)
     return Listing({name: shape for name, (shape, _) in found.items()}, lambda key: _read(stream, key, *found[key]))
+
+
+def _check_whole(stream: BinaryIO) -> None:
+    """Refuse a file whose elements do not end where it ends: scipy reads what there is of a file cut short."""
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(HEADER_BYTES - 2)
+    order, place = ("<" if stream.read(2) == b"IM" else ">"), HEADER_BYTES
+    while place < size:
+        stream.seek(place)
+        tag = stream.read(8)
+        kind, length = struct.unpack(f"{order}II", tag) if len(tag) == 8 else (0, 0)
+        if kind not in ELEMENTS or place + 8 + length > size:
+            raise Unfit(f"is a truncated or damaged MATLAB file (at byte {place} of {size}); save it again with -v7")
+        place += 8 + length
+    stream.seek(0)
 
 
 def _read(stream: BinaryIO, key: str, shape: tuple[int, ...], dtype: str) -> Array:

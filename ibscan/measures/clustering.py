@@ -2,178 +2,299 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
-import numpy as np
-import torch
+from ibscan.core.measure import Measure, Sizes
+from ibscan.core.network import DecidingNetwork, WeightedNetwork
+from ibscan.core.option import option
+from ibscan.core.quantity import DISTANCE_BIN, Quantity
+from ibscan.measures.shared import AT, ROWS, SAMPLES
+from ibscan.types import At, Estimate, Probe, Status, Streams
 
-from ibscan.measures.activations import layer_status, layers_in_turn
-from ibscan.measures.fit import decisions
-from ibscan.numerics.distances import distance_histogram
-from ibscan.numerics.geometry import class_geometry
-from ibscan.types import Array, At, Estimate, Layer, Network, Probe, Quantity, Status, Streams
+if TYPE_CHECKING:
+    import torch
+
+    from ibscan.measures.driver import Seen
 
 __all__ = ["Clustering"]
 
 BINS = 100
-MEASURED = (
-    "distance_within_mean",
-    "distance_between_mean",
-    "nc1",
-    "nc2_equinorm",
-    "nc2_equiangle",
-    "nc4",
-    "nearest_mean_error",
-)
+PAPYAN = "Papyan, Han, Donoho 2020, arXiv 2008.08186, section 2"
+GOLDFELD = "Goldfeld et al. 2019, arXiv 1810.05728, section 5"
+MEANS = "mu_c the mean of class c, mu_G the unweighted mean of the C class means present"
+
+
+# How far what feeds the last layer may be from the hidden layer's post, as seen in scores: rounding of float32 is less.
+FED = 1e-4
+
+
+class JudgedNetwork(DecidingNetwork, WeightedNetwork, Protocol):
+    """A network that decides, by a weight."""
 
 
 @dataclass(frozen=True)
-class Clustering:
+class Clustering(Measure):
     """Histograms and means of pairwise distances, neural-collapse statistics, nearest-mean errors.
 
     Args:
         at: `post` (the definition) or `pre`.
         samples: Probe rows at most.
-
-    Source:
-        Goldfeld et al. 2019, section 5 (distances); Papyan, Han, Donoho 2020, arXiv 2008.08186 (collapse).
     """
 
-    at: At = "post"
-    samples: int | None = 4096
+    at: At = option("post", AT)
+    samples: int | None = option(ROWS, SAMPLES)
 
     name: ClassVar[str] = "clustering"
-    attributes: ClassVar[Mapping[str, str | int]] = {}
+    verb: ClassVar[str] = "cluster"
     primary: ClassVar[tuple[str, ...]] = ("distance_edge_high",)
+    source: ClassVar[str] = PAPYAN
+    caveat: ClassVar[str] = "It is of the rows of the probe: a sample that lost a class has no mean of it."
     quantities: ClassVar[tuple[Quantity, ...]] = (
         Quantity(
-            "distance_within", "pairs within", "1", "pairs of rows of one class", ("distance_bin",), True, True, False
+            "distance_within",
+            "pairs within",
+            "1",
+            "pairs of rows of one class",
+            (DISTANCE_BIN,),
+            counted=True,
+            default_shown=False,
+            formula="#{i < j : y_i = y_j, LOW <= ||t_i - t_j|| < HIGH}",
+            source=GOLDFELD,
         ),
         Quantity(
             "distance_between",
             "pairs between",
             "1",
             "pairs of rows of two classes",
-            ("distance_bin",),
-            True,
-            True,
-            False,
+            (DISTANCE_BIN,),
+            counted=True,
+            default_shown=False,
+            formula="#{i < j : y_i != y_j, LOW <= ||t_i - t_j|| < HIGH}",
+            source=GOLDFELD,
         ),
         Quantity(
             "distance_edge_low",
             "edge",
             "activation units",
             "lower edge of the distance bin",
-            ("distance_bin",),
-            True,
-            True,
-            False,
+            (DISTANCE_BIN,),
+            counted=True,
+            default_shown=False,
+            formula="k/100 of the largest distance, k from 0",
+            source=GOLDFELD,
         ),
         Quantity(
             "distance_edge_high",
             "edge",
             "activation units",
             "upper edge of the distance bin",
-            ("distance_bin",),
-            True,
-            True,
-            False,
+            (DISTANCE_BIN,),
+            counted=True,
+            default_shown=False,
+            formula="(k+1)/100 of the largest distance, k from 0",
+            source=GOLDFELD,
         ),
-        Quantity("distance_within_mean", "d within", "activation units", "mean distance of rows of one class"),
-        Quantity("distance_between_mean", "d between", "activation units", "mean distance of rows of two classes"),
-        Quantity("nc1", "NC1", "1", "within-class over between-class spread, tr(Sigma_W pinv(Sigma_B)) / C"),
-        Quantity("nc2_equinorm", "NC2 norm", "1", "std over mean of the distances of class means from their mean"),
-        Quantity("nc2_equiangle", "NC2 angle", "1", "mean |cos + 1/(C-1)| between class means about their mean"),
-        Quantity("nc4", "NC4", "1", "share of rows whose network decision is not the nearest class mean"),
-        Quantity("nearest_mean_error", "NM error", "1", "share of rows nearer to the mean of another class"),
+        Quantity(
+            "distance_within_mean",
+            "d within",
+            "activation units",
+            "mean distance of rows of one class",
+            formula="mean over i < j with y_i = y_j of ||t_i - t_j||",
+            source=GOLDFELD,
+            caveat="It grows with the scale of the layer; compare it with the mean distance between classes.",
+        ),
+        Quantity(
+            "distance_between_mean",
+            "d between",
+            "activation units",
+            "mean distance of rows of two classes",
+            formula="mean over i < j with y_i != y_j of ||t_i - t_j||",
+            source=GOLDFELD,
+            caveat="It grows with the scale of the layer; compare it with the mean distance within classes.",
+        ),
+        Quantity(
+            "nc1",
+            "NC1",
+            "1",
+            "within-class over between-class spread, tr(Sigma_W pinv(Sigma_B)) / C",
+            formula="tr(Sigma_W pinv(Sigma_B)) / C, Sigma_W the mean over classes of the covariance within, "
+            f"Sigma_B that of the class means; {MEANS}",
+        ),
+        Quantity(
+            "nc2_equinorm",
+            "NC2 norm",
+            "1",
+            "std over mean of the distances of class means from their mean",
+            formula=f"std_c ||mu_c - mu_G|| / mean_c ||mu_c - mu_G||; {MEANS}",
+        ),
+        Quantity(
+            "nc2_equiangle",
+            "NC2 angle",
+            "1",
+            "mean |cos + 1/(C-1)| between class means about their mean",
+            formula=f"mean over c != c' of |cos(mu_c - mu_G, mu_c' - mu_G) + 1/(C-1)|; {MEANS}",
+        ),
+        Quantity(
+            "nc3",
+            "NC3",
+            "1",
+            "distance of the last layer's weight from the centred class means of what feeds it, each of norm 1",
+            formula="|| W / ||W||_F - M / ||M||_F ||_F at the last hidden layer, W the weight of the layer it feeds, "
+            f"row c of M = mu_c - mu_G; {MEANS}",
+            caveat="It is there where the last hidden layer's post is what a linear output is made of, every label "
+            "value is in the sample, and has a unit.",
+        ),
+        Quantity(
+            "nc4",
+            "NC4",
+            "1",
+            "share of rows whose network decision is not the nearest class mean",
+            formula="#{rows : argmax of the output != argmin_c ||t - mu_c||} / N, at the last hidden layer",
+        ),
+        Quantity(
+            "nearest_mean_error",
+            "NM error",
+            "1",
+            "share of rows nearer to the mean of another class",
+            formula="#{rows : min_c ||t - mu_c|| < ||t - mu_y||} / N",
+        ),
     )
-
-    def tells(self, layer: Layer, names: Sequence[str]) -> bool:  # noqa: ARG002
-        """Return whether there is anything to say of a layer: of each."""
-        return True
 
     @property
     def coordinates(self) -> Mapping[str, Sequence[int]]:
         """The 100 distance bins; their edges are a checkpoint's and layer's own."""
         return {"distance_bin": range(BINS)}
 
+    def seconds(self, sizes: Sizes) -> float:
+        """Return how long it takes, about: every pair of rows is looked at."""
+        from ibscan.measures.work import PAIR_UNIT
+
+        pairs = sizes.rows**2 / 2
+        return sum(4e-3 + pairs * (1.2e-8 + 2 * PAIR_UNIT * layer.width) for layer in sizes.wanted)
+
     def __call__(
         self,
-        network: Network,
+        network: JudgedNetwork,
         probe: Probe,
-        streams: Streams,  # noqa: ARG002
+        streams: Streams,  # noqa: ARG002 - nothing is random
         layers: Sequence[int] | None = None,
     ) -> Mapping[str, Estimate]:
-        """Measure every layer of every checkpoint; exact, nothing is random.
-
-        Args:
-            network: C checkpoints.
-            probe: N rows, already sampled.
-            streams: Not used.
-            layers: Those to measure, None for all; of others there is nothing.
+        """Measure every layer of every checkpoint; exact.
 
         Returns:
             Counts, edges (activation units) and statistics.
         """
-        shape = (network.size, len(network.layers))
-        found = {key: np.full(shape, np.nan) for key in MEASURED}
-        status = {key: np.full(shape, Status.NOT_MEASURED, dtype=np.int8) for key in MEASURED}
-        counts = np.full((2, *shape, BINS), -1, dtype=np.int64)
-        edges = np.full((*shape, BINS + 1), np.nan)
-        labels = np.zeros(len(probe.x), dtype=np.int64) if probe.y is None else probe.y
+        import numpy as np
+        import torch
+
+        from ibscan.measures.driver import each_layer
+        from ibscan.measures.scores import decisions
+
+        if probe.y is None:
+            classes = torch.zeros(len(probe.x), dtype=torch.int64, device=network.device)
+            return each_layer(self, network, probe, partial(_distances, classes=classes, labelled=False), layers)
         # A sample may have lost a class; class means are taken of those present.
-        present, member = np.unique(labels, return_inverse=True)
+        present, member = np.unique(probe.y, return_inverse=True)
         classes = torch.as_tensor(member, device=network.device)
         decided = decisions(network, probe)
-        for layer, values in layers_in_turn(network, probe.x, self.at, layers):
-            for c in range(network.size):
-                place = (c, layer)
-                if layer_status(values[c]) is Status.NONFINITE:
-                    for key in MEASURED:
-                        status[key][place] = Status.NONFINITE
-                    continue
-                histogram = distance_histogram(values[c], classes, BINS)
-                edges[place] = histogram.edges.cpu().numpy()
-                if probe.y is None:
-                    continue
-                counts[:, c, layer] = histogram.within.cpu().numpy(), histogram.between.cpu().numpy()
-                numbers = {
-                    "distance_within_mean": histogram.within_mean,
-                    "distance_between_mean": histogram.between_mean,
-                }
-                if len(present) > 1:
-                    numbers |= _geometry(values[c], classes, present, None if decided is None else decided[c])
-                if layer != network.hidden:
-                    numbers.pop("nc4", None)
-                dead = layer_status(values[c]) is Status.DEAD
-                for key, number in numbers.items():
-                    if np.isfinite(number):
-                        found[key][place], status[key][place] = number, Status.DEAD if dead else Status.OK
-                    else:  # coinciding class means, no pair of that kind, or beyond the largest number
-                        status[key][place] = Status.DEAD if dead else Status.NOT_MEASURED
-                if "nc4" in numbers and decided is not None and bool((decided[c] < 0).any()):
-                    found["nc4"][place], status["nc4"][place] = np.nan, Status.NONFINITE
-        return {
-            "distance_within": Estimate(counts[0], None),
-            "distance_between": Estimate(counts[1], None),
-            "distance_edge_low": Estimate(edges[..., :-1], None),
-            "distance_edge_high": Estimate(edges[..., 1:], None),
-        } | {key: Estimate(found[key], status[key]) for key in MEASURED}
+        asked = layers is None or network.hidden in layers
+        whole = decided is not None and asked and len(present) == len(probe.labels)
+        heads = _heads(network, probe, self.at) if whole else []
+
+        def look(seen: Seen) -> dict[str, Estimate]:
+            found = _distances(seen, classes, labelled=True)
+            if len(present) < 2 or seen.status is Status.NONFINITE:
+                return found
+            # Decisions are those of the layer that makes the output.
+            held = None if decided is None or seen.index != network.hidden else decided[seen.checkpoint]
+            found |= _geometry(seen, classes, torch.as_tensor(present, device=network.device), held)
+            return found if held is None or not heads else found | _duality(seen, classes, heads, held)
+
+        return each_layer(self, network, probe, look, layers)
+
+
+def _distances(seen: Seen, classes: torch.Tensor, *, labelled: bool) -> dict[str, Estimate]:
+    """Return histograms and means of the distances of all pairs; without labels the edges alone."""
+    from ibscan.numerics.distances import distance_histogram
+
+    if seen.status is Status.NONFINITE:
+        return {}
+    histogram = distance_histogram(seen.values, classes, BINS)
+    edges = histogram.edges.cpu().numpy()
+    found = {"distance_edge_low": Estimate(edges[:-1], None), "distance_edge_high": Estimate(edges[1:], None)}
+    if not labelled:
+        return found
+    return found | {
+        "distance_within": Estimate(histogram.within.cpu().numpy(), None),
+        "distance_between": Estimate(histogram.between.cpu().numpy(), None),
+        "distance_within_mean": _told(seen, histogram.within_mean),
+        "distance_between_mean": _told(seen, histogram.between_mean),
+    }
 
 
 def _geometry(
-    values: torch.Tensor, classes: torch.Tensor, present: Array, decided: torch.Tensor | None
-) -> dict[str, float]:
-    geometry = class_geometry(values, classes, len(present))
-    numbers = {
-        "nc1": geometry.nc1,
-        "nc2_equinorm": geometry.equinorm,
-        "nc2_equiangle": geometry.equiangle,
-        "nearest_mean_error": float((geometry.nearest != classes).to(torch.float64).mean()),
+    seen: Seen, classes: torch.Tensor, present: torch.Tensor, decided: torch.Tensor | None
+) -> dict[str, Estimate]:
+    """Return the statistics of class means; `decided` (N,) are the network's decisions, -1 where it has none."""
+    import torch
+
+    from ibscan.measures.driver import single
+    from ibscan.numerics.geometry import class_geometry
+
+    geometry = class_geometry(seen.values, classes, len(present))
+    found = {
+        "nc1": _told(seen, geometry.nc1),
+        "nc2_equinorm": _told(seen, geometry.equinorm),
+        "nc2_equiangle": _told(seen, geometry.equiangle),
+        "nearest_mean_error": _told(seen, float((geometry.nearest != classes).to(torch.float64).mean())),
     }
     if decided is not None:
-        nearest = torch.as_tensor(present, device=values.device)[geometry.nearest]
-        numbers["nc4"] = float((nearest != decided).to(torch.float64).mean())
-    return numbers
+        other = float((present[geometry.nearest] != decided).to(torch.float64).mean())
+        undecided = bool((decided < 0).any())
+        found["nc4"] = _told(seen, other) if not undecided else single(math.nan, Status.NONFINITE)
+    return found
+
+
+def _heads(network: JudgedNetwork, probe: Probe, at: At) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the weight (C, labels, D) and the pre (C, N, labels) of every layer that may make the output."""
+    from ibscan.measures.driver import layer_values
+
+    if network.hidden is None or at != "post":
+        return []
+    holds, found = network.affine(probe.x), []
+    for layer in range(network.hidden + 1, len(network.layers)):
+        weight = network.weight(layer) if holds[layer] else None
+        if weight is not None and weight.positions == 1 and weight.matrix.shape[1] == len(probe.labels):
+            found.append((weight.matrix, layer_values(network, probe.x, layer, "pre")))
+    return found
+
+
+def _duality(
+    seen: Seen, classes: torch.Tensor, heads: list[tuple[torch.Tensor, torch.Tensor]], decided: torch.Tensor
+) -> dict[str, Estimate]:
+    """Return NC3 by the weight that makes of the layer's post what the network decides by, if there is one."""
+    from ibscan.measures.driver import single
+    from ibscan.numerics.geometry import self_duality
+
+    if bool((decided < 0).any()):
+        return {"nc3": single(math.nan, Status.NONFINITE)}
+    for weights, pre in heads:
+        weight, scores = weights[seen.checkpoint], pre[seen.checkpoint]
+        if weight.shape[1] == seen.values.shape[1] and bool((scores.argmax(1) == decided).all()):
+            bias = scores - seen.values @ weight.mT
+            if bool((bias - bias[0]).abs().max() <= FED * (scores - scores[0]).abs().max()):
+                return {"nc3": _told(seen, self_duality(seen.values, classes, weight))}
+    return {}
+
+
+def _told(seen: Seen, number: float) -> Estimate:
+    """Return one number, or none where class means coincide, there is no such pair, or it is beyond all numbers."""
+    from ibscan.measures.driver import single
+
+    if math.isfinite(number):
+        return single(number, seen.status)
+    return single(math.nan, Status.DEAD if seen.status is Status.DEAD else Status.NOT_MEASURED)

@@ -6,22 +6,92 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
-
-from ibscan.measures.activations import post_widths
-from ibscan.measures.rank_tally import RankTally
-from ibscan.numerics.subspace import subspace
-from ibscan.types import Array, At, Derivative, Estimate, Layer, Network, Probe, Quantity, Streams
+from ibscan.core.measure import NUMBER, Measure, Situation, Sizes
+from ibscan.core.network import Derivative, DifferentiableNetwork
+from ibscan.core.option import MEASURE, PRECISION, Option, at_least, count, option, whole
+from ibscan.core.quantity import COMPONENT, EPS, RANK_VALUE, REL_EPS, Quantity
+from ibscan.errors import NothingMatched
+from ibscan.measures import shared
+from ibscan.measures.shared import AT, RANK_ROWS, SAMPLES, THRESHOLDS, all_rows
+from ibscan.types import Array, At, Estimate, Layer, Probe, Streams
 
 __all__ = ["LocalRank"]
 
 # Gram matrices square the singular values: below this share of the largest they hold nothing but rounding.
 LEAST_RELATIVE = 3e-8
 NO_NORM = "relative thresholds on a subspace need the norm of its whole Jacobian, and that gradients, which it has not"
+# A module's Jacobian on an input wider than the first is taken on so many directions as the second.
+WIDEST_INPUT, SUBSPACE = 8192, 2048
+# A block of Jacobians, their product and its decomposition.
+FACTOR_COPIES = 3
+
+
+def _origin(value: str | None, situation: Situation) -> str | None:
+    """Return the name of the layer to differentiate by.
+
+    Raises:
+        NothingMatched: There is no such layer, or no layer asked for comes after it.
+    """
+    names = [layer.name for layer in situation.layers]
+    called = [layer.name for layer in situation.layers if layer.noisy]
+    if value is None:
+        return None
+    if value not in called:
+        raise NothingMatched(f"--from {value}: expected one of the layers {', '.join(called)}.")
+    if max(situation.chosen) <= names.index(value):
+        raise NothingMatched(f"--from {value}: no layer asked for is called after it.")
+    return value
+
+
+def _directions(value: int | None, situation: Situation) -> int | None:
+    """Return on how many random directions of the input Jacobians are taken, None for all."""
+    if value is not None or situation.given.get("from_layer") is not None:
+        return value
+    # A chain's Jacobian is a product of small matrices whatever the width of its input.
+    if situation.stacked or situation.inputs <= WIDEST_INPUT:
+        return None
+    situation.notice(
+        f"local_rank: the input has {situation.inputs} numbers; Jacobians are taken on {SUBSPACE} random orthonormal "
+        "directions of it, and counts are lower bounds (--input-dims N takes N)."
+    )
+    return SUBSPACE
+
+
+REL_EPS_OPTION = replace(shared.EPS, help="The same, relative to the row's largest; repeatable.", nothing="", place=3)
+SPECTRUM_ROWS = Option(
+    "Rows on which spectra are averaged. Default: {default}.",
+    MEASURE,
+    metavar="N|all",
+    parse=count,
+    read=lambda flag, given: "all" if given is None else given,  # noqa: ARG005 - None is all here
+    check=at_least(1, "all"),
+    settle=all_rows,
+    shown=False,
+    place=4,
+)
+FROM = Option(
+    "Differentiate by this layer's post instead of the input: the rank of what comes after it.",
+    MEASURE,
+    "from_layer",
+    ("--from",),
+    metavar="LAYER",
+    settle=_origin,
+)
+INPUT_DIMS = Option(
+    f"Jacobians on N random orthonormal directions alone: lower bounds. Default: all, {SUBSPACE} where a model's input "
+    f"has more than {WIDEST_INPUT}.",
+    PRECISION,
+    "input_dims",
+    metavar="N",
+    parse=whole,
+    check=at_least(1),
+    settle=_directions,
+    place=1,
+)
 
 
 @dataclass(frozen=True)
-class LocalRank:
+class LocalRank(Measure):
     """Mean number of singular values of the input Jacobian above a threshold, absolute and relative.
 
     Args:
@@ -33,38 +103,55 @@ class LocalRank:
         origin: Name of the layer whose post is the variable; None for the input.
         directions: Dimensions of a random orthonormal subspace of the variable, on which counts are lower bounds; None
             for all of it.
-
-    Source:
-        Patel and Shwartz-Ziv 2024, arXiv 2410.07687, section 2.
     """
 
-    eps: tuple[float, ...] = (0.001, 0.01, 0.1)
-    rel_eps: tuple[float, ...] = (0.001, 0.01, 0.1)
-    at: At = "pre"
-    samples: int | None = 1024
-    spectrum_rows: int | None = 64
-    origin: str | None = None
-    directions: int | None = None
+    eps: tuple[float, ...] = option(THRESHOLDS, shared.EPS)
+    rel_eps: tuple[float, ...] = option(THRESHOLDS, REL_EPS_OPTION)
+    at: At = option("pre", AT)
+    samples: int | None = option(RANK_ROWS, SAMPLES)
+    spectrum_rows: int | None = option(64, SPECTRUM_ROWS)
+    origin: str | None = option(None, FROM)
+    directions: int | None = option(None, INPUT_DIMS)
 
     name: ClassVar[str] = "local_rank"
+    verb: ClassVar[str] = "rank"
+    trial: ClassVar[str] = "local_rank"
+    draws: ClassVar[bool] = True
+    source: ClassVar[str] = "Patel and Shwartz-Ziv 2024, arXiv 2410.07687, section 2"
+    caveat: ClassVar[str] = (
+        "It means nothing without its threshold, and an absolute threshold is not free of scale: rescaling a layer and "
+        "the next keeps the function and changes the count."
+    )
     primary: ClassVar[tuple[str, ...]] = ("local_rank", "local_rank_rel")
     quantities: ClassVar[tuple[Quantity, ...]] = (
-        Quantity("local_rank", "LR_eps", "1", "mean number of singular values of the input Jacobian > eps", ("eps",)),
+        Quantity(
+            "local_rank",
+            "LR_eps",
+            "1",
+            "mean number of singular values of the input Jacobian > eps",
+            (EPS,),
+            companions=("se", "min", "max"),
+            formula="LR_eps = mean over rows x of #{k : sigma_k(J(x)) > eps}, J(x) = d layer / d x",
+        ),
         Quantity(
             "local_rank_count",
             "rows of a rank",
             "1",
             "number of probe rows with so many singular values of the input Jacobian > eps",
-            ("eps", "rank_value"),
+            (EPS, RANK_VALUE),
             counted=True,
             default_shown=False,
+            formula="#{x : #{k : sigma_k(J(x)) > eps} = rank_value}",
         ),
         Quantity(
             "local_rank_rel",
             "LR_rel",
             "1",
             "mean number of singular values of the input Jacobian > rel_eps times the row's largest",
-            ("rel_eps",),
+            (REL_EPS,),
+            companions=("se", "min", "max"),
+            formula="mean over rows x of #{k : sigma_k(J(x)) > rel_eps sigma_1(J(x))}",
+            caveat="It is free of the scale of whole layers, not of that of single units.",
         ),
         Quantity(
             "rank_bound_jacobian",
@@ -72,17 +159,22 @@ class LocalRank:
             "1",
             "mean over the spectrum rows of the number of singular values of the weight > eps over the spectral norm "
             "of the input Jacobian of what feeds the layer: no row's count at pre exceeds it",
-            ("eps",),
+            (EPS,),
             limit="spectrum_rows",
+            companions=("se",),
+            formula="mean over rows x of #{k : sigma_k(W) > eps / ||d fed / d x||_2} >= #{k : sigma_k(J(x)) > eps}",
+            caveat="It is there at pre alone, where the layer is its weight times what feeds it.",
         ),
         Quantity(
             "singular_value",
             "sigma_k",
             "1",
             "mean over rows of the k-th largest singular value of the input Jacobian",
-            ("component",),
+            (COMPONENT,),
             default_shown=False,
             limit="spectrum_rows",
+            formula="mean over rows x of sigma_k(J(x))",
+            caveat="A mean over rows is no spectrum of any one row.",
         ),
         Quantity(
             "effective_rank",
@@ -90,6 +182,9 @@ class LocalRank:
             "1",
             "mean exponential of the entropy of normalised singular values",
             limit="spectrum_rows",
+            formula="mean over rows of exp(-sum_k p_k ln p_k), p_k = sigma_k / sum_j sigma_j",
+            source="Roy and Vetterli 2007",
+            caveat="It has no threshold, and is no local rank: it also falls where directions are merely uneven.",
         ),
         Quantity(
             "stable_rank",
@@ -97,6 +192,9 @@ class LocalRank:
             "1",
             "mean squared Frobenius over squared spectral norm",
             limit="spectrum_rows",
+            formula="mean over rows of sum_k sigma_k^2 / sigma_1^2",
+            source="Rudelson and Vershynin 2007",
+            caveat="It has no threshold, and is no local rank: one large direction hides all others.",
         ),
     )
 
@@ -105,7 +203,7 @@ class LocalRank:
         """The variable of the Jacobian, and the dimensions of the subspace it is restricted to, 0 for none."""
         return {"from": self.origin or "input", "input_dims": self.directions or 0}
 
-    def tells(self, layer: Layer, names: Sequence[str]) -> bool:
+    def applies_to(self, layer: Layer, names: Sequence[str]) -> bool:
         """Return whether there is anything to say of a layer: of those called after the origin."""
         return self.origin is None or names.index(layer.name) > names.index(self.origin)
 
@@ -114,8 +212,30 @@ class LocalRank:
         """Thresholds; `component` and `rank_value` are as long as the network makes them."""
         return {"eps": self.eps, "rel_eps": self.rel_eps}
 
+    def seconds(self, sizes: Sizes) -> float:
+        """Return how long it takes, about: a Jacobian is carried from layer to layer and decomposed."""
+        from ibscan.measures.work import DECOMPOSITIONS, PRODUCTS
+
+        found, before = 0.0, 0
+        spectral = sizes.rows if self.spectrum_rows is None else min(sizes.rows, self.spectrum_rows)
+        variable = min(sizes.inputs, self.directions or sizes.inputs)
+        for layer in sizes.layers:
+            # A factor of the Jacobian is as narrow as the narrowest layer before; the first is the same for all rows.
+            small = min(layer.width, variable)
+            carried = before * layer.width * variable + layer.width * small**2 if before else 0.0
+            rows = sizes.rows if before else 1
+            found += sizes.rows * (4e-6 + carried / PRODUCTS) + rows * small**3 / DECOMPOSITIONS
+            found += spectral * 8 * layer.width * small**2 / DECOMPOSITIONS
+            before, variable = layer.width, small
+        return found
+
+    def memory(self, layer: Layer, sizes: Sizes) -> int:
+        """Return the bytes held: Jacobians come in blocks of rows, of one row at least."""
+        one = layer.width * (self.directions or sizes.inputs)
+        return FACTOR_COPIES * NUMBER * max(one, min(sizes.factor_budget, sizes.rows * one))
+
     def __call__(
-        self, network: Network, probe: Probe, streams: Streams, layers: Sequence[int] | None = None
+        self, network: DifferentiableNetwork, probe: Probe, streams: Streams, layers: Sequence[int] | None = None
     ) -> Mapping[str, Estimate]:
         """Measure every layer asked for of every checkpoint; only a subspace's directions are random.
 
@@ -129,6 +249,10 @@ class LocalRank:
         Returns:
             Counts with sd / sqrt(N), extremes, and spectra averaged over the first `spectrum_rows` rows.
         """
+        import numpy as np
+
+        from ibscan.measures.rank_tally import RankTally
+
         which, most = self._derivative(network, probe.x, streams, layers)
         undefined = {layer: reason for layer, reason in network.undefined(which).items() if which.wants(layer)}
         wanted = tuple(k for k in range(len(network.layers)) if which.wants(k) and k not in undefined)
@@ -153,9 +277,12 @@ class LocalRank:
         return tally.estimates(undefined)
 
     def _derivative(
-        self, network: Network, x: Array, streams: Streams, layers: Sequence[int] | None
+        self, network: DifferentiableNetwork, x: Array, streams: Streams, layers: Sequence[int] | None
     ) -> tuple[Derivative, list[int]]:
         """Return which Jacobians are meant, and how many singular values each layer's has."""
+        from ibscan.measures.driver import post_widths
+        from ibscan.numerics.subspace import subspace
+
         names = [layer.name for layer in network.layers]
         origin = None if self.origin is None else names.index(self.origin)
         width = network.inputs_of(x) if origin is None else post_widths(network, x)[origin]

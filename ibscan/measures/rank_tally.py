@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from ibscan.core.network import Derivative, DifferentiableNetwork
 from ibscan.numerics.counting import Counts, Gram, bound_counts, gram_counts, rounding
 from ibscan.numerics.spectrum import (
     effective_rank,
@@ -17,7 +18,7 @@ from ibscan.numerics.spectrum import (
     singular_values,
     stable_rank,
 )
-from ibscan.types import Array, Derivative, Estimate, Network, Status
+from ibscan.types import Array, Estimate, Status
 
 __all__ = ["RankTally"]
 
@@ -42,7 +43,7 @@ class RankTally:
 
     def __init__(
         self,
-        network: Network,
+        network: DifferentiableNetwork,
         thresholds: tuple[Sequence[float], Sequence[float]],
         which: Derivative,
         rows: tuple[int, int],

@@ -6,22 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-import torch
+from ibscan.core import quantity
+from ibscan.core.measure import Measure, Sizes
+from ibscan.core.network import WeightedNetwork
+from ibscan.core.option import option
+from ibscan.core.quantity import Quantity
+from ibscan.measures.shared import EPS, THRESHOLDS
+from ibscan.types import At, Estimate, Layer, Probe, Streams
 
-from ibscan.numerics.spectrum import finite_matrices, made_finite, numerical_rank, singular_values, stable_rank
-from ibscan.types import Array, At, Estimate, Layer, Network, Probe, Quantity, Status, Streams, Weight
+__all__ = ["WeightRank"]
 
-__all__ = ["WeightRank", "withdrawn"]
-
-# No activation here is steeper than gelu, whose slope is 1.13 at most.
-STEEPEST = 1.13
-# How much larger than the rounding of each weight that of a product of them is taken to be.
-SAFETY = 4.0
+DIMS = (quantity.EPS,)
 
 
 @dataclass(frozen=True)
-class WeightRank:
+class WeightRank(Measure):
     """Singular values of every layer's weight matrix above thresholds, its norms over them, and the rank they allow.
 
     A convolution's weight is its kernel as a matrix, one row an output channel (an input channel where it is
@@ -30,36 +29,38 @@ class WeightRank:
 
     Args:
         eps: Absolute thresholds, > 0 (strict inequality).
-
-    Source:
-        Patel and Shwartz-Ziv 2024, arXiv 2410.07687, section 2 and propositions 2 and 3.
     """
 
-    eps: tuple[float, ...] = (0.001, 0.01, 0.1)
+    eps: tuple[float, ...] = option(THRESHOLDS, EPS)
 
     name: ClassVar[str] = "weight_rank"
-    attributes: ClassVar[Mapping[str, str | int]] = {}
-    at: ClassVar[At] = "pre"
-    samples: ClassVar[int | None] = None
+    verb: ClassVar[str] = "rank"
     rows_counted: ClassVar[int] = 0
     primary: ClassVar[tuple[str, ...]] = ("weight_holds",)
+    source: ClassVar[str] = "Patel and Shwartz-Ziv 2024, arXiv 2410.07687, section 2 and propositions 2 and 3"
+    caveat: ClassVar[str] = (
+        "It is of the weight alone, whatever the data; the local rank above eps may exceed it at thresholds that are "
+        "not small."
+    )
     quantities: ClassVar[tuple[Quantity, ...]] = (
         Quantity(
             "weight_rank",
             "#{sigma(W) > eps}",
             "1",
             "number of singular values of the weight > eps",
-            ("eps",),
+            DIMS,
             limit="rows_counted",
+            formula="#{k : sigma_k(W) > eps}",
         ),
         Quantity(
             "weight_holds",
             "W",
             "1",
             "1 where the layer makes, on all probe rows, its weight times what it is fed plus its bias, else 0",
-            ("eps",),
+            DIMS,
             counted=True,
             default_shown=False,
+            formula="1 if layer = W fed + b on every row of the probe, else 0",
         ),
         Quantity(
             "weight_stable_rank",
@@ -67,6 +68,7 @@ class WeightRank:
             "1",
             "squared Frobenius over squared spectral norm",
             limit="rows_counted",
+            formula="sum_k sigma_k(W)^2 / sigma_1(W)^2",
         ),
         Quantity(
             "rank_bound_weights",
@@ -75,14 +77,17 @@ class WeightRank:
             "smallest rank, at eps -> 0, of the weights up to the layer (as maps of one row): the rank of no input "
             "Jacobian at pre exceeds it",
             limit="rows_counted",
+            formula="min over layers i <= l of rank W_i",
+            caveat="It holds where every layer is fed by the one before it alone.",
         ),
         Quantity(
             "rank_bound_frobenius",
             "||W||_F^2/eps^2",
             "1",
             "squared Frobenius norm of the weight over eps squared, which weight_rank does not exceed",
-            ("eps",),
+            DIMS,
             limit="rows_counted",
+            formula="sum_k sigma_k(W)^2 / eps^2 >= #{k : sigma_k(W) > eps}",
         ),
         Quantity(
             "rank_limit_statement",
@@ -90,171 +95,44 @@ class WeightRank:
             "1",
             "twice the squared spectral norm of the weight over eps squared: a statement about some layer of a "
             "minimum-norm solution as depth goes to infinity, and no bound on this network",
-            ("eps",),
+            DIMS,
             limit="rows_counted",
+            formula="2 sigma_1(W)^2 / eps^2",
+            caveat="It is a statement in the limit of depth, and bounds nothing in a network of a finite number of "
+            "layers.",
         ),
     )
 
-    def tells(self, layer: Layer, names: Sequence[str]) -> bool:  # noqa: ARG002
-        """Return whether there is anything to say of a layer: not of modules asked for by name, which are no layers."""
-        return layer.noisy
+    @property
+    def at(self) -> At:
+        """Before the activation: what a weight makes."""
+        return "pre"
 
     @property
     def coordinates(self) -> Mapping[str, Sequence[float]]:
         """Thresholds."""
         return {"eps": self.eps}
 
+    def applies_to(self, layer: Layer, names: Sequence[str]) -> bool:  # noqa: ARG002
+        """Return whether there is anything to say of a layer: not of modules asked for by name, which are no layers."""
+        return layer.noisy
+
+    def seconds(self, sizes: Sizes) -> float:
+        """Return how long it takes, about: a decomposition a layer."""
+        from ibscan.measures.work import DECOMPOSITIONS
+
+        pairs = zip([sizes.inputs, *(layer.width for layer in sizes.layers)], sizes.layers, strict=False)
+        work = [5e-4 + fed * layer.width * min(fed, layer.width) / DECOMPOSITIONS for fed, layer in pairs]
+        return float(sum(work))
+
     def __call__(
         self,
-        network: Network,
+        network: WeightedNetwork,
         probe: Probe,
-        streams: Streams,  # noqa: ARG002
-        layers: Sequence[int] | None = None,  # noqa: ARG002
+        streams: Streams,  # noqa: ARG002 - nothing is random
+        layers: Sequence[int] | None = None,  # noqa: ARG002 - the smallest rank is of all layers before
     ) -> Mapping[str, Estimate]:
-        """Measure the weight of every layer of every checkpoint.
+        """Measure the weight of every layer of every checkpoint: counts and bounds."""
+        from ibscan.measures.weight_bounds import weight_estimates
 
-        Args:
-            network: C checkpoints.
-            probe: N rows, on which a layer is its weight or is not.
-            streams: Not used.
-            layers: Not used: the smallest rank is of all layers before.
-
-        Returns:
-            Counts and bounds; `not_measured` for layers that make something else of what they are fed than its product
-            with their weight, for modules that have no weight, and for bounds that a network does not obey: where a
-            layer is fed by more than the one before it, ranks may add up.
-        """
-        shape = (network.size, len(network.layers))
-        eps = torch.tensor(self.eps, dtype=torch.float64, device=network.device)
-        found = {key: np.full((*shape, len(eps)), np.nan) for key in _THRESHOLDED}
-        stable = np.full(shape, np.nan)
-        status = np.full(shape, Status.NOT_MEASURED, dtype=np.int8)
-        holds, weights = network.affine(probe.x), _Weights(network.size, network.plain)
-        inputs = int(probe.x[0].size)
-        for layer in range(shape[1]):
-            weight = network.weight(layer) if holds[layer] else None
-            if weight is None:
-                weights.unknown()
-                continue
-            sound = finite_matrices(weight.matrix)
-            sigma = singular_values(made_finite(weight.matrix, sound))
-            finite = sound.cpu().numpy()
-            alive = (sigma[:, 0] > 0.0).cpu().numpy()
-            status[:, layer] = np.where(finite, np.where(alive, Status.OK, Status.DEAD), Status.NONFINITE)
-            # Divided first: squares of very small or large values would under- or overflow.
-            shares = sigma.unsqueeze(1) / eps.unsqueeze(-1)
-            counts = {
-                "weight_rank": numerical_rank(sigma, eps).to(torch.float64),
-                "rank_bound_frobenius": shares.square().sum(-1),
-                "rank_limit_statement": 2.0 * shares[..., 0].square(),
-            }
-            for key, values in counts.items():
-                found[key][:, layer] = np.where(finite[:, None], values.cpu().numpy(), np.nan)
-            stable[:, layer] = np.where(finite, stable_rank(sigma).cpu().numpy(), np.nan)
-            weights.add(sigma, weight, finite, min(network.layers[layer].width, inputs))
-        bound, bounded = weights.bounds(min(self.eps), status)
-        spread = np.repeat(status[..., None], len(eps), -1)
-        whole = np.repeat(np.broadcast_to(np.array(holds, dtype=np.int64), shape)[..., None], len(eps), -1)
-        return {
-            **{key: _in_range(values, spread) for key, values in found.items()},
-            "weight_holds": Estimate(whole, None),
-            "weight_stable_rank": Estimate(stable, status),
-            "rank_bound_weights": Estimate(bound, bounded),
-        }
-
-
-_THRESHOLDED = ("weight_rank", "rank_bound_frobenius", "rank_limit_statement")
-
-
-def _in_range(values: Array, status: Array) -> Estimate:
-    """Return an estimate without what is beyond the largest number."""
-    beyond = np.isinf(values)
-    return Estimate(np.where(beyond, np.nan, values), np.where(beyond, Status.NOT_MEASURED, status).astype(np.int8))
-
-
-class _Weights:
-    """Singular values of the weights of a plain network, layer by layer while they make the layers, as ranks.
-
-    As in numerical libraries, singular values below the rounding of their matrix do not count towards its rank. But the
-    other layers may enlarge such a value, in a Jacobian, beyond a threshold: what is counted there may be rounding, and
-    nothing bounds it but the numbers of rows and columns.
-    """
-
-    def __init__(self, size: int, plain: bool) -> None:
-        self.size, self.plain = size, plain
-        self.ranks: list[Array] = []
-        self.full: list[float] = []
-        self.most: list[int] = []
-        self.rounding: list[float] = []
-        self.log_norm: list[Array] = []
-
-    def unknown(self) -> None:
-        """Note that nothing bounds the next layer, nor any after it."""
-        self.plain = False
-
-    def add(self, sigma: torch.Tensor, weight: Weight, finite: Array, most: int) -> None:
-        """Note the next layer's weight.
-
-        Args:
-            sigma: Its singular values, (C, k).
-            weight: The weight.
-            finite: Which checkpoints' are finite, (C,).
-            most: The smaller side of the layer's Jacobian.
-        """
-        self.plain = self.plain and weight.positions is not None
-        if not self.plain or weight.positions is None:
-            return
-        share = max(weight.matrix.shape[-2:]) * float(torch.finfo(torch.float64).eps)
-        rank = numerical_rank(sigma, share * sigma[:, :1])[:, 0].to(torch.float64).cpu().numpy()
-        with np.errstate(divide="ignore"):
-            self.log_norm.append(np.log(sigma[:, 0].cpu().numpy() * STEEPEST))
-        self.ranks.append(np.where(finite, rank * weight.positions, np.nan))
-        self.full.append(sigma.shape[1] * weight.positions)
-        self.rounding.append(share)
-        self.most.append(most)
-
-    def bounds(self, least: float, status: Array) -> tuple[Array, Array]:
-        """Return the smallest rank up to every layer, (C, L), and its status.
-
-        Args:
-            least: The smallest threshold.
-            status: Of the weights, (C, L).
-        """
-        bound = np.full(status.shape, np.nan)
-        known = np.full(status.shape, Status.NOT_MEASURED, dtype=np.int8)
-        before = np.full(self.size, np.inf)
-        growth = np.zeros(self.size)
-        for k, most in enumerate(self.most):
-            growth = growth + self.log_norm[k]
-            rank, full = np.min(self.ranks[: k + 1], 0), min(self.full[: k + 1])
-            # A layer before which all is zero is zero, without rounding.
-            noise = np.where(np.isneginf(growth), -np.inf, np.log(SAFETY * sum(self.rounding[: k + 1])) + growth)
-            certain = noise < np.log(least)
-            # Of layers behind one that is not finite nothing is known.
-            finite = ~np.isnan(rank)
-            told = finite & (certain | ((full >= most) & (full <= before)))
-            bound[:, k] = np.where(told, np.where(certain, rank, full), np.nan)
-            before = np.fmin(before, bound[:, k])
-            known[:, k] = np.where(told, status[:, k], np.where(finite, Status.NOT_MEASURED, Status.NONFINITE))
-        return bound, known
-
-
-def withdrawn(found: Mapping[str, Estimate]) -> dict[str, Estimate]:
-    """Return estimates without bounds that a count exceeds.
-
-    Only rounding can bring that about: at thresholds below that of a Jacobian nothing else is counted.
-
-    Args:
-        found: Estimates of the same checkpoints and layers, of several measures.
-    """
-    bound = found.get("rank_bound_weights")
-    if bound is None or bound.status is None:
-        return dict(found)
-    broken = np.zeros(bound.value.shape, dtype=bool)
-    for key in ("local_rank", "local_rank_rel"):
-        most = found[key].maximum if key in found else None
-        if most is not None and most.shape[-1]:
-            broken |= (most > bound.value[..., None]).any(-1)
-    value = np.where(broken, np.nan, bound.value)
-    status = np.where(broken, Status.NOT_MEASURED, bound.status).astype(np.int8)
-    return {**found, "rank_bound_weights": Estimate(value, status)}
+        return weight_estimates(network, probe, self.eps)

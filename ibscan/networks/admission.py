@@ -79,7 +79,7 @@ def _runs(model: nn.Module, given: tuple[torch.Tensor, dict[str, torch.Tensor]],
 
 def _check_function(network: Module, rows: torch.Tensor) -> None:
     def values(block: torch.Tensor) -> list[torch.Tensor]:
-        """The output, then every layer's pre and post, a row for each row."""
+        """Return the output, then every layer's pre and post, a row for each row."""
         found: dict[tuple[str, int], torch.Tensor] = {}
 
         def keep(at: str, layer: int, value: torch.Tensor) -> torch.Tensor:

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ibscan.core.network import Weight
 from ibscan.networks.graph import LAYERS
 from ibscan.networks.trees import tensors
-from ibscan.types import Weight
 
 __all__ = ["affine_calls", "weight_of"]
 

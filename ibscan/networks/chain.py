@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from ibscan.core.network import Derivative, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
 from ibscan.networks.activations import ACTIVATIONS
-from ibscan.networks.resolve import ChainSpec
 from ibscan.numerics.jacobian import row_factor, softmax_carried
 from ibscan.numerics.spectrum import finite_matrices, made_finite, spectral_norm
 from ibscan.numerics.sweep import Carried, carried_on, carried_post, exactly_on, started
 from ibscan.numerics.tiling import aligned, cuts, mapped
-from ibscan.types import Array, Derivative, Layer, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
+from ibscan.types import Array, Layer
 
-__all__ = ["Chain", "stacked_chain"]
+__all__ = ["Chain"]
 
 # Numbers a block of rows may hold at one layer: constants, not free memory, so that a run can be repeated bit for bit.
 ACTIVATION_BUDGET = 2**24
@@ -319,44 +319,3 @@ def _sound(pre: torch.Tensor) -> torch.Tensor:
 
 def _softmax(p: torch.Tensor) -> torch.Tensor:
     return torch.softmax(p, dim=-1)
-
-
-def stacked_chain(
-    spec: ChainSpec,
-    order: Sequence[str],
-    states: Sequence[Mapping[str, torch.Tensor]],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Chain:
-    """Stack the tensors of C checkpoints into one chain.
-
-    Args:
-        spec: Activations.
-        order: Layer names in order of call, as `chain_order` gives them.
-        states: One mapping from state-dict name to tensor for each checkpoint.
-        device: Where to measure.
-        dtype: Of the forward pass; what is measured is float64 all the same.
-
-    Returns:
-        The network.
-    """
-
-    def stack(key: str) -> torch.Tensor:
-        cast = [state[key].to(dtype).contiguous().unsqueeze(0) for state in states]
-        # One alone is large, and is not copied once more.
-        return (torch.cat(cast) if len(cast) > 1 else cast[0]).to(device)
-
-    prefixes = [f"{name}." if name else "" for name in order]
-    weights = tuple(stack(f"{prefix}weight") for prefix in prefixes)
-    biases = tuple(stack(f"{prefix}bias").unsqueeze(1) if f"{prefix}bias" in states[0] else None for prefix in prefixes)
-    spans = [ACTIVATIONS[spec.activation].span] * (len(order) - 1)
-    spans.append((0.0, 1.0) if spec.output == "softmax" else ACTIVATIONS[spec.output].span)
-    layers = tuple(
-        Layer(name or "linear", "Linear", weight.shape[1], span, first=k == 0, output=k + 1 == len(order))
-        for k, (name, weight, span) in enumerate(zip(order, weights, spans, strict=True))
-    )
-    exact = None
-    if dtype is not torch.float64:
-        exact = stacked_chain(spec, order, states, device=device, dtype=torch.float64)
-    return Chain(layers, weights, biases, spec.activation, spec.output, exact)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ibscan.core.network import Derivative
 from ibscan.errors import InputError
 from ibscan.networks.derivatives import Outputs, exact_norms, spectral_norms
 from ibscan.networks.graph import INPUT, Place
@@ -19,7 +20,7 @@ from ibscan.networks.passes import attached
 from ibscan.networks.shaken import expected, moved
 from ibscan.networks.sweeps import Sweep, grouped, room_for, routed, swept
 from ibscan.networks.trial import obstacle
-from ibscan.types import Array, Derivative
+from ibscan.types import Array
 
 if TYPE_CHECKING:
     from ibscan.networks.module import Module

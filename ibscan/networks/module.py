@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ibscan.boundary import foreign, ours
+from ibscan.core.network import Derivative, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
 from ibscan.networks.affine import affine_calls, weight_of
 from ibscan.networks.differentiated import Differentiated
 from ibscan.networks.graph import INPUT, LAYERS, Place, Taps
@@ -20,7 +21,7 @@ from ibscan.networks.shaken import ROWS
 from ibscan.networks.sweeps import as_gram, counted, decomposed
 from ibscan.networks.trees import main_tensor
 from ibscan.numerics.tiling import aligned, cuts
-from ibscan.types import Array, Derivative, Layer, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
+from ibscan.types import Array, Layer
 
 __all__ = ["Module"]
 

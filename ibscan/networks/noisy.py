@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
@@ -57,49 +58,61 @@ def noisy(model: nn.Module, noise: float) -> Iterator[nn.Module]:
             f"ibscan.noisy: the model is wrapped in {type(model).__name__}, whose operations cannot be followed; give "
             "the model itself, and compile or spread nothing while noise is on."
         )
-    known: list[Taps] = []
-    running: list[tapped | None] = []  # None while the layers are being found
-
-    def add(value: torch.Tensor) -> torch.Tensor:
-        return value + noise * torch.randn_like(value)
-
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if running:  # a model that calls itself is one pass
-            running.append(running[-1])
-            return
-        x = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)), None)
-        if x is None:
-            raise UsageError("ibscan.noisy: the model was called without a tensor; expected its rows.")
-        if not known:
-            running.append(None)
-            try:
-                known.append(_recorded(module, x, args, kwargs))
-            finally:
-                running.pop()
-        taps = known[0]
-        at: dict[Place, Any] = {taps.post[layer]: add for layer in taps.noisy}
-        mode = tapped(taps.operations, module, x, at)
-        running.append(mode)
-        mode.__enter__()
-
-    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401, ARG001 - torch's hook
-        # Nothing runs where the pass failed before it began.
-        mode = running.pop() if running else None
-        if mode is not None and mode not in running:
-            mode.__exit__(None, None, None)
-            if output is not None:  # as it is after an exception
-                mode.finish()
-
+    passes = _NoisyPasses(float(noise))
     hooks = [
-        model.register_forward_pre_hook(before, with_kwargs=True),
+        model.register_forward_pre_hook(passes.before, with_kwargs=True),
         # Also after an exception, so that no pass outlives itself.
-        model.register_forward_hook(after, always_call=True),
+        model.register_forward_hook(passes.after, always_call=True),
     ]
     try:
         yield model
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@dataclass
+class _NoisyPasses:
+    """Hooks that put noise on a model's passes.
+
+    `running` has one entry for every call of the model that goes on, None while the layers are being found.
+    """
+
+    noise: float
+    taps: Taps | None = None
+    running: list[tapped | None] = field(default_factory=list)
+
+    def add(self, value: torch.Tensor) -> torch.Tensor:
+        """Return a post with its noise."""
+        return value + self.noise * torch.randn_like(value)
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Begin a pass; the first one finds the layers."""
+        if self.running:  # a model that calls itself is one pass
+            self.running.append(self.running[-1])
+            return
+        x = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)), None)
+        if x is None:
+            raise UsageError("ibscan.noisy: the model was called without a tensor; expected its rows.")
+        if self.taps is None:
+            self.running.append(None)
+            try:
+                self.taps = _recorded(module, x, args, kwargs)
+            finally:
+                self.running.pop()
+        at: dict[Place, Any] = {self.taps.post[layer]: self.add for layer in self.taps.noisy}
+        mode = tapped(self.taps.operations, module, x, at)
+        self.running.append(mode)
+        mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401, ARG002 - torch's hook
+        """End a pass, also one that an exception ended."""
+        # Nothing runs where the pass failed before it began.
+        mode = self.running.pop() if self.running else None
+        if mode is not None and mode not in self.running:
+            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            if output is not None:  # as it is after an exception
+                mode.finish()
 
 
 def _recorded(model: nn.Module, x: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Taps:

@@ -6,7 +6,8 @@ training mode and under torch.func's transforms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ibscan.errors import InputError
 from ibscan.networks.dependence import dependence
-from ibscan.networks.graph import INPUT, LAYERS, UNSEEN, Graph, Operation, Place, Taps, taps_of
+from ibscan.networks.graph import INPUT, LAYERS, UNSEEN, Graph, Operation, Place, Taps
 from ibscan.networks.operations import (
     CONSTANT,
     PRODUCTS,
@@ -34,6 +35,7 @@ from ibscan.networks.operations import (
     unit,
 )
 from ibscan.networks.passes import tapped
+from ibscan.networks.taps import taps_of
 from ibscan.networks.trees import Function, Tree, main_tensor, replaced, tensors
 from ibscan.networks.unfollowed import LEAVING, Constants, entry, permuted, varying
 
@@ -225,8 +227,14 @@ def _recorded(
 ) -> tuple[_Recorder, Tree]:
     """Run the model once; return what was recorded, and its result."""
     recorder = _Recorder(model, x, entries)
-    graph = recorder.graph
-    handles = []
+    with _watched(model, recorder, extra), recorder:
+        return recorder, model(x, **named) if run is None else run()
+
+
+@contextlib.contextmanager
+def _watched(model: nn.Module, recorder: _Recorder, extra: Sequence[str]) -> Iterator[None]:
+    """Have the recorder's graph told, inside the block, of every call of a layer and of the modules `extra`."""
+    graph, handles = recorder.graph, []
 
     def entered(path: str, module: nn.Module) -> None:
         if recorder.inside:
@@ -247,8 +255,7 @@ def _recorded(
         elif path in extra:
             handles.append(module.register_forward_hook(lambda m, _, out, p=path: passed(p, m, out)))
     try:
-        with recorder:
-            return recorder, model(x, **named) if run is None else run()
+        yield
     finally:
         for handle in handles:
             handle.remove()

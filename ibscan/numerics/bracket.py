@@ -48,6 +48,7 @@ class Bracket:
     common: float
     replicas: int
     draws: int
+    given: tuple[float, ...]  # I(X;T) - I(T;Y) of the same draws: value, error, lower and upper end
 
     @staticmethod
     def of(terms: torch.Tensor, population: int, replicas: int, entropies: tuple[float, float]) -> Bracket:
@@ -64,43 +65,26 @@ class Bracket:
             Two-stage sampling: Cochran 1977, Sampling Techniques, section 10.4; the jackknife over replicas: the
             README, "How the numbers are made".
         """
-        rows, draws = terms.shape[-2:]
-        means = terms.mean((-2, -1)).cpu().numpy()
-        full = terms[:2, :, 0]
-        by_row = full.mean(-1)
-        # Of one row among several nothing is known of the others: they may differ by as much as terms do.
-        alone = torch.full_like(by_row[..., 0], math.log(population) ** 2)
-        between = (by_row.var(-1) if rows > 1 else alone).clamp(max=LARGEST).cpu().numpy()
-        within = full.var(-1).mean(-1).clamp(max=LARGEST).cpu().numpy()
-        # The other inputs' replicas are few and common to all draws: their bias and error by a jackknife over groups.
-        groups = means.shape[-1] - 2
-        plain, means = means[2, :, 0], means[:2]
-        left_out = means[..., 2:]
-        bias = np.abs((groups - 1) * (left_out.mean(-1) - means[..., 0])).max(0)
-        common = (groups - 1) / groups * ((left_out - left_out.mean(-1, keepdims=True)) ** 2).sum(-1)
-        variance = _variance(between, within, rows, draws, population) + common
-        own, fresh = means[0, :, 0], means[1, :, 0]
-        middle = (own + fresh) / 2
-        # Of overlaps and of rows that were not met; and no value is off by less than it lies outside what it can be.
-        most = np.array(entropies)
-        unseen = np.hypot(UNSEEN / (rows * draws), np.minimum(_hidden(rows, population), most))
-        outside = np.maximum(-middle, middle - most) / 1.96
-        error = np.maximum(np.hypot(CAUTION * np.sqrt(variance).max(0), unseen), outside)
+        both = _Sides.of(terms, population, np.array(entropies))
+        given = _Sides.of(terms[:, :1] - terms[:, 1:], population, np.array(entropies[:1]))
+        half = (both.own - both.fresh) / 2
+        value, error, lower, upper = both.ends()
         return Bracket(
-            tuple(middle.tolist()),
-            tuple(error.tolist()),
-            tuple((fresh - 1.96 * error - bias).tolist()),
-            tuple((own + 1.96 * error + bias).tolist()),
-            float(((own - fresh) / 2).max()),
-            float(((plain - fresh) / 2).max()),
-            float(bias.max()),
-            float(((own - fresh) / 2 + bias).max()),
-            float(np.abs(means[..., 0] - means[..., 1]).max()),
-            between,
-            within,
-            float(common.max()),
+            value,
+            error,
+            lower,
+            upper,
+            float(half.max()),
+            float(((both.plain - both.fresh) / 2).max()),
+            float(both.bias.max()),
+            float((half + both.bias).max()),
+            float(both.half_change.max()),
+            both.between,
+            both.within,
+            float(both.common.max()),
             replicas,
-            draws,
+            terms.shape[-1],
+            tuple(end[0] for end in given.ends()),
         )
 
     def sample(self, tolerance: float, population: int, most: int, replicas: int) -> tuple[int, int]:
@@ -131,6 +115,54 @@ class Bracket:
         rows = max(2 if population > 1 else 1, math.ceil(rows), min(LEAST_DRAWS // 2, population))
         rows = min(rows, max(1, most // 2))
         return rows, max(1, min(max(draws, math.ceil(min(LEAST_DRAWS, most) / rows)), replicas, most // rows))
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Own and fresh means of some quantities, arrays (quantities,), and what is known of their errors."""
+
+    own: Array
+    fresh: Array
+    plain: Array  # fresh as if nothing were unseen
+    error: Array
+    bias: Array
+    half_change: Array
+    common: Array
+    between: Array
+    within: Array
+
+    @staticmethod
+    def of(terms: torch.Tensor, population: int, most: Array) -> _Sides:
+        """Reduce terms (3, quantities, V, m, M), as `Bracket.of` takes them; no quantity exceeds `most`."""
+        rows, draws = terms.shape[-2:]
+        means = terms.mean((-2, -1)).cpu().numpy()
+        full = terms[:2, :, 0]
+        by_row = full.mean(-1)
+        # Of one row among several nothing is known of the others: they may differ by as much as terms do.
+        alone = torch.full_like(by_row[..., 0], math.log(population) ** 2)
+        between = (by_row.var(-1) if rows > 1 else alone).clamp(max=LARGEST).cpu().numpy()
+        within = full.var(-1).mean(-1).clamp(max=LARGEST).cpu().numpy()
+        # The other inputs' replicas are few and common to all draws: their bias and error by a jackknife over groups.
+        groups = means.shape[-1] - 2
+        plain, means = means[2, :, 0], means[:2]
+        left_out = means[..., 2:]
+        bias = np.abs((groups - 1) * (left_out.mean(-1) - means[..., 0])).max(0)
+        common = (groups - 1) / groups * ((left_out - left_out.mean(-1, keepdims=True)) ** 2).sum(-1)
+        variance = _variance(between, within, rows, draws, population) + common
+        own, fresh = means[0, :, 0], means[1, :, 0]
+        middle = (own + fresh) / 2
+        # Of overlaps and of rows that were not met; and no value is off by less than it lies outside what it can be.
+        unseen = np.hypot(UNSEEN / (rows * draws), np.minimum(_hidden(rows, population), most))
+        outside = np.maximum(-middle, middle - most) / 1.96
+        error = np.maximum(np.hypot(CAUTION * np.sqrt(variance).max(0), unseen), outside)
+        half_change = np.abs(means[..., 0] - means[..., 1])
+        return _Sides(own, fresh, plain, error, bias, half_change, common, between, within)
+
+    def ends(self) -> tuple[tuple[float, ...], ...]:
+        """Return values, errors, lower and upper ends."""
+        middle = (self.own + self.fresh) / 2
+        low, high = self.fresh - 1.96 * self.error - self.bias, self.own + 1.96 * self.error + self.bias
+        return tuple(tuple(end.tolist()) for end in (middle, self.error, low, high))
 
 
 def _hidden(rows: int, population: int) -> float:

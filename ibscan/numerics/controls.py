@@ -238,11 +238,25 @@ class Residuals:
             error = strata.std(0) / len(strata) ** 0.5
         return value.tolist(), (CAUTION * error).tolist()
 
-    def _doubt(self) -> torch.Tensor | float:
+    def difference(self) -> float:
+        """Return the standard error of the first term less the second, of the same draws: less than both errors say."""
+        one, two = self._halves
+        fitted = [(one, two.fit()), (two, one.fit())]
+        by_draws = one.draws < self.draws
+        if self.stratified:
+            scatter = max(0.0, sum(half.scatter_of_difference(fit) for half, fit in fitted))
+            variance = scatter / ((self.draws - (2 if by_draws else 1)) * self.draws)
+            return CAUTION * math.sqrt(variance + float(self._doubt(difference=True)))
+        means = [half.mean(fit)[:, 0] - half.mean(fit)[:, 1] for half, fit in fitted]
+        strata = torch.stack(means).mean(0) if by_draws else torch.cat(means)
+        return CAUTION * float(strata.std(0)) / math.sqrt(len(strata))
+
+    def _doubt(self, *, difference: bool = False) -> torch.Tensor | float:
         """Return what Student's factor adds to the variance of the terms in the strata that are far."""
         if self.far is None or self.draws < 2:
             return 0.0
-        own = torch.cat(self._alone, 1).var(1) / self.draws
+        alone = torch.cat(self._alone, 1)
+        own = (alone[0] - alone[1] if difference else alone).var(-2) / self.draws
         factor = (float(stdtrit(self.draws - 1, 0.975)) / 1.96) ** 2
         return (own @ self.share[self.far].square()) * (factor - 1.0)
 
@@ -284,6 +298,12 @@ class _Half:
         """Return the scatter of the terms once that much of the controls is taken off."""
         left = torch.cat((torch.eye(self.terms, dtype=fit.dtype, device=fit.device), -fit))
         return torch.einsum("it,ij,jt->t", left, self._scatter, left)
+
+    def scatter_of_difference(self, fit: torch.Tensor) -> float:
+        """Return the same of the first term less the second."""
+        step = fit[:, 1] - fit[:, 0]
+        left = torch.cat((step.new_tensor([1.0, -1.0, *[0.0] * (self.terms - 2)]), step))
+        return float(left @ self._scatter @ left)
 
 
 def _fitted(spread: torch.Tensor, terms: int) -> torch.Tensor:

@@ -28,6 +28,7 @@ DIFFERENCES = "donot_use_mm_for_euclid_dist"
 STARTS, STEPS = 64, 4
 
 
+# Squared distances, distances and cells of a block.
 _Memory = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -117,6 +118,34 @@ class _Strip:
 
 
 @dataclass(frozen=True)
+class _Pairs:
+    """What the pairs within classes (`same`), or those between them, are counted from.
+
+    `right` has rows (a, |a|^2, 1) of centred points a; `weights` numbers equal rows, None where no two are equal.
+    """
+
+    points: torch.Tensor
+    right: torch.Tensor
+    weights: torch.Tensor | None
+    edges: torch.Tensor
+    top: float  # the last edge
+    same: bool
+
+    @property
+    def bins(self) -> int:
+        return len(self.edges) - 1
+
+    @property
+    def unit(self) -> float:
+        """Cells of a distance of 1; 0 where all distances are 0."""
+        return self.bins / self.top if self.top else 0.0
+
+    def straddles(self, rows: slice, columns: slice) -> bool:
+        """Return whether the diagonal runs through a block."""
+        return self.same and columns.start == rows.start
+
+
+@dataclass(frozen=True)
 class _Sum:
     """Counts by cell and the sum of the distances of some pairs; the largest distance where it is beyond the edges."""
 
@@ -190,91 +219,97 @@ def _counted(
         centred = torch.sub(part, part.mean(0), out=place[:, :-2])
         torch.linalg.vecdot(centred, centred, out=place[:, -2])
         start += size
+    pairs = _Pairs(points, right, weights, edges, float(edges[-1]), same)
     wanted = [piece for piece in strips if piece.columns(same=same).start < piece.columns(same=same).stop]
-    found = mapped(
-        lambda piece: _strip_sum(points, right, weights, edges, piece.rows, piece.columns(same=same), spare, same=same),
-        wanted,
-        points.device,
-    )
+    found = mapped(lambda strip: _strip_sum(pairs, strip.rows, strip.columns(same=same), spare), wanted, points.device)
     count = torch.zeros(len(edges) - 1, dtype=torch.int64, device=points.device)
     for strip in found:
         count += strip.count
     return _Sum(count, math.fsum(strip.length for strip in found), max((strip.largest for strip in found), default=0.0))
 
 
-def _strip_sum(
-    points: torch.Tensor,
-    right: torch.Tensor,
-    weights: torch.Tensor | None,
-    edges: torch.Tensor,
-    rows: slice,
-    columns: slice,
-    spare: list[_Memory],
-    *,
-    same: bool,
-) -> _Sum:
-    """Count the pairs of a strip, block by block; `right` has rows (a, |a|^2, 1) of centred points a."""
-    bins, width, height = len(edges) - 1, points.shape[1], rows.stop - rows.start
-    top = float(edges[-1])
-    unit = bins / top if top else 0.0  # distances are in cells below
-    own = right[rows]
-    left = own[:, [*range(width), width + 1, width]].mul_(unit**2)
-    left[:, :width] *= -2.0
-    # |fl(a.b) - a.b| <= d u |a||b| with any order of sums, u half of EPSILON: so much for the product, for the squares
-    # that are part of it, and for those of the differences, all d of them against (|a| + |b|)^2.
-    norms = float(own[:, width].amax().sqrt()) + float(right[columns, width].amax().sqrt())
-    error = (1.5 * width + SPARE) * EPSILON * (unit * norms) ** 2
-    again = error / (2.0 * PRECISION)
+def _strip_sum(pairs: _Pairs, rows: slice, columns: slice, spare: list[_Memory]) -> _Sum:
+    """Count the pairs of a strip, block by block."""
+    points, weights, bins = pairs.points, pairs.weights, pairs.bins
+    left, error = _left_factor(pairs, rows, columns)
     # Of two numbers whose squares differ by `error`, one being 1 or more, the difference is no more than that.
     margin = error + SPARE * EPSILON * bins
-    across = block_shape(points.device)[1]
-    # Fresh memory costs as much as what is done in it: what one strip leaves, the next one takes.
-    try:
-        memory = spare.pop()
-    except IndexError:
-        most = min(block_shape(points.device)[0], len(points)) * min(across, len(points))
-        memory = (
-            *torch.empty(2, most, dtype=points.dtype, device=points.device),
-            torch.empty(most, dtype=torch.int32, device=points.device),
-        )
+    memory = _memory(points, spare)
     count = torch.zeros(bins, dtype=torch.int64, device=points.device)
     lengths, largest = [], 0.0
-    for part in cuts(columns.start, columns.stop, across):
-        shape = height, part.stop - part.start
+    for part in cuts(columns.start, columns.stop, block_shape(points.device)[1]):
+        shape = rows.stop - rows.start, part.stop - part.start
         squared, distance, cell = (place[: shape[0] * shape[1]].view(shape) for place in memory)
         share = None if weights is None else weights[rows].unsqueeze(1) * weights[part]
-        straddles = same and part.start == rows.start
-        if straddles:  # below the diagonal pairs come a second time; on it are none, and it is put away from all edges
+        if pairs.straddles(rows, part):  # below the diagonal pairs come a second time, and on it are none
             share = (torch.ones_like(squared) if share is None else share).triu(1)
-        if width <= NARROW:
-            torch.mul(torch.cdist(points[rows], points[part], compute_mode=DIFFERENCES), unit, out=distance)
-            if straddles:
-                distance.diagonal().fill_(bins - 0.5)
-        else:
-            torch.mm(left, right[part].mT, out=squared)
-            if straddles:
-                squared.diagonal().fill_((bins - 0.5) ** 2)
-            # Product and reciprocal root: half the time of a root. NaN where rounding left nothing: done again.
-            torch.rsqrt(squared, out=distance).mul_(squared)
-            if float(squared.amin()) <= again:
-                index = (squared <= again).nonzero()
-                distance[index[:, 0], index[:, 1]] = unit * _differences(points, rows, part, index)
+        _fill_distances(pairs, rows, part, left, error, (squared, distance, cell))
         lengths.append(float(distance.sum() if share is None else torch.dot(distance.flatten(), share.flatten())))
-        lowest, highest = torch.frac(distance, out=squared).aminmax()
-        cell.copy_(distance)
-        if float(lowest) <= margin or float(highest) >= 1.0 - margin:
-            near = (distance - distance.round()).abs_() <= margin
-            index = near.logical_and_(distance >= 1.0 - margin).nonzero()
-            exact = _differences(points, rows, part, index)
-            above = torch.bucketize(exact, edges[1:], right=True, out_int32=True).clamp_(max=bins - 1)
-            cell[index[:, 0], index[:, 1]] = torch.where(exact > top, bins, above).to(cell.dtype)
+        _fill_cells(pairs, rows, part, margin, (squared, distance, cell))
         found = torch.bincount(cell.flatten(), None if share is None else share.flatten(), minlength=bins + 1)
         count += found[:bins].to(torch.int64)
         if len(found) > bins + 1 or float(found[bins]):
             index = (distance >= distance.amax() - 2.0 * margin).nonzero()
             largest = max(largest, float(_differences(points, rows, part, index).max()))
     spare.append(memory)
-    return _Sum(count, math.fsum(lengths) / unit if unit else 0.0, largest)
+    return _Sum(count, math.fsum(lengths) / pairs.unit if pairs.unit else 0.0, largest)
+
+
+def _left_factor(pairs: _Pairs, rows: slice, columns: slice) -> tuple[torch.Tensor, float]:
+    """Return what times `right` is the squared distances in cells, and the error of that product."""
+    width, own = pairs.points.shape[1], pairs.right[rows]
+    left = own[:, [*range(width), width + 1, width]].mul_(pairs.unit**2)
+    left[:, :width] *= -2.0
+    # |fl(a.b) - a.b| <= d u |a||b| with any order of sums, u half of EPSILON: so much for the product, for the squares
+    # that are part of it, and for those of the differences, all d of them against (|a| + |b|)^2.
+    norms = float(own[:, width].amax().sqrt()) + float(pairs.right[columns, width].amax().sqrt())
+    return left, (1.5 * width + SPARE) * EPSILON * (pairs.unit * norms) ** 2
+
+
+def _memory(points: torch.Tensor, spare: list[_Memory]) -> _Memory:
+    """Return room for one block: what another strip left, since fresh memory costs as much as what is done in it."""
+    try:
+        return spare.pop()
+    except IndexError:
+        height, across = block_shape(points.device)
+        most = min(height, len(points)) * min(across, len(points))
+        return (
+            *torch.empty(2, most, dtype=points.dtype, device=points.device),
+            torch.empty(most, dtype=torch.int32, device=points.device),
+        )
+
+
+def _fill_distances(pairs: _Pairs, rows: slice, part: slice, left: torch.Tensor, error: float, to: _Memory) -> None:
+    """Write the distances of a block, in cells; pairs of a row with itself are put away from all edges."""
+    points, straddles, away = pairs.points, pairs.straddles(rows, part), pairs.bins - 0.5
+    squared, distance, _ = to
+    if points.shape[1] <= NARROW:
+        torch.mul(torch.cdist(points[rows], points[part], compute_mode=DIFFERENCES), pairs.unit, out=distance)
+        if straddles:
+            distance.diagonal().fill_(away)
+        return
+    torch.mm(left, pairs.right[part].mT, out=squared)
+    if straddles:
+        squared.diagonal().fill_(away**2)
+    # Product and reciprocal root: half the time of a root. NaN where rounding left nothing: done again.
+    torch.rsqrt(squared, out=distance).mul_(squared)
+    again = error / (2.0 * PRECISION)
+    if float(squared.amin()) <= again:
+        index = (squared <= again).nonzero()
+        distance[index[:, 0], index[:, 1]] = pairs.unit * _differences(points, rows, part, index)
+
+
+def _fill_cells(pairs: _Pairs, rows: slice, part: slice, margin: float, to: _Memory) -> None:
+    """Write the cells of a block's distances; what is within `margin` of an edge is done from differences."""
+    squared, distance, cell = to
+    lowest, highest = torch.frac(distance, out=squared).aminmax()
+    cell.copy_(distance)
+    if float(lowest) <= margin or float(highest) >= 1.0 - margin:
+        near = (distance - distance.round()).abs_() <= margin
+        index = near.logical_and_(distance >= 1.0 - margin).nonzero()
+        exact = _differences(pairs.points, rows, part, index)
+        above = torch.bucketize(exact, pairs.edges[1:], right=True, out_int32=True).clamp_(max=pairs.bins - 1)
+        cell[index[:, 0], index[:, 1]] = torch.where(exact > pairs.top, pairs.bins, above).to(cell.dtype)
 
 
 def _differences(points: torch.Tensor, rows: slice, columns: slice, index: torch.Tensor) -> torch.Tensor:

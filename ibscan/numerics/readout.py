@@ -47,7 +47,8 @@ LEAST_SHARE = 1e-7
 class Information:
     """I(X; T+Z), I(T+Z; Y) in nats, -dI(X; T+Z)/d ln noise, their standard errors, and what they were made of.
 
-    Draws are counted for each of the strata; by quadrature there are none, and the errors are 0.
+    Draws are counted for each of the strata; by quadrature there are none, and the errors are 0. `given_se` is the
+    error of I(X; T+Z) - I(T+Z; Y), of the same draws.
     """
 
     xt: float
@@ -59,6 +60,7 @@ class Information:
     draws: int
     strata: int
     resolved: bool
+    given_se: float = 0.0
 
 
 def readout_information(
@@ -155,12 +157,16 @@ def readout_information(
             unseen = min(gap, UNSEEN / drawn * (1.0 - open_share))
             missed = (unseen, min(unseen, label_entropy), unseen * 2 * math.log(drawn))
             errors = [math.hypot(*kinds) for kinds in zip(errors, missed, visits.hidden, strict=True)]
+            # What was not met moves both values one way, and their difference by no more.
+            given = math.hypot(sums.difference(), unseen, visits.hidden[0] + visits.hidden[1])
+            before = value[0]
             value, errors = _bounded(value, errors, bounds, label_entropy)
+            given = max(given, abs(value[0] - before), (value[1] - value[0]) / 1.96)
             excess = 1.96 * max(errors[:2]) / tolerance
             if excess > 1.0:
                 goal = min(budget, max(done + 1, math.ceil(done * min(excess, 1e4) ** 2)))
     resolved = 1.96 * max(errors[:2]) <= tolerance
-    return Information(value[0], errors[0], value[1], errors[1], value[2], errors[2], done, len(owner), resolved)
+    return Information(value[0], errors[0], value[1], errors[1], value[2], errors[2], done, len(owner), resolved, given)
 
 
 def _bounded(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ibscan.core.quantity import DIMENSIONS
 from ibscan.core.text import by_name
 from ibscan.types import Array, Result, Status, Variable
 
@@ -54,14 +55,7 @@ KINDS: Mapping[str, str] = {
     "layer": "O",
     "layer_type": "O",
     "layer_width": "i",
-    "eps": "f",
-    "rel_eps": "f",
-    "noise": "f",
-    "rel_noise": "f",
-    "binning": "O",
-    "component": "i",
-    "rank_value": "i",
-    "distance_bin": "i",
+    **{dimension.name: dimension.kind for dimension in DIMENSIONS},
 }
 
 DESCRIPTIONS: Mapping[str, str] = {
@@ -75,14 +69,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "layer": "dotted path of the module, #2 for its second call",
     "layer_type": "kind of module",
     "layer_width": "units of the layer",
-    "eps": "absolute threshold on singular values",
-    "rel_eps": "threshold relative to the row's largest singular value",
-    "noise": "standard deviation of the Gaussian noise per unit, in activation units",
-    "rel_noise": "standard deviation of the noise as a multiple of the layer's root-mean-square distance from its mean",
-    "binning": "how units were cut into cells",
-    "component": "place of the singular value in descending order, from 1",
-    "rank_value": "rank of a row's Jacobian, from 0",
-    "distance_bin": "index of the distance bin, from 0",
+    **{dimension.name: dimension.meaning for dimension in DIMENSIONS},
 }
 
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ibscan.core.measure import Measure
+from ibscan.core.quantity import Quantity
 from ibscan.results.axes import AGREEING, checkpoint_keys, fill_value, is_fill, is_metric
-from ibscan.types import Array, Estimate, Measure, Quantity, Result, Status
+from ibscan.types import Array, Estimate, Result, Status
 
 __all__ = [
     "FAILURES",

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ibscan.results.axes import DESCRIPTIONS, KINDS, METRIC, fill_value, stored_text, strings
+from ibscan.core.measure import Measure
+from ibscan.core.quantity import Dimension, Quantity
+from ibscan.results.axes import DESCRIPTIONS, METRIC, fill_value, stored_text, strings
 from ibscan.results.store import FORMAT_VERSION
-from ibscan.types import Array, Checkpoint, Estimate, Layer, Measure, Quantity, Result, Status, Variable
+from ibscan.types import Array, Checkpoint, Estimate, Layer, Result, Status, Variable
 
 __all__ = ["build"]
 
@@ -48,7 +50,8 @@ def build(
     coordinates = {**_checkpoint_coordinates(checkpoints), **_layer_coordinates(layers)}
     axes = _axes(outcomes)
     for dimension, values in axes.items():
-        coordinates[dimension] = Variable((dimension,), _axis(dimension, values), _described(dimension))
+        attributes = {"long_name": dimension.meaning}
+        coordinates[dimension.name] = Variable((dimension.name,), _axis(dimension, values), attributes)
     variables: dict[str, Variable] = {}
     for measure, estimates, rows in outcomes:
         for quantity in measure.quantities:
@@ -98,28 +101,27 @@ def _layer_coordinates(layers: Sequence[Layer]) -> dict[str, Variable]:
 
 def _values(quantity: Quantity, measure: Measure, estimate: Estimate, axis: int) -> list[Any]:
     """Return the coordinate values of one of the quantity's own dimensions (`axis` counts from its first)."""
-    dimension = quantity.dims[axis]
+    dimension = quantity.over[axis]
     length = estimate.value.shape[(2 if quantity.per_layer else 1) + axis]
-    given = measure.coordinates.get(dimension)
-    if given is None:
-        # What only the network decides is numbered: components from 1 (the first singular value), bins from 0.
-        return list(range(1, length + 1)) if dimension == "component" else list(range(length))
+    given = measure.coordinates.get(dimension.name)
+    if given is None:  # only the network decides how many there are
+        return list(range(dimension.first, dimension.first + length))
     listed = [stored_text(v) if isinstance(v, str) else v for v in np.asarray(given, dtype=object).tolist()]
     if len(listed) != length:
-        raise ValueError(f"{quantity.key}: {dimension} has {len(listed)} values, the estimate has {length}")
+        raise ValueError(f"{quantity.key}: {dimension.name} has {len(listed)} values, the estimate has {length}")
     return listed
 
 
-def _axes(outcomes: Sequence[tuple[Measure, Mapping[str, Estimate], int]]) -> dict[str, list[Any]]:
+def _axes(outcomes: Sequence[tuple[Measure, Mapping[str, Estimate], int]]) -> dict[Dimension, list[Any]]:
     """Return the union of coordinate values of each dimension: numbers ascending, names as they appear."""
-    found: dict[str, dict[Any, None]] = {}
+    found: dict[Dimension, dict[Any, None]] = {}
     for measure, estimates, _ in outcomes:
         for quantity in measure.quantities:
             if quantity.key in estimates:
-                for axis, dimension in enumerate(quantity.dims):
+                for axis, dimension in enumerate(quantity.over):
                     values = _values(quantity, measure, estimates[quantity.key], axis)
                     found.setdefault(dimension, {}).update(dict.fromkeys(values))
-    axes: dict[str, list[Any]] = {}
+    axes: dict[Dimension, list[Any]] = {}
     for dimension, union in found.items():
         if not union:
             continue
@@ -128,23 +130,22 @@ def _axes(outcomes: Sequence[tuple[Measure, Mapping[str, Estimate], int]]) -> di
     return axes
 
 
-def _axis(dimension: str, values: list[Any]) -> Array:
+def _axis(dimension: Dimension, values: list[Any]) -> Array:
     if isinstance(values[0], str):
         return strings(values)
     # A noise typed as 1 is the same dimension as one typed as 0.5.
-    whole = KINDS.get(dimension, np.asarray(values).dtype.kind) == "i"
-    return np.asarray(values, dtype=np.int64 if whole else np.float64)
+    return np.asarray(values, dtype=np.int64 if dimension.kind == "i" else np.float64)
 
 
 def _places(
-    quantity: Quantity, measure: Measure, estimate: Estimate, lead: tuple[int, ...], axes: Mapping[str, list[Any]]
+    quantity: Quantity, measure: Measure, estimate: Estimate, lead: tuple[int, ...], axes: Mapping[Dimension, list[Any]]
 ) -> tuple[tuple[int, ...], tuple[Array, ...]]:
     """Return the shape of the variable, and where along each axis the estimate's entries go."""
     if estimate.value.shape[: len(lead)] != lead or estimate.value.ndim != len(lead) + len(quantity.dims):
         raise ValueError(f"{quantity.key}: shape {estimate.value.shape}, expected {lead} and {quantity.dims}")
-    shape = lead + tuple(len(axes.get(dimension, ())) for dimension in quantity.dims)
+    shape = lead + tuple(len(axes.get(dimension, ())) for dimension in quantity.over)
     index = [np.arange(n) for n in lead]
-    for axis, dimension in enumerate(quantity.dims):
+    for axis, dimension in enumerate(quantity.over):
         lookup = {value: place for place, value in enumerate(axes.get(dimension, ()))}
         index.append(np.array([lookup[v] for v in _values(quantity, measure, estimate, axis)], dtype=np.intp))
     return shape, np.ix_(*index)
@@ -180,9 +181,9 @@ def _family(
         return Variable(dims, _spread(array, places), attrs)
 
     integer = quantity.counted and np.asarray(estimate.value).dtype.kind in "iub"
-    family = {key: variable(estimate.value, quantity.long_name, [*names.values(), *status], integer=integer)}
+    family = {key: variable(estimate.value, quantity.meaning, [*names.values(), *status], integer=integer)}
     for suffix, name in names.items():
-        family[name] = variable(parts[suffix], f"{Estimate.MEANINGS[suffix]} {quantity.long_name}", status)
+        family[name] = variable(parts[suffix], f"{Estimate.MEANINGS[suffix]} {quantity.meaning}", status)
         if suffix in Estimate.UNITLESS:
             family[name] = replace(family[name], attrs={**family[name].attrs, "units": "1"})
     if estimate.status is not None:

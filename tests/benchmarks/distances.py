@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, cast
 
 # Before torch is imported, and not where a test run merely looks at this file.
 if __name__ == "__main__" and not any("cuda" in argument for argument in sys.argv):
@@ -93,7 +94,7 @@ def by_masks(distance: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def histograms(
-    x: np.ndarray, y: np.ndarray, distances: Callable[..., np.ndarray], parted: Callable[..., tuple]
+    x: np.ndarray, y: np.ndarray, distances: Callable[..., np.ndarray], parted: Callable[..., tuple[Any, ...]]
 ) -> list[np.ndarray]:
     parts = parted(distances(x), y)
     top = max(part.max() for part in parts)
@@ -173,7 +174,7 @@ def binning_comparisons(rows: int) -> list[Comparison]:
             "np.unique(axis=0)",
             partial(unique_entropies, values.numpy(), y.numpy()),
             partial(binned, values, y),
-            right_entropies,
+            cast("Callable[[object, object], tuple[bool, str]]", right_entropies),
             demanded,
         )
         for name, values, y, demanded in cases
@@ -224,13 +225,14 @@ def held_against_floor(rows: int, checkpoints: int, device: torch.device, repeat
 
     rate = product_rate(device)
     print(f"float64 product: {rate / 1e12:.3g} TFLOP/s on {device}", flush=True)
-    layers = [tuple(part.to(device) for part in layer(rows, width)) for width in LAYERS]
+    drawn = [layer(rows, width) for width in LAYERS]
+    layers = [(points.to(device), labels.to(device)) for points, labels in drawn]
 
     def run() -> None:
         for points, labels in layers * checkpoints:
             distance_histogram(points, labels, BINS)
 
-    few = [part[:1000] for part in layers[0]]
+    few = layers[0][0][:1000], layers[0][1][:1000]
     distance_histogram(*few, BINS)
     spent = statistics.median(elapsed(run, device) for _ in range(repeats))
     scaled = spent * 100 / checkpoints * (W3_ROWS / rows) ** 2

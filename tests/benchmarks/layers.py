@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from ibscan.measures.activations import input_weights, layer_values
-from ibscan.networks.chain import Chain, stacked_chain
+from ibscan.measures.driver import input_weights, layer_values
+from ibscan.networks.chain import Chain
 from ibscan.networks.resolve import ChainSpec
+from ibscan.networks.stacked import stacked_chain
 from ibscan.types import Probe
 
 SERIES = Path(__file__).parents[2] / "fixtures" / "szt-tanh"

@@ -37,8 +37,9 @@ import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 
-from ibscan.measures.network import MARGINAL_REPLICAS, NetworkInformation
-from ibscan.measures.readout import Cell, draws_of, readout_cell
+from ibscan.measures.network import NetworkInformation
+from ibscan.measures.noisy_channel import MARGINAL_REPLICAS
+from ibscan.measures.readout_cells import Cell, draws_of, readout_cell
 from ibscan.numerics.mixture import Mixture
 from ibscan.numerics.readout import UNSEEN, readout_information
 from ibscan.scanning import measured
@@ -213,7 +214,7 @@ def szt(rows: int | None, repeats: int) -> bool:
     from layers import ROWS, szt_layers
 
     print(line(*COLUMNS))
-    right = []
+    right: list[Any] = []
     for epoch in EPOCHS:
         layers = szt_layers(epoch, rows or ROWS)
         for noise, demanded in SZT.items():

@@ -12,8 +12,9 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Before torch is imported, and not where a test run merely looks at this file.
 if __name__ == "__main__" and not any("cuda" in argument for argument in sys.argv):
@@ -23,10 +24,11 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ibscan.core.network import Derivative
 from ibscan.measures.local_rank import LocalRank
 from ibscan.numerics.counting import Gram, gram_counts
 from ibscan.scanning import measured
-from ibscan.types import Derivative, Estimate, Probe, Streams
+from ibscan.types import Estimate, Probe, Streams
 
 if TYPE_CHECKING:  # a test run cannot find the file beside this one
     from workloads import Named, Workload
@@ -51,7 +53,7 @@ def jobs(rows: int, *, whole: bool) -> dict[str, LocalRank]:
 # Baseline ------------------------------------------------------------------------------------------------------------
 
 
-def baseline(models: Sequence[Named], x: np.ndarray) -> list[list[torch.Tensor]]:
+def baseline(models: Any, x: np.ndarray) -> list[list[torch.Tensor]]:
     """Return singular values of every layer of every model, (N, k): one Jacobian a layer and row, and its SVD.
 
     Counts, effective and stable rank for both jobs are read off them here too: next to nothing beside the rest.
@@ -90,9 +92,7 @@ def thresholds(measure: LocalRank) -> dict[str, Callable[[torch.Tensor], torch.T
     return {key: limit for (key, limit), asked in zip(limits.items(), (eps, relative), strict=True) if len(asked)}
 
 
-def wrong_counts(
-    measure: LocalRank, found: Sequence[Estimates], sigma: Sequence[Sequence[torch.Tensor]]
-) -> Iterator[str]:
+def wrong_counts(measure: LocalRank, found: Any, sigma: Any) -> Iterator[str]:
     """Yield what disagrees: the sum over rows, the spread, the least or the largest count of a layer."""
     for key, limits in thresholds(measure).items():
         parts = [estimates[key] for estimates in found]
@@ -116,7 +116,7 @@ def wrong_counts(
                     yield f"{key}[{k}] of model {c}, layer {layer}: {value[c, layer, k]}, not {counts[:, k].mean()}"
 
 
-def spectral_error(measure: LocalRank, found: Sequence[Estimates], sigma: Sequence[Sequence[torch.Tensor]]) -> float:
+def spectral_error(measure: LocalRank, found: Any, sigma: Any) -> float:
     """Return the largest deviation of a mean spectrum, relative to its first value."""
     value = np.concatenate([estimates["singular_value"].value for estimates in found])
     worst = 0.0
@@ -151,7 +151,7 @@ def compared(workload: Workload, repeats: int) -> bool:
     for measure in measures.values():
         findings(few, measure)
     calls: dict[str, Callable[[], object]] = {"baseline": lambda: baseline(workload.models, workload.x)}
-    calls |= {name: (lambda measure=measure: findings(workload, measure)) for name, measure in measures.items()}
+    calls |= {name: partial(findings, workload, measure) for name, measure in measures.items()}
     (base, sigma), *rest = interleaved(calls, repeats).values()
     right = True
     for (job, measure), (spent, found) in zip(measures.items(), rest, strict=True):

@@ -96,7 +96,7 @@ def command(arguments: list[str]) -> tuple[Spent, Spent, float]:
         with stopwatch(measures):
             return measured(*given)
 
-    scanning.measured = timed
+    vars(scanning)["measured"] = timed
     before = peak()
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), stopwatch(whole):
         code = exit_code(arguments)
@@ -135,7 +135,7 @@ def large_series(folder: Path, kind: str, checkpoints: int, megabytes: int) -> N
     """Write checkpoints of a net with two square layers and a narrow last one."""
     folder.mkdir()
     width = int((megabytes * MEGABYTE / BYTES / 2) ** 0.5)
-    model = chain(width, width, width, 10)
+    model: Any = chain(width, width, width, 10)
     for epoch in range(checkpoints):
         with torch.no_grad():
             model[0].weight.mul_(1.001)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
+from ibscan.core.network import Network
 from ibscan.networks.admission import recorded_taps
-from ibscan.networks.chain import stacked_chain
 from ibscan.networks.resolve import ChainSpec
+from ibscan.networks.stacked import stacked_chain
 from ibscan.scanning import partition
-from ibscan.types import Network
 
 WIDE = (784, 512, 256, 128, 64, 10)
 NARROW = (12, 10, 7, 5, 4, 3, 2)
@@ -60,7 +61,7 @@ class Named(nn.Module):
 class Chain(Named):
     """Linear layers with one activation between them."""
 
-    def __init__(self, widths: Sequence[int], activation: str):
+    def __init__(self, widths: Sequence[int], activation: str) -> None:
         super().__init__()
         self.activation = activation
         for k, (inputs, outputs) in enumerate(itertools.pairwise(widths), 1):
@@ -76,7 +77,7 @@ class Chain(Named):
 class Residual(Named):
     """Two 3 x 3 convolutions with batch norm and a shortcut, itself a convolution where the shape changes."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1):
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
@@ -98,7 +99,7 @@ class Residual(Named):
 class Convolutional(Named):
     """A stem, residual blocks, the mean over places, a linear head."""
 
-    def __init__(self, stem: nn.Conv2d, pool: nn.Module, blocks: Sequence[Residual], classes: int):
+    def __init__(self, stem: nn.Conv2d, pool: nn.Module, blocks: Sequence[Residual], classes: int) -> None:
         super().__init__()
         self.stem, self.bn, self.pool = stem, nn.BatchNorm2d(stem.out_channels), pool
         self.blocks = nn.ModuleList(blocks)
@@ -107,7 +108,7 @@ class Convolutional(Named):
     def pre(self, x: torch.Tensor) -> Layers:
         yield (h := self.stem(x))
         h = self.pool(torch.relu(self.bn(h)))
-        for block in self.blocks:
+        for block in cast("Iterable[Any]", self.blocks):
             h = yield from block.pre(h)
         yield (h := self.head(h.mean((2, 3))))
         return h
@@ -116,7 +117,7 @@ class Convolutional(Named):
 class Attention(Named):
     """One transformer block, pre-norm, and a linear head on the mean over tokens."""
 
-    def __init__(self, features: int, heads: int, hidden: int, classes: int):
+    def __init__(self, features: int, heads: int, hidden: int, classes: int) -> None:
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(features), nn.LayerNorm(features)
@@ -213,7 +214,7 @@ def accuracy(model: Chain, x: torch.Tensor, y: torch.Tensor) -> float:
     return float((model(x.double()).argmax(1) == y).double().mean())
 
 
-def active_shares(model: Chain, x: torch.Tensor) -> list[float]:
+def active_shares(model: Any, x: torch.Tensor) -> list[float]:
     """Return the mean share of units above zero, layer by layer."""
     return [float((value > 0).double().mean()) for value in model.pre(x)]
 
@@ -225,9 +226,11 @@ def stacked(models: Sequence[Chain], rows: int, device: torch.device = CPU) -> t
     """Return networks of chains, stacked in blocks as a command cuts its series."""
     states = [model.state_dict() for model in models]
     order = [name for name, _ in models[0].named_children()]
-    units = sum(layer.out_features for layer in models[0].children())
+    layers = [layer for layer in models[0].children() if isinstance(layer, nn.Linear)]
+    units = sum(layer.out_features for layer in layers)
     spec = ChainSpec(models[0].activation, "identity")
-    parts = partition(states, units, rows, sum(tensor.numel() for tensor in states[0].values()))
+    # Any things are cut into blocks alike.
+    parts: Any = partition(cast("Any", states), units, rows, sum(tensor.numel() for tensor in states[0].values()))
     return tuple(stacked_chain(spec, order, part, device=device, dtype=torch.float64) for part in parts)
 
 
@@ -262,7 +265,7 @@ def small_stacked(rows: int) -> Workload:
         torch.manual_seed(seed)
         model = Chain(NARROW, "tanh").double().requires_grad_(False)
         for weight in model.parameters():
-            weight *= 1 + 0.04 * seed
+            weight.mul_(1 + 0.04 * seed)
         models.append(model)
     x = np.random.default_rng(0).integers(0, 2, (rows, NARROW[0])).astype(float)
     networks = stacked(models, rows)

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -356,7 +357,7 @@ def damaged_result(change: Callable[[bytes], bytes]) -> Builder:
 
 
 def never_opened(patch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Path, *_args, **_kwargs):
+    def refuse(self: Path, *_args: object, **_kwargs: object) -> None:
         raise PermissionError(13, "Permission denied", str(self))
 
     patch.setattr(Path, "open", refuse)
@@ -365,7 +366,7 @@ def never_opened(patch: pytest.MonkeyPatch) -> None:
 def vanishing(patch: pytest.MonkeyPatch) -> None:
     opened = Path.open
 
-    def vanish(self: Path, *args, **kwargs):
+    def vanish(self: Path, *args: Any, **kwargs: Any) -> Any:
         if self.name == "step-2.safetensors":
             self.unlink(missing_ok=True)
         return opened(self, *args, **kwargs)
@@ -376,7 +377,7 @@ def vanishing(patch: pytest.MonkeyPatch) -> None:
 def vanishing_once_listed(patch: pytest.MonkeyPatch) -> None:
     opened, times = Path.open, itertools.count()
 
-    def vanish(self: Path, *args, **kwargs):
+    def vanish(self: Path, *args: Any, **kwargs: Any) -> Any:
         if self.name == "step-1.safetensors" and next(times):
             self.unlink(missing_ok=True)
         return opened(self, *args, **kwargs)
@@ -669,7 +670,7 @@ OUTPUTS = [
     )
 ]
 OPTIONS = [
-    Row(line, result() if "old.h5" in line else nothing, line, status, words)
+    Row(line, result() if "old.h5" in line else nothing, line, status, tuple(words))
     for line, status, *words in (
         ("mi run --noise 0", 2, "--noise 0"),
         ("mi run --noise nan", 2, "--noise nan"),

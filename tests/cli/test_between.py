@@ -16,6 +16,8 @@ from ibscan.errors import Interrupted
 from ibscan.results.store import read
 from ibscan.types import Result
 
+pytestmark = pytest.mark.slow
+
 EPOCHS, BLOCK = 9, 2
 
 

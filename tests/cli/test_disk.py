@@ -12,6 +12,8 @@ from conftest import Run, binary_probe, chain
 import ibscan
 from ibscan.results.store import read
 
+pytestmark = pytest.mark.slow
+
 PAGE = 4096
 # Measured one checkpoint at a time, so that there is a part for each.
 NETWORK = """
@@ -72,7 +74,7 @@ def same(one: Path, other: Path) -> bool:
     [("pages", room, kept) for room, kept in ((0, 0), (0.5, 0), (1.5, 1), (3.5, 3), (9, None))]
     + [("files", room, kept) for room, kept in ((0, 0), (1, 0), (2, 0), (3, 1), (5, 3), (6, None))],
 )
-def test_a_full_disk(
+def test_a_full_disk_stops_the_run_and_says_so(
     command: Run,
     scan: tuple[object, ...],
     small_disk: Path,

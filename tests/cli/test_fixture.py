@@ -14,6 +14,8 @@ from conftest import FIXTURES, Run
 from ibscan.results.store import read
 from ibscan.types import Result, Status
 
+pytestmark = pytest.mark.slow
+
 SERIES = FIXTURES / "szt-tanh"
 
 

@@ -100,6 +100,7 @@ def assert_close(one: Path, other: Path) -> None:
 Follow = Callable[..., tuple[Finished, Clock]]
 
 
+@pytest.mark.slow
 def test_checkpoints_are_measured_as_they_arrive(follow: Follow, command: Run, folder: Path, tmp_path: Path) -> None:
     late = content(3, tmp_path / "x")
     growing, temporary = folder / "epoch-00003.safetensors", folder / "tmp-epoch-2"
@@ -132,6 +133,7 @@ def test_checkpoints_are_measured_as_they_arrive(follow: Follow, command: Run, f
     assert_close(Path("r.h5"), Path("plain.h5"))
 
 
+@pytest.mark.slow
 def test_one_network_at_a_time_gives_the_bits_of_one_scan(follow: Follow, command: Run, folder: Path) -> None:
     Path("net.py").write_text(MODULE)
     model = ("--model", "net.py:build")
@@ -168,6 +170,7 @@ def test_nothing_is_read_twice(follow: Follow, folder: Path, monkeypatch: pytest
     assert len(modelled) == 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_changes_is_measured_again(follow: Follow, command: Run, folder: Path) -> None:
     saved(folder, 1)
     done, _ = follow({4: lambda: saved(folder, 2), 7: lambda: saved(folder, 1, seed=9)})
@@ -177,6 +180,7 @@ def test_a_checkpoint_that_changes_is_measured_again(follow: Follow, command: Ru
     assert_close(Path("r.h5"), Path("plain.h5"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["", ".fp16"])
 def test_shards_that_come_one_by_one(follow: Follow, command: Run, folder: Path, variant: str) -> None:
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -246,6 +250,7 @@ def test_what_training_deletes_is_kept(follow: Follow, folder: Path) -> None:
     assert done.code == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("equal", [True, False])
 def test_last_is_looked_at_in_the_end(follow: Follow, folder: Path, equal: bool) -> None:
     def both(epoch: int) -> None:
@@ -296,6 +301,7 @@ def test_a_listed_epoch_may_yet_come(follow: Follow, folder: Path) -> None:
     assert "no checkpoint has epoch 9 (the nearest is 3)" in done.err
 
 
+@pytest.mark.slow
 def test_a_run_taken_up_again(follow: Follow, folder: Path) -> None:
     def stop() -> None:
         raise Interrupted(2)
@@ -313,6 +319,7 @@ def test_a_run_taken_up_again(follow: Follow, folder: Path) -> None:
     assert done.err.count("epoch-00001.safetensors: has changed since") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["rank", "mi"])
 def test_every_scan_verb_follows(command: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     monkeypatch.setattr("ibscan.following.time", Clock({3: lambda: saved(folder, 1)}))
@@ -335,7 +342,7 @@ def test_every_scan_verb_follows(command: Run, folder: Path, monkeypatch: pytest
         (["--follow"], 5, "holds no checkpoint"),
     ],
 )
-def test_refusals(
+def test_what_cannot_be_followed_is_refused_in_a_sentence(
     command: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, words: str
 ) -> None:
     clock = Clock({})
@@ -360,7 +367,7 @@ def test_no_probe_and_no_folder(command: Run, folder: Path) -> None:
         ibscan.rank(folder, follow=True)
 
 
-def test_from_python(folder: Path) -> None:
+def test_python_follows_a_folder_too(folder: Path) -> None:
     """By the real clock, with a thread that trains."""
     saved(folder, 0)
     training = threading.Timer(0.4, saved, (folder, 1))

@@ -297,6 +297,7 @@ ASKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ASKS)
 def test_code_that_asks_for_more_memory_than_there_is(command: Run, run: Path, row: str) -> None:
     name, text = ASKS[row]
@@ -313,6 +314,7 @@ def test_code_that_asks_for_more_memory_than_there_is(command: Run, run: Path, r
     assert isinstance(raised.value, MemoryError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["cluster", "rank", "mi"])
 def test_cells_that_ask_for_more_memory_than_there_is(command: Run, run: Path, verb: str) -> None:
     code(run, f"{FORWARD}if len(x) > 4:\n            {HUGE}")
@@ -353,6 +355,7 @@ RAISES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", RAISES)
 def test_what_code_raises_is_a_sentence_with_its_line(command: Run, run: Path, row: str) -> None:
     text, words = RAISES[row]

@@ -19,6 +19,8 @@ from inputs import hostile as make
 
 from ibscan.results.store import read
 
+pytestmark = pytest.mark.slow
+
 # A hundred times what a row takes on a quiet machine; the machine that runs the tests may be a busy one.
 SECONDS = 20
 # A row takes a few MiB; the bombs among them claim gigabytes.

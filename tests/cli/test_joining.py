@@ -15,6 +15,8 @@ from ibscan.measures.network import NetworkInformation
 from ibscan.results.store import read
 from ibscan.types import Status
 
+pytestmark = pytest.mark.slow
+
 
 def test_raw_and_averaged_weights_are_two_results(command: Run, tmp_path: Path) -> None:
     folder = tmp_path / "both"

@@ -16,6 +16,8 @@ from forked import Command, Server
 import ibscan.api
 from ibscan.results.store import read
 
+pytestmark = pytest.mark.slow
+
 CHECKPOINTS = 6
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Any network is measured one checkpoint at a time, so that there is a part for each.

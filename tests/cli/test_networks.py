@@ -43,6 +43,7 @@ def model(*more: str) -> list[str]:
     return ["--model", f"{SCRIPT}:build", "--model-arg", "channels=2", "--model-arg", "blocks=1", *more]
 
 
+@pytest.mark.slow
 def test_a_residual_net_is_scanned_whole(command: Run, residual: Path, tmp_path: Path) -> None:
     done = command("scan", residual, *model(), *QUICK, "-o", tmp_path / "r.h5")
     assert done.code == 0, done.err
@@ -81,6 +82,7 @@ def script_accuracy(folder: Path) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 def test_a_table_has_both_channels_and_bins_side_by_side(command: Run, series: Path) -> None:
     done = command("mi", series, "--noise", "0.1", "--tolerance", "0.3", "--format", "table", "--epochs", "1,30")
     head = done.out.splitlines()
@@ -89,6 +91,7 @@ def test_a_table_has_both_channels_and_bins_side_by_side(command: Run, series: P
     assert "binned" in line
 
 
+@pytest.mark.slow
 def test_a_bracket_left_open_shows_no_value(command: Run, series: Path) -> None:
     options = ["--noise", "0.3", "--max-replicas", "4", "--channel", "network", "--epochs", "30"]
     done = command("mi", series, *options, "--format", "table")
@@ -101,6 +104,7 @@ def test_a_bracket_left_open_shows_no_value(command: Run, series: Path) -> None:
     assert any(r["variable"] == "mi_network_xt" and r["status"] == "unresolved" and r["lower"] for r in value)
 
 
+@pytest.mark.slow
 def test_code_that_a_checkpoint_names_needs_trust(command: Run, residual: Path, tmp_path: Path) -> None:
     refused = command("rank", residual, "-o", tmp_path / "r.h5")
     assert refused.code == 3
@@ -128,6 +132,7 @@ def test_a_probe_that_does_not_fit(command: Run, residual: Path, tmp_path: Path)
     assert "conv2d" in done.err
 
 
+@pytest.mark.slow
 def test_prefixes_are_stripped_where_the_names_then_fit(command: Run, residual: Path, tmp_path: Path) -> None:
     wrapped = tmp_path / "wrapped"
     wrapped.mkdir()
@@ -141,6 +146,7 @@ def test_prefixes_are_stripped_where_the_names_then_fit(command: Run, residual: 
     np.testing.assert_array_equal(a["local_rank"].values, b["local_rank"].values)
 
 
+@pytest.mark.slow
 def test_a_chain_is_the_same_as_code(command: Run, series: Path, tmp_path: Path) -> None:
     (tmp_path / "nets.py").write_text(
         "from torch import nn\n"
@@ -163,6 +169,7 @@ def test_a_chain_is_the_same_as_code(command: Run, series: Path, tmp_path: Path)
         np.testing.assert_allclose(a[name].values, b[name].values, rtol=close, atol=close, err_msg=name)
 
 
+@pytest.mark.slow
 def test_code_is_part_of_what_a_result_is(command: Run, series: Path, tmp_path: Path) -> None:
     text = (
         "from torch import nn\ndef build():\n    return nn.Sequential("
@@ -184,6 +191,7 @@ def code_spec(path: Path) -> str:
     return f"{path}:build"
 
 
+@pytest.mark.slow
 def test_other_modules_are_measured_by_name(command: Run, residual: Path, tmp_path: Path) -> None:
     options = [*QUICK, "--channel", "network", "--epochs", "1"]
     all_layers = command("mi", residual, *model(), *options, "-o", tmp_path / "a.h5")
@@ -198,6 +206,7 @@ def test_other_modules_are_measured_by_name(command: Run, residual: Path, tmp_pa
     assert missed.code == 5
 
 
+@pytest.mark.slow
 def test_ls_says_what_a_scan_would_do(command: Run, residual: Path, series: Path) -> None:
     done = command("ls", residual, *model(), "--probe", residual / "probe.npz")
     assert done.code == 0, done.err
@@ -217,6 +226,7 @@ def test_ls_says_what_a_scan_would_do(command: Run, residual: Path, series: Path
     assert "196" in unfit.err
 
 
+@pytest.mark.slow
 def test_trained_noise_is_the_default(command: Run, tmp_path: Path) -> None:
     for epoch in (0, 1):
         ibscan.save(tmp_path, chain(6, 5, 4, 2, seed=epoch), epoch=epoch, noise=0.4)
@@ -225,6 +235,7 @@ def test_trained_noise_is_the_default(command: Run, tmp_path: Path) -> None:
     assert read(tmp_path / "r.h5")["noise"].values.tolist() == [0.4]
 
 
+@pytest.mark.slow
 def test_the_fashion_fixture_describes_itself(command: Run, tmp_path: Path) -> None:
     folder = FIXTURES / "fashion-mlp"
     assert sum(path.stat().st_size for path in FIXTURES.rglob("*") if path.is_file()) < 12_000_000
@@ -285,6 +296,7 @@ def narrow(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_what_is_counted_is_float64_in_float32_runs_too(command: Run, narrow: Path) -> None:
     options = ["--model", f"{narrow}/net.py:Narrow", "--eps", "1e-9", "--eps", "1e-7", "--dtype", "float32"]
     done = command("rank", narrow / "run", *options, "-o", narrow / "r.h5")
@@ -309,6 +321,7 @@ def test_a_chain_in_float32_is_counted_in_float64(command: Run, narrow: Path) ->
     assert (result["local_rank_rel"].values == 2.0).all()
 
 
+@pytest.mark.slow
 def test_a_layer_without_a_derivative_spoils_nothing_else(command: Run, narrow: Path) -> None:
     options = ["--model", f"{narrow}/net.py:Narrow", "--model-arg", "bent=true"]
     done = command("scan", narrow / "run", *options, *QUICK, "-o", narrow / "r.h5")

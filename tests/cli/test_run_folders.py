@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +75,7 @@ SAVED: list[tuple[Callable[[Path], None], list[str]]] = [
 ]
 
 
+@pytest.mark.slow
 def test_the_same_numbers_whatever_it_was_saved_as(command: Run, tmp_path: Path) -> None:
     wanted = [{**row, "epoch": ""} for row in numbers(command, clean(tmp_path / "clean"))]
     for k, (save, options) in enumerate(SAVED):
@@ -103,6 +105,7 @@ NETWORK = (
 TYPES = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 
 
+@pytest.mark.slow
 def test_narrow_dtypes_give_the_numbers_of_their_float64_copy(command: Run, tmp_path: Path) -> None:
     for step, dtype in enumerate(TYPES):
         narrow = {key: tensor.to(getattr(torch, dtype)) for key, tensor in trained(step).items()}
@@ -128,12 +131,12 @@ def test_double_precision_is_not_rounded_by_the_module(command: Run, tmp_path: P
     put_safetensors(tmp_path / "run" / "step-1.safetensors", exact)
     binary_probe(tmp_path / "run")
     (tmp_path / "nets.py").write_text(NETWORK)
-    found = []
+    found: list[Any] = []
     for model in ("mlp:tanh", f"{tmp_path / 'nets.py'}:build"):
         done = command("rank", tmp_path / "run", "-m", model, "-n", "4", "-o", tmp_path / f"{len(found)}.h5")
         assert done.code == 0, done.err
         found.append(read(tmp_path / f"{len(found)}.h5")["effective_rank"].values)
-    np.testing.assert_allclose(*found, rtol=1e-12)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
 
 
 LIGHTNING = """
@@ -149,10 +152,11 @@ class Whole(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_a_lightning_module_and_the_network_in_it(command: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for step in (1, 2):
-        content = layouts.lightning(0, step, trained(step))
+        content: dict[str, Any] = layouts.lightning(0, step, trained(step))
         put_torch(run / f"step={step}.ckpt", content)
     binary_probe(run)
     (tmp_path / "nets.py").write_text(LIGHTNING)
@@ -164,10 +168,10 @@ def test_a_lightning_module_and_the_network_in_it(command: Run, tmp_path: Path) 
     assert rows[0] == rows[1]
     # A loss with weights of its own: the network alone no longer is all there is.
     for step in (1, 2):
-        content = layouts.lightning(0, step, trained(step))
+        other: dict[str, Any] = layouts.lightning(0, step, trained(step))
         put_torch(
-            run / f"step={step}.ckpt", {**content, "state_dict": {**content["state_dict"], "loss.scale": torch.ones(2)}}
-        )  # type: ignore[dict-item]
+            run / f"step={step}.ckpt", {**other, "state_dict": {**other["state_dict"], "loss.scale": torch.ones(2)}}
+        )
     inner = ["rank", run, "-m", f"{tmp_path / 'nets.py'}:inner", "-n", "4", "-o", tmp_path / "c.h5"]
     done = command(*inner)
     assert done.code == 3
@@ -238,6 +242,7 @@ def test_one_odd_checkpoint_first_or_last_is_partial(command: Run, tmp_path: Pat
         assert list(json.loads(read(tmp_path / f"{odd}.h5").attrs["skipped"])) == [f"epoch-{odd}.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["run-kl{}.safetensors", "kl={}/model.safetensors"])
 def test_a_sweep_along_its_own_axis(command: Run, name: str, tmp_path: Path) -> None:
     run = tmp_path / "run"

@@ -21,6 +21,8 @@ from ibscan.inputs import files
 from ibscan.results.store import read
 from ibscan.types import Result
 
+pytestmark = pytest.mark.slow
+
 CHECKPOINTS, BLOCK = 13, 3
 BLOCKS = math.ceil(CHECKPOINTS / BLOCK)
 

@@ -17,6 +17,8 @@ from ibscan.inputs.formats import safetensors
 from ibscan.results.store import read
 from ibscan.types import Array, Result
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 5
 SCANS = 12
 

@@ -88,6 +88,7 @@ TERMINALS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("changed", "columns", "styled"), TERMINALS, ids=lambda value: str(value)[:30])
 def test_a_table_on_a_terminal(hostile: Path, changed: dict[str, str], columns: int, styled: bool) -> None:
     code, content = on_a_terminal(f"{IBSCAN} show {hostile}", changed, columns)
@@ -103,6 +104,7 @@ def test_a_table_on_a_terminal(hostile: Path, changed: dict[str, str], columns: 
     assert width == 1 or max(map(len, lines)) <= width
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [UTF8, ASCII, {**UTF8, "FORCE_COLOR": "1", "COLUMNS": "20"}], ids=str)
 def test_rows_through_a_pipe_are_whole(hostile: Path, changed: dict[str, str]) -> None:
     done = shell(f"{IBSCAN} show {hostile}", **changed)
@@ -115,6 +117,7 @@ def test_rows_through_a_pipe_are_whole(hostile: Path, changed: dict[str, str]) -
     assert rows[-1][0].endswith(r"[x='y']\u202e\x07s2.safetensors")
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves(long: Path) -> None:
     for line in (
         f"show {long} | head -n 1",
@@ -128,6 +131,7 @@ def test_a_reader_that_leaves(long: Path) -> None:
         assert done.stdout.count(b"\n") <= 1
 
 
+@pytest.mark.slow
 def test_help_has_no_styles_where_none_are_wanted() -> None:
     for changed, styled in (({}, True), ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, False), ({"TERM": "dumb"}, False)):
         code, content = on_a_terminal(f"{IBSCAN} rank --help", {**UTF8, **changed})
@@ -138,6 +142,7 @@ def test_help_has_no_styles_where_none_are_wanted() -> None:
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "code", "lines"),
     [
@@ -151,19 +156,21 @@ FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has
         ("", 0, 0),
     ],
 )
-def test_codes_without_streams(hostile: Path, line: str, code: int, lines: int) -> None:
+def test_exit_codes_do_not_need_standard_streams(hostile: Path, line: str, code: int, lines: int) -> None:
     done = shell(f"{IBSCAN} {line.format(hostile)}")
     assert done.returncode == code, done.stderr
     assert len(done.stderr.splitlines()) == lines, done.stderr
     assert b"bug" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_scan_does_not_need_its_streams(series: Path, tmp_path: Path) -> None:
     done = shell(f"{IBSCAN} rank {series} --epochs last -o {tmp_path}/r.h5 <&- >&- 2>&-")
     assert done.returncode == 0, done.stderr
     assert read(tmp_path / "r.h5").attrs["complete"] == 1
 
 
+@pytest.mark.slow
 def test_a_scan_on_a_terminal_shows_progress_and_takes_it_away(series: Path, tmp_path: Path) -> None:
     code, content = on_a_terminal(f"{IBSCAN} rank {series} -o {tmp_path}/r.h5", UTF8)
     text = content.decode()
@@ -176,6 +183,7 @@ def test_a_scan_on_a_terminal_shows_progress_and_takes_it_away(series: Path, tmp
     assert "local_rank\t" not in text
 
 
+@pytest.mark.slow
 def test_modules_never_come_from_the_run_folder(series: Path, hostile: Path) -> None:
     """Under the working folder's own torch.py, json.py, ...: neither command nor module nor worker looks there."""
     for name in ("torch", "numpy", "json", "typing", "signal", "h5py", "typer", "rich", "__future__", "enum", "re"):
@@ -219,6 +227,7 @@ def test_a_standard_input_that_is_closed_names_nothing(command: Run, monkeypatch
     assert command("rank", "-").code == 5
 
 
+@pytest.mark.slow
 def test_off_a_terminal_a_line_every_half_minute_and_none_sooner(
     command: Run, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

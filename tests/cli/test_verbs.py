@@ -20,6 +20,7 @@ from ibscan.types import Status
 COLUMNS = "checkpoint epoch step value layer at variable parameter parameter_value result se lower upper unit status"
 
 
+@pytest.mark.slow
 def test_scan_measures_everything_and_prints_rows(command: Run, series: Path, tmp_path: Path) -> None:
     done = command("scan", series, "-o", tmp_path / "r.h5")
     assert done.code == 0, done.err
@@ -47,6 +48,7 @@ def test_scan_measures_everything_and_prints_rows(command: Run, series: Path, tm
     assert not list(tmp_path.glob("*.parts"))
 
 
+@pytest.mark.slow
 def test_verbs_give_the_same_numbers_as_scan(command: Run, series: Path, tmp_path: Path) -> None:
     command("scan", series, "-o", tmp_path / "scan.h5")
     for verb in ("cluster", "rank", "mi"):
@@ -57,6 +59,7 @@ def test_verbs_give_the_same_numbers_as_scan(command: Run, series: Path, tmp_pat
         np.testing.assert_array_equal(variable.values, joined[name].values, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_folder_describes_itself(command: Run, series: Path) -> None:
     done = command("mi", "--noise", "0.1", inside=series)
     assert done.code == 0, done.err
@@ -65,6 +68,7 @@ def test_a_run_folder_describes_itself(command: Run, series: Path) -> None:
     assert command("rank", inside=series).code == 0
 
 
+@pytest.mark.slow
 def test_running_again_computes_nothing(
     command: Run, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +97,7 @@ def test_parameters_and_checkpoints_join(command: Run, series: Path, tmp_path: P
     assert (status[:, 1] == Status.OK).all()
 
 
+@pytest.mark.slow
 def test_what_was_asked_is_printed_not_all_of_the_file(command: Run, series: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.h5"
     command("scan", series, "-o", out)
@@ -102,6 +107,7 @@ def test_what_was_asked_is_printed_not_all_of_the_file(command: Run, series: Pat
     assert {row["parameter_value"] for row in rows if row["parameter"] == "eps"} == {"0.1"}
 
 
+@pytest.mark.slow
 def test_identity_is_kept(command: Run, series: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.h5"
     command("rank", series, "-o", out)
@@ -116,6 +122,7 @@ def test_identity_is_kept(command: Run, series: Path, tmp_path: Path) -> None:
     assert read(out)["local_rank"].attrs["rows"] == 10
 
 
+@pytest.mark.slow
 def test_the_python_face_gives_the_same_numbers(command: Run, series: Path, tmp_path: Path) -> None:
     command("mi", series, "--noise", "0.2", "-o", tmp_path / "r.h5")
     run = ibscan.mi(series, noise=[0.2], device=str(oracles.DEVICE), dtype=str(oracles.DTYPE).removeprefix("torch."))
@@ -125,6 +132,7 @@ def test_the_python_face_gives_the_same_numbers(command: Run, series: Path, tmp_
     assert ibscan.rank(series, eps=0.1, model="mlp:tanh")["local_rank"].values.shape == (5, 3, 1)
 
 
+@pytest.mark.slow
 def test_nan_weights_leave_the_rest_measured(command: Run, series: Path, tmp_path: Path) -> None:
     path = series / "epoch-00003.safetensors"
     state = load_file(path)
@@ -142,6 +150,7 @@ def test_nan_weights_leave_the_rest_measured(command: Run, series: Path, tmp_pat
         assert status[2, 0] != Status.NONFINITE, name
 
 
+@pytest.mark.slow
 def test_one_unreadable_checkpoint_is_skipped(command: Run, series: Path, tmp_path: Path) -> None:
     (series / "epoch-00003.safetensors").write_bytes(b"no checkpoint")
     done = command("rank", series, "-o", tmp_path / "r.h5")
@@ -165,7 +174,8 @@ def test_another_architecture_is_skipped_by_name(command: Run, series: Path, tmp
     assert "epoch-00099" in done.err
 
 
-def test_statuses_and_bits(command: Run, series: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_bits_are_nats_over_ln_2_and_keep_their_status(command: Run, series: Path, tmp_path: Path) -> None:
     command("mi", series, "--noise", "1e-4", "--noise", "1", "-o", tmp_path / "r.h5")
     nats = command("show", tmp_path / "r.h5", "--variable", "mi_readout_xt").rows()
     bits = command("show", tmp_path / "r.h5", "--variable", "mi_readout_xt", "--units", "bits").rows()
@@ -177,6 +187,7 @@ def test_statuses_and_bits(command: Run, series: Path, tmp_path: Path) -> None:
         assert other["unit"] == "bit"
 
 
+@pytest.mark.slow
 def test_strict_counts_unresolved(command: Run, series: Path, tmp_path: Path) -> None:
     options = ["--tolerance", "1e-5", "--max-draws", "200", "-o", tmp_path / "r.h5"]
     loose = command("mi", series, *options)
@@ -187,6 +198,7 @@ def test_strict_counts_unresolved(command: Run, series: Path, tmp_path: Path) ->
     assert command("mi", series, "--tolerance", "0.05", "--strict", "-o", tmp_path / "r.h5").code == 0
 
 
+@pytest.mark.slow
 def test_every_nan_has_a_status_that_says_why(command: Run, series: Path, tmp_path: Path) -> None:
     command("scan", series, "-o", tmp_path / "r.h5")
     result = read(tmp_path / "r.h5")
@@ -197,6 +209,7 @@ def test_every_nan_has_a_status_that_says_why(command: Run, series: Path, tmp_pa
     assert (result["distance_within"].values + result["distance_between"].values).sum(-1).tolist() == [[2016] * 3] * 5
 
 
+@pytest.mark.slow
 def test_torch_files_give_the_numbers_of_safetensors(command: Run, series: Path, tmp_path: Path) -> None:
     other = tmp_path / "torch"
     other.mkdir()
@@ -248,7 +261,8 @@ def test_ls_shows_the_series_as_understood(command: Run, series: Path) -> None:
     assert [row["checkpoint"] for row in rows if row["skipped"]] == ["epoch-00003.safetensors"]
 
 
-def test_show_and_export(command: Run, series: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_show_and_export_give_what_the_scan_gave(command: Run, series: Path, tmp_path: Path) -> None:
     command("scan", series, "-o", tmp_path / "r.h5")
     table = command("show", tmp_path / "r.h5", "--format", "table")
     assert table.code == 0
@@ -272,7 +286,8 @@ def test_other_layers_and_post(command: Run, series: Path, tmp_path: Path) -> No
     assert read(tmp_path / "r.h5")["layer"].values.tolist() == ["0", "2", "4"]
 
 
-def test_unlabelled_probe(command: Run, series: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_without_labels_all_but_i_of_t_and_y_is_measured(command: Run, series: Path, tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((40, 6))
     np.save(tmp_path / "x.npy", x)
     done = command("scan", series, "-p", tmp_path / "x.npy", "-o", tmp_path / "r.h5")
@@ -283,6 +298,7 @@ def test_unlabelled_probe(command: Run, series: Path, tmp_path: Path) -> None:
     assert (result["mi_readout_xt_status"].values != Status.NOT_MEASURED).all()
 
 
+@pytest.mark.slow
 def test_the_file_opens_in_h5py_with_named_dimensions(command: Run, series: Path, tmp_path: Path) -> None:
     command("scan", series, "-o", tmp_path / "r.h5")
     with h5py.File(tmp_path / "r.h5") as file:
@@ -290,6 +306,7 @@ def test_the_file_opens_in_h5py_with_named_dimensions(command: Run, series: Path
         assert [dim.keys()[0] for dim in file["mi_readout_xt"].dims] == ["checkpoint", "layer", "noise"]
 
 
+@pytest.mark.slow
 def test_sixteen_checkpoints_stack_to_the_same_numbers(command: Run, tmp_path: Path) -> None:
     folder = tmp_path / "many"
     folder.mkdir()

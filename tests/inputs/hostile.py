@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -45,7 +46,7 @@ class Evil:
     def __init__(self, canary: Path) -> None:
         self.canary = canary
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return os.system, (f"echo ran > {self.canary}",)
 
 
@@ -58,7 +59,7 @@ def entry(begin: int, end: int, dtype: str = "F32") -> dict[str, object]:
     return {"dtype": dtype, "shape": [(end - begin) // 4], "data_offsets": [begin, end]}
 
 
-def rezipped(blob: bytes, compression: int = zipfile.ZIP_STORED, **extra: bytes) -> bytes:
+def rezipped(blob: bytes, compression: Any = zipfile.ZIP_STORED, **extra: Any) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(blob)) as old, zipfile.ZipFile(stream, "w", compression) as new:
         for name in old.namelist():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from inputs.layouts import put_safetensors, put_torch
 from ibscan.errors import InputError
 from ibscan.inputs.adapters import adapters_alone, adapters_sentence
 from ibscan.inputs.series import read_series
-from ibscan.models import stated_model
+from ibscan.model_spec import stated_model
 
 ONES = {"fc1": (8, 6), "fc2": (3, 8)}
 Shapes = dict[str, tuple[int, ...]]
@@ -41,16 +42,17 @@ ALONE: dict[str, Shapes] = {
 }
 
 
-def made(shapes: Shapes) -> dict[str, torch.Tensor]:
+def made(shapes: Any) -> dict[str, torch.Tensor]:
     return {key: torch.ones(shape) for key, shape in shapes.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ALONE)
 @pytest.mark.parametrize(
     "place", ["checkpoint-5/adapter_model.safetensors", "checkpoint-5/adapter_model.bin", "e_1.pt"]
 )
 @pytest.mark.parametrize("spec", ["mlp:relu", "hf", None])
-def test_adapters_alone_are_refused(kind: str, place: str, spec: str | None, tmp_path: Path):
+def test_adapters_alone_are_refused(kind: str, place: str, spec: str | None, tmp_path: Path) -> None:
     put = put_safetensors if place.endswith("safetensors") else put_torch
     put(tmp_path / place, made(ALONE[kind]))
     (checkpoint,) = read_series([tmp_path]).checkpoints
@@ -61,7 +63,7 @@ def test_adapters_alone_are_refused(kind: str, place: str, spec: str | None, tmp
     assert stated_model("net.py:build", {}, None, [checkpoint], trust=True).spec == "net.py:build"
 
 
-def test_adapters_beside_their_base_are_no_chain_but_may_be_codes_own(tmp_path: Path):
+def test_adapters_beside_their_base_are_no_chain_but_may_be_codes_own(tmp_path: Path) -> None:
     shapes = {"fc1.base_layer.weight": (8, 6), "fc1.lora_A.weight": (2, 6), "fc1.lora_B.weight": (8, 2)}
     put_torch(tmp_path / "e_1.pt", made(shapes))
     (checkpoint,) = read_series([tmp_path]).checkpoints
@@ -78,7 +80,7 @@ CONFIGS: list[tuple[Shapes, object, bool]] = [
 
 
 @pytest.mark.parametrize(("shapes", "config", "alone"), CONFIGS)
-def test_the_config_beside_tells_what_names_do_not(shapes: Shapes, config: object, alone: bool, tmp_path: Path):
+def test_the_config_beside_tells_what_names_do_not(shapes: Shapes, config: object, alone: bool, tmp_path: Path) -> None:
     put_torch(tmp_path / "model.pt", made(shapes))
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     (checkpoint,) = read_series([tmp_path]).checkpoints
@@ -87,13 +89,13 @@ def test_the_config_beside_tells_what_names_do_not(shapes: Shapes, config: objec
 
 
 @pytest.mark.parametrize("name", ["fc1", "explora", "flora.0", "adapter", "soft_prompt", "lorax", "to_adapter.0"])
-def test_whole_networks_are_not_taken_for_adapters(name: str, tmp_path: Path):
+def test_whole_networks_are_not_taken_for_adapters(name: str, tmp_path: Path) -> None:
     put_torch(tmp_path / "e_1.pt", {f"{name}.weight": torch.ones(3, 6), "out.weight": torch.ones(2, 3)})
     (checkpoint,) = read_series([tmp_path]).checkpoints
     assert adapters_sentence(checkpoint) == ""
 
 
-def test_a_folder_of_adapters_beside_whole_networks_says_why(tmp_path: Path):
+def test_a_folder_of_adapters_beside_whole_networks_says_why(tmp_path: Path) -> None:
     for step in (1, 2):
         put_safetensors(tmp_path / f"checkpoint-{step}/model.safetensors", made({"fc1.weight": (3 + 0 * step, 6)}))
     put_safetensors(tmp_path / "checkpoint-3/adapter_model.safetensors", made(PEFT))

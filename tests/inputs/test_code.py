@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,17 +70,17 @@ def code(tmp_path: Path) -> Path:
         ("\0.py:a", True),
     ],
 )
-def test_is_code(spec: str, expected: bool):
+def test_a_spec_is_code_where_it_names_a_callable(spec: str, expected: bool) -> None:
     assert is_code(spec) is expected
 
 
-def test_a_path_that_exists_is_no_code(tmp_path: Path):
+def test_a_path_that_exists_is_no_code(tmp_path: Path) -> None:
     assert is_code("module:name")
     (tmp_path / "module:name").write_text("")
     assert not is_code("module:name")
 
 
-def test_file(code: Path, capsys: pytest.CaptureFixture[str]):
+def test_code_in_a_file_leaves_path_and_folder_as_they_were(code: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, modules = list(sys.path), len(list(code.parent.iterdir()))
     build = named_callable(f"{code}:Builder.build", "--model")
     assert called(build, {"width": 5}, "--model b") == ["net", 5, 1]
@@ -92,7 +93,7 @@ def test_file(code: Path, capsys: pytest.CaptureFixture[str]):
     assert err.split() == ["loading", "building"]
 
 
-def test_neighbours_are_importable_while_loaded_and_called(code: Path):
+def test_neighbours_are_importable_while_loaded_and_called(code: Path) -> None:
     (code.parent / "ibscan_test_early.py").write_text("name = 'early'")
     (code.parent / "ibscan_test_late.py").write_text("name = 'late'")
     code.write_text(
@@ -104,7 +105,7 @@ def test_neighbours_are_importable_while_loaded_and_called(code: Path):
         __import__("ibscan_test_absent")
 
 
-def test_what_code_puts_on_the_path_stays(code: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_code_puts_on_the_path_stays(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     code.write_text("import sys\nsys.path.insert(0, '/its/own')\ndef build(): return sys.path[1]")
     before = list(sys.path)
@@ -123,8 +124,9 @@ except InputError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [["-c", SCRIPT], ["here.py"], ["-m", "here"]])
-def test_modules_never_come_from_the_working_folder(start: list[str], tmp_path: Path):
+def test_modules_never_come_from_the_working_folder(start: list[str], tmp_path: Path) -> None:
     (tmp_path / "here.py").write_text(SCRIPT)
     (tmp_path / "mine.py").write_text("import os\nos.mkdir('canary')\ndef build(): return 'built'")
     root = str(Path(__file__).parents[2])
@@ -157,7 +159,7 @@ LOADING = [
 
 
 @pytest.mark.parametrize(("text", "name", "error", "words"), LOADING)
-def test_code_that_cannot_be_had(code: Path, text: str, name: str, error: type[IbscanError], words: str):
+def test_code_that_cannot_be_had(code: Path, text: str, name: str, error: type[IbscanError], words: str) -> None:
     if text:
         code.write_text(text)
     modules = set(sys.modules)
@@ -179,13 +181,13 @@ def test_code_that_cannot_be_had(code: Path, text: str, name: str, error: type[I
         ("numpy:", UsageError, "expected module:callable"),
     ],
 )
-def test_specs_that_cannot_be_had(spec: str, error: type[IbscanError], words: str):
+def test_specs_that_cannot_be_had(spec: str, error: type[IbscanError], words: str) -> None:
     with pytest.raises(error, match=words) as raised:
         named_callable(spec, "--model")
     assert type(raised.value) is error
 
 
-def test_never_opened(tmp_path: Path):
+def test_pipes_and_folders_are_never_opened_as_code(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.py")
     (tmp_path / "folder.py").mkdir()
     for name, words in (("pipe.py", "named pipe"), ("folder.py", "a folder")):
@@ -203,12 +205,12 @@ CALLS = [
 
 
 @pytest.mark.parametrize(("name", "arguments", "words"), CALLS)
-def test_calls_that_fail(code: Path, name: str, arguments: dict[str, object], words: str):
+def test_calls_that_fail(code: Path, name: str, arguments: dict[str, object], words: str) -> None:
     with pytest.raises(InputError, match=f"^--model b: {words}"):
         called(named_callable(f"{code}:{name}", "--model"), arguments, "--model b")
 
 
-def test_what_passes(code: Path):
+def test_interrupts_and_memory_errors_pass_through_code(code: Path) -> None:
     for name, error in (("stopped", KeyboardInterrupt), ("hungry", MemoryError)):
         with pytest.raises(error):
             called(named_callable(f"{code}:{name}", "--model"), {}, "--model b")
@@ -220,7 +222,7 @@ def test_what_passes(code: Path):
         called(interrupted, {}, "--model b")
 
 
-def test_failures_restore_what_was_changed(code: Path):
+def test_failures_restore_what_was_changed(code: Path) -> None:
     before, out = list(sys.path), sys.stdout
     with pytest.raises(ValueError, match="today"):
         named_callable(f"{code}:fails", "--model")()
@@ -265,7 +267,9 @@ RETURNS = [
 
 
 @pytest.mark.parametrize(("value", "x", "labels"), RETURNS, ids=[row[0][:30] for row in RETURNS])
-def test_probes(value: str, x: list, labels: tuple | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_a_callable_returns_becomes_a_probe(
+    value: str, x: list[Any], labels: tuple[Any, ...] | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "data.py").write_text(f"import torch, numpy as np\ndef probe():\n    print('said')\n    return {value}")
     probe, notices = read_probe("data.py:probe", {})
     assert probe.x.tolist() == x
@@ -296,13 +300,13 @@ NOT_PROBES = [
 
 
 @pytest.mark.parametrize(("value", "words"), NOT_PROBES, ids=[row[0] for row in NOT_PROBES])
-def test_no_probes(value: str, words: str, tmp_path: Path):
+def test_what_is_no_probe_is_refused(value: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "data.py").write_text(f"import torch, numpy as np\ndef probe(): return {value}")
     with pytest.raises(InputError, match=words):
         read_probe("data.py:probe", {})
 
 
-def test_picks_and_the_pixel_rule(tmp_path: Path):
+def test_picks_and_the_pixel_rule(tmp_path: Path) -> None:
     (tmp_path / "data.py").write_text(
         "def probe(): return {'a': [[5, 7]], 'b': [1], 'c': [[1, 2]]}\ndef x(): return [[5]]"
     )
@@ -316,20 +320,20 @@ def test_picks_and_the_pixel_rule(tmp_path: Path):
         read_probe("data.py:x#x=a", {})
 
 
-def test_a_list_that_may_be_a_pair_or_rows_is_refused(tmp_path: Path):
+def test_a_list_that_may_be_a_pair_or_rows_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data.py").write_text("import numpy as np\ndef probe(): return [np.ones((3, 2)), np.ones((3, 2))]")
     with pytest.raises(UsageError, match=r"two arrays of shape \(3, 2\).*tuple \(x, y\)"):
         read_probe("data.py:probe", {})
 
 
-def test_labels_of_a_tuple_are_left_out(tmp_path: Path):
+def test_labels_of_a_tuple_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "data.py").write_text("def probe(): return [[.5, 1], [.5, 0]], [1, float('nan')]")
     with pytest.raises(InputError, match="#y="):
         read_probe("data.py:probe", {})
     assert read_probe("data.py:probe#y=", {})[0].y is None
 
 
-def test_memory_that_an_array_asks_for(tmp_path: Path):
+def test_memory_that_an_array_asks_for(tmp_path: Path) -> None:
     (tmp_path / "data.py").write_text(
         "class Large:\n    shape = (2, 2)\n    def __array__(self, *_, **__): raise MemoryError\n"
         "def probe(): return Large()"
@@ -338,7 +342,7 @@ def test_memory_that_an_array_asks_for(tmp_path: Path):
         read_probe("data.py:probe", {})
 
 
-def test_a_probe_is_a_copy(tmp_path: Path):
+def test_a_probe_is_a_copy(tmp_path: Path) -> None:
     (tmp_path / "data.py").write_text("import builtins\ndef probe(): return builtins.ibscan_test_array")
     builtins.ibscan_test_array = array = np.ones((2, 2))  # type: ignore[attr-defined]
     try:
@@ -349,7 +353,7 @@ def test_a_probe_is_a_copy(tmp_path: Path):
     assert (probe.x == 1).all()
 
 
-def test_nothing_runs_that_is_not_named(code: Path, monkeypatch: pytest.MonkeyPatch):
+def test_nothing_runs_that_is_not_named(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(code.parent)
     code.write_text("open('canary', 'w')")
     for spec in ("build.py", "absent/build.py:probe", "other.py:probe", "build", "build:probe", "build.npz:x"):

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from ibscan.inputs.formats import safetensors, torch_file
 from ibscan.inputs.formats.checkpoint import inspect_checkpoint, load_tensors
 from ibscan.types import Checkpoint
 
-CONTENT = {"safetensors": safetensors_bytes, "pt": torch_bytes}
+CONTENT: dict[str, Any] = {"safetensors": safetensors_bytes, "pt": torch_bytes}
 
 
 @pytest.fixture(params=["safetensors", "pt"])

@@ -6,6 +6,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,8 @@ QUICK = ["-m", "mlp:tanh", "-n", "8", "--channel", "readout", "--tolerance", "0.
 
 def toy(state: Mapping[str, torch.Tensor], step: int) -> bytes:
     stream = io.BytesIO()
-    np.savez(stream, **{key: tensor.numpy() for key, tensor in state.items()}, step=np.array(step))
+    arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in state.items()}
+    np.savez(stream, **arrays, step=np.array(step))
     return MAGIC + stream.getvalue()
 
 

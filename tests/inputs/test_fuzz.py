@@ -26,6 +26,8 @@ from ibscan.results.store import read
 from ibscan.views.console import console
 from ibscan.views.tables import tables
 
+pytestmark = pytest.mark.slow
+
 Blob = Callable[[make.Draw], bytes]
 # Writing and printing a result takes ten times what a checkpoint does; starting a process, a hundred times.
 SLOW, SLOWER = 5, 15
@@ -78,7 +80,7 @@ CHECKPOINTS = {
 
 
 @pytest.mark.parametrize("kind", CHECKPOINTS)
-def test_checkpoints(kind: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+def test_random_checkpoints_are_read_or_refused(kind: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
     def attempt(draw: make.Draw) -> None:
         name, blob = CHECKPOINTS[kind](draw)
         (tmp_path / name).write_bytes(blob)
@@ -110,7 +112,7 @@ SLOW_PROBES = {
 
 
 @pytest.mark.parametrize("kind", [*PROBES, *SLOW_PROBES])
-def test_probes(kind: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+def test_random_probes_are_read_or_refused(kind: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
     def attempt(draw: make.Draw) -> None:
         name, blob = (PROBES | SLOW_PROBES)[kind](draw)
         (tmp_path / name).write_bytes(blob)
@@ -122,7 +124,7 @@ def test_probes(kind: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
 
 
 @pytest.mark.parametrize("odd", [False, True])
-def test_manifests(odd: bool, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+def test_random_manifests_are_read_or_refused(odd: bool, tmp_path: Path, pytestconfig: pytest.Config) -> None:
     good = b'[model]\nspec = "mlp:tanh"\n[probe]\npath = "probe.npz"\nscale = 255\n[series]\npattern = "e-{epoch}"\n'
 
     def attempt(draw: make.Draw) -> None:

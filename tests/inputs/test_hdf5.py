@@ -8,6 +8,7 @@ import random
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -32,7 +33,8 @@ def grouped(path: Path) -> str:
     return str(path)
 
 
-def test_arrays_in_groups(tmp_path: Path):
+@pytest.mark.slow
+def test_arrays_in_groups(tmp_path: Path) -> None:
     spec = grouped(tmp_path / "a.h5")
     with pytest.raises(UsageError, match=r"train/x \(4, 3\).*#x="):
         read_probe(spec, {})
@@ -49,8 +51,9 @@ def test_arrays_in_groups(tmp_path: Path):
 DTYPES = ["<f8", ">f8", "<f2", "i1", "u1", ">i4", "u8", "bool"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"compression": "gzip"}, {"compression": "lzf", "shuffle": True}])
-def test_numbers_are_those_of_h5py(options: dict, tmp_path: Path):
+def test_numbers_are_those_of_h5py(options: dict[Any, Any], tmp_path: Path) -> None:
     numbers = np.random.default_rng(0).integers(0, 2, (5, 4, 2))
     with h5py.File(tmp_path / "a.h5", "w", libver="latest" if options else None) as file:
         for dtype in DTYPES:
@@ -61,7 +64,7 @@ def test_numbers_are_those_of_h5py(options: dict, tmp_path: Path):
         assert (found.picked[dtype] == numbers).all()
 
 
-def test_texts(tmp_path: Path):
+def test_texts_of_every_kind_become_labels(tmp_path: Path) -> None:
     words = np.array(["cät", "ant", "", "cät"])
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("varying", data=words.astype(object), dtype=h5py.string_dtype())
@@ -75,7 +78,7 @@ def test_texts(tmp_path: Path):
     assert found["one"].tolist() == "word"
 
 
-def test_matlab_arrays_lie_as_in_matlab(tmp_path: Path):
+def test_matlab_arrays_lie_as_in_matlab(tmp_path: Path) -> None:
     cube = np.arange(24.0).reshape(2, 3, 4)
     letters = np.array([[ord(letter) for letter in word] for word in ("cat", "an ")], np.uint16)
     matlab_file(tmp_path / "a.mat", {"x": (cube, "double"), "y": (letters, "char"), "flag": (cube > 3, "logical")})
@@ -193,8 +196,9 @@ ASTRAY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "words"), ASTRAY, ids=[build.__name__ for build, _ in ASTRAY])
-def test_files_that_lead_astray(build, words: str, tmp_path: Path):
+def test_files_that_lead_astray(build: Any, words: str, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "secret.h5", "w") as file:
         file["x"] = X
     X.tofile(tmp_path / "secret.bin")
@@ -205,7 +209,7 @@ def test_files_that_lead_astray(build, words: str, tmp_path: Path):
     assert str(raised.value).startswith(f"{tmp_path / 'a.h5'}: array ")
 
 
-def test_what_is_not_picked_does_no_harm(tmp_path: Path):
+def test_what_is_not_picked_does_no_harm(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["x"], file["y"] = X, Y
         file["elsewhere"] = h5py.ExternalLink(str(tmp_path / "absent.h5"), "x")
@@ -215,7 +219,8 @@ def test_what_is_not_picked_does_no_harm(tmp_path: Path):
     assert read_probe(str(tmp_path / "a.h5"), {})[0].labels == (0, 2, 5)
 
 
-def test_too_many_links(tmp_path: Path):
+@pytest.mark.slow
+def test_links_beyond_the_limit_are_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w", libver="latest") as file:
         one = file.create_group("g")
         for k in range(10_001):
@@ -224,7 +229,7 @@ def test_too_many_links(tmp_path: Path):
         read_probe(str(tmp_path / "a.h5"), {})
 
 
-def test_nothing_in_it(tmp_path: Path):
+def test_a_file_without_arrays_or_rows_is_refused(tmp_path: Path) -> None:
     h5py.File(tmp_path / "a.h5", "w").close()
     with pytest.raises(InputError, match="without arrays"):
         read_probe(str(tmp_path / "a.h5"), {})
@@ -242,7 +247,7 @@ ENDS = [
 
 
 @pytest.mark.parametrize(("code", "words"), ENDS)
-def test_a_library_that_breaks_down(code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_library_that_breaks_down(code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grouped(tmp_path / "a.h5")
     ending = dataclasses.replace(hdf5.READER, command=("-c", f"import os, signal; {code}"))
     monkeypatch.setattr(hdf5, "READER", ending)
@@ -250,7 +255,7 @@ def test_a_library_that_breaks_down(code: str, words: str, tmp_path: Path, monke
         read_probe(str(tmp_path / "a.h5"), {})
 
 
-def test_nothing_is_imported_from_the_working_folder(tmp_path: Path):
+def test_nothing_is_imported_from_the_working_folder(tmp_path: Path) -> None:
     grouped(tmp_path / "a.h5")
     for name in ("json.py", "h5py.py", "numpy.py"):
         (tmp_path / name).write_text("open('canary', 'w')")
@@ -258,12 +263,13 @@ def test_nothing_is_imported_from_the_working_folder(tmp_path: Path):
     assert not Path("canary").exists()
 
 
-def test_a_large_file_is_read_from_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_large_file_is_read_from_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ibscan.inputs.files.SMALL_BYTES", 100)
     assert read_probe(f"{grouped(tmp_path / 'a.h5')}#x=train/x", {})[0].labels == (0, 2, 5)
 
 
-def test_results_are_told_from_other_files(tmp_path: Path):
+@pytest.mark.slow
+def test_results_are_told_from_other_files(tmp_path: Path) -> None:
     for name, value in (("a.h5", "ibscan"), ("b.h5", "ibscan-like"), ("c.h5", 3)):
         with h5py.File(tmp_path / name, "w") as file:
             file.attrs["format"] = value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ FOLDERS: list[tuple[str, dict[str, bytes], str]] = [
 
 
 @pytest.mark.parametrize(("name", "files", "words"), FOLDERS, ids=[row[0] for row in FOLDERS])
-def test_folders_of_other_kinds(name: str, files: dict[str, bytes], words: str, tmp_path: Path):
+def test_folders_of_other_kinds(name: str, files: dict[str, bytes], words: str, tmp_path: Path) -> None:
     folder = tmp_path / name
     folder.mkdir()
     for file, content in files.items():
@@ -48,7 +49,7 @@ def test_folders_of_other_kinds(name: str, files: dict[str, bytes], words: str, 
             read_series([folder])
 
 
-def test_harmless_extras_load(tmp_path: Path):
+def test_harmless_extras_load(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     path.write_bytes(make.harmless_extras())
     checkpoint = inspect_checkpoint(path, "run.pt")
@@ -56,7 +57,7 @@ def test_harmless_extras_load(tmp_path: Path):
     assert load_tensors(checkpoint)["0.weight"].equal(make.state()["0.weight"])
 
 
-def test_unsafe_load_is_never_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_unsafe_load_is_never_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     path = tmp_path / "evil.pt"
     path.write_bytes(make.torch_bytes({"state_dict": make.state(), "more": [make.Evil(tmp_path / "canary")]}))
@@ -75,7 +76,7 @@ SWITCHES = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
 @pytest.mark.parametrize("names", [SWITCHES[:1], SWITCHES[1:], SWITCHES])
 def test_the_switches_of_torch_change_nothing(
     names: tuple[str, ...], word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     for name in names:
         monkeypatch.setenv(name, word)
     before = dict(os.environ)
@@ -96,12 +97,12 @@ def test_the_switches_of_torch_change_nothing(
     assert not (tmp_path / "canary").exists()
 
 
-def test_growing_file_gets_one_more_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_growing_file_gets_one_more_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "step-1.safetensors"
     path.write_bytes(make.GOOD[:-8])
     opened, count = Path.open, []
 
-    def grow(self: Path, *args, **kwargs):
+    def grow(self: Path, *args: Any, **kwargs: Any) -> Any:
         count.append(self)
         if len(count) == 1:
             with opened(self, "ab") as stream:
@@ -113,7 +114,7 @@ def test_growing_file_gets_one_more_try(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(count) == 2
 
 
-def test_changed_since_it_was_listed(tmp_path: Path):
+def test_changed_since_it_was_listed(tmp_path: Path) -> None:
     path = tmp_path / "step-1.safetensors"
     path.write_bytes(make.GOOD)
     checkpoint = inspect_checkpoint(path, path.name)
@@ -125,11 +126,11 @@ def test_changed_since_it_was_listed(tmp_path: Path):
         load_tensors(checkpoint)
 
 
-def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_without_permission_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "step-1.safetensors"
     path.write_bytes(make.GOOD)
 
-    def refuse(self: Path, *_args, **_kwargs):
+    def refuse(self: Path, *_args: object, **_kwargs: object) -> None:
         raise PermissionError(13, "Permission denied", str(self))
 
     with monkeypatch.context() as patch:

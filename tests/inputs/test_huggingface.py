@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import oracles
@@ -18,12 +18,14 @@ from inputs.layouts import in_shards
 from safetensors.torch import load_file, save_file
 
 import ibscan
+from ibscan.core.network import Derivative, Network
 from ibscan.inputs.formats.checkpoint import load_tensors
 from ibscan.inputs.probe import read_probe
 from ibscan.inputs.series import read_series
-from ibscan.models import model_of, stated_model
+from ibscan.model_spec import stated_model
+from ibscan.models import model_of
 from ibscan.results.store import read
-from ibscan.types import Derivative, Network, Status
+from ibscan.types import Status
 
 STANDINS = Path(__file__).parent.parent / "standins"
 # The library's own warnings, of what it will change.
@@ -96,6 +98,7 @@ def sentences(tmp_path: Path) -> Path:
     return tmp_path / "sentences.npy"
 
 
+@pytest.mark.slow
 def test_a_trainer_folder_is_measured_under_the_names_it_was_saved_with(
     command: Run, images: Path, tmp_path: Path
 ) -> None:
@@ -123,6 +126,7 @@ def test_a_trainer_folder_is_measured_under_the_names_it_was_saved_with(
     np.testing.assert_array_equal(read(tmp_path / "b.h5")["nc1"].values[0], result["nc1"].values[0])
 
 
+@pytest.mark.slow
 def test_a_config_runs_only_where_it_is_asked_for(
     command: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +146,7 @@ def test_a_config_runs_only_where_it_is_asked_for(
     assert command(*given, "--trust").code == 0
 
 
+@pytest.mark.slow
 def test_entries_of_the_config_are_part_of_what_a_result_is(command: Run, images: Path, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "run", VISION, vision_state())
     given = ["cluster", folder, "-p", images, "-m", "hf", "-o", tmp_path / "r.h5"]
@@ -158,6 +163,7 @@ def test_entries_of_the_config_are_part_of_what_a_result_is(command: Run, images
     assert "another shape" in typed.err
 
 
+@pytest.mark.slow
 def test_tokens_are_fed_as_embeddings_and_tied_weights_are_one(command: Run, sentences: Path, tmp_path: Path) -> None:
     state = text_state()
     folder = folder_of(tmp_path / "run", TEXT, state)
@@ -182,6 +188,7 @@ def test_tokens_are_fed_as_embeddings_and_tied_weights_are_one(command: Run, sen
     assert "1 missing, such as 'lm_head.weight'" in untied.err
 
 
+@pytest.mark.slow
 def test_shards_of_tied_and_wrapped_weights_that_arrive_while_followed(
     command: Run, sentences: Path, tmp_path: Path
 ) -> None:
@@ -211,6 +218,7 @@ def test_shards_of_tied_and_wrapped_weights_that_arrive_while_followed(
         np.testing.assert_array_equal(found, one["distance_within_mean"].values[0])
 
 
+@pytest.mark.slow
 def test_token_ids_have_no_derivative(command: Run, tmp_path: Path) -> None:
     """They are fed as they are, and all but local rank is measured."""
     folder = folder_of(tmp_path / "run", TEXT, text_state())
@@ -287,6 +295,7 @@ HOSTILE: dict[str, tuple[dict[str, object] | bytes, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", HOSTILE, ids=list(HOSTILE))
 def test_a_hostile_config_is_refused(
     command: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str
@@ -336,7 +345,7 @@ def test_kernels_and_names_of_a_config_are_left_out(
         asked.append((names, made.name_or_path, given, hub.HF_HUB_OFFLINE))
         return make(cls, made, **given)
 
-    monkeypatch.setattr(library().PreTrainedModel, "_from_config", classmethod(from_config))
+    monkeypatch.setattr(library().PreTrainedModel, "_from_config", classmethod(cast("Any", from_config)))
     found = ibscan.cluster(tmp_path / "run", probe=str(images), model="hf")
     assert np.isfinite(found["nc1"].values[:, -1]).all()
     assert {repr(one) for one in asked} == {repr(([], "", {"attn_implementation": "eager"}, True))}
@@ -426,6 +435,7 @@ def network_of(folder: Path) -> tuple[Network, torch.Tensor]:
     return model.network([(checkpoints[0], load_tensors(checkpoints[0]))]), torch.as_tensor(probe.x)
 
 
+@pytest.mark.slow
 def test_values_and_derivatives_are_those_of_the_library(saved: tuple[str, Path]) -> None:
     name, folder = saved
     network, x = network_of(folder)
@@ -451,7 +461,7 @@ def test_values_and_derivatives_are_those_of_the_library(saved: tuple[str, Path]
         np.testing.assert_allclose(spectrum, expected[: len(spectrum)], rtol=1e-5, atol=1e-6 * float(expected[0]))
 
 
-MASKED = {
+MASKED: dict[str, Any] = {
     "BertForSequenceClassification": {"num_labels": 3, **TOKENS},
     "DistilBertForSequenceClassification": {"num_labels": 3, "vocab_size": 30, "dim": 8, "n_layers": 1, "n_heads": 2},
     "GPT2LMHeadModel": MODELS["GPT2LMHeadModel"][0],
@@ -484,6 +494,7 @@ def test_a_mask_beside_the_embeddings_is_fed_with_its_rows(name: str, tmp_path: 
         np.testing.assert_allclose(torch.cat(found).flatten(1).cpu(), expected[rows], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_every_verb_measures_it(saved: tuple[str, Path], command: Run, tmp_path: Path) -> None:
     name, folder = saved
     quick = ["--tolerance", "0.5", "--max-replicas", "16", "--max-draws", "64"]

@@ -10,6 +10,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -136,7 +137,7 @@ CONTENTS: list[Row] = [
 
 
 @pytest.mark.parametrize("row", CONTENTS, ids=[row[0] for row in CONTENTS])
-def test_what_tools_save(row: Row, tmp_path: Path):
+def test_what_tools_save(row: Row, tmp_path: Path) -> None:
     _, content, options, key, epoch, step, shift, prefix = row
     path = put_torch(tmp_path / "file.ckpt", content())
     found = inspect_checkpoint(path, path.name, **options)
@@ -165,7 +166,7 @@ ASKED: list[tuple[str, Callable[[], object], dict[str, str], tuple[str, ...]]] =
 @pytest.mark.parametrize(("name", "content", "options", "words"), ASKED, ids=[row[0] for row in ASKED])
 def test_several_sets_are_asked_for(
     name: str, content: Callable[[], object], options: dict[str, str], words: tuple[str, ...], tmp_path: Path
-):
+) -> None:
     path = put_torch(tmp_path / f"{name}.pt", content())
     with pytest.raises(CheckpointError) as refused:
         inspect_checkpoint(path, path.name, **options)
@@ -173,7 +174,7 @@ def test_several_sets_are_asked_for(
     assert all(word in str(refused.value) for word in words), refused.value
 
 
-def test_a_prefix_of_a_safetensors_file(tmp_path: Path):
+def test_a_prefix_of_a_safetensors_file(tmp_path: Path) -> None:
     path = put_safetensors(tmp_path / "a.safetensors", {**prefixed(RAW, "encoder."), **prefixed(EMA, "decoder.")})
     holds(inspect_checkpoint(path, "a", state_key="decoder"), 1.0)
     with pytest.raises(CheckpointError, match="'teacher' and a dot"):
@@ -191,7 +192,7 @@ NAMESPACES = {
 
 @pytest.mark.parametrize("name", NAMESPACES)
 @pytest.mark.parametrize("zipped", [True, False])
-def test_arguments_of_a_script_beside_the_weights(name: str, zipped: bool, tmp_path: Path):
+def test_arguments_of_a_script_beside_the_weights(name: str, zipped: bool, tmp_path: Path) -> None:
     args, refused = NAMESPACES[name]
     path = tmp_path / "a.pt"
     path.write_bytes(make.torch_bytes({"model": RAW, "epoch": 2, "args": args}, zipped=zipped))
@@ -209,7 +210,7 @@ def test_arguments_of_a_script_beside_the_weights(name: str, zipped: bool, tmp_p
 @pytest.mark.parametrize(
     ("stem", "written"), [("model.safetensors", safetensors_bytes), ("pytorch_model.bin", make.torch_bytes)]
 )
-def test_a_checkpoint_in_shards(stem: str, written: Callable[[object], bytes], tmp_path: Path):
+def test_a_checkpoint_in_shards(stem: str, written: Callable[[object], bytes], tmp_path: Path) -> None:
     for step, count in ((500, 2), (1000, 3)):
         folder = tmp_path / f"checkpoint-{step}"
         in_shards(folder, stem, prefixed(weights(step), "module."), count=count, written=written)
@@ -238,7 +239,7 @@ def test_a_checkpoint_in_shards(stem: str, written: Callable[[object], bytes], t
     holds(inspect_checkpoint(folder / f"{stem}.index.json", "x", state_key="module"), 1000)
 
 
-def test_a_series_of_indexes_in_one_folder(tmp_path: Path):
+def test_a_series_of_indexes_in_one_folder(tmp_path: Path) -> None:
     for step in (10, 9):
         in_shards(tmp_path, f"step-{step}.safetensors", weights(step))
     in_shards(tmp_path, "late.safetensors", weights(1), {"epoch": 7, "step": 70})
@@ -251,7 +252,7 @@ def test_a_series_of_indexes_in_one_folder(tmp_path: Path):
         inspect_checkpoint(tmp_path / "step-8-00001-of-00001.safetensors", "x")
 
 
-def test_shards_may_be_called_anything(tmp_path: Path):
+def test_shards_may_be_called_anything(tmp_path: Path) -> None:
     index = in_shards(tmp_path, "model.safetensors", weights())
     told = json.loads(index.read_text())
     names = {"model-00001-of-00002.safetensors": "weights a", "model-00002-of-00002.safetensors": "b.safetensors"}
@@ -348,10 +349,11 @@ SHARDS: list[tuple[str, Callable[[Path], object], tuple[str, ...]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "change", "words"), SHARDS, ids=[row[0] for row in SHARDS])
 def test_shards_that_do_not_fit_their_index(
     name: str, change: Callable[[Path], object], words: tuple[str, ...], tmp_path: Path
-):
+) -> None:
     del name
     folder = tmp_path / "run"
     in_shards(folder, "model.safetensors", weights())
@@ -369,7 +371,7 @@ def test_shards_that_do_not_fit_their_index(
     assert list(series.skipped) == ["run/model.safetensors.index.json"]
 
 
-def test_both_forms_of_a_sharded_model_are_asked_for(tmp_path: Path):
+def test_both_forms_of_a_sharded_model_are_asked_for(tmp_path: Path) -> None:
     in_shards(tmp_path / "m", "model.safetensors", weights())
     in_shards(tmp_path / "m", "pytorch_model.bin", weights(), written=make.torch_bytes)
     put_safetensors(tmp_path / "step-1.safetensors", weights())
@@ -377,7 +379,7 @@ def test_both_forms_of_a_sharded_model_are_asked_for(tmp_path: Path):
     holds(inspect_checkpoint(tmp_path / "m/pytorch_model.bin.index.json", "x"))
 
 
-def test_shards_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_shards_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ibscan.inputs.files.SMALL_BYTES", 2 << 20)
     count, size = 12, 1 << 20
     tensors = {f"{k}.weight": torch.ones(512, size // 2048) for k in range(count)}
@@ -407,12 +409,12 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     names: list[str] = []
     plain, low = io.open, os.open
 
-    def note(path: object, *args: object, **options: object):
+    def note(path: object, *args: object, **options: object) -> Any:
         if isinstance(path, str | os.PathLike):
             names.append(Path(path).name)
         return plain(path, *args, **options)  # type: ignore[call-overload]
 
-    def note_low(path: object, *args: object, **options: object):
+    def note_low(path: object, *args: object, **options: object) -> Any:
         names.append(str(path))
         return low(path, *args, **options)  # type: ignore[arg-type]
 
@@ -430,7 +432,7 @@ def evil_beside(path: Path) -> None:
 @pytest.mark.parametrize("form", ["model.safetensors", "pytorch_model.bin", "shards"])
 def test_a_trainer_folder_gives_weights_and_json_alone(
     form: str, beside: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     for step in (500, 1000):
         folder = layouts.trainer(tmp_path / f"checkpoint-{step}", step, step / 400, beside)
         if form == "shards":
@@ -454,7 +456,7 @@ def test_a_trainer_folder_gives_weights_and_json_alone(
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_trainer_folder_without_weights_is_said(tmp_path: Path):
+def test_a_trainer_folder_without_weights_is_said(tmp_path: Path) -> None:
     layouts.trainer(tmp_path / "checkpoint-1", 1, 1.0)
     (tmp_path / "checkpoint-1/pytorch_model_fsdp_0").mkdir()
     put_safetensors(tmp_path / "checkpoint-2/model.safetensors", weights())
@@ -463,7 +465,7 @@ def test_a_trainer_folder_without_weights_is_said(tmp_path: Path):
     assert "accelerate merge-weights" in series.skipped["checkpoint-1"]
 
 
-def test_the_final_model_beside_a_trainers_folders(tmp_path: Path):
+def test_the_final_model_beside_a_trainers_folders(tmp_path: Path) -> None:
     for step in (500, 1000):
         put_safetensors(
             layouts.trainer(tmp_path / f"checkpoint-{step}", step, 1.0) / "model.safetensors", weights(step)
@@ -481,7 +483,7 @@ def test_the_final_model_beside_a_trainers_folders(tmp_path: Path):
     assert "no epoch or step is known" in read_series([tmp_path]).notices[0]
 
 
-def test_deepspeed_folders_of_one_rank(tmp_path: Path):
+def test_deepspeed_folders_of_one_rank(tmp_path: Path) -> None:
     for step in (100, 20):
         folder = tmp_path / f"global_step{step}"
         put_torch(folder / "mp_rank_00_model_states.pt", layouts.deepspeed(step, weights(step)))
@@ -495,7 +497,7 @@ def test_deepspeed_folders_of_one_rank(tmp_path: Path):
     holds(series.checkpoints[1], 100)
 
 
-def test_a_distributed_checkpoint_as_torch_writes_it(tmp_path: Path):
+def test_a_distributed_checkpoint_as_torch_writes_it(tmp_path: Path) -> None:
     from torch.distributed.checkpoint.format_utils import torch_save_to_dcp
 
     put_torch(tmp_path / "a.pt", weights())
@@ -510,7 +512,7 @@ def test_a_distributed_checkpoint_as_torch_writes_it(tmp_path: Path):
 # Content over suffix
 
 
-def test_content_counts_and_not_the_suffix(tmp_path: Path):
+def test_content_counts_and_not_the_suffix(tmp_path: Path) -> None:
     put_safetensors(tmp_path / "model-1.bin", weights(1))
     put_torch(tmp_path / "model-2.safetensors", weights(2))
     put_torch(tmp_path / "model-3", weights(3))
@@ -533,7 +535,7 @@ REFUSED_TYPES = ["complex64", "int8", "uint8", "bool"]
 
 @pytest.mark.parametrize("dtype", REFUSED_TYPES)
 @pytest.mark.parametrize("put", [put_safetensors, put_torch])
-def test_weights_that_are_no_real_numbers(put: Callable[..., Path], dtype: str, tmp_path: Path):
+def test_weights_that_are_no_real_numbers(put: Callable[..., Path], dtype: str, tmp_path: Path) -> None:
     path = put(tmp_path / "a.pt", {**weights(), "2.weight": torch.ones(2, 3).to(getattr(torch, dtype))})
     with pytest.raises(CheckpointError, match=rf"'2\.weight' has dtype {dtype}"):
         inspect_checkpoint(path, "a.pt")
@@ -546,7 +548,7 @@ def test_weights_that_are_no_real_numbers(put: Callable[..., Path], dtype: str, 
     ("widths", "kept"),
     [((5, 3, 3), [2, 3]), ((3, 5, 3), [1, 3]), ((3, 3, 5), [1, 2]), ((3, 5), [1]), ((3, 3, 5, 5), [1, 2])],
 )
-def test_the_architecture_that_most_have_is_kept(widths: tuple[int, ...], kept: list[int], tmp_path: Path):
+def test_the_architecture_that_most_have_is_kept(widths: tuple[int, ...], kept: list[int], tmp_path: Path) -> None:
     for epoch, width in enumerate(widths, 1):
         put_safetensors(tmp_path / f"epoch-{epoch}.safetensors", make.state(width))
     series = read_series([tmp_path])
@@ -558,7 +560,7 @@ def test_the_architecture_that_most_have_is_kept(widths: tuple[int, ...], kept: 
     assert f"{len(kept)} like epoch-{kept[0]}.safetensors are kept, {len(odd)} like" in series.notices[0]
 
 
-def test_a_stray_file_of_another_kind_leaves_the_axis_alone(tmp_path: Path):
+def test_a_stray_file_of_another_kind_leaves_the_axis_alone(tmp_path: Path) -> None:
     for epoch in (1, 2):
         put_safetensors(tmp_path / f"epoch-{epoch}.safetensors", weights(epoch))
     put_safetensors(tmp_path / "classifier.safetensors", make.state(9))
@@ -589,8 +591,9 @@ def wrapped_trees(draw: st.DrawFn) -> dict[str, str]:
     return names
 
 
+@pytest.mark.slow
 @given(wrapped_trees())
-def test_wrappers_at_any_depth_in_any_order(names: dict[str, str]):
+def test_wrappers_at_any_depth_in_any_order(names: dict[str, str]) -> None:
     assert stripped_names(list(names)) == names
 
 
@@ -624,7 +627,7 @@ VALUES = {
         ("run-kl{}/final.safetensors", "run-kl{value:kl_weight}"),
     ],
 )
-def test_a_sweep_over_its_own_value(name: str, pattern: str, tmp_path: Path):
+def test_a_sweep_over_its_own_value(name: str, pattern: str, tmp_path: Path) -> None:
     for shift, text in enumerate(VALUES):
         put_safetensors(tmp_path / name.format(text), weights(shift))
     series = swept(tmp_path, pattern)
@@ -637,7 +640,7 @@ def test_a_sweep_over_its_own_value(name: str, pattern: str, tmp_path: Path):
         swept(tmp_path, pattern)
 
 
-def test_a_pattern_picks_one_file_of_each_run(tmp_path: Path):
+def test_a_pattern_picks_one_file_of_each_run(tmp_path: Path) -> None:
     for shift, value in enumerate(("0.1", "1e-2")):
         for epoch in (1, 2):
             put_safetensors(tmp_path / f"kl={value}/epoch-{epoch}.safetensors", weights(10 * shift + epoch))
@@ -649,13 +652,13 @@ def test_a_pattern_picks_one_file_of_each_run(tmp_path: Path):
     assert (series.axis, axis_values(series)) == ("epoch", [1, 2])
 
 
-def test_equal_weights_at_two_values_are_two(tmp_path: Path):
+def test_equal_weights_at_two_values_are_two(tmp_path: Path) -> None:
     for value in ("0.1", "0.2"):
         put_safetensors(tmp_path / f"kl={value}/last.safetensors", weights())
     assert axis_values(swept(tmp_path, "kl={value:kl}")) == [0.1, 0.2]
 
 
-def test_a_value_that_is_no_number_is_skipped(tmp_path: Path):
+def test_a_value_that_is_no_number_is_skipped(tmp_path: Path) -> None:
     for value in ("1", "1e999"):
         put_safetensors(tmp_path / f"kl={value}.safetensors", weights())
     assert "finite" in swept(tmp_path, "kl={value:kl}.safetensors").skipped["kl=1e999.safetensors"]

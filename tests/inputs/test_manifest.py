@@ -25,7 +25,7 @@ axis = "epoch"
 """
 
 
-def test_whole_and_absent(tmp_path: Path):
+def test_every_entry_is_read_and_an_absent_manifest_is_none(tmp_path: Path) -> None:
     assert read_manifest(tmp_path, trust=False) is None
     (tmp_path / "ibscan.toml").write_text(WHOLE)
     manifest = read_manifest(tmp_path, trust=False)
@@ -65,7 +65,9 @@ REFUSED: list[tuple[str, type[IbscanError], str]] = [
 
 
 @pytest.mark.parametrize(("text", "error", "words"), REFUSED, ids=[row[0][:20] for row in REFUSED])
-def test_refused(text: str, error: type[IbscanError], words: str, tmp_path: Path):
+def test_a_manifest_that_makes_no_sense_is_refused(
+    text: str, error: type[IbscanError], words: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "link").symlink_to(tmp_path)
@@ -74,7 +76,7 @@ def test_refused(text: str, error: type[IbscanError], words: str, tmp_path: Path
         read_manifest(folder, trust=False)
 
 
-def test_trust_lets_the_probe_lie_outside(tmp_path: Path):
+def test_trust_lets_the_probe_lie_outside(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "ibscan.toml").write_text("[probe]\npath = '../p.npz'")
@@ -83,7 +85,7 @@ def test_trust_lets_the_probe_lie_outside(tmp_path: Path):
     assert manifest.probe_path == (tmp_path / "p.npz").resolve()
 
 
-def test_never_opened(tmp_path: Path):
+def test_a_pipe_is_never_opened_as_a_manifest(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "ibscan.toml")
     with pytest.raises(InputError, match="named pipe"):
         read_manifest(tmp_path, trust=False)
@@ -103,7 +105,7 @@ HIDDEN_CODE = [
 
 
 @pytest.mark.parametrize("text", HIDDEN_CODE)
-def test_code_named_by_a_manifest_needs_trust(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_code_named_by_a_manifest_needs_trust(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     canary = f"open({str(tmp_path / 'canary')!r}, 'w')\ndef probe(): return [[0.5]]\n"
     for place in ("build.py", "data/build.py", "q#build.py"):
         (tmp_path / place).parent.mkdir(exist_ok=True)
@@ -122,7 +124,7 @@ def test_code_named_by_a_manifest_needs_trust(text: str, tmp_path: Path, monkeyp
     assert not (tmp_path / "canary").exists()
 
 
-def test_trusted_code(tmp_path: Path):
+def test_trusted_code_is_found_from_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "data.py").write_text("def probe(): return {'a': [[0.5, 1.0]], 'b': [1]}\n")
@@ -140,7 +142,7 @@ def test_trusted_code(tmp_path: Path):
     assert probe.labels == (1,)
 
 
-def test_a_file_with_a_colon_is_a_file(tmp_path: Path):
+def test_a_file_with_a_colon_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "build.py:probe").write_text("")
     (tmp_path / "ibscan.toml").write_text("[probe]\npath = 'build.py:probe'")
     manifest = read_manifest(tmp_path, trust=False)

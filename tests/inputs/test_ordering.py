@@ -50,7 +50,7 @@ NAMED: list[tuple[str, float | None, int | None]] = [
 
 
 @pytest.mark.parametrize(("name", "epoch", "step"), NAMED)
-def test_thousands_and_millions_in_names(name: str, epoch: float | None, step: int | None):
+def test_thousands_and_millions_in_names(name: str, epoch: float | None, step: int | None) -> None:
     found = numbers_in_name(name)
     assert (found.epoch, found.step) == (epoch, step)
 
@@ -74,7 +74,7 @@ ORDERS: list[tuple[list[str], str, list[str]]] = [
 
 
 @pytest.mark.parametrize(("names", "axis", "said"), ORDERS, ids=[row[0][0] + row[0][-1] for row in ORDERS])
-def test_the_order_of_names(names: list[str], axis: str, said: list[str], tmp_path: Path):
+def test_the_order_of_names(names: list[str], axis: str, said: list[str], tmp_path: Path) -> None:
     for shift, name in reversed(list(enumerate(names))):
         put_torch(tmp_path / name, weights(float(shift)))
     series = read_series([tmp_path])
@@ -84,7 +84,7 @@ def test_the_order_of_names(names: list[str], axis: str, said: list[str], tmp_pa
     assert all(words in notice for words, notice in zip(said, series.notices, strict=True))
 
 
-def test_the_start_is_at_zero_unless_another_is(tmp_path: Path):
+def test_the_start_is_at_zero_unless_another_is(tmp_path: Path) -> None:
     series = series_of(tmp_path, ["init.pt", "epoch_1.pt", "random.pt"])
     assert [(one.epoch, one.step, one.step_source) for one in series.checkpoints] == [
         (0, None, "name"),
@@ -96,7 +96,7 @@ def test_the_start_is_at_zero_unless_another_is(tmp_path: Path):
     assert {notice.partition(":")[0] for notice in series.notices} == {"init.pt", "random.pt"}
 
 
-def test_one_without_a_place_costs_the_others_nothing(tmp_path: Path):
+def test_one_without_a_place_costs_the_others_nothing(tmp_path: Path) -> None:
     series = series_of(tmp_path, ["epoch_1.pt", "mlp.pt"])
     assert (series.axis, axis_values(series)) == ("epoch", [1])
     assert "mlp.pt: states no epoch" in series.notices[0]
@@ -112,7 +112,7 @@ def test_one_without_a_place_costs_the_others_nothing(tmp_path: Path):
     assert axis_values(series) == [1, 2]
 
 
-def test_a_result_has_rows_in_the_order_of_the_series():
+def test_a_result_has_rows_in_the_order_of_the_series() -> None:
     names = ["a10.pt", "final.pt", "a9.pt", "init.pt"]
     none = torch.full((4,), float("nan")).numpy()
     columns = {"checkpoint_name": texts(names), "checkpoint_sha256": texts(names), "value": none, "epoch": none}
@@ -121,7 +121,7 @@ def test_a_result_has_rows_in_the_order_of_the_series():
     assert [names[row] for row in ordered(variables, 4)] == ["init.pt", "a9.pt", "a10.pt", "final.pt"]
 
 
-def test_twins_are_left_out_and_named(tmp_path: Path):
+def test_twins_are_left_out_and_named(tmp_path: Path) -> None:
     for name, epoch, step, callback in (
         ("epoch=0-step=10", 0, 10, "a"),
         ("epoch=0-step=10-v1", 0, 10, "b"),
@@ -144,7 +144,7 @@ def test_twins_are_left_out_and_named(tmp_path: Path):
         assert f"{name}: holds the same weights as epoch=0-step=10.ckpt, so it was left out." in series.notices
 
 
-def test_twins_without_a_place(tmp_path: Path):
+def test_twins_without_a_place(tmp_path: Path) -> None:
     for name in ("model.pt", "model-v1.pt", "other.pt"):
         put_torch(tmp_path / name, weights(float(name == "other.pt")))
     series = read_series([tmp_path])
@@ -153,14 +153,14 @@ def test_twins_without_a_place(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["epoch=0-step=10-v1.ckpt", "last.ckpt", "epoch_0.pt"])
-def test_other_weights_at_one_place_are_no_twins(name: str, tmp_path: Path):
+def test_other_weights_at_one_place_are_no_twins(name: str, tmp_path: Path) -> None:
     put_torch(tmp_path / "epoch=0-step=10.ckpt", lightning(0, 10, weights(0)))
     put_torch(tmp_path / name, lightning(0, 10, weights(1)))
     with pytest.raises(InputError, match="occurs 2 times"):
         read_series([tmp_path])
 
 
-def test_the_same_weights_at_two_places_are_two(tmp_path: Path):
+def test_the_same_weights_at_two_places_are_two(tmp_path: Path) -> None:
     for epoch in (0, 1):
         put_torch(tmp_path / f"epoch={epoch}.pt", {"state_dict": prefixed(weights(), "model."), "epoch": epoch})
     assert axis_values(read_series([tmp_path])) == [0, 1]

@@ -9,6 +9,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -33,7 +34,7 @@ X = np.linspace(-1, 1, 15, dtype=np.float32).reshape(5, 3)
 Y = np.array([2, 0, 2, 5, 0])
 
 
-def npz(path: Path, **arrays: np.ndarray) -> str:
+def npz(path: Path, **arrays: Any) -> str:
     np.savez(path, **arrays)
     return str(path)
 
@@ -68,7 +69,7 @@ def every_format(folder: Path) -> list[str]:
     return [*(str(folder / name) for name in files), f"{folder}/k.py:probe"]
 
 
-def test_every_format_gives_the_same_probe(tmp_path: Path):
+def test_every_format_gives_the_same_probe(tmp_path: Path) -> None:
     probes = [read_probe(spec, {}) for spec in every_format(tmp_path)]
     assert len({probe.sha256 for probe, _ in probes}) == 1
     for probe, notices in probes:
@@ -86,7 +87,7 @@ MAT_DTYPES = ["float64", "float32", "int8", "uint8", "int16", "uint16", "int32",
 
 @pytest.mark.parametrize("dtype", MAT_DTYPES)
 @pytest.mark.parametrize("packed", [False, True])
-def test_matlab_files_give_their_plain_arrays(dtype: str, packed: bool, tmp_path: Path):
+def test_matlab_files_give_their_plain_arrays(dtype: str, packed: bool, tmp_path: Path) -> None:
     path = tmp_path / "a.mat"
     numbers = np.random.default_rng(0).integers(0, 2, (4, 3, 2)).astype(dtype)
     others = {
@@ -127,7 +128,7 @@ MATLAB_ENDS = [
 @pytest.mark.parametrize(("code", "words"), MATLAB_ENDS)
 def test_a_matlab_reader_that_breaks_down_is_one_sentence(
     code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     scipy.io.savemat(tmp_path / "a.mat", {"x": X})
     ending = dataclasses.replace(matlab.READER, command=("-c", f"import os, signal; {code}"))
     monkeypatch.setattr(matlab, "READER", ending)
@@ -135,19 +136,19 @@ def test_a_matlab_reader_that_breaks_down_is_one_sentence(
         read_probe(str(tmp_path / "a.mat"), {})
 
 
-def test_complex_numbers_of_matlab_are_refused_by_their_type(tmp_path: Path):
+def test_complex_numbers_of_matlab_are_refused_by_their_type(tmp_path: Path) -> None:
     scipy.io.savemat(tmp_path / "a.mat", {"x": X + 1j})
     with pytest.raises(InputError, match="of type complex64, but real numbers were expected"):
         read_probe(str(tmp_path / "a.mat"), {})
 
 
-def test_a_large_matlab_file_is_read_from_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_large_matlab_file_is_read_from_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scipy.io.savemat(tmp_path / "a.mat", {"x": X, "y": Y[:, None]})
     monkeypatch.setattr("ibscan.inputs.files.SMALL_BYTES", 100)
     assert (read_probe(str(tmp_path / "a.mat"), {})[0].x == X).all()
 
 
-def test_npy_has_no_labels(tmp_path: Path):
+def test_npy_has_no_labels(tmp_path: Path) -> None:
     np.save(tmp_path / "probe.npy", np.asfortranarray(X))
     probe, notices = read_probe(str(tmp_path / "probe.npy"), {})
     assert (probe.x == X).all()
@@ -159,7 +160,7 @@ def test_npy_has_no_labels(tmp_path: Path):
 
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("separator", ["-", "."])
-def test_idx(zipped: bool, separator: str, tmp_path: Path):
+def test_idx_folders_give_the_split_that_is_asked_for(zipped: bool, separator: str, tmp_path: Path) -> None:
     end = ".gz" if zipped else ""
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     for split, labels in (("train", [3, 1]), ("t10k", [7, 7])):
@@ -178,14 +179,14 @@ def test_idx(zipped: bool, separator: str, tmp_path: Path):
     assert file.sha256 == train.sha256
 
 
-def test_one_split_needs_no_name(tmp_path: Path):
+def test_one_split_needs_no_name(tmp_path: Path) -> None:
     idx(tmp_path / "train-images-idx3-ubyte", np.zeros((2, 2, 2), np.float32))
     probe, notices = read_probe(str(tmp_path), {})
     assert probe.x.shape == (2, 2, 2)
     assert "no labels" in notices[0]
 
 
-def test_choice_of_arrays(tmp_path: Path):
+def test_several_arrays_must_be_chosen_from(tmp_path: Path) -> None:
     spec = npz(tmp_path / "a#b.npz", x_train=X, y_train=Y, x_test=X[:2], y_test=Y[:2])
     with pytest.raises(UsageError, match=r"x_train \(5, 3\).*#x="):
         read_probe(spec, {})
@@ -234,7 +235,9 @@ SPLIT_NAMES = [
 
 @pytest.mark.parametrize("names", SPLIT_NAMES, ids=[row[0] for row in SPLIT_NAMES])
 @pytest.mark.parametrize("turned", [False, True])
-def test_every_suggestion_pairs_a_split_with_itself_and_works(names: tuple[str, ...], turned: bool, tmp_path: Path):
+def test_every_suggestion_pairs_a_split_with_itself_and_works(
+    names: tuple[str, ...], turned: bool, tmp_path: Path
+) -> None:
     first, second = Y[:4] % 2, Y + 1
     arrays = dict(zip(names, (X[:4], first, X, second[:, None]), strict=True))
     arrays = dict(sorted(arrays.items(), reverse=turned))
@@ -247,7 +250,7 @@ def test_every_suggestion_pairs_a_split_with_itself_and_works(names: tuple[str, 
     assert [len(read_probe(f"{spec}#x={names[k]}", {})[0].labels) for k in (0, 2)] == [2, 3]
 
 
-def test_suggestions_for_groups(tmp_path: Path):
+def test_suggestions_for_groups(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         for group, rows in (("test", 2), ("train", 5)):
             file[f"{group}/x"], file[f"{group}/y"] = X[:rows], Y[:rows]
@@ -257,7 +260,7 @@ def test_suggestions_for_groups(tmp_path: Path):
     assert len(read_probe(suggested(raised.value)[0], {})[0].x) == 2
 
 
-def test_suggestions_work_where_names_say_little(tmp_path: Path):
+def test_suggestions_work_where_names_say_little(tmp_path: Path) -> None:
     cases = [
         ({"x": X, "y": Y, "labels": Y}, ["x=x,y=y", "x=x,y=labels", "x=x,y="]),
         ({"x": X, "y": Y[:4], "labels": Y[:, None], "targets": Y}, ["x=x,y=labels", "x=x,y=targets", "x=x,y="]),
@@ -278,7 +281,7 @@ def test_suggestions_work_where_names_say_little(tmp_path: Path):
         read_probe(spec, {})
 
 
-def test_names_that_are_clear(tmp_path: Path):
+def test_names_that_are_clear(tmp_path: Path) -> None:
     mask = np.ones((5, 3), int)
     for arrays in (
         {"train_images": X, "train_labels": Y},
@@ -303,7 +306,7 @@ LISTS = [
 
 
 @pytest.mark.parametrize("value", LISTS, ids=range(len(LISTS)))
-def test_lists_and_arrays_in_a_file_of_torch(value: object, tmp_path: Path):
+def test_lists_and_arrays_in_a_file_of_torch(value: object, tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(torch_bytes(value))
     probe, notices = read_probe(str(tmp_path / "a.pt"), {})
     assert (probe.x == X).all()
@@ -312,7 +315,7 @@ def test_lists_and_arrays_in_a_file_of_torch(value: object, tmp_path: Path):
     assert notices == ()
 
 
-def test_lists_in_a_file_of_torch_that_are_no_rows(tmp_path: Path):
+def test_lists_in_a_file_of_torch_that_are_no_rows(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(torch_bytes({"x": torch.tensor(X), "classes": ["cat", "dog"]}))
     assert read_probe(str(tmp_path / "a.pt"), {})[0].y is None
     (tmp_path / "a.pt").write_bytes(torch_bytes({"x": X, "y": np.array([None] * 5)}))
@@ -323,7 +326,7 @@ def test_lists_in_a_file_of_torch_that_are_no_rows(tmp_path: Path):
         read_probe(str(tmp_path / "a.pt"), {})
 
 
-def test_labels_beside_an_idx_file_are_left_out(tmp_path: Path):
+def test_labels_beside_an_idx_file_are_left_out(tmp_path: Path) -> None:
     images = idx(tmp_path / "a-images-idx3-ubyte", np.zeros((2, 2, 2), np.float32))
     idx(tmp_path / "a-labels-idx1-ubyte", np.array([np.nan, 1], np.float32))
     with pytest.raises(InputError, match="row 0"):
@@ -331,7 +334,7 @@ def test_labels_beside_an_idx_file_are_left_out(tmp_path: Path):
     assert read_probe(f"{images}#y=", {})[0].y is None
 
 
-def test_arguments_in_their_order(tmp_path: Path):
+def test_arguments_in_their_order(tmp_path: Path) -> None:
     spec = npz(tmp_path / "a.npz", x=np.arange(12, dtype=np.uint8).reshape(2, 6), y=np.array([0, 1]))
     with pytest.raises(UsageError, match=r"integers from 0 to 11.*scale=255.*scale=1"):
         read_probe(spec, {})
@@ -349,7 +352,7 @@ def test_arguments_in_their_order(tmp_path: Path):
         read_probe(spec, {"scale": 1, "shape": [7]})
 
 
-def test_small_integers_and_booleans_need_no_scale(tmp_path: Path):
+def test_small_integers_and_booleans_need_no_scale(tmp_path: Path) -> None:
     for x in (np.eye(3, dtype=np.int8), -np.eye(3, dtype=np.int64), np.eye(3, dtype=bool)):
         assert (read_probe(npz(tmp_path / "a.npz", x=x), {})[0].x == x).all()
 
@@ -374,12 +377,12 @@ def test_small_integers_and_booleans_need_no_scale(tmp_path: Path):
         "mean=[]",
     ],
 )
-def test_arguments_not_allowed(item: str):
+def test_arguments_not_allowed(item: str) -> None:
     with pytest.raises(UsageError):
         parse_arguments([item])
 
 
-def test_parse_arguments():
+def test_probe_arguments_are_read_or_refused() -> None:
     items = ["scale=255", "mean=0.1307", "std=[0.1, 0.2]", "shape=[1,28,28]"]
     assert parse_arguments(items) == {"scale": 255, "mean": 0.1307, "std": [0.1, 0.2], "shape": [1, 28, 28]}
     with pytest.raises(UsageError, match="scale, mean, std, shape"):
@@ -388,7 +391,7 @@ def test_parse_arguments():
         parse_arguments(["scale=1", "scale=2"])
 
 
-def test_parse_model_arguments():
+def test_model_arguments_are_read_or_refused() -> None:
     items = ["width=512", 'names=["a"]', "act=tanh", " deep = true", "text=", "formula=a=b"]
     expected = {"width": 512, "names": ["a"], "act": "tanh", "deep": True, "text": "", "formula": "a=b"}
     assert parse_model_arguments(items) == expected
@@ -418,9 +421,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "arrays", "error", "words"), REFUSED, ids=[row[0] for row in REFUSED])
-def test_refused_arrays(
+def test_arrays_that_are_no_probe_are_refused(
     name: str, arrays: dict[str, np.ndarray], error: type[IbscanError], words: tuple[str, ...], tmp_path: Path
-):
+) -> None:
     np.savez(tmp_path / f"{name}.npz", allow_pickle=True, **arrays)
     with pytest.raises(error) as raised:
         read_probe(str(tmp_path / f"{name}.npz"), {})
@@ -463,6 +466,12 @@ FILES = [
         lambda path: (scipy.io.savemat(path, {"x": X}), path.write_bytes(path.read_bytes()[:-9])),
         InputError,
         ("damaged",),
+    ),
+    (
+        "cut_behind.mat",
+        lambda path: (scipy.io.savemat(path, {"x": X, "y": Y, "z": X}), path.write_bytes(path.read_bytes()[:-9])),
+        InputError,
+        ("truncated or damaged MATLAB file (at byte 344 of 455); save it again with -v7.",),
     ),
     ("bomb.mat", inflating, InputError, ("damaged MATLAB",)),
     (
@@ -514,7 +523,9 @@ FILES = [
 
 
 @pytest.mark.parametrize(("name", "build", "error", "words"), FILES, ids=[row[0] for row in FILES])
-def test_refused_files(name: str, build, error: type[IbscanError], words: tuple[str, ...], tmp_path: Path):
+def test_files_that_are_no_probe_are_refused(
+    name: str, build: Any, error: type[IbscanError], words: tuple[str, ...], tmp_path: Path
+) -> None:
     build(tmp_path / name)
     with pytest.raises(error) as raised:
         read_probe(str(tmp_path / name), {})
@@ -531,12 +542,12 @@ def test_refused_files(name: str, build, error: type[IbscanError], words: tuple[
         ("a" * 10_000, InputError, "cannot be read"),
     ],
 )
-def test_refused_specs(spec: str, error: type[IbscanError], words: str):
+def test_specs_that_name_no_probe_are_refused(spec: str, error: type[IbscanError], words: str) -> None:
     with pytest.raises(error, match=words):
         read_probe(spec, {})
 
 
-def test_find_probe(tmp_path: Path):
+def test_the_probe_beside_checkpoints_is_found(tmp_path: Path) -> None:
     assert find_probe(tmp_path) is None
     assert find_probe(tmp_path / "absent") is None
     (tmp_path / "probe.py").write_text("")
@@ -548,13 +559,14 @@ def test_find_probe(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["probe.csv", "probe.h5", "probe.tsv", "probe.mat"])
-def test_find_probe_of_every_kind(name: str, tmp_path: Path):
+def test_find_probe_of_every_kind(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("1,2\n")
     assert find_probe(tmp_path) == tmp_path / name
     assert found_in_folder(tmp_path, []).candidates == []
 
 
-def test_a_result_is_no_probe(tmp_path: Path):
+@pytest.mark.slow
+def test_a_result_is_no_probe(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "probe.h5", "w") as file:
         file.attrs["format"] = "ibscan"
         file["x"] = X
@@ -604,8 +616,9 @@ def stored_labels(folder: Path, x: np.ndarray, y: np.ndarray) -> list[str]:
     return specs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("y", "labels"), STORED, ids=[f"{y.dtype}-{y.shape}" for y, _ in STORED])
-def test_labels_through_every_format(y: np.ndarray, labels: tuple[int | str, ...] | None, tmp_path: Path):
+def test_labels_through_every_format(y: np.ndarray, labels: tuple[int | str, ...] | None, tmp_path: Path) -> None:
     x = np.array([[0.5, 0.25], [1.5, -1.0], [0.5, 2.0]])
     for spec in stored_labels(tmp_path, x, y):
         probe, notices = read_probe(spec, {})
@@ -619,7 +632,7 @@ def test_labels_through_every_format(y: np.ndarray, labels: tuple[int | str, ...
             assert (probe.y.tolist(), probe.labels, notices) == ([1, 0, 1], labels, ()), spec
 
 
-def test_labels_of_the_wrong_length_through_every_format(tmp_path: Path):
+def test_labels_of_the_wrong_length_through_every_format(tmp_path: Path) -> None:
     x, y = np.full((4, 2), 0.5), np.array([2, 0, 2])
     for spec in stored_labels(tmp_path, x, y):
         if not spec.endswith(".csv"):  # a table has one label a row by its form
@@ -665,7 +678,7 @@ NO_CLASSES = [
 
 
 @pytest.mark.parametrize(("found", "indices", "labels"), LABELS)
-def test_labels_as_they_come(found: list, indices: list[int], labels: tuple[int | str, ...]):
+def test_labels_as_they_come(found: list[Any], indices: list[int], labels: tuple[int | str, ...]) -> None:
     y, values, notices = class_indices(np.array(found), 3, "p")
     assert y is not None
     assert (y.tolist(), values, notices) == (indices, labels, ())
@@ -674,7 +687,7 @@ def test_labels_as_they_come(found: list, indices: list[int], labels: tuple[int 
 
 
 @pytest.mark.parametrize("found", NO_CLASSES)
-def test_labels_that_are_no_classes(found: list):
+def test_labels_that_are_no_classes(found: list[Any]) -> None:
     y, values, notices = class_indices(np.array(found), 3, "p")
     assert y is None
     assert values == ()
@@ -706,22 +719,23 @@ MISSING = [
 
 
 @pytest.mark.parametrize("found", MISSING, ids=range(len(MISSING)))
-def test_missing_labels_are_refused_with_their_rows(found: list):
+def test_missing_labels_are_refused_with_their_rows(found: list[Any]) -> None:
     with pytest.raises(InputError, match=r"row 2 \(counted from 0\).*missing"):
         class_indices(np.array(found), 4, "p")
     with pytest.raises(InputError, match="length"):
         class_indices(np.array(found), 5, "p")
 
 
-def test_the_first_missing_labels_are_named_and_all_counted():
+def test_the_first_missing_labels_are_named_and_all_counted() -> None:
     y = np.arange(20.0)
     y[5:] = np.nan
     with pytest.raises(InputError, match=r"rows 5, 6, 7, 8, 9 \(counted from 0\) and 10 more, 15 in all"):
         class_indices(y[:, None], 20, "p")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("y", [np.array([np.nan, 0.0, 1.0]), np.array([[1.0, 0.0], [np.inf, 0.0], [0.0, 1.0]])])
-def test_missing_labels_through_every_format(y: np.ndarray, tmp_path: Path):
+def test_missing_labels_through_every_format(y: np.ndarray, tmp_path: Path) -> None:
     x = np.array([[0.5, 0.25], [1.5, -1.0], [0.5, 2.0]])
     for spec in stored_labels(tmp_path, x, y):
         with pytest.raises(InputError, match=r"row (0|1) \(counted from 0(; line (2|3))?\)"):
@@ -736,7 +750,7 @@ PIXELS = np.array([[0, 128, 255], [7, 1, 0]])
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, "uint8", ">u2", "int32", "uint64"])
-def test_pixels_need_a_scale_in_every_type(dtype: str, tmp_path: Path):
+def test_pixels_need_a_scale_in_every_type(dtype: str, tmp_path: Path) -> None:
     for stored in (PIXELS.astype(dtype), np.asfortranarray(PIXELS.astype(dtype))):
         spec = npz(tmp_path / "a.npz", x=stored, y=np.array([0, 1]))
         for arguments in ({}, {"mean": 3.0}, {"std": 0.5, "shape": [3, 1]}):
@@ -746,7 +760,8 @@ def test_pixels_need_a_scale_in_every_type(dtype: str, tmp_path: Path):
         assert (read_probe(spec, {"scale": 1})[0].x == PIXELS).all()
 
 
-def test_float_pixels_need_a_scale_in_every_format(tmp_path: Path):
+@pytest.mark.slow
+def test_float_pixels_need_a_scale_in_every_format(tmp_path: Path) -> None:
     for spec in stored_labels(tmp_path, PIXELS[:, 1:].astype(float), np.array([2, 0])):
         with pytest.raises(UsageError, match="scale=255"):
             read_probe(spec, {})
@@ -778,12 +793,12 @@ NO_PIXELS = [
 
 
 @pytest.mark.parametrize("x", NO_PIXELS, ids=range(len(NO_PIXELS)))
-def test_numbers_that_are_no_pixels_need_no_scale(x: np.ndarray, tmp_path: Path):
+def test_numbers_that_are_no_pixels_need_no_scale(x: np.ndarray, tmp_path: Path) -> None:
     assert (read_probe(npz(tmp_path / "a.npz", x=x), {})[0].x == x).all()
 
 
 @given(st.lists(st.integers(-(2**50), 2**50), min_size=1))
-def test_indices_point_at_the_labels(values: list[int]):
+def test_indices_point_at_the_labels(values: list[int]) -> None:
     for stored in (np.array(values), np.array(values, float)):
         y, labels, _ = class_indices(stored, len(values), "p")
         assert y is not None

@@ -176,6 +176,7 @@ BESIDE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [False, True], ids=["path", "module"])
 @pytest.mark.parametrize(("text", "other"), BESIDE, ids=[row[0][:40] for row in BESIDE])
 def test_scripts_behind_a_file(
@@ -282,6 +283,7 @@ print(*sorted(path.name for path in Path("ran").iterdir()), *(p.name for p in Pa
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "specs",
     [

@@ -21,7 +21,7 @@ from ibscan.inputs.coordinates import numbers_in_name
 from ibscan.inputs.files import snapshot
 from ibscan.inputs.formats.checkpoint import inspect_checkpoint, load_tensors
 from ibscan.inputs.formats.state_dict import stripped_names
-from ibscan.inputs.manifest import read_manifest
+from ibscan.inputs.manifest import Manifest, read_manifest
 from ibscan.inputs.series import axis_values, read_series, select_epochs
 from ibscan.types import Checkpoint, Series
 
@@ -80,22 +80,23 @@ NAMES: list[tuple[str, float | None, int | None]] = [
 
 
 @pytest.mark.parametrize(("name", "epoch", "step"), NAMES, ids=[row[0] for row in NAMES])
-def test_numbers_in_names(name: str, epoch: float | None, step: int | None):
+def test_numbers_in_names(name: str, epoch: float | None, step: int | None) -> None:
     found = numbers_in_name(name)
     assert (found.epoch, found.step) == (epoch, step)
 
 
 @given(st.lists(st.integers(0, 10**6), unique=True))
-def test_natural_order_is_numeric_order(numbers: list[int]):
+def test_natural_order_is_numeric_order(numbers: list[int]) -> None:
     assert sorted((f"ckpt_{n}.pt" for n in numbers), key=natural) == [f"ckpt_{n}.pt" for n in sorted(numbers)]
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(max_size=8)))
-def test_natural_order_takes_any_name(texts: list[str]):
+def test_natural_order_takes_any_name(texts: list[str]) -> None:
     sorted(texts, key=natural)
 
 
-def test_ten_comes_after_two_and_formats_mix(tmp_path: Path):
+def test_ten_comes_after_two_and_formats_mix(tmp_path: Path) -> None:
     put(tmp_path, "ckpt_10.safetensors", 10)
     (tmp_path / "ckpt_2.pt").write_bytes(torch_bytes(state()))
     (tmp_path / "ckpt_1.bin").write_bytes(torch_bytes(state(), zipped=False))
@@ -109,7 +110,7 @@ def test_ten_comes_after_two_and_formats_mix(tmp_path: Path):
     assert not series.notices
 
 
-def test_the_number_inside_wins(tmp_path: Path):
+def test_the_number_inside_wins(tmp_path: Path) -> None:
     put(tmp_path, "epoch-9.safetensors", metadata={"ibscan.epoch": "1", "note": "kept"})
     (tmp_path / "epoch-8.pt").write_bytes(torch_bytes({"model": state(), "epoch": 2, "loss": 0.5}))
     put(tmp_path, "epoch-3.safetensors", 3)
@@ -119,7 +120,7 @@ def test_the_number_inside_wins(tmp_path: Path):
     assert series.checkpoints[1].metadata == {"epoch": "2", "loss": "0.5"}
 
 
-def test_what_save_writes_is_read_back(tmp_path: Path):
+def test_what_save_writes_is_read_back(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
     for epoch in (0, 0.5, 12):
         ibscan.save(tmp_path, model, epoch=epoch, step=int(epoch * 10), noise=0.1, metrics={"loss": 0.3})
@@ -132,7 +133,7 @@ def test_what_save_writes_is_read_back(tmp_path: Path):
     assert all(loaded[key].equal(tensor) for key, tensor in model.state_dict().items())
 
 
-def test_folders_that_are_one_checkpoint_each(tmp_path: Path):
+def test_folders_that_are_one_checkpoint_each(tmp_path: Path) -> None:
     for step in (500, 1000):
         folder = tmp_path / f"checkpoint-{step}"
         put(folder, "model.safetensors", step)
@@ -163,7 +164,7 @@ def test_folders_that_are_one_checkpoint_each(tmp_path: Path):
     assert [one.step for one in given_folders.checkpoints] == [500, 1000]
 
 
-def test_what_is_never_a_checkpoint(tmp_path: Path):
+def test_what_is_never_a_checkpoint(tmp_path: Path) -> None:
     put(tmp_path, "epoch-1.safetensors")
     probe = put(tmp_path, "inputs.safetensors")
     put(tmp_path, "probe.safetensors")
@@ -180,7 +181,7 @@ def test_what_is_never_a_checkpoint(tmp_path: Path):
     assert all("unfinished save" in notice for notice in series.notices)
 
 
-def test_a_result_file_is_passed_over(tmp_path: Path):
+def test_a_result_file_is_passed_over(tmp_path: Path) -> None:
     import h5py
 
     put(tmp_path, "epoch-1.safetensors")
@@ -192,7 +193,7 @@ def test_a_result_file_is_passed_over(tmp_path: Path):
     assert not series.skipped
 
 
-def test_copies_are_dropped_with_a_notice(tmp_path: Path):
+def test_copies_are_dropped_with_a_notice(tmp_path: Path) -> None:
     put(tmp_path, "epoch-1.safetensors", 1)
     best = put(tmp_path, "epoch-2.safetensors", 2)
     (tmp_path / "best.safetensors").write_bytes(best.read_bytes())
@@ -207,13 +208,13 @@ def test_copies_are_dropped_with_a_notice(tmp_path: Path):
     assert "final.safetensors: no epoch or step" in said
 
 
-def test_a_copy_with_a_place_of_its_own_stays(tmp_path: Path):
+def test_a_copy_with_a_place_of_its_own_stays(tmp_path: Path) -> None:
     put(tmp_path, "epoch-1.safetensors", 1)
     put(tmp_path, "last.safetensors", 3, {"epoch": "3"})
     assert names(read_series([tmp_path])) == ["epoch-1.safetensors", "last.safetensors"]
 
 
-def test_links_to_another_are_dropped(tmp_path: Path):
+def test_links_to_another_are_dropped(tmp_path: Path) -> None:
     put(tmp_path, "run/epoch-1.safetensors", 1)
     put(tmp_path, "run/checkpoint-2/model.safetensors", 2, {"epoch": "2"})
     (tmp_path / "run/newest.safetensors").symlink_to("epoch-1.safetensors")
@@ -227,7 +228,7 @@ def test_links_to_another_are_dropped(tmp_path: Path):
 
 
 @pytest.mark.parametrize("length", [0x280, 0x480, 0x580])
-def test_a_header_whose_length_begins_as_a_pickle_does(length: int, tmp_path: Path):
+def test_a_header_whose_length_begins_as_a_pickle_does(length: int, tmp_path: Path) -> None:
     path = tmp_path / "epoch-1.safetensors"
     blob = safetensors_bytes(state(), metadata={"epoch": "1"})
     header = 8 + int.from_bytes(blob[:8], "little")
@@ -239,7 +240,7 @@ def test_a_header_whose_length_begins_as_a_pickle_does(length: int, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pt"])
-def test_files_too_large_to_read_whole(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_files_too_large_to_read_whole(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ibscan.inputs.files.SMALL_BYTES", 0)
     path = tmp_path / f"step-1.{kind}"
     path.write_bytes(torch_bytes(state()) if kind == "pt" else safetensors_bytes(state()))
@@ -248,7 +249,7 @@ def test_files_too_large_to_read_whole(kind: str, tmp_path: Path, monkeypatch: p
     assert all(load_tensors(checkpoint)[name].equal(tensor) for name, tensor in state().items())
 
 
-def test_a_large_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_large_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ibscan.inputs.files.SMALL_BYTES", 0)
     path = tmp_path / "step-1.safetensors"
     path.write_bytes(safetensors_bytes(state()))
@@ -256,21 +257,21 @@ def test_a_large_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch:
         path.write_bytes(b"other")
 
 
-def test_a_step_twice_is_an_error(tmp_path: Path):
+def test_a_step_twice_is_an_error(tmp_path: Path) -> None:
     put(tmp_path, "epoch=1.safetensors", 1)
     put(tmp_path, "epoch=1-v1.safetensors", 2)
     with pytest.raises(InputError, match="epoch 1 occurs 2 times"):
         read_series([tmp_path])
 
 
-def test_several_saves_in_one_epoch_are_ordered_by_step(tmp_path: Path):
+def test_several_saves_in_one_epoch_are_ordered_by_step(tmp_path: Path) -> None:
     for epoch, step in ((0, 10), (0, 20), (1, 100)):
         put(tmp_path, f"epoch={epoch}-step={step}.safetensors", step)
     series = read_series([tmp_path])
     assert (series.axis, axis_values(series)) == ("step", [10, 20, 100])
 
 
-def test_where_only_the_order_is_known(tmp_path: Path):
+def test_where_only_the_order_is_known(tmp_path: Path) -> None:
     for name in ("b.safetensors", "a10x.safetensors", "a2x.safetensors"):
         put(tmp_path, name, len(name))
     series = read_series([tmp_path])
@@ -283,7 +284,7 @@ def test_where_only_the_order_is_known(tmp_path: Path):
     assert "ordered by name" in " ".join(mixed.notices)
 
 
-def test_architecture_changes_midway(tmp_path: Path):
+def test_architecture_changes_midway(tmp_path: Path) -> None:
     put(tmp_path, "epoch-1.safetensors")
     put(tmp_path, "epoch-2.safetensors", width=5)
     put(tmp_path, "epoch-3.safetensors", 3)
@@ -297,7 +298,7 @@ def test_architecture_changes_midway(tmp_path: Path):
     assert "'2.bias' of shape (2,) is in epoch-1.safetensors, but not in epoch-4.pt" in series.skipped["epoch-4.pt"]
 
 
-def test_a_mixed_list_of_files(tmp_path: Path):
+def test_a_mixed_list_of_files(tmp_path: Path) -> None:
     paths = [put(tmp_path, "run/b/epoch-2.safetensors", 2), put(tmp_path, "run/a/epoch-1.safetensors", 1)]
     series = read_series(paths)
     assert names(series) == ["a/epoch-1.safetensors", "b/epoch-2.safetensors"]
@@ -315,7 +316,7 @@ CONTAINERS = ["state_dict", "model_state_dict", "model", "module", "net", "weigh
 
 
 @pytest.mark.parametrize("key", CONTAINERS)
-def test_containers(key: str, tmp_path: Path):
+def test_tensors_are_found_under_every_usual_key(key: str, tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     path.write_bytes(
         torch_bytes({key: state(), "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "rng": torch.zeros(3)})
@@ -325,7 +326,7 @@ def test_containers(key: str, tmp_path: Path):
     assert load_tensors(checkpoint)["0.weight"].equal(state()["0.weight"])
 
 
-def test_nested_container_and_state_key(tmp_path: Path):
+def test_nested_container_and_state_key(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     path.write_bytes(torch_bytes({"model": {"state_dict": state()}, "critic": {"w": torch.ones(2)}}))
     assert inspect_checkpoint(path, "a.pt").state_key == "model.state_dict"
@@ -335,7 +336,7 @@ def test_nested_container_and_state_key(tmp_path: Path):
         inspect_checkpoint(path, "a.pt", state_key="actor")
 
 
-def test_raw_and_averaged_weights(tmp_path: Path):
+def test_raw_and_averaged_weights(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     path.write_bytes(torch_bytes({"state_dict": state(), "state_dict_ema": {k: t + 1 for k, t in state().items()}}))
     for weights, shift in (("raw", 0), ("ema", 1)):
@@ -347,7 +348,7 @@ def test_raw_and_averaged_weights(tmp_path: Path):
         inspect_checkpoint(path, "a.pt", weights="raw")
 
 
-def test_lightning(tmp_path: Path):
+def test_lightning_epoch_and_step_come_from_the_file(tmp_path: Path) -> None:
     path = tmp_path / "epoch=9-step=9.ckpt"
     content = {"pytorch-lightning_version": "2.4", "epoch": 3, "global_step": 40, "state_dict": state(), "loops": {}}
     path.write_bytes(torch_bytes(content))
@@ -358,14 +359,14 @@ def test_lightning(tmp_path: Path):
 @given(
     st.lists(st.sampled_from(["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"]), max_size=4)
 )
-def test_prefixes_in_any_order_and_number(wrappers: list[str]):
+def test_prefixes_in_any_order_and_number(wrappers: list[str]) -> None:
     clean = list(state())
     assert list(stripped_names([".".join([*wrappers, name]) for name in clean]).values()) == clean
     inner = [name.replace(".", ".".join(["", *wrappers, ""]), 1) for name in clean]
     assert list(stripped_names(inner).values()) == clean
 
 
-def test_prefixed_file_equals_the_clean_one(tmp_path: Path):
+def test_prefixed_file_equals_the_clean_one(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     path.write_bytes(torch_bytes({f"module._orig_mod.{name}": tensor for name, tensor in state().items()}))
     checkpoint = inspect_checkpoint(path, "a.pt")
@@ -377,7 +378,7 @@ def test_prefixed_file_equals_the_clean_one(tmp_path: Path):
     assert clean.stored_names == {name: name for name in clean.tensors}
 
 
-def test_a_real_module_of_that_name_survives():
+def test_a_real_module_of_that_name_survives() -> None:
     assert stripped_names(["module.weight", "head.weight"])["module.weight"] == "module.weight"
     assert stripped_names(["_orig_mod.a", "a"]) == {"_orig_mod.a": "_orig_mod.a", "a": "a"}
     assert stripped_names(["module"]) == {"module": "module"}
@@ -385,7 +386,7 @@ def test_a_real_module_of_that_name_survives():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64", "float8_e4m3fn", "float8_e5m2"])
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
-def test_floating_dtypes_keep_their_stored_type(dtype: str, kind: str, tmp_path: Path):
+def test_floating_dtypes_keep_their_stored_type(dtype: str, kind: str, tmp_path: Path) -> None:
     tensors = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state().items()}
     path = tmp_path / f"a.{kind}"
     path.write_bytes(torch_bytes(tensors) if kind == "pt" else safetensors_bytes(tensors))
@@ -394,7 +395,7 @@ def test_floating_dtypes_keep_their_stored_type(dtype: str, kind: str, tmp_path:
     assert load_tensors(checkpoint)["0.weight"].float().equal(tensors["0.weight"].float())
 
 
-def test_integer_buffers_and_views_stay(tmp_path: Path):
+def test_integer_buffers_and_views_stay(tmp_path: Path) -> None:
     base = torch.arange(12.0).reshape(3, 4)
     content = {"fc.weight": base.t(), "bn.num_batches_tracked": torch.tensor(3), "p": torch.nn.Parameter(base[1:])}
     path = tmp_path / "a.pt"
@@ -409,12 +410,12 @@ def test_integer_buffers_and_views_stay(tmp_path: Path):
 # The manifest's pattern and axis
 
 
-def manifest_of(folder: Path, text: str):
+def manifest_of(folder: Path, text: str) -> Manifest:
     (folder / "ibscan.toml").write_text(text)
     return read_manifest(folder, trust=False)
 
 
-def test_pattern_beats_the_file_and_leaves_the_rest_out(tmp_path: Path):
+def test_pattern_beats_the_file_and_leaves_the_rest_out(tmp_path: Path) -> None:
     put(tmp_path, "run7-e3.safetensors", metadata={"epoch": "99"})
     put(tmp_path, "run7-e12.safetensors", 1)
     put(tmp_path, "stray.safetensors", 2)
@@ -428,7 +429,7 @@ def test_pattern_beats_the_file_and_leaves_the_rest_out(tmp_path: Path):
         read_series([tmp_path], manifest=manifest_of(tmp_path, '[series]\npattern = "x{epoch}"\n'))
 
 
-def test_a_sweep_by_its_own_name(tmp_path: Path):
+def test_a_sweep_by_its_own_name(tmp_path: Path) -> None:
     for value in ("1e-3", "0.5", "1e-05"):
         put(tmp_path, f"beta={value}.safetensors", len(value))
     series = read_series(
@@ -439,7 +440,7 @@ def test_a_sweep_by_its_own_name(tmp_path: Path):
         read_series([tmp_path], manifest=manifest_of(tmp_path, '[series]\naxis = "step"\n'))
 
 
-def test_a_sweep_by_metadata(tmp_path: Path):
+def test_a_sweep_by_metadata(tmp_path: Path) -> None:
     for index, value in enumerate((0.3, 0.1)):
         put(tmp_path, f"run{index}.safetensors", index, {"ibscan.value": str(value), "ibscan.epoch": "50"})
     series = read_series([tmp_path])
@@ -469,19 +470,19 @@ SELECTIONS = [
 
 
 @pytest.mark.parametrize(("spec", "expected"), SELECTIONS)
-def test_selection(spec: str, expected: list[float]):
+def test_a_selection_takes_the_epochs_it_names(spec: str, expected: list[float]) -> None:
     assert axis_values(select_epochs(series_at([0, 1, 2, 5, 10, 20, 50, 100]), spec)) == expected
 
 
 @pytest.mark.parametrize(
     "spec", ["", "x", "1:2:3:4", "0:10:0", "0:10:-1", "nan", "1_0", "inf:", "log:", "log:0", "log:x", "1,,2"]
 )
-def test_unreadable_selection(spec: str):
+def test_a_selection_that_cannot_be_read_is_refused(spec: str) -> None:
     with pytest.raises(UsageError, match="expected start:stop:step"):
         select_epochs(series_at([1, 2]), spec)
 
 
-def test_selection_that_matches_nothing_or_half():
+def test_selection_that_matches_nothing_or_half() -> None:
     with pytest.raises(NothingMatched, match="epoch runs from 1 to 2"):
         select_epochs(series_at([1, 2]), "5:9")
 
@@ -498,20 +499,22 @@ ABSENT: list[tuple[list[float], str, str]] = [
 
 
 @pytest.mark.parametrize(("epochs", "spec", "words"), ABSENT)
-def test_a_listed_number_that_is_not_there_is_named_with_the_nearest(epochs: list[float], spec: str, words: str):
+def test_a_listed_number_that_is_not_there_is_named_with_the_nearest(
+    epochs: list[float], spec: str, words: str
+) -> None:
     with pytest.raises(NothingMatched) as refused:
         select_epochs(series_at(epochs), spec)
     assert words in str(refused.value)
 
 
-def test_what_is_skipped_may_be_what_was_asked_for(tmp_path: Path):
+def test_what_is_skipped_may_be_what_was_asked_for(tmp_path: Path) -> None:
     put(tmp_path, "epoch_1.safetensors")
     (tmp_path / "epoch_24.pt").write_bytes(b"")
     with pytest.raises(NothingMatched, match=r"epoch 24 \(the nearest is 1\).*Skipped: epoch_24.pt: has zero bytes"):
         select_epochs(read_series([tmp_path]), "1,24")
 
 
-def test_what_may_yet_come_is_said():
+def test_what_may_yet_come_is_said() -> None:
     half = select_epochs(series_at([1, 2]), "2,7", partial=True)
     assert axis_values(half) == [2]
     assert "no checkpoint has epoch 7 (the nearest is 2)" in half.notices[0]
@@ -519,21 +522,22 @@ def test_what_may_yet_come_is_said():
         select_epochs(series_at([1, 2]), "7", partial=True)
 
 
-def test_large_steps_and_sums_of_fractions_are_told_apart():
+def test_large_steps_and_sums_of_fractions_are_told_apart() -> None:
     assert axis_values(select_epochs(series_at([10**12, 10**12 + 1]), "1000000000001")) == [10**12 + 1]
     assert axis_values(select_epochs(series_at([0.1 + 0.2, 0.4]), "0.3")) == [0.1 + 0.2]
     assert axis_values(select_epochs(series_at([-0.3, -0.1, 5e-17, 0.1]), "-0.3:0.1:0.1")) == [-0.3, -0.1, 5e-17, 0.1]
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, unique=True).map(sorted), st.integers(2, 60))
-def test_log_selection_keeps_both_ends(epochs: list[float], count: int):
+def test_log_selection_keeps_both_ends(epochs: list[float], count: int) -> None:
     kept = axis_values(select_epochs(series_at(epochs), f"log:{count}"))
     assert kept[-1] == epochs[-1]
     assert len(kept) <= count + 1
     assert set(kept) <= set(epochs)
 
 
-def test_a_thousand_checkpoints(tmp_path: Path):
+@pytest.mark.slow
+def test_a_thousand_checkpoints_are_in_order(tmp_path: Path) -> None:
     blob = safetensors_bytes(state())
     for epoch in range(1000):
         (tmp_path / f"epoch-{epoch}.safetensors").write_bytes(blob)
@@ -541,7 +545,7 @@ def test_a_thousand_checkpoints(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["ckpt².pt", "epoch-².pt", "step_٣.pt", "ckpt_" + "9" * 200 + ".pt"])
-def test_file_names_with_odd_digits_are_read_or_said_to_be_left_out(tmp_path: Path, name: str):
+def test_file_names_with_odd_digits_are_read_or_said_to_be_left_out(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(torch_bytes(state()))
     assert names(read_series([tmp_path])) == [name]
     put(tmp_path, "ckpt_1.safetensors", 1)

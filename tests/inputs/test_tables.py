@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from ibscan.inputs.probe import read_probe
 from ibscan.inputs.tables import read_table
 
 
-def table(text: str, wanted: dict[str, str] | None = None, name: str = "p.csv") -> tuple[list, list | None]:
+def table(text: str, wanted: dict[str, str] | None = None, name: str = "p.csv") -> tuple[list[Any], list[Any] | None]:
     """Read a table from the working folder; every test has one of its own."""
     Path(name).write_bytes(text.encode())
     found = read_table(Path(name), name, wanted or {})
@@ -54,13 +55,13 @@ READ = [
 
 
 @pytest.mark.parametrize(("text", "wanted", "x", "y"), READ, ids=[repr(row[0][:20]) for row in READ])
-def test_read(text: str, wanted: dict[str, str], x: list, y: list | None):
+def test_tables_are_read_as_x_and_y(text: str, wanted: dict[str, str], x: list[Any], y: list[Any] | None) -> None:
     found_x, found_y = table(text, wanted)
     assert found_x == x
     assert repr(found_y) == repr(y)
 
 
-def test_integers_stay_integers():
+def test_integers_stay_integers() -> None:
     table("a,b\n0,255\n")
     with pytest.raises(UsageError, match="integers from 0 to 255"):
         read_probe("p.csv", {})
@@ -104,14 +105,16 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("text", "wanted", "error", "words"), REFUSED, ids=[repr(row[0][:20]) for row in REFUSED])
-def test_refused(text: str, wanted: dict[str, str], error: type[IbscanError], words: str):
+def test_tables_that_are_no_probe_are_refused(
+    text: str, wanted: dict[str, str], error: type[IbscanError], words: str
+) -> None:
     with pytest.raises(error, match=words) as raised:
         table(text, wanted)
     assert type(raised.value) is error
     assert str(raised.value).startswith("p.csv")
 
 
-def test_columns_picked_by_number_are_said():
+def test_columns_picked_by_number_are_said() -> None:
     row = ",".join(map(str, range(10, 23)))
     for text, spec, said, labels in (
         (f"{row}\n{row}\n", "#y=12", "the labels are column 12 of 13, counted from 0", (22,)),
@@ -127,25 +130,25 @@ def test_columns_picked_by_number_are_said():
     assert read_probe("p.csv", {"scale": 1})[1] == ()
 
 
-def test_lines_are_counted_as_in_the_file():
+def test_lines_are_counted_as_in_the_file() -> None:
     with pytest.raises(InputError, match="line 5, column 'a'"):
         table('"y\nlabel",a\n\ncat,1\ndog,?\n', {"y": "y\nlabel"})
 
 
-def test_latin_text():
+def test_text_that_is_no_utf_8_is_refused() -> None:
     Path("p.csv").write_bytes(b"a,y\n" + b"1,0\n" * 500 + b"1,caf\xe9\n")
     with pytest.raises(InputError, match="UTF-8"):
         read_probe("p.csv", {})
 
 
-def test_no_rows_and_no_inputs():
+def test_no_rows_and_no_inputs() -> None:
     for text, words in (("a,b,y\n", "0 rows"), ("y\n1\n", "0 numbers a row")):
         table(text)
         with pytest.raises(InputError, match=words):
             read_probe("p.csv", {})
 
 
-def test_labels_of_every_row():
+def test_labels_of_every_row() -> None:
     table("a\ty\n.5\t1.0\n.25\t3.0\n", name="p.tsv")
     probe, notices = read_probe("p.tsv", {})
     assert (probe.labels, notices) == ((1, 3), ())
@@ -153,14 +156,14 @@ def test_labels_of_every_row():
     assert read_probe("p.csv", {})[0].labels == ("1", "cat")
 
 
-def test_too_large(monkeypatch: pytest.MonkeyPatch):
+def test_a_table_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ibscan.inputs.tables.MAX_ARRAY_BYTES", 300)
     with pytest.raises(InputError, match="more than 2 lines"):
         table("1,2\n" * 3)
 
 
 @given(st.lists(st.lists(st.floats(allow_nan=False, width=64), min_size=2, max_size=2), min_size=1, max_size=5))
-def test_what_csv_writes_is_read(rows: list[list[float]]):
+def test_what_csv_writes_is_read(rows: list[list[float]]) -> None:
     with Path("p.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([["a", "b"], *rows])
     assert np.array_equal(read_table(Path("p.csv"), "p.csv", {}).x, np.array(rows))

@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from oracles import forward, network_of, probe_of, random_chain, symbol_entropy
+from oracles import Parameters, forward, network_of, probe_of, random_chain, symbol_entropy
 
 from ibscan.measures.binned import BinnedInformation
-from ibscan.types import Status, Streams
+from ibscan.types import At, Estimate, Probe, Status, Streams
 
 
-def rows_of(n, d, seed=0):
+def rows_of(n: int, d: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, d))
 
 
-def measured(chains, probe, activation="tanh", output="identity", **settings):
+def measured(
+    chains: Sequence[Parameters],
+    probe: Probe,
+    activation: str = "tanh",
+    output: str = "identity",
+    **settings: Any,
+) -> tuple[BinnedInformation, Mapping[str, Estimate]]:
     measure = BinnedInformation(**settings)
     return measure, measure(network_of(chains, activation, output), probe, Streams(0))
 
 
-def cut(values, low, high, bins):
+def cut(values: np.ndarray, low: float, high: float, bins: int) -> np.ndarray:
     """K equal cells of the closed range: the top edge to the last cell, what is outside to the end cells."""
     if high == low:
         return np.zeros_like(values)
     return np.clip(np.floor((values - low) / (high - low) * bins), 0, bins - 1)
 
 
-def expected(cells, y):
+def expected(cells: np.ndarray, y: np.ndarray) -> tuple[float, float, int]:
     entropy, occupied = symbol_entropy(cells)
     given = sum((y == c).mean() * symbol_entropy(cells[y == c])[0] for c in np.unique(y))
     return entropy, entropy - given, occupied
@@ -37,7 +45,7 @@ def expected(cells, y):
 
 @pytest.mark.parametrize("at", ["post", "pre"])
 @pytest.mark.parametrize("activation", ["tanh", "relu", "sigmoid"])
-def test_every_layer_against_a_dictionary(activation, at):
+def test_every_layer_against_a_dictionary(activation: str, at: At) -> None:
     """Ranges: the activation's own (tanh, sigmoid, softmax) after it; else the closed range of the whole layer."""
     chains = [random_chain((5, 4, 3), seed) for seed in (1, 2)]
     x, y = rows_of(60, 5), np.arange(60) % 3
@@ -67,7 +75,7 @@ def test_every_layer_against_a_dictionary(activation, at):
                     assert result["mi_binned_outside"].value[c, layer, k] == 0
 
 
-def test_given_limits_and_the_share_outside():
+def test_given_limits_and_the_share_outside() -> None:
     chain, x = random_chain((4, 3), 2, scale=2.0), rows_of(50, 4)
     values = forward(*chain, "relu", "identity", torch.from_numpy(x))[0][1].numpy()
     _, result = measured([chain], probe_of(x), "relu", bins=(8,), limits=(-1.0, 1.5))
@@ -78,7 +86,7 @@ def test_given_limits_and_the_share_outside():
     assert result["mi_binned_width"].value[0, 0, 0] == 2.5 / 8
 
 
-def test_saturated_tanh_uses_the_end_cells():
+def test_saturated_tanh_uses_the_end_cells() -> None:
     """Values of exactly +-1 and thirty bins: two symbols a unit, none outside."""
     weights, biases = [100.0 * torch.eye(3, dtype=torch.float64)], [None]
     x = np.sign(rows_of(40, 3))
@@ -90,7 +98,7 @@ def test_saturated_tanh_uses_the_end_cells():
     assert result["mi_binned_outside"].value[0, 0, 0] == 0
 
 
-def test_fine_bins_saturate_at_ln_n():
+def test_fine_bins_saturate_at_ln_n() -> None:
     """methods.md 3: in wide layers H(bin T) is ln n; coarse ones are not marked."""
     probe = probe_of(rows_of(100, 4), np.arange(100) % 2)
     measure, result = measured([random_chain((4, 20, 2), 1)], probe, widths=(1e-6, 8.0), bins=())
@@ -101,7 +109,7 @@ def test_fine_bins_saturate_at_ln_n():
         assert (result[key].status[0, :, 1 - fine] == Status.OK).all()
 
 
-def test_duplicates_saturate_at_their_own_entropy():
+def test_duplicates_saturate_at_their_own_entropy() -> None:
     """50 rows, each twice: the ceiling is ln 50, and H(bin T) reaches but never exceeds it."""
     x = np.repeat(rows_of(50, 4), 2, axis=0)
     _, result = measured([random_chain((4, 20, 2), 1)], probe_of(x), widths=(1e-6,), bins=())
@@ -109,7 +117,7 @@ def test_duplicates_saturate_at_their_own_entropy():
     assert (result["mi_binned_xt"].status == Status.SATURATED).all()
 
 
-def test_dead_and_nonfinite_layers():
+def test_dead_and_nonfinite_layers() -> None:
     dead, broken = random_chain((4, 5, 3, 2), 2), random_chain((4, 5, 3, 2), 3)
     dead[0][1].zero_()
     broken[0][1][0, 0] = float("nan")
@@ -124,13 +132,13 @@ def test_dead_and_nonfinite_layers():
         assert not np.isin(found.status[:, 0], [Status.DEAD, Status.NONFINITE]).any()
 
 
-def test_without_labels_ty_is_not_measured():
+def test_without_labels_ty_is_not_measured() -> None:
     _, result = measured([random_chain((4, 3), 2)], probe_of(rows_of(30, 4)))
     assert (result["mi_binned_ty"].status == Status.NOT_MEASURED).all()
     assert np.isnan(result["mi_binned_ty"].value).all()
 
 
-def test_halving_an_aligned_grid_never_lowers_the_entropy():
+def test_halving_an_aligned_grid_never_lowers_the_entropy() -> None:
     measure, result = measured(
         [random_chain((4, 5, 3), 4)], probe_of(rows_of(200, 4)), widths=(2.0, 1.0, 0.5, 0.25), bins=()
     )

@@ -8,13 +8,15 @@ in tests/calibration_oracle.py.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from calibration import CASES, CHAINS, TRUTHS
 from calibration_far import NETWORK as FAR_NETWORK
 from calibration_far import READ_OUT as FAR_READ_OUT
-from calibration_far import identity_chain
+from calibration_far import Grid, Line, identity_chain
 from calibration_oracle import DRAWS, chain_truth, read_out_truth
 from oracles import network_of, probe_of
 from scipy.stats import binom
@@ -22,6 +24,8 @@ from scipy.stats import binom
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
 from ibscan.types import Status, Streams
+
+pytestmark = pytest.mark.slow
 
 # Of 200 seeds 180 to 199 intervals are to hold, of the brackets 93 in 100; in a short run, no fewer than a sound 95 %
 # interval falls below but once in 10^4, and all may by luck.
@@ -39,12 +43,12 @@ QUANTITIES = ("xt", "ty")
 
 
 @pytest.fixture(scope="module")
-def seeds(pytestconfig):
+def seeds(pytestconfig: pytest.Config) -> int:
     return pytestconfig.getoption("--calibration-seeds")
 
 
 @pytest.fixture(scope="module")
-def report():
+def report() -> Iterator[dict[Any, Any]]:
     """Lines by table, printed when all cases have run."""
     tables: dict[str, list[str]] = {}
     yield tables
@@ -52,15 +56,15 @@ def report():
         print("", header, *lines, sep="\n")
 
 
-def fewest(count, share, seeds):
+def fewest(count: int, share: float, seeds: int) -> int:
     return math.floor(share * count) if seeds >= LONG else int(binom.ppf(FALSE_ALARM, count, 0.95))
 
 
-def most(seeds):
+def most(seeds: int) -> int:
     return math.floor(MOST * seeds) if seeds >= LONG else seeds
 
 
-def ratio(errors, values):
+def ratio(errors: np.ndarray, values: np.ndarray) -> str:
     deviation = values.std(ddof=1)
     return f"{errors.mean() / deviation:.2f}" if deviation > EXACT else "-"
 
@@ -72,7 +76,7 @@ READ_OUT = (
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_intervals_of_the_readout_hold_as_often_as_they_say(name, seeds, report):
+def test_intervals_of_the_readout_hold_as_often_as_they_say(name: str, seeds: int, report: Any) -> None:
     case, truth = CASES[name], dict(zip(QUANTITIES, (TRUTHS[name][:2], TRUTHS[name][2:]), strict=True))
     measure = ReadoutInformation(noise=(case.noise,), tolerance=case.tolerance, max_draws=case.max_draws, samples=None)
     # A seed orders the rows and draws the noise, as in a command.
@@ -121,7 +125,7 @@ NETWORK = (
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_brackets_of_the_network_channel_hold(name, seeds, report):
+def test_brackets_of_the_network_channel_hold(name: str, seeds: int, report: Any) -> None:
     case, count = CHAINS[name], max(NETWORK_SEEDS, seeds // NETWORK_SHARE)
     network, probe, place = network_of([case.chain], case.activation), probe_of(case.x, case.labels), (0, case.layer, 0)
     measure = NetworkInformation(noise=(case.noise,), tolerance=case.tolerance, max_replicas=512, max_draws=2**13)
@@ -157,12 +161,19 @@ TRUTH_ERROR = 1e-9
 FEW_SEEDS = 6
 
 
-def count_of(grid, seeds, few):
+def count_of(grid: Grid | Line, seeds: int, few: int) -> int:
     """How many seeds: those asked for in the long version, a few in the short one, of slow cases one."""
     return seeds if seeds >= LONG // NETWORK_SHARE else 1 if grid.slow else few
 
 
-def held_by(case, kind, seeds, truth, ends, report):
+def held_by(
+    case: Grid | Line,
+    kind: str,
+    seeds: int,
+    truth: tuple[float, float],
+    ends: Sequence[tuple[np.ndarray, np.ndarray, float]],
+    report: Any,
+) -> list[float]:
     """Count the intervals that hold a truth each, from (seed, quantity) ends; complain of too few."""
     held = [sum(low[k] - TRUTH_ERROR <= truth[k] <= high[k] + TRUTH_ERROR for low, high, _ in ends) for k in (0, 1)]
     half = [np.median([high[k] - low[k] for low, high, _ in ends]) / 2 for k in (0, 1)]
@@ -178,7 +189,7 @@ def held_by(case, kind, seeds, truth, ends, report):
 
 
 @pytest.mark.parametrize("name", FAR_READ_OUT)
-def test_intervals_hold_where_few_rows_matter(name, seeds, report):
+def test_intervals_hold_where_few_rows_matter(name: str, seeds: int, report: Mapping[str, Sequence[str]]) -> None:
     """And none collapses: rows that are all visited, or nearly, are resolved in the usual number of draws."""
     grid = FAR_READ_OUT[name]
     case, place, ends = grid.case, (0, 0, 0), []
@@ -199,7 +210,7 @@ def test_intervals_hold_where_few_rows_matter(name, seeds, report):
 
 
 @pytest.mark.parametrize("name", FAR_NETWORK)
-def test_brackets_hold_where_few_rows_matter(name, seeds, report):
+def test_brackets_hold_where_few_rows_matter(name: str, seeds: int, report: Mapping[str, Sequence[str]]) -> None:
     grid = FAR_NETWORK[name]
     place = (0, 1, 0)
     network, probe, ends = network_of([identity_chain(grid.units)], "identity"), probe_of(grid.values, grid.labels), []
@@ -216,12 +227,12 @@ def test_brackets_hold_where_few_rows_matter(name, seeds, report):
 # The truths --------------------------------------------------------------------------------------------------------
 
 
-def draws_for(seeds):
+def draws_for(seeds: int) -> int:
     """The long version makes the truths anew as they were made; the short one from fewer draws."""
     return DRAWS if seeds >= LONG else DRAWS // SHORT_TRUTH
 
 
-def check_truth(found, kept):
+def check_truth(found: tuple[float, float, float, float], kept: tuple[float, float, float, float]) -> None:
     """The same draws give the same number up to rounding; fewer give one within eight errors: t, and skewed terms."""
     for column in (0, 2):
         slack = 8 * math.hypot(found[column + 1], kept[column + 1]) + EXACT / 10
@@ -229,10 +240,10 @@ def check_truth(found, kept):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_truths_of_the_readout_are_what_the_oracle_says(name, seeds):
+def test_truths_of_the_readout_are_what_the_oracle_says(name: str, seeds: int) -> None:
     check_truth(read_out_truth(CASES[name], draws_for(seeds)), TRUTHS[name])
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_truths_of_the_network_channel_are_what_the_oracle_says(name, seeds):
+def test_truths_of_the_network_channel_are_what_the_oracle_says(name: str, seeds: int) -> None:
     check_truth(chain_truth(CHAINS[name], draws_for(seeds)), CHAINS[name].truth)

@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import oracles
 import pytest
 import torch
 from nets import Net
-from oracles import forward, network_of, probe_of, random_chain
+from oracles import Parameters, forward, network_of, probe_of, random_chain
 from scipy.spatial.distance import pdist
 from torch import nn
 
 from ibscan.measures.clustering import Clustering
 from ibscan.networks.admission import recorded_taps
-from ibscan.types import Status, Streams
+from ibscan.networks.module import Module
+from ibscan.types import At, Estimate, Probe, Status, Streams
 
 NC = ("nc1", "nc2_equinorm", "nc2_equiangle", "nearest_mean_error")
 
 
-def rows_of(n, d, seed=0):
+def rows_of(n: int, d: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, d))
 
 
-def measured(chains, probe, activation="tanh", output="identity", **settings):
+def measured(
+    chains: Sequence[Parameters],
+    probe: Probe,
+    activation: str = "tanh",
+    output: str = "identity",
+    **settings: Any,
+) -> Mapping[str, Estimate]:
     return Clustering(**settings)(network_of(chains, activation, output), probe, Streams(0))
 
 
-def labelled(n=45, d=4, classes=3, seed=0):
+def labelled(n: int = 45, d: int = 4, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     y = np.arange(n) % classes
     return rows_of(n, d, seed) + 2.0 * rows_of(classes, d, seed + 1)[y], y
 
 
-def collapse(points, y):
+def collapse(points: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
     """NC1 and the two parts of NC2 by pinv of the explicit matrix (more rows than units here, so it is exact)."""
     classes = y.max() + 1
     means = np.stack([points[y == c].mean(0) for c in range(classes)])
@@ -46,7 +55,7 @@ def collapse(points, y):
 
 
 @pytest.mark.parametrize("at", ["post", "pre"])
-def test_every_layer_against_numpy(at):
+def test_every_layer_against_numpy(at: At) -> None:
     x, y = labelled()
     chains = [random_chain((4, 6, 5, 3), seed) for seed in (1, 2)]
     result = measured(chains, probe_of(x, y), at=at)
@@ -72,7 +81,7 @@ def test_every_layer_against_numpy(at):
             assert all(result[key].status[cell] == Status.OK for key in NC)
 
 
-def test_counts_sum_to_all_pairs_and_have_no_status():
+def test_counts_sum_to_all_pairs_and_have_no_status() -> None:
     x, y = labelled(50)
     result = measured([random_chain((4, 5, 3), 1)], probe_of(x, y))
     total = result["distance_within"].value + result["distance_between"].value
@@ -84,7 +93,7 @@ def test_counts_sum_to_all_pairs_and_have_no_status():
 
 
 @pytest.mark.parametrize("output", ["identity", "softmax"])
-def test_nc4_is_measured_at_the_last_hidden_layer_only(output):
+def test_nc4_is_measured_at_the_last_hidden_layer_only(output: str) -> None:
     """Share of rows whose argmax differs from the nearest class mean of the last hidden layer."""
     x, y = labelled(60)
     chain = random_chain((4, 6, 5, 3), 3)
@@ -100,7 +109,67 @@ def test_nc4_is_measured_at_the_last_hidden_layer_only(output):
     assert np.isnan(found.value[0, [0, 2]]).all()
 
 
-def test_nc4_of_a_single_sigmoid_unit():
+@pytest.mark.parametrize("output", ["identity", "softmax"])
+def test_nc3_is_of_the_last_weight_and_the_class_means_that_feed_it(output: str) -> None:
+    x, y = labelled(60)
+    chains = [random_chain((4, 6, 5, 3), seed) for seed in (3, 4)]
+    found = measured(chains, probe_of(x, y), output=output)["nc3"]
+    for c, chain in enumerate(chains):
+        hidden = forward(*chain, "tanh", output, torch.from_numpy(x))[1][1].numpy()
+        means = np.stack([hidden[y == k].mean(0) for k in range(3)])
+        means, weight = means - means.mean(0), chain[0][2].numpy()
+        expected = np.linalg.norm(weight / np.linalg.norm(weight) - means / np.linalg.norm(means))
+        assert found.value[c, 1] == pytest.approx(expected, rel=1e-10)
+        assert found.status[c].tolist() == [Status.NOT_MEASURED, Status.OK, Status.NOT_MEASURED]
+    assert (measured(chains, probe_of(x, y), output=output, at="pre")["nc3"].status == Status.NOT_MEASURED).all()
+
+
+def module(forward_of: Any, x: Any, **layers: tuple[int, int]) -> Module:
+    torch.manual_seed(2)
+    model = Net(forward_of, **{name: nn.Linear(*shape) for name, shape in layers.items()}).double().eval()
+    model = model.requires_grad_(False).to(oracles.DEVICE)
+    return recorded_taps(model, x, (), device=oracles.DEVICE, dtype=torch.float64)
+
+
+def test_nc3_is_by_the_head_that_decides() -> None:
+    """Another head of as many units, called first, is not it."""
+
+    def forward_of(s: Any, x: torch.Tensor) -> Any:
+        h = torch.tanh(s.a(x))
+        return {"aux": s.aux(h), "logits": s.b(h)}
+
+    x, y = labelled(60)
+    network = module(forward_of, x, a=(4, 5), aux=(5, 3), b=(5, 3))
+    alone = module(lambda s, x: s.b(torch.tanh(s.a(x))), x, a=(4, 5), b=(5, 3))
+    for mine, theirs in (("a", "a"), ("b", "b")):
+        other = dict(network.model.named_modules())[theirs]
+        dict(alone.model.named_modules())[mine].load_state_dict(other.state_dict())
+    found, expected = (Clustering()(one, probe_of(x, y), Streams(0))["nc3"] for one in (network, alone))
+    assert found.status[0].tolist() == [Status.OK, Status.NOT_MEASURED, Status.NOT_MEASURED]
+    assert found.value[0, 0] == pytest.approx(expected.value[0, 0], rel=1e-12)
+
+
+def test_nc3_is_not_measured_where_more_than_the_last_hidden_layer_feeds_the_output() -> None:
+    def forward_of(s: Any, x: torch.Tensor) -> Any:
+        h = torch.tanh(s.a(x))
+        return s.c(h + torch.tanh(s.b(h)))
+
+    x, y = labelled(60)
+    found = Clustering()(module(forward_of, x, a=(4, 5), b=(5, 5), c=(5, 3)), probe_of(x, y), Streams(0))
+    assert (found["nc3"].status == Status.NOT_MEASURED).all()
+    assert found["nc4"].status[0].tolist() == [Status.NOT_MEASURED, Status.OK, Status.NOT_MEASURED]
+
+
+def test_nc3_needs_every_label_value_and_a_finite_weight() -> None:
+    x, y = labelled(40, classes=2)
+    chain = random_chain((4, 5, 3), 1)
+    assert (measured([chain], probe_of(x, y * 2))["nc3"].status == Status.NOT_MEASURED).all()
+    chain[0][1][0, 0] = math.nan
+    x, y = labelled(60)
+    assert measured([chain], probe_of(x, y))["nc3"].status[0].tolist() == [Status.NONFINITE] * 2
+
+
+def test_nc4_of_a_single_sigmoid_unit() -> None:
     """Decision at 0.5 after the sigmoid: methods.md section 4."""
     x, y = labelled(60, classes=2)
     chain = random_chain((4, 5, 1), 4)
@@ -114,11 +183,11 @@ def test_nc4_of_a_single_sigmoid_unit():
     assert found.value[0, 0] == (decision != nearest).mean()
 
 
-def test_nc4_where_another_head_is_called_last():
+def test_nc4_where_another_head_is_called_last() -> None:
     """The last hidden layer is the one before the output's, whichever is called between and after."""
     torch.manual_seed(2)
 
-    def forward_of(s, x):
+    def forward_of(s: Net, x: torch.Tensor) -> dict[str, torch.Tensor]:
         h = torch.tanh(s.a(x))
         return {"aux": s.aux(h), "logits": s.b(h), "more": s.more(h)}
 
@@ -135,7 +204,7 @@ def test_nc4_where_another_head_is_called_last():
     assert found.status[0].tolist() == [Status.OK, *[Status.NOT_MEASURED] * 3]
 
 
-def test_nc4_of_an_ensemble_is_not_measured():
+def test_nc4_of_an_ensemble_is_not_measured() -> None:
     """No layer is the last hidden one of two networks side by side."""
     torch.manual_seed(2)
     layers = {name: nn.Linear(*shape) for name, shape in {"a": (4, 5), "b": (5, 3), "c": (4, 5), "d": (5, 3)}.items()}
@@ -149,7 +218,7 @@ def test_nc4_of_an_ensemble_is_not_measured():
 
 
 @pytest.mark.parametrize("exponent", [-1040, -700, 700, 1021])
-def test_clusters_of_any_size(exponent):
+def test_clusters_of_any_size(exponent: int) -> None:
     """Activations times a power of two, subnormal or near the largest number: the same counts and statistics."""
     x, y = labelled(40)
     weights = [torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)[:3] * 1e-3]
@@ -166,7 +235,7 @@ def test_clusters_of_any_size(exponent):
         np.testing.assert_allclose(scaled[key].value[0, 0], expected, rtol=1e-9, atol=5e-324)
 
 
-def test_a_small_signal_beside_a_large_constant():
+def test_a_small_signal_beside_a_large_constant() -> None:
     """One unit is 1e6 throughout: the layer is as the others make it."""
     x, y = labelled(40)
     weights = [torch.cat((torch.zeros(1, 4), 1e-7 * torch.eye(4))).double(), torch.eye(5, dtype=torch.float64)[:3]]
@@ -180,7 +249,7 @@ def test_a_small_signal_beside_a_large_constant():
         np.testing.assert_allclose(found[key].value[0, 0], small[key].value[0, 0], rtol=1e-9)
 
 
-def test_nc4_needs_labels_that_fit_the_output():
+def test_nc4_needs_labels_that_fit_the_output() -> None:
     x, y = labelled(60, classes=4)
     result = measured([random_chain((4, 6, 5, 3), 3)], probe_of(x, y))
     assert (result["nc4"].status == Status.NOT_MEASURED).all()
@@ -188,14 +257,14 @@ def test_nc4_needs_labels_that_fit_the_output():
 
 
 @pytest.mark.parametrize("y", [None, np.zeros(30, dtype=int)])
-def test_without_two_classes_collapse_is_not_measured(y):
+def test_without_two_classes_collapse_is_not_measured(y: np.ndarray | None) -> None:
     result = measured([random_chain((4, 5, 3), 1)], probe_of(rows_of(30, 4), y))
     for key in (*NC, "nc4", "distance_between_mean"):
         assert (result[key].status == Status.NOT_MEASURED).all()
         assert np.isnan(result[key].value).all()
 
 
-def test_a_label_value_absent_from_the_sample():
+def test_a_label_value_absent_from_the_sample() -> None:
     """Three label values, two present: statistics over the two; no class mean of nothing, no NaN."""
     x, y = labelled(40, classes=2)
     probe = probe_of(x, y * 2)
@@ -209,7 +278,7 @@ def test_a_label_value_absent_from_the_sample():
     assert result["nearest_mean_error"].value[0, 0] == (nearest != y).mean()
 
 
-def test_dead_and_nonfinite_layers():
+def test_dead_and_nonfinite_layers() -> None:
     dead, broken = random_chain((4, 5, 3, 2), 2), random_chain((4, 5, 3, 2), 3)
     dead[0][1].zero_()
     broken[0][1][0, 0] = float("nan")
@@ -225,7 +294,7 @@ def test_dead_and_nonfinite_layers():
     assert result["distance_within_mean"].value[0, 1:].tolist() == [0, 0]
 
 
-def test_collapsed_classes():
+def test_collapsed_classes_have_all_statistics_at_0() -> None:
     """One-hot inputs through the identity: a simplex without spread, all statistics 0 (methods.md 4)."""
     y = np.arange(12) % 4
     chain = [torch.eye(4, dtype=torch.float64)] * 2, [None, None]

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 import oracles
 import pytest
 import torch
 from nets import Net
-from oracles import ACTIVATION, forward, network_of, probe_of, random_chain
+from oracles import ACTIVATION, Parameters, forward, network_of, probe_of, random_chain
 from torch import nn
 from torch.nn import functional
 
-from ibscan.measures.fit import ProbeFit, decisions, fits
+from ibscan.measures.fit import ProbeFit
+from ibscan.measures.scores import decisions, fits
 from ibscan.networks.admission import recorded_taps
-from ibscan.types import Status, Streams
+from ibscan.types import Probe, Status, Streams
 
 
-def rows_of(n, d, seed=0):
+def rows_of(n: int, d: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, d))
 
 
-def measured(chains, probe, output="identity"):
+def measured(
+    chains: Sequence[Parameters],
+    probe: Probe,
+    output: str = "identity",
+) -> Any:
     network = network_of(chains, "tanh", output)
     return ProbeFit()(network, probe, Streams(0)), network
 
 
 @pytest.mark.parametrize("output", ["identity", "softmax"])
-def test_classes_against_torch(output):
+def test_classes_against_torch(output: str) -> None:
     """A softmax output is a probability: its logits are what went in. 1e-10 relative in float64."""
     chains = [random_chain((5, 6, 4), seed, scale=2.0) for seed in (1, 2, 3)]
     x, y = rows_of(50, 5), np.arange(50) % 4
@@ -44,7 +52,7 @@ def test_classes_against_torch(output):
 
 
 @pytest.mark.parametrize("output", ["identity", "sigmoid"])
-def test_a_single_unit_decides_at_one_half(output):
+def test_a_single_unit_decides_at_one_half(output: str) -> None:
     chains = [random_chain((5, 6, 1), seed, scale=2.0) for seed in (1, 2)]
     x, y = rows_of(50, 5), np.arange(50) % 2
     result, network = measured(chains, probe_of(x, y), output)
@@ -58,7 +66,7 @@ def test_a_single_unit_decides_at_one_half(output):
 
 
 @pytest.mark.parametrize(("output", "width", "classes"), [("softmax", 3, 3), ("sigmoid", 1, 2)])
-def test_confident_mistakes_have_a_finite_loss(output, width, classes):
+def test_confident_mistakes_have_a_finite_loss(output: str, width: int, classes: int) -> None:
     """Logits of +-1000: the probability underflows, the loss does not (torch's from logits)."""
     weights, biases = random_chain((4, width), 1, scale=2000.0, bias=False)
     x, y = rows_of(20, 4), np.arange(20) % classes
@@ -73,7 +81,7 @@ def test_confident_mistakes_have_a_finite_loss(output, width, classes):
 
 
 @pytest.mark.parametrize(("width", "classes"), [(3, 4), (4, 3), (1, 3), (2, 3)])
-def test_labels_that_do_not_fit(width, classes):
+def test_labels_that_do_not_fit(width: int, classes: int) -> None:
     probe = probe_of(rows_of(24, 5), np.arange(24) % classes)
     result, network = measured([random_chain((5, 6, width), 1)], probe)
     assert not fits(network, probe)
@@ -83,13 +91,13 @@ def test_labels_that_do_not_fit(width, classes):
         assert np.isnan(result[key].value).all()
 
 
-def test_without_labels():
+def test_without_labels_fit_is_not_measured() -> None:
     result, network = measured([random_chain((5, 6, 3), 1)], probe_of(rows_of(20, 5)))
     assert not fits(network, probe_of(rows_of(20, 5)))
     assert result["probe_accuracy"].status.tolist() == [Status.NOT_MEASURED]
 
 
-def test_nan_weights_spoil_their_own_checkpoint_only():
+def test_nan_weights_spoil_their_own_checkpoint_only() -> None:
     chains = [random_chain((5, 6, 3), seed) for seed in (1, 2)]
     probe = probe_of(rows_of(20, 5), np.arange(20) % 3)
     clean, _ = measured(chains, probe)
@@ -105,7 +113,7 @@ def test_nan_weights_spoil_their_own_checkpoint_only():
 
 
 @pytest.mark.parametrize("output", sorted(ACTIVATION))
-def test_a_chain_decides_by_its_output(output):
+def test_a_chain_decides_by_its_output(output: str) -> None:
     """Whatever the output's activation: labels that are its own decisions are all right; torch's loss of the output."""
     chain, x = random_chain((5, 6, 4), 4, scale=2.0), rows_of(60, 5)
     pre, post = forward(*chain, "tanh", output, torch.from_numpy(x))[-1]
@@ -123,17 +131,17 @@ def test_a_chain_decides_by_its_output(output):
         assert result["probe_loss"].value[0] == pytest.approx(loss, rel=1e-12)
 
 
-def hidden(s, x):
+def hidden(s: Net, x: torch.Tensor) -> torch.Tensor:
     return torch.tanh(s.a(x))
 
 
-def two(s, x):
+def two(s: Net, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return s.b(hidden(s, x)).softmax(1), s.d(torch.tanh(s.c(x))).softmax(1)
 
 
 TWIN = {"c": (4, 5), "d": (5, 3)}
 # Name: the forward pass, more layers, what is the output in it, and what the loss takes it for.
-HEADS = {
+HEADS: dict[str, Any] = {
     "bare": (lambda s, x: s.b(hidden(s, x)), {}, None, "logits"),
     "temperature": (lambda s, x: s.b(hidden(s, x)) / 2.5, {}, None, "logits"),
     "temperature, softmax": (lambda s, x: (s.b(hidden(s, x)) / 2.5).softmax(-1), {}, None, "probabilities"),
@@ -161,8 +169,9 @@ HEADS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEADS)
-def test_heads(name):
+def test_every_head_gives_its_accuracy_and_loss(name: str) -> None:
     run, more, output, kind = HEADS[name]
     torch.manual_seed(3)
     shapes = {"a": (4, 5), "b": (5, 3)} | more
@@ -196,7 +205,7 @@ def test_heads(name):
         (lambda y: 1 / (1 + torch.exp(-y)), None),
     ],
 )
-def test_one_unit_for_two_labels(f, threshold):
+def test_one_unit_for_two_labels(f: Callable[..., Any], threshold: float | None) -> None:
     """Halved at 0, after a sigmoid at one half; where neither is known nothing is said."""
     torch.manual_seed(4)
     model = Net(lambda s, x: f(s.b(torch.tanh(s.a(x)))), a=nn.Linear(4, 5), b=nn.Linear(5, 1)).double().eval()

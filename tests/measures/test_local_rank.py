@@ -3,32 +3,48 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from oracles import full_jacobian, network_of, probe_of, random_chain
+from oracles import Parameters, full_jacobian, network_of, probe_of, random_chain
 
 from ibscan.measures.local_rank import LocalRank
-from ibscan.types import Status, Streams
+from ibscan.types import At, Estimate, Status, Streams
 
 STREAMS = Streams(0)
 EPS = (0.001, 0.03, 0.1, 0.3, 1.0)
 
 
-def rows_of(n, d, seed=0):
+def rows_of(n: int, d: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, d))
 
 
-def no_bias(*weights):
+def no_bias(*weights: np.ndarray) -> Parameters:
     return [torch.as_tensor(w, dtype=torch.float64) for w in weights], [None] * len(weights)
 
 
-def measured(chains, x, activation="tanh", output="identity", **settings):
+def measured(
+    chains: Sequence[Parameters],
+    x: np.ndarray,
+    activation: str = "tanh",
+    output: str = "identity",
+    **settings: Any,
+) -> Mapping[str, Estimate]:
     return LocalRank(**settings)(network_of(chains, activation, output), probe_of(x), STREAMS)
 
 
-def svd_counts(chain, names, x, layer, at, eps, relative=False):
+def svd_counts(
+    chain: Parameters,
+    names: tuple[str, str],
+    x: np.ndarray,
+    layer: int,
+    at: At,
+    eps: tuple[float, ...],
+    relative: bool = False,
+) -> Any:
     """Counts (N, E) from the full Jacobian."""
     sigma = torch.linalg.svdvals(full_jacobian(*chain, names, torch.from_numpy(x), layer, at))
     limit = torch.tensor(eps, dtype=torch.float64) * (sigma[:, :1] if relative else torch.ones_like(sigma[:, :1]))
@@ -38,7 +54,7 @@ def svd_counts(chain, names, x, layer, at, eps, relative=False):
 # Known answers -----------------------------------------------------------------------------------------------------
 
 
-def test_linear_net_has_the_rank_of_the_product():
+def test_linear_net_has_the_rank_of_the_product() -> None:
     """A rank-2 weight in the middle, a rank-5 one before it: 5, 2, 2 at every x."""
     g = np.random.default_rng(1)
     weights = [
@@ -55,7 +71,7 @@ def test_linear_net_has_the_rank_of_the_product():
     assert (result.status == Status.OK).all()
 
 
-def test_relu_halves_the_rank():
+def test_relu_halves_the_rank() -> None:
     """W_1 = W_2 = I, ReLU, x ~ N(0, I_d): mean d/2, sd sqrt(d)/2 a row (methods.md 1). n = 2000, 4 se of each.
 
     The standard deviation of a sample deviation is sd / sqrt(2 n).
@@ -71,7 +87,7 @@ def test_relu_halves_the_rank():
     assert (result.minimum[0, 1, 0], result.maximum[0, 1, 0]) == ((x > 0).sum(1).min(), (x > 0).sum(1).max())
 
 
-def test_tanh_shares_of_saturated_units():
+def test_tanh_shares_of_saturated_units() -> None:
     """W = I, post: LR^eps / d = P(|x| < arccosh(eps^-1/2)) = 0.99724, 0.93100, 0.62188 (methods.md 1)."""
     d = 10
     eps, known = (0.01, 0.1, 0.5), (0.99724, 0.93100, 0.62188)
@@ -87,10 +103,11 @@ def test_tanh_shares_of_saturated_units():
 # Against the full Jacobian -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["pre", "post"])
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "sigmoid"])
 @pytest.mark.parametrize("widths", [(12, 7, 5, 4), (3, 9, 6, 4)])
-def test_counts_equal_an_svd_of_the_full_jacobian(at, activation, widths):
+def test_counts_equal_an_svd_of_the_full_jacobian(at: At, activation: str, widths: tuple[int, int, int, int]) -> None:
     chains = [random_chain(widths, seed, scale=1.5) for seed in (1, 2)]
     x = rows_of(17, widths[0], 2)
     relative = (0.01, 0.2, 0.6)
@@ -126,7 +143,7 @@ def test_counts_equal_an_svd_of_the_full_jacobian(at, activation, widths):
             assert result["stable_rank"].value[c, layer] == pytest.approx(stable, rel=1e-10)
 
 
-def test_spectrum_beyond_a_layers_own_number_says_why():
+def test_spectrum_beyond_a_layers_own_number_says_why() -> None:
     chains = [random_chain((6, 5, 2, 4), 1)]
     found = measured(chains, rows_of(9, 6))["singular_value"]
     assert found.value.shape == found.status.shape == (1, 3, found.value.shape[2])
@@ -139,7 +156,7 @@ def test_spectrum_beyond_a_layers_own_number_says_why():
 
 
 @pytest.mark.parametrize("rows", [1, 4, 64])
-def test_spectra_use_fewer_rows_than_counts(rows):
+def test_spectra_use_fewer_rows_than_counts(rows: int) -> None:
     chain, x = random_chain((5, 6, 4), 3), rows_of(20, 5)
     result = measured([chain], x, spectrum_rows=rows, eps=(0.5,))
     counts, sigma = svd_counts(chain, ("tanh", "identity"), x, 1, "pre", (0.5,))
@@ -154,7 +171,7 @@ def test_spectra_use_fewer_rows_than_counts(rows):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_laws_of_local_rank(seed):
+def test_laws_of_local_rank(seed: int) -> None:
     """rank J_l <= min rank W_i; #{sigma(W_l) > eps ...}: the bound through the slope; Frobenius; monotone in eps."""
     g = np.random.default_rng(seed)
     weights = [
@@ -182,7 +199,7 @@ def test_laws_of_local_rank(seed):
     assert (np.diff(rank.value[0, :, 0]) <= 0).all()  # eps -> 0: non-increasing in depth for a plain chain
 
 
-def test_relu_rescaling_keeps_relative_and_changes_absolute():
+def test_relu_rescaling_keeps_relative_and_changes_absolute() -> None:
     """(W_1, b_1) by a and W_2 by 1/a is the same function; layer 1's absolute count is not the same."""
     weights, biases = random_chain((6, 7, 5), 5)
     a, x = 20.0, rows_of(25, 6)
@@ -194,7 +211,7 @@ def test_relu_rescaling_keeps_relative_and_changes_absolute():
     assert (first["local_rank"].value[0, 0] < second["local_rank"].value[0, 0]).any()
 
 
-def test_equality_does_not_count():
+def test_equality_does_not_count() -> None:
     """Singular values exactly 0.5 (a signed permutation over 2) at eps 0.5: none; just below: all."""
     chain = no_bias(0.5 * np.eye(4)[[2, 0, 3, 1]])
     found = measured([chain], rows_of(3, 4), "identity", eps=(0.5, math.nextafter(0.5, 0)))["local_rank"]
@@ -204,7 +221,7 @@ def test_equality_does_not_count():
 # Statuses ----------------------------------------------------------------------------------------------------------
 
 
-def test_dead_layers_have_rank_zero():
+def test_dead_layers_have_rank_zero() -> None:
     weights, biases = random_chain((5, 4, 3, 2), 6)
     weights[1] = torch.zeros_like(weights[1])
     result = measured([(weights, biases)], rows_of(8, 5))
@@ -219,7 +236,7 @@ def test_dead_layers_have_rank_zero():
         assert (result[key].status[0, 1:] == Status.DEAD).all()
 
 
-def test_nan_weights_are_nonfinite_only_where_they_reach():
+def test_nan_weights_are_nonfinite_only_where_they_reach() -> None:
     chains = [random_chain((5, 4, 3, 2), seed) for seed in (1, 2)]
     clean = measured(chains, rows_of(8, 5))
     chains[0][0][1][0, 0] = float("nan")
@@ -235,7 +252,7 @@ def test_nan_weights_are_nonfinite_only_where_they_reach():
         assert (found.status[np.isnan(found.value)] != Status.OK).all()
 
 
-def test_infinite_weights_are_nonfinite():
+def test_infinite_weights_are_nonfinite() -> None:
     chain = random_chain((5, 4, 3), 1)
     chain[0][0][0, 0] = float("inf")
     result = measured([chain], rows_of(8, 5))["local_rank"]
@@ -243,7 +260,7 @@ def test_infinite_weights_are_nonfinite():
     assert np.isnan(result.value[0, 0]).all()
 
 
-def test_one_probe_row():
+def test_one_probe_row_has_a_count_and_no_spread() -> None:
     """The count of one row; its spread is unknown or nothing, never a finite positive number."""
     chain, x = random_chain((5, 6, 4), 3), rows_of(1, 5)
     found = measured([chain], x, eps=EPS)["local_rank"]
@@ -254,7 +271,7 @@ def test_one_probe_row():
     assert (found.status != Status.NONFINITE).all()
 
 
-def test_stacked_checkpoints_do_not_meet():
+def test_stacked_checkpoints_do_not_meet() -> None:
     chains = [random_chain((6, 5, 4), seed) for seed in range(3)]
     x = rows_of(10, 6)
     together = measured(chains, x)
@@ -265,7 +282,7 @@ def test_stacked_checkpoints_do_not_meet():
                 np.testing.assert_array_equal(together[key].status[c], found.status[0])
 
 
-def test_order_of_rows_does_not_matter():
+def test_order_of_rows_does_not_matter() -> None:
     chain, x = random_chain((6, 5, 4), 1), rows_of(30, 6)
     order = np.random.default_rng(1).permutation(30)
     a, b = (measured([chain], rows, spectrum_rows=None) for rows in (x, x[order]))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +17,11 @@ from network_oracles import (
     replica_information,
     replicas,
 )
-from oracles import brute_information, line_ty, line_xt, network_of, probe_of, random_chain, weight_entropy
+from oracles import Parameters, brute_information, line_ty, line_xt, network_of, probe_of, random_chain, weight_entropy
 
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
-from ibscan.types import Status, Streams
+from ibscan.types import Estimate, Probe, Status, Streams
 
 FOUR = np.array([[-3.0], [-1], [1], [3]])
 LAST = np.array([0, 0, 0, 1])
@@ -28,7 +30,7 @@ THIRDS = np.array([0, 1, 2, 0, 1, 2])
 XT, TY, CAP = "mi_network_xt", "mi_network_ty", "mi_network_cap"
 
 
-def scalars(*steps):
+def scalars(*steps: tuple[float, float]) -> Parameters:
     """A chain of scalar layers w t + b and an output layer."""
     one = torch.ones(1, 1, dtype=torch.float64)
     return [w * one for w, _ in steps] + [one], [b * one[0] for _, b in steps] + [None]
@@ -38,16 +40,16 @@ def scalars(*steps):
 TWO = scalars((0.5, 0.0), (3.0, 0.3))
 
 
-def rows_of(n, d, seed=0):
+def rows_of(n: int, d: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, d))
 
 
-def rotation(d, seed):
+def rotation(d: int, seed: int) -> torch.Tensor:
     g = torch.Generator().manual_seed(seed)
     return torch.linalg.qr(torch.randn(d, d, generator=g, dtype=torch.float64))[0]
 
 
-def population(x, y):
+def population(x: np.ndarray, y: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Distinct rows and the joint law (n, C) of input and label."""
     distinct, of = np.unique(x, axis=0, return_inverse=True)
     joint = np.zeros((len(distinct), int(np.max(y)) + 1))
@@ -56,23 +58,29 @@ def population(x, y):
 
 
 @cache
-def quadrature(name, noise):
+def quadrature(name: str, noise: float) -> list[tuple[float, float]]:
     chain, activation, x, y = NETS[name]
     return exact_information(chain, activation, *population(x, y), noise)
 
 
-def measured(chains, probe, activation="tanh", seed=0, **settings):
+def measured(
+    chains: Sequence[Parameters],
+    probe: Probe,
+    activation: str = "tanh",
+    seed: int = 0,
+    **settings: Any,
+) -> Mapping[str, Estimate]:
     # A twentieth of a nat takes some 750 draws of such nets: a budget of ten times that is what a sound stop needs.
-    settings = {"noise": (0.3,), "tolerance": 0.05, "max_replicas": 512, "max_draws": 2**13} | settings
-    return NetworkInformation(**settings)(network_of(chains, activation), probe, Streams(seed))
+    usual: dict[str, Any] = {"noise": (0.3,), "tolerance": 0.05, "max_replicas": 512, "max_draws": 2**13}
+    return NetworkInformation(**usual | settings)(network_of(chains, activation), probe, Streams(seed))
 
 
-def half(found, place):
+def half(found: Estimate, place: tuple[int, int, int]) -> float:
     """Half the bracket."""
     return (found.upper[place] - found.lower[place]) / 2
 
 
-def check(found, place, truth, rounding=1e-9):
+def check(found: Estimate, place: tuple[int, int, int], truth: float, rounding: float = 1e-9) -> None:
     """The house's rule for Monte Carlo, four standard errors, on the value and on both ends of the bracket.
 
     A first layer of one unit is integrated, with no error but rounding.
@@ -83,7 +91,7 @@ def check(found, place, truth, rounding=1e-9):
     assert abs(value - truth) <= 4 * error + half(found, place), (place, truth, value, error)
 
 
-def check_status(result, place, tolerance):
+def check_status(result: Mapping[str, Estimate], place: tuple[int, int, int], tolerance: float) -> None:
     """Unresolved where a bracket or an error, of I(X;T) or of I(T;Y), is wider than was asked for."""
     unresolved = False
     for found in (result[XT], result[TY]):
@@ -98,7 +106,7 @@ def check_status(result, place, tolerance):
 # The oracles -------------------------------------------------------------------------------------------------------
 
 
-def test_quadrature_of_one_layer_is_that_of_the_readout():
+def test_quadrature_of_one_layer_is_that_of_the_readout() -> None:
     _, joint = population(FOUR, LAST)
     for noise in (0.05, 0.3, 1.0):
         (found,) = exact_information(scalars((1.0, -2.0)), "tanh", torch.from_numpy(FOUR), joint, noise)
@@ -107,7 +115,7 @@ def test_quadrature_of_one_layer_is_that_of_the_readout():
         assert found == pytest.approx(expected, rel=1e-8)
 
 
-def test_quadrature_of_a_linear_scalar_net_is_one_line_with_more_noise():
+def test_quadrature_of_a_linear_scalar_net_is_one_line_with_more_noise() -> None:
     chain, x, joint = scalars((0.7, 0.2), (-1.5, 1.0), (2.0, 0.0)), *population(SIX, THIRDS)
     found = exact_information(chain, "identity", x, joint, 0.4)
     points, variance = x[:, 0].numpy(), 0.0
@@ -117,7 +125,7 @@ def test_quadrature_of_a_linear_scalar_net_is_one_line_with_more_noise():
         assert ty == pytest.approx(line_ty(points, joint.numpy(), math.sqrt(variance)), rel=1e-8)
 
 
-def test_quadrature_in_the_plane_is_the_linear_law_and_has_converged():
+def test_quadrature_in_the_plane_is_the_linear_law_and_has_converged() -> None:
     chain = random_chain((2, 2, 2, 1), 3, scale=1.5)
     x, joint = population(rows_of(6, 2), THIRDS)
     exact = exact_information(chain, "identity", x, joint, 0.5)[-1]
@@ -129,7 +137,7 @@ def test_quadrature_in_the_plane_is_the_linear_law_and_has_converged():
         assert coarse == pytest.approx(fine, abs=1e-3 if activation == "relu" else 1e-6)
 
 
-def test_one_replica_is_the_readout():
+def test_one_replica_is_the_readout() -> None:
     x, joint = population(rows_of(6, 3), THIRDS)
     chain, g = random_chain((3, 4, 2, 2), 1), torch.Generator().manual_seed(0)
     centres = replicas(chain, "tanh", x, 1, 0.3, g, 1)
@@ -138,11 +146,12 @@ def test_one_replica_is_the_readout():
     assert found == pytest.approx(brute_information(centres[0], joint, 0.3, normals), rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "repeats", "own", "fresh"),
     [(1, 600, 0.7561, 0.1197), (2, 400, 0.7046, 0.4076), (10, 80, 0.6469, 0.5664), (30, 20, 0.6304, 0.6033)],
 )
-def test_own_and_fresh_enclose_the_truth(count, repeats, own, fresh):
+def test_own_and_fresh_enclose_the_truth(count: int, repeats: int, own: float, fresh: float) -> None:
     """methods.md 2.4, the network of two layers; the table here is of a million own and fresh passes, error 0.001."""
     x, joint = population(FOUR, LAST)
     xt, ty = exact_information(TWO, "tanh", x, joint, 0.3)[1]
@@ -170,9 +179,10 @@ NETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("noise", [0.1, 0.3, 1.0])
-def test_known_answers(name, noise):
+def test_information_is_that_of_quadrature(name: str, noise: float) -> None:
     chain, activation, x, y = NETS[name]
     result = measured([chain], probe_of(x, y), activation, noise=(noise,))
     for layer, truths in enumerate(quadrature(name, noise)):
@@ -183,7 +193,8 @@ def test_known_answers(name, noise):
         assert result[XT].status[0, layer, 0] in (Status.OK, Status.SATURATED)
 
 
-def test_the_two_layers_of_methods_to_a_finer_tolerance():
+@pytest.mark.slow
+def test_the_two_layers_of_methods_to_a_finer_tolerance() -> None:
     result = measured([TWO], probe_of(FOUR, LAST), tolerance=0.01, max_draws=2**16, max_replicas=2**13)
     for key, truth in ((XT, 0.619409), (TY, 0.218239)):
         found = result[key]
@@ -194,7 +205,7 @@ def test_the_two_layers_of_methods_to_a_finer_tolerance():
     assert result[XT].replicas[0, 1, 0] * 4 == result[XT].draws[0, 1, 0]
 
 
-def test_the_value_is_the_middle_of_its_bracket():
+def test_the_value_is_the_middle_of_its_bracket() -> None:
     result = measured([NETS["plane"][0]], probe_of(*NETS["plane"][2:]), noise=(0.1, 0.5))
     for key in (XT, TY):
         found = result[key]
@@ -203,7 +214,8 @@ def test_the_value_is_the_middle_of_its_bracket():
         assert (found.lower[:, 1] < found.value[:, 1]).all()
 
 
-def test_a_wider_net_agrees_with_brute_force():
+@pytest.mark.slow
+def test_a_wider_net_agrees_with_brute_force() -> None:
     chain, x, y = random_chain((3, 4, 3, 5, 2), 5, scale=1.5), rows_of(10, 3), np.arange(10) % 2
     result = measured([chain], probe_of(x, y), noise=(0.4,))
     for layer in (1, 2):
@@ -216,8 +228,9 @@ def test_a_wider_net_agrees_with_brute_force():
             assert abs(found.value[place] - mean[:, column].mean()) <= 4 * found.stderr[place] + 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [1, 2])
-def test_linear_gaussian_of_few_dimensions_is_resolved(d):
+def test_linear_gaussian_of_few_dimensions_is_resolved(d: int) -> None:
     weights = [1.5 * rotation(d, 1), 2.0 * rotation(d, 2), torch.ones(1, d, dtype=torch.float64)]
     chain, x, y = (weights, [None] * 3), rows_of(30, d), np.arange(30) % 2
     result = measured([chain], probe_of(x, y), "identity", noise=(1.0,))
@@ -227,7 +240,8 @@ def test_linear_gaussian_of_few_dimensions_is_resolved(d):
     assert result[XT].status[0, 1, 0] == Status.OK
 
 
-def test_linear_gaussian_of_seven_dimensions_is_unresolved():
+@pytest.mark.slow
+def test_linear_gaussian_of_seven_dimensions_is_unresolved() -> None:
     """methods.md 2.2: with 4 and with 8 replicas own is ln n to 0.02 nats where the truth is 3.9."""
     weights = [1.5 * rotation(7, 1), 6.0 * rotation(7, 2), torch.ones(1, 7, dtype=torch.float64)]
     chain, x = (weights, [None] * 3), rows_of(1024, 7)
@@ -243,7 +257,8 @@ def test_linear_gaussian_of_seven_dimensions_is_unresolved():
     assert np.isfinite(found.value[place])
 
 
-def test_coverage_over_seeds():
+@pytest.mark.slow
+def test_coverage_over_seeds() -> None:
     xt, ty = exact_information(TWO, "tanh", *population(FOUR, LAST), 0.3)[1]
     results = [measured([TWO], probe_of(FOUR, LAST), seed=seed) for seed in range(40)]
     for key, truth in ((XT, xt), (TY, ty)):
@@ -255,7 +270,7 @@ def test_coverage_over_seeds():
         assert values.std(ddof=1) <= 1.5 * errors.mean()
 
 
-def test_draws_beyond_the_replicas_are_not_counted_as_new():
+def test_draws_beyond_the_replicas_are_not_counted_as_new() -> None:
     """64 replicas, each asked many times: the error is that of 64 replicas, whatever the draws."""
     results = [
         measured([TWO], probe_of(FOUR, LAST), seed=s, max_replicas=64, tolerance=0.005, max_draws=2**12)
@@ -269,7 +284,8 @@ def test_draws_beyond_the_replicas_are_not_counted_as_new():
 # The first layer, the last layer, caps -----------------------------------------------------------------------------
 
 
-def test_first_layer_is_the_readout():
+@pytest.mark.slow
+def test_first_layer_is_the_readout() -> None:
     """Errors to rounding: one channel's sums are of all threads, the other's of one, and groups of terms differ."""
     chains, y = [random_chain((5, 6, 4, 3), seed) for seed in (1, 2)], np.arange(40) % 3
     probe, noise = probe_of(rows_of(40, 5), y), (1e-5, 0.1, 0.5)
@@ -283,7 +299,8 @@ def test_first_layer_is_the_readout():
             np.testing.assert_allclose(ours.stderr[:, 0], theirs.stderr[:, 0], rtol=1e-10, atol=1e-15)
 
 
-def test_shapes_and_the_output_layer():
+@pytest.mark.slow
+def test_shapes_and_the_output_layer() -> None:
     chains = [random_chain((3, 2, 2, 4), seed) for seed in (1, 2)]
     result = measured(chains, probe_of(rows_of(8, 3), np.arange(8) % 2), noise=(0.1, 0.5, 1.0))
     for key in (XT, TY, CAP):
@@ -298,8 +315,9 @@ def test_shapes_and_the_output_layer():
     assert (result[XT].replicas[:, 1] <= 512).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["three tanh", "three relu", "weights", "plane"])
-def test_caps_and_data_processing(name):
+def test_caps_and_data_processing(name: str) -> None:
     chain, activation, x, y = NETS[name]
     hidden, share = len(chain[0]) - 1, population(x, y)[1].sum(1)
     result = measured([chain], probe_of(x, y), activation, noise=(0.05, 0.1, 0.5))
@@ -322,7 +340,7 @@ def test_caps_and_data_processing(name):
 # Statuses ----------------------------------------------------------------------------------------------------------
 
 
-def test_one_distinct_row_tells_nothing():
+def test_one_distinct_row_tells_nothing() -> None:
     result = measured([random_chain((3, 4, 3, 2), 1)], probe_of(np.ones((5, 3)), np.array([0, 1, 0, 1, 0])))
     for key in (XT, TY):
         assert (result[key].status[0, :2] == Status.DEAD).all()
@@ -331,7 +349,7 @@ def test_one_distinct_row_tells_nothing():
 
 
 @pytest.mark.parametrize("dead", [0, 1])
-def test_a_layer_of_zeros_tells_nothing_nor_do_those_behind_it(dead):
+def test_a_layer_of_zeros_tells_nothing_nor_do_those_behind_it(dead: int) -> None:
     weights, biases = random_chain((3, 2, 2, 2, 2), 2)
     weights[dead] = torch.zeros_like(weights[dead])
     result = measured([(weights, biases)], probe_of(rows_of(8, 3), np.arange(8) % 2))
@@ -345,7 +363,8 @@ def test_a_layer_of_zeros_tells_nothing_nor_do_those_behind_it(dead):
             assert abs(found.value[0, layer, 0]) <= 0.1
 
 
-def test_nan_weights_are_nonfinite_only_where_they_reach():
+@pytest.mark.slow
+def test_nan_weights_are_nonfinite_only_where_they_reach() -> None:
     chains = [random_chain((3, 2, 2, 2, 2), seed) for seed in (1, 2)]
     probe = probe_of(rows_of(8, 3), np.arange(8) % 2)
     clean = measured(chains, probe)
@@ -360,7 +379,8 @@ def test_nan_weights_are_nonfinite_only_where_they_reach():
             np.testing.assert_allclose(found.value[place], clean[key].value[place], rtol=1e-9)
 
 
-def test_what_overflows_is_nonfinite_and_nan_in_the_output_harms_nothing():
+@pytest.mark.slow
+def test_what_overflows_is_nonfinite_and_nan_in_the_output_harms_nothing() -> None:
     weights, biases = random_chain((3, 2, 2, 2), 1)
     probe = probe_of(10 * np.abs(rows_of(8, 3)), np.arange(8) % 2)
     huge = measured([([weights[0].abs(), torch.full_like(weights[1], 1e308), weights[2]], biases)], probe, "relu")
@@ -372,7 +392,8 @@ def test_what_overflows_is_nonfinite_and_nan_in_the_output_harms_nothing():
     assert spoiled[XT].status[0, 2, 0] in (Status.NONFINITE, Status.NOT_MEASURED)
 
 
-def test_saturated_where_the_lower_end_is_ln_n():
+@pytest.mark.slow
+def test_saturated_where_the_lower_end_is_ln_n() -> None:
     chain, x, y = random_chain((3, 4, 3, 2), 3), rows_of(6, 3), THIRDS
     result = measured([chain], probe_of(x, y), noise=(1e-3, 2.0))
     for key, value in ((XT, math.log(6)), (TY, math.log(3))):
@@ -383,9 +404,10 @@ def test_saturated_where_the_lower_end_is_ln_n():
     assert result[XT].lower[0, 1, 0] >= math.log(6) - 0.1
 
 
-def test_tiny_budgets_are_unresolved_and_keep_their_value():
+def test_tiny_budgets_are_unresolved_and_keep_their_value() -> None:
     chain, x, y = random_chain((3, 4, 4, 2), 3, scale=2.0), rows_of(30, 3), np.arange(30) % 2
-    for settings in ({"max_draws": 100}, {"max_replicas": 2}):
+    budgets: list[dict[str, Any]] = [{"max_draws": 100}, {"max_replicas": 2}]
+    for settings in budgets:
         result = measured([chain], probe_of(x, y), noise=(0.5,), tolerance=1e-3, **settings)
         assert result[XT].status[0, 1, 0] == Status.UNRESOLVED
         assert result[TY].status[0, 1, 0] == Status.UNRESOLVED
@@ -394,7 +416,7 @@ def test_tiny_budgets_are_unresolved_and_keep_their_value():
         assert result[XT].replicas[0, 1, 0] <= settings.get("max_replicas", 512)
 
 
-def test_without_labels_ty_is_not_measured():
+def test_without_labels_ty_is_not_measured() -> None:
     result = measured([TWO], probe_of(FOUR))
     assert (result[TY].status == Status.NOT_MEASURED).all()
     for part in ("value", "stderr", "lower", "upper"):
@@ -404,7 +426,7 @@ def test_without_labels_ty_is_not_measured():
     np.testing.assert_array_equal(result[XT].status, labelled[XT].status)
 
 
-def test_one_input_with_two_labels_tells_nothing_of_them():
+def test_one_input_with_two_labels_tells_nothing_of_them() -> None:
     x = np.repeat(rows_of(5, 3), 2, axis=0)
     found = measured([random_chain((3, 2, 2, 2), 4)], probe_of(x, np.arange(10) % 2))[TY]
     assert np.abs(found.value[:, :2]).max() < 1e-10
@@ -413,7 +435,8 @@ def test_one_input_with_two_labels_tells_nothing_of_them():
 # Laws --------------------------------------------------------------------------------------------------------------
 
 
-def test_order_and_repetition_of_rows_change_the_draws_alone():
+@pytest.mark.slow
+def test_order_and_repetition_of_rows_change_the_draws_alone() -> None:
     chain, activation, x, y = NETS["three tanh"]
     order = np.random.default_rng(1).permutation(6)
     probes = (
@@ -429,7 +452,7 @@ def test_order_and_repetition_of_rows_change_the_draws_alone():
             assert result[CAP].value[0, layer, 0] <= math.log(6) + 1e-12
 
 
-def test_a_big_bias_of_a_linear_layer_changes_nothing():
+def test_a_big_bias_of_a_linear_layer_changes_nothing() -> None:
     """1024 on every unit costs 1e-13 of a unit in the noisy centres: 1e-12 of the noise, hence 1e-9."""
     x = np.round(rows_of(8, 2) * 1024) / 1024
     weights = [torch.round(w * 1024) / 1024 for w in random_chain((2, 2, 2, 2), 5)[0]]
@@ -440,8 +463,9 @@ def test_a_big_bias_of_a_linear_layer_changes_nothing():
         np.testing.assert_allclose(far[key].value[:, :2], near[key].value[:, :2], rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [4.0, 0.3])
-def test_scaling_activations_and_noise_together_changes_nothing(factor):
+def test_scaling_activations_and_noise_together_changes_nothing(factor: float) -> None:
     weights, biases = random_chain((3, 2, 2, 2), 6)
     scaled = [factor * weights[0], *weights[1:]], [factor * b for b in biases]
     probe = probe_of(rows_of(8, 3), np.arange(8) % 2)
@@ -451,7 +475,8 @@ def test_scaling_activations_and_noise_together_changes_nothing(factor):
         np.testing.assert_allclose(far[key].value[:, :2], near[key].value[:, :2], rtol=1e-9, atol=1e-10)
 
 
-def test_rotating_a_linear_layer_changes_the_draws_alone():
+@pytest.mark.slow
+def test_rotating_a_linear_layer_changes_the_draws_alone() -> None:
     weights, biases = random_chain((2, 2, 2, 2), 8, scale=2.0)
     x, y = rows_of(8, 2), np.arange(8) % 2
     turned = [weights[0], rotation(2, 4) @ weights[1], weights[2]], [biases[0], rotation(2, 4) @ biases[1], biases[2]]
@@ -462,7 +487,7 @@ def test_rotating_a_linear_layer_changes_the_draws_alone():
             check(result[key], (0, 1, 0), truth)
 
 
-def same(a, b, place=..., other=..., rtol=0.0):
+def same(a: Any, b: Mapping[str, Estimate], place: Any = ..., other: Any = ..., rtol: float = 0.0) -> None:
     """Everything two results hold, compared."""
     for key, found in a.items():
         for part in ("value", "status", "stderr", "lower", "upper", "draws"):
@@ -472,13 +497,14 @@ def same(a, b, place=..., other=..., rtol=0.0):
                 np.testing.assert_allclose(ours[place], theirs[other], rtol=rtol, atol=rtol, err_msg=f"{key} {part}")
 
 
-def test_repeated_calls_are_the_same_to_the_last_bit():
+def test_repeated_calls_are_the_same_to_the_last_bit() -> None:
     probe = probe_of(rows_of(12, 3), np.arange(12) % 2)
     a, b = (measured([random_chain((3, 4, 3, 2), 1)], probe) for _ in range(2))
     same(a, b)
 
 
-def test_stacked_checkpoints_are_as_alone():
+@pytest.mark.slow
+def test_stacked_checkpoints_are_as_alone() -> None:
     chains = [random_chain((3, 3, 2, 2), seed, scale=1.0 + seed) for seed in range(3)]
     probe = probe_of(rows_of(12, 3), np.arange(12) % 2)
     stacked = measured(chains, probe)
@@ -486,13 +512,15 @@ def test_stacked_checkpoints_are_as_alone():
         same(stacked, measured([chain], probe), c, 0, rtol=1e-9)
 
 
-def test_other_noise_levels_do_not_matter():
+@pytest.mark.slow
+def test_other_noise_levels_do_not_matter() -> None:
     probe, chain = probe_of(rows_of(12, 3), np.arange(12) % 2), random_chain((3, 3, 2, 2), 1)
     one, three = (measured([chain], probe, noise=noise) for noise in ((0.3,), (0.1, 0.3, 1.0)))
     same(one, three, (..., 0), (..., 1))
 
 
-def test_deeper_layers_do_not_matter():
+@pytest.mark.slow
+def test_deeper_layers_do_not_matter() -> None:
     """A layer's number depends on its own place, not on what follows it."""
     weights, biases = random_chain((3, 2, 2, 2, 2), 1)
     probe = probe_of(rows_of(12, 3), np.arange(12) % 2)
@@ -500,16 +528,17 @@ def test_deeper_layers_do_not_matter():
     same(long, short, (0, slice(0, 2)), (0, slice(0, 2)), rtol=1e-12)
 
 
-def test_threads_do_not_matter(threads):
+@pytest.mark.slow
+def test_threads_do_not_matter(threads: Callable[[int], None]) -> None:
     probe, chain = probe_of(rows_of(40, 3), np.arange(40) % 2), random_chain((3, 4, 3, 2), 1)
     results = []
     for number in (1, 2):
         threads(number)
         results.append(measured([chain], probe, noise=(0.5,)))
-    same(*results, rtol=1e-9)
+    same(results[0], results[1], rtol=1e-9)
 
 
-def test_single_precision_of_the_forward_pass_is_enough():
+def test_single_precision_of_the_forward_pass_is_enough() -> None:
     chain, activation, x, y = NETS["three tanh"]
     network = network_of([chain], activation, dtype=torch.float32)
     measure = NetworkInformation(noise=(0.3,), tolerance=0.05, max_replicas=512, max_draws=2**13)
@@ -522,8 +551,9 @@ def test_single_precision_of_the_forward_pass_is_enough():
 # Other inputs that few replicas do not show ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gain", "tolerance"), [(100.0, 0.05), (16.0, 0.2), (3.0, 0.2)])
-def test_inputs_whose_clouds_overlap_unseen(gain, tolerance):
+def test_inputs_whose_clouds_overlap_unseen(gain: float, tolerance: float) -> None:
     """Pairs of inputs that only the noise before a large gain confuses: replicas of the partner are never near a draw.
 
     The truth is ln(n / 2), and nothing about the label; own and fresh alone would agree at ln n.
@@ -542,7 +572,7 @@ def test_inputs_whose_clouds_overlap_unseen(gain, tolerance):
     assert gain < 10 or result[XT].status[0, 1, 0] == Status.UNRESOLVED
 
 
-def test_a_nearer_input_than_the_first_replicas_shows():
+def test_a_nearer_input_than_the_first_replicas_shows() -> None:
     """A scalar net of so large a gain that sixteen replicas leave gaps of many noises; the other inputs fill them."""
     weights = [torch.full((1, 1), w, dtype=torch.float64) for w in (1.0, 200.0, 1.0)]
     x = np.linspace(-1.5, 1.5, 256)[np.random.default_rng(1).permutation(256), None]
@@ -552,12 +582,12 @@ def test_a_nearer_input_than_the_first_replicas_shows():
     assert result[XT].value[0, 1, 0] == pytest.approx(exact, abs=0.3) or result[XT].status[0, 1, 0] == Status.UNRESOLVED
 
 
-def exact_linear_line(points, gain):
+def exact_linear_line(points: np.ndarray, gain: float) -> float:
     """I(X; g (x + Z) + Z') of points on a line."""
     return line_xt(gain * points, [1] * len(points), math.sqrt(gain**2 + 1))
 
 
-def test_the_budget_of_draws_is_kept():
+def test_the_budget_of_draws_is_kept() -> None:
     for most in (2, 10, 100):
         result = measured([TWO], probe_of(SIX, THIRDS), max_draws=most)
         assert result[XT].draws[0, 1, 0] <= most

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import oracles
 import pytest
 import torch
 from nets import Net
-from oracles import ACTIVATION, forward, network_of, probe_of, random_chain
+from oracles import ACTIVATION, Parameters, forward, network_of, probe_of, random_chain
 from torch import nn
 
 from ibscan.measures.local_rank import LocalRank
 from ibscan.networks.admission import recorded_taps
-from ibscan.types import Streams
+from ibscan.types import At, Estimate, Streams
+
+pytestmark = pytest.mark.slow
 
 DECADES = tuple(10.0**-k for k in range(1, 8))
 # A singular value so near to the threshold, in units of the row's largest, may count or not.
 BAND = 1e-8
 ACTIVATIONS = ("tanh", "relu", "leaky_relu", "gelu", "sigmoid", "softplus", "silu", "elu", "identity")
 # Autograd's own slope of these is a difference that keeps no digit where a unit is saturated.
-SLOPE = {
+SLOPE: dict[str, Any] = {
     "tanh": lambda p: torch.cosh(p) ** -2,
     "sigmoid": lambda p: torch.sigmoid(p) * torch.sigmoid(-p),
     "gelu": lambda p: torch.special.ndtr(p) + p * torch.exp(-(p**2) / 2) / (2 * torch.pi) ** 0.5,
@@ -32,14 +36,14 @@ SLOPE = {
 # The oracle --------------------------------------------------------------------------------------------------------
 
 
-def slope_of(name, p):
+def slope_of(name: str, p: torch.Tensor) -> torch.Tensor:
     if name in SLOPE:
         return SLOPE[name](p)
     p = p.clone().requires_grad_()
     return torch.autograd.grad(ACTIVATION[name](p).sum(), p)[0]
 
 
-def chain_spectra(chain, names, x, at):
+def chain_spectra(chain: Parameters, names: tuple[str, str], x: Any, at: At) -> list[np.ndarray]:
     """Singular values (N, k) of every layer: J as the product of W and diag(slope), `names` (activation, output)."""
     x, jacobian, found = torch.from_numpy(x), None, []
     for layer, (pre, post) in enumerate(forward(*chain, *names, x)):
@@ -56,10 +60,10 @@ def chain_spectra(chain, names, x, at):
     return found
 
 
-def module_spectra(values, x, at):
+def module_spectra(values: Callable[..., Any], x: np.ndarray, at: At) -> Any:
     """The same of a module; `values(rows)` is [(pre, post), ...], differentiated by torch.func.jacrev."""
 
-    def layers(row):
+    def layers(row: torch.Tensor) -> list[torch.Tensor]:
         return [pair[at == "post"].flatten() for pair in values(row.unsqueeze(0))]
 
     rows = [torch.func.jacrev(layers)(row) for row in torch.from_numpy(x)]
@@ -69,13 +73,15 @@ def module_spectra(values, x, at):
 # What is held against it -------------------------------------------------------------------------------------------
 
 
-def assert_between(least, got, most, where):
+def assert_between(least: np.ndarray, got: np.ndarray, most: np.ndarray, where: str) -> None:
     """Counts of every threshold, both ends allowed; an AssertionError names the thresholds at fault."""
     wrong = ~((least <= got) & (got <= most))
     assert not wrong.any(), f"{where}: {got[wrong]} not in {least[wrong]} .. {most[wrong]} at thresholds {wrong}"
 
 
-def assert_estimate(found, spectra, limits, most_excepted):
+def assert_estimate(
+    found: Estimate, spectra: Sequence[Sequence[np.ndarray]], limits: Callable[..., Any], most_excepted: float
+) -> None:
     """Sum, least, largest and spread over rows of `found` (C, L, E); only so many counts may be uncertain.
 
     `spectra[c][layer]` holds singular values (N, k), `limits(sigma)` the thresholds (1 or N, E).
@@ -99,7 +105,7 @@ def assert_estimate(found, spectra, limits, most_excepted):
     assert excepted <= most_excepted * seen
 
 
-def thresholds(spectra):
+def thresholds(spectra: Sequence[Sequence[np.ndarray]]) -> Iterator[tuple[tuple[float, ...], tuple[float, ...]]]:
     """Pairs (eps, rel_eps): seven decades below every layer's median row, and few, at which counting may differ."""
     tops = sorted({float(np.median(sigma[:, 0])) for layers in spectra for sigma in layers} - {0.0}) or [1.0]
     yield tuple(d * top for top in tops for d in DECADES), DECADES
@@ -109,19 +115,34 @@ def thresholds(spectra):
     yield (1e-7 * middle,), (1e-7,)
 
 
-def assert_no_wrong_count(network, x, spectra, at="pre", calls=None, spectrum_rows=1, most_excepted=0.25):
+def assert_no_wrong_count(
+    network: Any,
+    x: np.ndarray,
+    spectra: Sequence[Sequence[np.ndarray]],
+    at: At = "pre",
+    calls: Sequence[tuple[tuple[float, ...], tuple[float, ...]]] | None = None,
+    spectrum_rows: int | None = 1,
+    most_excepted: float = 0.25,
+) -> None:
     """Measure at every pair of thresholds; `spectra[c][layer]` are the oracle's."""
     for eps, relative in calls or thresholds(spectra):
         measure = LocalRank(eps=eps, rel_eps=relative, at=at, spectrum_rows=spectrum_rows)
         result = measure(network, probe_of(x), Streams(0))
         assert result["local_rank"].value.shape == (len(spectra), len(spectra[0]), len(eps))
         assert result["local_rank_rel"].value.shape == (len(spectra), len(spectra[0]), len(relative))
-        eps, relative = np.array([eps]), np.array([relative])
-        assert_estimate(result["local_rank"], spectra, lambda _, eps=eps: eps, most_excepted)
-        assert_estimate(result["local_rank_rel"], spectra, lambda s, r=relative: r * s[:, :1], most_excepted)
+        absolute, shares = np.array([eps]), np.array([relative])
+        assert_estimate(result["local_rank"], spectra, lambda _, eps=absolute: eps, most_excepted)
+        assert_estimate(result["local_rank_rel"], spectra, lambda s, r=shares: r * s[:, :1], most_excepted)
 
 
-def assert_chains(chains, x, activation="tanh", output="identity", at="pre", **settings):
+def assert_chains(
+    chains: Sequence[Parameters],
+    x: np.ndarray,
+    activation: str = "tanh",
+    output: str = "identity",
+    at: At = "pre",
+    **settings: Any,
+) -> None:
     spectra = [chain_spectra(chain, (activation, output), x, at) for chain in chains]
     assert_no_wrong_count(network_of(chains, activation, output), x, spectra, at, **settings)
 
@@ -129,40 +150,42 @@ def assert_chains(chains, x, activation="tanh", output="identity", at="pre", **s
 # Networks ----------------------------------------------------------------------------------------------------------
 
 
-def rows_of(*shape, seed=0):
+def rows_of(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def changed(widths, change, seed=1, scale=1.5):
+def changed(
+    widths: tuple[int, int, int, int], change: Callable[..., Any], seed: int = 1, scale: float = 1.5
+) -> Parameters:
     """A random chain after change(weights, biases), which works in place."""
     weights, biases = random_chain(widths, seed, scale=scale)
     change(weights, biases)
     return weights, biases
 
 
-def equal_units(w, b, difference=0.0):
+def equal_units(w: Sequence[torch.Tensor], b: Sequence[torch.Tensor], difference: float = 0.0) -> None:
     for layer in (0, 1):
         w[layer][1:4] = w[layer][:1] + difference * torch.arange(1, 4).double()[:, None]
         b[layer][1:4] = b[layer][0]
 
 
-def dead_units(_, b):
+def dead_units(_: object, b: Sequence[torch.Tensor]) -> None:
     b[0][::2] = -1e3
     b[1][:3] = -1e3
 
 
-def units_dead_at_some_rows(w, b):
+def units_dead_at_some_rows(w: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> None:
     """All of layer 1 at rows of negative x, see `CRAFTED`."""
     w[0].abs_()
     b[0].zero_()
 
 
-def graded(w, _):
+def graded(w: Sequence[torch.Tensor], _: object) -> None:
     u, s, v = torch.linalg.svd(w[0], full_matrices=False)
     w[0][:] = u @ torch.diag(torch.logspace(0, -12, len(s), dtype=torch.float64)) @ v
 
 
-def times(factor):
+def times(factor: float) -> Callable[..., Any]:
     return lambda w, b: [t.mul_(factor) for t in (*w, *b)]
 
 
@@ -185,7 +208,9 @@ CRAFTED = {
 
 
 @functools.cache
-def trained(activation, widths=(40, 64, 48, 32, 16, 5), steps=240, rows=160):
+def trained(
+    activation: str, widths: tuple[int, ...] = (40, 64, 48, 32, 16, 5), steps: int = 240, rows: int = 160
+) -> Any:
     """Chains before, amid and after full-batch Adam on labels made by five directions, and the rows."""
     x = rows_of(rows, widths[0], seed=3)
     y = torch.from_numpy((x[:, :15] ** 2).reshape(rows, 5, 3).sum(2).argmax(1))
@@ -208,7 +233,7 @@ def trained(activation, widths=(40, 64, 48, 32, 16, 5), steps=240, rows=160):
 
 @pytest.mark.parametrize(("at", "output"), [("pre", "identity"), ("post", "identity"), ("post", "softmax")])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations(activation, at, output):
+def test_counts_are_those_of_an_svd_for_every_activation(activation: str, at: At, output: str) -> None:
     scales = (1, 2, 0.5)
     chains = [random_chain((12, 10, 7, 5, 4, 3, 2), seed, scale=scale) for seed, scale in enumerate(scales)]
     assert_chains(chains, rows_of(64, 12), activation, output, at)
@@ -216,7 +241,7 @@ def test_activations(activation, at, output):
 
 @pytest.mark.parametrize(("at", "output", "rows"), [("pre", "identity", 1), ("post", "softmax", 2)])
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
-def test_trained(activation, at, output, rows):
+def test_counts_are_those_of_an_svd_for_trained_networks(activation: str, at: At, output: str, rows: int) -> None:
     """With ReLU, fewer than 40 % of the units of layer 1 are active."""
     chains, x = trained(activation)
     if activation == "relu":
@@ -242,13 +267,15 @@ def test_trained(activation, at, output, rows):
         ((7, 4), 9, "identity"),
     ],
 )
-def test_shapes(widths, rows, activation, at):
+def test_counts_are_those_of_an_svd_for_every_shape(
+    widths: tuple[int, ...], rows: int, activation: str, at: At
+) -> None:
     assert_chains([random_chain(widths, 1, scale=1.5)], rows_of(rows, widths[0]), activation, at=at, spectrum_rows=2)
 
 
 @pytest.mark.parametrize("at", ["pre", "post"])
 @pytest.mark.parametrize("name", CRAFTED)
-def test_crafted(name, at):
+def test_counts_are_those_of_an_svd_for_crafted_weights(name: str, at: At) -> None:
     change, activation = CRAFTED[name]
     x = rows_of(24, 14)
     x[:8] = -np.abs(x[:8])
@@ -256,7 +283,7 @@ def test_crafted(name, at):
 
 
 @pytest.mark.parametrize("eps", [DECADES, DECADES[2:3], DECADES[6:]])
-def test_linear_net_of_known_spectrum(eps):
+def test_linear_net_of_known_spectrum(eps: tuple[float, ...]) -> None:
     """Orthogonal layers about one of singular values 1, 0.03, 0.003 ... 3e-6 and zeros."""
     g = np.random.default_rng(5)
     q = [np.linalg.qr(g.standard_normal((11, 11)))[0] for _ in range(4)]
@@ -272,7 +299,7 @@ def test_linear_net_of_known_spectrum(eps):
 
 
 @pytest.mark.parametrize("name", ["trained", "saturated tanh", "all dead at some rows", "graded relu"])
-def test_every_row_alone(name):
+def test_every_row_alone(name: str) -> None:
     """Row x = 0 twice, checkpoints that hold W_1 x_i + b_1 as their bias: no sum over rows hides a count.
 
     Twice, for a row whose spectrum is not wanted is counted in another way.
@@ -291,7 +318,7 @@ def test_every_row_alone(name):
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
 @pytest.mark.parametrize("name", ["graded", "graded linear", "nearly equal units", "saturated tanh", "equal units"])
-def test_thresholds_just_outside_the_band(name, layer):
+def test_thresholds_just_outside_the_band(name: str, layer: int) -> None:
     """Two bands above and below every singular value of the last row, each alone and all at once."""
     change, activation = CRAFTED[name]
     chain, x = changed((14, 16, 12, 8), change), rows_of(3, 14)
@@ -306,7 +333,7 @@ def test_thresholds_just_outside_the_band(name, layer):
 
 @pytest.mark.parametrize("rows", [None, 1, 2])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_rows_that_repeat_and_checkpoints_of_other_scales(activation, rows):
+def test_rows_that_repeat_and_checkpoints_of_other_scales(activation: str, rows: int | None) -> None:
     scales = (1, 1e-3, 1e3, 1e-7) if activation == "relu" else (1, 1e-3, 5, 1e-7)
     chains = [changed((9, 11, 7, 6), times(s), seed) for seed, s in enumerate(scales)]
     x = np.repeat(rows_of(7, 9), 3, axis=0)
@@ -315,7 +342,7 @@ def test_rows_that_repeat_and_checkpoints_of_other_scales(activation, rows):
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_random_draws(seed):
+def test_counts_are_those_of_an_svd_for_random_networks(seed: int) -> None:
     g = np.random.default_rng(seed)
     activation, output = g.choice(ACTIVATIONS), g.choice(["identity", "tanh", "softmax"])
     widths = [int(w) for w in g.integers(1, 10, g.integers(2, 7))]
@@ -334,26 +361,26 @@ def test_random_draws(seed):
 # Modules -----------------------------------------------------------------------------------------------------------
 
 
-def convolutional():
+def convolutional() -> tuple[nn.Sequential, Callable[..., Any], tuple[int, int, int, int]]:
     """A convolution with more outputs than inputs (216 of 72), one with fewer (16)."""
     model = nn.Sequential(
         nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(6, 4, 2, stride=2, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(16, 5),
     )  # fmt: skip
 
-    def values(x):
+    def values(x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         return [(model[:pre](x), model[:post](x)) for pre, post in ((1, 3), (4, 6), (7, 7))]
 
     return model, values, (6, 2, 6, 6)
 
 
-def residual():
+def residual() -> tuple[Net, Callable[..., Any], tuple[int, int]]:
     model = Net(
         lambda s, x: s.c(torch.tanh((h := s.a(x)) + s.b(torch.relu(h)))),
         a=nn.Linear(8, 10), b=nn.Linear(10, 10), c=nn.Linear(10, 4),
     )  # fmt: skip
 
-    def values(x):
+    def values(x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         h = model.a(x)
         y = model.b(torch.relu(h))
         return [(h, h), (y, y), (model.c(torch.tanh(h + y)),) * 2]
@@ -363,7 +390,7 @@ def residual():
 
 @pytest.mark.parametrize("at", ["pre", "post"])
 @pytest.mark.parametrize("net", [convolutional, residual])
-def test_modules(net, at):
+def test_counts_are_those_of_an_svd_for_modules(net: Callable[..., Any], at: At) -> None:
     torch.manual_seed(1)
     model, values, shape = net()
     model.double().eval().requires_grad_(False)

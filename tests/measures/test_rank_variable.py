@@ -7,25 +7,30 @@ import dataclasses
 import itertools
 import math
 from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import oracles
 import pytest
 import torch
+from conftest import Run
 from hypothesis import given
 from hypothesis import strategies as st
 from nets import Net
-from oracles import forward, full_jacobian, network_of, probe_of, random_chain
+from oracles import Parameters, forward, full_jacobian, network_of, probe_of, random_chain
 from torch import nn
 from torch.nn import functional
 
 from ibscan.measures.local_rank import LocalRank
 from ibscan.networks.admission import recorded_taps
+from ibscan.networks.module import Module
 from ibscan.numerics.subspace import subspace
 from ibscan.results.store import read
-from ibscan.types import Estimate, Status, Streams
+from ibscan.types import At, Estimate, Status, Streams
 
 STREAMS = Streams(0)
 EPS = (1e-8, 0.01, 0.1, 0.4, 1.0)
@@ -38,26 +43,28 @@ OF_THE_WHOLE = ("effective_rank", "stable_rank", "rank_bound_jacobian")
 relu, tanh = torch.relu, torch.tanh
 
 
-def rows_of(*shape, seed=0):
+def rows_of(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def measured(network, x, streams=STREAMS, layers=None, **settings):
+def measured(
+    network: Any, x: np.ndarray, streams: Streams = STREAMS, layers: Any = None, **settings: Any
+) -> Mapping[str, Estimate]:
     measure = LocalRank(**{"eps": EPS, "rel_eps": RELATIVE} | settings)
     return measure(network, probe_of(x), streams, layers)
 
 
-def module_of(model, x):
+def module_of(model: Any, x: np.ndarray) -> Module:
     model = model.double().eval().requires_grad_(False)
     # A copy: on another device it is moved there, away from the oracle.
     return recorded_taps(copy.deepcopy(model), x, (), device=oracles.DEVICE, dtype=torch.float64)
 
 
-def sequential(chain, activation, output="identity"):
+def sequential(chain: Parameters, activation: str, output: str = "identity") -> Any:
     """The chain as a module whose layers have the names the chain gives them."""
-    parts = OrderedDict()
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
     for k, (weight, bias) in enumerate(zip(*chain, strict=True), 1):
-        parts[f"fc{k}"] = nn.Linear(*weight.T.shape)
+        parts[f"fc{k}"] = nn.Linear(weight.shape[1], weight.shape[0])
         parts[f"fc{k}"].weight.data, parts[f"fc{k}"].bias.data = weight.clone(), bias.clone()
         parts[f"act{k}"] = MODULES[activation]()
     if output == "softmax":
@@ -70,18 +77,30 @@ def sequential(chain, activation, output="identity"):
 # The oracle --------------------------------------------------------------------------------------------------------
 
 
-def jacobian_after(chain, names, x, origin, layer, at):
+def jacobian_after(
+    chain: Parameters,
+    names: tuple[str, str],
+    x: np.ndarray,
+    origin: int,
+    layer: int,
+    at: Any,
+) -> Any:
     """d layer / d post of the origin (N, D, d): that of the chain cut off behind the origin, at the origin's post."""
     post = forward(*chain, *names, torch.from_numpy(x))[origin][1]
     return full_jacobian(chain[0][origin + 1 :], chain[1][origin + 1 :], names, post, layer - origin - 1, at)
 
 
-def basis_of(streams, width, dims):
+def basis_of(streams: Streams, width: int, dims: int) -> np.ndarray:
     """Return the orthonormal columns (width, dims) a measure uses that is given these streams."""
     return subspace(streams.generator("subspace", width, 0), width, dims)(width, slice(0, dims))
 
 
-def counts_of(jacobians, eps, relative, basis=None):
+def counts_of(
+    jacobians: torch.Tensor,
+    eps: tuple[float, float, float, float, float],
+    relative: Any,
+    basis: None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Counts (N, E), (N, R), and singular values; relative to the largest of the whole Jacobian."""
     whole = torch.linalg.svdvals(jacobians).numpy()
     sigma = whole if basis is None else torch.linalg.svdvals(jacobians @ torch.from_numpy(basis)).numpy()
@@ -90,7 +109,13 @@ def counts_of(jacobians, eps, relative, basis=None):
     return absolute, own, sigma
 
 
-def assert_counts(found, place, jacobians, basis=None, spectrum_rows=None):
+def assert_counts(
+    found: Mapping[str, Estimate],
+    place: tuple[int, int],
+    jacobians: torch.Tensor,
+    basis: Any = None,
+    spectrum_rows: Any = None,
+) -> None:
     """Every number of one (checkpoint, layer) that does not depend on how the layer is fed."""
     absolute, relative, sigma = counts_of(jacobians, EPS, RELATIVE, basis)
     n = len(absolute)
@@ -125,7 +150,9 @@ def assert_counts(found, place, jacobians, basis=None, spectrum_rows=None):
             assert np.isnan(found[key].value[place]).all(), key
 
 
-def assert_bound(found, place, weight, fed, spectrum_rows):
+def assert_bound(
+    found: Mapping[str, Estimate], place: tuple[int, int], weight: torch.Tensor, fed: torch.Tensor, spectrum_rows: Any
+) -> None:
     """#{sigma(W) > eps / |fed|}, `fed` (N, s, d) the Jacobian of what feeds the layer, None for the variable itself."""
     sigma = np.linalg.svd(weight.numpy(), compute_uv=False)
     bound = next(q for q in LocalRank.quantities if q.key == "rank_bound_jacobian")
@@ -135,7 +162,7 @@ def assert_bound(found, place, weight, fed, spectrum_rows):
     np.testing.assert_allclose(found["rank_bound_jacobian"].value[place], expected.mean(0), rtol=1e-13)
 
 
-def assert_not_measured(found, layers):
+def assert_not_measured(found: Mapping[str, Estimate], layers: slice | Sequence[int]) -> None:
     for key, one in found.items():
         if one.status is None:
             assert (one.value[:, layers] == -1).all(), key
@@ -144,7 +171,12 @@ def assert_not_measured(found, layers):
             assert np.isnan(one.value[:, layers]).all(), key
 
 
-def assert_same(found, expected, rtol=1e-10, layers=slice(None)):
+def assert_same(
+    found: Mapping[str, Estimate],
+    expected: Mapping[str, Estimate],
+    rtol: float = 1e-10,
+    layers: slice | Sequence[int] = slice(None),
+) -> None:
     assert list(found) == list(expected)
     for key, part in itertools.product(expected, [field.name for field in dataclasses.fields(Estimate)]):
         a, b = (getattr(one[key], part) for one in (found, expected))
@@ -156,11 +188,14 @@ def assert_same(found, expected, rtol=1e-10, layers=slice(None)):
 # Another layer's post ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["pre", "post"])
 @pytest.mark.parametrize("spectrum_rows", [None, 2])
 @pytest.mark.parametrize(("activation", "output"), [("gelu", "softmax"), ("relu", "tanh")])
 @pytest.mark.parametrize("origin", [0, 1, 2])
-def test_chains_from_a_layers_post(origin, activation, output, spectrum_rows, at):
+def test_chains_from_a_layers_post(
+    origin: int, activation: str, output: str, spectrum_rows: int | None, at: At
+) -> None:
     """Two checkpoints stacked, each with a post of its own."""
     chains, names = [random_chain(WIDTHS, seed, scale=2.0) for seed in (1, 2)], (activation, output)
     x = rows_of(6, WIDTHS[0], seed=1)
@@ -179,7 +214,7 @@ def test_chains_from_a_layers_post(origin, activation, output, spectrum_rows, at
             assert (found["rank_bound_jacobian"].status[c, layer] == Status.NOT_MEASURED).all()
 
 
-def test_the_layer_behind_the_origin_has_the_weights_spectrum():
+def test_the_layer_behind_the_origin_has_the_weights_spectrum() -> None:
     chain = random_chain(WIDTHS, 3)
     found = measured(network_of([chain]), rows_of(5, 6), origin="fc2")
     sigma = np.linalg.svd(chain[0][2].numpy(), compute_uv=False)
@@ -188,7 +223,7 @@ def test_the_layer_behind_the_origin_has_the_weights_spectrum():
     np.testing.assert_array_equal(found["rank_bound_jacobian"].value[0, 2], found["local_rank"].value[0, 2])
 
 
-def test_rows_whose_spectra_are_beyond_gram_matrices():
+def test_rows_whose_spectra_are_beyond_gram_matrices() -> None:
     chain, names, x = random_chain(WIDTHS, 4, scale=2.0), ("tanh", "identity"), rows_of(8, 6)
     relative = (1e-9, 0.2)
     found = measured(network_of([chain], *names), x, origin="fc1", rel_eps=relative, spectrum_rows=3)
@@ -197,7 +232,7 @@ def test_rows_whose_spectra_are_beyond_gram_matrices():
         np.testing.assert_allclose(found["local_rank_rel"].value[0, layer], counts.mean(0), rtol=1e-13)
 
 
-def test_a_checkpoint_that_is_not_finite_before_the_origin():
+def test_a_checkpoint_that_is_not_finite_before_the_origin() -> None:
     """Its post is not finite either; the other checkpoint does not see it."""
     chains, x = [random_chain(WIDTHS, seed) for seed in (1, 2)], rows_of(6, 6)
     clean = measured(network_of(chains), x, origin="fc2", spectrum_rows=2)
@@ -208,40 +243,50 @@ def test_a_checkpoint_that_is_not_finite_before_the_origin():
     assert_same({k: at(v, 1) for k, v in found.items()}, {k: at(v, 1) for k, v in clean.items()})
 
 
-def at(estimate, checkpoint):
+def at(estimate: Estimate, checkpoint: int) -> Estimate:
     """The estimate of one checkpoint."""
     parts = {f.name: getattr(estimate, f.name) for f in dataclasses.fields(Estimate)}
     return Estimate(**{k: None if v is None else v[checkpoint : checkpoint + 1] for k, v in parts.items()})
 
 
-def residual():
+def residual() -> tuple[Net, Callable[..., Any], dict[str, Callable[..., Any]], tuple[int]]:
     """Two blocks: what goes round a block is held constant while the block's own layers vary."""
     torch.manual_seed(2)
     parts = {name: nn.Linear(5, 5) for name in ("b1", "b2", "b3", "b4")}
     m = Net(residual_forward, stem=nn.Linear(4, 5), head=nn.Linear(5, 3), n=nn.LayerNorm(5), **parts).double()
 
-    def after_stem(x, h):  # stem's post, which both paths take
-        return [("b1", p := m.b1(h), relu(p)), ("b2", q := m.b2(relu(p)), q), *after_b2(x, q, h)]
+    # h is stem's post, which both paths take.
+    def after_stem(x: torch.Tensor, h: torch.Tensor) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+        p: torch.Tensor = m.b1(h)
+        q: torch.Tensor = m.b2(relu(p))
+        return [("b1", p, relu(p)), ("b2", q, q), *after_b2(x, q, h)]
 
-    def after_b1(x, r):  # r is post of b1
-        return [("b2", q := m.b2(r), q), *after_b2(x, q)]
+    def after_b1(x: torch.Tensor, r: torch.Tensor) -> list[tuple[str, torch.Tensor, torch.Tensor]]:  # r is post of b1
+        q: torch.Tensor = m.b2(r)
+        return [("b2", q, q), *after_b2(x, q)]
 
-    def after_b2(x, q, h=None):
+    def after_b2(
+        x: torch.Tensor, q: torch.Tensor, h: torch.Tensor | None = None
+    ) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
         h = (relu(m.stem(x)) if h is None else h) + q
         g = m.n(h)
         p = m.b3(g)
-        return [("b3", p, tanh(p)), ("b4", s := m.b4(tanh(p)), s), *after_b4(x, s, h)]
+        s: torch.Tensor = m.b4(tanh(p))
+        return [("b3", p, tanh(p)), ("b4", s, s), *after_b4(x, s, h)]
 
-    def after_b3(x, r):
-        return [("b4", s := m.b4(r), s), *after_b4(x, s)]
+    def after_b3(x: torch.Tensor, r: torch.Tensor) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+        s: torch.Tensor = m.b4(r)
+        return [("b4", s, s), *after_b4(x, s)]
 
-    def after_b4(x, s, h=None):
+    def after_b4(
+        x: torch.Tensor, s: torch.Tensor, h: torch.Tensor | None = None
+    ) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
         if h is None:
             h = relu(m.stem(x))
             h = h + m.b2(relu(m.b1(h)))
         return [("head", o := m.head(h + s), functional.softmax(o, -1))]
 
-    def posts(x):
+    def posts(x: torch.Tensor) -> dict[str, torch.Tensor]:
         h = relu(m.stem(x))
         r = relu(m.b1(h))
         q = m.b2(r)
@@ -252,7 +297,7 @@ def residual():
     return m, posts, after, (4,)
 
 
-def residual_forward(m, x):
+def residual_forward(m: Net, x: torch.Tensor) -> torch.Tensor:
     h = relu(m.stem(x))
     h = h + m.b2(relu(m.b1(h)))
     y = m.b4(tanh(m.b3(m.n(h))))
@@ -260,33 +305,33 @@ def residual_forward(m, x):
     return functional.softmax(m.head(y), -1)
 
 
-def pooled():
+def pooled() -> tuple[Net, Callable[..., Any], dict[str, Callable[..., Any]], tuple[int, int, int]]:
     """A convolution whose post is smaller than its pre."""
     torch.manual_seed(3)
     a, b, head = nn.Conv2d(1, 3, 3).double(), nn.Conv2d(3, 4, 2).double(), nn.Linear(4, 3).double()
     model = Net(lambda m, x: m.head(tanh(m.b(functional.max_pool2d(tanh(m.a(x)), 2))).flatten(1)), a=a, b=b, head=head)
 
-    def after_a(x, h):
+    def after_a(x: torch.Tensor, h: torch.Tensor) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
         p = b(h)
         return [("b", p, tanh(p)), *after_b(x, tanh(p))]
 
-    def after_b(x, h):  # noqa: ARG001
+    def after_b(x: torch.Tensor, h: torch.Tensor) -> list[tuple[str, torch.Tensor, torch.Tensor]]:  # noqa: ARG001
         return [("head", o := head(h.flatten(1)), o)]
 
-    def posts(x):
+    def posts(x: torch.Tensor) -> dict[str, torch.Tensor]:
         h = functional.max_pool2d(tanh(a(x)), 2)
         return {"a": h, "b": tanh(b(h))}
 
     return model, posts, {"a": after_a, "b": after_b}, (1, 6, 6)
 
 
-def twice():
+def twice() -> tuple[Net, Callable[..., Any], dict[str, Callable[..., Any]], tuple[int]]:
     """One module called twice: its second call is another layer."""
     torch.manual_seed(4)
     a, b = nn.Linear(4, 4).double(), nn.Linear(4, 3).double()
     model = Net(lambda m, x: m.b(tanh(m.a(tanh(m.a(x))))), a=a, b=b)
 
-    def after_a(x, h):  # noqa: ARG001
+    def after_a(x: torch.Tensor, h: torch.Tensor) -> list[tuple[str, torch.Tensor, torch.Tensor]]:  # noqa: ARG001
         q = a(h)
         return [("a#2", q, tanh(q)), ("b", o := b(tanh(q)), o)]
 
@@ -302,9 +347,11 @@ ORIGINS = [
 ]
 
 
-def module_jacobians(posts, after, x, origin, place):
+def module_jacobians(
+    posts: Callable[..., Any], after: Mapping[str, Callable[..., Any]], x: np.ndarray, origin: str, place: int
+) -> Any:
     """{layer name: d layer / d post of the origin (N, D, d)} by jacrev, row by row; nothing else varies."""
-    found = {}
+    found: dict[Any, Any] = {}
     for row in torch.from_numpy(x):
         post = posts(row[None])[origin][0]
         names = [name for name, *_ in after[origin](row[None], post[None])]
@@ -314,10 +361,11 @@ def module_jacobians(posts, after, x, origin, place):
     return {name: torch.stack(rows) for name, rows in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spectrum_rows", [None, 2])
 @pytest.mark.parametrize("place", ["pre", "post"])
 @pytest.mark.parametrize(("model", "origin"), ORIGINS)
-def test_modules_from_a_layers_post(model, origin, place, spectrum_rows):
+def test_modules_from_a_layers_post(model: Any, origin: str, place: At, spectrum_rows: int | None) -> None:
     model, posts, after, shape = MODELS[model]()
     x = rows_of(6, *shape)
     network = module_of(model, x)
@@ -337,8 +385,9 @@ def test_modules_from_a_layers_post(model, origin, place, spectrum_rows):
     assert network.plain == (posts(torch.from_numpy(x)).keys() != {"stem", "b1", "b2", "b3", "b4"})
 
 
-def test_bounds_of_modules_from_a_layers_post():
+def test_bounds_of_modules_from_a_layers_post() -> None:
     """The layer behind the origin is fed by the variable itself; a later one by what that makes."""
+    shape: tuple[int, ...]
     model, posts, after, shape = twice()
     x = rows_of(6, *shape)
     found = measured(module_of(model, x), x, origin="a", spectrum_rows=None)
@@ -351,7 +400,7 @@ def test_bounds_of_modules_from_a_layers_post():
     assert_bound(found, (0, 2), model.head.weight, module_jacobians(posts, after, x, "a", 2)["b"], None)
 
 
-def test_what_does_not_depend_on_the_origin_is_dead():
+def test_what_does_not_depend_on_the_origin_is_dead() -> None:
     """Two branches side by side: the second one's layer comes later, and is no function of the first one's post."""
     torch.manual_seed(5)
     model = Net(lambda m, x: m.c(tanh(m.a(x)) * tanh(m.b(x))), a=nn.Linear(3, 4), b=nn.Linear(3, 4), c=nn.Linear(4, 2))
@@ -364,10 +413,11 @@ def test_what_does_not_depend_on_the_origin_is_dead():
         assert_counts(found, (0, 2), model.c.weight * tanh(factor)[:, None, :], spectrum_rows=spectrum_rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["pre", "post"])
 @pytest.mark.parametrize("options", [{"origin": "fc2"}, {"origin": "fc1", "directions": 3}, {"directions": 3}])
 @pytest.mark.parametrize(("activation", "spectrum_rows"), [("tanh", 3), ("relu", None), ("relu", 3)])
-def test_chain_and_module_agree(activation, spectrum_rows, options, place):
+def test_chain_and_module_agree(activation: str, spectrum_rows: int | None, options: dict[str, Any], place: At) -> None:
     chain, x = random_chain(WIDTHS, 6, scale=1.5), rows_of(9, 6)
     options = options | {"spectrum_rows": spectrum_rows, "at": place}
     expected = measured(network_of([chain], activation, "softmax"), x, **options)
@@ -379,7 +429,7 @@ def test_chain_and_module_agree(activation, spectrum_rows, options, place):
 
 
 @given(width=st.integers(1, 300), seed=st.integers(0, 10**6), data=st.data())
-def test_a_basis_is_orthonormal_and_incoherent(width, seed, data):
+def test_a_basis_is_orthonormal_and_incoherent(width: int, seed: int, data: st.DataObject) -> None:
     """No axis has more than its share, 2 N / d of a unit vector's square; any cut into parts is the same basis."""
     dims = data.draw(st.integers(1, width))
     columns = subspace(np.random.default_rng(seed), width, dims)
@@ -396,13 +446,13 @@ def test_a_basis_is_orthonormal_and_incoherent(width, seed, data):
         np.testing.assert_array_equal(larger(width, slice(0, dims)), basis)
 
 
-def test_a_large_basis_is_orthonormal():
+def test_a_large_basis_is_orthonormal() -> None:
     basis = basis_of(Streams(3), 50_000, 64)
     np.testing.assert_allclose(basis.T @ basis, np.eye(64), atol=1e-12)
     assert np.abs(basis).max() <= math.sqrt(2 / 50_000) + 1e-15
 
 
-def test_subspaces_are_random():
+def test_subspaces_are_random() -> None:
     """Of the seed; a fixed vector keeps N / d of its square on average: 400 seeds, the mean within 4 of its errors."""
     one, again, other = (basis_of(Streams(s), 40, 5) for s in (1, 1, 2))
     np.testing.assert_array_equal(one, again)
@@ -414,17 +464,20 @@ def test_subspaces_are_random():
         assert abs(np.mean(kept) - 5 / 40) <= 4 * np.std(kept, ddof=1) / 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["pre", "post"])
 @pytest.mark.parametrize("origin", [None, 0, 1])
 @pytest.mark.parametrize("spectrum_rows", [None, 2])
 @pytest.mark.parametrize("directions", [1, 3])
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
-def test_chains_on_a_subspace(activation, directions, spectrum_rows, origin, place):
+def test_chains_on_a_subspace(
+    activation: str, directions: int, spectrum_rows: int | None, origin: int | None, place: At
+) -> None:
     """Singular values of J Q; relative thresholds are of the whole Jacobian's largest."""
     chains, names = [random_chain(WIDTHS, seed, scale=2.0) for seed in (1, 2)], (activation, "softmax")
     x, streams = rows_of(8, WIDTHS[0], seed=2), Streams(7)
     name = None if origin is None else f"fc{origin + 1}"
-    options = {"origin": name, "directions": directions, "at": place, "spectrum_rows": spectrum_rows}
+    options: dict[str, Any] = {"origin": name, "directions": directions, "at": place, "spectrum_rows": spectrum_rows}
     found = measured(network_of(chains, *names), x, streams, **options)
     start = 0 if origin is None else origin + 1
     assert_not_measured(found, slice(0, start))
@@ -438,11 +491,12 @@ def test_chains_on_a_subspace(activation, directions, spectrum_rows, origin, pla
         assert_counts(found, (c, layer), jacobians, basis, spectrum_rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "origin"), [("residual", None), ("residual", "b2"), ("pooled", None), ("pooled", "a")]
 )
 @pytest.mark.parametrize("spectrum_rows", [None, 2])
-def test_modules_on_a_subspace(model, origin, spectrum_rows):
+def test_modules_on_a_subspace(model: Any, origin: str | None, spectrum_rows: int | None) -> None:
     model, posts, after, shape = MODELS[model]()
     x = rows_of(3, *shape)
     network = module_of(model, x)
@@ -452,8 +506,8 @@ def test_modules_on_a_subspace(model, origin, spectrum_rows):
         first = names[0]
         rest = module_jacobians(posts, after, x, first, 1)
         stem = getattr(model, first)
-        inner = [torch.func.jacrev(lambda row: posts(row[None])[first].flatten())(row) for row in torch.from_numpy(x)]
-        inner = torch.stack([j.reshape(len(j), -1) for j in inner])
+        each = [torch.func.jacrev(lambda row: posts(row[None])[first].flatten())(row) for row in torch.from_numpy(x)]
+        inner = torch.stack([j.reshape(len(j), -1) for j in each])
         own = [torch.func.jacrev(lambda row: stem(row[None]).flatten())(row) for row in torch.from_numpy(x)]
         jacobians = {first: torch.stack([j.reshape(len(j), -1) for j in own])}
         jacobians |= {name: jacobian @ inner for name, jacobian in rest.items()}
@@ -466,14 +520,15 @@ def test_modules_on_a_subspace(model, origin, spectrum_rows):
 
 
 @cache
-def pair():
+def pair() -> Any:
     chain, x = random_chain(WIDTHS, 8, scale=2.0), rows_of(10, 6)
     return network_of([chain], "relu"), module_of(sequential(chain, "relu"), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("options", [{}, {"origin": "fc1"}, {"at": "post"}])
-def test_counts_on_a_subspace_do_not_exceed_the_full_ones(options, which):
+def test_counts_on_a_subspace_do_not_exceed_the_full_ones(options: Any, which: int) -> None:
     """Row by row, absolute and relative; and a larger subspace, which holds the smaller one, has no lower count."""
     network = pair()[which]
     for row in rows_of(4, 1, 6, seed=5):
@@ -490,9 +545,10 @@ def test_counts_on_a_subspace_do_not_exceed_the_full_ones(options, which):
             before = found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize(("origin", "width"), [(None, 6), ("fc1", 7), ("fc2", 5)])
-def test_all_directions_are_the_whole(which, origin, width):
+def test_all_directions_are_the_whole(which: int, origin: str | None, width: int) -> None:
     network, x = pair()[which], rows_of(7, 6)
     full = measured(network, x, origin=origin)
     for directions in (width, 1000):
@@ -502,7 +558,7 @@ def test_all_directions_are_the_whole(which, origin, width):
     assert (measured(network, x, origin=origin, directions=width - 1)["local_rank"].status[0, 2:] == 8).all()
 
 
-def test_all_directions_of_a_pooled_post():
+def test_all_directions_of_a_pooled_post() -> None:
     """The variable is the post: 12 numbers, where the convolution's own output has 48."""
     model, _, _, shape = pooled()
     x = rows_of(3, *shape)
@@ -512,8 +568,9 @@ def test_all_directions_of_a_pooled_post():
     assert (measured(network, x, origin="a", directions=11)["local_rank"].status[0, 1:] == Status.LOWER_BOUND).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1])
-def test_only_the_seed_decides_on_the_subspace(which):
+def test_only_the_seed_decides_on_the_subspace(which: int) -> None:
     network, x = pair()[which], rows_of(9, 6)
     one, again, other = (measured(network, x, Streams(s), directions=3) for s in (4, 4, 5))
     assert_same(again, one, rtol=0)
@@ -522,7 +579,7 @@ def test_only_the_seed_decides_on_the_subspace(which):
     assert_same(measured(network, x, Streams(4)), measured(network, x, Streams(5)), rtol=0)
 
 
-def test_a_dead_layer_on_a_subspace():
+def test_a_dead_layer_on_a_subspace() -> None:
     chain = random_chain(WIDTHS, 9)
     chain[0][1].zero_()
     found = measured(network_of([chain]), rows_of(5, 6), directions=2, spectrum_rows=2)
@@ -532,7 +589,7 @@ def test_a_dead_layer_on_a_subspace():
         assert (found[key].value[0, 1:] == 0).all()
 
 
-def test_checkpoints_that_are_not_finite_on_a_subspace():
+def test_checkpoints_that_are_not_finite_on_a_subspace() -> None:
     chains, x = [random_chain(WIDTHS, seed) for seed in (1, 2)], rows_of(6, 6)
     clean = measured(network_of(chains), x, directions=3, spectrum_rows=2)
     chains[0][0][2][0, 0] = math.nan
@@ -548,11 +605,14 @@ def test_checkpoints_that_are_not_finite_on_a_subspace():
 # Some layers ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("spectrum_rows", [None, 2])
 @pytest.mark.parametrize("asked", [(1,), (0, 2)])
 @pytest.mark.parametrize("options", [{}, {"at": "post"}, {"origin": "fc1"}, {"directions": 3}])
-def test_layers_asked_for_are_as_ever(options, asked, spectrum_rows, which):
+def test_layers_asked_for_are_as_ever(
+    options: dict[str, Any], asked: tuple[int, ...], spectrum_rows: int | None, which: int
+) -> None:
     network, x = pair()[which], rows_of(8, 6)
     options = options | {"spectrum_rows": spectrum_rows}
     whole, found = measured(network, x, **options), measured(network, x, layers=asked, **options)
@@ -560,14 +620,14 @@ def test_layers_asked_for_are_as_ever(options, asked, spectrum_rows, which):
     assert_not_measured(found, [k for k in range(4) if k not in asked])
 
 
-def test_layers_of_stacked_checkpoints():
+def test_layers_of_stacked_checkpoints() -> None:
     chains, x = [random_chain(WIDTHS, seed) for seed in (1, 2, 3)], rows_of(8, 6)
     whole, found = measured(network_of(chains), x), measured(network_of(chains), x, layers=(1,))
     assert_same(found, whole, rtol=1e-12, layers=[1])
     assert_not_measured(found, [0, 2, 3])
 
 
-def test_no_layer_behind_the_origin_is_asked_for():
+def test_no_layer_behind_the_origin_is_asked_for() -> None:
     for network in pair():
         assert_not_measured(measured(network, rows_of(4, 6), origin="fc3", layers=(0, 1)), slice(None))
 
@@ -575,11 +635,14 @@ def test_no_layer_behind_the_origin_is_asked_for():
 # The command line -----------------------------------------------------------------------------------------------------
 
 
-def refuse(*_):
+def refuse(*_: object) -> None:
     raise AssertionError("measured again")
 
 
-def test_from_a_layer_through_the_command_line(command, series, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_from_a_layer_through_the_command_line(
+    command: Run, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The file says what the variable was; another one does not join, the same is not measured again."""
     out = tmp_path / "r.h5"
     done = command("rank", series, "--from", "0", "-o", out)
@@ -606,7 +669,8 @@ def test_from_a_layer_through_the_command_line(command, series, tmp_path, monkey
     assert out.read_bytes() == before
 
 
-def test_a_subspace_through_the_command_line(command, series, tmp_path):
+@pytest.mark.slow
+def test_a_subspace_through_the_command_line(command: Run, series: Path, tmp_path: Path) -> None:
     out, full = tmp_path / "r.h5", tmp_path / "full.h5"
     assert command("rank", series, "-o", full).code == 0
     done = command("rank", series, "--input-dims", "2", "-o", out)
@@ -624,7 +688,7 @@ def test_a_subspace_through_the_command_line(command, series, tmp_path):
     assert out.read_bytes() == before
 
 
-def test_variables_that_are_refused(command, series, tmp_path):
+def test_variables_that_are_refused(command: Run, series: Path, tmp_path: Path) -> None:
     out = ["-o", tmp_path / "r.h5"]
     for options, code, words in (
         (["--from", "1"], 5, ("--from 1", "0, 2, 4")),
@@ -641,7 +705,10 @@ def test_variables_that_are_refused(command, series, tmp_path):
     assert command("mi", series, "--from", "0", *out).code == 2
 
 
-def test_what_was_measured_before_is_not_measured_again(command, series, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_what_was_measured_before_is_not_measured_again(
+    command: Run, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where the file does not say what the variable was: then it was the whole input."""
     out = tmp_path / "r.h5"
     first = command("rank", series, "-o", out)
@@ -661,7 +728,8 @@ def test_what_was_measured_before_is_not_measured_again(command, series, tmp_pat
         assert out.read_bytes() == before
 
 
-def test_scan_takes_the_variable_for_rank_alone(command, series, tmp_path):
+@pytest.mark.slow
+def test_scan_takes_the_variable_for_rank_alone(command: Run, series: Path, tmp_path: Path) -> None:
     out, rank = tmp_path / "scan.h5", tmp_path / "rank.h5"
     options = ["--from", "2", "--input-dims", "3", "--epochs", "30"]
     assert command("scan", series, *options, "-o", out).code == 0

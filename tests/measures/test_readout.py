@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from oracles import (
+    Parameters,
     brute_information,
     forward,
     line_ty,
@@ -20,27 +23,33 @@ from oracles import (
 )
 
 from ibscan.measures.readout import ReadoutInformation
-from ibscan.types import Status, Streams
+from ibscan.types import Estimate, Probe, Status, Streams
 
 FOUR = np.array([[-3.0], [-1], [1], [3]])
 LAST = np.array([0, 0, 0, 1])  # label 1 iff x = 3: the example of Goldfeld et al.
 
 
-def rows_of(n, d, seed=0):
+def rows_of(n: int, d: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, d))
 
 
-def neuron(w, b):
+def neuron(w: float, b: float) -> Parameters:
     one = torch.ones(1, 1, dtype=torch.float64)
     return [w * one, one], [b * one[0], None]
 
 
-def measured(chains, probe, activation="tanh", seed=0, **settings):
+def measured(
+    chains: Sequence[Parameters],
+    probe: Probe,
+    activation: str = "tanh",
+    seed: int = 0,
+    **settings: Any,
+) -> Mapping[str, Estimate]:
     return ReadoutInformation(**settings)(network_of(chains, activation), probe, Streams(seed))
 
 
 @pytest.mark.parametrize(("w", "b"), [(0.1, 0.0), (1.0, -2.0), (2.0, -4.0), (5.0, -10.0)])
-def test_single_neuron(w, b):
+def test_information_of_one_neuron_is_that_of_quadrature(w: float, b: float) -> None:
     """methods.md 2.4, by quadrature (tests/numerics holds the table against it). 3 / N: see there.
 
     The tolerance is 0.02 nats, and where it is reached the answer is within four of its half widths.
@@ -58,7 +67,8 @@ def test_single_neuron(w, b):
             assert abs(found.value[0, 0, k] - truth) <= max(4 * found.stderr[0, 0, k], 0.04)
 
 
-def test_shapes_bounds_and_caps_of_every_layer():
+@pytest.mark.slow
+def test_shapes_bounds_and_caps_of_every_layer() -> None:
     chains = [random_chain((5, 6, 4, 3), seed) for seed in (1, 2)]
     x, y = rows_of(40, 5), np.arange(40) % 3
     noise = (0.1, 0.5, 2.0)
@@ -88,7 +98,7 @@ def test_shapes_bounds_and_caps_of_every_layer():
         assert result[f"mi_readout_{key}"].value.shape == result[f"mi_readout_{key}"].status.shape == (2, 3, 3)
 
 
-def test_pre_and_post_are_different_places():
+def test_pre_and_post_are_different_places() -> None:
     chain, probe = random_chain((3, 4, 2), 1, scale=3.0), probe_of(rows_of(30, 3))
     post, pre = (
         measured([chain], probe, at=at, noise=(0.5,), tolerance=0.02)["mi_readout_xt"] for at in ("post", "pre")
@@ -103,7 +113,7 @@ def test_pre_and_post_are_different_places():
 # Statuses ----------------------------------------------------------------------------------------------------------
 
 
-def test_saturated_near_ln_n():
+def test_saturated_near_ln_n() -> None:
     """Distinct centres and hardly any noise: the value is ln n and stays; its I(T;Y) shares the status."""
     result = measured([random_chain((4, 6, 3), 1)], probe_of(rows_of(30, 4), np.arange(30) % 2), noise=(1e-6, 3.0))
     for key, value in (("mi_readout_xt", math.log(30)), ("mi_readout_ty", math.log(2))):
@@ -112,7 +122,7 @@ def test_saturated_near_ln_n():
         assert (result[key].status[0, :, 1] == Status.OK).all()
 
 
-def test_dead_layers_tell_nothing():
+def test_dead_layers_tell_nothing() -> None:
     weights, biases = random_chain((4, 5, 3, 2), 2)
     weights[1] = torch.zeros_like(weights[1])
     result = measured([(weights, biases)], probe_of(rows_of(20, 4), np.arange(20) % 2), noise=(0.3,))
@@ -123,7 +133,7 @@ def test_dead_layers_tell_nothing():
         assert found.value[0, 1:] == pytest.approx(np.zeros((2, 1)), abs=1e-12)
 
 
-def test_nan_weights_are_nonfinite_only_where_they_reach():
+def test_nan_weights_are_nonfinite_only_where_they_reach() -> None:
     chains = [random_chain((4, 5, 3, 2), seed) for seed in (1, 2)]
     probe = probe_of(rows_of(20, 4), np.arange(20) % 2)
     clean = measured(chains, probe, noise=(0.3,))
@@ -140,7 +150,7 @@ def test_nan_weights_are_nonfinite_only_where_they_reach():
         np.testing.assert_allclose(found.value[1, 0], clean[key].value[1, 0], rtol=1e-12)
 
 
-def test_tiny_budget_is_unresolved_and_keeps_its_value():
+def test_tiny_budget_is_unresolved_and_keeps_its_value() -> None:
     result = measured(
         [random_chain((3, 4, 2), 3)], probe_of(rows_of(50, 3)), noise=(0.5,), tolerance=1e-4, max_draws=200
     )
@@ -152,7 +162,7 @@ def test_tiny_budget_is_unresolved_and_keeps_its_value():
     assert (result["mi_readout_cap"].status == Status.OK).all()
 
 
-def test_without_labels_ty_is_not_measured():
+def test_without_labels_ty_is_not_measured() -> None:
     result = measured([random_chain((3, 4, 2), 3)], probe_of(rows_of(20, 3)), noise=(0.5,))
     assert (result["mi_readout_ty"].status == Status.NOT_MEASURED).all()
     assert np.isnan(result["mi_readout_ty"].value).all()
@@ -163,7 +173,7 @@ def test_without_labels_ty_is_not_measured():
 
 
 @pytest.mark.parametrize("noise", [1e-5, 0.05, 0.5])
-def test_duplicates_never_exceed_the_entropy_of_distinct_rows(noise):
+def test_duplicates_never_exceed_the_entropy_of_distinct_rows(noise: float) -> None:
     """Rows repeated 1 to 5 times: the ceiling is H(X) of the distinct rows, not ln n."""
     times = np.array([1, 2, 3, 4, 5, 1, 2])
     x = np.repeat(rows_of(7, 3), times, axis=0)
@@ -178,7 +188,7 @@ def test_duplicates_never_exceed_the_entropy_of_distinct_rows(noise):
         assert (xt.status == Status.SATURATED).all()
 
 
-def test_one_input_with_two_labels_limits_ty():
+def test_one_input_with_two_labels_limits_ty() -> None:
     """Every input once with either label: I(T;Y) = 0 at any noise, for H(Y | X) = H(Y)."""
     x = np.repeat(rows_of(10, 3), 2, axis=0)
     found = measured([random_chain((3, 5, 2), 4)], probe_of(x, np.arange(20) % 2), noise=(1e-4, 0.3))
@@ -188,7 +198,7 @@ def test_one_input_with_two_labels_limits_ty():
 # Random numbers ----------------------------------------------------------------------------------------------------
 
 
-def test_common_random_numbers_across_checkpoints():
+def test_common_random_numbers_across_checkpoints() -> None:
     """The same weights twice give the same number twice, alone or stacked behind another checkpoint."""
     a, b = random_chain((3, 5, 2), 1), random_chain((3, 5, 2), 2)
     probe = probe_of(rows_of(40, 3), np.arange(40) % 2)
@@ -198,14 +208,14 @@ def test_common_random_numbers_across_checkpoints():
         np.testing.assert_allclose(stacked[key].value[1], found.value[0], rtol=1e-12)
 
 
-def test_neither_other_noises_nor_other_layers_matter():
+def test_neither_other_noises_nor_other_layers_matter() -> None:
     chain, probe = random_chain((3, 5, 2), 1), probe_of(rows_of(40, 3))
     one, three = (measured([chain], probe, noise=n)["mi_readout_xt"] for n in ((0.3,), (0.1, 0.3, 1.0)))
     np.testing.assert_array_equal(one.value[:, :, 0], three.value[:, :, 1])
     np.testing.assert_array_equal(one.stderr[:, :, 0], three.stderr[:, :, 1])
 
 
-def test_the_seed_moves_monte_carlo_and_nothing_else():
+def test_the_seed_moves_monte_carlo_and_nothing_else() -> None:
     chain, probe = random_chain((3, 5, 2), 1), probe_of(rows_of(40, 3))
     a, b = (measured([chain], probe, noise=(0.3,), seed=s)["mi_readout_xt"] for s in (0, 1))
     assert (a.value != b.value).all()
@@ -214,7 +224,7 @@ def test_the_seed_moves_monte_carlo_and_nothing_else():
     np.testing.assert_array_equal(a.upper, b.upper)
 
 
-def test_a_big_bias_changes_nothing():
+def test_a_big_bias_changes_nothing() -> None:
     """A constant of 1024 on every unit of a linear layer; weights and rows are multiples of 2^-10, so it is exact."""
     x = np.round(rows_of(30, 3) * 1024) / 1024
     weights = [torch.round(w * 1024) / 1024 for w in random_chain((3, 4), 5)[0]]

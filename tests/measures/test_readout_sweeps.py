@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +18,11 @@ PROJECTED = "mi_readout_projected"
 FIELDS = ("value", "status", "stderr", "lower", "upper", "draws")
 
 
-def cloud(n, d, seed=0, scale=1.0):
+def cloud(n: int, d: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
     return scale * np.random.default_rng(seed).standard_normal((n, d))
 
 
-def alike(one, other, rtol=1e-12, atol=0.0):
+def alike(one: Estimate, other: Estimate, rtol: float = 1e-12, atol: float = 0.0) -> None:
     """Two estimates: every field the same."""
     for name in FIELDS:
         a, b = getattr(one, name), getattr(other, name)
@@ -29,13 +31,13 @@ def alike(one, other, rtol=1e-12, atol=0.0):
             np.testing.assert_allclose(a, b, rtol=rtol, atol=max(atol, 1e-12), err_msg=name)
 
 
-def only(found, *where):
+def only(found: Estimate, *where: slice) -> Estimate:
     """Some checkpoints and one noise of an estimate."""
     fields = {name: getattr(found, name) for name in FIELDS}
     return Estimate(**{name: None if v is None else v[where] for name, v in fields.items()})
 
 
-def sane(result, ceiling, width):
+def sane(result: Mapping[str, Estimate], ceiling: float, width: int) -> None:
     """0 <= I <= H(X), 0 <= slope <= units, all finite unless unresolved."""
     for name in ("mi_readout", "mi_readout_rel"):
         xt, slope = result[f"{name}_xt"], result[f"{name}_slope"]
@@ -51,7 +53,7 @@ def sane(result, ceiling, width):
 
 
 @pytest.mark.parametrize("width", [1, 3, 15, 70])
-def test_relative_noise_is_that_share_of_the_extent(width):
+def test_relative_noise_is_that_share_of_the_extent(width: int) -> None:
     values, labels, shares = cloud(60, width, 3) * 5 + 2, np.arange(60) % 3, (0.05, 0.4)
     rel = told([values], rel_noise=shares, labels=labels)
     absolute = rel["noise_absolute"]
@@ -63,7 +65,7 @@ def test_relative_noise_is_that_share_of_the_extent(width):
     assert not any(name.startswith(PROJECTED) for name in rel)
 
 
-def test_relative_values_know_neither_scale_nor_offset():
+def test_relative_values_know_neither_scale_nor_offset() -> None:
     values, labels = np.round(cloud(50, 4, 1) * 1024) / 1024, np.arange(50) % 2
     one, other = (told([v], rel_noise=(0.1, 1.0), labels=labels) for v in (values, 8.0 * values + 512.0))
     for end in ("xt", "ty", "cap", "slope"):
@@ -71,7 +73,7 @@ def test_relative_values_know_neither_scale_nor_offset():
     assert other["noise_absolute"].value == pytest.approx(8 * one["noise_absolute"].value, rel=1e-12)
 
 
-def test_repeated_inputs_weigh_as_often_as_they_are_met():
+def test_repeated_inputs_weigh_as_often_as_they_are_met() -> None:
     times, distinct = np.array([1, 2, 5, 3]), np.array([[-3.0], [-1], [1], [3]])
     inputs = np.repeat(np.arange(4), times)
     values = np.repeat(distinct, times, axis=0)
@@ -85,7 +87,7 @@ def test_repeated_inputs_weigh_as_often_as_they_are_met():
     assert np.isnan(found["mi_readout_rel_ty"].value).all()
 
 
-def test_dead_and_nonfinite_layers():
+def test_dead_and_nonfinite_layers() -> None:
     fine, broken = cloud(20, 3), np.full((20, 3), np.inf)
     found = told([fine, 0 * fine + 2, broken], noise=(0.5,), rel_noise=(0.5,), labels=np.arange(20) % 2)
     names = ["noise_absolute", *(f"mi_readout_{k}" for k in ("slope", "rel_xt", "rel_ty", "rel_cap", "rel_slope"))]
@@ -99,9 +101,10 @@ def test_dead_and_nonfinite_layers():
 # Slopes ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.1, 0.4, 1.0, 3.0])
 @pytest.mark.parametrize("points", [[-1.0, 1.0], [-3.0, -1.0, 1.0, 3.0], [0.0, 0.1, 5.0]])
-def test_slope_is_the_derivative_of_the_value(points, noise):
+def test_slope_is_the_derivative_of_the_value(points: Sequence[float], noise: float) -> None:
     """On one unit by quadrature; on the corners of a rectangle, a product channel, by draws the sum of two."""
     xt, slope = on_a_line(points, [1 / len(points)] * len(points), noise)
     one = told([np.array(points)[:, None]], noise=(noise,))
@@ -115,8 +118,9 @@ def test_slope_is_the_derivative_of_the_value(points, noise):
         assert abs(found.value[0, 0, 0] - truth) <= 4 * found.stderr[0, 0, 0] + 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "d", "noise"), [(60, 3, 0.5), (60, 20, 2.0), (40, 80, 3.0), (60, 3, 0.05)])
-def test_slope_against_plain_draws(n, d, noise):
+def test_slope_against_plain_draws(n: int, d: int, noise: float) -> None:
     values = cloud(n, d, n + d)
     truth, error = sampled(values, noise)
     found = told([values], noise=(noise,))
@@ -128,7 +132,7 @@ def test_slope_against_plain_draws(n, d, noise):
         assert abs(one.value[0, 0, 0] - truth[k]) <= 5 * math.hypot(one.stderr[0, 0, 0], error[k]) + 1e-3
 
 
-def test_slope_counts_directions_above_the_noise():
+def test_slope_counts_directions_above_the_noise() -> None:
     sigma, noise = np.array([2.0, 0.6, 0.05]), 0.4
     found = told([cloud(4000, 3, 5) * sigma], noise=(noise,))["mi_readout_slope"].value[0, 0, 0]
     assert found == pytest.approx((sigma**2 / (sigma**2 + noise**2)).sum(), rel=0.05)
@@ -138,7 +142,7 @@ def test_slope_counts_directions_above_the_noise():
 
 
 @pytest.mark.parametrize("n", [200, 30])
-def test_projection_brackets_the_value(n):
+def test_projection_brackets_the_value(n: int) -> None:
     values, noises = cloud(n, 90, 2) * 0.9 ** np.arange(90) * 3, (0.5, 3.0)
     found = told([values], noise=noises, labels=np.arange(n) % 2)
     sigma = np.linalg.svd(values - values.mean(0), compute_uv=False) / math.sqrt(n)
@@ -154,7 +158,7 @@ def test_projection_brackets_the_value(n):
         assert -spare <= difference <= tail.value[0, 0, k] + spare
 
 
-def test_only_wide_layers_are_projected():
+def test_only_wide_layers_are_projected() -> None:
     wide, narrow = cloud(30, WIDE), cloud(30, WIDE - 1)
     assert not any(name.startswith(PROJECTED) for name in told([narrow], noise=(1.0,)))
     found = told([narrow, wide, 0 * wide, np.nan * wide], noise=(1.0, 2.0))
@@ -171,11 +175,12 @@ def test_only_wide_layers_are_projected():
 # Many at once ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draws", [65536, 60])
-def test_noises_and_checkpoints_together_equal_each_alone(draws):
+def test_noises_and_checkpoints_together_equal_each_alone(draws: int) -> None:
     """Also where the budget visits but some of the rows."""
     first, second = ([cloud(50, d, seed + d) for d in (1, 4, 70)] for seed in (1, 2))
-    settings = {"labels": np.arange(50) % 2, "max_draws": draws}
+    settings: dict[str, Any] = {"labels": np.arange(50) % 2, "max_draws": draws}
     both = told(first, second, noise=(0.2, 1.0), rel_noise=(0.3,), **settings)
     for k, noise in enumerate((0.2, 1.0)):
         alone = told(second, noise=(noise,), **settings)
@@ -184,7 +189,8 @@ def test_noises_and_checkpoints_together_equal_each_alone(draws):
     assert ((both["mi_readout_xt"].draws <= 60) | (draws > 60)).all()
 
 
-def test_threads_do_not_matter(threads):
+@pytest.mark.slow
+def test_threads_do_not_matter(threads: Callable[[int], None]) -> None:
     values, found = cloud(3000, 3, 4), []
     for number in (1, 2):
         threads(number)
@@ -196,9 +202,10 @@ def test_threads_do_not_matter(threads):
 # Extremes ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1, 3, 15])
 @pytest.mark.parametrize("place", ["plain", "far", "small", "constant unit", "two rows", "one row apart"])
-def test_extremes_stay_within_their_limits(place, width):
+def test_extremes_stay_within_their_limits(place: str, width: int) -> None:
     values = cloud(40, width, 6)
     values = {
         "plain": values,
@@ -214,7 +221,7 @@ def test_extremes_stay_within_their_limits(place, width):
 
 @pytest.mark.parametrize("ratio", [1e6, 1e12, 1e16, 1e20])
 @pytest.mark.parametrize("width", [1, 3])
-def test_a_diverged_layer_tells_every_row_apart(width, ratio):
+def test_a_diverged_layer_tells_every_row_apart(width: Any, ratio: Any) -> None:
     found = told([cloud(40, width, 6, ratio)], noise=(1.0,))
     assert found["mi_readout_xt"].value[0, 0, 0] == pytest.approx(math.log(40), abs=1e-6)
     assert abs(found["mi_readout_slope"].value[0, 0, 0]) < 1e-6
@@ -222,7 +229,7 @@ def test_a_diverged_layer_tells_every_row_apart(width, ratio):
 
 @pytest.mark.parametrize("scale", [1e-170, 1e155])
 @pytest.mark.parametrize("width", [1, 3])
-def test_relative_noise_where_squares_leave_the_range(width, scale):
+def test_relative_noise_where_squares_leave_the_range(width: Any, scale: Any) -> None:
     near, far = (told([cloud(40, width, 6, s)], rel_noise=(0.5,)) for s in (1.0, scale))
     for name in ("mi_readout_rel_xt", "mi_readout_rel_slope"):
         np.testing.assert_allclose(far[name].value, near[name].value, rtol=1e-9)

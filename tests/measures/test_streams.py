@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from oracles import probe_of
@@ -9,37 +11,37 @@ from oracles import probe_of
 from ibscan.types import Streams
 
 
-def normals(seed, *key):
+def normals(seed: Any, *key: Any) -> Any:
     return Streams(seed).generator(*key).standard_normal(8).tolist()
 
 
-def test_the_same_key_gives_the_same_numbers():
+def test_the_same_key_gives_the_same_numbers() -> None:
     assert normals(3, "mi_readout", 1, 5) == normals(3, "mi_readout", 1, 5)
 
 
 @pytest.mark.parametrize(
     "other", [(4, "mi_readout", 1, 5), (3, "mi_network", 1, 5), (3, "mi_readout", 2, 5), (3, "mi_readout", 1, 6)]
 )
-def test_every_part_of_the_key_counts(other):
+def test_every_part_of_the_key_counts(other: Any) -> None:
     assert not set(normals(3, "mi_readout", 1, 5)) & set(normals(*other))
 
 
-def test_parts_of_the_key_are_not_interchangeable():
+def test_parts_of_the_key_are_not_interchangeable() -> None:
     assert not set(normals(0, "m", 1, 2)) & set(normals(0, "m", 2, 1))
     assert not set(normals(1, "m", 0, 2)) & set(normals(0, "m", 1, 2))
 
 
-def test_the_order_of_calls_does_not_matter():
+def test_the_order_of_calls_does_not_matter() -> None:
     streams = Streams(1)
     late = [streams.generator("m", 0, k).standard_normal() for k in (2, 1, 0)]
     assert late[::-1] == [streams.generator("m", 0, k).standard_normal() for k in (0, 1, 2)]
 
 
-def numbered(n=40):
+def numbered(n: int = 40) -> Any:
     return probe_of(np.arange(n)[:, None] * 10.0, np.arange(n))
 
 
-def test_samples_nest():
+def test_samples_nest() -> None:
     """Smaller samples are the first rows of larger ones."""
     whole = numbered().sampled(None, 7)
     for rows in (1, 5, 40, 100):
@@ -48,7 +50,7 @@ def test_samples_nest():
         assert len(part.x) == min(rows, 40)
 
 
-def test_all_rows_are_permuted_and_keep_their_labels():
+def test_all_rows_are_permuted_and_keep_their_labels() -> None:
     whole = numbered().sampled(None, 7)
     assert sorted(whole.x[:, 0]) == sorted(numbered().x[:, 0])
     assert whole.x[:, 0].tolist() != numbered().x[:, 0].tolist()
@@ -56,12 +58,12 @@ def test_all_rows_are_permuted_and_keep_their_labels():
     assert whole.sha256 == numbered().sha256
 
 
-def test_seeds_choose_other_rows():
+def test_seeds_choose_other_rows() -> None:
     a, b = (numbered().sampled(20, seed).y.tolist() for seed in (0, 1))
     assert a != b
     assert numbered().sampled(20, 0).y.tolist() == a
 
 
-def test_a_probe_without_labels():
+def test_a_probe_without_labels() -> None:
     bare = probe_of(np.arange(6.0)[:, None])
     assert bare.sampled(3, 0).y is None

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import oracles
@@ -15,12 +16,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import Net
-from oracles import ACTIVATION, full_jacobian, network_of, probe_of, random_chain
+from oracles import ACTIVATION, Parameters, full_jacobian, network_of, probe_of, random_chain
 from torch import nn
 from torch.nn import functional
 
 from ibscan.measures.local_rank import LocalRank
-from ibscan.measures.weight_rank import WeightRank, withdrawn
+from ibscan.measures.weight_bounds import withdrawn
+from ibscan.measures.weight_rank import WeightRank
 from ibscan.networks import chain as chain_module
 from ibscan.networks.admission import recorded_taps
 from ibscan.types import Estimate, Status, Streams
@@ -31,50 +33,50 @@ HIDDEN = sorted(set(ACTIVATION) - {"softmax"})
 KEYS = ("weight_rank", "rank_bound_frobenius", "rank_limit_statement", "weight_stable_rank", "rank_bound_weights")
 
 
-def rows_of(*shape, seed=0):
+def rows_of(*shape: Any, seed: int = 0) -> Any:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def no_bias(*weights):
+def no_bias(*weights: Any) -> Any:
     return [torch.as_tensor(w, dtype=torch.float64) for w in weights], [None] * len(weights)
 
 
-def module_of(model, x):
+def module_of(model: Any, x: Any) -> Any:
     model = model.double().eval().requires_grad_(False)
     # A copy: on another device it is moved there, away from the oracle.
     return recorded_taps(copy.deepcopy(model), x, (), device=oracles.DEVICE, dtype=torch.float64)
 
 
-def sequential(chain, activation):
+def sequential(chain: Any, activation: Any) -> Any:
     """The chain as an nn.Sequential; `activation` a module."""
     parts = []
     for weight, bias in zip(*chain, strict=True):
-        linear = nn.Linear(*weight.T.shape, bias=bias is not None).double()
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).double()
         linear.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
         parts += [linear, activation]
     return nn.Sequential(*parts[:-1])
 
 
-def weights_measured(network, x, eps=EPS):
+def weights_measured(network: Any, x: Any, eps: Any = EPS) -> Any:
     return WeightRank(eps)(network, probe_of(x), STREAMS)
 
 
-def measured(network, x, eps=EPS, **settings):
+def measured(network: Any, x: Any, eps: Any = EPS, **settings: Any) -> Any:
     return LocalRank(eps, **settings)(network, probe_of(x), STREAMS)
 
 
 # The oracle --------------------------------------------------------------------------------------------------------
 
 
-def spectrum(matrix):
+def spectrum(matrix: Any) -> Any:
     return np.linalg.svd(np.asarray(matrix), compute_uv=False)
 
 
-def above(sigma, eps):
+def above(sigma: Any, eps: Any) -> Any:
     return [int((sigma > e).sum()) for e in eps]
 
 
-def bounds_of_rows(chain, names, x, layer, eps):
+def bounds_of_rows(chain: Parameters, names: tuple[str, str], x: Any, layer: Any, eps: Any) -> Any:
     """#{sigma(W_l) > eps / ||D_{l-1} J_{l-1}(x)||_2} (N, E): the norm is 1 at the first layer, 0 bounds by nothing."""
     sigma, found = spectrum(chain[0][layer]), []
     for row in torch.from_numpy(x):
@@ -84,25 +86,25 @@ def bounds_of_rows(chain, names, x, layer, eps):
     return np.array(found)
 
 
-def bounded_rows(rows, spectrum_rows):
+def bounded_rows(rows: Any, spectrum_rows: Any) -> Any:
     """Return how many of the rows the mean of `rank_bound_jacobian` is over, as the quantity itself says."""
     bound = next(q for q in LocalRank.quantities if q.key == "rank_bound_jacobian")
     return bound.rows(LocalRank(spectrum_rows=spectrum_rows), rows)
 
 
-def rank_counts(chain, names, x, layer, at, eps):
+def rank_counts(chain: Parameters, names: tuple[str, str], x: Any, layer: Any, at: Any, eps: Any) -> Any:
     """#{sigma(J_l(x)) > eps}, (N, E)."""
     sigma = torch.linalg.svdvals(full_jacobian(*chain, names, torch.from_numpy(x), layer, at)).numpy()
     return np.array([above(s, eps) for s in sigma])
 
 
-def whole_matrix(layer, shape):
+def whole_matrix(layer: Any, shape: Any) -> Any:
     """A layer without its bias as a matrix, by its values at the unit vectors."""
     units = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)
     return (layer(units) - layer(torch.zeros_like(units))).flatten(1).T
 
 
-def module_spectra(values, x, at):
+def module_spectra(values: Any, x: Any, at: Any) -> Any:
     """Singular values (N, k) of every layer's Jacobian; `values(rows)` is [(pre, post), ...]."""
     rows = torch.from_numpy(x)
     found = []
@@ -115,7 +117,7 @@ def module_spectra(values, x, at):
 # Laws, held by every result ----------------------------------------------------------------------------------------
 
 
-def assert_laws(weights, ranks, rows, spectrum_rows=None):
+def assert_laws(weights: Any, ranks: Any, rows: Any, spectrum_rows: Any = None) -> None:
     """What must hold between the two measures of one network at pre, whatever it is; cells not measured pass."""
     count, rank, bound = (ranks[key] for key in ("local_rank_count", "local_rank", "rank_bound_jacobian"))
     told = np.isfinite(rank.value[..., 0])
@@ -143,9 +145,10 @@ def assert_laws(weights, ranks, rows, spectrum_rows=None):
         assert (np.isnan(one.value) == np.isin(one.status, (Status.NOT_MEASURED, Status.NONFINITE))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spectrum_rows", [None, 2])
 @pytest.mark.parametrize("activation", HIDDEN)
-def test_chains_against_the_definitions(activation, spectrum_rows):
+def test_chains_against_the_definitions(activation: Any, spectrum_rows: Any) -> None:
     """Two checkpoints stacked, a narrow layer in the middle; counts from spectra and from Gram matrices."""
     chains, names = [random_chain((6, 7, 3, 5), seed, scale=1.5) for seed in (1, 2)], (activation, "identity")
     x, network = rows_of(9, 6, seed=3), network_of(chains, *names)
@@ -182,7 +185,7 @@ def test_chains_against_the_definitions(activation, spectrum_rows):
 
 
 @st.composite
-def nets(draw):
+def nets(draw: Any) -> Any:
     widths = draw(st.lists(st.integers(1, 8), min_size=2, max_size=5))
     chains = []
     for _ in range(draw(st.integers(1, 2))):
@@ -194,15 +197,16 @@ def nets(draw):
     return widths[0], chains, draw(st.sampled_from(HIDDEN)), draw(st.sampled_from(["identity", "softmax"]))
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(net=nets(), rows=st.integers(1, 9), spectral=st.sampled_from([None, 1, 3]), seed=st.integers(0, 99))
-def test_laws_of_any_chain(net, rows, spectral, seed):
+def test_laws_of_any_chain(net: Any, rows: Any, spectral: Any, seed: Any) -> None:
     inputs, chains, *names = net
     network, x = network_of(chains, *names), rows_of(rows, inputs, seed=seed)
     assert_laws(weights_measured(network, x), measured(network, x, spectrum_rows=spectral), rows, spectral)
 
 
-def test_a_mean_rank_does_not_exceed_its_mean_bound():
+def test_a_mean_rank_does_not_exceed_its_mean_bound() -> None:
     """Of every row it is true, so of means over the same rows."""
     network, x = network_of([random_chain((6, 7, 3, 5), seed, scale=1.5) for seed in (1, 2)]), rows_of(9, 6, seed=3)
     found = measured(network, x, spectrum_rows=None)
@@ -210,7 +214,7 @@ def test_a_mean_rank_does_not_exceed_its_mean_bound():
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "softplus"])
-def test_the_jacobian_bound_holds_row_by_row(activation):
+def test_the_jacobian_bound_holds_row_by_row(activation: Any) -> None:
     """A probe of one row: the bound is a count of its own, and its spread is unknown."""
     chain, names = random_chain((5, 6, 4, 4), 7, scale=2.0), (activation, "softmax")
     network = network_of([chain], *names)
@@ -225,7 +229,9 @@ def test_the_jacobian_bound_holds_row_by_row(activation):
 
 @pytest.mark.parametrize("spectrum_rows", [2, None])
 @pytest.mark.parametrize("smallest", [0.01, 1e-9])
-def test_blocks_of_rows_do_not_change_bounds(smallest, spectrum_rows, monkeypatch):
+def test_blocks_of_rows_do_not_change_bounds(
+    smallest: Any, spectrum_rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Relative thresholds below what Gram matrices hold send every row to the SVD."""
     chain, x = random_chain((5, 6, 4), 3, scale=1.5), rows_of(11, 5)
     options = {"rel_eps": (smallest,), "spectrum_rows": spectrum_rows}
@@ -240,7 +246,7 @@ def test_blocks_of_rows_do_not_change_bounds(smallest, spectrum_rows, monkeypatc
         np.testing.assert_allclose(found.value[0, 1], expected[:used].mean(0), rtol=1e-14)
 
 
-def test_no_bound_after_the_activation():
+def test_no_bound_after_the_activation() -> None:
     """At post the count is of another matrix; counts of rows are there all the same."""
     chain, x = random_chain((5, 6, 4), 3), rows_of(8, 5)
     found = measured(network_of([chain]), x, at="post")
@@ -256,7 +262,7 @@ def test_no_bound_after_the_activation():
 
 
 @pytest.mark.parametrize("spectrum_rows", [None, 1])
-def test_diagonal_weights(spectrum_rows):
+def test_diagonal_weights_give_the_numbers_by_hand(spectrum_rows: Any) -> None:
     """diag(4, 2, 1, 1/2), then diag(1, 1, 1/4, 0), linear: every number by hand."""
     first, second = np.diag([4.0, 2.0, 1.0, 0.5]), np.diag([1.0, 1.0, 0.25, 0.0])
     network, x, eps = network_of([no_bias(first, second)], "identity"), rows_of(6, 4), (0.125, 0.5, 1.0, 3.0, 4.0)
@@ -276,7 +282,7 @@ def test_diagonal_weights(spectrum_rows):
             assert ranks["local_rank_count"].value[0, layer, k].tolist() == [6 * (r == rank) for r in range(5)]
 
 
-def test_rank_deficient_weights():
+def test_rank_deficient_weights() -> None:
     """Integer products of rank 3, 5 and 2: the bound is 3, 3, 2, and at a generic input so is the rank."""
     g = np.random.default_rng(5)
     weights = [g.integers(-3, 4, (o, r)) @ g.integers(-3, 4, (r, i)) for o, r, i in ((8, 3, 6), (7, 5, 8), (6, 2, 7))]
@@ -291,7 +297,7 @@ def test_rank_deficient_weights():
         assert ranks.maximum[0, :, 0].tolist() == ranks.minimum[0, :, 0].tolist() == [3, 3, 2]
 
 
-def test_a_threshold_below_the_rounding_of_a_jacobian():
+def test_a_threshold_below_the_rounding_of_a_jacobian() -> None:
     """The same weights a thousand times larger: at 1e-8 rounding of the products is counted, and is bounded too."""
     g = np.random.default_rng(5)
     weights = [g.integers(-3, 4, (o, r)) @ g.integers(-3, 4, (r, i)) for o, r, i in ((8, 3, 6), (7, 5, 8), (6, 2, 7))]
@@ -302,14 +308,14 @@ def test_a_threshold_below_the_rounding_of_a_jacobian():
     assert weights_measured(network, x, (1.0,))["rank_bound_weights"].value[0].tolist() == [3, 3, 2]
 
 
-def test_equality_does_not_count():
+def test_equality_does_not_count() -> None:
     found = weights_measured(
         network_of([no_bias(0.5 * np.eye(4)[[2, 0, 3, 1]])]), rows_of(2, 4), (0.5, math.nextafter(0.5, 0))
     )
     assert found["weight_rank"].value[0, 0].tolist() == [0, 4]
 
 
-def test_a_rank_at_eps_to_zero_has_no_threshold_of_its_own():
+def test_a_rank_at_eps_to_zero_has_no_threshold_of_its_own() -> None:
     """Singular values 1 and 1e-7 are both there, below every eps asked for; 1e-20 is rounding."""
     found = weights_measured(network_of([no_bias(np.diag([1.0, 1e-7]))]), rows_of(2, 2), (0.01,))
     assert found["weight_rank"].value[0, 0].tolist() == [1]
@@ -318,7 +324,7 @@ def test_a_rank_at_eps_to_zero_has_no_threshold_of_its_own():
     assert found["rank_bound_weights"].value[0].tolist() == [1]
 
 
-def graded(g, o, i):
+def graded(g: Any, o: Any, i: Any) -> Any:
     """A matrix: Gaussian, deficient of any scale, integer of low rank, diagonal, or graded by 1e20."""
     least, kind = min(o, i), g.integers(5)
     if kind == 0:
@@ -334,8 +340,9 @@ def graded(g, o, i):
     return np.eye(o, least)[g.permutation(o)] * sizes @ np.eye(least, i) if kind == 3 else left * sizes @ right.T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(24))
-def test_no_count_exceeds_a_bound_whatever_the_sizes(seed):
+def test_no_count_exceeds_a_bound_whatever_the_sizes(seed: Any) -> None:
     """Chain and module, at pre and post, against SVDs of full Jacobians: every row, every threshold."""
     g = np.random.default_rng(seed)
     widths = g.integers(1, 13, g.integers(2, 6))
@@ -359,7 +366,7 @@ def test_no_count_exceeds_a_bound_whatever_the_sizes(seed):
                     assert at == "post" or not (counts.mean(0) > bound + 1e-9).any()
 
 
-def test_weights_of_many_sizes():
+def test_weights_of_many_sizes() -> None:
     """Singular values 1e10, 1e-8 and 1 at 1e-9: all are counted, and no bound is lower; at 1 two are."""
     chain = no_bias(np.diag([1e10, 1e-8, 1.0]), np.eye(3))
     network, x = network_of([chain], "identity"), rows_of(4, 3)
@@ -367,7 +374,7 @@ def test_weights_of_many_sizes():
     assert weights_measured(network, x, (1e-9,))["rank_bound_weights"].value[0].tolist() == [3, 3]
 
 
-def test_squares_beyond_the_range():
+def test_squares_beyond_the_range() -> None:
     """Norms and thresholds whose squares vanish or are infinite: right, or not there."""
     chain, x = no_bias(1e-170 * np.eye(3)), rows_of(2, 3)
     found = weights_measured(network_of([chain]), x, (1e-200, 1e-171))
@@ -378,7 +385,7 @@ def test_squares_beyond_the_range():
     assert np.isnan(found["rank_bound_frobenius"].value[0, 0, 0])
 
 
-def test_bounds_that_a_count_exceeds_are_withdrawn():
+def test_bounds_that_a_count_exceeds_are_withdrawn() -> None:
     ok = np.full((1, 3), Status.OK, dtype=np.int8)
     bound = Estimate(np.array([[3.0, 2.0, 2.0]]), ok)
     rank = Estimate(np.array([[[2.5], [2.5], [1.0]]]), ok[..., None], maximum=np.array([[[3.0], [3.0], [1.0]]]))
@@ -394,7 +401,7 @@ def test_bounds_that_a_count_exceeds_are_withdrawn():
 
 
 @pytest.mark.parametrize("spectrum_rows", [None, 1])
-def test_a_zero_weight_is_dead(spectrum_rows):
+def test_a_zero_weight_is_dead(spectrum_rows: Any) -> None:
     chains = [random_chain((5, 4, 3, 2), seed) for seed in (1, 2)]
     chains[0][0][1].zero_()
     x, network = rows_of(8, 5), network_of(chains)
@@ -416,7 +423,7 @@ def test_a_zero_weight_is_dead(spectrum_rows):
     assert_laws(weights, ranks, 8, spectrum_rows)
 
 
-def test_rows_without_a_slope_are_bounded_by_zero():
+def test_rows_without_a_slope_are_bounded_by_zero() -> None:
     """ReLU off at every unit of some rows: what feeds layer 2 has norm 0 there, and 1 elsewhere."""
     x = np.array([[1.0, 2.0], [-1.0, -2.0], [-3.0, -1.0]])
     found = measured(network_of([no_bias(np.eye(2), np.eye(2))], "relu"), x, (0.5,))
@@ -427,7 +434,7 @@ def test_rows_without_a_slope_are_bounded_by_zero():
 @pytest.mark.parametrize("spoilt", [0, 1, 2])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("spectrum_rows", [None, 2])
-def test_weights_that_are_not_finite(spoilt, value, spectrum_rows):
+def test_weights_that_are_not_finite(spoilt: Any, value: Any, spectrum_rows: Any) -> None:
     """The layer's own numbers say so, bounds from there on; layers before and the other checkpoint are untouched."""
     chains, x = [random_chain((5, 4, 3, 2), seed) for seed in (1, 2)], rows_of(8, 5)
     clean = weights_measured(network_of(chains), x), measured(network_of(chains), x, spectrum_rows=spectrum_rows)
@@ -451,7 +458,7 @@ def test_weights_that_are_not_finite(spoilt, value, spectrum_rows):
     np.testing.assert_array_equal(counts[1], clean[1]["local_rank_count"].value[1])
 
 
-def test_a_bias_that_is_not_finite_is_no_matter_of_weights():
+def test_a_bias_that_is_not_finite_is_no_matter_of_weights() -> None:
     chain, x = random_chain((5, 4, 3), 1), rows_of(4, 5)
     clean = weights_measured(network_of([chain]), x)
     chain[1][0][0] = math.nan
@@ -465,7 +472,7 @@ def test_a_bias_that_is_not_finite_is_no_matter_of_weights():
 
 @pytest.mark.parametrize("spectrum_rows", [None, 3])
 @pytest.mark.parametrize(("name", "activation"), [("tanh", nn.Tanh()), ("relu", nn.ReLU()), ("gelu", nn.GELU())])
-def test_chain_and_module_agree(name, activation, spectrum_rows):
+def test_chain_and_module_agree(name: Any, activation: Any, spectrum_rows: Any) -> None:
     chain, x = random_chain((6, 7, 3, 5), 2, scale=1.5), rows_of(10, 6)
     plain, module = network_of([chain], name), module_of(sequential(chain, activation), x)
     for call, options in ((weights_measured, {}), (measured, {"spectrum_rows": spectrum_rows})):
@@ -478,14 +485,14 @@ def test_chain_and_module_agree(name, activation, spectrum_rows):
                 np.testing.assert_allclose(b, a, rtol=1e-10, atol=1e-12, err_msg=f"{key} {part}")
 
 
-def test_a_token_wise_linear_counts_once_a_token():
+def test_a_token_wise_linear_counts_once_a_token() -> None:
     """Of T tokens the map is diag(W, ..., W): T times the singular values of W."""
     torch.manual_seed(1)
     a, b, c = (nn.Linear(*sizes).double() for sizes in ((4, 3), (3, 2), (10, 4)))
     c.weight.data *= 3
     model = Net(lambda s, x: s.c(torch.tanh(s.b(torch.tanh(s.a(x)))).flatten(1)), a=a, b=b, c=c)
 
-    def values(rows):
+    def values(rows: Any) -> Any:
         p = a(rows)
         q = b(torch.tanh(p))
         r = c(torch.tanh(q).flatten(1))
@@ -510,7 +517,7 @@ def test_a_token_wise_linear_counts_once_a_token():
     assert np.linalg.matrix_rank(whole_matrix(a, (5, 4)).numpy()) == 15
 
 
-def test_tokens_of_a_deficient_linear():
+def test_tokens_of_a_deficient_linear() -> None:
     a, b = nn.Linear(4, 3, bias=False).double(), nn.Linear(15, 6).double()
     a.weight.data = torch.tensor([[1.0, 2, 0, 1], [2, 4, 0, 2], [0, 0, 1, 1]], dtype=torch.float64)  # rank 2
     network = module_of(Net(lambda s, x: s.b(s.a(x).flatten(1)), a=a, b=b), x := rows_of(3, 5, 4))
@@ -529,7 +536,7 @@ def test_tokens_of_a_deficient_linear():
         ({"kernel_size": 1}, 4),
     ],
 )
-def test_a_convolution_has_at_most_positions_times_the_rank_of_its_kernel(options, inputs):
+def test_a_convolution_has_at_most_positions_times_the_rank_of_its_kernel(options: Any, inputs: Any) -> None:
     """Kernel matrix (out, in * k); never more than the width. The exact map's rank, and every row's, lie below."""
     torch.manual_seed(2)
     conv = nn.Conv2d(2, 5, **options).double()
@@ -552,14 +559,14 @@ def test_a_convolution_has_at_most_positions_times_the_rank_of_its_kernel(option
     assert np.isnan(ranks["rank_bound_jacobian"].value[0, 0]).all()
 
 
-def test_a_plain_convolutional_net():
+def test_a_plain_convolutional_net() -> None:
     """Pooling between two convolutions and a head: every row's rank below the bound, the head's bound exact."""
     torch.manual_seed(3)
     a, b, c = nn.Conv2d(1, 3, 3, padding=1).double(), nn.Conv2d(3, 2, 2).double(), nn.Linear(8, 4).double()
     c.weight.data *= 4
     model = nn.Sequential(a, nn.ReLU(), nn.MaxPool2d(2), b, nn.Tanh(), nn.Flatten(), c)
 
-    def values(rows):
+    def values(rows: Any) -> Any:
         p = a(rows)
         h = functional.max_pool2d(torch.relu(p), 2)
         q = b(h)
@@ -582,7 +589,7 @@ def test_a_plain_convolutional_net():
     "layer",
     [nn.ConvTranspose2d(2, 1, 1), nn.ConvTranspose2d(2, 3, 2, stride=2), nn.Conv2d(2, 4, 2, groups=2)],
 )
-def test_other_convolutions_are_not_bounded_too_low(layer):
+def test_other_convolutions_are_not_bounded_too_low(layer: Any) -> None:
     """Their maps are no products of this matrix with parts of the input, and exceed what its rank of 1 would allow."""
     torch.manual_seed(4)
     layer = layer.double()
@@ -596,7 +603,7 @@ def test_other_convolutions_are_not_bounded_too_low(layer):
     assert (weights["weight_rank"].status == Status.OK).all()
 
 
-def test_a_layer_called_twice_has_its_weight_twice():
+def test_a_layer_called_twice_has_its_weight_twice() -> None:
     torch.manual_seed(5)
     a, b = nn.Linear(4, 4).double(), nn.Linear(4, 3).double()
     a.weight.data[2] = a.weight.data[0] + a.weight.data[1]
@@ -609,7 +616,7 @@ def test_a_layer_called_twice_has_its_weight_twice():
     assert weights["rank_bound_weights"].value[0].tolist() == [3, 3, 3]
 
 
-def test_residual_nets_have_no_bounds():
+def test_residual_nets_have_no_bounds() -> None:
     """Ranks of two paths add up: here the sum of two maps of rank 1 has rank 2."""
     a, b, c = (nn.Linear(3, 3, bias=False).double() for _ in range(3))
     for layer, diagonal in ((a, (1.0, 0, 0)), (b, (1.0, 1, 1)), (c, (1.0, 1, 1))):
@@ -628,7 +635,7 @@ def test_residual_nets_have_no_bounds():
         assert np.isnan(found.value).all()
 
 
-def test_float32_passes_leave_weights_as_stored():
+def test_float32_passes_leave_weights_as_stored() -> None:
     """Of rank one as stored, of more where their rounding to float32 is; beyond float32's range; too small for it."""
     u = torch.tensor([1 / 3, 0.7, 0.1, 0.9], dtype=torch.float64)
     for weight in (torch.outer(u, u + 0.1), torch.diag(torch.tensor([1e60, 1.0, 1e-3, 1e-60], dtype=torch.float64))):
@@ -640,7 +647,7 @@ def test_float32_passes_leave_weights_as_stored():
             np.testing.assert_array_equal(single[key].status, double[key].status)
 
 
-def test_modules_asked_for_by_name_have_no_weight():
+def test_modules_asked_for_by_name_have_no_weight() -> None:
     torch.manual_seed(6)
     model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2)).double().eval().requires_grad_(False)
     x = rows_of(4, 4)
@@ -652,7 +659,7 @@ def test_modules_asked_for_by_name_have_no_weight():
         assert (np.delete(found[key].status, here, 1) == Status.OK).all(), key
 
 
-def test_what_is_measured_says_what_it_needs():
+def test_what_is_measured_says_what_it_needs() -> None:
     """Numbers of no probe row, held against all of them; always at pre; thresholds are the coordinates."""
     measure = WeightRank((0.5, 0.1))
     assert (measure.at, measure.samples, measure.name) == ("pre", None, "weight_rank")

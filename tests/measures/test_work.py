@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import ibscan
+from ibscan.core.measure import Measure, Sizes
 from ibscan.measures.binned import BinnedInformation
 from ibscan.measures.clustering import Clustering
 from ibscan.measures.fit import ProbeFit
@@ -21,13 +22,14 @@ from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
 from ibscan.measures.weight_rank import WeightRank
-from ibscan.measures.work import Sizes, seconds
-from ibscan.networks.chain import Chain, stacked_chain
+from ibscan.measures.work import seconds
+from ibscan.networks.chain import Chain
 from ibscan.networks.resolve import ChainSpec
+from ibscan.networks.stacked import stacked_chain
 from ibscan.planning import BLOCK_SECONDS, planned
 from ibscan.request import Request, Silent
 from ibscan.scanning import measured, partition
-from ibscan.types import Layer, Measure, Probe, Streams
+from ibscan.types import Layer, Probe, Streams
 
 MEASURES = (
     ProbeFit(),
@@ -78,6 +80,7 @@ def test_raised_replicas_count() -> None:
     assert seconds(few, work) < seconds(NetworkInformation(), work) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [{}, {"noise": (0.05, 0.1, 0.5)}, {"max_replicas": 65536}, {"tolerance": 0.01}], ids=str
 )
@@ -90,7 +93,7 @@ def test_no_block_takes_longer_than_half_a_minute(folder: Path, words: dict[str,
     np.savez(folder / "probe.npz", x=x, y=np.arange(3000) % 2)
     for verb in ("rank", "cluster", "mi", "scan"):
         given = words if verb in ("mi", "scan") else {}
-        plan = planned(Request(verb, (folder,), samples=rows, device="cpu", **given), Silent())
+        plan = planned(Request(verb, (folder,), device="cpu", options={"samples": rows, **given}), Silent())
         cut = partition(plan.series.checkpoints, 62, rows or 3000, 1_100, plan.most)
         longest = max(map(len, cut))
         assert longest == 1 or longest * plan.seconds <= BLOCK_SECONDS

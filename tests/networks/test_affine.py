@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import oracles
 import pytest
@@ -16,6 +19,7 @@ from torch.nn.utils import parametrizations, prune
 from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.weight_rank import WeightRank
 from ibscan.networks.admission import recorded_taps
+from ibscan.networks.module import Module
 from ibscan.types import Status, Streams
 
 EPS = (1e-6, 1e-3, 0.1, 0.7)
@@ -23,86 +27,90 @@ OF_WEIGHTS = ("weight_rank", "weight_stable_rank", "rank_bound_frobenius", "rank
 
 
 class LowRank(nn.Linear):
-    def __init__(self, i, o):
+    def __init__(self, i: int, o: int) -> None:
         super().__init__(i, o)
         self.down, self.up = nn.Parameter(torch.randn(3, i)), nn.Parameter(torch.randn(o, 3))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x) + x @ self.down.T @ self.up.T
 
 
 class Scaled(nn.Linear):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 1.5 * super().forward(x)
 
 
 class Masked(nn.Linear):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         mask = torch.ones_like(self.weight)
         mask[0] = 0
         return functional.linear(x, self.weight * mask, self.bias)
 
 
 class Normalised(nn.Linear):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(functional.normalize(x, dim=-1))
 
 
 class Cosine(nn.Linear):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.linear(x, functional.normalize(self.weight, dim=1), self.bias)
 
 
 class Quantised(nn.Linear):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.linear(x, (self.weight * 8).round() / 8, self.bias)
 
 
 class Clipping(nn.Linear):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.clamp(-0.3, 0.3))
 
 
 class InPlace(nn.Linear):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.mul_(2))
 
 
 class Keyword(nn.Linear):
-    def forward(self, input):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         return functional.linear(input=input, weight=self.weight, bias=self.bias)
 
 
 class Slow(nn.Linear):
     """The same product, summed in another order."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (x.unsqueeze(-2) * self.weight).sum(-1) + self.bias
 
 
 class Standardised(nn.Conv2d):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = (self.weight - self.weight.mean((1, 2, 3), keepdim=True)) / self.weight.std((1, 2, 3), keepdim=True)
         return self._conv_forward(x, weight, self.bias)
 
 
 class Overridden(nn.Conv2d):
-    def _conv_forward(self, x, weight, bias):
+    def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return super()._conv_forward(x, 2 * weight, bias)
 
 
-def hooked(before=None, after=None, late=None):
+def hooked(
+    before: Callable[..., Any] | None = None,
+    after: Callable[..., Any] | None = None,
+    late: Callable[..., Any] | None = None,
+) -> nn.Linear:
     layer = nn.Linear(4, 3)
     if before:
         layer.register_forward_pre_hook(before)
     if after:
         layer.register_forward_hook(after)
     if late:
-        layer.forward = late(layer)
+        vars(layer)["forward"] = late(layer)
     return layer
 
 
-def pruned():
+def pruned() -> nn.Linear:
     layer = nn.Linear(4, 3)
     prune.random_unstructured(layer, "weight", 0.4)
     return layer
@@ -136,18 +144,19 @@ PLAIN = {
 }
 
 
-def taken(model, x, dtype=torch.float64):
+def taken(model: Any, x: np.ndarray, dtype: torch.dtype = torch.float64) -> Module:
     model = model.to(oracles.DEVICE, dtype).eval().requires_grad_(False)
     return recorded_taps(model, x, (), device=oracles.DEVICE, dtype=dtype)
 
 
-def rows_of(*shape, seed=0):
+def rows_of(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", [*OTHER, *PLAIN])
-def test_linears(name, dtype):
+def test_only_a_plain_linear_is_its_weight_times_its_input(name: str, dtype: torch.dtype) -> None:
     """Not measured, and nothing after it is bounded; the layer before is untouched."""
     torch.manual_seed(1)
     x = rows_of(9, 5)
@@ -182,14 +191,14 @@ def test_linears(name, dtype):
         (Overridden(2, 4, 3), False),
     ],
 )
-def test_convolutions(layer, holds):
+def test_only_a_plain_convolution_is_its_weight_times_its_input(layer: nn.Module, holds: bool) -> None:
     x = rows_of(3, 2, 6, 6)
     model = nn.Sequential(layer, nn.Flatten(), nn.LazyLinear(2))
     model(torch.zeros(1, 2, 6, 6))
     assert taken(model, x).affine(x) == (holds, True)
 
 
-def test_it_is_every_row_that_counts():
+def test_it_is_every_row_that_counts() -> None:
     """A layer that clips is plain on rows that it does not clip, and only on those."""
     x = 0.01 * rows_of(40, 4)
     network = taken(nn.Sequential(Clipping(4, 3), nn.Linear(3, 2)), x)
@@ -198,7 +207,7 @@ def test_it_is_every_row_that_counts():
     assert network.affine(x) == (False, True)
 
 
-def test_it_is_every_checkpoint_that_counts():
+def test_it_is_every_checkpoint_that_counts() -> None:
     """An addition of rank 0 is none: the same architecture, another answer."""
     x = rows_of(4, 4)
     for size in (0.0, 1.0):
@@ -207,15 +216,15 @@ def test_it_is_every_checkpoint_that_counts():
         assert taken(nn.Sequential(layer, nn.Linear(3, 2)), x).affine(x) == (size == 0.0, True)
 
 
-def test_calls_are_told_apart():
+def test_calls_are_told_apart() -> None:
     """One layer called twice, a layer within a layer, and one that is fed no row: each has its own answer."""
 
     class Within(nn.Linear):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__(4, 4)
             self.inner = nn.Linear(4, 4)
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) + self.inner(x)
 
     model = Net(
@@ -228,7 +237,7 @@ def test_calls_are_told_apart():
     assert network.affine(x) == (False, True, False, True)
 
 
-def test_a_chain_is_all_weights():
+def test_a_chain_is_all_weights() -> None:
     network = chain_of([random_chain((4, 3, 2), 1)])
     assert network.affine(rows_of(2, 4)) == (True, True)
 
@@ -243,7 +252,7 @@ def test_a_chain_is_all_weights():
         lambda x: x.view(-1, 2, 3).mT.flatten(1),
     ],
 )
-def test_what_comes_before_the_first_layer_counts(before):
+def test_what_comes_before_the_first_layer_counts(before: Callable[..., Any]) -> None:
     """The first layer is fed what the model makes of the input: its Jacobian is not the weight, and no row's is."""
     torch.manual_seed(3)
     a, b = nn.Linear(6, 5).double(), nn.Linear(5, 4).double()

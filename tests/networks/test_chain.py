@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from oracles import ACTIVATION, forward, full_jacobian, network_of, random_chain
 from torch.nn import functional
 
+from ibscan.core.network import Derivative
 from ibscan.networks import chain as chain_module
-from ibscan.types import Derivative
+from ibscan.networks.chain import Chain
+from ibscan.types import At
 
 HIDDEN = sorted(set(ACTIVATION) - {"softmax"})
 SMOOTH = ["tanh", "sigmoid", "gelu", "silu", "softplus"]
 
 
-def rows_of(n, d, seed=0):
+def rows_of(n: int, d: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, d))
 
 
-def walked(network, x):
+def walked(network: Chain, x: np.ndarray) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
     """Return {layer: (pre, post)} of all rows."""
-    found = {}
+    found: dict[Any, Any] = {}
 
-    def visit(layer, pre, post, rows):
+    def visit(layer: int, pre: torch.Tensor, post: torch.Tensor, rows: slice) -> None:
         assert pre.dtype == post.dtype == torch.float64
         assert pre.shape == post.shape == (network.size, len(range(len(x))[rows]), network.layers[layer].width)
         found.setdefault(layer, []).append((rows.start, pre.cpu().clone(), post.cpu().clone()))
 
     network.walk(x, visit)
     return {
-        k: tuple(torch.cat([p[i] for p in sorted(v, key=lambda p: p[0])], 1) for i in (1, 2)) for k, v in found.items()
+        k: (torch.cat([p[1] for p in ordered], 1), torch.cat([p[2] for p in ordered], 1))
+        for k, ordered in ((k, sorted(v, key=lambda p: p[0])) for k, v in found.items())
     }
 
 
-def factors(network, x, at):
+def factors(network: Chain, x: np.ndarray, at: At) -> dict[int, torch.Tensor]:
     """Return {layer: factor} of all rows, where each row is visited once; one factor may stand for all rows."""
-    found = {}
+    found: dict[Any, Any] = {}
 
-    def visit(layer, factor, _, rows):
+    def visit(layer: int, factor: torch.Tensor, _: object, rows: slice) -> None:
         n = len(range(len(x))[rows])
         assert factor.dtype == torch.float64
         assert factor.shape[0] == network.size
@@ -53,7 +58,7 @@ def factors(network, x, at):
     return {k: torch.cat([p[1] for p in sorted(v, key=lambda p: p[0])], 1) for k, v in wide.items()}
 
 
-def assert_same_map(factor, jacobian):
+def assert_same_map(factor: torch.Tensor, jacobian: torch.Tensor) -> None:
     """J = A Q with orthonormal rows of Q holds exactly when A A^T = J J^T, up to 1e-10 of the largest entry."""
     gram, expected = factor @ factor.mT, jacobian @ jacobian.mT
     scale = expected.abs().amax((-2, -1), keepdim=True).clamp(min=1e-300)
@@ -67,7 +72,7 @@ def assert_same_map(factor, jacobian):
 
 
 @pytest.mark.parametrize("activation", HIDDEN)
-def test_walk_is_the_definition(activation):
+def test_walk_is_the_definition(activation: str) -> None:
     weights, biases = random_chain((6, 9, 4, 3), 1)
     x = rows_of(11, 6)
     network = network_of([(weights, biases)], activation)
@@ -80,7 +85,7 @@ def test_walk_is_the_definition(activation):
 
 
 @pytest.mark.parametrize("output", sorted(ACTIVATION))
-def test_outputs(output):
+def test_an_output_activation_changes_values_and_jacobians_as_it_should(output: str) -> None:
     weights, biases = random_chain((5, 4, 3), 2)
     x = rows_of(7, 5)
     network = network_of([(weights, biases)], "tanh", output)
@@ -94,9 +99,10 @@ def test_outputs(output):
 
 
 # Wide input, narrow input, a bottleneck, one unit; with and without biases.
+@pytest.mark.slow
 @pytest.mark.parametrize("widths", [(12, 7, 5, 3), (2, 8, 6, 4), (6, 2, 9, 3), (4, 1, 5)])
 @pytest.mark.parametrize("activation", HIDDEN)
-def test_factors_against_autograd(widths, activation):
+def test_factors_against_autograd(widths: tuple[int, ...], activation: str) -> None:
     bias = activation != "relu"
     weights, biases = random_chain(widths, len(activation), bias=bias, scale=2.0)
     x = rows_of(5, widths[0], 3)
@@ -111,7 +117,7 @@ def test_factors_against_autograd(widths, activation):
 
 
 @pytest.mark.parametrize("activation", ["leaky_relu", "elu", "softplus"])
-def test_factors_far_from_the_kink(activation):
+def test_factors_far_from_the_kink(activation: str) -> None:
     """Pre-activations of +-100: beyond softplus' threshold of 20, deep in elu's flat side."""
     weights, biases = random_chain((3, 6, 5), 7, scale=60.0)
     x = rows_of(6, 3, 5)
@@ -121,7 +127,7 @@ def test_factors_far_from_the_kink(activation):
 
 @pytest.mark.parametrize("p", [5.0, 15.0, 30.0])
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_saturated_tanh_has_the_right_slope(p, sign):
+def test_saturated_tanh_has_the_right_slope(p: float, sign: int) -> None:
     """d tanh(w x) / dx = w / cosh(w x)^2: relative 1e-12 at |w x| = 30, where 1 - tanh^2 is 0 in float64."""
     weights, biases = [torch.tensor([[2.0]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)], [None, None]
     network = network_of([(weights, biases)])
@@ -132,7 +138,7 @@ def test_saturated_tanh_has_the_right_slope(p, sign):
 
 
 @pytest.mark.parametrize("activation", SMOOTH)
-def test_singular_values_against_central_differences(activation):
+def test_singular_values_against_central_differences(activation: str) -> None:
     """Step 1e-5: truncation h^2 and rounding 1e-16 / h both near 1e-10; hence 1e-8 of the largest value."""
     weights, biases = random_chain((4, 6, 5), 3)
     x, h = rows_of(3, 4, 1), 1e-5
@@ -153,7 +159,7 @@ def test_singular_values_against_central_differences(activation):
 
 
 @pytest.mark.parametrize("widths", [(9, 5, 4), (3, 5, 4)])
-def test_three_stacked_equal_one_at_a_time(widths):
+def test_three_stacked_equal_one_at_a_time(widths: tuple[int, int, int]) -> None:
     chains = [random_chain(widths, seed) for seed in range(3)]
     x = rows_of(8, widths[0])
     stacked = network_of(chains, "tanh", "softmax")
@@ -171,7 +177,7 @@ def test_three_stacked_equal_one_at_a_time(widths):
 
 
 @pytest.mark.parametrize("budget", [1, 100, 300])
-def test_the_row_block_does_not_matter(budget, monkeypatch):
+def test_the_row_block_does_not_matter(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     chains = [random_chain((6, 8, 5, 3), seed) for seed in range(2)]
     x = rows_of(23, 6)
     network = network_of(chains, "relu", "softmax")
@@ -192,7 +198,7 @@ def test_the_row_block_does_not_matter(budget, monkeypatch):
 
 
 @pytest.mark.parametrize("widths", [(9, 5, 4, 3), (3, 5, 4, 3)])
-def test_a_nan_stays_in_its_checkpoint(widths):
+def test_a_nan_stays_in_its_checkpoint(widths: tuple[int, int, int, int]) -> None:
     """A QR or SVD of a stack must not let one bad matrix spoil, or stop, the others."""
     chains = [random_chain(widths, seed) for seed in range(3)]
     clean = network_of(chains)
@@ -210,7 +216,7 @@ def test_a_nan_stays_in_its_checkpoint(widths):
         torch.testing.assert_close(torch.linalg.svdvals(factor[[0, 2]]), expected, rtol=1e-12, atol=1e-14)
 
 
-def test_float32_forward_stays_within_1e_5():
+def test_float32_forward_stays_within_1e_5() -> None:
     """24 bits, three layers of width 8: 1e-5 relative to the size of the layer. What is visited is float64."""
     weights, biases = random_chain((6, 8, 8, 4), 4)
     x = rows_of(20, 6)
@@ -223,7 +229,7 @@ def test_float32_forward_stays_within_1e_5():
         assert (near - sigma).abs().max() < 1e-5 * sigma.max()
 
 
-def test_float32_weights_are_taken_as_they_are():
+def test_float32_weights_are_taken_as_they_are() -> None:
     """Checkpoints are float32 as a rule: measured in float64 they are the same numbers, not re-rounded."""
     weights, biases = random_chain((5, 4, 3), 5)
     weights, biases = [w.float() for w in weights], [b.float() for b in biases]
@@ -235,7 +241,7 @@ def test_float32_weights_are_taken_as_they_are():
     torch.testing.assert_close(walked(network, x)[1][0][0], expected[1][0], rtol=1e-12, atol=1e-14)
 
 
-def test_ranges_of_the_activation():
+def test_ranges_of_the_activation() -> None:
     """Hidden tanh states [-1, 1], softmax [0, 1], identity nothing: methods.md section 3."""
     chains = [random_chain((4, 3, 3), 1)]
     assert [layer.post_range for layer in network_of(chains, "tanh", "softmax").layers] == [(-1.0, 1.0), (0.0, 1.0)]
@@ -243,7 +249,7 @@ def test_ranges_of_the_activation():
     assert [layer.post_range for layer in network_of(chains, "sigmoid", "tanh").layers] == [(0.0, 1.0), (-1.0, 1.0)]
 
 
-def test_rows_of_images_are_flattened():
+def test_rows_of_images_are_flattened() -> None:
     """Probes have shape (N, ...): a chain reads them flat."""
     weights, biases = random_chain((12, 4, 3), 6)
     x = rows_of(5, 12)
@@ -252,7 +258,7 @@ def test_rows_of_images_are_flattened():
     assert torch.equal(flat[1][0], image[1][0])
 
 
-def test_one_linear_layer():
+def test_one_linear_layer() -> None:
     weights, biases = random_chain((4, 3), 8)
     x = rows_of(5, 4)
     network = network_of([(weights, biases)], "relu", "softmax")

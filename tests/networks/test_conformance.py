@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import oracles
@@ -20,13 +22,15 @@ from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
 from ibscan.networks.admission import recorded_taps
-from ibscan.types import Status, Streams
+from ibscan.networks.chain import Chain
+from ibscan.networks.module import Module
+from ibscan.types import Estimate, Probe, Status, Streams
 
 WIDTHS = (6, 5, 4, 3)
 MODULES = {"tanh": nn.Tanh, "relu": nn.ReLU, "sigmoid": nn.Sigmoid, "gelu": nn.GELU, "identity": nn.Identity}
 IN_PLACE = {"tanh": torch.tanh_, "relu": functional.relu_, "sigmoid": torch.sigmoid_}
 
-MEASURES = {
+MEASURES: dict[str, Any] = {
     "local rank, pre": LocalRank(eps=(0.01, 0.3), rel_eps=(0.01, 0.3), spectrum_rows=10),
     "local rank, post": LocalRank(eps=(0.01, 0.3), rel_eps=(0.01, 0.3), at="post"),
     "binned": BinnedInformation(bins=(5, 30), widths=(0.1, 0.37)),
@@ -43,11 +47,11 @@ MEASURES = {
 class Functional(nn.Module):
     """The chain as functions, in place where there is a way."""
 
-    def __init__(self, linears, activation, output):
+    def __init__(self, linears: Sequence[nn.Linear], activation: str, output: str) -> None:
         super().__init__()
         self.layers, self.activation, self.output = nn.ModuleList(linears), activation, output
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         *hidden, last = self.layers
         x = x.flatten(1)
         for layer in hidden:
@@ -60,36 +64,46 @@ class Functional(nn.Module):
         return functional.softmax(x, dim=-1) if self.output == "softmax" else IN_PLACE.get(self.output, torch.clone)(x)
 
 
-def linears(weights, biases):
+def linears(weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]) -> list[nn.Linear]:
     made = []
     for weight, bias in zip(weights, biases, strict=True):
-        layer = nn.Linear(*weight.T.shape, bias=bias is not None).double()
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).double()
         layer.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
         made.append(layer)
     return made
 
 
-def sequential(layers, activation, output):
-    parts = [nn.Flatten()]
+def sequential(layers: Sequence[nn.Linear], activation: str, output: str) -> Any:
+    parts: list[nn.Module] = [nn.Flatten()]
     for layer in layers[:-1]:
         parts += [layer, MODULES[activation]()]
     return nn.Sequential(*parts, layers[-1], nn.Softmax(-1) if output == "softmax" else MODULES[output]())
 
 
-def networks(widths, activation, output, x, *, spoil=None, bias=True, dtype=torch.float64):
+def networks(
+    widths: tuple[int, ...],
+    activation: str,
+    output: str,
+    x: np.ndarray,
+    *,
+    spoil: int | None = None,
+    bias: bool = True,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Chain, list[Module]]:
     """Return the chain, and the two modules of the same weights."""
     weights, biases = random_chain(widths, 1, bias=bias, scale=1.5)
     if spoil is not None:
         weights[spoil][0, 0] = float("nan")
     chain = network_of([(weights, biases)], activation, output, dtype=dtype)
-    models = [kind(linears(weights, biases), activation, output) for kind in (sequential, Functional)]
+    kinds: tuple[Callable[..., nn.Module], ...] = (sequential, Functional)
+    models = [kind(linears(weights, biases), activation, output) for kind in kinds]
     return chain, [
         recorded_taps(m.eval().requires_grad_(False).to(dtype), x, (), device=oracles.DEVICE, dtype=dtype)
         for m in models
     ]
 
 
-def probe(rows=24, inputs=6, classes=3):
+def probe(rows: int = 24, inputs: int = 6, classes: int = 3) -> Probe:
     """Labelled rows, two of them equal."""
     g = np.random.default_rng(0)
     x = g.standard_normal((rows, inputs))
@@ -97,7 +111,7 @@ def probe(rows=24, inputs=6, classes=3):
     return probe_of(x, g.permutation(np.arange(rows) % classes))
 
 
-def assert_equal(found, expected, rtol, atol):
+def assert_equal(found: Mapping[str, Estimate], expected: Mapping[str, Estimate], rtol: float, atol: float) -> None:
     assert list(found) == list(expected)
     for key in expected:
         for part in dataclasses.fields(expected[key]):
@@ -113,15 +127,16 @@ def assert_equal(found, expected, rtol, atol):
 
 
 @cache
-def pair(activation, output, spoil=None):
+def pair(activation: str, output: str, spoil: int | None = None) -> tuple[Chain, list[Module]]:
     return networks(WIDTHS, activation, output, probe().x, spoil=spoil)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize(
     ("activation", "output"), [("tanh", "identity"), ("relu", "softmax"), ("gelu", "sigmoid"), ("sigmoid", "tanh")]
 )
-def test_every_measure(measure, activation, output):
+def test_every_measure_agrees_on_chain_and_module(measure: str, activation: str, output: str) -> None:
     """1e-10 relative; 1e-12 absolute for what is zero but for rounding, as the last singular value of a softmax is."""
     chain, modules = pair(activation, output)
     expected = MEASURES[measure](chain, probe(), Streams(0))
@@ -133,9 +148,10 @@ def test_every_measure(measure, activation, output):
         assert_equal(MEASURES[measure](module, probe(), Streams(0)), expected, 1e-10, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("spoil", [0, 1, 2])
-def test_weights_that_are_not_finite(measure, spoil):
+def test_weights_that_are_not_finite(measure: str, spoil: int) -> None:
     chain, modules = pair("relu", "softmax", spoil)
     expected = MEASURES[measure](chain, probe(), Streams(0))
     bad = [np.any(one.status == Status.NONFINITE) for one in expected.values() if one.status is not None]
@@ -145,7 +161,7 @@ def test_weights_that_are_not_finite(measure, spoil):
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_without_labels_or_biases(measure):
+def test_without_labels_or_biases(measure: str) -> None:
     unlabelled = probe_of(probe().x)
     chain, modules = networks((6, 4, 3), "tanh", "identity", unlabelled.x, bias=False)
     expected = MEASURES[measure](chain, unlabelled, Streams(3))
@@ -154,7 +170,7 @@ def test_without_labels_or_biases(measure):
 
 
 @pytest.mark.parametrize("measure", ["binned", "readout", "network", "clustering", "fit"])
-def test_one_logit_for_two_classes(measure):
+def test_one_logit_for_two_classes(measure: str) -> None:
     two = probe(classes=2)
     for output in ("identity", "sigmoid"):
         chain, modules = networks((6, 4, 1), "relu", output, two.x)
@@ -163,7 +179,7 @@ def test_one_logit_for_two_classes(measure):
             assert_equal(MEASURES[measure](module, two, Streams(0)), expected, 1e-10, 1e-12)
 
 
-def test_a_bottleneck():
+def test_a_bottleneck_has_the_same_zeros_in_chain_and_module() -> None:
     """A chain's factor has no column where the first layer has no rank; a module's Jacobian has a zero there."""
     chain, modules = networks((6, 2, 5, 3), "tanh", "identity", probe().x)
     expected = MEASURES["local rank, pre"](chain, probe(), Streams(0))
@@ -173,7 +189,7 @@ def test_a_bottleneck():
 
 
 @pytest.mark.parametrize("measure", ["local rank, pre", "binned", "readout", "clustering", "fit"])
-def test_float32(measure):
+def test_chain_and_module_agree_in_float32(measure: str) -> None:
     """Both round to 24 bits in their own order: 1e-4; no count lies on an edge here."""
     chain, modules = networks(WIDTHS, "tanh", "softmax", probe().x, dtype=torch.float32)
     expected = MEASURES[measure](chain, probe(), Streams(0))
@@ -182,7 +198,7 @@ def test_float32(measure):
         assert_equal(MEASURES[measure](module, probe(), Streams(0)), expected, 1e-4, 1e-5)
 
 
-def test_images_are_flattened_by_the_model_and_by_the_chain():
+def test_images_are_flattened_by_the_model_and_by_the_chain() -> None:
     flat, image = probe(), probe_of(probe().x.reshape(-1, 1, 2, 3), probe().y)
     chain, modules = networks(WIDTHS, "tanh", "identity", image.x)
     for measure in ("local rank, pre", "network"):

@@ -44,7 +44,7 @@ ONE: list[Sequence[str]] = [
 
 
 @pytest.mark.parametrize("names", ONE)
-def test_layers_of_one_container_are_a_chain(names: Sequence[str]):
+def test_layers_of_one_container_are_a_chain(names: Sequence[str]) -> None:
     assert chain_order(square(*names)) == tuple(names)
 
 
@@ -59,7 +59,7 @@ def test_layers_of_one_container_are_a_chain(names: Sequence[str]):
         ("0.0", "0.2", "1"),
     ],
 )
-def test_single_layers_beside_a_sequence_belong_to_it(names: Sequence[str]):
+def test_single_layers_beside_a_sequence_belong_to_it(names: Sequence[str]) -> None:
     widths = [6, 8, 7, 3]
     assert chain_order(tensors(*zip(names, widths[1:], widths[:-1], strict=True))) == tuple(names)
 
@@ -94,7 +94,7 @@ SEVERAL: dict[str, tuple[list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", SEVERAL)
-def test_layers_in_several_containers_are_refused_with_commands_that_work(name: str):
+def test_layers_in_several_containers_are_refused_with_commands_that_work(name: str) -> None:
     names, parts = SEVERAL[name]
     with pytest.raises(InputError) as refused:
         chain_order(square(*names), key="state_dict")
@@ -108,13 +108,13 @@ def test_layers_in_several_containers_are_refused_with_commands_that_work(name: 
     assert chain_order(square(*names), globs[1].split(",")) == tuple(names)
 
 
-def test_no_chain_is_offered_where_none_fits():
+def test_no_chain_is_offered_where_none_fits() -> None:
     found = tensors(("actor.0", 8, 6), ("actor.2", 4, 8), ("critic.0", 8, 6), ("critic.2", 1, 8))
     with pytest.raises(InputError, match=r"actor, critic.*--state-key actor takes one alone, --chain takes a part"):
         chain_order(found)
 
 
-def test_the_offered_order_is_that_of_the_words():
+def test_the_offered_order_is_that_of_the_words() -> None:
     """Files may list containers by the alphabet, and an autoencoder fits either way round."""
     found = tensors(("decoder.0", 4, 2), ("decoder.2", 6, 4), ("encoder.0", 4, 6), ("encoder.2", 2, 4))
     with pytest.raises(InputError, match=r"--chain 'encoder\.\*,decoder\.\*'"):
@@ -139,13 +139,13 @@ CODER = ("encoder.0", "encoder.2", "decoder.0", "decoder.2")
         (["e*.0", "e*.2", "d*"], CODER, ("loss.*",)),
     ],
 )
-def test_the_order_said_is_taken(globs: list[str], order: tuple[str, ...], left: tuple[str, ...]):
+def test_the_order_said_is_taken(globs: list[str], order: tuple[str, ...], left: tuple[str, ...]) -> None:
     found = {**AUTO, "epoch": TensorInfo((), "int64")}
     assert chain_order(found, globs) == order
     assert left_out(found, order) == left
 
 
-def test_what_a_chain_leaves_out_may_be_anything():
+def test_what_a_chain_leaves_out_may_be_anything() -> None:
     found = {**AUTO, "log_std": TensorInfo((2,), "float32"), "norm.weight": TensorInfo((2,), "float32")}
     order = chain_order(found, ["encoder.*", "decoder.*"])
     assert order == CODER
@@ -164,35 +164,35 @@ def test_what_a_chain_leaves_out_may_be_anything():
         (["encoder.*", "loss.*"], InputError, r"--chain encoder\.\*,loss\.\*.*in that order|both fit"),
     ],
 )
-def test_orders_that_cannot_be(globs: list[str], error: type[Exception], words: str):
+def test_orders_that_cannot_be(globs: list[str], error: type[Exception], words: str) -> None:
     found = AUTO if "loss.*" not in globs else {**AUTO, **tensors(("loss.scale", 2, 3))}
     with pytest.raises(error, match=words):
         chain_order(found, globs)
 
 
-def test_an_order_said_settles_what_shapes_leave_open():
+def test_an_order_said_settles_what_shapes_leave_open() -> None:
     with pytest.raises(InputError, match="--chain 'down,up'"):
         chain_order(square("up", "down"))
     assert chain_order(square("up", "down"), ["up", "down"]) == ("up", "down")
 
 
-def test_blocks_that_are_named_together_keep_the_order_of_their_numbers():
+def test_blocks_that_are_named_together_keep_the_order_of_their_numbers() -> None:
     names = [f"blocks.{k}.{name}" for k in range(12) for name in ("fc1", "fc2")]
     assert chain_order(square(*reversed(names)), ["blocks.*"]) == tuple(names)
 
 
-def test_other_tensors_beside_several_containers():
+def test_other_tensors_beside_several_containers() -> None:
     found = {**square("actor.0", "actor.2", "critic.0", "critic.2"), "log_std": TensorInfo((2,), "float32")}
     with pytest.raises(InputError, match=r"'log_std'.*--state-key actor\."):
         chain_order(found)
 
 
-def test_counts_beside_the_weights_are_no_layers():
+def test_counts_beside_the_weights_are_no_layers() -> None:
     found = {**square("fc1", "fc2"), "epoch": TensorInfo((), "int64"), "global_step": TensorInfo((1,), "int64")}
     assert chain_order(found) == ("fc1", "fc2")
 
 
-def test_what_all_names_begin_with_may_be_left_out_of_globs():
+def test_what_all_names_begin_with_may_be_left_out_of_globs() -> None:
     found = {f"model.{name}": info for name, info in AUTO.items()}
     order = tuple(f"model.{name}" for name in CODER)
     assert chain_order(found, ["encoder.*", "decoder.*"]) == order

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,16 +20,21 @@ from torch.nn import functional as f
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ibscan import scanning
+from ibscan.core.network import Derivative
 from ibscan.measures import rank_tally
-from ibscan.measures.activations import post_widths
 from ibscan.measures.binned import BinnedInformation
+from ibscan.measures.driver import post_widths
 from ibscan.measures.local_rank import LocalRank
 from ibscan.networks import chain as chain_module
 from ibscan.networks import differentiated, sweeps
 from ibscan.networks.admission import recorded_taps
+from ibscan.networks.chain import Chain
 from ibscan.networks.derivatives import Outputs
+from ibscan.networks.module import Module
 from ibscan.numerics.room import LEAST, numbers_at_hand
-from ibscan.types import Checkpoint, Derivative, Status, Streams
+from ibscan.types import At, Checkpoint, Estimate, Status, Streams
+
+pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 DECADES = tuple(10.0**-k for k in range(1, 8))
@@ -36,21 +43,23 @@ BAND = {torch.float64: 1e-8, torch.float32: 1e-4}
 relu, tanh, sigmoid, softmax = torch.relu, torch.tanh, torch.sigmoid, torch.softmax
 
 
-def network_of(model, x, dtype=torch.float64):
+def network_of(model: Any, x: np.ndarray, dtype: torch.dtype = torch.float64) -> Module:
     return recorded_taps(model.eval().requires_grad_(False).to(dtype), x, (), device=CPU, dtype=dtype)
 
 
-def rows_of(*shape, seed=0):
+def rows_of(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
 # The oracle ----------------------------------------------------------------------------------------------------------
 
 
-def oracle(model, values, x, at, dtype=torch.float64):
+def oracle(
+    model: nn.Module | None, values: Callable[..., Any], x: np.ndarray, at: At, dtype: torch.dtype = torch.float64
+) -> list[torch.Tensor]:
     """J (n, D, d) of every layer, float64; `values(model, rows)` is [(pre, post), ...], written without in-place."""
 
-    def layers(row):
+    def layers(row: torch.Tensor) -> list[torch.Tensor]:
         return [pair[at == "post"].flatten() for pair in values(model, row.unsqueeze(0))]
 
     with sdpa_kernel(SDPBackend.MATH):
@@ -58,7 +67,7 @@ def oracle(model, values, x, at, dtype=torch.float64):
     return [torch.stack(per_row).flatten(2).double() for per_row in zip(*rows, strict=True)]
 
 
-def assert_estimate(found, spectra, limits, band):
+def assert_estimate(found: Estimate, spectra: Sequence[np.ndarray], limits: Callable[..., Any], band: float) -> None:
     """Sum, least and largest count of all rows lie between those of thresholds a band above and below."""
     for layer, sigma in enumerate(spectra):
         slack, limit = band * sigma[:, :1], limits(sigma)
@@ -69,7 +78,9 @@ def assert_estimate(found, spectra, limits, band):
             assert ((least <= got) & (got <= most)).all(), f"layer {layer}, {of.__name__}: {least} {got} {most}"
 
 
-def assert_no_wrong_count(network, x, jacobians, at, dtype=torch.float64):
+def assert_no_wrong_count(
+    network: Any, x: np.ndarray, jacobians: Sequence[torch.Tensor], at: At, dtype: torch.dtype = torch.float64
+) -> None:
     """At seven decades below every layer's median row, few thresholds, and one alone (inertia, one factorization)."""
     spectra = [torch.linalg.svdvals(jacobian).numpy() for jacobian in jacobians]
     tops = sorted({float(np.median(sigma[:, 0])) for sigma in spectra} - {0.0}) or [1.0]
@@ -91,7 +102,7 @@ def assert_no_wrong_count(network, x, jacobians, at, dtype=torch.float64):
 # Networks: (shape of x, forward pass, [(pre, post), ...] written as functions, modules) ------------------------------
 
 
-def odd(norm):
+def odd(norm: nn.Module) -> Any:
     with torch.no_grad():
         for tensor in norm.state_dict().values():
             if tensor.is_floating_point():
@@ -99,14 +110,14 @@ def odd(norm):
     return norm
 
 
-def normed(n, p):
+def normed(n: Any, p: torch.Tensor) -> torch.Tensor:
     """Batch normalization in eval mode, channels second."""
     by = [1, -1, *[1] * (p.ndim - 2)]
     scale = n.weight / torch.sqrt(n.running_var + n.eps)
     return (p - n.running_mean.view(by)) * scale.view(by) + n.bias.view(by)
 
 
-def conv1d(s, x):
+def conv1d(s: Net, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     p = f.conv1d(x, s.a.weight, s.a.bias, stride=2, padding=1)
     h = relu(normed(s.n, p))
     q = f.conv1d(h, s.b.weight, s.b.bias, dilation=2, groups=2)
@@ -114,7 +125,7 @@ def conv1d(s, x):
     return [(p, h), (q, t), (f.linear(t.flatten(1), s.c.weight, s.c.bias),) * 2]
 
 
-def conv2d(s, x):
+def conv2d(s: Net, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     p = f.conv2d(x, s.a.weight, s.a.bias, stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2)
     h = f.max_pool2d(f.silu(f.group_norm(p, 2, s.n.weight, s.n.bias)), 2)
     q = f.conv2d(h, s.b.weight)
@@ -122,13 +133,13 @@ def conv2d(s, x):
     return [(p, h), (q, t), (f.linear(t.flatten(1), s.c.weight, s.c.bias),) * 2]
 
 
-def conv3d(s, x):
+def conv3d(s: Net, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     p = f.conv3d(x, s.a.weight, s.a.bias, padding=1)
     h = f.adaptive_avg_pool3d(f.elu(p), 2)
     return [(p, h), (f.linear(h.flatten(1), s.b.weight, s.b.bias),) * 2]
 
 
-def transposed(s, x):
+def transposed(s: Net, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     p = f.linear(x, s.a.weight, s.a.bias)
     h = relu(p).unflatten(1, (2, 3))
     q = f.conv_transpose1d(h, s.b.weight, s.b.bias, stride=2, padding=1)
@@ -137,26 +148,26 @@ def transposed(s, x):
     return [(p, h), (q, t), (r, r)]
 
 
-def heads(x, weight, bias, number):
+def heads(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, number: int) -> list[torch.Tensor]:
     return [part.unflatten(-1, (number, -1)).transpose(1, 2) for part in f.linear(x, weight, bias).chunk(3, -1)]
 
 
-def attended(q, k, v):
+def attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return (softmax(q @ k.mT / q.shape[-1] ** 0.5, -1) @ v).transpose(1, 2).flatten(2)
 
 
-def self_attended(m, x):
+def self_attended(m: nn.MultiheadAttention, x: torch.Tensor) -> torch.Tensor:
     return f.linear(attended(*heads(x, m.in_proj_weight, m.in_proj_bias, 2)), m.out_proj.weight, m.out_proj.bias)
 
 
-def multihead(s, x):
+def multihead(s: Net, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     p = f.linear(x, s.a.weight, s.a.bias)
     h = tanh(p)
     y = f.layer_norm(h + self_attended(s.m, h), (4,), s.n.weight, s.n.bias)
     return [(p, h), (f.linear(y.mean(1), s.c.weight, s.c.bias),) * 2]
 
 
-def by_hand(s, x):
+def by_hand(s: Net, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     p = f.linear(x, s.qkv.weight, s.qkv.bias)
     o = attended(*heads(x, s.qkv.weight, s.qkv.bias, 2))
     q = f.linear(o, s.out.weight, s.out.bias)
@@ -166,7 +177,7 @@ def by_hand(s, x):
     return [(p, o), (q, q), (r, f.gelu(r)), (t, y + t)]
 
 
-def encoder(s, x):
+def encoder(s: Net, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     b = s.b
     y = f.layer_norm(x + self_attended(b.self_attn, x), (4,), b.norm1.weight, b.norm1.bias)
     p = f.linear(y, b.linear1.weight, b.linear1.bias)
@@ -175,20 +186,20 @@ def encoder(s, x):
     return [(p, relu(p)), (q, q), (f.linear(z.flatten(1), s.c.weight, s.c.bias),) * 2]
 
 
-def residual(s, x):
+def residual(s: Net, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     h = f.linear(x, s.a.weight, s.a.bias)
     y = f.linear(relu(f.layer_norm(h, (7,), s.n.weight, s.n.bias)), s.b.weight, s.b.bias)
     p = f.linear(tanh(h + y), s.c.weight, s.c.bias)
     return [(h, h), (y, y), (p, softmax(p, -1))]
 
 
-def twice(s, x):
+def twice(s: Net, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     p = x @ s.fc.weight.T + s.fc.bias
     q = tanh(p) @ s.fc.weight.T + s.fc.bias
     return [(p, tanh(p)), (q, tanh(q)), (tanh(q) @ s.c.weight.T + s.c.bias,) * 2]
 
 
-def cell(s, x):
+def cell(s: Net, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Two steps from a state of zeros: z = sigmoid(Z [x, h]), h = (1 - z) h + z tanh(U [x, z h])."""
     h, found = torch.zeros(len(x), 3, dtype=x.dtype), []
     for t in range(2):
@@ -199,26 +210,26 @@ def cell(s, x):
     return [*found, (h @ s.c.weight.T + s.c.bias,) * 2]
 
 
-def gates(s, x):
+def gates(s: Net, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     p, g = x @ s.a.weight.T + s.a.bias, x @ s.g.weight.T + s.g.bias
     q = (p * sigmoid(g)) @ s.b.weight.T + s.b.bias
     return [(p, p), (g, sigmoid(g)), (q, q[:, :4] * sigmoid(q[:, 4:])), (f.glu(q, 1) @ s.c.weight.T + s.c.bias,) * 2]
 
 
-def in_place(s, x):
+def in_place(s: Net, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     p = x @ s.a.weight.T + s.a.bias
     h = relu(p) * 0.7 + 0.1
     q = h @ s.b.weight.T + s.b.bias
     return [(p, h), (q, f.leaky_relu(q, 0.2)), (f.leaky_relu(q, 0.2) @ s.c.weight.T + s.c.bias,) * 2]
 
 
-def wide(s, x):
+def wide(s: Net, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     p = x @ s.a.weight.T + s.a.bias
     q = tanh(p) @ s.b.weight.T + s.b.bias
     return [(p, tanh(p)), (q, relu(q)), (relu(q) @ s.c.weight.T + s.c.bias,) * 2]
 
 
-def cell_forward(s, x):
+def cell_forward(s: Net, x: torch.Tensor) -> torch.Tensor:
     h = torch.zeros(len(x), 3, dtype=x.dtype)
     for step in x.unbind(1):
         z = sigmoid(s.z(torch.cat([step, h], 1)))
@@ -226,13 +237,13 @@ def cell_forward(s, x):
     return s.c(h)
 
 
-def by_hand_forward(s, x):
+def by_hand_forward(s: Net, x: torch.Tensor) -> torch.Tensor:
     q, k, v = (part.unflatten(-1, (2, -1)).transpose(1, 2) for part in s.qkv(x).chunk(3, -1))
     y = x + s.out(f.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
     return y + s.down(f.gelu(s.up(y)))
 
 
-def made(name):
+def made(name: str) -> tuple[Net, Callable[..., Any], tuple[int, ...]]:
     """Return (model, values, shape of a row)."""
     torch.manual_seed(len(name))
     attention = functools.partial(nn.MultiheadAttention, 4, 2, batch_first=True)
@@ -278,7 +289,7 @@ NETS = ("conv1d", "conv2d", "conv3d", "transposed", "multihead", "by hand", "enc
 
 
 @functools.cache
-def case(name, rows=5):
+def case(name: str, rows: int = 5) -> Any:
     model, values, shape = made(name)
     x = rows_of(rows, *shape)
     return network_of(model, x), x, {at: oracle(model, values, x, at) for at in ("pre", "post")}
@@ -289,7 +300,7 @@ def case(name, rows=5):
 
 @pytest.mark.parametrize("at", ["pre", "post"])
 @pytest.mark.parametrize("name", NETS)
-def test_no_count_is_wrong(name, at):
+def test_no_count_is_wrong(name: str, at: At) -> None:
     network, x, jacobians = case(name)
     widths = [layer.width for layer in network.layers] if at == "pre" else post_widths(network, x)
     assert widths == [jacobian.shape[1] for jacobian in jacobians[at]]
@@ -298,7 +309,7 @@ def test_no_count_is_wrong(name, at):
 
 @pytest.mark.parametrize("at", ["pre", "post"])
 @pytest.mark.parametrize("name", ["conv2d", "multihead", "twice", "cell", "wide"])
-def test_no_count_is_wrong_in_float32(name, at):
+def test_no_count_is_wrong_in_float32(name: str, at: At) -> None:
     """Against the SVD, in float64, of the Jacobian computed in float32."""
     model, values, shape = made(name)
     x = rows_of(5, *shape)
@@ -311,16 +322,25 @@ def test_no_count_is_wrong_in_float32(name, at):
 # Routes --------------------------------------------------------------------------------------------------------------
 
 
-def spied(monkeypatch, place, name):
+def spied(monkeypatch: pytest.MonkeyPatch, place: Any, name: str) -> list[Any]:
     """Return the list of calls to be made of a function."""
     calls, real = [], getattr(place, name)
     monkeypatch.setattr(place, name, lambda *given, **named: calls.append(given) or real(*given, **named))
     return calls
 
 
-def assert_same(network, x, jacobians, at, layers=None, rtol=1e-10):
+def assert_same(
+    network: Any,
+    x: np.ndarray,
+    jacobians: Sequence[torch.Tensor],
+    at: At,
+    layers: Any = None,
+    rtol: float = 1e-10,
+) -> None:
     """Smaller Gram matrices, and J^T J of factors, of all rows, each visited once, in order."""
-    which, grams, factors = Derivative(at, layers=layers), {}, {}
+    grams: dict[Any, Any] = {}
+    factors: dict[Any, Any] = {}
+    which = Derivative(at, layers=layers)
     network.grams(x, lambda k, gram, rows: grams.setdefault(k, []).append((rows, gram.values[0])), which)
     network.jacobians(x, lambda k, factor, _, rows: factors.setdefault(k, []).append((rows, factor[0])), which)
     assert sorted(grams) == sorted(factors) == list(layers or range(len(jacobians)))
@@ -337,7 +357,7 @@ def assert_same(network, x, jacobians, at, layers=None, rtol=1e-10):
             assert (got - wanted).abs().amax() <= rtol * wanted.abs().amax()
 
 
-def assert_routes(network, x, jacobians, at, layers=None):
+def assert_routes(network: Any, x: np.ndarray, jacobians: Sequence[torch.Tensor], at: At, layers: Any = None) -> None:
     """What is visited, and what the measure makes of it."""
     assert_same(network, x, jacobians, at, layers)
     found = LocalRank(eps=(0.03, 0.3), rel_eps=(0.01,), at=at, spectrum_rows=2)(
@@ -353,7 +373,7 @@ def assert_routes(network, x, jacobians, at, layers=None):
 
 
 # Budgets of rows and blocks in units of the Jacobians of one row.
-BUDGETS = {
+BUDGETS: dict[str, Any] = {
     "groups of layers": {"ROW_BUDGET": 0.6, "TANGENTS": 3},
     "row by row": {"BLOCK_BUDGET": 0.1},
     "two rows at a time": {"BLOCK_BUDGET": 2, "PASS_BUDGET": 100},
@@ -364,7 +384,7 @@ BUDGETS = {
 }
 
 
-def limit(monkeypatch, budget, size):
+def limit(monkeypatch: pytest.MonkeyPatch, budget: Any, size: int) -> None:
     for constant, value in budget.items():
         unit = size if constant in ("ROW_BUDGET", "BLOCK_BUDGET") else 1
         most = max(1, int(value * unit))
@@ -374,7 +394,7 @@ def limit(monkeypatch, budget, size):
 @pytest.mark.parametrize("at", ["pre", "post"])
 @pytest.mark.parametrize("name", ["wide", "transposed", "cell"])
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_budgets_do_not_matter(name, budget, at, monkeypatch):
+def test_budgets_do_not_matter(name: str, budget: str, at: At, monkeypatch: pytest.MonkeyPatch) -> None:
     network, x, jacobians = case(name, 4)
     limit(monkeypatch, BUDGETS[budget], sum(jacobian[0].numel() for jacobian in jacobians[at]))
     swept, paired, triangle = (
@@ -389,11 +409,11 @@ def test_budgets_do_not_matter(name, budget, at, monkeypatch):
         assert bool(paired) == bool(triangle) == wide
 
 
-def no_forward_mode(monkeypatch):
+def no_forward_mode(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return the list of times that it was asked for."""
     asked = []
 
-    def jvp(*given, **_):
+    def jvp(*given: Any, **_: object) -> None:
         asked.append(given)
         raise RuntimeError("no forward mode")
 
@@ -403,7 +423,7 @@ def no_forward_mode(monkeypatch):
 
 @pytest.mark.parametrize("name", ["conv2d", "multihead", "encoder"])
 @pytest.mark.parametrize("budget", [{}, {"TANGENTS": 2}, {"BLOCK_BUDGET": 0.001, "PASS_BUDGET": 1}])
-def test_narrow_layers_by_reverse_mode(name, budget, monkeypatch):
+def test_narrow_layers_by_reverse_mode(name: str, budget: Mapping[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     network, x, jacobians = case(name)
     network = dataclasses.replace(network, tried={})
     limit(monkeypatch, budget, sum(jacobian[0].numel() for jacobian in jacobians["pre"]))
@@ -416,7 +436,7 @@ def test_narrow_layers_by_reverse_mode(name, budget, monkeypatch):
 
 
 @pytest.mark.parametrize("budget", [{}, {"TANGENTS": 3}, {"BLOCK_BUDGET": 0.1}, {"ROW_BUDGET": 0.1}])
-def test_without_a_forward_derivative(budget, monkeypatch):
+def test_without_a_forward_derivative(budget: Mapping[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     """cdist has none, and torch's vmap of it is wrong: the oracle does without."""
     torch.manual_seed(0)
     centres = torch.randn(1, 6, 4, dtype=torch.float64)
@@ -431,13 +451,13 @@ def test_without_a_forward_derivative(budget, monkeypatch):
         torch.func.jvp(model, (torch.from_numpy(x),), (torch.from_numpy(x),))
 
 
-def test_chains_in_blocks_of_one_row(monkeypatch):
+def test_chains_in_blocks_of_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """As they are where layers are wide: what is counted of one block is not of the next."""
     monkeypatch.setattr(chain_module, "SWEEP_BUDGET", dict.fromkeys(chain_module.SWEEP_BUDGET, 1))
     weights, biases = random_chain((6, 8, 5), 1, scale=1.5)
     x = rows_of(7, 6)
 
-    def values(_, x):
+    def values(_: object, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         p = x @ weights[0].T + biases[0]
         return [(p, relu(p)), (relu(p) @ weights[1].T + biases[1],) * 2]
 
@@ -453,11 +473,11 @@ ERRORS = {
 }
 
 
-def limited(monkeypatch, rows, tangents, error):
+def limited(monkeypatch: pytest.MonkeyPatch, rows: Any, tangents: Any, error: Any) -> Any:
     """Let passes with more rows or tangents fail; return the sizes of those that went well."""
     real, sizes = Outputs.images, []
 
-    def images(self, part):
+    def images(self: Outputs, part: Any) -> Any:
         if self.rows > rows or part.stop - part.start > tangents:
             raise error
         sizes.append((self.rows, part.stop - part.start))
@@ -471,7 +491,9 @@ def limited(monkeypatch, rows, tangents, error):
 @pytest.mark.parametrize(
     ("rows", "tangents", "largest"), [(3, 99, (2, 5)), (1, 99, (1, 5)), (1, 2, (1, 2)), (1, 1, (1, 1))]
 )
-def test_memory_that_runs_out(rows, tangents, largest, error, monkeypatch):
+def test_memory_that_runs_out(
+    rows: int, tangents: int, largest: tuple[int, int], error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network, x, jacobians = case("wide")
     sizes = limited(monkeypatch, rows, tangents, ERRORS[error])
     assert_routes(network, x, jacobians["pre"], "pre")
@@ -481,13 +503,15 @@ def test_memory_that_runs_out(rows, tangents, largest, error, monkeypatch):
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize(("most", "layers"), [(2, None), (1, None), (4, (1,)), (1, (1,))])
-def test_memory_that_runs_out_inside_the_model(most, layers, error, monkeypatch):
+def test_memory_that_runs_out_inside_the_model(
+    most: int, layers: tuple[int] | None, error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By reverse mode, where one layer is wanted, units are rows."""
     model, values, shape = made("multihead")
     x, forward = rows_of(5, *shape), model.function
     network, jacobians = network_of(model, x), oracle(model, values, x, "pre")
 
-    def failing(s, rows):
+    def failing(s: Any, rows: Any) -> Any:
         if len(rows) > most:
             raise ERRORS[error]
         return forward(s, rows)
@@ -499,11 +523,11 @@ def test_memory_that_runs_out_inside_the_model(most, layers, error, monkeypatch)
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_a_layer_beyond_all_memory(error, monkeypatch):
+def test_a_layer_beyond_all_memory(error: str, monkeypatch: pytest.MonkeyPatch) -> None:
     network, x, _ = case("wide")
     assert not limited(monkeypatch, 0, 0, ERRORS[error])
     one = Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | {"name": "a"})
-    measures = [LocalRank(), BinnedInformation(), LocalRank(at="post")]
+    measures: list[Any] = [LocalRank(), BinnedInformation(), LocalRank(at="post")]
     probe = probe_of(x)
     [block] = scanning.blocks([[one]], lambda _: {}, lambda _: network, measures, probe, 0)
     first, binned, second = (found for _, found, _ in block.outcomes)
@@ -513,10 +537,10 @@ def test_a_layer_beyond_all_memory(error, monkeypatch):
     assert any((one.status == Status.OK).all() for one in binned.values() if one.status is not None)
 
 
-def memory(monkeypatch, **said):
+def memory(monkeypatch: pytest.MonkeyPatch, **said: str) -> None:
     """Let files say what they say, others be missing."""
 
-    def read_text(self, *_):
+    def read_text(self: Path, *_: object) -> str:
         if self.name in said:
             return said[self.name]
         raise FileNotFoundError(self)
@@ -524,8 +548,8 @@ def memory(monkeypatch, **said):
     monkeypatch.setattr(Path, "read_text", read_text)
 
 
-def test_numbers_at_hand(monkeypatch):
-    def free(kilobytes, **group):
+def test_numbers_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    def free(kilobytes: int, **group: str) -> list[int]:
         memory(monkeypatch, meminfo=f"MemTotal: 1 kB\nMemAvailable:  {kilobytes} kB\n", **group)
         return [numbers_at_hand(CPU, most) for most in (1, 1000, LEAST, 3 * LEAST, 2**27, 3 * 2**40)]
 
@@ -548,18 +572,20 @@ def test_numbers_at_hand(monkeypatch):
 # Numbers of any size -------------------------------------------------------------------------------------------------
 
 
-def scaled(factors, dead=()):
+def scaled(
+    factors: tuple[float, float, float], dead: tuple[int, ...] = ()
+) -> tuple[nn.Sequential, Callable[..., Any], Chain]:
     """A network of ReLU without biases whose weights are multiplied, as a module and as a chain of the same weights."""
     weights, _ = random_chain((6, 8, 12, 4), 3, scale=1.5)
     weights = [weight * factor for weight, factor in zip(weights, factors, strict=True)]
-    for layer in dead:
-        weights[layer] = -weights[layer].abs()
-    layers = [nn.Linear(*weight.T.shape, bias=False).double() for weight in weights]
+    for index in dead:
+        weights[index] = -weights[index].abs()
+    layers = [nn.Linear(weight.shape[1], weight.shape[0], bias=False).double() for weight in weights]
     for layer, weight in zip(layers, weights, strict=True):
         layer.weight = nn.Parameter(weight)
     model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2]).eval().requires_grad_(False)
 
-    def values(_, x):
+    def values(_: object, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         p = x @ weights[0].T
         q = relu(p) @ weights[1].T
         return [(p, relu(p)), (q, relu(q)), (relu(q) @ weights[2].T,) * 2]
@@ -571,7 +597,7 @@ def scaled(factors, dead=()):
     "factors", [(1e-170, 1, 1), (1e140, 1, 1), (1e-170, 1e300, 1e-50), (1, 1e-61, 1), (1e59, 10, 1e3)]
 )
 @pytest.mark.parametrize("at", ["pre", "post"])
-def test_numbers_of_any_size(factors, at):
+def test_numbers_of_any_size(factors: tuple[float, float, float], at: At) -> None:
     model, values, chain = scaled(factors)
     x = rows_of(6, 6)
     jacobians = oracle(model, values, x, at)
@@ -582,7 +608,7 @@ def test_numbers_of_any_size(factors, at):
 
 @pytest.mark.parametrize("kind", ["module", "chain"])
 @pytest.mark.parametrize("measure", [LocalRank(spectrum_rows=1), LocalRank(eps=(0.1,), rel_eps=(), spectrum_rows=1)])
-def test_dead_layers_need_no_decomposition(kind, measure, monkeypatch):
+def test_dead_layers_need_no_decomposition(kind: str, measure: LocalRank, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 40 rows one is decomposed, for its spectrum: of the first layer, of the second, and of the third."""
     model, values, chain = scaled((1, 1, 1), dead=(0,))
     x = np.abs(rows_of(40, 6))
@@ -591,8 +617,8 @@ def test_dead_layers_need_no_decomposition(kind, measure, monkeypatch):
     calls = spied(monkeypatch, rank_tally, "singular_values")
     found = measure(network, probe_of(x), Streams(0))
     assert found["local_rank"].status[0, :, 0].tolist() == [Status.OK, Status.DEAD, Status.DEAD]
-    for values in (found["local_rank"].value, found["local_rank"].maximum, found["local_rank_rel"].value):
-        assert not values[0, 1:].any()
+    for counts in (found["local_rank"].value, found["local_rank"].maximum, found["local_rank_rel"].value):
+        assert not counts[0, 1:].any()
     decomposed = sum(matrix.shape[:-2].numel() for (matrix,) in calls if matrix.shape[-2:].numel())
     assert decomposed <= 3 + 3  # the rows', and the weights' for the bound
 
@@ -600,11 +626,11 @@ def test_dead_layers_need_no_decomposition(kind, measure, monkeypatch):
 # The bound on the error of a Gram matrix -----------------------------------------------------------------------------
 
 
-def bounded(network, x, jacobians, at):
+def bounded(network: Any, x: Any, jacobians: Any, at: Any) -> None:
     """Assert that no Gram matrix is farther from J J^T than it says, and that it says no more than 1e-6 of its norm."""
     seen = []
 
-    def visit(layer, gram, rows):
+    def visit(layer: Any, gram: Any, rows: Any) -> None:
         seen.append(layer)
         jacobian = jacobians[layer][rows]
         for row, one in enumerate(jacobian):
@@ -631,13 +657,13 @@ ACTIVATIONS = {"tanh": tanh, "relu": relu, "gelu": f.gelu, "sigmoid": sigmoid, "
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_the_bound_of_random_networks_is_honest(seed):
+def test_the_bound_of_random_networks_is_honest(seed: int) -> None:
     g = np.random.default_rng(seed)
     widths = [int(w) for w in g.integers(2, 24, g.integers(2, 6))]
     name, at, x = g.choice(list(ACTIVATIONS)), g.choice(["pre", "post"]), rows_of(6, widths[0], seed=seed)
     weights, biases = random_chain(widths, seed, scale=10 ** g.uniform(-0.5, 0.7))
 
-    def values(_, x):
+    def values(_: object, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         found, fed = [], x
         for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             pre = fed @ weight.T + bias
@@ -649,7 +675,7 @@ def test_the_bound_of_random_networks_is_honest(seed):
     for layer, weight, bias in zip(layers, weights, biases, strict=True):
         layer.load_state_dict({"weight": weight, "bias": bias})
 
-    def forward(s, x):
+    def forward(s: Any, x: Any) -> Any:
         for layer in s.layers[:-1]:
             x = ACTIVATIONS[name](layer(x))
         return s.layers[-1](x)
@@ -661,6 +687,6 @@ def test_the_bound_of_random_networks_is_honest(seed):
 
 @pytest.mark.parametrize("at", ["pre", "post"])
 @pytest.mark.parametrize("name", NETS)
-def test_the_bound_is_honest(name, at):
+def test_the_bound_is_honest(name: str, at: At) -> None:
     network, x, jacobians = case(name)
     bounded(network, x, jacobians[at], at)

@@ -1,5 +1,9 @@
 """A checkpoint's weights in a model: every tensor and no other, as it was saved."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -16,13 +20,13 @@ class Tied(nn.Module):
         self.head.weight = self.embed.weight
 
 
-def load(build: type[nn.Module], state: dict[str, torch.Tensor], **saved: str) -> nn.Module:
+def load(build: type[nn.Module], state: dict[str, torch.Tensor], **saved: str) -> Any:
     return loaded(build, state, {key: key for key in state}, "a.safetensors", saved=saved)
 
 
 def test_double_precision_is_kept() -> None:
     weight = torch.full((1, 1), 1 / 3, dtype=torch.float64)
-    found = loaded(lambda: nn.Linear(1, 1, bias=False), {"weight": weight}, {}, "a.safetensors")
+    found: Any = loaded(lambda: nn.Linear(1, 1, bias=False), {"weight": weight}, {}, "a.safetensors")
     assert torch.equal(found.weight, weight)
 
 
@@ -50,17 +54,18 @@ def test_other_names_count_only_if_all_then_fit() -> None:
         load(Tied, {**state, "embed.weight": torch.ones(4, 3)}, **{"old.weight": "embed.weight"})
 
 
-def test_a_count_beside_the_weights_is_no_part_of_the_model():
+def test_a_count_beside_the_weights_is_no_part_of_the_model() -> None:
     state = {**nn.Linear(3, 2).state_dict(), "epoch": torch.tensor(4)}
-    found = loaded(lambda: nn.Linear(3, 2), state, {key: key for key in state}, "a.pt")
+    found: Any = loaded(lambda: nn.Linear(3, 2), state, {key: key for key in state}, "a.pt")
     assert found.weight.equal(state["weight"])
 
 
-def test_a_buffer_of_the_models_own_that_is_called_so_is_loaded():
-    def build():
+def test_a_buffer_of_the_models_own_that_is_called_so_is_loaded() -> None:
+    def build() -> nn.Linear:
         model = nn.Linear(3, 2)
         model.register_buffer("step", torch.tensor(0))
         return model
 
     state = {**nn.Linear(3, 2).state_dict(), "step": torch.tensor(7)}
-    assert loaded(build, state, {key: key for key in state}, "a.pt").step.item() == 7
+    found: Any = loaded(build, state, {key: key for key in state}, "a.pt")
+    assert found.step.item() == 7

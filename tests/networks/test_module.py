@@ -6,6 +6,8 @@ import contextlib
 import copy
 import io
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ibscan.core.network import Derivative
 from ibscan.errors import InputError
 from ibscan.networks import module as module_module
 from ibscan.networks import sweeps as sweeps_module
@@ -22,31 +25,30 @@ from ibscan.networks.admission import recorded_taps
 from ibscan.networks.derivatives import Outputs
 from ibscan.networks.loading import built, loaded
 from ibscan.networks.module import Module
-from ibscan.types import Derivative
 
 relu, tanh = torch.relu, torch.tanh
 CPU = torch.device("cpu")
 
 
-def network_of(model, x, extra=(), dtype=torch.float64):
+def network_of(model: Any, x: np.ndarray, extra: tuple[str, ...] = (), dtype: torch.dtype = torch.float64) -> Module:
     return recorded_taps(model.eval().requires_grad_(False).to(dtype), x, extra, device=CPU, dtype=dtype)
 
 
-def rows_of(*shape, seed=0):
+def rows_of(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def walked(network, x):
-    found = {}
+def walked(network: Any, x: np.ndarray) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    found: dict[Any, Any] = {}
     network.walk(x, lambda layer, pre, post, rows: found.setdefault(layer, []).append((rows.start, pre, post)))
-    return {k: tuple(torch.cat([p[i] for p in v], 1)[0] for i in (1, 2)) for k, v in found.items()}
+    return {k: (torch.cat([p[1] for p in v], 1)[0], torch.cat([p[2] for p in v], 1)[0]) for k, v in found.items()}
 
 
-def jacobians(network, x, at):
+def jacobians(network: Any, x: np.ndarray, at: Any) -> dict[int, torch.Tensor]:
     """Return {layer: J} of all rows, each visited once, in order."""
-    found = {}
+    found: dict[Any, Any] = {}
 
-    def visit(layer, factor, _, rows):
+    def visit(layer: int, factor: torch.Tensor, _: object, rows: slice) -> None:
         assert factor.dtype == torch.float64
         assert factor.shape[:2] == (1, len(range(len(x))[rows]))
         assert factor.shape[3] == x[0].size
@@ -58,10 +60,10 @@ def jacobians(network, x, at):
     return {layer: torch.cat([p for _, p in parts]) for layer, parts in found.items()}
 
 
-def assert_derivative(network, values, x):
+def assert_derivative(network: Any, values: Callable[..., Any], x: np.ndarray) -> None:
     """`values(row)` is [(pre, post), ...] of one row, written without in-place; rtol 1e-10 of the largest entry."""
 
-    def expected(layer, k):
+    def expected(layer: int, k: int) -> torch.Tensor:
         rows = torch.from_numpy(x.copy())
         with sdpa_kernel(SDPBackend.MATH):  # as what is held against it; the fused one warns under vmap
             jacobian = torch.func.jacrev(lambda row: values(row.unsqueeze(0))[layer][k].flatten())
@@ -76,7 +78,7 @@ def assert_derivative(network, values, x):
             assert (jacobian - wanted).abs().max() <= 1e-10 * wanted.abs().max()
 
 
-def convolutional():
+def convolutional() -> tuple[Net, Callable[..., Any], tuple[int, int, int]]:
     torch.manual_seed(1)
     bn = nn.BatchNorm2d(3)
     bn.running_mean.normal_()
@@ -86,7 +88,7 @@ def convolutional():
         a=nn.Conv2d(2, 3, 2), bn=bn, c=nn.Linear(12, 3),
     )  # fmt: skip
 
-    def values(x):
+    def values(x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         p = model.a(x)
         h = functional.max_pool2d(relu(model.bn(p)), 2)
         return [(p, h), (model.c(h.flatten(1)),) * 2]
@@ -94,10 +96,10 @@ def convolutional():
     return model, values, (2, 5, 5)
 
 
-def residual():
+def residual() -> tuple[Net, Callable[..., Any], tuple[int]]:
     torch.manual_seed(2)
 
-    def forward(s, x):
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = s.a(x)
         y = s.b(relu(s.n(h)))
         y += h
@@ -105,7 +107,7 @@ def residual():
 
     model = Net(forward, a=nn.Linear(4, 5), b=nn.Linear(5, 5), c=nn.Linear(5, 3), n=nn.LayerNorm(5))
 
-    def values(x):
+    def values(x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         h = model.a(x)
         y = model.b(relu(model.n(h)))
         p = model.c(tanh(h + y))
@@ -114,13 +116,13 @@ def residual():
     return model, values, (4,)
 
 
-def attention():
+def attention() -> tuple[Net, Callable[..., Any], tuple[int, int]]:
     torch.manual_seed(3)
     block = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True, dropout=0.3, activation="gelu", norm_first=True)
     model = Net(lambda s, x: s.head(s.block(tanh(s.embed(x))).mean(1)), embed=nn.Linear(3, 4), block=block,
                 head=nn.Linear(4, 2))  # fmt: skip
 
-    def values(x):
+    def values(x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         p = model.embed(x)
         h = tanh(p)
         y = h + block.self_attn(*[block.norm1(h)] * 3, need_weights=False)[0]
@@ -131,11 +133,11 @@ def attention():
     return model, values, (3, 3)
 
 
-def shared():
+def shared() -> tuple[Net, Callable[..., Any], tuple[int]]:
     torch.manual_seed(4)
     model = Net(lambda s, x: s.b(tanh(s.a(tanh(s.a(x))))), a=nn.Linear(4, 4), b=nn.Linear(4, 3))
 
-    def values(x):
+    def values(x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         p = model.a(x)
         q = model.a(tanh(p))
         return [(p, tanh(p)), (q, tanh(q)), (model.b(tanh(q)),) * 2]
@@ -143,11 +145,11 @@ def shared():
     return model, values, (4,)
 
 
-def buffered():
+def buffered() -> tuple[Net, Callable[..., Any], tuple[int]]:
     """In-place writes into a tensor that carries no direction of the input."""
     torch.manual_seed(5)
 
-    def forward(s, x):
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = torch.zeros(len(x), 6, dtype=x.dtype)
         h[:, :3] = tanh(s.a(x))
         h[:, 3:] += s.b(x)
@@ -156,7 +158,7 @@ def buffered():
 
     model = Net(forward, a=nn.Linear(4, 3), b=nn.Linear(4, 3), c=nn.Linear(6, 2))
 
-    def values(x):
+    def values(x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         p, q = model.a(x), model.b(x)
         h = torch.cat([0 * p[:, :1], tanh(p)[:, 1:], q], 1)
         return [(p, tanh(p)), (q, q), (model.c(h),) * 2]
@@ -164,12 +166,12 @@ def buffered():
     return model, values, (4,)
 
 
-def recurrent():
+def recurrent() -> tuple[Net, Callable[..., Any], tuple[int, int]]:
     torch.manual_seed(6)
     model = Net(lambda s, x: s.b(s.rnn(tanh(s.a(x)))[0][:, -1]), a=nn.Linear(3, 3), b=nn.Linear(4, 2),
                 rnn=nn.LSTM(3, 4, batch_first=True))  # fmt: skip
 
-    def values(x):
+    def values(x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         p = model.a(x)
         return [(p, tanh(p)), (model.b(model.rnn(tanh(p))[0][:, -1]),) * 2]
 
@@ -179,18 +181,22 @@ def recurrent():
 NETS = [convolutional, residual, attention, shared, buffered, recurrent]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", NETS)
-def test_jacobians_are_those_of_autograd(net):
+def test_jacobians_are_those_of_autograd(net: Callable[..., Any]) -> None:
     model, values, shape = net()
     x = rows_of(3, *shape)
     network = network_of(model, x)
     assert_derivative(network, values, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("net", "budget"), [(shared, 1), (recurrent, 1), (shared, 60), (residual, 200), (convolutional, 2000)]
 )
-def test_groups_of_layers_and_blocks_of_rows_do_not_matter(net, budget, monkeypatch):
+def test_groups_of_layers_and_blocks_of_rows_do_not_matter(
+    net: Callable[..., Any], budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, _, shape = net()
     x = rows_of(7, *shape)
     network = network_of(model, x)
@@ -211,7 +217,7 @@ def test_groups_of_layers_and_blocks_of_rows_do_not_matter(net, budget, monkeypa
             )
 
 
-def test_named_modules_have_jacobians_too():
+def test_named_modules_have_jacobians_too() -> None:
     model, values, shape = residual()
     x = rows_of(4, *shape)
     found = jacobians(network_of(model, x, ("n",)), x, "pre")
@@ -221,11 +227,11 @@ def test_named_modules_have_jacobians_too():
     assert values(rows)[0][0].shape == (4, 5)
 
 
-def no_forward_rule(s, x):
+def no_forward_rule(s: Net, x: torch.Tensor) -> torch.Tensor:
     return s.b(torch.cdist(s.a(x)[:, None], s.a.weight[None]).squeeze(1))
 
 
-def no_batching_rule(s, x):
+def no_batching_rule(s: Net, x: torch.Tensor) -> torch.Tensor:
     h = s.a(x)
     return s.b(tanh(h) + functional.grid_sample(h.view(-1, 1, 2, 2), tanh(h).view(-1, 2, 2, 1).expand(-1, 2, 2, 2),
                                                 align_corners=False).flatten(1))  # fmt: skip
@@ -233,7 +239,9 @@ def no_batching_rule(s, x):
 
 @pytest.mark.parametrize("forward", [no_forward_rule, no_batching_rule])
 @pytest.mark.parametrize("budget", [1, 2**22])
-def test_operations_without_a_forward_derivative(forward, budget, monkeypatch):
+def test_operations_without_a_forward_derivative(
+    forward: Callable[..., Any], budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against central differences, step 1e-5: rounding and truncation near 1e-10; torch's vmap of cdist is wrong."""
     torch.manual_seed(0)
     model, x = Net(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 3)), rows_of(5, 4)
@@ -250,30 +258,32 @@ def test_operations_without_a_forward_derivative(forward, budget, monkeypatch):
         torch.testing.assert_close(found[1], expected, rtol=1e-7, atol=1e-8)
 
 
-def detached(s, x):
+def detached(s: Net, x: torch.Tensor) -> torch.Tensor:
     z = s.a(x)
     return s.b(z + (torch.sin(z) - z).detach())
 
 
-def without_grad(s, x):
+def without_grad(s: Net, x: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         h = torch.sin(s.a(x))
     return s.b(h)
 
 
-def in_inference_mode(s, x):
+def in_inference_mode(s: Net, x: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         h = torch.sin(s.a(x))
     return s.b(h)
 
 
-def through_data(s, x):
+def through_data(s: Net, x: torch.Tensor) -> torch.Tensor:
     return s.b(torch.sin(s.a(x).data))
 
 
 @pytest.mark.parametrize("forward", [detached, without_grad, in_inference_mode, through_data])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_what_is_detached_for_training_has_its_derivative(forward, reverse, monkeypatch):
+def test_what_is_detached_for_training_has_its_derivative(
+    forward: Callable[..., Any], reverse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A frozen trunk under no_grad still maps the input: its Jacobian is not zero."""
     torch.manual_seed(0)
     model, x = Net(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 3)), rows_of(5, 4)
@@ -286,7 +296,7 @@ def test_what_is_detached_for_training_has_its_derivative(forward, reverse, monk
     assert torch.is_grad_enabled()
 
 
-def test_a_row_that_is_not_finite_spoils_no_other():
+def test_a_row_that_is_not_finite_spoils_no_other() -> None:
     """relu'(NaN) is 0: without a mark the layers after it would look sound."""
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     x = rows_of(4, 3)
@@ -300,7 +310,7 @@ def test_a_row_that_is_not_finite_spoils_no_other():
 
 
 @pytest.mark.parametrize("budget", [1, 40, 100])
-def test_the_row_block_of_a_walk_does_not_matter(budget, monkeypatch):
+def test_the_row_block_of_a_walk_does_not_matter(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _, shape = convolutional()
     x = rows_of(9, *shape)
     network = network_of(model, x)
@@ -317,23 +327,25 @@ def test_the_row_block_of_a_walk_does_not_matter(budget, monkeypatch):
 # Noise ---------------------------------------------------------------------------------------------------------------
 
 
-def streams(widths, rows):
+def streams(widths: Sequence[int], rows: int) -> tuple[Callable[..., Any], list[Any]]:
     """Normals of (layer, replica), and the calls made."""
     calls = []
 
-    def normals(layer, replica):
+    def normals(layer: int, replica: int) -> np.ndarray:
         calls.append((layer, replica))
         return np.random.default_rng((layer, replica)).standard_normal((rows, widths[layer]))
 
     return normals, calls
 
 
-def noised(net, x, noise, normals, replica):
+def noised(
+    net: Callable[..., Any], x: np.ndarray, noise: float, normals: Callable[..., Any], replica: int
+) -> list[torch.Tensor]:
     """Every layer's S of the noisy network, by hand."""
     model, _, _ = net()
     model.double().eval()
 
-    def z(layer, like):
+    def z(layer: int, like: torch.Tensor) -> torch.Tensor:
         return noise * torch.from_numpy(normals(layer, replica)).view(like.shape)
 
     rows = torch.from_numpy(x)
@@ -348,7 +360,7 @@ def noised(net, x, noise, normals, replica):
 
 @pytest.mark.parametrize("net", [shared, residual])
 @pytest.mark.parametrize("budget", [1, 50, 2**20])
-def test_a_noisy_walk_is_the_definition(net, budget, monkeypatch):
+def test_a_noisy_walk_is_the_definition(net: Callable[..., Any], budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise at every hidden post, seen by all that takes it; blocks of replicas do not matter."""
     monkeypatch.setattr(module_module, "NOISY_BUDGET", budget)
     model, _, shape = net()
@@ -368,7 +380,7 @@ def test_a_noisy_walk_is_the_definition(net, budget, monkeypatch):
     assert not any(layer == 2 for layer, _ in calls)  # the output layer has no noise
 
 
-def test_float32_modules_run_in_float32():
+def test_float32_modules_run_in_float32() -> None:
     """24 bits, few layers of width 5: 1e-5 of the largest value. What is visited is float64."""
     model, _, shape = residual()
     x = rows_of(6, *shape)
@@ -390,7 +402,14 @@ def test_float32_modules_run_in_float32():
 # Models that cannot be measured ---------------------------------------------------------------------------------------
 
 
-def refused(forward, message, shape=(4,), rows=3, dtype=torch.float64, **modules):
+def refused(
+    forward: Callable[..., Any],
+    message: str,
+    shape: tuple[int] = (4,),
+    rows: int = 3,
+    dtype: torch.dtype = torch.float64,
+    **modules: nn.Module,
+) -> InputError:
     torch.manual_seed(0)
     modules = modules or {"a": nn.Linear(4, 4)}
     with pytest.raises(InputError, match=message) as caught:
@@ -398,7 +417,7 @@ def refused(forward, message, shape=(4,), rows=3, dtype=torch.float64, **modules
     return caught.value
 
 
-def test_a_random_model():
+def test_a_model_that_draws_random_numbers_is_refused() -> None:
     refused(lambda s, x: s.a(functional.dropout(x, training=True)), "random.*training=True")
     refused(lambda s, x: s.a(x) + torch.rand_like(x), "random")
     # Not seen in the output.
@@ -406,20 +425,20 @@ def test_a_random_model():
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
-def test_a_model_that_mixes_rows(rows):
+def test_a_model_that_mixes_rows(rows: int) -> None:
     norm = nn.BatchNorm1d(4, track_running_stats=False)
-    parts = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "norm": norm}
+    parts: dict[str, Any] = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "norm": norm}
     refused(lambda s, x: s.b(s.norm(s.a(x))), "mixes the rows", rows=rows, **parts)
     refused(lambda s, x: s.a(x) - s.a(x).sum(0), "mixes the rows", rows=rows)
 
 
-def test_a_model_whose_hidden_layer_alone_mixes_rows():
-    parts = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)}
+def test_a_model_whose_hidden_layer_alone_mixes_rows() -> None:
+    parts: dict[str, Any] = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)}
     refused(lambda s, x: s.b((lambda h: h - h.mean(0))(s.a(x))) * 0, "'a' .*mixes the rows", **parts)
 
 
-def test_what_a_model_raises_becomes_a_sentence():
-    def raising(error):
+def test_what_a_model_raises_becomes_a_sentence() -> None:
+    def raising(error: Any) -> Callable[..., Any]:
         return lambda *_: (_ for _ in ()).throw(error)
 
     assert isinstance(
@@ -439,8 +458,8 @@ def test_what_a_model_raises_becomes_a_sentence():
         network_of(Net(raising(MemoryError()), a=nn.Linear(4, 4)), rows_of(3, 4))
 
 
-def test_what_a_model_prints_goes_to_standard_error():
-    def forward(s, x):
+def test_what_a_model_prints_goes_to_standard_error() -> None:
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         print("noise on standard output")
         sys.stdout.write("more")
         return s.b(tanh(s.a(x)))
@@ -456,8 +475,8 @@ def test_what_a_model_prints_goes_to_standard_error():
     assert "noise on standard output" in err.getvalue()
 
 
-def test_a_model_for_float32_alone():
-    def forward(s, x):
+def test_a_model_for_float32_alone() -> None:
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         return s.a(x @ torch.eye(4, dtype=torch.float32))  # whatever x is
 
     error = refused(forward, "--dtype float32")
@@ -466,7 +485,7 @@ def test_a_model_for_float32_alone():
     assert "--dtype" not in str(refused(lambda s, x: s.a(x @ torch.eye(5)), "raised RuntimeError"))
 
 
-def test_tensors_that_a_model_makes_are_of_its_own_dtype():
+def test_tensors_that_a_model_makes_are_of_its_own_dtype() -> None:
     x = rows_of(3, 4)
     for dtype in (torch.float64, torch.float32):
         network_of(Net(lambda s, x: s.a(x @ torch.eye(4)), a=nn.Linear(4, 4)), x, dtype=dtype)
@@ -476,21 +495,22 @@ def test_tensors_that_a_model_makes_are_of_its_own_dtype():
 # Models and weights --------------------------------------------------------------------------------------------------
 
 
-def small(**settings):
+def small(**settings: Any) -> Any:
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2), **settings)
 
 
-def state(model=None, **changed):
+def state(model: nn.Module | None = None, **changed: torch.Tensor | None) -> dict[str, torch.Tensor]:
     named = {key: tensor.clone() for key, tensor in (model or small()).state_dict().items()} | changed
     return {key: tensor for key, tensor in named.items() if tensor is not None}
 
 
-def test_building():
+def test_a_built_model_is_in_eval_mode_and_draws_nothing() -> None:
     model = built(lambda: small().train())
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
     before = torch.get_rng_state()
-    assert torch.equal(built(small)[0].weight, built(small)[0].weight)
+    once, again = cast("Any", built(small)), cast("Any", built(small))
+    assert torch.equal(once[0].weight, again[0].weight)
     assert torch.equal(torch.get_rng_state(), before)
     bare = small()
     assert built(lambda: nn.DataParallel(bare)) is bare
@@ -498,12 +518,12 @@ def test_building():
 
 
 @pytest.mark.parametrize("wrong", [lambda: lambda x: x, lambda: None, lambda: {"a": 1}, lambda: nn.Linear])
-def test_what_is_no_module(wrong):
+def test_what_is_no_module(wrong: Callable[..., Any]) -> None:
     with pytest.raises(InputError, match=r"callable returned a \w+; expected an nn\.Module"):
         built(wrong)
 
 
-def test_loading_takes_every_tensor():
+def test_loading_takes_every_tensor() -> None:
     tensors = state()
     tensors["1.running_mean"] += 3  # a buffer
     model = loaded(small, tensors, {}, "a.pt")
@@ -512,14 +532,14 @@ def test_loading_takes_every_tensor():
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
-def test_wrapper_prefixes(prefix):
+def test_wrapper_prefixes(prefix: str) -> None:
     """The series strips them, and says what the file has."""
     tensors = state()
     loaded(small, tensors, {key: prefix + key for key in tensors}, "a.pt")
 
 
-def test_a_submodule_that_is_called_module():
-    def build():
+def test_a_submodule_that_is_called_module() -> None:
+    def build() -> Any:
         return Net(lambda s, x: s.module(x), module=small())
 
     full = state(build())
@@ -530,7 +550,7 @@ def test_a_submodule_that_is_called_module():
     assert all(torch.equal(tensor, full[key]) for key, tensor in model.state_dict().items())
 
 
-def test_tensors_that_do_not_fit():
+def test_tensors_that_do_not_fit() -> None:
     wide = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))
     tensors = state()
     cases = [
@@ -549,15 +569,15 @@ def test_tensors_that_do_not_fit():
             loaded(small, given, {}, "a.pt")
 
 
-def test_modules_without_shapes_and_states_that_are_no_tensors():
+def test_modules_without_shapes_and_states_that_are_no_tensors() -> None:
     with pytest.raises(InputError, match="the model raised ValueError: Attempted to use an uninitialized parameter"):
         loaded(lambda: nn.LazyLinear(3), {"weight": torch.zeros(3, 4), "bias": torch.zeros(3)}, {}, "a.pt")
 
     class Stateful(nn.Linear):
-        def get_extra_state(self):
+        def get_extra_state(self) -> str:
             return "text"
 
-        def set_extra_state(self, state):
+        def set_extra_state(self, state: Any) -> None:
             pass
 
     tensors = {key: t for key, t in Stateful(3, 2).state_dict().items() if isinstance(t, torch.Tensor)}
@@ -565,7 +585,7 @@ def test_modules_without_shapes_and_states_that_are_no_tensors():
         loaded(lambda: Stateful(3, 2), tensors, {}, "a.pt")
 
 
-def test_taps_of_one_checkpoint_serve_the_next():
+def test_taps_of_one_checkpoint_serve_the_next() -> None:
     """As a series is measured: recorded once, then other weights under the same taps."""
     x = rows_of(5, 3)
     first = network_of(small(), x)

@@ -6,6 +6,8 @@ import copy
 import gc
 import math
 import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,32 +24,32 @@ from ibscan.networks.admission import recorded_taps
 relu, tanh = torch.relu, torch.tanh
 
 
-def chain():
+def chain() -> Any:
     torch.manual_seed(3)
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3), nn.ReLU(inplace=True), nn.Linear(3, 2)).double()
 
 
-def residual():
+def residual() -> Any:
     torch.manual_seed(1)
 
-    def forward(s, x):
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = relu(s.a(x))
         return s.c(h + tanh(s.b(h)))
 
     return Net(forward, a=nn.Linear(3, 3), b=nn.Linear(3, 3), c=nn.Linear(3, 2)).double()
 
 
-def normalised():
+def normalised() -> Any:
     torch.manual_seed(2)
     parts = [nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 8), nn.BatchNorm1d(8)]
     return nn.Sequential(*parts, nn.ReLU(), nn.Linear(8, 2)).double()
 
 
-def rows(n=6, d=3, seed=0):
+def rows(n: int = 6, d: int = 3, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((n, d)))
 
 
-def traces(model):
+def traces(model: Any) -> Any:
     """All that a forward pass or a hook could leave behind."""
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     modules = [
@@ -61,7 +63,9 @@ def traces(model):
     return state, modules, len(_get_current_function_mode_stack())
 
 
-def assert_no_trace(model, before):
+def assert_no_trace(
+    model: Any, before: tuple[Mapping[str, torch.Tensor], Sequence[tuple[int | Sequence[str], ...]], int]
+) -> None:
     state, modules, depth = before
     found, left, now = traces(model)
     assert left == modules
@@ -74,8 +78,9 @@ def assert_no_trace(model, before):
 # The law -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", [chain, residual])
-def test_the_noise_is_that_of_the_measured_network(net):
+def test_the_noise_is_that_of_the_measured_network(net: Callable[..., Any]) -> None:
     """Mean and covariance of the output over many passes, in both: four standard errors of 20,000 draws each."""
     model, x, draws, noise = net().eval(), rows(2), 20_000, 0.5
     with torch.no_grad(), ibscan.noisy(model, noise):
@@ -85,21 +90,23 @@ def test_the_noise_is_that_of_the_measured_network(net):
                           dtype=torch.float64)  # fmt: skip
     widths = [layer.width for layer in still.layers]
 
-    def normals(layer, replica):
+    def normals(layer: int, replica: int) -> np.ndarray:
         return np.random.default_rng((layer, replica)).standard_normal((2, widths[layer]))
 
     walk = still.noisy_walk(x.numpy(), 2, noise, normals, range(draws))
     measured = torch.cat([values[0] for _, values in walk])
     for row in range(2):
         a, b = found[:, row], measured[:, row]
-        for moment in (lambda t: t, lambda t: t.square(), lambda t: t[:, :1] * t[:, 1:]):
+        moments: list[Callable[[torch.Tensor], torch.Tensor]]
+        moments = [lambda t: t, lambda t: t.square(), lambda t: t[:, :1] * t[:, 1:]]
+        for moment in moments:
             u, v = moment(a), moment(b)
             error = ((u.var(0) + v.var(0)) / draws).sqrt()
             assert ((u.mean(0) - v.mean(0)).abs() <= 4 * error).all()
     assert measured.std(0).min() > 0.1  # else this would say nothing
 
 
-def test_noise_is_normal_independent_over_rows_units_layers_and_passes():
+def test_noise_is_normal_independent_over_rows_units_layers_and_passes() -> None:
     """Two bare layers: T_1 = W_1 x + Z_1 and T_2 = W_2 T_1 + Z_2 are seen at the inputs of the next layers."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 1)).double()
@@ -126,8 +133,9 @@ def test_noise_is_normal_independent_over_rows_units_layers_and_passes():
     assert (z[1:] * z[:-1]).mean(0).abs().max() <= 4 / math.sqrt(n)  # row after row
 
 
-def test_the_output_has_no_noise_and_everything_that_takes_a_layer_sees_the_same():
-    model, x, seen = residual(), rows(), {}
+def test_the_output_has_no_noise_and_everything_that_takes_a_layer_sees_the_same() -> None:
+    seen: dict[Any, Any] = {}
+    model, x = residual(), rows()
     model.b.register_forward_pre_hook(lambda _, given: seen.__setitem__("b", given[0]))
     model.b.register_forward_hook(lambda *given: seen.__setitem__("b out", given[2]))
     model.c.register_forward_pre_hook(lambda _, given: seen.__setitem__("c", given[0]))
@@ -139,16 +147,17 @@ def test_the_output_has_no_noise_and_everything_that_takes_a_layer_sees_the_same
     assert (seen["b"] != relu(model.a(x))).all()
 
 
-def test_dropout_between_a_layer_and_one_of_its_uses():
+def test_dropout_between_a_layer_and_one_of_its_uses() -> None:
     """In eval mode dropout returns its very input; in training it does not, and the other use must have noise too."""
 
-    def forward(s, x):
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = relu(s.a(x))
         return s.c(s.drop(h)) + s.d(h)
 
     torch.manual_seed(0)
     model = Net(forward, a=nn.Linear(3, 4), c=nn.Linear(4, 2), d=nn.Linear(4, 2), drop=nn.Dropout(0.5)).double().train()
-    seen, x = {}, rows()
+    seen: dict[Any, Any] = {}
+    x = rows()
     model.c.register_forward_pre_hook(lambda _, given: seen.__setitem__("c", given[0]))
     model.d.register_forward_pre_hook(lambda _, given: seen.__setitem__("d", given[0]))
     with ibscan.noisy(model, 0.2):
@@ -164,7 +173,7 @@ def test_dropout_between_a_layer_and_one_of_its_uses():
 
 
 @pytest.mark.parametrize("net", [chain, residual, normalised])
-def test_gradients_reach_every_parameter(net):
+def test_gradients_reach_every_parameter(net: Callable[..., Any]) -> None:
     """And are those of the noisy pass: against the same pass with its noise written by hand where there is a chain."""
     model, x = net().train(), rows(8)
     with ibscan.noisy(model, 0.1):
@@ -189,7 +198,7 @@ def test_gradients_reach_every_parameter(net):
             torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-12, atol=1e-14)
 
 
-def test_training_learns_under_noise():
+def test_training_learns_under_noise() -> None:
     model, x = normalised().train(), rows(64)
     y = (x[:, 0] > 0).long()
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
@@ -204,7 +213,7 @@ def test_training_learns_under_noise():
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:3])
 
 
-def test_running_statistics_move_as_without_noise():
+def test_running_statistics_move_as_without_noise() -> None:
     """Those before the first noise, to the bit; the pass that records moves none."""
     noised, clean = normalised().train(), normalised().train()
     with ibscan.noisy(noised, 0.1):
@@ -218,7 +227,7 @@ def test_running_statistics_move_as_without_noise():
     assert all(module.training for module in noised.modules())
 
 
-def test_training_flags_stay_as_they_were_one_by_one():
+def test_training_flags_stay_as_they_were_one_by_one() -> None:
     model = normalised().train()
     model[1].eval()  # a frozen norm
     before = model[1].running_mean.clone()
@@ -228,13 +237,13 @@ def test_training_flags_stay_as_they_were_one_by_one():
     assert torch.equal(model[1].running_mean, before)
 
 
-def test_recording_asks_no_model_to_change_itself():
+def test_recording_asks_no_model_to_change_itself() -> None:
     """Adapters merge their weights when they are told to evaluate."""
 
     class Merging(nn.Linear):
         told = 0
 
-        def train(self, mode=True):
+        def train(self, mode: bool = True) -> Any:
             Merging.told += 1
             return super().train(mode)
 
@@ -244,7 +253,7 @@ def test_recording_asks_no_model_to_change_itself():
     assert Merging.told == 0
 
 
-def test_the_random_state():
+def test_the_random_state() -> None:
     """Recording draws nothing; a pass draws for its noise; the same seed gives the same pass."""
     model, x = normalised().eval(), rows()
     state = torch.get_rng_state()
@@ -268,7 +277,7 @@ def test_the_random_state():
     assert torch.equal(torch.rand(1), ahead)
 
 
-def test_other_batch_sizes_and_evaluation_within_the_block():
+def test_other_batch_sizes_and_evaluation_within_the_block() -> None:
     model = normalised().train()
     with ibscan.noisy(model, 0.1):
         for n in (5, 2, 17):
@@ -284,8 +293,8 @@ def test_other_batch_sizes_and_evaluation_within_the_block():
     assert torch.equal(model(rows(3)), model(rows(3)))
 
 
-def test_keyword_inputs_and_further_tensors():
-    def forward(s, mask, *, x, scale=1.0):
+def test_keyword_inputs_and_further_tensors() -> None:
+    def forward(s: Net, mask: torch.Tensor, *, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
         return s.b(tanh(s.a(x)) * scale) * mask
 
     model = Net(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 2)).double()
@@ -300,7 +309,7 @@ def test_keyword_inputs_and_further_tensors():
         model("text")
 
 
-def test_the_input_is_left_as_it_is():
+def test_the_input_is_left_as_it_is() -> None:
     """By the pass that records: what the model itself does to it, it does once."""
     model = Net(lambda s, x: s.b(tanh(s.a(x.mul_(2)))), a=nn.Linear(3, 3), b=nn.Linear(3, 1)).double()
     x = rows()
@@ -313,7 +322,7 @@ def test_the_input_is_left_as_it_is():
 
 
 @pytest.mark.parametrize("net", [chain, residual, normalised])
-def test_no_trace_after_the_block(net):
+def test_no_trace_after_the_block(net: Callable[..., Any]) -> None:
     model = net().eval()
     before, x = traces(model), rows()
     out = model(x)
@@ -329,11 +338,11 @@ def test_no_trace_after_the_block(net):
     assert torch.equal(copied(x), out)
 
 
-def test_no_trace_after_an_exception_in_the_block():
+def test_no_trace_after_an_exception_in_the_block() -> None:
     model = chain()
     before = traces(model)
 
-    def block():
+    def block() -> None:
         with ibscan.noisy(model, 0.3):
             model(rows())
             raise ZeroDivisionError
@@ -344,7 +353,7 @@ def test_no_trace_after_an_exception_in_the_block():
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_no_trace_after_an_exception_in_the_forward_pass(first):
+def test_no_trace_after_an_exception_in_the_forward_pass(first: bool) -> None:
     """In the pass that records, or in a later one; the block goes on after either."""
     model = residual().eval()
     before, x = traces(model), rows()
@@ -359,14 +368,14 @@ def test_no_trace_after_an_exception_in_the_forward_pass(first):
     assert_no_trace(model, before)
 
 
-def test_an_exception_deep_in_the_model():
-    def forward(s, x):
+def test_an_exception_deep_in_the_model() -> None:
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = relu(s.a(x))
         if s.broken:
             raise ValueError("deep")
         return s.b(h)
 
-    model = Net(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 2)).double()
+    model: Any = Net(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 2)).double()
     model.broken = False
     before = traces(model)
     with ibscan.noisy(model, 0.3):
@@ -381,10 +390,10 @@ def test_an_exception_deep_in_the_model():
 
 
 @pytest.mark.parametrize("more", [True, False])
-def test_a_pass_that_takes_another_way_is_refused(more):
+def test_a_pass_that_takes_another_way_is_refused(more: bool) -> None:
     """Also one that is shorter than the recorded one, whose last layers would go without a word."""
 
-    def forward(s, x):
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = relu(s.a(x))
         return s.b(tanh(s.c(h))) if s.training is more else s.b(h)
 
@@ -399,7 +408,7 @@ def test_a_pass_that_takes_another_way_is_refused(more):
     assert_no_trace(short, traces(short))
 
 
-def test_the_model_is_let_go():
+def test_the_model_is_let_go() -> None:
     model = chain()
     gone = weakref.ref(model)
     with ibscan.noisy(model, 0.1):
@@ -412,7 +421,7 @@ def test_the_model_is_let_go():
 # Several models ------------------------------------------------------------------------------------------------------
 
 
-def test_two_models_at_once():
+def test_two_models_at_once() -> None:
     """An encoder and a decoder, each with its own noise."""
     encoder, decoder = chain().eval(), nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 3)).double().eval()
     x = rows(2).repeat_interleave(4000, 0)
@@ -433,7 +442,7 @@ def test_two_models_at_once():
         assert_no_trace(model, was)
 
 
-def test_a_model_within_another():
+def test_a_model_within_another() -> None:
     """The inner model's noise is the inner block's own; the outer one measures around it, or says it cannot."""
     inner = chain().eval()
     outer = nn.Sequential(inner, nn.Tanh(), nn.Linear(2, 1)).double().eval()
@@ -446,7 +455,7 @@ def test_a_model_within_another():
     assert_no_trace(outer, before)
 
 
-def test_one_model_twice_at_once():
+def test_one_model_twice_at_once() -> None:
     model = chain()
     before = traces(model)
     with pytest.raises(InputError, match="another way"), ibscan.noisy(model, 0.1), ibscan.noisy(model, 0.2):
@@ -454,10 +463,10 @@ def test_one_model_twice_at_once():
     assert_no_trace(model, before)
 
 
-def test_a_model_that_calls_itself():
+def test_a_model_that_calls_itself() -> None:
     """One pass, one noise a layer."""
 
-    def forward(s, x, depth=1):
+    def forward(s: Net, x: torch.Tensor, depth: int = 1) -> torch.Tensor:
         return s(tanh(s.a(x)), 0) if depth else s.b(x)
 
     model = Net(forward, a=nn.Linear(3, 3), b=nn.Linear(3, 2)).double()
@@ -473,7 +482,7 @@ def test_a_model_that_calls_itself():
 
 
 @pytest.mark.parametrize("noise", [0, -1.0, math.nan, math.inf, True, "0.1", None, torch.tensor(0.1)])
-def test_what_is_no_noise(noise):
+def test_what_is_no_noise(noise: Any) -> None:
     model = chain()
     before = traces(model)
     with pytest.raises(UsageError, match="expected a finite number > 0"), ibscan.noisy(model, noise):
@@ -482,19 +491,20 @@ def test_what_is_no_noise(noise):
 
 
 @pytest.mark.parametrize("noise", [1, 0.5, np.float32(0.5), np.float64(0.5)])
-def test_numbers_of_every_kind(noise):
+def test_numbers_of_every_kind(noise: float) -> None:
     model = chain()
     with ibscan.noisy(model, noise):
         assert (model(rows()) != model(rows())).all()
 
 
-def test_wrapped_models_are_refused():
-    for wrapped in (nn.DataParallel(chain()), torch.compile(chain(), backend="eager")):
+def test_wrapped_models_are_refused() -> None:
+    compiled: Any = torch.compile(chain(), backend="eager")
+    for wrapped in (nn.DataParallel(chain()), compiled):
         with pytest.raises(UsageError, match=r"wrapped in \w+"), ibscan.noisy(wrapped, 0.1):
             pass
 
 
-def test_a_float32_model_stays_in_float32():
+def test_a_float32_model_stays_in_float32() -> None:
     model = chain().float()
     with ibscan.noisy(model, np.float64(0.1)):
         assert model(rows().float()).dtype is torch.float32

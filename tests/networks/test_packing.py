@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +13,15 @@ import torch
 from torch import nn
 
 import ibscan
+from ibscan.core.network import Derivative
 from ibscan.errors import InputError, UsageError
 from ibscan.feeding import Fed, fed_beside
 from ibscan.inputs.probe import read_probe
-from ibscan.measures.activations import input_weights
+from ibscan.measures.driver import input_weights
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.module import Module
 from ibscan.networks.packing import Packing, fed, named_arguments
-from ibscan.types import Derivative
+from ibscan.types import At
 
 CPU = torch.device("cpu")
 ROWS, WORDS, UNITS = 5, 4, 3
@@ -32,7 +34,9 @@ class Pooled(nn.Module):
         super().__init__()
         self.a, self.b, self.c = nn.Linear(UNITS, 6), nn.Linear(6, 5), nn.Linear(5, 3)
 
-    def forward(self, x, attention_mask=None, *, gain, keep=None):
+    def forward(
+        self, x: torch.Tensor, attention_mask: torch.Tensor = None, *, gain: torch.Tensor, keep: torch.Tensor = None
+    ) -> torch.Tensor:
         h = self.a(x).tanh()
         weight = torch.ones_like(h[..., :1]) if attention_mask is None else attention_mask[..., None].to(h.dtype)
         pooled = self.b((h * weight).sum(1) / weight.sum(1)) * gain
@@ -49,7 +53,7 @@ def drawn() -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return rng.normal(size=(ROWS, WORDS, UNITS)), named
 
 
-def model() -> nn.Module:
+def model() -> Any:
     torch.manual_seed(1)
     return Pooled().double().eval().requires_grad_(False)
 
@@ -61,7 +65,7 @@ def network(dtype: torch.dtype = torch.float64) -> tuple[Module, np.ndarray]:
     return recorded_taps(model(), packed[:3], (), device=CPU, dtype=dtype, packing=packing), packed
 
 
-def plainly(layer: str, at: str) -> Callable[[torch.Tensor, int], torch.Tensor]:
+def plainly(layer: str, at: Any) -> Callable[[torch.Tensor, int], torch.Tensor]:
     """Return a layer's values on one row as a function of its x, written out; what is fed is constant in it."""
     net, (_, named) = model(), drawn()
 
@@ -77,7 +81,7 @@ def plainly(layer: str, at: str) -> Callable[[torch.Tensor, int], torch.Tensor]:
     return value
 
 
-def test_rows_are_given_back_as_they_were():
+def test_rows_are_given_back_as_they_were() -> None:
     x, named = drawn()
     named |= {"many": np.array([[2**53, -(2**53)]] * ROWS), "small": np.ones((ROWS, 2, 2), np.uint8)}
     packing = Packing.of(x, named)
@@ -95,7 +99,7 @@ def test_rows_are_given_back_as_they_were():
 
 
 @pytest.mark.parametrize("budget", [1, 60, 2**22])
-def test_values_are_those_of_the_model(budget: int, monkeypatch: pytest.MonkeyPatch):
+def test_values_are_those_of_the_model(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ibscan.networks.module.ACTIVATION_BUDGET", budget)
     net, packed = network()
     x, order = torch.as_tensor(drawn()[0]), np.random.default_rng(3).permutation(ROWS)
@@ -126,10 +130,17 @@ def exact() -> dict[tuple[str, str, int], torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [400, 2**22])
 @pytest.mark.parametrize("at", ["pre", "post"])
 @pytest.mark.parametrize("wanted", [None, (2,)])  # all from directions, one narrow layer from gradients
-def test_jacobians_are_of_x_alone(budget: int, at: str, wanted, exact, monkeypatch: pytest.MonkeyPatch):
+def test_jacobians_are_of_x_alone(
+    budget: int,
+    at: At,
+    wanted: tuple[int] | None,
+    exact: Mapping[tuple[str, str, int], torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in ("PASS_BUDGET", "BLOCK_BUDGET"):
         monkeypatch.setattr(f"ibscan.networks.sweeps.{name}", {"cpu": budget})
     net, packed = network()
@@ -137,10 +148,10 @@ def test_jacobians_are_of_x_alone(budget: int, at: str, wanted, exact, monkeypat
     found: dict[tuple[int, int], torch.Tensor] = {}
     grams: dict[tuple[int, int], torch.Tensor] = {}
 
-    def keep(layer: int, factor: torch.Tensor, _, rows: slice) -> None:
+    def keep(layer: int, factor: torch.Tensor, _: object, rows: slice) -> None:
         found.update({(layer, row): factor[0, k] for k, row in enumerate(range(ROWS)[rows])})
 
-    def count(layer: int, gram, rows: slice) -> None:
+    def count(layer: int, gram: Any, rows: slice) -> None:
         grams.update({(layer, row): gram.values[0, k] for k, row in enumerate(range(ROWS)[rows])})
 
     which = Derivative(at, layers=wanted)
@@ -156,7 +167,7 @@ def test_jacobians_are_of_x_alone(budget: int, at: str, wanted, exact, monkeypat
         assert norms[0, layer, row] == pytest.approx(float(expected[0]), rel=1e-6)
 
 
-def test_jacobians_from_a_layer_hold_what_is_fed():
+def test_jacobians_from_a_layer_hold_what_is_fed() -> None:
     net, packed = network()
     _, named = drawn()
     found: dict[int, torch.Tensor] = {}
@@ -170,7 +181,7 @@ def test_jacobians_from_a_layer_hold_what_is_fed():
         assert torch.allclose(torch.linalg.svdvals(found[2][row]), torch.linalg.svdvals(exact), atol=1e-12)
 
 
-def test_a_noisy_walk_is_fed_row_by_row(monkeypatch: pytest.MonkeyPatch):
+def test_a_noisy_walk_is_fed_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ibscan.networks.module.NOISY_BUDGET", 200)
     net, packed = network()
     _, named = drawn()
@@ -186,14 +197,14 @@ def test_a_noisy_walk_is_fed_row_by_row(monkeypatch: pytest.MonkeyPatch):
             assert torch.allclose(values[0, k], expected, rtol=1e-12)
 
 
-def test_what_enters_beside_the_layers_ends_what_holds_of_chains():
+def test_what_enters_beside_the_layers_ends_what_holds_of_chains() -> None:
     # b is fed by a alone, but its post by the gain too: nothing bounds what it says of (x, gain) by what a does.
     net, _ = network()
     assert net.taps.plain
     assert not net.plain
 
 
-def test_single_precision_is_the_models_and_not_the_masks():
+def test_single_precision_is_the_models_and_not_the_masks() -> None:
     found = []
     for dtype in (torch.float32, torch.float64):
         net, packed = network(dtype)
@@ -204,13 +215,13 @@ def test_single_precision_is_the_models_and_not_the_masks():
     assert 0 < float((found[0] - found[1]).abs().max()) < 1e-5
 
 
-def test_a_model_that_mixes_rows_by_what_it_is_fed_is_refused():
+def test_a_model_that_mixes_rows_by_what_it_is_fed_is_refused() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.a = nn.Linear(2, 2)
 
-        def forward(self, x, scale):
+        def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
             return self.a(x) * scale.sum()
 
     x, named = np.ones((3, 2)), {"scale": np.arange(3.0)}
@@ -219,27 +230,27 @@ def test_a_model_that_mixes_rows_by_what_it_is_fed_is_refused():
         recorded_taps(Mixed().double(), packing.packed(x, named), (), device=CPU, dtype=torch.float64, packing=packing)
 
 
-def test_arguments_by_name():
+def test_arguments_by_name() -> None:
     assert named_arguments(model()) == {"attention_mask", "gain", "keep"}
     assert named_arguments(nn.Linear(2, 2)) == set()
 
-    class Any(nn.Module):
-        def forward(self, *args, **kwargs):
+    class Whatever(nn.Module):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
             return args, kwargs
 
-    assert named_arguments(Any()) == set()
+    assert named_arguments(Whatever()) == set()
 
 
 # From the probe
 
 
-def stored(folder: Path, **arrays: np.ndarray) -> str:
+def stored(folder: Path, **arrays: Any) -> str:
     x, named = drawn()
     np.savez(folder / "probe.npz", **{"x": x, **named, **arrays})
     return str(folder / "probe.npz")
 
 
-def test_what_is_fed_and_what_is_not_is_said(tmp_path: Path):
+def test_what_is_fed_and_what_is_not_is_said(tmp_path: Path) -> None:
     spec = stored(tmp_path, y=np.arange(ROWS), lengths=np.ones(ROWS), keep=np.ones(3), labels2=np.ones(2))
     probe, _ = read_probe(spec, {})
     found = fed_beside(model(), probe)
@@ -268,23 +279,24 @@ def test_what_is_fed_and_what_is_not_is_said(tmp_path: Path):
         ({"gain": np.ones((ROWS, 1), complex)}, "gain.*complex"),
     ],
 )
-def test_what_cannot_be_fed_is_refused(arrays: dict[str, np.ndarray], words: str, tmp_path: Path):
+def test_what_cannot_be_fed_is_refused(arrays: dict[str, np.ndarray], words: str, tmp_path: Path) -> None:
     probe, _ = read_probe(stored(tmp_path, **arrays), {})
     with pytest.raises(InputError, match=words):
         fed_beside(model(), probe)
 
 
-def test_what_is_fed_is_found_beside_its_own_inputs(tmp_path: Path):
+def test_what_is_fed_is_found_beside_its_own_inputs(tmp_path: Path) -> None:
     x, named = drawn()
-    arrays = {f"train/{name}": value[:4] for name, value in {"x": x, **named}.items()}
-    np.savez(tmp_path / "a.npz", **arrays, **{f"test/{name}": value for name, value in {"x": x, **named}.items()})
+    arrays: dict[str, Any] = {f"train/{name}": value[:4] for name, value in {"x": x, **named}.items()}
+    arrays |= {f"test/{name}": value for name, value in {"x": x, **named}.items()}
+    np.savez(tmp_path / "a.npz", **arrays)
     np.savez(tmp_path / "b.npz", x_test=x, gain_test=named["gain"], gain_train=named["gain"][:4], x_train=x[:4])
     for spec, rows in (("a.npz#x=train/x", 4), ("a.npz#x=test/x", 5), ("b.npz#x=x_test", 5), ("b.npz#x=x_train", 4)):
         found = fed_beside(model(), read_probe(f"{tmp_path}/{spec}", {})[0])
         assert (found.arrays["gain"] == named["gain"][:rows]).all()
 
 
-def test_rows_that_differ_in_what_is_fed_are_two_inputs(tmp_path: Path):
+def test_rows_that_differ_in_what_is_fed_are_two_inputs(tmp_path: Path) -> None:
     x = np.ones((6, 2))
     np.savez(tmp_path / "a.npz", x=x, gain=np.array([[1.0], [1], [1], [2], [2], [3]]))
     probe, _ = read_probe(str(tmp_path / "a.npz"), {})
@@ -320,10 +332,10 @@ class Wrong(Net):
 """
 
 
-def test_a_whole_scan_is_of_the_network_that_is_fed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_whole_scan_is_of_the_network_that_is_fed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(SOURCE)
-    space: dict = {}
+    space: dict[Any, Any] = {}
     exec(SOURCE, space)
     torch.manual_seed(5)
     net = space["Net"]().double()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict, namedtuple
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,41 +17,45 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from ibscan.core.network import Derivative
 from ibscan.errors import InputError
 from ibscan.networks.admission import recorded_taps
+from ibscan.networks.module import Module
 from ibscan.networks.passes import tapped
 from ibscan.networks.recording import recorded
-from ibscan.types import Derivative
 
 relu, tanh, sigmoid = torch.relu, torch.tanh, torch.sigmoid
 CPU = torch.device("cpu")
 
 
-def linear(inputs=4, outputs=4):
+def linear(inputs: int = 4, outputs: int = 4) -> nn.Linear:
     return nn.Linear(inputs, outputs)
 
 
-def network_of(model, x, extra=(), dtype=torch.float64):
+def network_of(model: Any, x: np.ndarray, extra: tuple[str, ...] = (), dtype: torch.dtype = torch.float64) -> Module:
     return recorded_taps(model.eval().requires_grad_(False).to(dtype), x, extra, device=CPU, dtype=dtype)
 
 
-def walked(network, x):
+def walked(network: Any, x: np.ndarray) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Return {layer: (pre, post)} of all rows, each visited once."""
-    found = {}
+    found: dict[Any, Any] = {}
 
-    def visit(layer, pre, post, rows):
+    def visit(layer: int, pre: torch.Tensor, post: torch.Tensor, rows: slice) -> None:
         assert pre.dtype == post.dtype == torch.float64
         found.setdefault(network.layers[layer].name, []).append((pre[0].clone(), post[0].clone(), rows))
 
     network.walk(x, visit)
     for parts in found.values():
         assert [row for *_, rows in parts for row in range(len(x))[rows]] == list(range(len(x)))
-    return {name: tuple(torch.cat([p[i] for p in parts]) for i in (0, 1)) for name, parts in found.items()}
+    return {name: (torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])) for name, parts in found.items()}
 
 
-def made(forward, shape=(4,), rows=5, **modules):
+def made(
+    forward: Callable[..., Any], shape: tuple[int, ...] = (4,), rows: int = 5, **modules: Callable[..., Any] | nn.Module
+) -> tuple[Net, np.ndarray]:
     torch.manual_seed(0)
-    model = Net(forward, **{k: v() if isinstance(v, type(linear)) else v for k, v in modules.items()})
+    given: dict[str, Any] = {k: v() if isinstance(v, type(linear)) else v for k, v in modules.items()}
+    model = Net(forward, **given)
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.running_mean is not None:
             norm.running_mean.normal_()
@@ -57,7 +63,17 @@ def made(forward, shape=(4,), rows=5, **modules):
     return model, np.random.default_rng(0).standard_normal((rows, *shape))
 
 
-def check(forward, expected, *, output="identity", outputs=None, first=None, plain=False, shape=(4,), **modules):
+def check(
+    forward: Callable[..., Any],
+    expected: Callable[..., Any],
+    *,
+    output: str = "identity",
+    outputs: set[str] | None = None,
+    first: set[str] | None = None,
+    plain: bool = False,
+    shape: tuple[int, ...] = (4,),
+    **modules: Any,
+) -> Any:
     """Hold every layer against pre and post computed by hand: `expected(modules, rows)` is {name: (pre, post)}."""
     model, x = made(forward, shape, **modules)
     network = network_of(model, x)
@@ -77,10 +93,10 @@ def check(forward, expected, *, output="identity", outputs=None, first=None, pla
     return network
 
 
-def two(f, **settings):
+def two(f: Callable[..., Any], **settings: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
     """One hidden layer whose pre becomes its post by `f`, written in every way below."""
 
-    def expected(m, x):
+    def expected(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         h = f(m.a(x))
         return {"a": (m.a(x), h), "b": (m.b(h), m.b(h))}
 
@@ -90,27 +106,27 @@ def two(f, **settings):
 # A plain chain, written in many ways ---------------------------------------------------------------------------------
 
 
-def ignored(s, x):
+def ignored(s: Net, x: torch.Tensor) -> torch.Tensor:
     h = s.a(x)
     s.act(h)  # in place, the result unused
     return s.b(h)
 
 
-def method(s, x):
+def method(s: Net, x: torch.Tensor) -> torch.Tensor:
     h = s.a(x)
     h.relu_()
     return s.b(h)
 
 
-def sliced(s, x):
+def sliced(s: Net, x: torch.Tensor) -> torch.Tensor:
     h = s.a(x)
     h[:, 0] = 0
     h[:, 1] = h[:, 2]
     return s.b(h)
 
 
-def wrote(f):
-    def by_hand(h):
+def wrote(f: Callable[..., Any]) -> Callable[..., Any]:
+    def by_hand(h: torch.Tensor) -> torch.Tensor:
         h = h.clone()
         f(h)
         return h
@@ -118,25 +134,25 @@ def wrote(f):
     return by_hand
 
 
-def whole_view(s, x):
+def whole_view(s: Net, x: torch.Tensor) -> torch.Tensor:
     h = s.a(x)
     h.view(-1).relu_()
     return s.b(h * 1.0)
 
 
-def through_data(s, x):
+def through_data(s: Net, x: torch.Tensor) -> torch.Tensor:
     h = s.a(x)
     h.data.mul_(2)
     return s.b(h + 0)
 
 
-def replaced_data(s, x):
+def replaced_data(s: Net, x: torch.Tensor) -> torch.Tensor:
     h = s.a(x)
     h.data = tanh(h)
     return s.b(h)
 
 
-def written_out(s, x):
+def written_out(s: Net, x: torch.Tensor) -> torch.Tensor:
     h = s.a(x)
     torch.relu(torch.add(h, 1, out=h))
     return s.b(h)
@@ -195,12 +211,12 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("case", PLAIN)
-def test_a_plain_chain(case):
+def test_a_plain_chain_is_found_however_it_is_written(case: str) -> None:
     forward, expected, settings = PLAIN[case]
     check(forward, expected, **settings)
 
 
-def test_a_sequential():
+def test_a_sequential() -> None:
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(6, 5), nn.Tanh(), nn.Dropout(), nn.Linear(5, 3), nn.Softmax(-1)
     ).double()
@@ -217,24 +233,24 @@ def test_a_sequential():
     assert (network.output, network.plain, network.size, network.alone(0)) == ("softmax", True, 1, network)
 
 
-def test_one_linear_is_a_network():
+def test_one_linear_is_a_network() -> None:
     model = nn.Linear(3, 2).double()
     network = network_of(model, np.ones((2, 3)))
     assert [(k.name, k.first, k.output) for k in network.layers] == [("linear", True, True)]
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_convolutions_with_what_follows_them(inplace):
-    def forward(s, x):
+def test_convolutions_with_what_follows_them(inplace: bool) -> None:
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = s.pool(s.act(s.bn(s.a(x))))
         return s.c(s.act(s.b(h)).flatten(1).reshape(len(x), -1).view(len(x), 8))
 
-    def expected(m, x):
+    def expected(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         h = functional.max_pool2d(relu(m.bn(m.a(x))), 2)
         k = relu(m.b(h))
         return {"a": (m.a(x), h), "b": (m.b(h), k), "c": (m.c(k.flatten(1)),) * 2}
 
-    modules = {
+    modules: dict[str, Any] = {
         "a": nn.Conv2d(1, 3, 3), "b": nn.Conv2d(3, 2, 1), "c": linear(8, 3), "bn": nn.BatchNorm2d(3),
         "act": nn.ReLU(inplace=inplace), "pool": nn.MaxPool2d(2),
     }  # fmt: skip
@@ -242,19 +258,19 @@ def test_convolutions_with_what_follows_them(inplace):
     assert [layer.kind for layer in network.layers] == ["Conv2d", "Conv2d", "Linear"]
 
 
-def test_convolutions_of_every_kind():
-    def forward(s, x):
+def test_convolutions_of_every_kind() -> None:
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = functional.avg_pool1d(tanh(s.a(x)), 2)
         k = sigmoid(s.b(h)).unsqueeze(2).unsqueeze(3)
         return s.c(k).mean((2, 3, 4))
 
-    def expected(m, x):
+    def expected(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         h = functional.avg_pool1d(tanh(m.a(x)), 2)
         k = sigmoid(m.b(h))
         out = m.c(k[:, :, None, None])
         return {"a": (m.a(x), h), "b": (m.b(h), k), "c": (out, out.mean((2, 3, 4)))}
 
-    modules = {"a": nn.Conv1d(2, 3, 2), "b": nn.ConvTranspose1d(3, 2, 2), "c": nn.Conv3d(2, 4, 1)}
+    modules: dict[str, Any] = {"a": nn.Conv1d(2, 3, 2), "b": nn.ConvTranspose1d(3, 2, 2), "c": nn.Conv3d(2, 4, 1)}
     network = check(forward, expected, shape=(2, 7), plain=True, **modules)
     assert [k.kind for k in network.layers] == ["Conv1d", "ConvTranspose1d", "Conv3d"]
     assert [k.post_range for k in network.layers] == [(-1.0, 1.0), (0.0, 1.0), None]
@@ -263,42 +279,42 @@ def test_convolutions_of_every_kind():
 # Joins ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_residual_sum():
-    def expected(m, x):
+def test_a_residual_sum() -> None:
+    def expected(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         h = tanh(m.a(x))
         k = relu(m.b(h))
         return {"a": (m.a(x), h), "b": (m.b(h), k), "c": (m.c(h + k),) * 2}
 
-    def forward(s, x):
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = tanh(s.a(x))
         return s.c(h + relu(s.b(h)))
 
     check(forward, expected, a=linear, b=linear, c=linear)
 
 
-def test_a_residual_sum_in_place():
-    def forward(s, x):
+def test_a_residual_sum_in_place() -> None:
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         y = s.b(functional.relu(s.a(x), inplace=True))
         y += x
         return s.c(functional.relu(y, inplace=True))
 
-    def expected(m, x):
+    def expected(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         h = relu(m.a(x))
         return {"a": (m.a(x), h), "b": (m.b(h), m.b(h)), "c": (m.c(relu(m.b(h) + x)),) * 2}
 
     check(forward, expected, a=linear, b=linear, c=linear)
 
 
-def test_preactivation_blocks():
+def test_preactivation_blocks() -> None:
     """What is summed is the layer's bare output; norm and activation belong to the branch."""
 
-    def forward(s, x):
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = s.a(x)
         for b, c, n in ((s.b1, s.c1, s.n1), (s.b2, s.c2, s.n2)):
             h = h + c(relu(b(relu(n(h)))))
         return s.d(h)
 
-    def expected(m, x):
+    def expected(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         h0 = m.a(x)
         k1 = m.b1(relu(m.n1(h0)))
         c1 = m.c1(relu(k1))
@@ -309,11 +325,11 @@ def test_preactivation_blocks():
             "d": (m.d(h0 + c1 + c2),) * 2,
         }  # fmt: skip
 
-    modules = dict.fromkeys(("a", "b1", "c1", "b2", "c2", "d"), linear)
+    modules: dict[str, Any] = dict.fromkeys(("a", "b1", "c1", "b2", "c2", "d"), linear)
     check(forward, expected, n1=nn.BatchNorm1d(4), n2=nn.BatchNorm1d(4), **modules)
 
 
-def test_the_last_post_is_the_output_though_it_joins():
+def test_the_last_post_is_the_output_though_it_joins() -> None:
     check(
         lambda s, x: tanh(x + s.b(relu(s.a(x)))),
         lambda m, x: {
@@ -324,48 +340,53 @@ def test_the_last_post_is_the_output_though_it_joins():
     )  # fmt: skip
 
 
-def test_squeeze_and_excite():
-    def forward(s, x):
+def test_squeeze_and_excite() -> None:
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = functional.silu(s.bn(s.a(x)))
         return s.d((h * sigmoid(s.c(relu(s.b(h.mean((2, 3), keepdim=True)))))).flatten(1))
 
-    def expected(m, x):
+    def expected(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         h = functional.silu(m.bn(m.a(x)))
         k = m.b(h.mean((2, 3), keepdim=True))
         g = m.c(relu(k))
         out = m.d((h * sigmoid(g)).flatten(1))
         return {"a": (m.a(x), h), "b": (k, relu(k)), "c": (g, sigmoid(g)), "d": (out, out)}
 
-    modules = {"a": nn.Conv2d(1, 3, 2), "b": nn.Conv2d(3, 2, 1), "c": nn.Conv2d(2, 3, 1), "d": linear(12, 2)}
+    modules: dict[str, Any] = {
+        "a": nn.Conv2d(1, 3, 2),
+        "b": nn.Conv2d(3, 2, 1),
+        "c": nn.Conv2d(2, 3, 1),
+        "d": linear(12, 2),
+    }
     check(forward, expected, shape=(1, 3, 3), bn=nn.BatchNorm2d(3), **modules)
 
 
-def test_two_heads_of_one_trunk():
+def test_two_heads_of_one_trunk() -> None:
     """The first is the output, and what it is named after; the last called is a head of its own."""
 
-    def forward(s, x):
+    def forward(s: Net, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         h = tanh(s.trunk(x))
         return s.mu(h), s.logvar(h).clamp(-1, 1)
 
-    def expected(m, x):
+    def expected(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         h = tanh(m.trunk(x))
         return {"trunk": (m.trunk(x), h), "mu": (m.mu(h),) * 2, "logvar": (m.logvar(h), m.logvar(h).clamp(-1, 1))}
 
     check(forward, expected, trunk=linear, mu=linear, logvar=linear, outputs={"mu", "logvar"})
 
 
-def test_concatenated_branches():
-    def forward(s, x):
+def test_concatenated_branches() -> None:
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         return s.c(torch.cat([relu(s.a(x)), tanh(s.b(x)), x], 1))
 
-    def expected(m, x):
+    def expected(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         h, k = relu(m.a(x)), tanh(m.b(x))
         return {"a": (m.a(x), h), "b": (m.b(x), k), "c": (m.c(torch.cat([h, k, x], 1)),) * 2}
 
     check(forward, expected, a=linear, b=linear, c=lambda: linear(12, 3), first={"a", "b"})
 
 
-def test_parallel_branches_of_one_layer_alone():
+def test_parallel_branches_of_one_layer_alone() -> None:
     """Both are computed from the layer alone, and all that is used passes their concatenation."""
     check(
         lambda s, x: s.b((lambda h: torch.cat([relu(h), -relu(-h)], 1))(s.a(x))),
@@ -377,15 +398,15 @@ def test_parallel_branches_of_one_layer_alone():
     )  # fmt: skip
 
 
-def test_a_layer_used_twice_stops_where_its_ways_part():
-    def expected(m, x):
+def test_a_layer_used_twice_stops_where_its_ways_part() -> None:
+    def expected(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         h = m.a(x)
         return {"a": (h, h), "b": (m.b(relu(h)), m.b(relu(h))), "c": (m.c(m.b(relu(h)) + tanh(h)),) * 2}
 
     check(lambda s, x: (lambda h: s.c(s.b(relu(h)) + tanh(h)))(s.a(x)), expected, a=linear, b=linear, c=linear)
 
 
-def test_a_returned_feature_is_used():
+def test_a_returned_feature_is_used() -> None:
     """The feature list holds the activation before dropout and pooling: nothing after it is on every way."""
     check(
         lambda s, x: (lambda h: (s.b(functional.avg_pool1d(h, 2)), [h]))(relu(s.a(x))),
@@ -394,8 +415,8 @@ def test_a_returned_feature_is_used():
     )  # fmt: skip
 
 
-def test_a_branch_that_is_not_used():
-    def forward(s, x):
+def test_a_branch_that_is_not_used() -> None:
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = relu(s.a(x))
         s.unused(tanh(h))
         (h * 2).exp()
@@ -414,10 +435,10 @@ def test_a_branch_that_is_not_used():
     assert network.taps.noisy == (0,)
 
 
-def test_a_straight_through_branch():
+def test_a_straight_through_branch() -> None:
     """z + (q - z).detach(): a detached way is a way."""
 
-    def forward(s, x):
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         z = s.a(x)
         return s.b(z + (torch.round(z) - z).detach())
 
@@ -428,13 +449,13 @@ def test_a_straight_through_branch():
 # Attention, recurrence, inner layers ---------------------------------------------------------------------------------
 
 
-def test_attention_by_hand():
-    def forward(s, x):
+def test_attention_by_hand() -> None:
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         q, k, v = s.q(x), s.k(x), s.v(x)
         weight = torch.softmax(q @ k.mT / 2.0, -1)
         return s.o((weight @ v).transpose(1, 2).reshape(len(x), -1))
 
-    def expected(m, x):
+    def expected(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         out = m.o((torch.softmax(m.q(x) @ m.k(x).mT / 2.0, -1) @ m.v(x)).transpose(1, 2).flatten(1))
         # The transposed keys are computed from k alone.
         return {"q": (m.q(x),) * 2, "k": (m.k(x), m.k(x).mT), "v": (m.v(x),) * 2, "o": (out, out)}
@@ -445,10 +466,10 @@ def test_attention_by_hand():
     assert [layer.width for layer in network.layers] == [12, 12, 12, 2]
 
 
-def test_heads_by_one_layer_stop_where_they_meet():
+def test_heads_by_one_layer_stop_where_they_meet() -> None:
     """q, k and v of one Linear are computed from it alone, up to the attended values."""
 
-    def attended(h):
+    def attended(h: torch.Tensor) -> torch.Tensor:
         q, k, v = h.view(len(h), 3, 3, 4).unbind(2)
         return functional.scaled_dot_product_attention(q, k, v)
 
@@ -459,13 +480,13 @@ def test_heads_by_one_layer_stop_where_they_meet():
     )  # fmt: skip
 
 
-def test_a_transformer_layer():
+def test_a_transformer_layer() -> None:
     """In eval mode torch would take a way of its own through one fused operation, and no layer would be called."""
 
-    def forward(s, x):
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         return s.head(s.block(tanh(s.embed(x))).mean(1))
 
-    def expected(m, x):
+    def expected(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         h = tanh(m.embed(x))
         b = m.block
         y = b.norm1(h + b.self_attn(h, h, h, need_weights=False)[0])
@@ -486,17 +507,17 @@ def test_a_transformer_layer():
     }  # fmt: skip
 
 
-def test_attention_as_a_module():
+def test_attention_as_a_module() -> None:
     """Its projections are no called layers: it ends a region as a layer does.
 
     It puts words before rows at once, and what is measured is measured row by row: the post stays where rows are first.
     """
 
-    def forward(s, x):
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = relu(s.a(x))
         return s.b(tanh(s.attention(h, h, h)[0]).flatten(1))
 
-    def expected(m, x):
+    def expected(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         h = relu(m.a(x))
         out = m.b(tanh(m.attention(h, h, h)[0]).flatten(1))
         return {"a": (m.a(x), h), "b": (out, out)}
@@ -514,7 +535,7 @@ def test_attention_as_a_module():
         (lambda h, c: torch.addmm(torch.zeros(4, dtype=h.dtype), h, c), "addmm"),
     ],
 )
-def test_a_product_with_weights_that_are_no_layer(product, name):
+def test_a_product_with_weights_that_are_no_layer(product: Callable[..., Any], name: str) -> None:
     model, x = made(lambda s, x: s.b(tanh(product(relu(s.a(x)), s.c))), a=linear, b=linear)
     model.c = nn.Parameter(torch.eye(4, dtype=torch.float64) * 2)
     network = network_of(model, x)
@@ -523,8 +544,8 @@ def test_a_product_with_weights_that_are_no_layer(product, name):
     assert network.taps.untapped == (("c", f"its weights are used by {name} without a layer being called"),)
 
 
-def test_recurrence_by_hand_and_by_module():
-    def forward(s, x):
+def test_recurrence_by_hand_and_by_module() -> None:
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = torch.zeros(len(x), 4, dtype=x.dtype)
         for t in range(2):
             h = tanh(s.w(x[:, t]) + s.u(h))
@@ -536,10 +557,10 @@ def test_recurrence_by_hand_and_by_module():
     assert [layer.name for layer in network.layers] == ["w", "w#2", "u", "out"]
     assert [layer.first for layer in network.layers] == [True, True, False, False]
 
-    def by_module(s, x):
+    def by_module(s: Net, x: torch.Tensor) -> torch.Tensor:
         return s.out(relu(s.rnn(tanh(s.w(x)))[0][:, -1]))
 
-    def expected(m, x):
+    def expected(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         h = tanh(m.w(x))
         return {"w": (m.w(x), h), "out": (m.out(relu(m.rnn(h)[0][:, -1])),) * 2}
 
@@ -547,7 +568,7 @@ def test_recurrence_by_hand_and_by_module():
         check(by_module, expected, shape=(2, 4), w=linear, rnn=kind(4, 4, batch_first=True), out=linear)
 
 
-def test_a_layer_that_does_not_depend_on_the_rows():
+def test_a_layer_that_does_not_depend_on_the_rows() -> None:
     """Weights made by a layer from a constant (position biases, hypernetworks) make no layer of the probe's rows."""
     model, x = made(
         lambda s, x: s.b(relu(s.a(x)) + s.bias(torch.ones(1, 4, dtype=x.dtype))), a=linear, b=linear, bias=linear
@@ -562,18 +583,18 @@ def test_a_layer_that_does_not_depend_on_the_rows():
 
 
 @pytest.mark.parametrize("shared", ["called twice", "registered twice", "in a loop"])
-def test_a_layer_called_twice(shared):
+def test_a_layer_called_twice(shared: str) -> None:
     layer = linear()
-    modules = {"a": layer} | ({"b": layer} if shared == "registered twice" else {}) | {"out": linear}
+    modules: dict[str, Any] = {"a": layer} | ({"b": layer} if shared == "registered twice" else {}) | {"out": linear}
 
-    def forward(s, x):
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         if shared == "in a loop":
             for _ in range(2):
                 x = tanh(s.a(x))
             return s.out(x)
         return s.out(tanh((s.b if shared == "registered twice" else s.a)(tanh(s.a(x)))))
 
-    def expected(m, x):
+    def expected(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         h = tanh(m.a(x))
         k = tanh(m.a(h))
         return {"a": (m.a(x), h), "a#2": (m.a(h), k), "out": (m.out(k),) * 2}
@@ -584,15 +605,15 @@ def test_a_layer_called_twice(shared):
 class LowRank(nn.Linear):
     """As adapters are written: a Linear with layers of its own."""
 
-    def __init__(self, inputs, outputs):
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs)
         self.down, self.up = nn.Linear(inputs, 1), nn.Linear(1, outputs)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x) + self.up(self.down(x))
 
 
-def test_layers_within_a_layer_are_part_of_it():
+def test_layers_within_a_layer_are_part_of_it() -> None:
     """Unless they are called outside it too."""
     network = check(
         lambda s, x: s.b(relu(s.a(x))),
@@ -603,7 +624,7 @@ def test_layers_within_a_layer_are_part_of_it():
     inside = "it is called inside another layer, and counts as part of that"
     assert network.taps.untapped == tuple((f"{a}.{b}", inside) for a in "ab" for b in ("down", "up"))
 
-    def outside(m, x):
+    def outside(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         h = m.a.down(x)
         return {"a.down": (h, h), "a": (m.a(x), relu(m.a(x))), "b": (m.b(relu(m.a(x)) + h),) * 2}
 
@@ -613,7 +634,7 @@ def test_layers_within_a_layer_are_part_of_it():
     )  # fmt: skip
 
 
-def test_gradient_checkpointing_changes_nothing():
+def test_gradient_checkpointing_changes_nothing() -> None:
     expected, settings = two(tanh)
     check(lambda s, x: s.b(checkpoint(lambda v: tanh(s.a(v)), x, use_reentrant=False)), expected, **settings)
 
@@ -621,26 +642,26 @@ def test_gradient_checkpointing_changes_nothing():
 # Writes into other tensors -------------------------------------------------------------------------------------------
 
 
-def joined(m, x):
+def joined(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     h, k = m.a(x), m.b(x)
     return {"a": (h, h), "b": (k, k), "c": (m.c(torch.cat([h, k], 1)),) * 2}
 
 
-def by_slices(s, x):
+def by_slices(s: Net, x: torch.Tensor) -> torch.Tensor:
     out = torch.empty(len(x), 8, dtype=x.dtype)
     out[:, :4] = s.a(x)
     out[:, 4:] = s.b(x)
     return s.c(out)
 
 
-def by_copies(s, x):
+def by_copies(s: Net, x: torch.Tensor) -> torch.Tensor:
     out = x.new_empty(len(x), 8)
     out[:, :4].copy_(s.a(x))
     out[:, 4:].copy_(s.b(x))
     return s.c(out * 1)
 
 
-def by_sums(s, x):
+def by_sums(s: Net, x: torch.Tensor) -> torch.Tensor:
     out = torch.zeros(len(x), 8, dtype=x.dtype)
     out[:, :4] += s.a(x)
     out[:, 4:] += s.b(x)
@@ -648,25 +669,25 @@ def by_sums(s, x):
 
 
 @pytest.mark.parametrize("forward", [by_slices, by_copies, by_sums])
-def test_writing_into_a_buffer_is_a_join(forward):
+def test_writing_into_a_buffer_is_a_join(forward: Callable[..., Any]) -> None:
     """What else the buffer holds, be it memory nobody wrote to, is not computed from the layer."""
     check(forward, joined, a=linear, b=linear, c=lambda: linear(8, 3), first={"a", "b"})
 
 
-def stale_sibling(s, x):
+def stale_sibling(s: Net, x: torch.Tensor) -> Any:
     out = torch.zeros(len(x), 4, dtype=x.dtype)
     before = out.view(-1)
     out[:, :] = s.a(x)
     return s.b(relu(s.a(x)) + before.view(-1, 4))
 
 
-def through_a_view(s, x):
+def through_a_view(s: Net, x: torch.Tensor) -> torch.Tensor:
     h = s.a(x)
     h[:, :2].relu_()
     return s.b(h)
 
 
-def view_of_a_view(s, x):
+def view_of_a_view(s: Net, x: torch.Tensor) -> torch.Tensor:
     h = s.a(x)
     part = h.view(-1, 2, 2)[:, 0]
     part.mul_(2)
@@ -674,7 +695,7 @@ def view_of_a_view(s, x):
 
 
 @pytest.mark.parametrize("forward", [stale_sibling, through_a_view, view_of_a_view])
-def test_changes_through_a_view_are_refused(forward):
+def test_changes_through_a_view_are_refused(forward: Callable[..., Any]) -> None:
     """The post is no operation's output: right or refused, never silently wrong."""
     model, x = made(forward, a=linear, b=linear)
     with pytest.raises(InputError, match="view"):
@@ -682,10 +703,10 @@ def test_changes_through_a_view_are_refused(forward):
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_an_older_view_of_what_is_changed_in_place(in_place):
+def test_an_older_view_of_what_is_changed_in_place(in_place: bool) -> None:
     """The view is used after the change, and beside the tensor: the post is where both start."""
 
-    def forward(s, x):
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = s.a(x)
         older = h.view(-1, 2, 2)
         h = h.relu_() if in_place else relu(h)
@@ -702,8 +723,8 @@ def test_an_older_view_of_what_is_changed_in_place(in_place):
     torch.testing.assert_close(doubled[0, 0], model.b(wanted + 0.5), rtol=1e-12, atol=1e-12)
 
 
-def test_the_probe_survives_a_model_that_changes_its_input():
-    def forward(s, x):
+def test_the_probe_survives_a_model_that_changes_its_input() -> None:
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         x.mul_(2)
         return s.b(relu(s.a(x)))
 
@@ -725,7 +746,7 @@ class Outcome:
     logits: torch.Tensor
 
 
-class ModelOutput(OrderedDict):
+class ModelOutput(OrderedDict[str, Any]):
     """As transformers has it: a mapping and a dataclass in one."""
 
 
@@ -743,7 +764,7 @@ RETURNED = {
 
 
 @pytest.mark.parametrize("wrap", RETURNED.values(), ids=RETURNED)
-def test_containers(wrap):
+def test_containers(wrap: Callable[..., Any] | type[Any]) -> None:
     expected, settings = two(tanh)
     check(lambda s, x: (lambda h: wrap(h, s.b(h)))(tanh(s.a(x))), expected, **settings)
 
@@ -758,13 +779,13 @@ def test_containers(wrap):
         (lambda y: y.sum(), "shape"),
     ],
 )
-def test_what_is_no_output(wrap, message):
+def test_what_is_no_output(wrap: Callable[..., Any], message: str) -> None:
     model, x = made(lambda s, x: wrap(s.a(x)), a=linear)
     with pytest.raises(InputError, match=message):
         network_of(model, x)
 
 
-OUTPUTS = {
+OUTPUTS: dict[str, Any] = {
     "identity": [lambda y: y, lambda y: y.flatten(1), lambda y: functional.dropout(y, training=False), nn.Identity()],
     "softmax": [lambda y: functional.softmax(y, -1), lambda y: y.softmax(1), lambda y: torch.softmax(y, dim=1)],
     "log_softmax": [lambda y: functional.log_softmax(y, dim=-1), nn.LogSoftmax(1)],
@@ -786,7 +807,7 @@ OUTPUTS = {
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_the_name_of_the_output(name):
+def test_the_name_of_the_output(name: str) -> None:
     for f in OUTPUTS[name]:
         model, x = made(lambda s, x, f=f: f(s.b(relu(s.a(x)))), a=linear, b=linear)
         if isinstance(f, nn.Module):
@@ -808,7 +829,7 @@ def test_the_name_of_the_output(name):
         (lambda h: tanh(relu(h) * sigmoid(h)), (-1.0, 1.0)),
     ],
 )
-def test_the_range_of_a_post(f, span):
+def test_the_range_of_a_post(f: Callable[..., Any] | nn.Tanh, span: tuple[float, float] | None) -> None:
     model, x = made(lambda s, x: s.b(f(s.a(x))), a=linear, b=linear)
     assert network_of(model, x).layers[0].post_range == span
 
@@ -816,13 +837,13 @@ def test_the_range_of_a_post(f, span):
 # Modules asked for by name -------------------------------------------------------------------------------------------
 
 
-def blocks():
+def blocks() -> Any:
     torch.manual_seed(0)
     block = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU())
     return nn.Sequential(OrderedDict(stem=nn.Linear(4, 4), act=nn.Tanh(), block=block, head=nn.Linear(4, 2))).double()
 
 
-def test_named_modules_come_last_and_change_nothing():
+def test_named_modules_come_last_and_change_nothing() -> None:
     model, x = blocks(), np.random.default_rng(0).standard_normal((5, 4))
     bare, network = network_of(model, x), network_of(model, x, ("block", "block.1", "act"))
     assert network.layers[:3] == bare.layers
@@ -841,12 +862,12 @@ def test_named_modules_come_last_and_change_nothing():
         torch.testing.assert_close(found[name][1], post, rtol=1e-12, atol=1e-14)
 
 
-def test_a_named_module_at_the_post_of_a_layer_is_before_that_layers_noise():
+def test_a_named_module_at_the_post_of_a_layer_is_before_that_layers_noise() -> None:
     """act's post is stem's post: T there is S plus one noise, not two."""
     model, x = blocks(), np.random.default_rng(0).standard_normal((5, 4))
     network = network_of(model, x, ("act",))
 
-    def normals(layer, replica):
+    def normals(layer: Any, replica: Any) -> Any:
         return np.random.default_rng((layer, replica)).standard_normal((5, 4))
 
     own, asked = (next(network.noisy_walk(x, k, 0.3, normals, range(3)))[1] for k in (0, 3))
@@ -854,7 +875,7 @@ def test_a_named_module_at_the_post_of_a_layer_is_before_that_layers_noise():
     torch.testing.assert_close(own[0, 2], tanh(model.stem(torch.from_numpy(x))), rtol=1e-12, atol=1e-14)
 
 
-def test_a_named_module_that_does_nothing():
+def test_a_named_module_that_does_nothing() -> None:
     model, x = made(
         lambda s, x: s.b(s.after(s.a(s.before(x)))), a=linear, b=linear, before=nn.Identity(), after=nn.Identity()
     )
@@ -863,7 +884,7 @@ def test_a_named_module_that_does_nothing():
         network_of(model, x, ("before",))
 
 
-def test_a_named_module_called_twice():
+def test_a_named_module_called_twice() -> None:
     model, x = made(lambda s, x: s.b(s.act(s.a(s.act(x)))), a=linear, b=linear, act=nn.Tanh())
     network = network_of(model, x, ("act",))
     assert [k.name for k in network.layers] == ["a", "b", "act", "act#2"]
@@ -873,32 +894,32 @@ def test_a_named_module_called_twice():
 # Passes that differ --------------------------------------------------------------------------------------------------
 
 
-def on_the_sign(s, x):
+def on_the_sign(s: Net, x: torch.Tensor) -> torch.Tensor:
     return s.b(relu(s.a(x))) if x.sum() > 0 else s.b(tanh(s.a(x)))
 
 
-def routed(s, x):
+def routed(s: Net, x: torch.Tensor) -> torch.Tensor:
     """The same operations with other weights: a mixture of experts."""
     return s.b(relu((s.a if x.sum() > 0 else s.c)(x)))
 
 
-def early_exit(s, x):
+def early_exit(s: Net, x: torch.Tensor) -> torch.Tensor:
     h = relu(s.a(x))
     return h if x.sum() > 0 else s.b(h)
 
 
-def later_exit(s, x):
+def later_exit(s: Net, x: torch.Tensor) -> torch.Tensor:
     h = relu(s.a(x))
     return h if x.sum() <= 0 else s.b(h)
 
 
-def one_more(s, x):
+def one_more(s: Net, x: torch.Tensor) -> torch.Tensor:
     h = s.b(relu(s.a(x)))
     return h if x.sum() > 0 else tanh(h)
 
 
 @pytest.mark.parametrize("forward", [on_the_sign, routed, early_exit, later_exit, one_more])
-def test_a_way_that_depends_on_the_data_is_refused(forward):
+def test_a_way_that_depends_on_the_data_is_refused(forward: Callable[..., Any]) -> None:
     model, _ = made(forward, a=linear, b=linear, c=linear)
     x = np.ones((3, 4))
     network = network_of(model, x)
@@ -912,20 +933,20 @@ def test_a_way_that_depends_on_the_data_is_refused(forward):
             network.jacobians(-x, lambda *_: None, Derivative("post"))
 
 
-def test_the_message_names_the_step():
+def test_the_message_names_the_step() -> None:
     model, _ = made(later_exit, a=linear, b=linear)
     network = network_of(model, np.ones((3, 4)))
     with pytest.raises(InputError, match=r"step 5 is its end, and was linear b\.weight b\.bias"):
         network.walk(-np.ones((3, 4)), lambda *_: None)
 
 
-def test_a_loop_over_rows_is_refused():
+def test_a_loop_over_rows_is_refused() -> None:
     model, x = made(lambda s, x: torch.stack([s.a(row) for row in x]), a=linear)
     with pytest.raises(InputError, match="another way"):
         network_of(model, x)
 
 
-def test_words_before_rows_are_refused():
+def test_words_before_rows_are_refused() -> None:
     """Sequences first, as attention had it for long: right for one row, silently another layout for many."""
     for rows in (1, 3, 5):
         model, x = made(lambda s, x: s.b(relu(s.a(x.transpose(0, 1)))).mean(0), (3, 4), rows, a=linear, b=linear)
@@ -933,14 +954,14 @@ def test_words_before_rows_are_refused():
             network_of(model, x)
 
 
-def test_parts_of_rows_as_rows():
+def test_parts_of_rows_as_rows() -> None:
     """Patches and frames are folded into the batch: a row's are all its own."""
 
-    def forward(s, x):
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = relu(s.a(x.flatten(0, 1)))
         return s.b(h).view(len(x), 3, 2).mean(1)
 
-    def expected(m, x):
+    def expected(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         h = m.a(x)
         return {"a": (h, relu(h)), "b": (m.b(relu(h)), m.b(relu(h)).mean(1))}
 
@@ -952,7 +973,7 @@ def test_parts_of_rows_as_rows():
     torch.testing.assert_close(found[0, 1], m.b(h).mean(1), rtol=1e-12, atol=1e-14)
 
 
-def test_a_single_row_that_is_squeezed():
+def test_a_single_row_that_is_squeezed() -> None:
     model, x = made(lambda s, x: s.b(relu(s.a(x))).squeeze(), a=linear, b=lambda: linear(4, 1))
     network = network_of(model, x)
     whole = walked(network, x)["b"][1]
@@ -960,10 +981,10 @@ def test_a_single_row_that_is_squeezed():
     torch.testing.assert_close(walked(network, x[:1])["b"][1], whole[:1], rtol=1e-12, atol=0)
 
 
-def test_a_pass_lets_go_of_what_it_has_seen():
+def test_a_pass_lets_go_of_what_it_has_seen() -> None:
     """Flat memory: a tapped pass keeps no tensor alive that the model has dropped."""
 
-    def forward(s, x):
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         for _ in range(30):
             x = tanh(x + 1)
         return s.a(x)
@@ -978,7 +999,7 @@ def test_a_pass_lets_go_of_what_it_has_seen():
     assert len(mode.known) <= 3
 
 
-def test_recording_leaves_no_hook():
+def test_recording_leaves_no_hook() -> None:
     model, x = made(lambda s, x: s.b(relu(s.a(x))), a=linear, b=linear)
     network_of(model, x, ("function",))
     model.function = lambda s, x: s.a(x).nothing
@@ -989,7 +1010,7 @@ def test_recording_leaves_no_hook():
         assert not module._forward_pre_hooks
 
 
-def test_a_model_without_layers():
+def test_a_model_without_layers() -> None:
     model, x = made(lambda _, x: tanh(x))
     with pytest.raises(InputError, match="no Linear or Conv"):
         network_of(model, x)

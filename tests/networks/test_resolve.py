@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 from oracles import ACTIVATION
 
@@ -10,7 +12,7 @@ from ibscan.networks.resolve import ChainSpec, chain_order, parse_spec
 from ibscan.types import TensorInfo
 
 
-def tensors(*layers, bias=True):
+def tensors(*layers: tuple[str, int, int], bias: bool = True) -> dict[str, TensorInfo]:
     """(name, out, in) -> what a state dict of Linear layers looks like."""
     found = {}
     for name, width, inputs in layers:
@@ -22,7 +24,7 @@ def tensors(*layers, bias=True):
 
 
 @pytest.mark.parametrize("activation", sorted(set(ACTIVATION) - {"softmax"}))
-def test_every_activation_has_a_spec(activation):
+def test_every_activation_has_a_spec(activation: str) -> None:
     assert parse_spec(f"mlp:{activation}") == ChainSpec(activation=activation, output="identity")
     assert parse_spec(f"mlp:{activation}:softmax") == ChainSpec(activation=activation, output="softmax")
     assert parse_spec(f"mlp:relu:{activation}").output == activation
@@ -31,37 +33,37 @@ def test_every_activation_has_a_spec(activation):
 @pytest.mark.parametrize(
     "spec", ["", "mlp", "mlp:", "mlp:tahn", "mlp:softmax", "cnn:relu", "mlp:tanh:nope", "mlp:a:b:c"]
 )
-def test_bad_specs_are_refused(spec):
+def test_bad_specs_are_refused(spec: str) -> None:
     with pytest.raises(UsageError):
         parse_spec(spec)
 
 
-def test_a_misspelling_is_named_as_typed():
+def test_a_misspelling_is_named_as_typed() -> None:
     with pytest.raises(UsageError, match="tahn"):
         parse_spec("mlp:tahn")
 
 
-def test_natural_order_of_numbers():
+def test_natural_order_of_numbers() -> None:
     """fc2 comes before fc10, whatever the order of the file."""
     layers = [(f"fc{k}", 4, 4) for k in range(1, 12)]
     assert chain_order(tensors(*layers[::-1])) == tuple(f"fc{k}" for k in range(1, 12))
 
 
-def test_sequential_names():
+def test_sequential_names() -> None:
     assert chain_order(tensors(("net.4", 2, 5), ("net.0", 7, 12), ("net.2", 5, 7))) == ("net.0", "net.2", "net.4")
 
 
-def test_different_stems_are_placed_by_shape():
+def test_different_stems_are_placed_by_shape() -> None:
     assert chain_order(tensors(("out", 2, 5), ("fc1", 7, 12), ("fc2", 5, 7))) == ("fc1", "fc2", "out")
     assert chain_order(tensors(("decoder", 9, 3), ("encoder", 3, 8))) == ("encoder", "decoder")
 
 
-def test_a_bare_linear_and_no_bias():
+def test_a_bare_linear_and_no_bias() -> None:
     assert chain_order(tensors(("", 3, 4))) == ("",)
     assert chain_order(tensors(("a1", 3, 4), ("a2", 2, 3), bias=False)) == ("a1", "a2")
 
 
-def test_square_layers_of_different_stems_are_ambiguous():
+def test_square_layers_of_different_stems_are_ambiguous() -> None:
     """Both orders fit: the chain is refused, never guessed."""
     with pytest.raises(InputError):
         chain_order(tensors(("up", 4, 4), ("down", 4, 4)))
@@ -79,11 +81,11 @@ def test_square_layers_of_different_stems_are_ambiguous():
     ],
     ids=["nothing", "widths", "convolution", "bias width", "batch norm", "bias alone"],
 )
-def test_no_chain(found):
+def test_what_is_no_chain_is_refused(found: Mapping[str, TensorInfo]) -> None:
     with pytest.raises(InputError):
         chain_order(found)
 
 
 @pytest.mark.parametrize("name", ["²", "fc²", "fc" + "9" * 5000, "٣"])
-def test_layer_names_with_odd_digits(name):
+def test_layer_names_with_odd_digits(name: str) -> None:
     assert chain_order({f"{name}.weight": TensorInfo((2, 3), "float32")}) == (name,)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,30 +16,32 @@ from torch.nn import functional as f
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+from ibscan.core.network import Derivative, Network
 from ibscan.measures.local_rank import LocalRank
 from ibscan.networks.admission import recorded_taps
+from ibscan.networks.module import Module
 from ibscan.networks.shaken import expected
-from ibscan.types import Derivative, Status, Streams
+from ibscan.types import At, Estimate, Status, Streams
 
 CPU = torch.device("cpu")
 EPS = (1e-3, 1e-2, 0.1, 0.5)
 line = nn.Linear
 
 
-def rows_of(*shape, seed=0):
+def rows_of(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def network_of(model, x, dtype=torch.float64):
+def network_of(model: Any, x: np.ndarray, dtype: torch.dtype = torch.float64) -> Module:
     return recorded_taps(model.eval().requires_grad_(False).to(dtype), x[:3], (), device=CPU, dtype=dtype)
 
 
-def ranks(network, x, eps=EPS, **options):
+def ranks(network: Network, x: np.ndarray, eps: tuple[float, ...] = EPS, **options: Any) -> Mapping[str, Estimate]:
     with torch.no_grad():
         return LocalRank(eps=eps, rel_eps=(0.01,), spectrum_rows=2, **options)(network, probe_of(x), Streams(0))
 
 
-def counts(function, x, eps=EPS):
+def counts(function: Callable[..., Any] | Net, x: np.ndarray, eps: tuple[float, ...] = EPS) -> list[float]:
     """Mean counts by autograd and an SVD, row by row, float64."""
     rows = torch.from_numpy(x)
     found = [torch.autograd.functional.jacobian(lambda r: function(r[None]).flatten(), row) for row in rows]
@@ -45,7 +49,7 @@ def counts(function, x, eps=EPS):
     return [float((sigma > limit).sum(1).double().mean()) for limit in eps]
 
 
-def assert_counts(model, x, function=None, layer=-1):
+def assert_counts(model: Any, x: np.ndarray, function: Callable[..., Any] | None = None, layer: int = -1) -> None:
     """The last layer's counts are those of autograd, or of a function that computes the same in plain words."""
     network = network_of(model, x)
     found = ranks(network, x)["local_rank"]
@@ -56,7 +60,7 @@ def assert_counts(model, x, function=None, layer=-1):
 
 # Recurrent networks ---------------------------------------------------------------------------------------------------
 
-RECURRENT = {
+RECURRENT: dict[str, Any] = {
     "lstm": (nn.LSTM, {}),
     "gru": (nn.GRU, {}),
     "rnn tanh": (nn.RNN, {}),
@@ -68,9 +72,10 @@ RECURRENT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outputs", [3, 25])
 @pytest.mark.parametrize("name", RECURRENT)
-def test_recurrent_networks(name, outputs):
+def test_recurrent_networks(name: str, outputs: int) -> None:
     torch.manual_seed(0)
     kind, options = RECURRENT[name]
     width = options.get("proj_size", 6) * (2 if options.get("bidirectional") else 1)
@@ -78,47 +83,47 @@ def test_recurrent_networks(name, outputs):
     assert_counts(model, rows_of(4, 5, 4))
 
 
-def fed_by_a_layer(s, x):
+def fed_by_a_layer(s: Net, x: torch.Tensor) -> torch.Tensor:
     return s.c(s.r(s.a(x).tanh())[0].flatten(1))
 
 
-def sequence_first_inside(s, x):
+def sequence_first_inside(s: Net, x: torch.Tensor) -> torch.Tensor:
     return s.c(s.r(x.transpose(0, 1))[0][-1])
 
 
-def by_lengths(s, x):
+def by_lengths(s: Net, x: torch.Tensor) -> torch.Tensor:
     packed = pack_padded_sequence(x, (x[..., 0] != 0).sum(1).cpu(), batch_first=True, enforce_sorted=False)
     return s.c(pad_packed_sequence(s.r(packed)[0], batch_first=True, total_length=5)[0].mean(1))
 
 
-def by_cells(s, x):
+def by_cells(s: Net, x: torch.Tensor) -> torch.Tensor:
     h, c = x.new_zeros(len(x), 6), x.new_zeros(len(x), 6)
     for step in x.unbind(1):
         h, c = s.cell(step, (h, c))
     return s.c(h)
 
 
-def by_gru_cells(s, x):
+def by_gru_cells(s: Net, x: torch.Tensor) -> torch.Tensor:
     h = None
     for step in x.unbind(1):
         h = s.cell(step, h)
     return s.c(h)
 
 
-def first_state(x):
+def first_state(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.zeros(2, len(x), 6), torch.zeros(2, len(x), 6)
 
 
-def from_a_state(s, x):
+def from_a_state(s: Net, x: torch.Tensor) -> torch.Tensor:
     return s.c(s.r(x, first_state(x))[0][:, -1])
 
 
-def checkpointed_from_a_state(s, x):
+def checkpointed_from_a_state(s: Net, x: torch.Tensor) -> torch.Tensor:
     run = checkpoint(lambda x: s.r(x, first_state(x)[0])[0], x, use_reentrant=True)
     return s.c(run[:, -1])
 
 
-LOOPS = {
+LOOPS: dict[str, Any] = {
     "fed by a layer": (fed_by_a_layer, {"a": (line, 4, 7), "r": (nn.LSTM, 7, 6), "c": (line, 30, 4)}),
     "sequence first inside": (sequence_first_inside, {"r": (nn.LSTM, 4, 6), "c": (line, 6, 3)}),
     "packed": (by_lengths, {"r": (nn.GRU, 4, 6), "c": (line, 6, 3)}),
@@ -131,7 +136,7 @@ LOOPS = {
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("name", LOOPS)
-def test_recurrent_networks_in_use(name):
+def test_recurrent_networks_in_use(name: str) -> None:
     torch.manual_seed(0)
     forward, parts = LOOPS[name]
     first = {"batch_first": True} if name != "sequence first inside" else {}
@@ -141,7 +146,7 @@ def test_recurrent_networks_in_use(name):
         x[1, 3:], x[2, 1:] = 0.0, 0.0
     model = Net(forward, **modules)
 
-    def plain(x):
+    def plain(x: torch.Tensor) -> torch.Tensor:
         """The same in float64, as a checkpointed segment has no functional derivative."""
         state = first_state(x)
         return model.c(
@@ -156,32 +161,32 @@ def test_recurrent_networks_in_use(name):
 
 class Old(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x)
         return x / (1 + x.abs())
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         (x,) = ctx.saved_tensors
         return grad / (1 + x.abs()).square()
 
 
 class Once(Old):
-    backward = staticmethod(torch.autograd.function.once_differentiable(Old.backward))
+    backward: Any = staticmethod(torch.autograd.function.once_differentiable(Old.backward))
 
 
 class New(torch.autograd.Function):
     @staticmethod
-    def forward(x):
+    def forward(x: torch.Tensor) -> torch.Tensor:
         return x / (1 + x.abs())
 
     @staticmethod
-    def setup_context(ctx, inputs, output):  # noqa: ARG004
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:  # noqa: ARG004
         ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         (x,) = ctx.saved_tensors
         return grad / (1 + x.abs()).square()
 
@@ -190,34 +195,35 @@ class NewForward(New):
     generate_vmap_rule = True
 
     @staticmethod
-    def jvp(ctx, tangent):
+    def jvp(ctx: Any, tangent: torch.Tensor) -> torch.Tensor:
         (x,) = ctx.saved_tensors
         return tangent / (1 + x.abs()).square()
 
 
 class OwnVmap(New):
     @staticmethod
-    def vmap(info, dims, x):  # noqa: ARG004
-        return OwnVmap.apply(x), dims[0]
+    def vmap(info: Any, dims: Any, x: Any) -> Any:  # noqa: ARG004
+        return OwnVmap.apply(x), dims[0]  # type: ignore[no-untyped-call]
 
 
 class InPlace(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         ctx.mark_dirty(x)
         y = x.tanh_()
         ctx.save_for_backward(y)
         return y
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         (y,) = ctx.saved_tensors
         return grad * (1 - y * y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outputs", [3, 13])
 @pytest.mark.parametrize("function", [Old, Once, New, NewForward, OwnVmap, InPlace], ids=lambda f: f.__name__)
-def test_functions_with_a_derivative_of_their_own(function, outputs):
+def test_functions_with_a_derivative_of_their_own(function: type[Any], outputs: int) -> None:
     torch.manual_seed(0)
     model = Net(lambda s, x: s.b(function.apply(s.a(x))), a=line(6, 8), b=line(8, outputs))
     assert_counts(model, rows_of(4, 6))
@@ -225,42 +231,43 @@ def test_functions_with_a_derivative_of_their_own(function, outputs):
 
 class Straight(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):  # noqa: ARG004
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
         return x.round()
 
     @staticmethod
-    def backward(ctx, grad):  # noqa: ARG004
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
         return grad
 
 
 class Reversed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):  # noqa: ARG004
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, grad):  # noqa: ARG004
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
         return -2 * grad
 
 
 class Cut(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         y = 2 * x
         ctx.mark_non_differentiable(y)
         return y
 
     @staticmethod
-    def backward(ctx, grad):  # noqa: ARG004
+    def backward(ctx: Any, grad: Any) -> None:  # noqa: ARG004
         return None
 
 
 class Broken(Straight):
     @staticmethod
-    def backward(ctx, grad):  # noqa: ARG004
+    def backward(ctx: Any, grad: torch.Tensor) -> None:  # noqa: ARG004
         raise AssertionError("no way back")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "said"),
     [(Straight, "central differences"), (Reversed, "central differences"), (Cut, "central differences"),
@@ -268,7 +275,7 @@ class Broken(Straight):
 )  # fmt: skip
 @pytest.mark.parametrize("beside", [0.0, 1.0])
 @pytest.mark.parametrize("outputs", [3, 13])
-def test_a_wrong_derivative_is_no_number(function, said, beside, outputs):
+def test_a_wrong_derivative_is_no_number(function: type[Any], said: str, beside: float, outputs: int) -> None:
     """Alone, or beside a path that is right: the layer after it is failed, the one before it is measured."""
     torch.manual_seed(0)
     model = Net(lambda s, x: s.b(function.apply(h := s.a(x)) + beside * h), a=line(6, 8), b=line(8, outputs))
@@ -282,7 +289,7 @@ def test_a_wrong_derivative_is_no_number(function, said, beside, outputs):
     assert said in found["local_rank"].reasons[1]
 
 
-def test_operations_of_a_library():
+def test_operations_of_a_library() -> None:
     """Registered with a derivative, and without: the first leaves no doubt, the second says what is missing."""
 
     @torch.library.custom_op("ibscan_tests::bend", mutates_args=())
@@ -310,11 +317,11 @@ unasked = pytest.mark.filterwarnings("ignore:None of the inputs have requires_gr
 
 @unasked
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointed_segments(reentrant):
+def test_checkpointed_segments(reentrant: bool) -> None:
     torch.manual_seed(0)
     parts = nn.Sequential(line(6, 8), nn.Tanh(), line(8, 8), nn.ReLU())
 
-    def segment(s, x):
+    def segment(s: Net, x: torch.Tensor) -> torch.Tensor:
         return s.b(checkpoint(lambda z: s.a(z).tanh(), x, use_reentrant=reentrant))
 
     one = Net(segment, a=line(6, 8), b=line(8, 3))
@@ -323,28 +330,28 @@ def test_checkpointed_segments(reentrant):
     assert_counts(two, rows_of(4, 6), lambda x: two.b(two.m(x)))
 
 
-def detached(s, x, bend):
+def detached(s: Net, x: torch.Tensor, bend: Callable[..., Any]) -> torch.Tensor:
     return s.b(bend(s.a(x)).detach() + x.mean(1, keepdim=True))
 
 
-def without_gradients(s, x, bend):
+def without_gradients(s: Net, x: torch.Tensor, bend: Callable[..., Any]) -> torch.Tensor:
     with torch.no_grad():
         h = s.a(x).tanh()
     return s.b(bend(h) + x.mean(1, keepdim=True))
 
 
-def of_its_data(s, x, bend):
+def of_its_data(s: Net, x: torch.Tensor, bend: Callable[..., Any]) -> torch.Tensor:
     return s.b(bend(s.a(x.data)) + x.mean(1, keepdim=True))
 
 
 @pytest.mark.parametrize("forward", [detached, without_gradients, of_its_data])
 @pytest.mark.parametrize("bend", [lambda h: h / (1 + h.abs()), Old.apply], ids=["plain", "own"])
-def test_what_is_detached_counts_by_any_route(forward, bend):
+def test_what_is_detached_counts_by_any_route(forward: Callable[..., Any], bend: Callable[..., Any]) -> None:
     """Forward mode, and where a function of the model's own leaves gradients alone."""
     torch.manual_seed(0)
     model = Net(lambda s, x: forward(s, x, bend), a=line(6, 8), b=line(8, 3))
 
-    def same(x):
+    def same(x: torch.Tensor) -> torch.Tensor:
         h = model.a(x).tanh() if forward is without_gradients else model.a(x)
         return model.b(h / (1 + h.abs()) + x.mean(1, keepdim=True))
 
@@ -352,10 +359,10 @@ def test_what_is_detached_counts_by_any_route(forward, bend):
 
 
 @unasked
-def test_what_is_detached_where_it_cannot_be_seen_is_failed():
+def test_what_is_detached_where_it_cannot_be_seen_is_failed() -> None:
     torch.manual_seed(0)
 
-    def segment(s, x):
+    def segment(s: Net, x: torch.Tensor) -> torch.Tensor:
         return s.b(checkpoint(lambda z: (h := s.a(z)).tanh() + h.detach(), x, use_reentrant=True))
 
     model = Net(segment, a=line(6, 8), b=line(8, 3))
@@ -363,20 +370,21 @@ def test_what_is_detached_where_it_cannot_be_seen_is_failed():
     assert (found.status[0, 1] == Status.FAILED).all()
 
 
-def written_into(s, x):
+def written_into(s: Net, x: torch.Tensor) -> torch.Tensor:
     h = x.new_zeros(len(x), 8)
     h[:, :4] = s.a(x)[:, 4:]
-    h[:, 4:] = Old.apply(x[:, :4])
+    h[:, 4:] = Old.apply(x[:, :4])  # type: ignore[no-untyped-call]
     return s.b(h)
 
 
-def test_in_place_operations_and_attention():
+def test_in_place_operations_and_attention() -> None:
     torch.manual_seed(0)
     assert_counts(Net(written_into, a=line(6, 8), b=line(8, 3)), rows_of(4, 6))
 
-    def attended(s, x):
+    def attended(s: Net, x: torch.Tensor) -> torch.Tensor:
         q = s.a(x)
-        return s.b(f.scaled_dot_product_attention(q, q, Old.apply(q), is_causal=True).flatten(1))
+        own = Old.apply(q)  # type: ignore[no-untyped-call]
+        return s.b(f.scaled_dot_product_attention(q, q, own, is_causal=True).flatten(1))
 
     assert_counts(Net(attended, a=line(4, 4), b=line(12, 9)), rows_of(4, 3, 4))
 
@@ -387,6 +395,7 @@ image = np.zeros((3, 1, 8, 8))
 image[:, :, 2:6, 2:6] = np.random.default_rng(0).random((3, 1, 4, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("forward", "x"),
     [
@@ -400,7 +409,7 @@ image[:, :, 2:6, 2:6] = np.random.default_rng(0).random((3, 1, 4, 4))
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("outputs", [2, 9])
-def test_ordinary_networks_raise_no_alarm(forward, x, outputs):
+def test_ordinary_networks_raise_no_alarm(forward: Callable[..., Any], x: np.ndarray, outputs: int) -> None:
     torch.manual_seed(0)
     with torch.no_grad():
         conv = nn.Conv2d(1, 2, 3, bias=False).double()
@@ -414,10 +423,10 @@ def test_ordinary_networks_raise_no_alarm(forward, x, outputs):
 # A subspace, and other variables -------------------------------------------------------------------------------------
 
 
-def test_norms_where_forward_mode_does_not_lead():
+def test_norms_where_forward_mode_does_not_lead() -> None:
     """By gradients, of all of the variable, whatever the subspace; in slices of units too."""
     torch.manual_seed(0)
-    model = Net(lambda s, x: s.b(Old.apply(s.a(x))), a=line(6, 8), b=line(8, 5))
+    model = Net(lambda s, x: s.b(Old.apply(s.a(x))), a=line(6, 8), b=line(8, 5))  # type: ignore[no-untyped-call]
     x = rows_of(4, 6)
     network = network_of(model, x)
     rows = [torch.autograd.functional.jacobian(lambda r: model(r[None])[0], row) for row in torch.from_numpy(x)]
@@ -433,11 +442,11 @@ def test_norms_where_forward_mode_does_not_lead():
 SMALL = (1e-12, 1e-9, 1e-7, 1e-5, 1e-3, 0.1, 1.0)
 
 
-def narrow(cast=lambda h: h, at=lambda h: h):
+def narrow(cast: Callable[..., Any] = lambda h: h, at: Callable[..., Any] = lambda h: h) -> Any:
     """A net of rank two throughout."""
     torch.manual_seed(0)
 
-    def forward(s, x):
+    def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         wide = cast(s.b(s.a(x)))
         return at(s.c((wide - 0.5 * wide).to(s.c.weight.dtype)))
 
@@ -472,9 +481,10 @@ COARSE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["pre", "post"])
 @pytest.mark.parametrize("name", COARSE)
-def test_a_count_that_rounding_reaches_is_not_known(name, at):
+def test_a_count_that_rounding_reaches_is_not_known(name: str, at: At) -> None:
     """What has the status ok is right, and thresholds far above the rounding have it."""
     dtype, cast, fine, unit = COARSE[name]
     after = torch.tanh if at == "post" else lambda h: h
@@ -495,10 +505,11 @@ def test_a_count_that_rounding_reaches_is_not_known(name, at):
     assert (cells.reasons is None) == (unit == 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 6])
 @pytest.mark.parametrize("act", [nn.Tanh, nn.ReLU, nn.GELU])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_rounding_said_is_more_than_there_is(depth, act, seed):
+def test_the_rounding_said_is_more_than_there_is(depth: int, act: type[Any], seed: int) -> None:
     torch.manual_seed(seed)
     parts = [part for _ in range(depth) for part in (line(24, 24), act())]
     model = nn.Sequential(*parts, line(24, 24)).eval().requires_grad_(False)
@@ -515,7 +526,7 @@ def test_the_rounding_said_is_more_than_there_is(depth, act, seed):
     assert bound < 1e-3
 
 
-def test_what_rounding_is_expected_grows_with_sums_and_depth():
+def test_what_rounding_is_expected_grows_with_sums_and_depth() -> None:
     assert expected(1e-7, 1, 1) == pytest.approx(6e-7)
     assert expected(1e-7, 400, 1) < expected(1e-7, 400, 16) == pytest.approx(4 * 44e-7)
 
@@ -523,7 +534,7 @@ def test_what_rounding_is_expected_grows_with_sums_and_depth():
 # Ids -----------------------------------------------------------------------------------------------------------------
 
 TABLE = torch.randn(20, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-USED_AS_IDS = {
+USED_AS_IDS: dict[str, Any] = {
     "embedding": lambda s, x: s.e(x.long()),  # (n, 6, 4) each
     "int": lambda s, x: s.e(x.int()),
     "to": lambda s, x: s.e(x.to(torch.int64)),
@@ -540,8 +551,9 @@ USED_AS_IDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", USED_AS_IDS)
-def test_there_is_no_derivative_by_an_id(name):
+def test_there_is_no_derivative_by_an_id(name: str) -> None:
     torch.manual_seed(0)
     parts = {"e": nn.Embedding(20, 4), "r": nn.LSTM(4, 4, batch_first=True), "a": line(4, 8), "b": line(8, 3)}
     model = Net(lambda s, x: s.b(s.a(USED_AS_IDS[name](s, x)).tanh().mean(1)), **parts)
@@ -575,7 +587,7 @@ whole = np.random.default_rng(0).integers(0, 20, (5, 6)).astype(float)
         (lambda s, x: s.b(s.a(x) + TABLE.repeat(1, 2)[x[:, 0].long()]), whole, Status.OK),  # some of each
     ],
 )  # fmt: skip
-def test_a_derivative_of_zero_is_no_missing_one(forward, x, status):
+def test_a_derivative_of_zero_is_no_missing_one(forward: Callable[..., Any], x: np.ndarray, status: int) -> None:
     torch.manual_seed(0)
     found = ranks(network_of(Net(forward, a=line(6, 8), b=line(8, 3)), x), x)["local_rank"]
     assert (found.status[0, -1] == status).all()

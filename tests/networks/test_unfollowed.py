@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from ibscan.core.measure import Measure
 from ibscan.errors import InputError
 from ibscan.measures.clustering import Clustering
 from ibscan.measures.fit import ProbeFit
@@ -18,7 +19,7 @@ from ibscan.measures.network import NetworkInformation
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.module import Module
 from ibscan.scanning import measured
-from ibscan.types import Estimate, Measure, Probe, Status, Streams
+from ibscan.types import Estimate, Probe, Status, Streams
 
 Part = Callable[[torch.Tensor], torch.Tensor]
 ROWS = 24

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given
@@ -14,17 +16,17 @@ from ibscan.numerics.spectrum import MANY, TINY, singular_values
 BOUND = 1e-14
 
 
-def gauss(*shape, seed=0):
+def gauss(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def with_values(sigma, number, seed=0):
+def with_values(sigma: Sequence[float], number: int, seed: int = 0) -> torch.Tensor:
     """Square matrices with given singular values, shape (number, n, n)."""
     q = [torch.linalg.qr(gauss(number, len(sigma), len(sigma), seed=seed + k)).Q for k in range(2)]
     return q[0] @ torch.diag(torch.tensor(sigma, dtype=torch.float64)) @ q[1]
 
 
-def assert_right(matrix):
+def assert_right(matrix: torch.Tensor) -> torch.Tensor:
     found, certain = stacked_values(matrix)
     expected = torch.linalg.svdvals(matrix)
     assert found.shape == expected.shape
@@ -36,12 +38,12 @@ def assert_right(matrix):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 6), (6, 1), (2, 2), (3, 2), (3, 3), (5, 12), (8, 8), (12, 7)])
-def test_random_matrices_and_nearly_all_of_them(shape):
+def test_random_matrices_and_nearly_all_of_them(shape: tuple[int, int]) -> None:
     assert assert_right(gauss(4, 500, *shape)).double().mean() > 0.93
 
 
 @given(st.integers(1, 8), st.integers(0, 10**6), st.floats(0, 14))
-def test_falling_values(size, seed, falling):
+def test_falling_values(size: int, seed: int, falling: float) -> None:
     sigma = [10 ** (-falling * k / max(1, size - 1)) for k in range(size)]
     assert_right(with_values(sigma, 20, seed))
 
@@ -49,11 +51,11 @@ def test_falling_values(size, seed, falling):
 @pytest.mark.parametrize(
     "sigma", [[1.0] * 7, [1.0] * 4 + [1e-7] * 3, [1.0, 1.0 - 1e-9, 0.5, 0.5, 1e-9], [1.0, 0.5, 0.0, 0.0], [0.0] * 3]
 )
-def test_values_that_are_equal_or_zero(sigma):
+def test_values_that_are_equal_or_zero(sigma: Sequence[float]) -> None:
     assert_right(with_values(sigma, 200))
 
 
-def test_structure_that_leaves_zeros_on_the_way():
+def test_structure_that_leaves_zeros_on_the_way() -> None:
     """Zero rows, zero columns, diagonal and triangular matrices: right or left to the library, never wrong."""
     matrix = gauss(600, 5, 6)
     matrix[:100, 2], matrix[100:200, :, 3], matrix[200:300, 0] = 0.0, 0.0, 0.0
@@ -64,11 +66,11 @@ def test_structure_that_leaves_zeros_on_the_way():
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e-80, 1e-60, 1e60, 1e80, 1e160, 1e300])
-def test_squares_that_leave_the_range(scale):
+def test_squares_that_leave_the_range(scale: float) -> None:
     assert assert_right(gauss(300, 4, 5) * scale).any() == (1e-70 < scale < 1e70)
 
 
-def test_what_is_beside_a_matrix_does_not_matter():
+def test_what_is_beside_a_matrix_does_not_matter() -> None:
     matrix = gauss(200, 6, 7)
     spoiled = matrix.clone()
     spoiled[::2] = torch.tensor([0.0, torch.nan, torch.inf, 1e300], dtype=torch.float64).repeat(25)[:, None, None]
@@ -78,7 +80,7 @@ def test_what_is_beside_a_matrix_does_not_matter():
     assert not still[::2].any()
 
 
-def test_many_tiny_matrices_are_those_of_the_library():
+def test_many_tiny_matrices_are_those_of_the_library() -> None:
     """Some of them not certain, in both orders of memory."""
     matrix = gauss(2, MANY, TINY, TINY + 2)
     matrix[0, :50] = 0.0

@@ -15,15 +15,15 @@ from ibscan.numerics import mixture, tree
 from ibscan.numerics.controls import CAUTION, ReplicaControls, Residuals, controls, near_enough, quadratic
 from ibscan.numerics.mixture import Mixture
 from ibscan.numerics.neighbours import NeighbourControls
-from ibscan.numerics.readout import draw_terms, line_information, readout_information
+from ibscan.numerics.readout import Information, draw_terms, line_information, readout_information
 from ibscan.numerics.tree import Tree
 
 
-def gauss(shape, seed):
+def gauss(shape: int | tuple[int, ...], seed: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
 
 
-def shared(n, classes=1):
+def shared(n: int, classes: int = 1) -> torch.Tensor:
     return torch.eye(classes, dtype=torch.float64)[torch.arange(n) % classes] / n
 
 
@@ -31,7 +31,7 @@ def shared(n, classes=1):
 
 
 @pytest.mark.parametrize("d", [1, 2, 5, 12, 13, 40])
-def test_controls_have_mean_zero_at_every_centre(d):
+def test_controls_have_mean_zero_at_every_centre(d: int) -> None:
     """Exactly: under a rule of 2d points whose moments up to the second are those of a standard normal."""
     follow, places = controls(d, 10**9), gauss((3, d), d)
     root = math.sqrt(d)
@@ -43,18 +43,18 @@ def test_controls_have_mean_zero_at_every_centre(d):
     assert found.shape[1] == (d + d * (d + 1) if d <= 12 else 1)
 
 
-def test_few_draws_are_followed_by_few_controls():
+def test_few_draws_are_followed_by_few_controls() -> None:
     s, z = gauss((4, 3), 1), gauss((4, 3), 2)
     assert [controls(3, spare)(z, s).shape[1] for spare in (0, 7, 8, 119, 120)] == [0, 0, 1, 1, 15]
 
 
-def test_quadratic_lists_every_pair_once():
+def test_quadratic_lists_every_pair_once() -> None:
     z = gauss((6, 3), 1)
     expected = [z[:, k] * z[:, m] - float(k == m) for k, m in itertools.combinations_with_replacement(range(3), 2)]
     torch.testing.assert_close(quadratic(z), torch.stack(expected, 1))
 
 
-def test_residuals_are_those_of_two_least_squares_fits():
+def test_residuals_are_those_of_two_least_squares_fits() -> None:
     """Each half's coefficients from the other half's differences within strata, by numpy's least squares."""
     strata, draws, p = 40, 5, 3
     share = torch.from_numpy(np.random.default_rng(1).dirichlet(np.ones(strata)))
@@ -67,7 +67,7 @@ def test_residuals_are_those_of_two_least_squares_fits():
         tally.add(terms[:, part], follow[part])
     value, error = tally.result()
 
-    def within(part):
+    def within(part: torch.Tensor) -> torch.Tensor:
         return part - part.mean(0)
 
     for k in range(2):
@@ -85,7 +85,22 @@ def test_residuals_are_those_of_two_least_squares_fits():
         assert error[k] == pytest.approx(CAUTION * math.sqrt(variance), rel=1e-10)
 
 
-def test_dependent_and_constant_controls_do_no_harm():
+@pytest.mark.parametrize("strata", [20, 80])
+@pytest.mark.parametrize("stratified", [True, False])
+@pytest.mark.parametrize("outer", [False, True])
+def test_the_error_of_a_difference_is_that_of_the_differences(strata: int, stratified: bool, outer: bool) -> None:
+    share = torch.from_numpy(np.random.default_rng(1).dirichlet(np.ones(strata)))
+    far = torch.arange(strata) < 2 if outer else None
+    both, alone = Residuals(share, stratified, far), Residuals(share, stratified, far)
+    for part in range(2):
+        follow = gauss((3, strata, 3), part)
+        terms = follow[..., 0] + gauss((3, 3, strata), 10 + part)
+        both.add(terms, follow)
+        alone.add(terms[:1] - terms[1:2], follow)
+    assert both.difference() == pytest.approx(alone.result()[1][0], rel=1e-10)
+
+
+def test_dependent_and_constant_controls_do_no_harm() -> None:
     share = torch.full((30,), 1 / 30, dtype=torch.float64)
     plain, doubled = Residuals(share, stratified=True), Residuals(share, stratified=True)
     for draw in range(4):
@@ -96,7 +111,7 @@ def test_dependent_and_constant_controls_do_no_harm():
         assert a == pytest.approx(b, rel=1e-9)
 
 
-def test_controls_shrink_the_error_and_keep_the_mean():
+def test_controls_shrink_the_error_and_keep_the_mean() -> None:
     """Two noises from each other the integrand is nearly quadratic: a tenth of the variance at most is left."""
     population, noise = Mixture.of(gauss((64, 4), 1), shared(64, 2)), 2.0
     normals = [gauss((64, 4), 100 + m) for m in range(40)]
@@ -107,7 +122,7 @@ def test_controls_shrink_the_error_and_keep_the_mean():
     assert abs(found.xt - terms[0].mean()) < 4 * plain
 
 
-def test_replicas_are_followed_as_a_gaussian_of_them():
+def test_replicas_are_followed_as_a_gaussian_of_them() -> None:
     """The last control against torch's own density, whose mean over z is that of points with moments 0 and 1."""
     rows, d = 3, 2
     s, replicas = gauss((4, rows, d), 1) + 100, gauss((50, rows, d), 2) + 100
@@ -126,7 +141,7 @@ def test_replicas_are_followed_as_a_gaussian_of_them():
             assert float(found[row, draw]) == pytest.approx(float(expected), abs=1e-9)
 
 
-def test_neighbours_are_followed_as_a_gaussian_of_them():
+def test_neighbours_are_followed_as_a_gaussian_of_them() -> None:
     """Both parts together against torch's own density; d nodes either way have the moments of z."""
     d, noise = 14, 0.5
     population = Mixture.of(gauss((90, d), 1) + 10, shared(90, 1))
@@ -147,7 +162,7 @@ def test_neighbours_are_followed_as_a_gaussian_of_them():
 
 
 @pytest.mark.parametrize("d", [13, 20, 33])
-def test_groups_that_hold_fillers_alone_say_nothing(d):
+def test_groups_that_hold_fillers_alone_say_nothing(d: int) -> None:
     """At this number of rows the halving of rectified points leaves groups without one."""
     rows = 10_000
     population = Mixture.of(gauss((rows, d), rows).clamp(min=0.0), shared(rows, 2))
@@ -158,7 +173,7 @@ def test_groups_that_hold_fillers_alone_say_nothing(d):
 
 @pytest.mark.parametrize("far", [1e3, 1e12, 1e200])
 @pytest.mark.parametrize("rows", [100, 2000])
-def test_a_far_row_has_no_controls_and_leaves_those_of_the_others(far, rows):
+def test_a_far_row_has_no_controls_and_leaves_those_of_the_others(far: float, rows: int) -> None:
     values = gauss((rows, 14), 1)
     z, others = gauss((2, rows, 14), 2), slice(0, rows - 1)
     alone = NeighbourControls(Mixture.of(values, shared(rows)), 0.5, torch.arange(rows))
@@ -171,7 +186,7 @@ def test_a_far_row_has_no_controls_and_leaves_those_of_the_others(far, rows):
 
 
 @pytest.mark.parametrize("crowd", ["normal", "one place", "two places", "heavy"])
-def test_only_a_few_strata_are_ever_too_far(crowd):
+def test_only_a_few_strata_are_ever_too_far(crowd: str) -> None:
     rng = np.random.default_rng(0)
     places = {
         "normal": rng.standard_normal((4000, 3)),
@@ -187,7 +202,7 @@ def test_only_a_few_strata_are_ever_too_far(crowd):
 
 
 @pytest.mark.parametrize("draws", [2, 3, 10])
-def test_errors_of_far_strata_have_students_factor(draws):
+def test_errors_of_far_strata_have_students_factor(draws: int) -> None:
     """Constant strata but one: its own few draws are all there is to tell the error by."""
     strata, far = 100, torch.arange(100) == 3
     share = torch.full((strata,), 1 / strata, dtype=torch.float64)
@@ -202,14 +217,15 @@ def test_errors_of_far_strata_have_students_factor(draws):
 # Slope -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.05, 0.4, 3.0])
 @pytest.mark.parametrize("d", [1, 3])
-def test_slope_is_the_derivative(noise, d):
+def test_slope_is_the_derivative(noise: float, d: int) -> None:
     """-dI/d ln noise by a central difference of values from the same draws (or integrals)."""
     population = Mixture.of(gauss((50, d), 3) * torch.tensor([1.0, 0.3, 2.0]).double()[:d], shared(50, 2))
     step = 1e-3
 
-    def at(factor):
+    def at(factor: float) -> Information:
         if d == 1:
             return line_information(population, noise * factor)
         return readout_information(
@@ -226,7 +242,7 @@ def test_slope_is_the_derivative(noise, d):
 
 @pytest.mark.parametrize("noise", [0.005, 0.1, 1.0, 30.0])
 @pytest.mark.parametrize("case", ["even", "clustered", "far", "heavy", "shifted"])
-def test_a_line_is_integrated_to_1e_9(noise, case):
+def test_a_line_is_integrated_to_1e_9(noise: float, case: str) -> None:
     rng = np.random.default_rng(2)
     points = {
         "even": np.linspace(-1, 1, 33),
@@ -258,9 +274,10 @@ CLOUDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cloud", CLOUDS)
 @pytest.mark.parametrize("leaf", [1, 4, 64])
-def test_every_leaf_that_is_within_reach_is_named(cloud, leaf, monkeypatch):
+def test_every_leaf_that_is_within_reach_is_named(cloud: str, leaf: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tree, "LEAF", leaf)
     monkeypatch.setattr(tree, "LARGEST_LEAF", leaf)
     monkeypatch.setattr(tree, "DENSE", 1.0)
@@ -283,7 +300,9 @@ def test_every_leaf_that_is_within_reach_is_named(cloud, leaf, monkeypatch):
 @pytest.mark.parametrize("cloud", CLOUDS)
 @pytest.mark.parametrize("noise", [1e-4, 0.02, 0.5, 20.0])
 @pytest.mark.parametrize("limit", [0.0, 1e6])
-def test_sums_are_those_over_all_centres(cloud, noise, limit, monkeypatch):
+def test_sums_are_those_over_all_centres(
+    cloud: str, noise: float, limit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Left out is less than 1e-12 of the smallest weight; own-centre shifts as the draws have them."""
     monkeypatch.setattr(tree, "LEAF", 8)
     monkeypatch.setattr(mixture, "EXPANSION_LIMIT", limit)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +15,14 @@ from ibscan.numerics import distances
 from ibscan.numerics.distances import distance_histogram
 
 
-def points_of(n, d, seed, classes=3):
+def points_of(n: Any, d: Any, seed: Any, classes: int = 3) -> Any:
     g = np.random.default_rng(seed)
     return torch.from_numpy(g.normal(size=(n, d))), torch.from_numpy(g.integers(0, classes, n))
 
 
-def loop(points, labels):
+def loop(points: Any, labels: Any) -> Any:
     """Return within and between distances of unordered pairs by a double loop."""
-    found = {True: [], False: []}
+    found: dict[bool, list[float]] = {True: [], False: []}
     rows, marks = points.numpy(), labels.tolist()
     for i in range(len(rows)):
         for j in range(i):
@@ -29,7 +31,7 @@ def loop(points, labels):
 
 
 @pytest.mark.parametrize("bins", [1, 7, 100])
-def test_against_a_double_loop(bins):
+def test_against_a_double_loop(bins: Any) -> None:
     points, labels = points_of(60, 3, 1)
     within, between = loop(points, labels)
     result = distance_histogram(points, labels, bins)
@@ -43,13 +45,13 @@ def test_against_a_double_loop(bins):
     assert result.between_mean == pytest.approx(between.mean(), rel=1e-10)
 
 
-def test_a_hundred_bins_by_default():
+def test_a_hundred_bins_by_default() -> None:
     points, labels = points_of(10, 2, 3)
     assert len(distance_histogram(points, labels).within) == 100
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25, 3 * 2.0**-13])
-def test_lattice_distances_lie_on_edges(scale):
+def test_lattice_distances_lie_on_edges(scale: Any) -> None:
     """Points 0 .. 10 on a line, ten bins: distance k is on edge k and belongs to cell [k, k + 1), 10 to the last.
 
     11 - k pairs are at distance k; distances and edges are exact in float64 at these scales.
@@ -62,7 +64,7 @@ def test_lattice_distances_lie_on_edges(scale):
 
 
 @pytest.mark.parametrize("scale", [0.1, 1 / 3, 7e-5])
-def test_rounded_lattices_follow_the_stored_edges(scale):
+def test_rounded_lattices_follow_the_stored_edges(scale: Any) -> None:
     """Where rounding puts a distance beside its edge, the edges that are stored decide: edge_k <= d < edge_k+1."""
     points = torch.arange(11, dtype=torch.float64)[:, None] * scale
     labels = torch.arange(11) % 2
@@ -73,7 +75,7 @@ def test_rounded_lattices_follow_the_stored_edges(scale):
         assert got.tolist() == np.bincount(cells, minlength=10).tolist()
 
 
-def test_saturated_corners_do_not_jitter():
+def test_saturated_corners_do_not_jitter() -> None:
     """The 16 corners of {-1,1}^4, 8 bins of [0, 4]: distance 2 sqrt(h) at Hamming distance h, 16 C(4,h)/2 pairs."""
     corners = torch.tensor([[1.0 if k >> b & 1 else -1.0 for b in range(4)] for k in range(16)], dtype=torch.float64)
     result = distance_histogram(corners, torch.arange(16) % 2, 8)  # the label is the first unit's sign
@@ -84,7 +86,7 @@ def test_saturated_corners_do_not_jitter():
     assert result.within.tolist() == [0, 0, 0, 0, 24, 24, 8, 0]
 
 
-def test_equal_points_are_at_zero():
+def test_equal_points_are_at_zero() -> None:
     result = distance_histogram(torch.full((12, 3), 0.1, dtype=torch.float64), torch.arange(12) % 2, 5)
     assert (result.within + result.between).sum() == 66
     assert result.within.sum() == 2 * 15
@@ -92,14 +94,14 @@ def test_equal_points_are_at_zero():
     assert torch.isfinite(result.edges).all()
 
 
-def test_duplicates_among_others_are_in_the_first_cell():
+def test_duplicates_among_others_are_in_the_first_cell() -> None:
     points, labels = points_of(20, 4, 5)
     points = torch.cat([points, points])
     result = distance_histogram(points, torch.cat([labels, labels]), 1000)
     assert result.within[0] == 20  # every row and its copy, nothing else so near
 
 
-def test_one_row_has_no_pairs():
+def test_one_row_has_no_pairs() -> None:
     result = distance_histogram(torch.ones(1, 3, dtype=torch.float64), torch.zeros(1, dtype=torch.int64), 4)
     assert result.within.tolist() == result.between.tolist() == [0] * 4
     assert math.isnan(result.within_mean)
@@ -107,7 +109,7 @@ def test_one_row_has_no_pairs():
 
 
 @pytest.mark.parametrize("labels", [[0, 0], [0, 1]])
-def test_two_rows(labels):
+def test_two_rows_are_one_pair(labels: Any) -> None:
     points = torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=torch.float64)
     result = distance_histogram(points, torch.tensor(labels), 4)
     same = labels[0] == labels[1]
@@ -118,7 +120,7 @@ def test_two_rows(labels):
 
 
 @pytest.mark.parametrize("offset", [1e6, -1e9])
-def test_an_offset_changes_nothing(offset):
+def test_an_offset_changes_nothing(offset: Any) -> None:
     """Points are multiples of 2^-10, so that the sums are exact in float64 and every digit is owed."""
     points, labels = points_of(50, 4, 8)
     points = torch.round(points * 1024) / 1024
@@ -129,7 +131,7 @@ def test_an_offset_changes_nothing(offset):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 64])
-def test_tile_boundaries(rows, monkeypatch):
+def test_tile_boundaries(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     points, labels = points_of(64, 3, 9)
     whole = distance_histogram(points, labels, 20)
     monkeypatch.setattr(distances, "block_shape", lambda _: (rows, 2 * rows - 1))
@@ -139,7 +141,7 @@ def test_tile_boundaries(rows, monkeypatch):
     assert (cut.within_mean, cut.between_mean) == pytest.approx((whole.within_mean, whole.between_mean), rel=1e-12)
 
 
-def test_many_rows_count_every_pair_once():
+def test_many_rows_count_every_pair_once() -> None:
     """n = 1500 spans several blocks; scipy's pdist is the reference."""
     from scipy.spatial.distance import pdist
 
@@ -152,7 +154,7 @@ def test_many_rows_count_every_pair_once():
     assert int(result.within.sum()) == sum(s * (s - 1) // 2 for s in sizes)
 
 
-def test_permutation_and_rotation():
+def test_permutation_and_rotation() -> None:
     points, labels = points_of(60, 3, 11)
     base = distance_histogram(points, labels, 20)
     order = torch.from_numpy(np.random.default_rng(1).permutation(60))
@@ -164,7 +166,7 @@ def test_permutation_and_rotation():
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-150, 1e150, 1e300])
-def test_extreme_scales(scale):
+def test_extreme_scales(scale: Any) -> None:
     """Squares overflow or vanish; distances do not."""
     points = torch.tensor([[0.0], [1.0], [3.0]], dtype=torch.float64) * scale
     result = distance_histogram(points, torch.tensor([0, 0, 1]), 3)
@@ -173,7 +175,7 @@ def test_extreme_scales(scale):
     assert result.between_mean == pytest.approx(2.5 * scale, rel=1e-10)
 
 
-def by_differences(points, labels, edges):
+def by_differences(points: Any, labels: Any, edges: Any) -> Any:
     """Counts within and between, and mean distances, from float64 differences in blocks, and a search of the edges."""
     distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
     i, j = torch.triu_indices(len(points), len(points), 1)
@@ -183,7 +185,7 @@ def by_differences(points, labels, edges):
     return counts, [float(flat[kind].mean()) for kind in (same, ~same)], float(flat.max())
 
 
-def layer_like(kind, g):
+def layer_like(kind: Any, g: Any) -> Any:
     """Values as layers have them, and some that a product of matrices cannot tell apart."""
     y = g.integers(0, 4, 300)
     centre = g.normal(size=(4, 24))[y]
@@ -210,9 +212,10 @@ KINDS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bins", [1, 10, 100, 10_000])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_pair_is_in_the_cell_of_its_differences(kind, bins):
+def test_every_pair_is_in_the_cell_of_its_differences(kind: Any, bins: Any) -> None:
     points, labels = layer_like(kind, np.random.default_rng(bins))
     result = distance_histogram(points, labels, bins)
     (within, between), means, largest = by_differences(points, labels, result.edges)
@@ -224,7 +227,7 @@ def test_every_pair_is_in_the_cell_of_its_differences(kind, bins):
 
 @pytest.mark.parametrize("kind", ["normal", "saturated", "few patterns", "equidistant"])
 @pytest.mark.parametrize("share", [0.3, 1 - 1e-15])
-def test_a_search_that_misses_the_farthest_pair(kind, share, monkeypatch):
+def test_a_search_that_misses_the_farthest_pair(kind: Any, share: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pairs are counted again up to the largest distance that the first count met."""
     points, labels = layer_like(kind, np.random.default_rng(5))
     expected = distance_histogram(points, labels)
@@ -237,7 +240,8 @@ def test_a_search_that_misses_the_farthest_pair(kind, share, monkeypatch):
     assert (result.within_mean, result.between_mean) == (expected.within_mean, expected.between_mean)
 
 
-def test_the_same_bits_from_any_number_of_threads(threads):
+@pytest.mark.slow
+def test_the_same_bits_from_any_number_of_threads(threads: Callable[[int], None]) -> None:
     """Sums within a worker are never split by the library: which it did on some calls and not on others."""
     points, labels = layer_like("saturated", np.random.default_rng(5))
     found = set()
@@ -249,7 +253,7 @@ def test_the_same_bits_from_any_number_of_threads(threads):
 
 
 @pytest.mark.parametrize("many", [0.0, 1.0])
-def test_doubtful_pairs_in_blocks_and_one_by_one(many, monkeypatch):
+def test_doubtful_pairs_in_blocks_and_one_by_one(many: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways give the same to the last bit."""
     points, labels = layer_like("nearly saturated", np.random.default_rng(6))
     expected = distance_histogram(points, labels)
@@ -261,7 +265,7 @@ def test_doubtful_pairs_in_blocks_and_one_by_one(many, monkeypatch):
     assert (result.within_mean, result.between_mean) == (expected.within_mean, expected.between_mean)
 
 
-def test_copies_count_as_often_as_they_occur():
+def test_copies_count_as_often_as_they_occur() -> None:
     """Rows 2, 3 and 1 times in two classes: pairs of copies at 0, and between different rows the product of both."""
     rows = torch.tensor([[0.0, 0.0], [3.0, 4.0], [-0.0, 0.0]], dtype=torch.float64)
     points, labels = rows[[0, 1, 1, 2, 1, 0]], torch.tensor([0, 0, 0, 0, 0, 1])
@@ -271,12 +275,12 @@ def test_copies_count_as_often_as_they_occur():
     assert (result.within_mean, result.between_mean) == (3.0, 3.0)
 
 
-def test_memory_does_not_grow_with_the_pairs():
+def test_memory_does_not_grow_with_the_pairs() -> None:
     """No tensor is larger than the two places of a block: 3000 rows have 17 times as many pairs."""
-    asked = []
+    asked: list[Any] = []
 
     class Sizes(TorchDispatchMode):
-        def __torch_dispatch__(self, function, kinds, arguments=(), keywords=None):
+        def __torch_dispatch__(self, function: Any, kinds: Any, arguments: Any = (), keywords: Any = None) -> Any:
             made = function(*arguments, **(keywords or {}))
             asked.extend(
                 part.numel() for part in (made if isinstance(made, tuple) else (made,)) if torch.is_tensor(part)
@@ -284,6 +288,6 @@ def test_memory_does_not_grow_with_the_pairs():
             return made
 
     points, labels = points_of(3000, 4, 13, classes=2)
-    with Sizes():
+    with Sizes():  # type: ignore[no-untyped-call]
         distance_histogram(points, labels)
     assert max(asked) <= 2 * math.prod(distances.block_shape(points.device))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from ibscan.numerics.geometry import class_geometry
+from ibscan.numerics.geometry import class_geometry, self_duality
 
 
-def reference(points, labels, classes):
+def reference(points: Any, labels: Any, classes: Any) -> Any:
     """The formulas of methods.md section 4, literally: NC1, equinorm, equiangle."""
     means = np.stack([points[labels == c].mean(0) for c in range(classes)])
     centred = means - means.mean(0)
@@ -26,7 +27,7 @@ def reference(points, labels, classes):
     return np.trace(within @ inverse) / classes, norms.std() / norms.mean(), angle
 
 
-def data(classes, d, seed, sizes=None):
+def data(classes: Any, d: Any, seed: Any, sizes: Any = None) -> Any:
     g = np.random.default_rng(seed)
     labels = np.repeat(np.arange(classes), sizes if sizes is not None else 12)
     points = g.normal(size=(classes, d))[labels] * 2 + g.normal(size=(len(labels), d)) * 0.5 + 1.0
@@ -34,14 +35,14 @@ def data(classes, d, seed, sizes=None):
     return points[order], labels[order]
 
 
-def measured(points, labels, classes):
+def measured(points: Any, labels: Any, classes: Any) -> Any:
     return class_geometry(torch.from_numpy(points), torch.from_numpy(labels), classes)
 
 
 # d < C, d = C - 1, d > C, and d larger than the number of rows.
 @pytest.mark.parametrize(("classes", "d"), [(5, 2), (4, 3), (3, 8), (2, 1), (2, 5), (4, 120)])
 @pytest.mark.parametrize("balanced", [True, False])
-def test_against_explicit_matrices(classes, d, balanced):
+def test_against_explicit_matrices(classes: Any, d: Any, balanced: Any) -> None:
     """Unbalanced sizes tell the unweighted mean of means from the mean of all rows."""
     points, labels = data(classes, d, classes * d, None if balanced else np.arange(classes) * 9 + 3)
     result = measured(points, labels, classes)
@@ -50,7 +51,7 @@ def test_against_explicit_matrices(classes, d, balanced):
     )
 
 
-def test_nearest_mean_against_a_loop():
+def test_nearest_mean_against_a_loop() -> None:
     points, labels = data(4, 3, 1, [5, 40, 9, 20])
     means = [points[labels == c].mean(0) for c in range(4)]
     expected = [int(np.argmin([np.linalg.norm(p - m) for m in means])) for p in points]
@@ -59,7 +60,7 @@ def test_nearest_mean_against_a_loop():
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5, 10])
-def test_simplex_without_spread_is_all_zero(classes):
+def test_simplex_without_spread_is_all_zero(classes: Any) -> None:
     """methods.md section 4; atol 1e-12 since the means are rounded."""
     vertices = np.eye(classes) - 1 / classes
     labels = np.repeat(np.arange(classes), np.arange(classes) + 2)
@@ -69,7 +70,7 @@ def test_simplex_without_spread_is_all_zero(classes):
     assert result.nearest.tolist() == labels.tolist()
 
 
-def test_known_value_on_a_line():
+def test_known_value_on_a_line() -> None:
     """Means -1 and 1, deviations +-e: Sigma_B = 1, Sigma_W = e^2, NC1 = e^2 / 2; equinorm and equiangle 0."""
     e = 0.3
     points = np.array([[-1 - e], [-1 + e], [1 - e], [1 + e]])
@@ -78,13 +79,13 @@ def test_known_value_on_a_line():
     assert (result.equinorm, result.equiangle) == pytest.approx((0, 0), abs=1e-12)
 
 
-def test_spread_orthogonal_to_the_means_is_not_counted():
+def test_spread_orthogonal_to_the_means_is_not_counted() -> None:
     """pinv(Sigma_B) is zero there; a plain inverse, or more than C - 1 eigenvalues, would explode."""
     points = np.array([[-1.0, 5], [-1, -5], [1, 5], [1, -5]])
     assert measured(points, np.array([0, 0, 1, 1]), 2).nc1 == pytest.approx(0.0, abs=1e-12)
 
 
-def test_collinear_means_use_the_cutoff():
+def test_collinear_means_use_the_cutoff() -> None:
     """Three means on a line: Sigma_B has rank 1 < C - 1; rounding must not be inverted."""
     g = np.random.default_rng(4)
     direction = g.normal(size=6)
@@ -100,7 +101,7 @@ def test_collinear_means_use_the_cutoff():
     assert result.nc1 == pytest.approx(within / (np.mean(centred**2) * direction @ direction) / 3, rel=1e-10)
 
 
-def test_coinciding_means_are_nan():
+def test_coinciding_means_are_nan() -> None:
     points = np.array([[-1.0, 0], [1, 0], [0, -1], [0, 1]])
     result = measured(points, np.array([0, 0, 1, 1]), 2)
     assert math.isnan(result.nc1)
@@ -109,7 +110,7 @@ def test_coinciding_means_are_nan():
 
 
 @pytest.mark.parametrize("d", [2, 7])
-def test_rotation_shift_scale_and_order(d):
+def test_rotation_shift_scale_and_order(d: Any) -> None:
     """All three numbers are dimensionless and blind to rotation, translation and order."""
     points, labels = data(4, d, 3, [4, 9, 16, 8])
     base = measured(points, labels, 4)
@@ -123,10 +124,44 @@ def test_rotation_shift_scale_and_order(d):
     assert other.nearest.tolist() == base.nearest[torch.from_numpy(order)].tolist()
 
 
-def test_coinciding_class_means_have_no_collapse_to_speak_of():
+def test_coinciding_class_means_have_no_collapse_to_speak_of() -> None:
     """The same rows under both labels: the means differ by rounding, and NC1 would be the inverse of that."""
     rows = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     points, labels = torch.cat((rows, rows)), torch.arange(2).repeat_interleave(8)
     found = class_geometry(points + 7.0, labels, 2)
     assert math.isnan(found.nc1)
     assert math.isnan(found.equiangle)
+
+
+def duality(points: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], weight: np.ndarray[Any, Any]) -> float:
+    return self_duality(torch.from_numpy(points), torch.from_numpy(labels), torch.from_numpy(weight))
+
+
+def test_nc3_of_a_weight_that_is_the_class_means_of_a_simplex() -> None:
+    """W = a M gives 0 for every a > 0, W = -M gives 2, and a weight across M the root of 2."""
+    labels = np.arange(12) % 4
+    points = np.concatenate((np.eye(4)[labels] * 3.0 + 7.0, np.zeros((12, 4))), 1)
+    means = np.concatenate((np.eye(4) - 0.25, np.zeros((4, 4))), 1)
+    assert duality(points, labels, 5.0 * means) == pytest.approx(0.0, abs=1e-12)
+    assert duality(points, labels, -means) == pytest.approx(2.0, rel=1e-12)
+    assert duality(points, labels, np.roll(means, 4, 1)) == pytest.approx(math.sqrt(2.0), rel=1e-12)
+
+
+@pytest.mark.parametrize(("classes", "d"), [(5, 2), (3, 8), (2, 1)])
+def test_nc3_against_its_formula(classes: int, d: int) -> None:
+    points, labels = data(classes, d, classes * d, np.arange(classes) * 9 + 3)
+    weight = np.random.default_rng(0).normal(size=(classes, d))
+    means = np.stack([points[labels == c].mean(0) for c in range(classes)])
+    means = means - means.mean(0)
+    expected = np.linalg.norm(weight / np.linalg.norm(weight) - means / np.linalg.norm(means))
+    assert duality(points, labels, weight) == pytest.approx(expected, rel=1e-12)
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(d, d)))[0]
+    assert duality(1e9 * points @ turn + 3.0, labels, 1e-200 * weight @ turn) == pytest.approx(expected, rel=1e-9)
+
+
+def test_nc3_of_means_or_weights_that_are_nothing_is_no_number() -> None:
+    points, labels = data(3, 4, 0)
+    weight = np.random.default_rng(0).normal(size=(3, 4))
+    assert math.isnan(duality(np.ones_like(points), labels, weight))
+    assert math.isnan(duality(points, labels, 0.0 * weight))
+    assert math.isnan(duality(points, labels, np.where(weight == weight.max(), np.nan, weight)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,33 +33,35 @@ NEURON_TABLE = {
 }
 
 
-def column(values):
+def column(values: Sequence[float]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)[:, None]
 
 
-def uniform(n, classes=1):
+def uniform(n: int, classes: int = 1) -> torch.Tensor:
     joint = torch.zeros(n, classes, dtype=torch.float64)
     joint[torch.arange(n), torch.arange(n) % classes] = 1 / n
     return joint
 
 
-def gauss(shape, seed):
+def gauss(shape: tuple[int, int], seed: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
 
 
-def draws_of(shape, seed=0):
+def draws_of(shape: Any, seed: int = 0) -> Any:
     return lambda m: torch.from_numpy(np.random.default_rng([seed, m]).standard_normal(shape))
 
 
-def pairwise_bounds(centres, weights, noise):
+def pairwise_bounds(centres: Any, weights: Any, noise: Any) -> Any:
     return Mixture.of(centres, weights[:, None]).bounds(noise)
 
 
-def gaussian_cap(centres, weights, noise):
+def gaussian_cap(centres: Any, weights: Any, noise: Any) -> Any:
     return mixture.gaussian_cap(principal_components(centres, weights)[0], noise)
 
 
-def measured(centres, joint, noise, *, seed=0, tolerance=1e-300, max_draws=2**11):
+def measured(
+    centres: Any, joint: Any, noise: Any, *, seed: int = 0, tolerance: float = 1e-300, max_draws: Any = 2**11
+) -> Any:
     population, normals = Mixture.of(centres, joint), draws_of(tuple(centres.shape), seed)
     lower, upper = population.bounds(noise)
     bounds = lower, min(upper, entropy(joint.sum(1)))
@@ -71,11 +75,11 @@ def measured(centres, joint, noise, *, seed=0, tolerance=1e-300, max_draws=2**11
     )
 
 
-def assert_within(value, truth, se, slack=1e-12):
+def assert_within(value: Any, truth: Any, se: Any, slack: float = 1e-12) -> None:
     assert abs(value - truth) <= 4 * se + slack, (value, truth, se)
 
 
-def unseen(result, n):
+def unseen(result: Any, n: Any) -> Any:
     """What events too rare to be drawn once in N draws may add: 3 / N times a nat (rule of three), beside 4 se.
 
     Near ln n the whole difference from it is such events, and no sample's spread can know of them.
@@ -83,11 +87,11 @@ def unseen(result, n):
     return 3 / (result.draws * n)
 
 
-def corners(d):
+def corners(d: int) -> torch.Tensor:
     return torch.tensor(list(itertools.product([-1.0, 1.0], repeat=d)), dtype=torch.float64)
 
 
-def clusters(n=60, d=5, seed=3):
+def clusters(n: int = 60, d: int = 5, seed: int = 3) -> torch.Tensor:
     """Points in three well separated clumps: the case in which expanding the square fails."""
     return gauss((n, d), seed) * 0.1 + 3.0 * gauss((3, d), seed + 1)[torch.arange(n) % 3]
 
@@ -96,7 +100,7 @@ def clusters(n=60, d=5, seed=3):
 
 
 @pytest.mark.parametrize(("ratio", "known"), two_point_table().items())
-def test_two_points_at_distance_2a(ratio, known):
+def test_two_points_at_distance_2a(ratio: Any, known: Any) -> None:
     """methods.md 2.4; its table has six decimals, hence 1e-6."""
     noise = 0.3
     points = [-ratio * noise, ratio * noise]
@@ -109,7 +113,7 @@ def test_two_points_at_distance_2a(ratio, known):
 
 
 @pytest.mark.parametrize(("noise", "known"), [(0.25, 1.386154), (0.5, 1.295654), (1.0, 0.845233)])
-def test_four_points(noise, known):
+def test_four_points_have_their_known_information(noise: Any, known: Any) -> None:
     """methods.md 2.4, six decimals."""
     assert line_xt(FOUR, [1] * 4, noise) == pytest.approx(known, abs=1e-6)
     result = measured(column(FOUR), uniform(4), noise)
@@ -121,7 +125,7 @@ def test_four_points(noise, known):
     ("noise", "w", "b", "known"),
     [(s, *wb, v) for s, row in NEURON_TABLE.items() for wb, v in zip(NEURONS, row, strict=True)],
 )
-def test_single_neuron(noise, w, b, known):
+def test_one_neuron_has_its_known_information(noise: Any, w: Any, b: Any, known: Any) -> None:
     """methods.md 2.4: the 16 values have four decimals, hence 5e-5."""
     points = [math.tanh(w * x + b) for x in FOUR]
     assert line_xt(points, [1] * 4, noise) == pytest.approx(known, abs=5e-5)
@@ -134,13 +138,13 @@ def test_single_neuron(noise, w, b, known):
 
 @pytest.mark.parametrize("d", [2, 4, 7])
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0])
-def test_corners_are_a_product_channel(d, ratio):
+def test_corners_are_a_product_channel(d: Any, ratio: Any) -> None:
     """I = d times that of two points at distance 2 (methods.md 2.4)."""
     result = measured(corners(d), uniform(2**d), 1 / ratio)
     assert_within(result.xt, d * two_point_table()[ratio], result.xt_se, d * 1e-6)
 
 
-def test_one_centre_and_equal_centres_tell_nothing():
+def test_one_centre_and_equal_centres_tell_nothing() -> None:
     for centres in (torch.ones(1, 3, dtype=torch.float64), torch.full((9, 3), -0.7, dtype=torch.float64)):
         result = measured(centres, uniform(len(centres), min(2, len(centres))), 0.1, tolerance=1e-3)
         assert result.xt == pytest.approx(0.0, abs=1e-12)
@@ -149,7 +153,7 @@ def test_one_centre_and_equal_centres_tell_nothing():
         assert result.resolved
 
 
-def test_vanishing_noise_gives_ln_n():
+def test_vanishing_noise_gives_ln_n() -> None:
     """n distinct centres, noise -> 0: ln n; labels: H(Y)."""
     joint = uniform(24, 3)
     result = measured(gauss((24, 4), 1), joint, 1e-6)
@@ -158,13 +162,13 @@ def test_vanishing_noise_gives_ln_n():
     assert measured(gauss((24, 4), 1), joint, 1e-6, tolerance=1e-3).resolved
 
 
-def test_vanishing_noise_with_weights_gives_the_entropy():
+def test_vanishing_noise_with_weights_gives_the_entropy() -> None:
     weights = torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=torch.float64)
     result = measured(column(FOUR), weights[:, None], 1e-6)
     assert result.xt == pytest.approx(weight_entropy(weights), rel=1e-10)
 
 
-def test_duplicates_never_exceed_the_entropy_of_distinct_rows():
+def test_duplicates_never_exceed_the_entropy_of_distinct_rows() -> None:
     """Six copies of one point and two of another: at any noise I <= H(3/4, 1/4), reached as noise -> 0."""
     rows = column([0.0] * 6 + [1.0] * 2)
     cap = weight_entropy([0.75, 0.25])
@@ -176,7 +180,7 @@ def test_duplicates_never_exceed_the_entropy_of_distinct_rows():
             assert_within(result.xt, truth, result.xt_se, unseen(result, len(centres)))
 
 
-def test_linear_gaussian_is_approached_from_below():
+def test_linear_gaussian_is_approached_from_below() -> None:
     """(1/2) ln det(I + W C W^T / noise^2) = 3.920788 (methods.md 2.4).
 
     Samples are whitened to have exactly that covariance, so that the Gaussian cap equals the closed form and
@@ -213,14 +217,14 @@ CASES = {
 }
 
 
-def soft_joint(n, classes, seed):
+def soft_joint(n: Any, classes: Any, seed: Any) -> Any:
     raw = np.random.default_rng(seed).uniform(0.05, 1.0, (n, classes))
     return torch.from_numpy(raw / raw.sum())
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("labels", ["one", "hard", "soft"])
-def test_equals_brute_force_on_the_same_draws(case, labels):
+def test_equals_brute_force_on_the_same_draws(case: Any, labels: Any) -> None:
     centres, noise = CASES[case]
     n = len(centres)
     joint = {"one": uniform(n), "hard": uniform(n, 3), "soft": soft_joint(n, 3, 1)}[labels]
@@ -234,7 +238,7 @@ def test_equals_brute_force_on_the_same_draws(case, labels):
     assert float(found[1]) == pytest.approx(ty, rel=1e-10, abs=1e-12)
 
 
-def test_tile_size_does_not_matter(monkeypatch):
+def test_tile_size_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     centres, joint = gauss((37, 4), 21), soft_joint(37, 2, 4)
     whole = measured(centres, joint, 0.5, max_draws=37 * 4)
     bounds = pairwise_bounds(centres, joint.sum(1), 0.5)
@@ -248,7 +252,7 @@ def test_tile_size_does_not_matter(monkeypatch):
         assert pairwise_bounds(centres, joint.sum(1), 0.5) == pytest.approx(bounds, rel=1e-11)
 
 
-def test_equal_centres_with_different_labels():
+def test_equal_centres_with_different_labels() -> None:
     """Two points, each with both labels at 3:1 and 1:3: I(T;Y) is that of soft labels, by quadrature."""
     rows = column([-1.0] * 4 + [1.0] * 4)
     joint = torch.zeros(8, 2, dtype=torch.float64)
@@ -265,9 +269,10 @@ def test_equal_centres_with_different_labels():
             assert_within(result.xt, line_xt([-1.0, 1.0], [1, 1], noise), result.xt_se, slack)
 
 
+@pytest.mark.slow
 @LAWS
 @given(st.integers(0, 10_000), st.integers(2, 25), st.integers(1, 6), st.floats(0.02, 5.0), st.integers(1, 4))
-def test_information_obeys_its_bounds(seed, n, d, noise, classes):
+def test_information_obeys_its_bounds(seed: Any, n: Any, d: Any, noise: Any, classes: Any) -> None:
     """0 <= I(T;Y) <= min(H(Y), I(X;T)) and I(X;T) <= min(H(X), Gaussian cap, upper), >= lower: methods.md 2.2."""
     centres, joint = gauss((n, d), seed), soft_joint(n, classes, seed)
     weights = joint.sum(1)
@@ -290,8 +295,9 @@ HONEST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", HONEST)
-def test_standard_errors_are_honest(case):
+def test_standard_errors_are_honest(case: Any) -> None:
     """60 seeds: hits ~ Binomial(60, 0.95), fewer than 50 has probability 0.0009.
 
     The root mean square error against the mean reported error: relative deviation 1 / sqrt(120) = 0.09, times 4.
@@ -314,7 +320,7 @@ def test_standard_errors_are_honest(case):
         assert abs(errors.mean()) <= 4 * errors.std() / math.sqrt(60)
 
 
-def test_spread_between_centres_is_no_error():
+def test_spread_between_centres_is_no_error() -> None:
     """Two far points of unequal weight: every term is exactly -ln w_i, so the error is zero, not sd(ln w)."""
     joint = torch.tensor([[0.9], [0.1]], dtype=torch.float64)
     result = measured(column([0.0, 100.0]), joint, 0.1, tolerance=1e-6)
@@ -324,18 +330,19 @@ def test_spread_between_centres_is_no_error():
 
 
 @pytest.mark.parametrize("tolerance", [0.2, 0.02])
-def test_stops_at_the_tolerance(tolerance):
+def test_stops_at_the_tolerance(tolerance: Any) -> None:
     result = measured(gauss((20, 2), 2), uniform(20, 2), 0.5, tolerance=tolerance, max_draws=2**18)
     assert result.resolved
     assert 1.96 * max(result.xt_se, result.ty_se) <= tolerance
 
 
-def test_a_wide_tolerance_costs_fewer_draws():
+def test_a_wide_tolerance_costs_fewer_draws() -> None:
     few, many = (measured(gauss((20, 2), 2), uniform(20), 0.5, tolerance=t, max_draws=2**18) for t in (0.1, 0.005))
     assert 2 <= few.draws < many.draws
 
 
-def test_a_lucky_start_does_not_end_the_sampling():
+@pytest.mark.slow
+def test_a_lucky_start_does_not_end_the_sampling() -> None:
     """Few centres and a wide tolerance: two draws a centre are no basis for a spread, yet may seem to be within it.
 
     Two points at a/s = 1 (truth 0.336831), tolerance 0.1: an interval that ends the sampling holds in 95 of 100
@@ -350,7 +357,7 @@ def test_a_lucky_start_does_not_end_the_sampling():
 
 
 @pytest.mark.parametrize("noise", [0.25, 0.3, 0.35, 0.5])
-def test_errors_cover_rare_overlaps(noise):
+def test_errors_cover_rare_overlaps(noise: Any) -> None:
     """Two clusters of 32 rows, four to two noises apart: few draws meet the other cluster, most samples none at all.
 
     Within 4 of the reported errors of the exact value of two points, in every one of eight seeds.
@@ -362,7 +369,7 @@ def test_errors_cover_rare_overlaps(noise):
         assert abs(found.xt - truth) <= 4 * found.xt_se
 
 
-def test_exhausted_budget_is_unresolved_and_within_the_budget():
+def test_exhausted_budget_is_unresolved_and_within_the_budget() -> None:
     result = measured(gauss((20, 2), 2), uniform(20), 0.5, tolerance=1e-4, max_draws=300)
     assert not result.resolved
     assert 2 <= result.draws <= 15  # 300 draws over 20 centres
@@ -370,10 +377,10 @@ def test_exhausted_budget_is_unresolved_and_within_the_budget():
 
 
 @pytest.mark.parametrize("budget", [1, 2, 7, 50])
-def test_a_budget_below_two_draws_a_centre_still_answers(budget):
+def test_a_budget_below_two_draws_a_centre_still_answers(budget: Any) -> None:
     calls = []
 
-    def normals(m):
+    def normals(m: Any) -> Any:
         calls.append(m)
         return draws_of((60, 2))(m)
 
@@ -388,7 +395,7 @@ def test_a_budget_below_two_draws_a_centre_still_answers(budget):
     assert result.xt <= math.log(60) + 1e-12  # every term is <= -ln w_i
 
 
-def test_a_sampled_budget_is_honest_for_unequal_weights():
+def test_a_sampled_budget_is_honest_for_unequal_weights() -> None:
     """Half the weight on one row: a sample that ignored weights would miss it. Truth by quadrature."""
     points = list(np.linspace(-3, 3, 200))
     weights = np.full(200, 0.5 / 199)
@@ -407,14 +414,14 @@ def test_a_sampled_budget_is_honest_for_unequal_weights():
 # Arithmetic: methods.md 2.3 ----------------------------------------------------------------------------------------
 
 
-def answers(centres, joint, noise, seed=0):
+def answers(centres: Any, joint: Any, noise: Any, seed: int = 0) -> Any:
     result = measured(centres, joint, noise, seed=seed, max_draws=8 * len(centres))
     weights = joint.sum(1)
     return [result.xt, result.ty, *pairwise_bounds(centres, weights, noise), gaussian_cap(centres, weights, noise)]
 
 
 @pytest.mark.parametrize("noise", [0.005, 0.05, 0.5])
-def test_a_constant_on_every_unit_changes_nothing(noise):
+def test_a_constant_on_every_unit_changes_nothing(noise: Any) -> None:
     """Centres are multiples of 2^-20, so that adding 1000 loses no digit and 1e-10 relative is owed in full."""
     centres = torch.round(clusters() * 2**20) / 2**20
     joint = soft_joint(len(centres), 3, 2)
@@ -425,7 +432,7 @@ def test_a_constant_on_every_unit_changes_nothing(noise):
 
 @LAWS
 @given(st.floats(1e-6, 1e6), st.integers(0, 1000))
-def test_scaling_activations_and_noise_together_changes_nothing(scale, seed):
+def test_scaling_activations_and_noise_together_changes_nothing(scale: Any, seed: Any) -> None:
     centres, joint = gauss((20, 3), seed), soft_joint(20, 2, seed)
     scaled = answers(centres * scale, joint, 0.3 * scale)
     assert scaled == pytest.approx(answers(centres, joint, 0.3), rel=1e-10)
@@ -433,7 +440,7 @@ def test_scaling_activations_and_noise_together_changes_nothing(scale, seed):
 
 @LAWS
 @given(st.integers(0, 1000))
-def test_rotation_and_permutation(seed):
+def test_rotation_and_permutation(seed: Any) -> None:
     """Exact quantities 1e-10; Monte-Carlo ones within 4 standard errors of the difference."""
     centres, joint = gauss((24, 4), seed), soft_joint(24, 2, seed)
     rotation = torch.linalg.qr(gauss((4, 4), seed + 1))[0]
@@ -448,7 +455,7 @@ def test_rotation_and_permutation(seed):
         assert exact == pytest.approx(base, rel=1e-10)
 
 
-def test_exponents_of_minus_a_million():
+def test_exponents_of_minus_a_million() -> None:
     """Noise 0.005 and distances of 10: exp(-2e6) is zero in any float; pairs 0.004 apart are not."""
     points = [-5.0, -4.996, 0.0, 5.0, 5.004]
     result = measured(column(points), uniform(5, 2), 0.005)
@@ -463,7 +470,7 @@ def test_exponents_of_minus_a_million():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_pairwise_bounds_equal_a_double_loop(case):
+def test_pairwise_bounds_equal_a_double_loop(case: Any) -> None:
     centres, noise = CASES[case]
     weights = soft_joint(len(centres), 1, 5)[:, 0]
     low, high = pairwise_bounds(centres, weights, noise)
@@ -473,7 +480,7 @@ def test_pairwise_bounds_equal_a_double_loop(case):
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.3, 1.0, 4.0])
-def test_the_truth_lies_between_the_bounds(noise):
+def test_the_truth_lies_between_the_bounds(noise: Any) -> None:
     """Truth by quadrature; Kolchinsky and Tracey 2017."""
     points, weights = np.random.default_rng(1).normal(size=30), np.random.default_rng(2).dirichlet(np.ones(30))
     low, high = pairwise_bounds(column(list(points)), torch.from_numpy(weights), noise)
@@ -483,7 +490,7 @@ def test_the_truth_lies_between_the_bounds(noise):
 
 
 @pytest.mark.parametrize(("n", "d"), [(50, 3), (5, 20), (2, 1), (40, 40)])
-def test_gaussian_cap_is_a_log_determinant(n, d):
+def test_gaussian_cap_is_a_log_determinant(n: Any, d: Any) -> None:
     centres, weights = gauss((n, d), n) + 3.0, soft_joint(n, 1, n)[:, 0]
     covariance = np.cov(centres.numpy().T, aweights=weights.numpy(), ddof=0).reshape(d, d)
     for noise in (0.01, 1.0):
@@ -492,7 +499,7 @@ def test_gaussian_cap_is_a_log_determinant(n, d):
         assert gaussian_cap(centres, weights, noise) == pytest.approx(expected, rel=1e-10)
 
 
-def test_caps_of_a_single_point_are_zero():
+def test_caps_of_a_single_point_are_zero() -> None:
     point, one = torch.ones(1, 4, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
     assert gaussian_cap(point, one, 0.1) == pytest.approx(0.0, abs=1e-12)
     assert pairwise_bounds(point, one, 0.1) == pytest.approx((0.0, 0.0), abs=1e-12)
@@ -501,14 +508,14 @@ def test_caps_of_a_single_point_are_zero():
 # Small functions ---------------------------------------------------------------------------------------------------
 
 
-def test_entropy_counts_nothing_for_zeros():
+def test_entropy_counts_nothing_for_zeros() -> None:
     weights = torch.tensor([[0.5, 0.0], [0.125, 0.375]], dtype=torch.float64)
     assert entropy(weights) == pytest.approx(weight_entropy(weights), rel=1e-14)
     assert entropy(torch.tensor([1.0, 0.0], dtype=torch.float64)) == 0.0
     assert entropy(torch.full((1000,), 1e-3, dtype=torch.float64)) == pytest.approx(math.log(1000), rel=1e-12)
 
 
-def test_collapsed_sums_weights_and_says_where_rows_went():
+def test_collapsed_sums_weights_and_says_where_rows_went() -> None:
     rows = torch.tensor([[2.0, 1], [0, 0], [2, 1], [5, 5], [0, 0], [2, 1]], dtype=torch.float64)
     joint = torch.arange(12, dtype=torch.float64).reshape(6, 2) / 66
     centres, weights, owner = collapsed(rows, joint)
@@ -518,25 +525,25 @@ def test_collapsed_sums_weights_and_says_where_rows_went():
         torch.testing.assert_close(weights[owner[row]], expected, rtol=1e-14, atol=0)
 
 
-def test_collapsed_takes_minus_zero_for_zero():
+def test_collapsed_takes_minus_zero_for_zero() -> None:
     centres, weights, owner = collapsed(column([0.0, -0.0, 1.0, -0.0]), uniform(4))
     assert len(centres) == 2
     assert owner[0] == owner[1] == owner[3] != owner[2]
     assert sorted(weights[:, 0].tolist()) == pytest.approx([0.25, 0.75], rel=1e-14)
 
 
-def test_collapsed_keeps_rows_that_differ_in_the_last_bit():
+def test_collapsed_keeps_rows_that_differ_in_the_last_bit() -> None:
     centres, _, owner = collapsed(column([1.0, math.nextafter(1.0, 2.0)]), uniform(2))
     assert len(centres) == len(owner) == 2
 
 
 @LAWS
 @given(st.lists(st.tuples(st.integers(-1, 1), st.integers(-1, 1)), min_size=1, max_size=30))
-def test_collapsed_against_a_dictionary(rows):
+def test_collapsed_against_a_dictionary(rows: Any) -> None:
     joint = soft_joint(len(rows), 2, len(rows))
     points = torch.tensor(rows, dtype=torch.float64)
     centres, weights, owner = collapsed(points, joint)
-    expected = {}
+    expected: dict[Any, Any] = {}
     for index, row in enumerate(rows):
         expected[row] = expected.get(row, 0) + joint[index].numpy()
     assert torch.equal(centres[owner], points)
@@ -545,7 +552,7 @@ def test_collapsed_against_a_dictionary(rows):
         np.testing.assert_allclose(weight, expected[tuple(int(v) for v in centre)], rtol=1e-12)
 
 
-def test_rows_of_a_heavy_centre_are_strata_of_their_own():
+def test_rows_of_a_heavy_centre_are_strata_of_their_own() -> None:
     """Half of the rows at one point, the others spread: drawn by rows or by centres, one value, each within its errors.
 
     An error seen in two draws of the heavy centre alone would say nothing: of 40 seeds at least 33 hold (binomial
@@ -563,7 +570,7 @@ def test_rows_of_a_heavy_centre_are_strata_of_their_own():
 
 
 @pytest.mark.parametrize("spread", [1e-9, 1.0, 1e3, 1e7])
-def test_gaussian_exponents(spread):
+def test_gaussian_exponents(spread: Any) -> None:
     """Right to 1e-8 in absolute terms, as its docstring states, where expansion is used; else to rounding."""
     a, b = gauss((13, 4), 1) * spread, gauss((9, 4), 2) * spread
     b[3] = a[5]
@@ -576,13 +583,13 @@ def test_gaussian_exponents(spread):
 
 @given(st.integers(0, 5000), st.integers(1, 10_000_000))
 @LAWS
-def test_tiles_cover_every_row_once(rows, columns):
+def test_tiles_cover_every_row_once(rows: Any, columns: Any) -> None:
     got = list(tiles(rows, columns, torch.device("cpu")))
     assert [k for piece in got for k in range(rows)[piece]] == list(range(rows))
     assert all(len(range(rows)[piece]) * columns <= 2**19 or len(range(rows)[piece]) == 1 for piece in got)
 
 
-def test_mapped_keeps_the_order_and_passes_errors_on(threads):
+def test_mapped_keeps_the_order_and_passes_errors_on(threads: Callable[[int], None]) -> None:
     threads(2)
     assert mapped(lambda k: k * k, range(50), torch.device("cpu")) == [k * k for k in range(50)]
     assert torch.get_num_threads() == 2
@@ -591,7 +598,7 @@ def test_mapped_keeps_the_order_and_passes_errors_on(threads):
     assert torch.get_num_threads() == 2
 
 
-def test_line_oracle_knows_a_gaussian():
+def test_line_oracle_knows_a_gaussian() -> None:
     """The quadrature itself: h of one Gaussian is (1/2) ln(2 pi e s^2)."""
     assert line_entropy([4.0], [1], 0.3) == pytest.approx(0.5 * math.log(2 * math.pi * math.e * 0.09), rel=1e-10)
 
@@ -599,7 +606,7 @@ def test_line_oracle_knows_a_gaussian():
 # What is known without draws -----------------------------------------------------------------------------------------
 
 
-def test_pairs_of_centres_bound_every_term():
+def test_pairs_of_centres_bound_every_term() -> None:
     """Jensen's inequality centre by centre; their mean is the pairwise upper bound."""
     centres, joint = torch.from_numpy(np.random.default_rng(0).standard_normal((40, 3))), uniform(40, 3)
     population = Mixture.of(centres, joint)
@@ -616,7 +623,7 @@ def test_pairs_of_centres_bound_every_term():
         assert torch.allclose(population.pairwise(0.7), terms.mean(1), rtol=0, atol=1e-5)
 
 
-def test_rows_never_visited_in_one_case_of_twenty():
+def test_rows_never_visited_in_one_case_of_twenty() -> None:
     """By counting: so many rows at the given share are missed by that share of samples."""
     rows, visited = 300, 40
     share = never_visited(visited, rows)
@@ -628,7 +635,7 @@ def test_rows_never_visited_in_one_case_of_twenty():
     assert never_visited(visited, visited) == 0.0
 
 
-def test_a_value_is_in_its_bounds_and_no_surer_than_it_was_wrong():
+def test_a_value_is_in_its_bounds_and_no_surer_than_it_was_wrong() -> None:
     """A budget of few draws, where bounds leave nothing open: the value is theirs, whatever the draws say."""
     rng = np.random.default_rng(0)
     centres = 1e-3 * rng.standard_normal((500, 2))

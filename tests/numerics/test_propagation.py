@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from ibscan.numerics.readout import UNSEEN
 from ibscan.numerics.visits import never_visited
 
 
-def made(rows=5, draws=3, replicas=7, width=2, seed=0, offset=0.0):
+def made(rows: int = 5, draws: int = 3, replicas: int = 7, width: int = 2, seed: int = 0, offset: float = 0.0) -> Any:
     g = torch.Generator().manual_seed(seed)
     values = torch.randn(replicas, rows, width, generator=g, dtype=torch.float64) * 2 + offset
     z = torch.randn(rows, draws, width, generator=g, dtype=torch.float64)
@@ -24,7 +25,7 @@ def made(rows=5, draws=3, replicas=7, width=2, seed=0, offset=0.0):
     return Queries(points, 0.5 * z.square().sum(-1), tuple(range(draws))), values
 
 
-def log_density(queries, centre):
+def log_density(queries: Any, centre: Any) -> Any:
     """ln N(t; centre, I) / N(t; own, I), from differences; centre (m, D) of each row, or (D,)."""
     centre = centre if centre.ndim == 1 else centre.unsqueeze(1)
     return queries.energy - 0.5 * (queries.points - centre).square().sum(-1)
@@ -33,7 +34,9 @@ def log_density(queries, centre):
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 @pytest.mark.parametrize("limit", [1e8, 0.0])
 @pytest.mark.parametrize("exponents", [2**22, 20])
-def test_replica_sums_leave_the_own_one_out(monkeypatch, offset, limit, exponents):
+def test_replica_sums_leave_the_own_one_out(
+    monkeypatch: pytest.MonkeyPatch, offset: Any, limit: Any, exponents: Any
+) -> None:
     monkeypatch.setattr(propagation, "EXPANSION_LIMIT", limit)
     monkeypatch.setattr(propagation, "EXPONENTS", exponents)
     queries, values = made(offset=offset)
@@ -47,7 +50,7 @@ def test_replica_sums_leave_the_own_one_out(monkeypatch, offset, limit, exponent
 
 
 @pytest.mark.parametrize("distance", [0.0, 1.0, 60.0])
-def test_other_inputs_without_the_own_one(distance):
+def test_other_inputs_without_the_own_one(distance: Any) -> None:
     queries, _ = made()
     g = torch.Generator().manual_seed(1)
     centres = torch.randn(4, 3, 2, generator=g, dtype=torch.float64) + distance
@@ -63,7 +66,7 @@ def test_other_inputs_without_the_own_one(distance):
         torch.testing.assert_close(effective[row], 1 / shares.square().sum(0), rtol=1e-9, atol=0)
 
 
-def test_terms_of_a_mixture_that_is_known():
+def test_terms_of_a_mixture_that_is_known() -> None:
     """Two inputs of one class each: what is left of the weights; blind draws take the smaller term."""
     others = torch.log(torch.tensor([[3.0, 3.0]], dtype=torch.float64))  # K = 4 equal replicas
     rest = torch.log(torch.tensor([[[[1e-300, 0.2]]] * 2], dtype=torch.float64)).view(1, 2, 1, 2)
@@ -78,7 +81,7 @@ def test_terms_of_a_mixture_that_is_known():
     assert found[0, 1].flatten().tolist() == pytest.approx([expected] * 2)
 
 
-def test_groups_are_means_of_replicas():
+def test_groups_are_means_of_replicas() -> None:
     density = torch.randn(6, 8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = grouped(density).exp()
     whole = density.exp()
@@ -88,8 +91,9 @@ def test_groups_are_means_of_replicas():
     torch.testing.assert_close(found[:, 2], whole[:, [1, 2, 3, 5, 6, 7]].mean(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [4, 12, 20])
-def test_the_error_is_the_spread_over_repetitions(rows):
+def test_the_error_is_the_spread_over_repetitions(rows: Any) -> None:
     """20 rows of which some are visited, three draws each: what 4000 repetitions show, to a tenth."""
     rng = np.random.default_rng(rows)
     # Far above 0, which no information is below.
@@ -104,11 +108,11 @@ def test_the_error_is_the_spread_over_repetitions(rows):
         bracket = Bracket.of(terms, 20, 8, (math.inf, math.inf))
         means.append(bracket.value[0])
         errors.append((bracket.error[0] ** 2 - unseen**2) / CAUTION**2)
-    assert np.mean(means) == pytest.approx(level.mean(), abs=4 * np.std(means) / math.sqrt(4000))
+    assert np.mean(means) == pytest.approx(level.mean(), abs=4 * float(np.std(means)) / math.sqrt(4000))
     assert math.sqrt(np.mean(errors)) == pytest.approx(np.std(means), rel=0.1)
 
 
-def test_the_sample_asked_for_meets_the_tolerance():
+def test_the_sample_asked_for_meets_the_tolerance() -> None:
     rng = np.random.default_rng(0)
     for population, level in ((20, 1.0), (5000, 1.0), (5000, 0.01)):
         draws = level * rng.standard_normal((min(population, 256), 1)) + rng.standard_normal((min(population, 256), 2))

@@ -30,8 +30,9 @@ print((faults() - before) * resource.getpagesize())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a habit of one C library")
-def test_what_is_freed_is_not_cleared_again_by_the_system():
+def test_what_is_freed_is_not_cleared_again_by_the_system() -> None:
     """In a process of its own: what other tests left in the heap decides what of it is given back."""
     pytest.importorskip("resource")
     env = {name: value for name, value in os.environ.items() if name not in KEPT}

@@ -13,7 +13,7 @@ from ibscan.results.select import selected
 from ibscan.types import Result, Status
 
 
-def changed(result: Result, name: str, place: Any, number: float) -> Result:
+def changed(result: Result, name: str, place: Any, number: Any) -> Result:
     values = result[name].values.copy()
     values[place] = number
     variable = dataclasses.replace(result[name], values=values)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 
+from ibscan.core.quantity import NOISE, Quantity
 from ibscan.results.store import read, write
-from ibscan.types import Estimate, Quantity, Result, Status
+from ibscan.types import Estimate, Result, Status
 
 FIELDS = ("value", "status", *Estimate.COMPANIONS)
 
@@ -26,10 +28,12 @@ def assert_same(one: Estimate, other: Estimate) -> None:
 @pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize("key", ["mi_network_xt", "mi_network_ty", "local_rank", "nc1"])
 def test_what_was_built_comes_back(synthetic: ModuleType, tmp_path: Path, key: str, stored: bool) -> None:
-    measure = synthetic.Fake("m", (Quantity(key, "s", "nat", "a number", ("noise",)),), {"noise": (0.1, 1.0)})
+    measure = synthetic.Fake("m", (Quantity(key, "s", "nat", "a number", (NOISE,)),), {"noise": (0.1, 1.0)})
     checkpoints = [synthetic.checkpoint(k) for k in range(3)]
     shape = (3, len(synthetic.LAYERS), 2)
-    arrays = {name: np.arange(24.0).reshape(shape) + 100 * k for k, name in enumerate(Estimate.COMPANIONS)}
+    arrays: dict[str, Any] = {
+        name: np.arange(24.0).reshape(shape) + 100 * k for k, name in enumerate(Estimate.COMPANIONS)
+    }
     status = np.zeros(shape, dtype=np.int8)
     status[1, 2, 0] = Status.UNRESOLVED
     made = Estimate(np.linspace(0, 1, 24).reshape(shape), status, **arrays)

@@ -120,7 +120,7 @@ def test_an_unknown_variable_names_its_neighbours(synthetic: ModuleType) -> None
 
 
 @pytest.mark.parametrize(("format", "separator"), [("tsv", "\t"), ("csv", ",")])
-def test_separated_values(synthetic: ModuleType, format: str, separator: str) -> None:
+def test_separated_values_are_the_rows(synthetic: ModuleType, format: str, separator: str) -> None:
     found = synthetic.result(range(2))
     text = written(found, format)
     table = list(csv.reader(io.StringIO(text), delimiter=separator))

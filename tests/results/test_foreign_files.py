@@ -31,8 +31,9 @@ def refused(path: Path) -> str:
     return message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
-def test_truncated(path: Path, share: float) -> None:
+def test_a_truncated_file_is_refused(path: Path, share: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     refused(path)
@@ -213,8 +214,9 @@ DAMAGES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_refused(path: Path, tmp_path: Path, damage: Callable[[h5py.File, Path], None]) -> None:
+def test_a_damaged_file_is_refused(path: Path, tmp_path: Path, damage: Callable[[h5py.File, Path], None]) -> None:
     with h5py.File(path, "r+") as file:
         damage(file, tmp_path)
     refused(path)

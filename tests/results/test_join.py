@@ -4,6 +4,7 @@ import json
 from functools import reduce
 from itertools import permutations
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import Fake, checkpoint, layers
 
+from ibscan.core.quantity import EPS, Quantity
 from ibscan.core.text import natural
 from ibscan.errors import UsageError
 from ibscan.results.join import first_difference, join
 from ibscan.results.schema import build
-from ibscan.types import Estimate, Quantity, Result, Status
+from ibscan.types import Estimate, Result, Status
 
 
+@pytest.mark.slow
 def test_parts_make_the_whole_in_any_order_and_grouping(synthetic: ModuleType) -> None:
     whole = synthetic.result(range(4))
     parts = [synthetic.result([epoch]) for epoch in range(4)]
@@ -33,18 +36,19 @@ def test_verbs_make_the_whole(synthetic: ModuleType) -> None:
         synthetic.assert_equal(reduce(join, order), whole, ordered=False)
 
 
-def test_idempotent(synthetic: ModuleType) -> None:
+def test_joining_a_result_with_itself_changes_nothing(synthetic: ModuleType) -> None:
     whole = synthetic.result(range(3), (*synthetic.USUAL, "network"))
     synthetic.assert_equal(join(whole, whole), whole)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_laws_on_disjoint_parts(synthetic: ModuleType, data: st.DataObject) -> None:
     cells = [(epoch, noise) for epoch in range(3) for noise in (0.05, 0.1, 0.5)]
     chosen = data.draw(st.lists(st.sampled_from(cells), min_size=3, max_size=6, unique=True))
 
-    def part(epoch: int, noise: float) -> object:
+    def part(epoch: int, noise: float) -> Any:
         measure = synthetic.Fake("readout", synthetic.READOUT, {"noise": (noise,)})
         names = synthetic.LAYERS[:2] if noise < 0.1 else synthetic.LAYERS[1:]
         return synthetic.result([epoch], [measure], names=names)
@@ -242,13 +246,13 @@ def test_inputs_are_left_as_they_were(synthetic: ModuleType) -> None:
 
 def test_a_bound_of_one_run_that_a_count_of_another_exceeds() -> None:
     """A smaller threshold counts what the first run's bound left out: the bound goes, others stay."""
-    rank = (Quantity("local_rank", "LR_eps", "1", "singular values > eps", ("eps",)),)
+    rank = (Quantity("local_rank", "LR_eps", "1", "singular values > eps", (EPS,)),)
     bound = (Quantity("rank_bound_weights", "min rank W", "1", "smallest rank"),)
     ok = np.zeros((1, 2), dtype=np.int8)
 
     def run(eps: float, most: list[float], least: list[float]) -> Result:
         counts = np.array(most).reshape(1, 2, 1)
-        outcomes = [
+        outcomes: list[Any] = [
             (Fake("rank", rank, {"eps": (eps,)}), {"local_rank": Estimate(counts, ok[..., None], maximum=counts)}, 9),
             (Fake("weights", bound), {"rank_bound_weights": Estimate(np.array([least]), ok)}, 9),
         ]

@@ -98,6 +98,7 @@ def test_the_lock_is_held(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_killed_run_holds_no_lock(tmp_path: Path) -> None:
     program = (
         "import os, pathlib, sys\n"
@@ -156,6 +157,7 @@ def test_outputs_that_may_be_written(synthetic: ModuleType, tmp_path: Path) -> N
     check_output(tmp_path / ("x" * 240), [])
 
 
+@pytest.mark.slow
 def test_outputs_that_are_refused(synthetic: ModuleType, tmp_path: Path) -> None:
     write(synthetic.result([0]), tmp_path / "input.h5")
     (tmp_path / "link.h5").symlink_to(tmp_path / "input.h5")

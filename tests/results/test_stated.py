@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from synthetic import FIT, Fake, checkpoint, layers
@@ -13,7 +15,7 @@ from ibscan.types import Estimate, Status
 ROWS = 1000
 
 
-def said(stated, accuracy, loss=0.1, *, classes=10, rows=ROWS):
+def said(stated: Any, accuracy: Any, loss: float = 0.1, *, classes: int = 10, rows: Any = ROWS) -> Any:
     """The sentence on checkpoints that state {name: number}, with an accuracy and a loss measured each."""
     series = [checkpoint(k, metadata={key: str(v) for key, v in one.items()}) for k, one in enumerate(stated)]
     values = {"probe_accuracy": accuracy, "probe_loss": loss}
@@ -22,7 +24,8 @@ def said(stated, accuracy, loss=0.1, *, classes=10, rows=ROWS):
         numbers = np.broadcast_to(np.asarray(value, dtype=float), len(series)).copy()
         status = np.where(np.isnan(numbers), Status.NOT_MEASURED, Status.OK).astype(np.int8)
         estimates[key] = Estimate(numbers, status)
-    result = build(series, layers(), [(Fake("fit", FIT), estimates, rows)], attrs={})
+    outcomes: list[Any] = [(Fake("fit", FIT), estimates, rows)]
+    result = build(series, layers(), outcomes, attrs={})
     return contradiction(result, series, classes)
 
 
@@ -39,7 +42,7 @@ def said(stated, accuracy, loss=0.1, *, classes=10, rows=ROWS):
         {"train_acc": 0.99, "val_acc": 0.95},
     ],
 )
-def test_an_accuracy_that_is_not_there(stated):
+def test_an_accuracy_that_is_not_there(stated: Any) -> None:
     sentence = said([stated], 0.12)
     assert sentence is not None
     assert sentence.startswith("epoch-0.safetensors states ")
@@ -68,7 +71,7 @@ def test_an_accuracy_that_is_not_there(stated):
         ({"accuracy": 0.97}, np.nan, ROWS),
     ],
 )
-def test_nothing_is_said_without_need(stated, accuracy, rows):
+def test_nothing_is_said_without_need(stated: Any, accuracy: Any, rows: Any) -> None:
     assert said([stated], accuracy, rows=rows) is None
 
 
@@ -86,14 +89,14 @@ def test_nothing_is_said_without_need(stated, accuracy, rows):
         ({"kl_loss": 0.1}, 0.2, 5.0, False),
     ],
 )
-def test_losses(stated, accuracy, loss, told):
+def test_a_stated_loss_that_differs_is_said(stated: Any, accuracy: Any, loss: Any, told: Any) -> None:
     sentence = said([stated], accuracy, loss)
     assert (sentence is not None) == told
     if sentence is not None:
         assert "loss 0.1, and the loss on the probe is 5" in sentence
 
 
-def test_one_sentence_for_all():
+def test_one_sentence_for_all() -> None:
     """The worst is named, the others counted; a share of a hundred is one at every checkpoint."""
     stated = [{"acc": 0.9}, {"acc": 60.0}, {"acc": 98.0}, {}]
     sentence = said(stated, [0.1, 0.1, 0.1, 0.1])
@@ -102,6 +105,6 @@ def test_one_sentence_for_all():
     assert sentence.endswith(" So it is at 2 checkpoints.")
 
 
-def test_without_labels():
+def test_without_labels() -> None:
     assert said([{"accuracy": 0.97}], np.nan, np.nan, classes=0) is None
     assert contradiction(build([checkpoint(1)], layers(), [], attrs={}), [checkpoint(1)], 3) is None

@@ -29,7 +29,8 @@ HOSTILE = (
 )
 
 
-def test_round_trip(synthetic: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_what_is_written_is_read_again(synthetic: ModuleType, tmp_path: Path) -> None:
     result = synthetic.result(range(3), (*synthetic.USUAL, "network", "slope", "relative", "projected"))
     synthetic.marked(result, "local_rank", (0, 0, 0), Status.NONFINITE, np.nan)
     write(result, tmp_path / "r.h5")
@@ -91,6 +92,7 @@ with netCDF4.Dataset(sys.argv[1]) as found:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [XARRAY, NETCDF], ids=["xarray", "netCDF4"])
 def test_other_readers_see_named_dimensions(synthetic: ModuleType, tmp_path: Path, program: str) -> None:
     # In a process of their own: netCDF4 brings a second HDF5 library.
@@ -119,6 +121,7 @@ def test_an_interrupted_write_leaves_the_old_file(
     assert [path.name for path in tmp_path.iterdir()] == ["r.h5"]
 
 
+@pytest.mark.slow
 def test_a_killed_write_leaves_the_old_file(synthetic: ModuleType, tmp_path: Path) -> None:
     old = synthetic.result([0])
     write(old, tmp_path / "r.h5")
@@ -149,6 +152,7 @@ def test_a_full_disk_is_a_resource(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_limited_file_size_is_a_resource(tmp_path: Path) -> None:
     program = (
         "import pathlib, resource, sys\n"

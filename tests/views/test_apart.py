@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def known(synthetic: ModuleType) -> Result:
     return found
 
 
-def table_of(synthetic: ModuleType, found: Result, width: int = 80, **options: bool | str) -> list[str]:
+def table_of(synthetic: ModuleType, found: Result, width: int = 80, **options: Any) -> list[str]:
     blocks = synthetic.printed(found, width, **options)
     (place,) = [k for k, block in enumerate(blocks) if block[0].startswith(TITLE)]
     assert "I(X;T)" in blocks[place - 1][0]
@@ -33,7 +34,7 @@ def table_of(synthetic: ModuleType, found: Result, width: int = 80, **options: b
     return table
 
 
-def test_the_table(synthetic: ModuleType) -> None:
+def test_the_table_shows_exp_of_information(synthetic: ModuleType) -> None:
     found = known(synthetic)
     synthetic.marked(found, "mi_readout_rel_xt", (-1, 1, 0), Status.SATURATED)
     assert table_of(synthetic, found) == [

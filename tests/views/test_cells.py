@@ -32,7 +32,7 @@ def test_marks_stand_behind_and_digits_below_digits() -> None:
     assert formatted(values, statuses, unicode=False)[-1] == "0.000#"
 
 
-def test_trend() -> None:
+def test_a_trend_rises_with_its_values() -> None:
     rising = np.arange(100.0)
     assert trend(rising, 8, unicode=True) == "▁▂▃▄▅▆▇█"
     assert trend(rising, 5, unicode=False) == "_.-=#"
@@ -44,5 +44,5 @@ def test_trend() -> None:
     assert trend(np.array([-1.7e308, 1.7e308, 1.7e308]), 3, unicode=True)[0] == "▁"
 
 
-def test_numbers() -> None:
+def test_numbers_have_four_digits_at_most() -> None:
     assert [number(v) for v in (500.0, 0.12345, 1e-9, 123456.0, 12.0)] == ["500", "0.1235", "1e-09", "123456", "12"]

@@ -76,7 +76,7 @@ def test_unicode_where_there_is() -> None:
 @pytest.mark.parametrize(
     ("columns", "width"), [("1", 1), ("120", 120), ("0", 80), ("x", 80), ("-3", 80), ("9" * 50, 80)]
 )
-def test_columns(monkeypatch: pytest.MonkeyPatch, columns: str, width: int) -> None:
+def test_columns_of_the_environment_set_the_width(monkeypatch: pytest.MonkeyPatch, columns: str, width: int) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     found = console(io.StringIO(), color="never")
     if width != 80 or columns in ("0", "x"):
@@ -106,7 +106,7 @@ def test_a_closed_stream_is_no_terminal() -> None:
         ("[bold]", "[bold]"),
     ],
 )
-def test_escaped(text: str, expected: str) -> None:
+def test_escaped_text_is_printable(text: str, expected: str) -> None:
     assert escaped(text) == expected
     assert escaped(text).isprintable()
 

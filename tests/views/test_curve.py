@@ -14,7 +14,7 @@ from conftest import Run
 from rich.cells import cell_len
 
 from ibscan.errors import NothingMatched
-from ibscan.types import Result, Status
+from ibscan.types import At, Result, Status
 from ibscan.views.console import console
 from ibscan.views.curve import curves
 from ibscan.views.tables import tables
@@ -22,7 +22,7 @@ from ibscan.views.tables import tables
 EPS, REL = (1.0, 0.01, 0.1), (0.5,)
 
 
-def ranked(synthetic: ModuleType, size: int = 6, *, at: str = "pre", **changes: Any) -> Result:
+def ranked(synthetic: ModuleType, size: int = 6, *, at: At = "pre", **changes: Any) -> Result:
     """Local rank e + 1 + l / 4 at the smallest eps of epoch e and layer l, half of that at the next, then nothing."""
     measure = synthetic.Fake("local_rank", synthetic.RANK, {"eps": EPS, "rel_eps": REL}, at=at)
     found: Result = synthetic.result(range(size), [measure, "fit"], names=("fc1", "out"), **changes)
@@ -114,6 +114,7 @@ def test_without_an_axis_checkpoints_have_their_names(synthetic: ModuleType) -> 
     assert lines[3].split() == ["eps", *[r"[b]\x1bad", "epoch-1.safetensors"] * 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unicode", [True, False])
 def test_nothing_is_cut_at_any_width(synthetic: ModuleType, unicode: bool) -> None:
     found = ranked(synthetic)
@@ -134,7 +135,7 @@ def test_ascii_spells_eps_out(synthetic: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("at", ["pre", "post"])
-def test_where_it_was_measured_is_said(synthetic: ModuleType, at: str) -> None:
+def test_where_it_was_measured_is_said(synthetic: ModuleType, at: At) -> None:
     assert all(f"at {at}, 64 probe rows" in lines[0] for lines in bodies(shown(ranked(synthetic, at=at))))
 
 
@@ -212,6 +213,7 @@ def test_show_prints_the_curve_of_a_run(command: Run, series: Path, tmp_path: Pa
     assert [float(cell) for cell in absolute[6].split()[1:5]] == pytest.approx(expected, abs=5e-4)
 
 
+@pytest.mark.slow
 def test_rows_of_the_curve_alone(command: Run, series: Path, tmp_path: Path) -> None:
     every = command("scan", series, "-o", tmp_path / "r.h5").rows()
     piped = command("show", tmp_path / "r.h5", "--curve")

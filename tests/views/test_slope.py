@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ibscan.types import Result, Status
+from ibscan.types import At, Result, Status
 
 TITLE = "slope of noisy information beside local rank"
 
 
-def both(synthetic: ModuleType, *, at: str = "post", rows: int = 64, **attributes: Any) -> Result:
+def both(synthetic: ModuleType, *, at: At = "post", rows: int = 64, **attributes: Any) -> Result:
     rank = synthetic.Fake("local_rank", synthetic.RANK[:1], {"eps": (0.1, 0.01)}, at=at, attributes=attributes)
     slope = synthetic.Fake("slope", synthetic.SLOPE, {"noise": (0.1, 0.02)})
     found: Result = synthetic.result((1, 20), [rank, slope, "relative"], names=("fc1", "out"))
@@ -22,7 +22,8 @@ def both(synthetic: ModuleType, *, at: str = "post", rows: int = 64, **attribute
     found["mi_readout_slope_se"].values[...] = 0.02
     found["mi_readout_rel_slope"].values[-1] = [[1.5], [0.5]]
     found["mi_readout_rel_slope_se"].values[...] = 0.0312
-    found["local_rank"].attrs["rows"] = rows
+    attrs: Any = found["local_rank"].attrs
+    attrs["rows"] = rows
     return found
 
 
@@ -83,5 +84,6 @@ def test_neither_alone(synthetic: ModuleType) -> None:
         assert not tables_of(synthetic, found)
     nowhere = both(synthetic)
     for name in ("local_rank", "mi_readout_slope", "mi_readout_rel_slope"):
-        del nowhere[name].attrs["at"]
+        attrs: Any = nowhere[name].attrs
+        del attrs["at"]
     assert not tables_of(synthetic, nowhere)

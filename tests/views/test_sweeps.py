@@ -122,6 +122,7 @@ def test_an_open_bracket_has_no_value_in_a_curve(synthetic: ModuleType) -> None:
     assert "Brackets of the network channel end up to 0.005 nat from its values, unresolved ones aside." in curve
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unicode", [True, False])
 @pytest.mark.parametrize("curve", [True, False])
 def test_nothing_of_a_sweep_is_cut_at_any_width(synthetic: ModuleType, unicode: bool, curve: bool) -> None:
@@ -179,6 +180,7 @@ def test_information_at_two_values_is_a_curve(synthetic: ModuleType) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_show_prints_a_sweep_of_a_run(command: Run, series: Path, tmp_path: Path) -> None:
     noises, cells = ("0.1", "0.3", "1.5"), ("5", "20")
     typed = [part for noise in noises for part in ("--noise", noise)] + [p for k in cells for p in ("--bins", k)]

@@ -171,6 +171,7 @@ def test_hostile_names_are_shown_as_they_are(synthetic: ModuleType, unicode: boo
     assert unicode or text.isascii()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unicode", [True, False])
 def test_nothing_is_cut_at_any_width(synthetic: ModuleType, unicode: bool) -> None:
     found = synthetic.result(range(3), (*synthetic.USUAL, "network"))

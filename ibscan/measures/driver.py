@@ -1,27 +1,37 @@
-"""All rows of one layer at a time, and what a layer's values alone decide about its status."""
+"""The driver of measures that look at one layer of one checkpoint at a time, and what values decide about a status."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from ibscan.boundary import is_out_of_memory
-from ibscan.types import Array, At, Network, Probe, Status
+from ibscan.core.measure import Measure
+from ibscan.core.network import LayeredNetwork
+from ibscan.types import Array, At, Estimate, Layer, Probe, Status
 
 __all__ = [
     "ROUNDING",
     "SATURATION_MARGIN",
+    "Seen",
+    "blank",
     "distinct_rows",
+    "each_layer",
     "input_weights",
     "is_saturated",
     "label_status",
+    "labels_follow",
     "layer_status",
     "layer_values",
     "layers_in_turn",
     "misfortune",
     "post_widths",
+    "put",
+    "single",
 ]
 
 # methods.md's rule for "too near the ceiling to see anything", nats.
@@ -31,8 +41,98 @@ LEAST_CEILING = 0.2
 ROUNDING = 1e-12
 
 
+@dataclass(frozen=True)
+class Seen:
+    """One layer of one checkpoint.
+
+    `values` (N, D) are float64; `status` is OK, DEAD (the same at every row) or NONFINITE.
+    """
+
+    checkpoint: int
+    index: int
+    layer: Layer
+    values: torch.Tensor
+    status: Status
+
+
+def each_layer(
+    measure: Measure,
+    network: LayeredNetwork,
+    probe: Probe,
+    look: Callable[[Seen], Mapping[str, Estimate]],
+    layers: Sequence[int] | None = None,
+) -> dict[str, Estimate]:
+    """Return what `look` finds at every layer of every checkpoint, one layer in memory at a time.
+
+    Args:
+        measure: Whose quantities are filled.
+        network: C checkpoints.
+        probe: N rows, already sampled.
+        look: Returns estimates by quantity key, arrays of the quantity's own dimensions. What it does not return is
+            `nonfinite` where the layer is, else `not_measured`.
+        layers: Those to measure, None for all; others are `not_measured`.
+
+    Returns:
+        Estimates of all quantities, arrays (C, L, *dims).
+    """
+    found = blank(measure, network)
+    for layer, values in layers_in_turn(network, probe.x, measure.at, layers):
+        for c in range(network.size):
+            status = layer_status(values[c])
+            given = look(Seen(c, layer, network.layers[layer], values[c], status))
+            for key, estimate in found.items():
+                if key in given:
+                    put(estimate, (c, layer), given[key])
+                elif status is Status.NONFINITE and estimate.status is not None:
+                    estimate.status[c, layer] = status
+    return found
+
+
+def blank(measure: Measure, network: LayeredNetwork, status: Status = Status.NOT_MEASURED) -> dict[str, Estimate]:
+    """Return estimates without a number for every quantity whose shape is known without measuring.
+
+    Args:
+        measure: Whose quantities.
+        network: C checkpoints of L layers.
+        status: Why there is no number.
+
+    Returns:
+        Arrays (C, L, *dims), or (C, *dims), to be filled by `put`: NaN, or -1 for counts.
+    """
+    found = {}
+    for quantity in measure.quantities:
+        if not set(quantity.dims) <= set(measure.coordinates):
+            continue
+        shape: tuple[int, ...] = (network.size, len(network.layers)) if quantity.per_layer else (network.size,)
+        shape += tuple(len(measure.coordinates[dim]) for dim in quantity.dims)
+        # Counts are integers, exact coordinates are not; neither has a status.
+        whole = quantity.counted and quantity.unit == "1"
+        value = np.full(shape, -1, dtype=np.int64) if whole else np.full(shape, np.nan)
+        states = None if quantity.counted else np.full(shape, status, dtype=np.int8)
+        beside: dict[str, Any] = {
+            field: np.full(shape, np.nan)
+            for field, suffix in Estimate.COMPANIONS.items()
+            if suffix in quantity.companions
+        }
+        found[quantity.key] = Estimate(value, states, **beside)
+    return found
+
+
+def single(number: float, status: Status) -> Estimate:
+    """Return the estimate of one layer's quantity that has no dimensions of its own."""
+    return Estimate(np.array(number, dtype=np.float64), np.array(status, dtype=np.int8))
+
+
+def put(estimate: Estimate, place: tuple[int, ...], found: Estimate) -> None:
+    """Fill one place of a blank estimate."""
+    for field in ("value", "status", *Estimate.COMPANIONS):
+        array = getattr(estimate, field)
+        if array is not None:
+            array[place] = getattr(found, field)
+
+
 def layers_in_turn(
-    network: Network, x: Array, at: At, layers: Sequence[int] | None = None
+    network: LayeredNetwork, x: Array, at: At, layers: Sequence[int] | None = None
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield (layer index, values of shape (C, N, D), float64), one layer in memory at a time.
 
@@ -50,7 +150,7 @@ def layers_in_turn(
         yield layer, layer_values(network, x, layer, at)
 
 
-def layer_values(network: Network, x: Array, layer: int, at: At) -> torch.Tensor:
+def layer_values(network: LayeredNetwork, x: Array, layer: int, at: At) -> torch.Tensor:
     """Return one layer's values, shape (C, N, D), float64, as `layers_in_turn` gives them.
 
     Args:
@@ -77,7 +177,7 @@ def layer_values(network: Network, x: Array, layer: int, at: At) -> torch.Tensor
     return torch.where(constant, values[:, :1], values)[:, owner]
 
 
-def post_widths(network: Network, x: Array) -> list[int]:
+def post_widths(network: LayeredNetwork, x: Array) -> list[int]:
     """Return the size of every layer's post on one row."""
     widths = [0] * len(network.layers)
 
@@ -134,6 +234,14 @@ def input_weights(probe: Probe) -> tuple[Array, float]:
     counts = distinct_rows(probe.x)[2]
     share = counts / rows
     return weights, float(max(0.0, -(share * np.log(share)).sum()))
+
+
+def labels_follow(probe: Probe) -> bool:
+    """Return whether there are labels, and equal inputs have equal ones."""
+    if probe.y is None:
+        return False
+    first, member, _ = distinct_rows(probe.x)
+    return bool((probe.y == probe.y[first][member]).all())
 
 
 def is_saturated(value: float, input_entropy: float) -> bool:

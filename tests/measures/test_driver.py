@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 from oracles import forward, network_of, probe_of, random_chain, weight_entropy
 
-from ibscan.measures.activations import input_weights, is_saturated, layer_status, layers_in_turn
-from ibscan.types import Status
+from ibscan.measures.driver import input_weights, is_saturated, layer_status, layers_in_turn
+from ibscan.types import At, Status
 
 
-def test_layers_in_turn_gives_every_layer_whole():
+def test_layers_in_turn_gives_every_layer_whole() -> None:
     chains = [random_chain((4, 5, 3), seed) for seed in (1, 2)]
     x = np.random.default_rng(0).normal(size=(9, 4))
-    for k, at in enumerate(("pre", "post")):
+    places: tuple[At, ...] = ("pre", "post")
+    for k, at in enumerate(places):
         found = {
             layer: values.clone() for layer, values in layers_in_turn(network_of(chains, "relu", "softmax"), x, at)
         }
@@ -39,11 +41,11 @@ def test_layers_in_turn_gives_every_layer_whole():
         ([[0.0, 2], [-0.0, 2]], Status.DEAD),
     ],
 )
-def test_layer_status(values, status):
+def test_a_layer_is_dead_or_not_finite_by_its_values(values: Sequence[Sequence[float]], status: int) -> None:
     assert layer_status(torch.tensor(values, dtype=torch.float64)) == status
 
 
-def test_each_unit_is_constant_by_its_own_scale():
+def test_each_unit_is_constant_by_its_own_scale() -> None:
     """A constant of 1e6 beside a signal of 1e-7, and a unit whose values differ by rounding alone, made constant."""
     weights = torch.tensor([[0.0, 0.0], [1e-7, 0.0], [1e-9, 0.0]], dtype=torch.float64)
     bias = torch.tensor([1e6, 0.0, 1e5], dtype=torch.float64)
@@ -56,7 +58,7 @@ def test_each_unit_is_constant_by_its_own_scale():
     assert layer_status(values[0, :, [0, 2]]) is Status.DEAD
 
 
-def test_weights_without_labels():
+def test_weights_without_labels() -> None:
     """-0.0 and 0.0 are one input: H(X) = H(1/2, 1/4, 1/4)."""
     weights, entropy = input_weights(probe_of([[0.0, 1], [-0.0, 1], [2, 1], [3, 1]]))
     assert np.asarray(weights).shape == (4, 1)
@@ -64,7 +66,7 @@ def test_weights_without_labels():
     assert entropy == pytest.approx(weight_entropy([0.5, 0.25, 0.25]), rel=1e-12)
 
 
-def test_weights_with_labels():
+def test_weights_with_labels() -> None:
     """One input with two labels is one input: H(X) = ln 3 counts x alone."""
     weights, entropy = input_weights(probe_of([[0.0], [0], [1], [1], [2], [2]], [0, 1, 1, 1, 0, 2]))
     expected = np.zeros((6, 3))
@@ -73,7 +75,7 @@ def test_weights_with_labels():
     assert entropy == pytest.approx(math.log(3), rel=1e-12)
 
 
-def test_images_are_rows():
+def test_images_are_rows() -> None:
     x = np.zeros((3, 2, 2))
     x[1, 1, 1] = 1.0
     assert input_weights(probe_of(x))[1] == pytest.approx(weight_entropy([2 / 3, 1 / 3]), rel=1e-12)
@@ -89,6 +91,6 @@ def test_images_are_rows():
         (0.0, 8.318, False),
     ],
 )
-def test_saturation(value, entropy, expected):
+def test_saturated_is_near_an_entropy_that_is_not_small(value: float, entropy: float, expected: bool) -> None:
     """methods.md 2.2: within 0.1 nat of H(X), and H(X) >= 0.2."""
     assert bool(is_saturated(value, entropy)) is expected

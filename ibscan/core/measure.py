@@ -1,0 +1,117 @@
+"""The protocol of a measure, and what it is told when it is made, planned and carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from ibscan.core.network import Network
+from ibscan.core.quantity import Quantity
+from ibscan.types import At, Estimate, Layer, Probe, Series, Streams
+
+__all__ = ["Measure", "Situation", "Sizes"]
+
+# Bytes of a float64.
+NUMBER = 8
+# Copies of a layer's values: as passed, collected, distinct, decomposed, in the order of their tree, and a draw each.
+VALUE_COPIES = 12
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is known when the options of a measure become its parameters.
+
+    `chosen` are the layers asked for, `inputs` how many numbers a row of the probe has, `stacked` says that any number
+    of checkpoints is one network (a chain), `given` holds the options of measures that were set, `notice` tells the
+    user a sentence.
+    """
+
+    series: Series
+    layers: Sequence[Layer]
+    chosen: Sequence[int]
+    inputs: int
+    stacked: bool
+    given: Mapping[str, Any]
+    notice: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of the work on one checkpoint, by which time and memory are estimated.
+
+    `wanted` are the layers asked for, `layers` all, `inputs` the numbers in a row of the probe, `rows` those the
+    measure uses, `weights` the numbers a checkpoint holds; `factor_budget` is how many numbers a block of Jacobians may
+    hold.
+    """
+
+    wanted: Sequence[Layer]
+    layers: Sequence[Layer]
+    inputs: int
+    rows: int
+    weights: int
+    factor_budget: int = 0
+
+
+class Measure(Protocol):
+    """Frozen parameters plus one pure call; a measure is a frozen dataclass that inherits what is usual from here.
+
+    Its parameters are fields made by `ibscan.core.option.option`. It is declared by its class and one line in
+    `ibscan.measures.MEASURES`; importing its file may cost neither numpy nor torch, which its call imports.
+    """
+
+    name: ClassVar[str]
+    verb: ClassVar[str]  # the command that carries it out, beside `scan`; empty for all
+    quantities: ClassVar[tuple[Quantity, ...]]
+    primary: ClassVar[tuple[str, ...]]  # keys whose cells are there wherever the measure was carried out
+    channel: ClassVar[str] = ""  # by which --channel chooses it; empty where it is none of the noisy channels
+    draws: ClassVar[bool] = False  # whether numbers depend on the seed beyond the sample of rows
+    source: ClassVar[str] = ""
+    caveat: ClassVar[str] = ""  # what its numbers do not say
+    inapplicable: ClassVar[str] = ""  # why it says nothing of layers it does not apply to, for `ibscan ls`
+    trial: ClassVar[str] = ""  # the quantity that `ibscan ls` tries on one row to see what cannot be measured
+
+    @property
+    def at(self) -> At:
+        """Where it looks: before or after the activation."""
+        return "post"
+
+    @property
+    def samples(self) -> int | None:
+        """Probe rows at most; None for all."""
+        return None
+
+    @property
+    def coordinates(self) -> Mapping[str, Sequence[float] | Sequence[str] | Sequence[int]]:
+        """Values along the dimensions of its quantities beyond (checkpoint, layer)."""
+        return {}
+
+    @property
+    def attributes(self) -> Mapping[str, str | int]:
+        """What is stored with every variable, and is the same in results that can be joined, beside place and rows."""
+        return {}
+
+    def applies_to(self, layer: Layer, names: Sequence[str]) -> bool:  # noqa: ARG002
+        """Return whether there is anything it can say of a layer; `names` are those of all, in order."""
+        return True
+
+    def seconds(self, sizes: Sizes) -> float:
+        """Return how long it takes on one core beside the forward passes, about."""
+        ...
+
+    def memory(self, layer: Layer, sizes: Sizes) -> int:
+        """Return the bytes it holds while it measures one layer."""
+        return VALUE_COPIES * NUMBER * sizes.rows * layer.width
+
+    def __call__(
+        self, network: Network, probe: Probe, streams: Streams, layers: Sequence[int] | None = None
+    ) -> Mapping[str, Estimate]:
+        """Measure every stacked checkpoint; one Estimate for each quantity key, of all layers.
+
+        Args:
+            network: C checkpoints.
+            probe: N rows, already sampled: they are the population.
+            streams: Random numbers.
+            layers: Indices of those to measure, None for all; others need not be measured.
+        """
+        ...

@@ -1,0 +1,212 @@
+"""What measures ask of a network: protocols as narrow as their users, and what goes through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
+
+from ibscan.types import Array, At, Layer
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "DecidingNetwork",
+    "Derivative",
+    "DifferentiableNetwork",
+    "LayeredNetwork",
+    "Network",
+    "NoisyNetwork",
+    "Normals",
+    "Scores",
+    "VisitFactor",
+    "VisitGram",
+    "Weight",
+    "WeightedNetwork",
+]
+
+
+@dataclass(frozen=True)
+class Derivative:
+    """Which Jacobians are meant: of which layers, before or after the activation, and with respect to what.
+
+    `origin` is the index of the layer whose post is the variable, None for the network's input. `layers` are those
+    wanted, None for all. `directions` restricts the variable to a random orthonormal subspace of so many dimensions,
+    whose basis `basis(d, part)` gives as an array (d, columns of the part).
+    """
+
+    at: At = "pre"
+    origin: int | None = None
+    layers: tuple[int, ...] | None = None
+    directions: int | None = None
+    basis: Callable[[int, slice], Array] | None = None
+
+    def wants(self, layer: int) -> bool:
+        """Whether the layer's Jacobian is asked for: layers up to the origin have none."""
+        asked = self.layers is None or layer in self.layers
+        return asked and (self.origin is None or layer > self.origin)
+
+    @property
+    def feeds(self) -> bool:
+        """Whether the norm of what feeds a layer bounds its rank: at pre, and on the whole input."""
+        return self.at == "pre" and self.directions is None
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The weight of a layer as matrices (C, out, in), float64, and how it makes the layer's map.
+
+    The map of one row consists of `positions` products with the matrix, each of its own part of what is fed: exactly
+    so, its singular values are those of the matrix `positions` times over, where `separate`; of overlapping parts
+    (patches), its rank is at most `positions` times that of the matrix. None where neither is so.
+    """
+
+    matrix: torch.Tensor
+    positions: int | None = 1
+    separate: bool = True
+
+
+Visit: TypeAlias = "Callable[[int, torch.Tensor, torch.Tensor, slice], None]"
+Scores: TypeAlias = "Callable[[torch.Tensor, torch.Tensor | None, slice], None]"
+VisitFactor: TypeAlias = "Callable[[int, torch.Tensor, torch.Tensor | None, slice], None]"
+VisitGram: TypeAlias = "Callable[[int, Any, slice], None]"
+Normals: TypeAlias = "Callable[[int, int], Array]"
+
+
+class LayeredNetwork(Protocol):
+    """C checkpoints of one architecture that answer questions about every layer (C = 1 for large ones).
+
+    What is visited is float64 whatever `dtype` the forward pass ran in, lives on `device`, and is not kept: a
+    visitor reduces or clones. Layers are named by their index in `layers`, the order of first call.
+    """
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Layers in the order of first call."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """C, the number of checkpoints stacked."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors live."""
+        ...
+
+    def alone(self, checkpoint: int) -> Self:
+        """Return the network of one of the stacked checkpoints (C = 1)."""
+        ...
+
+    def walk(self, x: Array, visit: Visit) -> None:
+        """Call visit(layer, pre, post, rows) with (C, n, ...) tensors, rows in blocks, each as soon as it is known."""
+        ...
+
+
+class DecidingNetwork(LayeredNetwork, Protocol):
+    """A network whose output can be held against labels."""
+
+    @property
+    def output(self) -> str:
+        """Name of the activation that makes the network's output (`identity`, `softmax`, `sigmoid`, ...).
+
+        `other` where it has no name.
+        """
+        ...
+
+    @property
+    def hidden(self) -> int | None:
+        """Index of the last hidden layer, None where there is none, or no one last layer that makes the output."""
+        ...
+
+    def scores(self, x: Array, visit: Scores) -> None:
+        """Call visit(output, logits, rows) with (C, n, units) tensors, rows in blocks: the network's own output.
+
+        Of a softmax or a sigmoid the logits it is made of, one for one; None where they are in another order, or
+        normalised in parts. Of anything else the logits are the output itself.
+        """
+        ...
+
+
+class NoisyNetwork(LayeredNetwork, Protocol):
+    """A network that can be run with Gaussian noise after its hidden layers."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether every layer is fed by the one before it alone, so that data processing holds along them."""
+        ...
+
+    def noisy_walk(
+        self, x: Array, layer: int, noise: float, normals: Normals, replicas: range
+    ) -> Iterator[tuple[range, torch.Tensor]]:
+        """Yield (replicas, S) in blocks of replicas: S (C, R, n, D) is the layer's post before its own noise.
+
+        Every noisy layer that feeds it adds noise * normals(its index, replica), of shape (n, D), to its post.
+        """
+        ...
+
+
+class WeightedNetwork(LayeredNetwork, Protocol):
+    """A network that says which layers are their weight times what they are fed."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether every layer is fed by the one before it alone, so that data processing holds along them."""
+        ...
+
+    def affine(self, x: Array) -> tuple[bool, ...]:
+        """Return of every layer whether, on these rows, its pre is its weight times what it is fed, plus its bias.
+
+        Only then does its weight say anything of it. False for modules asked for by name.
+        """
+        ...
+
+    def weight(self, layer: int) -> Weight | None:
+        """Return a layer's weight as stored, whatever the precision of a pass; None for modules that have none."""
+        ...
+
+
+class DifferentiableNetwork(WeightedNetwork, Protocol):
+    """A network whose layers have Jacobians."""
+
+    def inputs_of(self, x: Array) -> int:
+        """Return how many numbers of a row are what Jacobians are with respect to: rows may hold masks and the like."""
+        ...
+
+    def undefined(self, which: Derivative) -> Mapping[int, str]:
+        """Return the layers that have no derivative by the variable, with the reason."""
+        ...
+
+    def rounding(self, x: Array, which: Derivative) -> Mapping[int, float]:
+        """Return how far rounding may have moved Jacobians, in units of their norm, where they are not float64."""
+        ...
+
+    def grams(self, x: Array, visit: VisitGram, which: Derivative) -> Mapping[int, str]:
+        """Call visit(layer, gram, rows) for every layer wanted: `numerics.counting.Gram`, the quick way to counts.
+
+        Blocks of rows may be visited side by side, each of a layer once. Returns the layers whose Jacobian cannot be
+        computed, with the reason; some of their rows may have been visited.
+        """
+        ...
+
+    def jacobians(self, x: Array, visit: VisitFactor, which: Derivative) -> Mapping[int, str]:
+        """Call visit(layer, factor, fed, rows); factor (C, n, D, k) has the singular values of the layer's Jacobian.
+
+        n is 1 where the Jacobian is the same at every row. `fed` is a factor of the Jacobian of what feeds the layer,
+        None where it says nothing (`which.feeds`) or the layer is not fed by the one before it alone. Returns what
+        `grams` does.
+        """
+        ...
+
+    def spectral_norms(self, x: Array, which: Derivative) -> Array:
+        """Return the largest singular value of every layer's Jacobian, (C, L, n), whatever `which.directions` says.
+
+        NaN where it is not finite, not wanted, or cannot be computed.
+        """
+        ...
+
+
+class Network(DecidingNetwork, NoisyNetwork, DifferentiableNetwork, Protocol):
+    """All that any measure asks for: what chains and modules are."""

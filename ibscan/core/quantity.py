@@ -1,0 +1,112 @@
+"""Quantities and dimensions: what a stored number is, and what it runs over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "BINNING",
+    "COMPONENT",
+    "DIMENSIONS",
+    "DISTANCE_BIN",
+    "EPS",
+    "NOISE",
+    "RANK_VALUE",
+    "REL_EPS",
+    "REL_NOISE",
+    "Dimension",
+    "Quantity",
+]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A dimension beyond (checkpoint, layer).
+
+    Args:
+        name: In the file.
+        meaning: What its coordinate says, stored as its `long_name`.
+        kind: Of its coordinate, as numpy codes it: `f` numbers, `i` whole numbers, `O` text.
+        unit: Of its coordinate.
+        label: Head of a table's column.
+        option: Keyword of the option that sets its values; empty where the measure or the network decides.
+        first: Its first value where only the network decides how many there are.
+    """
+
+    name: str
+    meaning: str
+    kind: str = "f"
+    unit: str = "1"
+    label: str = ""
+    option: str = ""
+    first: int = 0
+
+
+EPS = Dimension("eps", "absolute threshold on singular values", label="eps", option="eps")
+REL_EPS = Dimension(
+    "rel_eps", "threshold relative to the row's largest singular value", label="rel_eps", option="rel_eps"
+)
+NOISE = Dimension(
+    "noise",
+    "standard deviation of the Gaussian noise per unit, in activation units",
+    unit="activation units",
+    label="noise",
+    option="noise",
+)
+REL_NOISE = Dimension(
+    "rel_noise",
+    "standard deviation of the noise as a multiple of the layer's root-mean-square distance from its mean",
+    label="rel_noise",
+    option="rel_noise",
+)
+BINNING = Dimension("binning", "how units were cut into cells", "O", label="binning", option="bins")
+COMPONENT = Dimension("component", "place of the singular value in descending order, from 1", "i", label="k", first=1)
+RANK_VALUE = Dimension("rank_value", "rank of a row's Jacobian, from 0", "i", label="rank")
+DISTANCE_BIN = Dimension("distance_bin", "index of the distance bin, from 0", "i", label="bin")
+DIMENSIONS = (EPS, REL_EPS, NOISE, REL_NOISE, BINNING, COMPONENT, RANK_VALUE, DISTANCE_BIN)
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a number is.
+
+    Args:
+        key: Name of the variable in the file.
+        symbol: In formulas and heads of tables; it names the channel.
+        unit: `nat`, `activation units`, or `1`.
+        meaning: In words, stored as `long_name`.
+        over: Dimensions beyond (checkpoint, layer).
+        per_layer: False for what belongs to the checkpoint as a whole.
+        counted: Whether it is an integer count or an exact coordinate, which carries no status.
+        default_shown: False for histograms and spectra, which exports give only when asked by name.
+        limit: The measure's field that holds the rows this quantity uses at most, where fewer than the measure uses.
+        companions: Suffixes of what is stored beside it (`se`, `lower`, ...); `ibscan.types.Estimate` explains them.
+        formula: In one line of plain text.
+        source: Where it is defined; the measure's own source where empty.
+        caveat: What it does not say; the measure's own caveat where empty.
+    """
+
+    key: str
+    symbol: str
+    unit: str
+    meaning: str
+    over: tuple[Dimension, ...] = ()
+    per_layer: bool = True
+    counted: bool = False
+    default_shown: bool = True
+    limit: str = ""
+    companions: tuple[str, ...] = ()
+    formula: str = ""
+    source: str = ""
+    caveat: str = ""
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the dimensions beyond (checkpoint, layer)."""
+        return tuple(dimension.name for dimension in self.over)
+
+    def rows(self, measure: Any, rows: int) -> int:  # noqa: ANN401 - a Measure, which knows quantities
+        """Return how many of the rows a measure was given this quantity uses."""
+        most = getattr(measure, self.limit) if self.limit else None
+        return rows if most is None else min(rows, most)

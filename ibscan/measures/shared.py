@@ -1,0 +1,122 @@
+"""Options that several measures have, each declared here once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ibscan.core.measure import Situation
+from ibscan.core.option import (
+    INPUT,
+    MEASURE,
+    PRECISION,
+    Option,
+    at_least,
+    count,
+    number,
+    one_of,
+    positive,
+    whole,
+)
+from ibscan.errors import UsageError
+from ibscan.types import Checkpoint
+
+__all__ = [
+    "AT",
+    "DEFAULT_NOISE",
+    "EPS",
+    "GIVEN_Y",
+    "MAX_DRAWS",
+    "MOST_DRAWS",
+    "NOISE",
+    "RANK_ROWS",
+    "ROWS",
+    "SAMPLES",
+    "TARGET",
+    "THRESHOLDS",
+    "TOLERANCE",
+    "all_rows",
+]
+
+# Probe rows at most, unasked: Jacobians cost more than values.
+RANK_ROWS, ROWS = 1024, 4096
+THRESHOLDS = (0.001, 0.01, 0.1)
+# Of I(X; T | Y), whatever the channel.
+GIVEN_Y = "It is there where equal rows have equal labels: only then is it what a layer keeps of them beyond the label."
+# Of the noisy channels: the noise where the checkpoints state none, the tolerance and the draws allowed.
+DEFAULT_NOISE = (0.1,)
+TARGET, MOST_DRAWS = 0.05, 65536
+
+
+def all_rows(value: Any, situation: Situation) -> Any:  # noqa: ANN401, ARG001 - a number, or the word
+    """Return a number of rows as measures take it: None for `all`."""
+    return None if value == "all" else value
+
+
+def trained_noise(value: tuple[float, ...], situation: Situation) -> tuple[float, ...]:
+    """Return the noise asked for, else that which the checkpoints say they were trained with, else the default.
+
+    Raises:
+        UsageError: None was asked for, and the checkpoints do not agree on one.
+    """
+    return value if situation.given.get("noise") else _stated_noise(situation.series.checkpoints) or DEFAULT_NOISE
+
+
+def _stated_noise(checkpoints: Sequence[Checkpoint]) -> tuple[float, ...]:
+    stated = {checkpoint.metadata.get("ibscan.noise") for checkpoint in checkpoints}
+    if stated == {None}:
+        return ()
+    try:
+        noise = {float(text) for text in stated if text is not None}
+    except ValueError:
+        noise = set()
+    if len(noise) != 1 or None in stated or not 0 < min(noise) < float("inf"):
+        shown = ", ".join(sorted(str(text) for text in stated))
+        raise UsageError(
+            f"the checkpoints state no single training noise > 0 ({shown}); say which to measure with --noise."
+        )
+    return (noise.pop(),)
+
+
+AT = Option(
+    "Before or after the activation. Default: pre for rank, post for the rest.",
+    MEASURE,
+    metavar="pre|post",
+    check=one_of("pre", "post"),
+    shown=False,
+)
+SAMPLES = Option(
+    f"Probe rows. Default: at most {RANK_ROWS} for rank, {ROWS} for the rest.",
+    INPUT,
+    flags=("-n", "--samples"),
+    metavar="N|all",
+    parse=count,
+    check=at_least(1, "all"),
+    settle=all_rows,
+    shown=False,
+    place=-1,
+)
+EPS = Option(
+    "Threshold on singular values; repeatable. Default: {default}.",
+    MEASURE,
+    metavar="E",
+    several=True,
+    parse=number,
+    check=positive,
+    nothing="threshold",
+    place=2,
+)
+NOISE = Option(
+    "Standard deviation of the channel noise, activation units; repeatable. "
+    "Default: {default}, or the noise trained with.",
+    MEASURE,
+    metavar="S",
+    several=True,
+    parse=number,
+    check=positive,
+    settle=trained_noise,
+)
+TOLERANCE = Option(
+    "Target 95% half width of noisy values, nats.", PRECISION, metavar="T", parse=number, check=positive, place=6
+)
+MAX_DRAWS = Option("Draws of one cell at most.", PRECISION, metavar="M", parse=whole, check=at_least(2), place=7)

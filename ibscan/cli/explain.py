@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import sys
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Iterable
 
 from ibscan.cli.glossary import Entry, explained, near, pages, sections
 from ibscan.errors import UsageError
@@ -20,12 +16,6 @@ _HOW = (
     "word in the head of a table (network, trend), status or mark (saturated, '*'), column of rows, dimension, "
     "coordinate, verb, exit code (4), or one of these topics:"
 )
-# Longer lines are hard to read.
-_WIDEST = 100
-# Without the backgrounds of rich's own, which suit one kind of terminal only.
-_STYLES = {"markdown.code": "bold cyan", "markdown.h1": "bold yellow", "markdown.h2": "bold yellow"}
-_COMMENT = re.compile(r"<!--.*?-->\n", re.DOTALL)
-_PAGE = re.compile(r"\[[^\]]+\]\(([a-z]+)\.md\)")
 
 
 def explain(name: str) -> int:
@@ -42,14 +32,13 @@ def explain(name: str) -> int:
     """
     texts, found = _meanings(name)
     with reader_may_leave():
-        # Laid out for a person; a program, or a terminal without box drawing, gets the text as it is.
-        screen = console(sys.stdout) if is_terminal(sys.stdout) and unicode_ok(sys.stdout) else None
-        if screen is not None:
-            screen.width = min(screen.width, _WIDEST)
-        for text in texts:
-            _print_page(text, screen)
-        for entry in found:
-            _print_entry(entry, screen)
+        # A program, or a terminal without box drawing, gets the text as it is.
+        if is_terminal(sys.stdout) and unicode_ok(sys.stdout):
+            _lay_out(texts, found)
+        else:
+            plain = "".join((*texts, *map(_plain, found)))
+            encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+            sys.stdout.write(plain.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
     return 0
 
@@ -57,7 +46,8 @@ def explain(name: str) -> int:
 def _meanings(name: str) -> tuple[list[str], list[Entry]]:
     """Return the pages and the entries that explain a name."""
     if not name:
-        return [], [Entry(("ibscan explain",), "how to ask", (("", _HOW), *_topics()), "")]
+        topics = ((topic, text.partition("\n")[0].removeprefix("# ")) for topic, text in pages().items())
+        return [], [Entry(("ibscan explain",), "how to ask", (("NAME", _HOW), *topics), "")]
     key = name.strip().removesuffix(".md").casefold()
     if key in pages():
         return [pages()[key]], []
@@ -71,38 +61,21 @@ def _meanings(name: str) -> tuple[list[str], list[Entry]]:
     return texts, found
 
 
-def _topics() -> list[tuple[str, str]]:
-    return [(topic, text.partition("\n")[0].removeprefix("# ")) for topic, text in pages().items()]
+def _lay_out(texts: Iterable[str], found: Iterable[Entry]) -> None:
+    from ibscan.views.page import print_facts, print_page
+
+    screen = console(sys.stdout)
+    for text in texts:
+        print_page(screen, text)
+    for entry in found:
+        print_facts(screen, entry.names[0], entry.kind, _facts(entry))
 
 
-def _print_page(text: str, screen: Console | None) -> None:
-    if screen is None:
-        sys.stdout.write(_encoded(text))
-        return
-    from rich.markdown import Markdown
-    from rich.theme import Theme
-
-    # Links between pages lead nowhere in a terminal; the command that prints the page does.
-    text = _COMMENT.sub("", _PAGE.sub(r"`ibscan explain \1`", text))
-    page = Markdown(text, code_theme="ansi_dark", hyperlinks=False)
-    with screen.use_theme(Theme(_STYLES)):
-        screen.print(page)
+def _plain(entry: Entry) -> str:
+    lines = (f"{entry.names[0]}: {entry.kind}", *(f"  {label}: {text}" for label, text in _facts(entry)), "")
+    return "\n".join(lines) + "\n"
 
 
-def _print_entry(entry: Entry, screen: Console | None) -> None:
-    facts = [(label, text) for label, text in entry.facts if text]
-    facts += [("more", f"ibscan explain {entry.page}")] if entry.page else []
-    if screen is None:
-        lines = [f"{entry.names[0]}: {entry.kind}", *(f"  {label}: {text}" for label, text in facts), ""]
-        sys.stdout.write(_encoded("\n".join(lines) + "\n"))
-        return
-    screen.print(Text.assemble((entry.names[0], "bold yellow"), " · ", entry.kind, overflow="fold"))
-    grid = Table.grid(padding=(0, 2))
-    for label, text in facts:
-        grid.add_row(Text(f"  {label}", style="dim", overflow="fold"), Text(text, overflow="fold"))
-    screen.print(grid, Text(""))
-
-
-def _encoded(text: str) -> str:
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+def _facts(entry: Entry) -> list[tuple[str, str]]:
+    more = [("more", f"ibscan explain {entry.page}")] if entry.page else []
+    return [(label, text) for label, text in entry.facts if text] + more

@@ -123,18 +123,6 @@ def test_a_function_named_like_the_engine_stays_a_function() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_every_option_is_in_the_readme() -> None:
-    from ibscan.cli.options import PRINTED
-    from ibscan.measures import measure_settings
-    from ibscan.request import run_settings
-
-    readme = (PACKAGE.parent / "README.md").read_text()
-    settings = (*run_settings(), *measure_settings(), *PRINTED)
-    flags = {flag for setting in settings for declared in setting.flags for flag in declared.split("/")}
-    missing = sorted(flag for flag in flags if f"`{flag}" not in readme and f"{flag}`" not in readme)
-    assert not missing, missing
-
-
 # What is longer today than it should be; an entry goes when its file or function is short enough.
 LONG_FILES = {"inputs/scripts.py", "measures/network.py", "planning.py", "types.py"}
 LONG_FUNCTIONS = {

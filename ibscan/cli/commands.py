@@ -95,6 +95,19 @@ def export(**options: Any) -> int:  # noqa: ANN401
     return 0
 
 
+@app.command(
+    context_settings={**HELP, "ignore_unknown_options": True, "allow_extra_args": True},
+    options_metavar="[NAME]",
+    epilog="Example: ibscan explain mi_readout_xt",
+)
+def explain(context: typer.Context) -> int:
+    """What a name means: a variable, option, status, word in a table's head, exit code or topic of the guide."""
+    from ibscan.cli.explain import explain as explained
+
+    # Not an argument of Typer's: those are read through a validation library that costs more time than all else here.
+    return explained(" ".join(context.args))
+
+
 def _scanned(verb: str, options: Mapping[str, Any]) -> int:
     from ibscan.api import run
 

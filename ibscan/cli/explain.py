@@ -1,0 +1,81 @@
+"""`ibscan explain`: what a name means, in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from ibscan.cli.glossary import Entry, explained, near, pages, sections
+from ibscan.errors import UsageError
+from ibscan.views.console import console, is_terminal, reader_may_leave, unicode_ok
+
+__all__ = ["explain"]
+
+_HOW = (
+    "ibscan explain NAME explains any variable of a result file (mi_readout_xt, mi_readout_xt_se), option (--noise), "
+    "word in the head of a table (network, trend), status or mark (saturated, '*'), column of rows, dimension, "
+    "coordinate, verb, exit code (4), or one of these topics:"
+)
+
+
+def explain(name: str) -> int:
+    """Print what a name means on standard output: laid out on a terminal, plain text and Markdown in a pipe.
+
+    Args:
+        name: A word of ibscan, or the name or a heading of a page of the guide; empty to list the topics.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        UsageError: Nothing is called so; the message has the nearest names.
+    """
+    texts, found = _meanings(name)
+    with reader_may_leave():
+        # A program, or a terminal without box drawing, gets the text as it is.
+        if is_terminal(sys.stdout) and unicode_ok(sys.stdout):
+            _lay_out(texts, found)
+        else:
+            plain = "".join((*texts, *map(_plain, found)))
+            encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+            sys.stdout.write(plain.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    return 0
+
+
+def _meanings(name: str) -> tuple[list[str], list[Entry]]:
+    """Return the pages and the entries that explain a name."""
+    if not name:
+        topics = ((topic, text.partition("\n")[0].removeprefix("# ")) for topic, text in pages().items())
+        return [], [Entry(("ibscan explain",), "how to ask", (("NAME", _HOW), *topics), "")]
+    key = name.strip().removesuffix(".md").casefold()
+    if key in pages():
+        return [pages()[key]], []
+    texts, found = [], explained(name)
+    if not found:
+        texts = [part for heading, (_, part) in sections().items() if heading.casefold() == key]
+    if not texts and not found:
+        nearest = near(name)
+        meant = f"; the nearest names are {', '.join(nearest)}" if nearest else ""
+        raise UsageError(f"explain {name!r}: nothing is called so{meant}. ibscan explain lists the topics.")
+    return texts, found
+
+
+def _lay_out(texts: Iterable[str], found: Iterable[Entry]) -> None:
+    from ibscan.views.page import print_facts, print_page
+
+    screen = console(sys.stdout)
+    for text in texts:
+        print_page(screen, text)
+    for entry in found:
+        print_facts(screen, entry.names[0], entry.kind, _facts(entry))
+
+
+def _plain(entry: Entry) -> str:
+    lines = (f"{entry.names[0]}: {entry.kind}", *(f"  {label}: {text}" for label, text in _facts(entry)), "")
+    return "\n".join(lines) + "\n"
+
+
+def _facts(entry: Entry) -> list[tuple[str, str]]:
+    more = [("more", f"ibscan explain {entry.page}")] if entry.page else []
+    return [(label, text) for label, text in entry.facts if text] + more

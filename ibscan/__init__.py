@@ -3,24 +3,25 @@
 Importing the package is cheap: torch comes in with the first name that needs it.
 """
 
-# Nothing more is imported here: under `python -m ibscan` it would be looked for in the working folder first, until
-# __main__ has taken that off the path.
+# Nothing but our own is imported beside it: under `python -m ibscan` it would be looked for in the working folder
+# first, until __main__ has taken that off the path.
 import importlib
+
+from ibscan._version import __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ibscan.api import Run, cluster, mi, rank, scan
-    from ibscan.networks.noisy import noisy
-    from ibscan.training import save
+    from ibscan.engine.run import Run, cluster, mi, rank, scan
+    from ibscan.training.noisy import noisy
+    from ibscan.training.save import save
 
-__version__ = "0.1.0"
 __all__ = ["Run", "__version__", "cluster", "mi", "noisy", "rank", "save", "scan"]
 
-_ROOMS = dict.fromkeys(("Run", "cluster", "mi", "rank", "scan"), "ibscan.api") | {
-    "noisy": "ibscan.networks.noisy",
-    "save": "ibscan.training",
+_ROOMS = dict.fromkeys(("Run", "cluster", "mi", "rank", "scan"), "ibscan.engine.run") | {
+    "noisy": "ibscan.training.noisy",
+    "save": "ibscan.training.save",
 }
 
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import oracles
 import pytest
-import synthetic
 import torch
 from hypothesis import settings
+from support import oracles, synthetic
 from torch import nn
 
 import ibscan

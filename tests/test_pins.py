@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ibscan.api import run
-from ibscan.planning import Plan, planned
-from ibscan.request import Request, Silent, requested
-from ibscan.types import Result, Variable
+from ibscan.core.result import Result, Variable
+from ibscan.engine.plan import Plan, planned
+from ibscan.engine.request import Request, Silent, requested
+from ibscan.engine.run import run
 
 PINS = Path(__file__).with_name("pins.json")
 SERIES = Path(__file__).parent.parent / "fixtures" / "szt-tanh"

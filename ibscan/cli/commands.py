@@ -15,7 +15,7 @@ from ibscan.cli.output import output_for
 from ibscan.errors import NothingMatched, UsageError
 
 if TYPE_CHECKING:
-    from ibscan.request import Request
+    from ibscan.engine.request import Request
 
 __all__ = ["app"]
 
@@ -109,7 +109,7 @@ def explain(context: typer.Context) -> int:
 
 
 def _scanned(verb: str, options: Mapping[str, Any]) -> int:
-    from ibscan.api import run
+    from ibscan.engine.run import run
 
     out = output_for(options)
     request = _request(verb, options)
@@ -121,7 +121,7 @@ def _scanned(verb: str, options: Mapping[str, Any]) -> int:
 
 
 def _request(verb: Any, options: Mapping[str, Any]) -> Request:  # noqa: ANN401 - one of the verbs
-    from ibscan.request import requested
+    from ibscan.engine.request import requested
 
     # Options left at None use the defaults of Request and of the measures.
     printed = {setting.name for setting in PRINTED}

@@ -14,10 +14,10 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from ibscan import __version__
-from ibscan.boundary import is_out_of_memory
+from ibscan._version import __version__
 from ibscan.cli.commands import app
 from ibscan.cli.output import say
+from ibscan.core.boundary import is_out_of_memory
 from ibscan.errors import IbscanError, Interrupted
 
 __all__ = ["exit_code", "main"]

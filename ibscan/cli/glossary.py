@@ -14,11 +14,11 @@ from typer.main import get_command
 
 from ibscan import views
 from ibscan.cli.options import PRINTED
+from ibscan.core.estimate import Estimate
 from ibscan.core.option import Setting
 from ibscan.core.text import near_names
+from ibscan.engine.request import run_settings
 from ibscan.measures import VERBS, dimensions, measure_settings, quantities
-from ibscan.request import run_settings
-from ibscan.types import Estimate
 
 __all__ = [
     "Entry",

@@ -6,20 +6,22 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ibscan.boundary import is_out_of_memory
 from ibscan.cli.output import Output
+from ibscan.core.boundary import is_out_of_memory
+from ibscan.core.estimate import Status
+from ibscan.core.records import Checkpoint, Series
+from ibscan.core.streams import Streams
+from ibscan.engine.memory import BASE, layer_memory, weight_memory
+from ibscan.engine.model_spec import Stated, chain_globs, stated_model
+from ibscan.engine.models import globbed
+from ibscan.engine.plan import Plan, manifest_of, planned, series_of
+from ibscan.engine.request import PARTIAL, Request
+from ibscan.engine.scan import measured
 from ibscan.errors import IbscanError, NothingMatched
-from ibscan.inputs.formats.checkpoint import load_tensors
-from ibscan.inputs.probe import find_probe
-from ibscan.memory import BASE, layer_memory, weight_memory
-from ibscan.model_spec import Stated, chain_globs, stated_model
-from ibscan.models import globbed
+from ibscan.inputs.probes.read import find_probe
+from ibscan.inputs.series.checkpoint import load_tensors
 from ibscan.networks.resolve import chain_order
-from ibscan.numerics.room import free_bytes
-from ibscan.planning import Plan, manifest_of, planned, series_of
-from ibscan.request import PARTIAL, Request
-from ibscan.scanning import measured
-from ibscan.types import Checkpoint, Series, Status, Streams
+from ibscan.numerics.memory import free_bytes
 
 __all__ = ["COLUMNS", "listed"]
 

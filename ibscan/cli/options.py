@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ibscan.core.option import OUTPUT, Option, Setting
+from ibscan.engine.request import READING, run_settings
 from ibscan.measures import VERBS, measure_settings
-from ibscan.request import READING, run_settings
 
 __all__ = ["ALL", "PRINTED", "PRINTING", "RESULT", "SHOW", "of_verb", "taking"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ibscan.errors import UsageError
 
 if TYPE_CHECKING:
-    from ibscan.types import Result
+    from ibscan.core.result import Result
     from ibscan.views.progress import Progress
 
 __all__ = ["Output", "output_for", "say"]

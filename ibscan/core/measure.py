@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from ibscan.core.estimate import Estimate
 from ibscan.core.network import Network
 from ibscan.core.quantity import Quantity
-from ibscan.types import At, Estimate, Layer, Probe, Series, Streams
+from ibscan.core.records import At, Layer, Probe, Series
+from ibscan.core.streams import Streams
 
 __all__ = ["Measure", "Situation", "Sizes"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
-from ibscan.types import Array, At, Layer
+from ibscan.core.records import Array, At, Layer
 
 if TYPE_CHECKING:
     import torch
@@ -184,7 +184,7 @@ class DifferentiableNetwork(WeightedNetwork, Protocol):
         ...
 
     def grams(self, x: Array, visit: VisitGram, which: Derivative) -> Mapping[int, str]:
-        """Call visit(layer, gram, rows) for every layer wanted: `numerics.counting.Gram`, the quick way to counts.
+        """Call visit(layer, gram, rows) for every layer wanted: `numerics.spectra.counting.Gram`, the quick way.
 
         Blocks of rows may be visited side by side, each of a layer once. Returns the layers whose Jacobian cannot be
         computed, with the reason; some of their rows may have been visited.

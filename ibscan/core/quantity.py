@@ -81,7 +81,8 @@ class Quantity:
         counted: Whether it is an integer count or an exact coordinate, which carries no status.
         default_shown: False for histograms and spectra, which exports give only when asked by name.
         limit: The measure's field that holds the rows this quantity uses at most, where fewer than the measure uses.
-        companions: Suffixes of what is stored beside it (`se`, `lower`, ...); `ibscan.types.Estimate` explains them.
+        companions: Suffixes of what is stored beside it (`se`, `lower`, ...); `ibscan.core.estimate.Estimate` explains
+            them.
         formula: In one line of plain text.
         source: Where it is defined; the measure's own source where empty.
         caveat: What it does not say; the measure's own caveat where empty.

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ibscan.core.estimate import Estimate, Status
 from ibscan.core.measure import Measure, Situation, Sizes
 from ibscan.core.network import LayeredNetwork
 from ibscan.core.option import MEASURE, Option, at_least, number, option, positive, whole
 from ibscan.core.quantity import BINNING, Quantity
+from ibscan.core.records import At, Layer, Probe
+from ibscan.core.streams import Streams
 from ibscan.errors import UsageError
 from ibscan.measures.shared import AT, GIVEN_Y, ROWS, SAMPLES
-from ibscan.types import At, Estimate, Layer, Probe, Status, Streams
 
 if TYPE_CHECKING:
     import torch
@@ -215,7 +217,7 @@ class BinnedInformation(Measure):
         import numpy as np
 
         from ibscan.measures.driver import is_saturated, label_status
-        from ibscan.numerics.cells import cell_entropy
+        from ibscan.numerics.geometry.cells import cell_entropy
 
         if seen.status is Status.NONFINITE:
             return {}
@@ -241,7 +243,7 @@ class BinnedInformation(Measure):
         self, values: torch.Tensor, layer: Layer
     ) -> list[tuple[Callable[[torch.Tensor], torch.Tensor], float, float]]:
         """Return for every binning what gives the cells, their width, and the share of values outside the range."""
-        from ibscan.numerics.cells import equal_cells, grid_cells
+        from ibscan.numerics.geometry.cells import equal_cells, grid_cells
 
         found: list[tuple[Callable[[torch.Tensor], torch.Tensor], float, float]] = []
         if self.bins:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from ibscan.core.estimate import Estimate, Status
 from ibscan.core.measure import Measure, Sizes
 from ibscan.core.network import DecidingNetwork, WeightedNetwork
 from ibscan.core.option import option
 from ibscan.core.quantity import DISTANCE_BIN, Quantity
+from ibscan.core.records import At, Probe
+from ibscan.core.streams import Streams
 from ibscan.measures.shared import AT, ROWS, SAMPLES
-from ibscan.types import At, Estimate, Probe, Status, Streams
 
 if TYPE_CHECKING:
     import torch
@@ -219,7 +221,7 @@ class Clustering(Measure):
 
 def _distances(seen: Seen, classes: torch.Tensor, *, labelled: bool) -> dict[str, Estimate]:
     """Return histograms and means of the distances of all pairs; without labels the edges alone."""
-    from ibscan.numerics.distances import distance_histogram
+    from ibscan.numerics.geometry.distances import distance_histogram
 
     if seen.status is Status.NONFINITE:
         return {}
@@ -243,7 +245,7 @@ def _geometry(
     import torch
 
     from ibscan.measures.driver import single
-    from ibscan.numerics.geometry import class_geometry
+    from ibscan.numerics.geometry.class_means import class_geometry
 
     geometry = class_geometry(seen.values, classes, len(present))
     found = {
@@ -278,7 +280,7 @@ def _duality(
 ) -> dict[str, Estimate]:
     """Return NC3 by the weight that makes of the layer's post what the network decides by, if there is one."""
     from ibscan.measures.driver import single
-    from ibscan.numerics.geometry import self_duality
+    from ibscan.numerics.geometry.class_means import self_duality
 
     if bool((decided < 0).any()):
         return {"nc3": single(math.nan, Status.NONFINITE)}

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ibscan.boundary import is_out_of_memory
+from ibscan.core.boundary import is_out_of_memory
+from ibscan.core.estimate import Estimate, Status
 from ibscan.core.measure import Measure
 from ibscan.core.network import LayeredNetwork
-from ibscan.types import Array, At, Estimate, Layer, Probe, Status
+from ibscan.core.records import Array, At, Layer, Probe
 
 __all__ = [
     "ROUNDING",

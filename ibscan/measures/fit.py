@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ibscan.core.estimate import Estimate, Status
 from ibscan.core.measure import Measure, Sizes
 from ibscan.core.network import DecidingNetwork
 from ibscan.core.quantity import Quantity
-from ibscan.types import Estimate, Probe, Status, Streams
+from ibscan.core.records import Probe
+from ibscan.core.streams import Streams
 
 __all__ = ["ProbeFit"]
 

@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from ibscan.core.estimate import Estimate
 from ibscan.core.measure import NUMBER, Measure, Situation, Sizes
 from ibscan.core.network import Derivative, DifferentiableNetwork
 from ibscan.core.option import MEASURE, PRECISION, Option, at_least, count, option, whole
 from ibscan.core.quantity import COMPONENT, EPS, RANK_VALUE, REL_EPS, Quantity
+from ibscan.core.records import Array, At, Layer, Probe
+from ibscan.core.streams import Streams
 from ibscan.errors import NothingMatched
 from ibscan.measures import shared
 from ibscan.measures.shared import AT, RANK_ROWS, SAMPLES, THRESHOLDS, all_rows
-from ibscan.types import Array, At, Estimate, Layer, Probe, Streams
 
 __all__ = ["LocalRank"]
 
@@ -280,7 +282,7 @@ class LocalRank(Measure):
     ) -> tuple[Derivative, list[int]]:
         """Return which Jacobians are meant, and how many singular values each layer's has."""
         from ibscan.measures.driver import post_widths
-        from ibscan.numerics.subspace import subspace
+        from ibscan.numerics.spectra.subspace import subspace
 
         names = [layer.name for layer in network.layers]
         origin = None if self.origin is None else names.index(self.origin)

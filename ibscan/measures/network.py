@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ibscan.core import quantity
+from ibscan.core.estimate import Estimate
 from ibscan.core.measure import Measure, Sizes
 from ibscan.core.network import NoisyNetwork
 from ibscan.core.option import PRECISION, Option, at_least, option, whole
 from ibscan.core.quantity import Quantity
+from ibscan.core.records import Layer, Probe
+from ibscan.core.streams import Streams
 from ibscan.measures.shared import (
     DEFAULT_NOISE,
     GIVEN_Y,
@@ -23,7 +26,6 @@ from ibscan.measures.shared import (
     TARGET,
     TOLERANCE,
 )
-from ibscan.types import Estimate, Layer, Probe, Streams
 
 __all__ = ["NetworkInformation"]
 

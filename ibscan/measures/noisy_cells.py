@@ -6,11 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ibscan.core.estimate import Estimate, Status
 from ibscan.core.network import NoisyNetwork
+from ibscan.core.records import Array, Probe
+from ibscan.core.streams import Streams
 from ibscan.measures.driver import (
     ROUNDING,
     blank,
@@ -23,7 +26,6 @@ from ibscan.measures.driver import (
     post_widths,
     put,
 )
-from ibscan.measures.network import NetworkInformation
 from ibscan.measures.noisy_channel import (
     DEAF_REPLICAS,
     SURELY_DEAF_REPLICAS,
@@ -33,8 +35,10 @@ from ibscan.measures.noisy_channel import (
     closed,
 )
 from ibscan.measures.readout_cells import draws_of, readout_cell
-from ibscan.numerics.mixture import Mixture, gaussian_cap, principal_components
-from ibscan.types import Array, Estimate, Probe, Status, Streams
+from ibscan.numerics.channels.mixture import Mixture, gaussian_cap, principal_components
+
+if TYPE_CHECKING:
+    from ibscan.measures.network import NetworkInformation
 
 __all__ = ["network_estimates"]
 

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from ibscan.core.network import NoisyNetwork
+from ibscan.core.records import Array, Probe
 from ibscan.measures.driver import ROUNDING, distinct_rows, input_weights
-from ibscan.numerics.bracket import Bracket
-from ibscan.numerics.controls import ReplicaControls, controlled
-from ibscan.numerics.mixture import entropy
-from ibscan.numerics.propagation import Queries, bracket_terms, others_density, replica_sums
+from ibscan.numerics.channels.bracket import Bracket
+from ibscan.numerics.channels.controls import ReplicaControls, controlled
+from ibscan.numerics.channels.mixture import entropy
+from ibscan.numerics.channels.propagation import Queries, bracket_terms, others_density, replica_sums
 from ibscan.numerics.tiling import aligned
-from ibscan.types import Array, Probe
 
 __all__ = ["Budget", "Channel", "Closed", "Population", "RowNormals", "closed"]
 

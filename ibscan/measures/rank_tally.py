@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from ibscan.core.estimate import Estimate, Status
 from ibscan.core.network import Derivative, DifferentiableNetwork
-from ibscan.numerics.counting import Counts, Gram, bound_counts, gram_counts, rounding
-from ibscan.numerics.spectrum import (
+from ibscan.core.records import Array
+from ibscan.numerics.spectra.counting import Counts, Gram, bound_counts, gram_counts, rounding
+from ibscan.numerics.spectra.spectrum import (
     effective_rank,
     finite_matrices,
     made_finite,
@@ -18,7 +20,6 @@ from ibscan.numerics.spectrum import (
     singular_values,
     stable_rank,
 )
-from ibscan.types import Array, Estimate, Status
 
 __all__ = ["RankTally"]
 

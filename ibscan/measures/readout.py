@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ibscan.core import quantity
+from ibscan.core.estimate import Estimate
 from ibscan.core.measure import Measure, Sizes
 from ibscan.core.network import LayeredNetwork
 from ibscan.core.option import MEASURE, Option, number, option, positive
 from ibscan.core.quantity import Dimension, Quantity
+from ibscan.core.records import At, Probe
+from ibscan.core.streams import Streams
 from ibscan.errors import UsageError
 from ibscan.measures.shared import (
     AT,
@@ -19,21 +22,19 @@ from ibscan.measures.shared import (
     MAX_DRAWS,
     MOST_DRAWS,
     NOISE,
+    READ_OUT,
     ROWS,
     SAMPLES,
     TARGET,
     TOLERANCE,
+    WIDE,
 )
-from ibscan.types import At, Estimate, Probe, Streams
 
 if TYPE_CHECKING:
     from ibscan.measures.driver import Seen
     from ibscan.measures.readout_cells import Draws
 
-__all__ = ["WIDE", "ReadoutInformation"]
-
-# Layers wider than this are looked at through their principal components too, so many at most.
-WIDE = 64
+__all__ = ["ReadoutInformation"]
 
 
 def _of_the_readout(given: Mapping[str, Any]) -> None:
@@ -128,7 +129,7 @@ class ReadoutInformation(Measure):
     at: At = option("post", AT)
     samples: int | None = option(ROWS, SAMPLES)
 
-    name: ClassVar[str] = "mi_readout"
+    name: ClassVar[str] = READ_OUT
     verb: ClassVar[str] = "mi"
     channel: ClassVar[str] = "readout"
     draws: ClassVar[bool] = True

@@ -6,16 +6,22 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from ibscan.core.estimate import Estimate, Status
+from ibscan.core.records import Array
+from ibscan.core.streams import Streams
 from ibscan.measures.driver import Seen, is_saturated, label_status
-from ibscan.measures.readout import WIDE, ReadoutInformation
-from ibscan.numerics.mixture import Mixture, gaussian_cap
-from ibscan.numerics.readout import LEAST_SHARE, line_information, readout_information
+from ibscan.measures.shared import READ_OUT, WIDE
+from ibscan.numerics.channels.mixture import Mixture, gaussian_cap
+from ibscan.numerics.channels.readout import LEAST_SHARE, line_information, readout_information
 from ibscan.numerics.tiling import aligned, mapped
-from ibscan.types import Array, Estimate, Status, Streams
+
+if TYPE_CHECKING:
+    from ibscan.measures.readout import ReadoutInformation
 
 __all__ = ["Cell", "Labels", "components", "draws_of", "layer_estimates", "readout_cell"]
 
@@ -101,7 +107,7 @@ def draws_of(streams: Streams, layer: int, values: torch.Tensor) -> Draws:
     """Return the function of a draw that gives its standard normals, of the shape of a layer's values (N, D)."""
 
     def drawn(draw: int) -> torch.Tensor:
-        stream = streams.generator(ReadoutInformation.name, layer, draw)
+        stream = streams.generator(READ_OUT, layer, draw)
         return aligned(stream.standard_normal(tuple(values.shape))).to(values.device)
 
     return lru_cache(KEPT_DRAWS)(drawn) if values.numel() <= KEPT_NUMBERS else drawn

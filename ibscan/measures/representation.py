@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ibscan.core import quantity
+from ibscan.core.estimate import Estimate, Status
 from ibscan.core.measure import Measure, Sizes
 from ibscan.core.network import LayeredNetwork
 from ibscan.core.option import option
 from ibscan.core.quantity import Quantity
+from ibscan.core.records import At, Probe
+from ibscan.core.streams import Streams
 from ibscan.measures.shared import AT, REL_EPS, ROWS, SAMPLES, THRESHOLDS
-from ibscan.types import At, Estimate, Probe, Status, Streams
 
 if TYPE_CHECKING:
     from ibscan.measures.driver import Seen
@@ -152,7 +154,7 @@ class Representation(Measure):
             participation_ratio,
             spectral_entropy,
         )
-        from ibscan.numerics.spectrum import effective_rank, numerical_rank, stable_rank
+        from ibscan.numerics.spectra.spectrum import effective_rank, numerical_rank, stable_rank
 
         if seen.status is Status.NONFINITE:
             return {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ibscan.core.network import DecidingNetwork
-from ibscan.types import Probe
+from ibscan.core.records import Probe
 
 __all__ = ["ClassScores", "decisions", "fits", "scores_of"]
 

@@ -19,8 +19,8 @@ from ibscan.core.option import (
     positive,
     whole,
 )
+from ibscan.core.records import Checkpoint
 from ibscan.errors import UsageError
-from ibscan.types import Checkpoint
 
 __all__ = [
     "AT",
@@ -31,12 +31,14 @@ __all__ = [
     "MOST_DRAWS",
     "NOISE",
     "RANK_ROWS",
+    "READ_OUT",
     "REL_EPS",
     "ROWS",
     "SAMPLES",
     "TARGET",
     "THRESHOLDS",
     "TOLERANCE",
+    "WIDE",
     "all_rows",
 ]
 
@@ -48,6 +50,10 @@ GIVEN_Y = "It is there where equal rows have equal labels: only then is it what 
 # Of the noisy channels: the noise where the checkpoints state none, the tolerance and the draws allowed.
 DEFAULT_NOISE = (0.1,)
 TARGET, MOST_DRAWS = 0.05, 65536
+# Layers wider than this are looked at through their principal components too, so many at most.
+WIDE = 64
+# Names the draws of the read-out, which first layers of the noisy network share.
+READ_OUT = "mi_readout"
 
 
 def all_rows(value: Any, situation: Situation) -> Any:  # noqa: ANN401, ARG001 - a number, or the word

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from ibscan.core.estimate import Estimate, Status
 from ibscan.core.network import Weight, WeightedNetwork
-from ibscan.numerics.spectrum import finite_matrices, made_finite, numerical_rank, singular_values, stable_rank
-from ibscan.types import Array, Estimate, Probe, Status
+from ibscan.core.records import Array, Probe
+from ibscan.numerics.spectra.spectrum import finite_matrices, made_finite, numerical_rank, singular_values, stable_rank
 
 __all__ = ["weight_estimates", "withdrawn"]
 

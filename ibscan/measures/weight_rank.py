@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ibscan.core import quantity
+from ibscan.core.estimate import Estimate
 from ibscan.core.measure import Measure, Sizes
 from ibscan.core.network import WeightedNetwork
 from ibscan.core.option import option
 from ibscan.core.quantity import Quantity
+from ibscan.core.records import At, Layer, Probe
+from ibscan.core.streams import Streams
 from ibscan.measures.shared import EPS, THRESHOLDS
-from ibscan.types import At, Estimate, Layer, Probe, Streams
 
 __all__ = ["WeightRank"]
 

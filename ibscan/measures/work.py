@@ -53,7 +53,7 @@ class Drawing(Protocol):
 
 def drawn(measure: Drawing, rows: int, width: int) -> float:
     """Return the seconds one cell takes whose densities are exact."""
-    from ibscan.numerics.readout import LEAST_DRAWS
+    from ibscan.numerics.channels.readout import LEAST_DRAWS
 
     draws: float = min(max(LEAST_DRAWS, 2 * rows, measure.tolerance**-2), max(2, measure.max_draws))
     return 0.01 + draws * (2e-6 + width * 3e-8 + rows * (PAIR + PAIR_UNIT * width))

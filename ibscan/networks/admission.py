@@ -8,14 +8,14 @@ from functools import partial
 import torch
 from torch import nn
 
-from ibscan.boundary import foreign
+from ibscan.core.boundary import foreign
+from ibscan.core.records import Array
 from ibscan.errors import InputError
-from ibscan.networks.graph import Taps
 from ibscan.networks.module import Module
 from ibscan.networks.packing import Packing, fed
-from ibscan.networks.passes import settled
-from ibscan.networks.recording import recorded
-from ibscan.types import Array
+from ibscan.networks.trace.graph import Taps
+from ibscan.networks.trace.recording import recorded
+from ibscan.networks.trace.replay import settled
 
 __all__ = ["recorded_taps"]
 

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional
 
 from ibscan.core.network import Weight
-from ibscan.networks.graph import LAYERS
-from ibscan.networks.trees import tensors
+from ibscan.networks.trace.graph import LAYERS
+from ibscan.networks.trace.trees import tensors
 
 __all__ = ["affine_calls", "weight_of"]
 

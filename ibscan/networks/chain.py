@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from ibscan.core.network import Derivative, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
+from ibscan.core.records import Array, Layer
 from ibscan.networks.activations import ACTIVATIONS
-from ibscan.numerics.jacobian import row_factor, softmax_carried
-from ibscan.numerics.spectrum import finite_matrices, made_finite, spectral_norm
-from ibscan.numerics.sweep import Carried, carried_on, carried_post, exactly_on, started
+from ibscan.numerics.spectra.jacobian import row_factor, softmax_carried
+from ibscan.numerics.spectra.spectrum import finite_matrices, made_finite, spectral_norm
+from ibscan.numerics.spectra.sweep import Carried, carried_on, carried_post, exactly_on, started
 from ibscan.numerics.tiling import aligned, cuts, mapped
-from ibscan.types import Array, Layer
 
 __all__ = ["Chain"]
 
@@ -124,7 +124,7 @@ class Chain:
         return {}
 
     def grams(self, x: Array, visit: VisitGram, which: Derivative) -> Mapping[int, str]:
-        """Call visit(layer, gram, rows) for every block of rows: the sweep of `numerics.sweep`.
+        """Call visit(layer, gram, rows) for every block of rows: the sweep of `numerics.spectra.sweep`.
 
         Args:
             x: Probe rows, shape (N, ...), flattened here.

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ibscan.boundary import foreign
+from ibscan.core.boundary import foreign
+from ibscan.core.records import WRAPPERS, is_counter
 from ibscan.core.text import near_names
 from ibscan.errors import CheckpointError, InputError
-from ibscan.types import WRAPPERS, is_counter
 
 __all__ = ["built", "loaded"]
 

@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from ibscan.boundary import foreign, ours
+from ibscan.core.boundary import foreign, ours
 from ibscan.core.network import Derivative, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
+from ibscan.core.records import Array, Layer
 from ibscan.networks.affine import affine_calls, weight_of
-from ibscan.networks.differentiated import Differentiated
-from ibscan.networks.graph import INPUT, LAYERS, Place, Taps
+from ibscan.networks.jacobians.differentiated import Differentiated
+from ibscan.networks.jacobians.shaken import ROWS
+from ibscan.networks.jacobians.sweeps import as_gram, counted, decomposed
 from ibscan.networks.packing import Packing, fed
-from ibscan.networks.passes import Reached, Tapper, settled, tapped
-from ibscan.networks.shaken import ROWS
-from ibscan.networks.sweeps import as_gram, counted, decomposed
-from ibscan.networks.trees import main_tensor
+from ibscan.networks.trace.graph import INPUT, LAYERS, Place, Taps
+from ibscan.networks.trace.replay import Reached, Tapper, settled, tapped
+from ibscan.networks.trace.trees import main_tensor
 from ibscan.numerics.tiling import aligned, cuts
-from ibscan.types import Array, Layer
 
 __all__ = ["Module"]
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ibscan.types import Array
+from ibscan.core.records import Array
 
 __all__ = ["Packing", "fed", "named_arguments"]
 

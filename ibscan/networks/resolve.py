@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ibscan.core.records import TensorInfo, is_counter
 from ibscan.core.text import listed, natural, near_names
 from ibscan.errors import IbscanError, InputError, NothingMatched, UsageError
 from ibscan.networks.activations import ACTIVATIONS, OUTPUTS
 from ibscan.networks.containers import common_module, numbered_alike, separate_parts
-from ibscan.types import TensorInfo, is_counter
 
 __all__ = ["ChainSpec", "chain_order", "left_out", "parse_spec"]
 

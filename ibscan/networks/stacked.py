@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ibscan.core.records import Layer
 from ibscan.networks.activations import ACTIVATIONS
 from ibscan.networks.chain import Chain
 from ibscan.networks.resolve import ChainSpec
-from ibscan.types import Layer
 
 __all__ = ["stacked_chain"]
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ibscan.numerics.distances import in_range
+from ibscan.numerics.geometry.distances import in_range
 
 __all__ = ["covariance_roots", "decay_exponent", "participation_ratio", "spectral_entropy"]
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from ibscan.core.estimate import Status
 from ibscan.core.quantity import DIMENSIONS
+from ibscan.core.records import Array
+from ibscan.core.result import Result, Variable
 from ibscan.core.text import by_name
-from ibscan.types import Array, Result, Status, Variable
 
 __all__ = [
     "AGREEING",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from ibscan.core.estimate import Status
+from ibscan.core.records import Array
+from ibscan.core.result import Result
 from ibscan.results.axes import AGREEING, checkpoint_keys, keys
 from ibscan.results.coverage import FAILURES, ROUNDING, half_width, measured_cells
 from ibscan.results.join import first_difference
-from ibscan.types import Array, Result, Status
 
 __all__ = ["holds"]
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from ibscan.core.estimate import Estimate, Status
 from ibscan.core.measure import Measure
 from ibscan.core.quantity import Quantity
+from ibscan.core.records import Array
+from ibscan.core.result import Result
 from ibscan.results.axes import AGREEING, checkpoint_keys, fill_value, is_fill, is_metric
-from ibscan.types import Array, Estimate, Result, Status
 
 __all__ = [
     "FAILURES",

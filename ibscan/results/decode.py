@@ -9,9 +9,11 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ibscan.core.estimate import Estimate, Status
+from ibscan.core.records import Array
+from ibscan.core.result import Result, Variable
 from ibscan.errors import InputError
 from ibscan.results.axes import AUXILIARY, KINDS
-from ibscan.types import Array, Estimate, Result, Status, Variable
 
 __all__ = ["DIMENSIONS", "FORMAT_VERSION", "decoded"]
 

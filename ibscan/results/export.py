@@ -11,10 +11,12 @@ from typing import Any, Literal, TextIO
 
 import numpy as np
 
+from ibscan.core.estimate import Estimate, Status
+from ibscan.core.records import Array
+from ibscan.core.result import Result
 from ibscan.core.text import near_names
 from ibscan.errors import UsageError
 from ibscan.results.axes import fill_value, is_fill
-from ibscan.types import Array, Estimate, Result, Status
 
 __all__ = ["COLUMNS", "rows", "write_rows"]
 

@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ibscan.core.estimate import Estimate, Status
+from ibscan.core.records import Array
+from ibscan.core.result import Result, Variable
 from ibscan.errors import UsageError
 from ibscan.results.axes import (
     AGREEING,
@@ -21,7 +24,6 @@ from ibscan.results.axes import (
     strings,
 )
 from ibscan.results.coverage import ROUNDING, half_width, measured_cells
-from ibscan.types import Array, Estimate, Result, Status, Variable
 
 __all__ = ["first_difference", "join", "joined"]
 

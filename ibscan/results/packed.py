@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ibscan.core.records import Array
+from ibscan.core.result import Result, Variable
 from ibscan.results.axes import strings
-from ibscan.types import Array, Result, Variable
 
 __all__ = ["Part", "opened", "packed", "unpacked"]
 

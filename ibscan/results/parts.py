@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ibscan.core.atomic import stray_pattern, temporary_name, write_whole
+from ibscan.core.records import Checkpoint
+from ibscan.core.result import Result
 from ibscan.errors import IbscanError, InputError, ResourceError, UsageError
 from ibscan.results.axes import checkpoint_keys
 from ibscan.results.contained import holds
 from ibscan.results.packed import Part, opened, packed, unpacked
 from ibscan.results.store import read, write_bytes
-from ibscan.types import Checkpoint, Result
 
 __all__ = ["Parts", "check_output", "parts"]
 

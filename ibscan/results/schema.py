@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from ibscan.core.estimate import Estimate, Status
 from ibscan.core.measure import Measure
 from ibscan.core.quantity import Dimension, Quantity
+from ibscan.core.records import Array, Checkpoint, Layer
+from ibscan.core.result import Result, Variable
 from ibscan.results.axes import DESCRIPTIONS, METRIC, fill_value, stored_text, strings
 from ibscan.results.store import FORMAT_VERSION
-from ibscan.types import Array, Checkpoint, Estimate, Layer, Result, Status, Variable
 
 __all__ = ["build"]
 

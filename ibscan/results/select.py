@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ibscan.core.records import Array
+from ibscan.core.result import Result, Variable
 from ibscan.results.axes import is_metric
 from ibscan.results.coverage import rows_of
-from ibscan.types import Array, Result, Variable
 
 __all__ = ["arranged", "selected"]
 

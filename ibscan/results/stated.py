@@ -7,8 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ibscan.core.estimate import Status
+from ibscan.core.records import Checkpoint
+from ibscan.core.result import Result
 from ibscan.results.coverage import rows_of
-from ibscan.types import Checkpoint, Result, Status
 
 __all__ = ["contradiction"]
 

@@ -14,11 +14,11 @@ import h5py
 import numpy as np
 
 from ibscan.core.atomic import write_whole
+from ibscan.core.result import Result, Variable
 from ibscan.errors import InputError, ResourceError, UsageError
 from ibscan.results.axes import AUXILIARY, stored_text
 from ibscan.results.decode import DIMENSIONS, FORMAT_VERSION, decoded
 from ibscan.results.unsealed import read_apart
-from ibscan.types import Result, Variable
 
 __all__ = ["FORMAT_VERSION", "read", "write", "write_bytes"]
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ibscan.types import Array, Estimate, Result, Status
+from ibscan.core.estimate import Estimate, Status
+from ibscan.core.records import Array
+from ibscan.core.result import Result
 
 __all__ = ["unresolved_sentences"]
 

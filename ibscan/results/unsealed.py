@@ -13,10 +13,10 @@ from pathlib import Path
 import h5py
 
 from ibscan.core.child import ChildEnded, limit, started, tell
+from ibscan.core.result import Result
 from ibscan.errors import InputError
 from ibscan.results.decode import decoded
 from ibscan.results.packed import packed, unpacked
-from ibscan.types import Result
 
 __all__ = ["read_apart"]
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ibscan.types import Array, Status
+from ibscan.core.estimate import Status
+from ibscan.core.records import Array
 
 __all__ = ["MEANINGS", "formatted", "mark", "number", "trend"]
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ibscan.types import Array, Status
+from ibscan.core.estimate import Status
+from ibscan.core.records import Array
 from ibscan.views.layout import Column, column
 from ibscan.views.view import View, is_measured, measured_indices, name_of, quantity_of, statuses, terms
 

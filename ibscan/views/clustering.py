@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from rich.console import Group as Stack
 
-from ibscan.types import Array, Status
+from ibscan.core.estimate import Status
+from ibscan.core.records import Array
 from ibscan.views.layout import Column, Table, by_checkpoint, column, explained
 from ibscan.views.view import View, is_measured, statuses, terms
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from rich.console import Group as Stack
 
+from ibscan.core.records import Array
+from ibscan.core.result import Result
 from ibscan.errors import NothingMatched
-from ibscan.types import Array, Result
 from ibscan.views.cells import number
 from ibscan.views.channels import CHANNELS, SIDES, Channel, channel_columns, closed, notes
 from ibscan.views.layout import Column, by_parameter

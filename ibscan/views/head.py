@@ -7,7 +7,7 @@ import json
 import numpy as np
 from rich.text import Text
 
-from ibscan.types import Status
+from ibscan.core.estimate import Status
 from ibscan.views.cells import number
 from ibscan.views.view import View, is_measured, name_of
 

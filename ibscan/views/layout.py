@@ -13,7 +13,8 @@ import numpy as np
 from rich.console import Group as Stack
 from rich.text import Text
 
-from ibscan.types import Array, Status
+from ibscan.core.estimate import Status
+from ibscan.core.records import Array
 from ibscan.views.cells import MEANINGS, formatted, mark, trend
 from ibscan.views.grid import TextColumn, TextGroup, panels
 from ibscan.views.view import View, is_measured, name_of, statuses

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from rich.console import Group as Stack
 
-from ibscan.types import Status
+from ibscan.core.estimate import Status
 from ibscan.views.channels import NOISY, PROJECTED, channel_columns, inputs, largest_error
 from ibscan.views.layout import Table, by_layer, column
 from ibscan.views.view import View, is_measured, quantity_of, statuses, terms

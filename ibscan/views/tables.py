@@ -8,9 +8,9 @@ import numpy as np
 from rich.console import Group as Stack
 from rich.console import RenderableType
 
+from ibscan.core.result import Result
 from ibscan.core.text import near_names
 from ibscan.errors import UsageError
-from ibscan.types import Result
 from ibscan.views import specs
 from ibscan.views.curve import curve_tables
 from ibscan.views.head import head

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ibscan.types import Array, Result, Status, Variable
+from ibscan.core.estimate import Status
+from ibscan.core.records import Array
+from ibscan.core.result import Result, Variable
 from ibscan.views.cells import number
 from ibscan.views.console import escaped
 

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from scipy.spatial.distance import pdist
 
-from ibscan.numerics.cells import CellEntropy, cell_entropy, equal_cells
-from ibscan.numerics.distances import DistanceHistogram, distance_histogram
+from ibscan.numerics.geometry.cells import CellEntropy, cell_entropy, equal_cells
+from ibscan.numerics.geometry.distances import DistanceHistogram, distance_histogram
 
 BINS, CELLS, CLASSES = 100, 30, 10
 # Rows of the growth table; the demands are stated at 6000 and at 50,000 rows.

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from ibscan.core.records import Probe
 from ibscan.measures.driver import input_weights, layer_values
 from ibscan.networks.chain import Chain
 from ibscan.networks.resolve import ChainSpec
 from ibscan.networks.stacked import stacked_chain
-from ibscan.types import Probe
 
 SERIES = Path(__file__).parents[2] / "fixtures" / "szt-tanh"
 # Hidden layers of the fixture, whose output is not noisy; its rows.

@@ -37,13 +37,14 @@ import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 
+from ibscan.core.records import Array
+from ibscan.core.streams import Streams
+from ibscan.engine.scan import measured
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.noisy_channel import MARGINAL_REPLICAS
 from ibscan.measures.readout_cells import Cell, draws_of, readout_cell
-from ibscan.numerics.mixture import Mixture
-from ibscan.numerics.readout import UNSEEN, readout_information
-from ibscan.scanning import measured
-from ibscan.types import Array, Streams
+from ibscan.numerics.channels.mixture import Mixture
+from ibscan.numerics.channels.readout import UNSEEN, readout_information
 
 if TYPE_CHECKING:  # a test run cannot find the file beside this one
     from layers import Values

@@ -24,11 +24,13 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ibscan.core.estimate import Estimate
 from ibscan.core.network import Derivative
+from ibscan.core.records import Probe
+from ibscan.core.streams import Streams
+from ibscan.engine.scan import measured
 from ibscan.measures.local_rank import LocalRank
-from ibscan.numerics.counting import Gram, gram_counts
-from ibscan.scanning import measured
-from ibscan.types import Estimate, Probe, Streams
+from ibscan.numerics.spectra.counting import Gram, gram_counts
 
 if TYPE_CHECKING:  # a test run cannot find the file beside this one
     from workloads import Named, Workload

@@ -34,10 +34,10 @@ import torch
 from torch import nn
 
 import ibscan
-from ibscan import scanning
 from ibscan.cli.entry import exit_code
+from ibscan.engine import scan as scanning
 from ibscan.inputs.files import SETTLED_NS
-from ibscan.inputs.series import read_series
+from ibscan.inputs.series.read import read_series
 
 NARROW = (12, 10, 7, 5, 4, 3, 2)
 ROWS, BYTES = 64, 4
@@ -84,9 +84,6 @@ def command(arguments: list[str]) -> tuple[Spent, Spent, float]:
     # What a first call imports is no part of a series' length.
     import h5py  # noqa: F401
     import scipy.sparse.csgraph  # noqa: F401
-
-    import ibscan.api
-    import ibscan.cli.listing  # noqa: F401
 
     whole: list[Spent] = []
     measures: list[Spent] = []

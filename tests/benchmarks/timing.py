@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
-from ibscan.numerics.room import keep_freed
+from ibscan.numerics.memory import keep_freed
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, object]]:

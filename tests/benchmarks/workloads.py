@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional
 
 from ibscan.core.network import Network
+from ibscan.engine.scan import partition
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.resolve import ChainSpec
 from ibscan.networks.stacked import stacked_chain
-from ibscan.scanning import partition
 
 WIDE = (784, 512, 256, 128, 64, 10)
 NARROW = (12, 10, 7, 5, 4, 3, 2)

@@ -11,10 +11,10 @@ import pytest
 from conftest import Run, binary_probe, chain
 
 import ibscan
-from ibscan import api
+from ibscan.core.result import Result
+from ibscan.engine import run as api
 from ibscan.errors import Interrupted
 from ibscan.results.store import read
-from ibscan.types import Result
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def nets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ibscan.scanning.LARGEST_BLOCK", BLOCK)
+    monkeypatch.setattr("ibscan.engine.scan.LARGEST_BLOCK", BLOCK)
 
 
 @pytest.fixture

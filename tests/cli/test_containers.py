@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run, binary_probe
-from inputs.layouts import put_safetensors, put_torch
+from support.layouts import put_safetensors, put_torch
 
 import ibscan
 from ibscan.errors import UsageError

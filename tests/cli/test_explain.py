@@ -20,8 +20,9 @@ import ibscan
 from ibscan import views
 from ibscan.cli.commands import app
 from ibscan.cli.glossary import columns, entries, explained, pages, sections
+from ibscan.core.estimate import Status
+from ibscan.core.result import Result
 from ibscan.results.store import read
-from ibscan.types import Result, Status
 
 ROOT = FIXTURES.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

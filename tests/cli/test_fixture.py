@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from conftest import FIXTURES, Run
 
+from ibscan.core.estimate import Status
+from ibscan.core.result import Result
 from ibscan.results.store import read
-from ibscan.types import Result, Status
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,8 @@ from conftest import Finished, Run, binary_probe, chain
 from safetensors.torch import save as safetensors_bytes
 
 import ibscan
-from ibscan import following, planning
+from ibscan.engine import plan as planning
+from ibscan.engine import watch as following
 from ibscan.errors import Interrupted, UsageError
 from ibscan.results.store import read
 
@@ -68,7 +69,7 @@ def follow(command: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
 
     def run(events: Mapping[int, Callable[[], object]], *arguments: object) -> tuple[Finished, Clock]:
         clock = Clock(events)
-        monkeypatch.setattr("ibscan.following.time", clock)
+        monkeypatch.setattr("ibscan.engine.watch.time", clock)
         return command("cluster", folder, "--follow", "--idle", IDLE, "-o", "r.h5", *arguments), clock
 
     return run
@@ -322,7 +323,7 @@ def test_a_run_taken_up_again(follow: Follow, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["rank", "mi"])
 def test_every_scan_verb_follows(command: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
-    monkeypatch.setattr("ibscan.following.time", Clock({3: lambda: saved(folder, 1)}))
+    monkeypatch.setattr("ibscan.engine.watch.time", Clock({3: lambda: saved(folder, 1)}))
     done = command(verb, folder, "--follow", "--idle", IDLE, "-o", "r.h5")
     assert done.code == 0, done.err
     assert epochs() == [1]
@@ -346,7 +347,7 @@ def test_what_cannot_be_followed_is_refused_in_a_sentence(
     command: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, words: str
 ) -> None:
     clock = Clock({})
-    monkeypatch.setattr("ibscan.following.time", clock)
+    monkeypatch.setattr("ibscan.engine.watch.time", clock)
     done = command("rank", folder, *arguments)
     assert done.code == code
     assert words in done.err

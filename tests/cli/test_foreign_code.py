@@ -15,12 +15,12 @@ from conftest import Run
 
 import ibscan
 from ibscan.cli.entry import exit_code
+from ibscan.core.estimate import Status
 from ibscan.errors import InputError, OutOfMemory, ResourceError
-from ibscan.inputs import untouched as untouched_room
-from ibscan.inputs.untouched import untouched
+from ibscan.inputs.series import untouched as untouched_room
+from ibscan.inputs.series.untouched import untouched
 from ibscan.measures.clustering import Clustering
 from ibscan.results.store import read
-from ibscan.types import Status
 
 NET = """
 import errno, os, sys

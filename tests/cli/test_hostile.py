@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from cli import hostile_rows as rows
 from conftest import Finished, Run
-from inputs import hostile as make
+from support import hostile as make
+from support import hostile_rows as rows
 
 from ibscan.results.store import read
 

@@ -10,10 +10,10 @@ from conftest import Run, binary_probe, chain
 from safetensors.torch import load_file, save_file
 
 import ibscan
+from ibscan.core.estimate import Status
 from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.network import NetworkInformation
 from ibscan.results.store import read
-from ibscan.types import Status
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +59,7 @@ def test_memory_that_runs_out_spoils_one_measure_of_one_checkpoint(
         return measure(self, network, *rest)  # type: ignore[arg-type]
 
     if not many:
-        monkeypatch.setattr("ibscan.scanning.LARGEST_BLOCK", 1)
+        monkeypatch.setattr("ibscan.engine.scan.LARGEST_BLOCK", 1)
     monkeypatch.setattr(LocalRank, "__call__", scarce)
     done = command("scan", series, "-o", tmp_path / "r.h5")
     assert done.code == 4, done.err

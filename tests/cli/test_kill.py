@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Run, binary_probe, chain
-from forked import Command, Server
+from support.forked import Command, Server
 
-import ibscan.api
+import ibscan.engine.run
 from ibscan.results.store import read
 
 pytestmark = pytest.mark.slow
@@ -273,8 +273,8 @@ def test_parts_are_taken_up_not_measured_again(
         order = {"watched": str(output.parent), "at": at, "signal": int(signal.SIGKILL)}
         assert server.start(*quick, "-o", output, **order).finished() == -signal.SIGKILL
     loaded: list[str] = []
-    load = ibscan.api.load_tensors
-    monkeypatch.setattr("ibscan.api.load_tensors", lambda c: (loaded.append(c.name), load(c))[1])
+    load = ibscan.engine.run.load_tensors
+    monkeypatch.setattr("ibscan.engine.run.load_tensors", lambda c: (loaded.append(c.name), load(c))[1])
     assert command(*quick, "-o", output).code == 0
     assert loaded == ["epoch-00002.safetensors", "epoch-00003.safetensors"]
     assert_same(output, quick_unbroken)

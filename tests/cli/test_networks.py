@@ -5,15 +5,15 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from conftest import FIXTURES, Run, binary_probe, chain
 from safetensors.torch import load_file, save_file
+from support import oracles
 
 import ibscan
+from ibscan.core.estimate import Status
 from ibscan.results.store import read
-from ibscan.types import Status
 
 SCRIPT = FIXTURES / "make_fashion_resnet.py"
 # Enough of everything to see that it works.

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run, binary_probe, chain
-from inputs import layouts
-from inputs.layouts import in_shards, put_safetensors, put_torch
+from support import layouts
+from support.layouts import in_shards, put_safetensors, put_torch
 
 from ibscan.results.store import read
 

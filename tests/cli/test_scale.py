@@ -17,9 +17,9 @@ from conftest import Run, binary_probe, chain
 from safetensors.torch import save_file
 
 import ibscan
+from ibscan.core.result import Result
 from ibscan.inputs import files
 from ibscan.results.store import read
-from ibscan.types import Result
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ def long_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         file = ibscan.save(folder, chain(6, 5, 4, 2, seed=epoch), epoch=epoch)
         os.utime(file, ns=(10**18, 10**18))
     binary_probe(folder)
-    monkeypatch.setattr("ibscan.scanning.LARGEST_BLOCK", BLOCK)
+    monkeypatch.setattr("ibscan.engine.scan.LARGEST_BLOCK", BLOCK)
     monkeypatch.setattr(files, "SETTLED_NS", 0)
     return folder
 
@@ -93,7 +93,7 @@ def test_a_block_is_one_part(command: Run, long_series: Path, monkeypatch: pytes
 
 
 def test_joining_copies_every_row_a_logarithm_of_times(long_series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ibscan.scanning.LARGEST_BLOCK", 1)
+    monkeypatch.setattr("ibscan.engine.scan.LARGEST_BLOCK", 1)
     module = sys.modules["ibscan.results.join"]
     copied = 0
     join = module.join
@@ -111,7 +111,7 @@ def test_joining_copies_every_row_a_logarithm_of_times(long_series: Path, monkey
 def test_blocks_are_taken_up(command: Run, long_series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, output = tmp_path / "whole.h5", tmp_path / "r.h5"
     assert command("cluster", long_series, "-o", whole).code == 0
-    api = sys.modules["ibscan.api"]
+    api = sys.modules["ibscan.engine.run"]
     loaded = counted(monkeypatch, api, "load_tensors", lambda checkpoint: checkpoint.name)
 
     def stopped(after: int) -> Callable[..., Result]:
@@ -138,7 +138,7 @@ def test_blocks_are_taken_up(command: Run, long_series: Path, tmp_path: Path, mo
 
 def test_blocks_cut_elsewhere_are_taken_up(long_series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "r.h5"
-    api = sys.modules["ibscan.api"]
+    api = sys.modules["ibscan.engine.run"]
     write = api.write
 
     def full(*_: object) -> None:

@@ -13,9 +13,10 @@ import pytest
 from conftest import Run, binary_probe, chain
 
 import ibscan
+from ibscan.core.records import Array
+from ibscan.core.result import Result
 from ibscan.inputs.formats import safetensors
 from ibscan.results.store import read
-from ibscan.types import Array, Result
 
 pytestmark = pytest.mark.slow
 
@@ -161,7 +162,7 @@ def test_a_file_too_large_to_be_held_changes_while_it_is_read(
     for name, versions in contents.items():
         (folder / name).write_bytes(versions[0])
     # All files are read as the largest are: not whole, and as if nobody had written to them lately.
-    monkeypatch.setattr("ibscan.inputs.formats.checkpoint.STREAMED_BYTES", 1)
+    monkeypatch.setattr("ibscan.inputs.series.checkpoint.STREAMED_BYTES", 1)
     monkeypatch.setattr("ibscan.inputs.files.SETTLED_NS", 0)
     read_tensors, changed = safetensors.read_tensors, folder / "epoch-00002.safetensors"
 

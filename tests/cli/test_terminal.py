@@ -21,8 +21,8 @@ from types import ModuleType, SimpleNamespace
 import h5py
 import pytest
 from conftest import Run
-from inputs import hostile as make
 from safetensors.torch import load_file, save_file
+from support import hostile as make
 
 from ibscan.cli.entry import exit_code
 from ibscan.results.store import read, write

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import oracles
 import pytest
 import torch
 from conftest import Run, binary_probe, chain
 from safetensors.torch import load_file, save_file
+from support import oracles
 
 import ibscan
+from ibscan.core.estimate import Status
 from ibscan.results.store import read
-from ibscan.types import Status
 
 COLUMNS = "checkpoint epoch step value layer at variable parameter parameter_value result se lower upper unit status"
 
@@ -77,7 +77,7 @@ def test_running_again_computes_nothing(
     def refuse(*_: object) -> None:
         raise AssertionError("loaded again")
 
-    monkeypatch.setattr("ibscan.api.load_tensors", refuse)
+    monkeypatch.setattr("ibscan.engine.run.load_tensors", refuse)
     again = command("scan", series, "-o", tmp_path / "r.h5")
     assert again.code == 0, again.err
     assert again.out == first.out

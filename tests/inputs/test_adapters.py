@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from inputs.layouts import put_safetensors, put_torch
+from support.layouts import put_safetensors, put_torch
 
+from ibscan.engine.model_spec import stated_model
 from ibscan.errors import InputError
-from ibscan.inputs.adapters import adapters_alone, adapters_sentence
-from ibscan.inputs.series import read_series
-from ibscan.model_spec import stated_model
+from ibscan.inputs.series.adapters import adapters_alone, adapters_sentence
+from ibscan.inputs.series.read import read_series
 
 ONES = {"fc1": (8, 6), "fc2": (3, 8)}
 Shapes = dict[str, tuple[int, ...]]

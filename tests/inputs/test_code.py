@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from ibscan.errors import IbscanError, InputError, Interrupted, ResourceError, UsageError
-from ibscan.inputs.code import called, is_code, named_callable
-from ibscan.inputs.probe import read_probe
+from ibscan.inputs.code.load import called, is_code, named_callable
+from ibscan.inputs.probes.read import read_probe
 
 MODULE = """
 import sys
@@ -115,7 +115,7 @@ def test_what_code_puts_on_the_path_stays(code: Path, monkeypatch: pytest.Monkey
 
 SCRIPT = """
 import sys
-from ibscan.inputs.code import named_callable
+from ibscan.inputs.code.load import named_callable
 from ibscan.errors import InputError
 try:
     print(named_callable(sys.argv[1], "-m")())

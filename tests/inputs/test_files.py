@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from inputs.hostile import state, torch_bytes
 from safetensors.torch import save as safetensors_bytes
+from support.hostile import state, torch_bytes
 
+from ibscan.core.records import Checkpoint
 from ibscan.errors import CheckpointError
 from ibscan.inputs import files
-from ibscan.inputs.formats import checkpoint as checkpoints
 from ibscan.inputs.formats import safetensors, torch_file
-from ibscan.inputs.formats.checkpoint import inspect_checkpoint, load_tensors
-from ibscan.types import Checkpoint
+from ibscan.inputs.series import checkpoint as checkpoints
+from ibscan.inputs.series.checkpoint import inspect_checkpoint, load_tensors
 
 CONTENT: dict[str, Any] = {"safetensors": safetensors_bytes, "pt": torch_bytes}
 

@@ -14,17 +14,17 @@ import torch
 from conftest import Run, binary_probe, chain
 from safetensors.torch import save
 
+from ibscan.core.records import TensorInfo
 from ibscan.errors import CheckpointError
 from ibscan.inputs import formats
-from ibscan.inputs.coordinates import AxisNumbers
 from ibscan.inputs.files import Snapshot
-from ibscan.inputs.formats.checkpoint import inspect_checkpoint, load_tensors
+from ibscan.inputs.folder.numbers import AxisNumbers
 from ibscan.inputs.formats.format import Description, Format, Wanted
 from ibscan.inputs.formats.recognise import accepted, content_kind, is_claimed, usual_suffixes
 from ibscan.inputs.formats.state_dict import one_set, under
-from ibscan.inputs.series import read_series
+from ibscan.inputs.series.checkpoint import inspect_checkpoint, load_tensors
+from ibscan.inputs.series.read import read_series
 from ibscan.results.store import read
-from ibscan.types import TensorInfo
 
 MAGIC = b"TOYS\x01"
 QUICK = ["-m", "mlp:tanh", "-n", "8", "--channel", "readout", "--tolerance", "0.3", "--max-draws", "64"]

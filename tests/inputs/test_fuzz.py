@@ -15,12 +15,12 @@ import pytest
 from conftest import FUZZ
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from inputs import fuzzing as make
+from support import fuzzing as make
 
 from ibscan.errors import CheckpointError, IbscanError
-from ibscan.inputs.formats.checkpoint import inspect_checkpoint, load_tensors
-from ibscan.inputs.manifest import read_manifest
-from ibscan.inputs.probe import read_probe
+from ibscan.inputs.probes.read import read_probe
+from ibscan.inputs.series.checkpoint import inspect_checkpoint, load_tensors
+from ibscan.inputs.series.manifest import read_manifest
 from ibscan.results.export import rows
 from ibscan.results.store import read
 from ibscan.views.console import console

@@ -14,14 +14,14 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from inputs.hostile import matlab_file
+from support.hostile import matlab_file
 
 from ibscan.errors import InputError, UsageError
-from ibscan.inputs import arrays, hdf5
-from ibscan.inputs.arrays import named_arrays
-from ibscan.inputs.child_arrays import arrays_by_child
-from ibscan.inputs.discovery import found_in_folder
-from ibscan.inputs.probe import read_probe
+from ibscan.inputs.probes import arrays, hdf5
+from ibscan.inputs.probes.arrays import named_arrays
+from ibscan.inputs.probes.child_arrays import arrays_by_child
+from ibscan.inputs.probes.read import read_probe
+from ibscan.inputs.series.discovery import found_in_folder
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
 Y = np.array([2, 0, 2, 5])

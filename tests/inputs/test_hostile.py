@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from inputs import hostile as make
+from support import hostile as make
 
 from ibscan.errors import CheckpointError, InputError
-from ibscan.inputs.formats.checkpoint import inspect_checkpoint, load_tensors
 from ibscan.inputs.formats.torch_file import load_archive
-from ibscan.inputs.probe import read_probe
-from ibscan.inputs.series import read_series
+from ibscan.inputs.probes.read import read_probe
+from ibscan.inputs.series.checkpoint import inspect_checkpoint, load_tensors
+from ibscan.inputs.series.read import read_series
 
 FOLDERS: list[tuple[str, dict[str, bytes], str]] = [
     ("shards", {"model-00001-of-00002.safetensors": make.GOOD}, "without the .index.json"),

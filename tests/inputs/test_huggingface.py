@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from conftest import Run
-from inputs.layouts import in_shards
 from safetensors.torch import load_file, save_file
+from support import oracles
+from support.layouts import in_shards
 
 import ibscan
+from ibscan.core.estimate import Status
 from ibscan.core.network import Derivative, Network
-from ibscan.inputs.formats.checkpoint import load_tensors
-from ibscan.inputs.probe import read_probe
-from ibscan.inputs.series import read_series
-from ibscan.model_spec import stated_model
-from ibscan.models import model_of
+from ibscan.engine.model_spec import stated_model
+from ibscan.engine.models import model_of
+from ibscan.inputs.probes.read import read_probe
+from ibscan.inputs.series.checkpoint import load_tensors
+from ibscan.inputs.series.read import read_series
 from ibscan.results.store import read
-from ibscan.types import Status
 
 STANDINS = Path(__file__).parent.parent / "standins"
 # The library's own warnings, of what it will change.
@@ -133,7 +133,7 @@ def test_a_config_runs_only_where_it_is_asked_for(
     folder = folder_of(tmp_path / "run", VISION, vision_state())
     given = ["cluster", folder, "-p", images, "-o", tmp_path / "r.h5"]
     with monkeypatch.context() as patch:
-        patch.delattr("ibscan.models.library_model")
+        patch.delattr("ibscan.engine.models.library_model")
         refused = command(*given)
     assert refused.code == 3
     assert "--model hf" in refused.err

@@ -16,17 +16,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from inputs import hostile as make
-from inputs import layouts
-from inputs.layouts import averaged, in_shards, prefixed, put_safetensors, put_torch, weights
 from safetensors.torch import save as safetensors_bytes
+from support import hostile as make
+from support import layouts
+from support.layouts import averaged, in_shards, prefixed, put_safetensors, put_torch, weights
 
+from ibscan.core.records import WRAPPERS, Checkpoint, Series
 from ibscan.errors import CheckpointError, InputError
-from ibscan.inputs.formats.checkpoint import inspect_checkpoint, load_tensors
 from ibscan.inputs.formats.state_dict import stripped_names
-from ibscan.inputs.manifest import read_manifest
-from ibscan.inputs.series import axis_values, read_series, select_epochs
-from ibscan.types import WRAPPERS, Checkpoint, Series
+from ibscan.inputs.series.checkpoint import inspect_checkpoint, load_tensors
+from ibscan.inputs.series.manifest import read_manifest
+from ibscan.inputs.series.read import axis_values, read_series, select_epochs
 
 
 def holds(checkpoint: Checkpoint, shift: float = 0.0, prefix: str = "") -> None:

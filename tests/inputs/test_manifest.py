@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ibscan.errors import IbscanError, InputError, UsageError
-from ibscan.inputs.manifest import read_manifest
-from ibscan.inputs.probe import read_probe
+from ibscan.inputs.probes.read import read_probe
+from ibscan.inputs.series.manifest import read_manifest
 
 WHOLE = """
 [model]

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from inputs.layouts import in_shards, prefixed, put_safetensors, put_torch, weights
+from support.layouts import in_shards, prefixed, put_safetensors, put_torch, weights
 
 from ibscan.errors import CheckpointError
-from ibscan.inputs.formats.checkpoint import inspect_checkpoint, load_tensors
-from ibscan.inputs.series import axis_values, read_series
+from ibscan.inputs.series.checkpoint import inspect_checkpoint, load_tensors
+from ibscan.inputs.series.read import axis_values, read_series
 
 W, V = weights(), weights(1.0)
 MOMENTS = {"state": {"0.weight": {"exp_avg": torch.ones(3, 4), "step": torch.tensor(9.0)}}}

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from inputs.layouts import lightning, prefixed, put_safetensors, put_torch, weights
+from support.layouts import lightning, prefixed, put_safetensors, put_torch, weights
 
+from ibscan.core.records import Series
+from ibscan.core.result import Variable
 from ibscan.errors import InputError
-from ibscan.inputs.coordinates import numbers_in_name
-from ibscan.inputs.manifest import read_manifest
-from ibscan.inputs.series import axis_values, read_series
+from ibscan.inputs.folder.numbers import numbers_in_name
+from ibscan.inputs.series.manifest import read_manifest
+from ibscan.inputs.series.read import axis_values, read_series
 from ibscan.results.axes import ordered
 from ibscan.results.axes import strings as texts
-from ibscan.types import Series, Variable
 
 
 def series_of(folder: Path, names: list[str]) -> Series:

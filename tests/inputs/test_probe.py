@@ -20,16 +20,16 @@ import scipy.sparse
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from inputs.hostile import Evil, flipped, matlab_file, rezipped, torch_bytes
 from safetensors.torch import save as safetensors_bytes
+from support.hostile import Evil, flipped, matlab_file, rezipped, torch_bytes
 
 from ibscan.errors import IbscanError, InputError, UsageError
-from ibscan.inputs.arguments import parse_model_arguments
-from ibscan.inputs.arrays import MATLAB, READERS, named_arrays
-from ibscan.inputs.child_arrays import arrays_by_child
-from ibscan.inputs.discovery import found_in_folder
-from ibscan.inputs.labels import class_indices
-from ibscan.inputs.probe import find_probe, parse_arguments, read_probe
+from ibscan.inputs.probes.arguments import parse_model_arguments
+from ibscan.inputs.probes.arrays import MATLAB, READERS, named_arrays
+from ibscan.inputs.probes.child_arrays import arrays_by_child
+from ibscan.inputs.probes.labels import class_indices
+from ibscan.inputs.probes.read import find_probe, parse_arguments, read_probe
+from ibscan.inputs.series.discovery import found_in_folder
 
 X = np.linspace(-1, 1, 15, dtype=np.float32).reshape(5, 3)
 Y = np.array([2, 0, 2, 5, 0])

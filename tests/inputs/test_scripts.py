@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ibscan.errors import InputError
-from ibscan.inputs.code import named_callable
-from ibscan.inputs.scripts import deed_of_import
+from ibscan.inputs.code.load import named_callable
+from ibscan.inputs.code.scripts import deed_of_import
 
 HEAD = """
 import gzip, json, logging, os, pickle, random, shutil, subprocess, sys, warnings
@@ -274,7 +274,7 @@ def test_run_script_runs_it_and_it_runs_once(tmp_path: Path) -> None:
 ONCE = """
 import sys
 from pathlib import Path
-from ibscan.inputs.code import called, named_callable
+from ibscan.inputs.code.load import called, named_callable
 sys.dont_write_bytecode = False
 for spec in sys.argv[1:]:
     called(named_callable(spec, "-m"), {}, "-m")

@@ -11,19 +11,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from inputs.hostile import state, torch_bytes
 from safetensors.torch import save as safetensors_bytes
+from support.hostile import state, torch_bytes
 
 import ibscan
+from ibscan.core.records import Checkpoint, Series
 from ibscan.core.text import natural
 from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
-from ibscan.inputs.coordinates import numbers_in_name
 from ibscan.inputs.files import snapshot
-from ibscan.inputs.formats.checkpoint import inspect_checkpoint, load_tensors
+from ibscan.inputs.folder.numbers import numbers_in_name
 from ibscan.inputs.formats.state_dict import stripped_names
-from ibscan.inputs.manifest import Manifest, read_manifest
-from ibscan.inputs.series import axis_values, read_series, select_epochs
-from ibscan.types import Checkpoint, Series
+from ibscan.inputs.series.checkpoint import inspect_checkpoint, load_tensors
+from ibscan.inputs.series.manifest import Manifest, read_manifest
+from ibscan.inputs.series.read import axis_values, read_series, select_epochs
 
 
 def put(folder: Path, name: str, seed: int = 0, metadata: Mapping[str, str] | None = None, width: int = 3) -> Path:

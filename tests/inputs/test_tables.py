@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ibscan.errors import IbscanError, InputError, UsageError
-from ibscan.inputs.probe import read_probe
-from ibscan.inputs.tables import read_table
+from ibscan.inputs.probes.read import read_probe
+from ibscan.inputs.probes.text_tables import read_table
 
 
 def table(text: str, wanted: dict[str, str] | None = None, name: str = "p.csv") -> tuple[list[Any], list[Any] | None]:
@@ -157,7 +157,7 @@ def test_labels_of_every_row() -> None:
 
 
 def test_a_table_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ibscan.inputs.tables.MAX_ARRAY_BYTES", 300)
+    monkeypatch.setattr("ibscan.inputs.probes.text_tables.MAX_ARRAY_BYTES", 300)
     with pytest.raises(InputError, match="more than 2 lines"):
         table("1,2\n" * 3)
 

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles import Parameters, forward, network_of, probe_of, random_chain, symbol_entropy
+from support.oracles import Parameters, forward, network_of, probe_of, random_chain, symbol_entropy
 
+from ibscan.core.estimate import Estimate, Status
+from ibscan.core.records import At, Probe
+from ibscan.core.streams import Streams
 from ibscan.measures.binned import BinnedInformation
-from ibscan.types import At, Estimate, Probe, Status, Streams
 
 
 def rows_of(n: int, d: int, seed: int = 0) -> np.ndarray:

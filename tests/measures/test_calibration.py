@@ -1,8 +1,8 @@
 """Calibration: over many seeds, 95 % intervals hold in 95 of 100 cases, neither fewer nor all.
 
 The short version runs by default; `pytest tests/measures/test_calibration.py -s --calibration-seeds 200` is the long
-one, and prints its tables. Cases and truths are in tests/calibration.py, the oracle that made the truths
-in tests/calibration_oracle.py.
+one, and prints its tables. Cases and truths are in tests/support/calibration.py, the oracle that made the truths
+in tests/support/calibration_oracle.py.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from calibration import CASES, CHAINS, TRUTHS
-from calibration_far import NETWORK as FAR_NETWORK
-from calibration_far import READ_OUT as FAR_READ_OUT
-from calibration_far import Grid, Line, identity_chain
-from calibration_oracle import DRAWS, chain_truth, read_out_truth
-from oracles import network_of, probe_of
 from scipy.stats import binom
+from support.calibration import CASES, CHAINS, TRUTHS
+from support.calibration_far import NETWORK as FAR_NETWORK
+from support.calibration_far import READ_OUT as FAR_READ_OUT
+from support.calibration_far import Grid, Line, identity_chain
+from support.calibration_oracle import DRAWS, chain_truth, read_out_truth
+from support.oracles import network_of, probe_of
 
+from ibscan.core.estimate import Status
+from ibscan.core.streams import Streams
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
-from ibscan.types import Status, Streams
 
 pytestmark = pytest.mark.slow
 

@@ -7,18 +7,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from nets import Net
-from oracles import Parameters, forward, network_of, probe_of, random_chain
 from scipy.spatial.distance import pdist
+from support import oracles
+from support.nets import Net
+from support.oracles import Parameters, forward, network_of, probe_of, random_chain
 from torch import nn
 
+from ibscan.core.estimate import Estimate, Status
+from ibscan.core.records import At, Probe
+from ibscan.core.streams import Streams
 from ibscan.measures.clustering import Clustering
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.module import Module
-from ibscan.types import At, Estimate, Probe, Status, Streams
 
 NC = ("nc1", "nc2_equinorm", "nc2_equiangle", "nearest_mean_error")
 

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from oracles import forward, network_of, probe_of, random_chain, weight_entropy
+from support.oracles import forward, network_of, probe_of, random_chain, weight_entropy
 
+from ibscan.core.estimate import Status
+from ibscan.core.records import At
 from ibscan.measures.driver import input_weights, is_saturated, layer_status, layers_in_turn
-from ibscan.types import At, Status
 
 
 def test_layers_in_turn_gives_every_layer_whole() -> None:

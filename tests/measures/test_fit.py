@@ -6,18 +6,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from nets import Net
-from oracles import ACTIVATION, Parameters, forward, network_of, probe_of, random_chain
+from support import oracles
+from support.nets import Net
+from support.oracles import ACTIVATION, Parameters, forward, network_of, probe_of, random_chain
 from torch import nn
 from torch.nn import functional
 
+from ibscan.core.estimate import Status
+from ibscan.core.records import Probe
+from ibscan.core.streams import Streams
 from ibscan.measures.fit import ProbeFit
 from ibscan.measures.scores import decisions, fits
 from ibscan.networks.admission import recorded_taps
-from ibscan.types import Probe, Status, Streams
 
 
 def rows_of(n: int, d: int, seed: int = 0) -> np.ndarray:

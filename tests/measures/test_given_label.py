@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from network_oracles import exact_information
-from oracles import line_ty, line_xt, network_of, probe_of, random_chain, symbol_entropy, two_point_table
+from support.network_oracles import exact_information
+from support.oracles import line_ty, line_xt, network_of, probe_of, random_chain, symbol_entropy, two_point_table
 
+from ibscan.core.estimate import Estimate, Status
+from ibscan.core.streams import Streams
 from ibscan.measures.binned import BinnedInformation
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
-from ibscan.types import Estimate, Status, Streams
 
 FOUR = np.array([[-3.0], [-1], [1], [3]])
 LAST = np.array([0, 0, 0, 1])

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles import Parameters, full_jacobian, network_of, probe_of, random_chain
+from support.oracles import Parameters, full_jacobian, network_of, probe_of, random_chain
 
+from ibscan.core.estimate import Estimate, Status
+from ibscan.core.records import At
+from ibscan.core.streams import Streams
 from ibscan.measures.local_rank import LocalRank
-from ibscan.types import At, Estimate, Status, Streams
 
 STREAMS = Streams(0)
 EPS = (0.001, 0.03, 0.1, 0.3, 1.0)

@@ -10,18 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from network_oracles import (
-    exact_information,
-    linear_information,
-    own_and_fresh,
-    replica_information,
-    replicas,
+from support.network_oracles import exact_information, linear_information, own_and_fresh, replica_information, replicas
+from support.oracles import (
+    Parameters,
+    brute_information,
+    line_ty,
+    line_xt,
+    network_of,
+    probe_of,
+    random_chain,
+    weight_entropy,
 )
-from oracles import Parameters, brute_information, line_ty, line_xt, network_of, probe_of, random_chain, weight_entropy
 
+from ibscan.core.estimate import Estimate, Status
+from ibscan.core.records import Probe
+from ibscan.core.streams import Streams
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
-from ibscan.types import Estimate, Probe, Status, Streams
 
 FOUR = np.array([[-3.0], [-1], [1], [3]])
 LAST = np.array([0, 0, 0, 1])

@@ -8,16 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from nets import Net
-from oracles import ACTIVATION, Parameters, forward, network_of, probe_of, random_chain
+from support import oracles
+from support.nets import Net
+from support.oracles import ACTIVATION, Parameters, forward, network_of, probe_of, random_chain
 from torch import nn
 
+from ibscan.core.estimate import Estimate
+from ibscan.core.records import At
+from ibscan.core.streams import Streams
 from ibscan.measures.local_rank import LocalRank
 from ibscan.networks.admission import recorded_taps
-from ibscan.types import At, Estimate, Streams
 
 pytestmark = pytest.mark.slow
 

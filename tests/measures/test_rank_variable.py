@@ -14,24 +14,26 @@ from typing import Any
 
 import h5py
 import numpy as np
-import oracles
 import pytest
 import torch
 from conftest import Run
 from hypothesis import given
 from hypothesis import strategies as st
-from nets import Net
-from oracles import Parameters, forward, full_jacobian, network_of, probe_of, random_chain
+from support import oracles
+from support.nets import Net
+from support.oracles import Parameters, forward, full_jacobian, network_of, probe_of, random_chain
 from torch import nn
 from torch.nn import functional
 
+from ibscan.core.estimate import Estimate, Status
+from ibscan.core.records import At
+from ibscan.core.streams import Streams
 from ibscan.measures.local_rank import LocalRank
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.chain import Chain
 from ibscan.networks.module import Module
-from ibscan.numerics.subspace import subspace
+from ibscan.numerics.spectra.subspace import subspace
 from ibscan.results.store import read
-from ibscan.types import At, Estimate, Status, Streams
 
 STREAMS = Streams(0)
 EPS = (1e-8, 0.01, 0.1, 0.4, 1.0)
@@ -715,7 +717,7 @@ def test_what_was_measured_before_is_not_measured_again(
     first = command("rank", series, "-o", out)
     assert first.code == 0, first.err
     monkeypatch.setattr(LocalRank, "__call__", refuse)
-    monkeypatch.setattr("ibscan.api.load_tensors", refuse)
+    monkeypatch.setattr("ibscan.engine.run.load_tensors", refuse)
     for strip in (False, True):
         if strip:
             with h5py.File(out, "r+") as file:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles import (
+from support.oracles import (
     Parameters,
     brute_information,
     forward,
@@ -22,8 +22,10 @@ from oracles import (
     weight_entropy,
 )
 
+from ibscan.core.estimate import Estimate, Status
+from ibscan.core.records import Probe
+from ibscan.core.streams import Streams
 from ibscan.measures.readout import ReadoutInformation
-from ibscan.types import Estimate, Probe, Status, Streams
 
 FOUR = np.array([[-3.0], [-1], [1], [3]])
 LAST = np.array([0, 0, 0, 1])  # label 1 iff x = 3: the example of Goldfeld et al.

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracles import weight_entropy
-from readout_oracles import extent, on_a_line, sampled, told
+from support.oracles import weight_entropy
+from support.readout_oracles import extent, on_a_line, sampled, told
 
-from ibscan.types import Estimate, Status
+from ibscan.core.estimate import Estimate, Status
 
 WIDE = 65  # the narrowest layer that is projected
 PROJECTED = "mi_readout_projected"

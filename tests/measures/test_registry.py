@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracles import network_of, probe_of, random_chain
+from support.oracles import network_of, probe_of, random_chain
 
 import ibscan
+from ibscan.core.estimate import Estimate
 from ibscan.core.measure import Measure
 from ibscan.core.option import settings_of
 from ibscan.core.quantity import DIMENSIONS
+from ibscan.core.streams import Streams
+from ibscan.engine.request import Request, requested, run_settings
 from ibscan.errors import UsageError
 from ibscan.measures import CHANNELS, MEASURES, VERBS, dimensions, measure_settings, quantities
-from ibscan.request import Request, requested, run_settings
-from ibscan.types import Estimate, Streams
 
 PACKAGE = Path(ibscan.__file__).parent
 SMALL = {"max_replicas": 8, "max_draws": 64, "tolerance": 1.0, "rel_noise": (0.5,)}
@@ -40,7 +41,9 @@ def measured(measure: Measure) -> dict[str, Estimate]:
 
 
 def test_the_registry_imports_nothing_heavy() -> None:
-    code = "import sys, ibscan.measures, ibscan.request; assert not {'torch', 'numpy', 'scipy'} & set(sys.modules)"
+    code = (
+        "import sys, ibscan.measures, ibscan.engine.request; assert not {'torch', 'numpy', 'scipy'} & set(sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

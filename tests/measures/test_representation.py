@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles import forward, network_of, probe_of, random_chain
+from support.oracles import forward, network_of, probe_of, random_chain
 
+from ibscan.core.estimate import Estimate, Status
+from ibscan.core.records import At
+from ibscan.core.streams import Streams
 from ibscan.measures.representation import Representation
-from ibscan.types import At, Estimate, Status, Streams
 
 NAMES = ("effective_rank", "participation", "stable_rank", "entropy")
 

@@ -1,4 +1,4 @@
-"""Random numbers and samples that every measure shares: ibscan.types.Streams and Probe.sampled."""
+"""Random numbers and samples that every measure shares: ibscan.core.streams.Streams and Probe.sampled."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracles import probe_of
+from support.oracles import probe_of
 
-from ibscan.types import Streams
+from ibscan.core.streams import Streams
 
 
 def normals(seed: Any, *key: Any) -> Any:

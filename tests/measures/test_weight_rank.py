@@ -11,16 +11,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import Net
-from oracles import ACTIVATION, Parameters, full_jacobian, network_of, probe_of, random_chain
+from support import oracles
+from support.nets import Net
+from support.oracles import ACTIVATION, Parameters, full_jacobian, network_of, probe_of, random_chain
 from torch import nn
 from torch.nn import functional
 
+from ibscan.core.estimate import Estimate, Status
+from ibscan.core.records import At
+from ibscan.core.streams import Streams
 from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.weight_bounds import withdrawn
 from ibscan.measures.weight_rank import WeightRank
@@ -28,7 +31,6 @@ from ibscan.networks import chain as chain_module
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.chain import Chain
 from ibscan.networks.module import Module
-from ibscan.types import At, Estimate, Status, Streams
 
 STREAMS = Streams(0)
 EPS = (1e-8, 1e-3, 0.05, 0.2, 0.7, 2.0)

@@ -15,6 +15,11 @@ from torch import nn
 
 import ibscan
 from ibscan.core.measure import Measure, Sizes
+from ibscan.core.records import Layer, Probe
+from ibscan.core.streams import Streams
+from ibscan.engine.plan import BLOCK_SECONDS, planned
+from ibscan.engine.request import Request, Silent
+from ibscan.engine.scan import measured, partition
 from ibscan.measures.binned import BinnedInformation
 from ibscan.measures.clustering import Clustering
 from ibscan.measures.fit import ProbeFit
@@ -26,10 +31,6 @@ from ibscan.measures.work import seconds
 from ibscan.networks.chain import Chain
 from ibscan.networks.resolve import ChainSpec
 from ibscan.networks.stacked import stacked_chain
-from ibscan.planning import BLOCK_SECONDS, planned
-from ibscan.request import Request, Silent
-from ibscan.scanning import measured, partition
-from ibscan.types import Layer, Probe, Streams
 
 MEASURES = (
     ProbeFit(),

@@ -6,7 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from oracles import ACTIVATION
+from support.oracles import ACTIVATION
 
 from ibscan.networks.activations import ACTIVATIONS, OUTPUTS
 

@@ -6,21 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from nets import Net
-from oracles import network_of as chain_of
-from oracles import probe_of, random_chain
+from support import oracles
+from support.nets import Net
+from support.oracles import network_of as chain_of
+from support.oracles import probe_of, random_chain
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
+from ibscan.core.estimate import Status
+from ibscan.core.streams import Streams
 from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.weight_rank import WeightRank
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.module import Module
-from ibscan.types import Status, Streams
 
 EPS = (1e-6, 1e-3, 0.1, 0.7)
 OF_WEIGHTS = ("weight_rank", "weight_stable_rank", "rank_bound_frobenius", "rank_limit_statement", "rank_bound_weights")

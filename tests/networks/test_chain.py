@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles import ACTIVATION, forward, full_jacobian, network_of, random_chain
+from support.oracles import ACTIVATION, forward, full_jacobian, network_of, random_chain
 from torch.nn import functional
 
 from ibscan.core.network import Derivative
+from ibscan.core.records import At
 from ibscan.networks import chain as chain_module
 from ibscan.networks.chain import Chain
-from ibscan.types import At
 
 HIDDEN = sorted(set(ACTIVATION) - {"softmax"})
 SMOOTH = ["tanh", "sigmoid", "gelu", "silu", "softplus"]

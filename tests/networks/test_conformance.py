@@ -8,13 +8,16 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from oracles import network_of, probe_of, random_chain
+from support import oracles
+from support.oracles import network_of, probe_of, random_chain
 from torch import nn
 from torch.nn import functional
 
+from ibscan.core.estimate import Estimate, Status
+from ibscan.core.records import Probe
+from ibscan.core.streams import Streams
 from ibscan.measures.binned import BinnedInformation
 from ibscan.measures.clustering import Clustering
 from ibscan.measures.fit import ProbeFit
@@ -25,7 +28,6 @@ from ibscan.measures.representation import Representation
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.chain import Chain
 from ibscan.networks.module import Module
-from ibscan.types import Estimate, Probe, Status, Streams
 
 WIDTHS = (6, 5, 4, 3)
 MODULES = {"tanh": nn.Tanh, "relu": nn.ReLU, "sigmoid": nn.Sigmoid, "gelu": nn.GELU, "identity": nn.Identity}

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from ibscan.core.records import TensorInfo
 from ibscan.errors import InputError, NothingMatched, UsageError
 from ibscan.networks.resolve import chain_order, left_out
-from ibscan.types import TensorInfo
 
 
 def tensors(*layers: tuple[str, int, int]) -> dict[str, TensorInfo]:

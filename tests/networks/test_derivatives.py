@@ -12,27 +12,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nets import Net
-from oracles import network_of as chain_of
-from oracles import probe_of, random_chain
+from support.nets import Net
+from support.oracles import network_of as chain_of
+from support.oracles import probe_of, random_chain
 from torch import nn
 from torch.nn import functional as f
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ibscan import scanning
+from ibscan.core.estimate import Estimate, Status
 from ibscan.core.network import Derivative
+from ibscan.core.records import At, Checkpoint
+from ibscan.core.streams import Streams
+from ibscan.engine import scan as scanning
 from ibscan.measures import rank_tally
 from ibscan.measures.binned import BinnedInformation
 from ibscan.measures.driver import post_widths
 from ibscan.measures.local_rank import LocalRank
 from ibscan.networks import chain as chain_module
-from ibscan.networks import differentiated, sweeps
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.chain import Chain
-from ibscan.networks.derivatives import Outputs
+from ibscan.networks.jacobians import differentiated, sweeps
+from ibscan.networks.jacobians.derivatives import Outputs
 from ibscan.networks.module import Module
-from ibscan.numerics.room import LEAST, numbers_at_hand
-from ibscan.types import At, Checkpoint, Estimate, Status, Streams
+from ibscan.numerics.memory import LEAST, numbers_at_hand
 
 pytestmark = pytest.mark.slow
 

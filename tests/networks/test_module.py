@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from nets import Net
+from support.nets import Net
 from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -20,9 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ibscan.core.network import Derivative
 from ibscan.errors import InputError
 from ibscan.networks import module as module_module
-from ibscan.networks import sweeps as sweeps_module
 from ibscan.networks.admission import recorded_taps
-from ibscan.networks.derivatives import Outputs
+from ibscan.networks.jacobians import sweeps as sweeps_module
+from ibscan.networks.jacobians.derivatives import Outputs
 from ibscan.networks.loading import built, loaded
 from ibscan.networks.module import Module
 

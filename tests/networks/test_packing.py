@@ -14,14 +14,14 @@ from torch import nn
 
 import ibscan
 from ibscan.core.network import Derivative
+from ibscan.core.records import At
+from ibscan.engine.feeding import Fed, fed_beside
 from ibscan.errors import InputError, UsageError
-from ibscan.feeding import Fed, fed_beside
-from ibscan.inputs.probe import read_probe
+from ibscan.inputs.probes.read import read_probe
 from ibscan.measures.driver import input_weights
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.module import Module
 from ibscan.networks.packing import Packing, fed, named_arguments
-from ibscan.types import At
 
 CPU = torch.device("cpu")
 ROWS, WORDS, UNITS = 5, 4, 3
@@ -142,7 +142,7 @@ def test_jacobians_are_of_x_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("PASS_BUDGET", "BLOCK_BUDGET"):
-        monkeypatch.setattr(f"ibscan.networks.sweeps.{name}", {"cpu": budget})
+        monkeypatch.setattr(f"ibscan.networks.jacobians.sweeps.{name}", {"cpu": budget})
     net, packed = network()
     assert net.inputs_of(packed) == WORDS * UNITS
     found: dict[tuple[int, int], torch.Tensor] = {}

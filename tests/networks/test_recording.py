@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nets import Net
+from support.nets import Net
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -21,8 +21,8 @@ from ibscan.core.network import Derivative
 from ibscan.errors import InputError
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.module import Module
-from ibscan.networks.passes import tapped
-from ibscan.networks.recording import recorded
+from ibscan.networks.trace.recording import recorded
+from ibscan.networks.trace.replay import tapped
 
 relu, tanh, sigmoid = torch.relu, torch.tanh, torch.sigmoid
 CPU = torch.device("cpu")

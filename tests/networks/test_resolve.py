@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from oracles import ACTIVATION
+from support.oracles import ACTIVATION
 
+from ibscan.core.records import TensorInfo
 from ibscan.errors import InputError, UsageError
 from ibscan.networks.resolve import ChainSpec, chain_order, parse_spec
-from ibscan.types import TensorInfo
 
 
 def tensors(*layers: tuple[str, int, int], bias: bool = True) -> dict[str, TensorInfo]:

@@ -9,19 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nets import Net
-from oracles import probe_of
+from support.nets import Net
+from support.oracles import probe_of
 from torch import nn
 from torch.nn import functional as f
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+from ibscan.core.estimate import Estimate, Status
 from ibscan.core.network import Derivative, Network
+from ibscan.core.records import At
+from ibscan.core.streams import Streams
 from ibscan.measures.local_rank import LocalRank
 from ibscan.networks.admission import recorded_taps
+from ibscan.networks.jacobians.shaken import expected
 from ibscan.networks.module import Module
-from ibscan.networks.shaken import expected
-from ibscan.types import At, Estimate, Status, Streams
 
 CPU = torch.device("cpu")
 EPS = (1e-3, 1e-2, 0.1, 0.5)

@@ -10,7 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from ibscan.core.estimate import Estimate, Status
 from ibscan.core.measure import Measure
+from ibscan.core.records import Probe
+from ibscan.core.streams import Streams
+from ibscan.engine.scan import measured
 from ibscan.errors import InputError
 from ibscan.measures.clustering import Clustering
 from ibscan.measures.fit import ProbeFit
@@ -18,8 +22,6 @@ from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.network import NetworkInformation
 from ibscan.networks.admission import recorded_taps
 from ibscan.networks.module import Module
-from ibscan.scanning import measured
-from ibscan.types import Estimate, Probe, Status, Streams
 
 Part = Callable[[torch.Tensor], torch.Tensor]
 ROWS = 24

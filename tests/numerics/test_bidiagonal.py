@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibscan.numerics.bidiagonal import stacked_values
-from ibscan.numerics.spectrum import MANY, TINY, singular_values
+from ibscan.numerics.spectra.bidiagonal import stacked_values
+from ibscan.numerics.spectra.spectrum import MANY, TINY, singular_values
 
 # Of the largest singular value: what two backward stable ways may differ by.
 BOUND = 1e-14

@@ -13,10 +13,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import symbol_entropy
+from support.oracles import symbol_entropy
 
-from ibscan.numerics import cells as numerics_cells
-from ibscan.numerics.cells import cell_entropy, equal_cells, grid_cells
+from ibscan.numerics.geometry import cells as numerics_cells
+from ibscan.numerics.geometry.cells import cell_entropy, equal_cells, grid_cells
 
 LAWS = settings(max_examples=25, deadline=None, derandomize=True)
 

@@ -8,15 +8,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from oracles import line_ty, line_xt
 from scipy.stats import t as student
+from support.oracles import line_ty, line_xt
 
-from ibscan.numerics import mixture, tree
-from ibscan.numerics.controls import CAUTION, ReplicaControls, Residuals, controls, near_enough, quadratic
-from ibscan.numerics.mixture import Mixture
-from ibscan.numerics.neighbours import NeighbourControls
-from ibscan.numerics.readout import Information, draw_terms, line_information, readout_information
-from ibscan.numerics.tree import Tree
+from ibscan.numerics.channels import mixture, tree
+from ibscan.numerics.channels.controls import CAUTION, ReplicaControls, Residuals, controls, near_enough, quadratic
+from ibscan.numerics.channels.mixture import Mixture
+from ibscan.numerics.channels.neighbours import NeighbourControls
+from ibscan.numerics.channels.readout import Information, draw_terms, line_information, readout_information
+from ibscan.numerics.channels.tree import Tree
 
 
 def gauss(shape: int | tuple[int, ...], seed: int) -> torch.Tensor:

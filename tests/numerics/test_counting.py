@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibscan.numerics.counting import (
+from ibscan.numerics.spectra.counting import (
     bound_counts,
     eigenvalue_counts,
     elimination_counts,

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ibscan.numerics import distances
-from ibscan.numerics.distances import distance_histogram
+from ibscan.numerics.geometry import distances
+from ibscan.numerics.geometry.distances import distance_histogram
 
 
 def points_of(n: Any, d: Any, seed: Any, classes: int = 3) -> Any:

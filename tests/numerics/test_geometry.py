@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ibscan.numerics.geometry import class_geometry, self_duality
+from ibscan.numerics.geometry.class_means import class_geometry, self_duality
 
 
 def reference(points: Any, labels: Any, classes: Any) -> Any:

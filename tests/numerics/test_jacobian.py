@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ibscan.numerics.jacobian import row_factor, softmax_carried
+from ibscan.numerics.spectra.jacobian import row_factor, softmax_carried
 
 
 def gauss(shape: Any, seed: Any) -> Any:

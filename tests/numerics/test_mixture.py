@@ -12,14 +12,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import brute_information, line_entropy, line_ty, line_xt, loop_bound, two_point_table, weight_entropy
+from support.oracles import (
+    brute_information,
+    line_entropy,
+    line_ty,
+    line_xt,
+    loop_bound,
+    two_point_table,
+    weight_entropy,
+)
 
-from ibscan.numerics import mixture, tree
-from ibscan.numerics.mixture import Mixture, collapsed, entropy, principal_components
-from ibscan.numerics.propagation import gaussian_exponents
-from ibscan.numerics.readout import draw_terms, readout_information
+from ibscan.numerics.channels import mixture, tree
+from ibscan.numerics.channels.mixture import Mixture, collapsed, entropy, principal_components
+from ibscan.numerics.channels.propagation import gaussian_exponents
+from ibscan.numerics.channels.readout import draw_terms, readout_information
+from ibscan.numerics.channels.visits import never_visited, visits_for
 from ibscan.numerics.tiling import mapped, tiles
-from ibscan.numerics.visits import never_visited, visits_for
 
 LAWS = settings(max_examples=15, deadline=None, derandomize=True)
 FOUR = [-3.0, -1.0, 1.0, 3.0]

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from ibscan.numerics import propagation
-from ibscan.numerics.bracket import Bracket
-from ibscan.numerics.controls import CAUTION
-from ibscan.numerics.propagation import Queries, bracket_terms, grouped, others_density, replica_sums
-from ibscan.numerics.readout import UNSEEN
-from ibscan.numerics.visits import never_visited
+from ibscan.numerics.channels import propagation
+from ibscan.numerics.channels.bracket import Bracket
+from ibscan.numerics.channels.controls import CAUTION
+from ibscan.numerics.channels.propagation import Queries, bracket_terms, grouped, others_density, replica_sums
+from ibscan.numerics.channels.readout import UNSEEN
+from ibscan.numerics.channels.visits import never_visited
 
 
 def made(rows: int = 5, draws: int = 3, replicas: int = 7, width: int = 2, seed: int = 0, offset: float = 0.0) -> Any:

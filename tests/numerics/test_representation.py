@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ibscan.numerics.representation import covariance_roots, decay_exponent, participation_ratio, spectral_entropy
-from ibscan.numerics.spectrum import effective_rank, numerical_rank, stable_rank
+from ibscan.numerics.spectra.spectrum import effective_rank, numerical_rank, stable_rank
 
 ALL: dict[str, Callable[[torch.Tensor], float]] = {
     "effective": lambda roots: float(effective_rank(roots)),

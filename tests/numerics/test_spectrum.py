@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ibscan.numerics.spectrum import effective_rank, numerical_rank, singular_values, stable_rank
+from ibscan.numerics.spectra.spectrum import effective_rank, numerical_rank, singular_values, stable_rank
 
 LAWS = settings(max_examples=25, deadline=None, derandomize=True)
 

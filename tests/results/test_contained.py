@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from ibscan.core.estimate import Status
+from ibscan.core.result import Result
 from ibscan.results.contained import holds
 from ibscan.results.join import join
 from ibscan.results.select import selected
-from ibscan.types import Result, Status
 
 
 def changed(result: Result, name: str, place: Any, number: Any) -> Result:

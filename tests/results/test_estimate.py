@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ibscan.core.estimate import Estimate, Status
 from ibscan.core.quantity import NOISE, Quantity
+from ibscan.core.result import Result
 from ibscan.results.store import read, write
-from ibscan.types import Estimate, Result, Status
 
 FIELDS = ("value", "status", *Estimate.COMPANIONS)
 

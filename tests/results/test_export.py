@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ibscan.core.estimate import Status
 from ibscan.errors import UsageError
 from ibscan.results.export import COLUMNS, rows, write_rows
-from ibscan.types import Status
 
 
 def written(found: Any, format: str, **options: Any) -> str:

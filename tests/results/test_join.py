@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import Fake, checkpoint, layers
+from support.synthetic import Fake, checkpoint, layers
 
+from ibscan.core.estimate import Estimate, Status
 from ibscan.core.quantity import EPS, Quantity
+from ibscan.core.result import Result
 from ibscan.core.text import natural
 from ibscan.errors import UsageError
 from ibscan.results.join import first_difference, join
 from ibscan.results.schema import build
-from ibscan.types import Estimate, Result, Status
 
 
 @pytest.mark.slow

@@ -6,9 +6,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from ibscan.core.estimate import Estimate, Status
 from ibscan.core.quantity import Quantity
 from ibscan.results.schema import build
-from ibscan.types import Estimate, Status
 
 
 def test_coordinates_are_those_of_the_interface(synthetic: ModuleType) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import FIT, Fake, checkpoint, layers
+from support.synthetic import FIT, Fake, checkpoint, layers
 
+from ibscan.core.estimate import Estimate, Status
 from ibscan.results.schema import build
 from ibscan.results.stated import contradiction
-from ibscan.types import Estimate, Status
 
 ROWS = 1000
 

@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 import pytest
 
+from ibscan.core.estimate import Status
 from ibscan.errors import InputError, ResourceError, UsageError
 from ibscan.results.store import read, write, write_bytes
-from ibscan.types import Status
 
 HOSTILE = (
     "a\nb",

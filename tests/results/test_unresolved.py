@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ibscan.core.estimate import Status
+from ibscan.core.records import Array
+from ibscan.core.result import Result, Variable
 from ibscan.results.axes import strings
 from ibscan.results.unresolved import unresolved_sentences
-from ibscan.types import Array, Result, Status, Variable
 
 OK, OPEN, NONE = Status.OK, Status.UNRESOLVED, Status.NOT_MEASURED
 

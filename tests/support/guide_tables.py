@@ -10,12 +10,12 @@ from pathlib import Path
 from ibscan.cli.commands import app
 from ibscan.cli.glossary import default_of, settings, typed, verbs_of
 from ibscan.cli.listing import COLUMNS as LISTED
+from ibscan.core.estimate import Estimate
 from ibscan.core.option import INPUT, MEASURE, MODEL, OUTPUT, PRECISION, Setting
 from ibscan.core.quantity import Quantity
 from ibscan.measures import MEASURES, dimensions, quantities
 from ibscan.results.axes import AUXILIARY, DESCRIPTIONS
 from ibscan.results.export import COLUMNS as EXPORTED
-from ibscan.types import Estimate
 
 PAGES = Path(str(files("ibscan"))) / "guide"
 REGION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

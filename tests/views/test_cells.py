@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ibscan.types import Status
+from ibscan.core.estimate import Status
 from ibscan.views.cells import formatted, number, trend
 
 

@@ -13,8 +13,10 @@ import pytest
 from conftest import Run
 from rich.cells import cell_len
 
+from ibscan.core.estimate import Status
+from ibscan.core.records import At
+from ibscan.core.result import Result
 from ibscan.errors import NothingMatched
-from ibscan.types import At, Result, Status
 from ibscan.views.console import console
 from ibscan.views.curve import curves
 from ibscan.views.tables import tables

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ibscan.types import Result
+from ibscan.core.result import Result
 
 
 def relative(synthetic: ModuleType, **changes: Any) -> Result:

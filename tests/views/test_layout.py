@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from ibscan import views
+from ibscan.core.estimate import Estimate, Status
 from ibscan.core.quantity import EPS, Quantity
-from ibscan.types import Estimate, Result, Status
+from ibscan.core.result import Result
 from ibscan.views import layout
 from ibscan.views.layout import Table
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ibscan.types import Result, Status
+from ibscan.core.estimate import Status
+from ibscan.core.result import Result
 
 TITLE = "read-out information of top principal components"
 

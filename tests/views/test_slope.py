@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ibscan.types import At, Result, Status
+from ibscan.core.estimate import Status
+from ibscan.core.records import At
+from ibscan.core.result import Result
 
 TITLE = "slope of noisy information beside local rank"
 

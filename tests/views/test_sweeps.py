@@ -12,7 +12,8 @@ import pytest
 from conftest import Run
 from rich.cells import cell_len
 
-from ibscan.types import Result, Status
+from ibscan.core.estimate import Status
+from ibscan.core.result import Result
 from ibscan.views.curve import curves
 
 NOISES = (2.0, 0.01, 0.05, 0.1, 0.5)

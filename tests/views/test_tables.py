@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from rich.cells import cell_len
 
+from ibscan.core.estimate import Estimate, Status
 from ibscan.errors import UsageError
-from ibscan.types import Estimate, Status
 from ibscan.views.console import console
 from ibscan.views.tables import listing, tables
 

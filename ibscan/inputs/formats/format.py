@@ -9,9 +9,9 @@ from typing import TypeAlias
 
 import torch
 
-from ibscan.inputs.coordinates import AxisNumbers
+from ibscan.core.records import TensorInfo
 from ibscan.inputs.files import Snapshot
-from ibscan.types import TensorInfo
+from ibscan.inputs.folder.numbers import AxisNumbers
 
 __all__ = ["Description", "Format", "Wanted"]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from ibscan.inputs.coordinates import EPOCH_KEYS, STEP_KEYS
+from ibscan.inputs.folder.numbers import EPOCH_KEYS, STEP_KEYS
 
 __all__ = ["nested_tables", "numbers_beside", "parents_of"]
 

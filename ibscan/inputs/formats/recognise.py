@@ -7,9 +7,9 @@ from pathlib import Path
 from ibscan.errors import CheckpointError
 from ibscan.inputs import formats
 from ibscan.inputs.files import HDF5_MAGIC, Snapshot, file_head
-from ibscan.inputs.foreign import UNREAD_SUFFIXES, refusal
+from ibscan.inputs.folder.shards import is_index, whole_name
+from ibscan.inputs.folder.unsupported import UNREAD_SUFFIXES, refusal
 from ibscan.inputs.formats.format import Format
-from ibscan.inputs.shards import is_index, whole_name
 
 __all__ = [
     "accepted",

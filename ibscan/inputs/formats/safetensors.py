@@ -11,13 +11,13 @@ from typing import Any, BinaryIO
 
 import torch
 
+from ibscan.core.records import TensorInfo
 from ibscan.errors import CheckpointError
-from ibscan.inputs.coordinates import EPOCH_KEYS, STEP_KEYS, first_known, numbers_in_metadata, numbers_in_object
 from ibscan.inputs.files import Snapshot
+from ibscan.inputs.folder.numbers import EPOCH_KEYS, STEP_KEYS, first_known, numbers_in_metadata, numbers_in_object
 from ibscan.inputs.formats.format import Description, Format, Wanted
 from ibscan.inputs.formats.state_dict import one_set, under
 from ibscan.inputs.untrusted import decoded_json, stated_sizes
-from ibscan.types import TensorInfo
 
 __all__ = ["DTYPES", "SAFETENSORS", "TensorFile", "read_tensor_header", "read_tensors"]
 

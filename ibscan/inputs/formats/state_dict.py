@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 import torch
 
+from ibscan.core.records import WRAPPERS
 from ibscan.core.text import listed
 from ibscan.errors import CheckpointError
 from ibscan.inputs.formats.format import Wanted
 from ibscan.inputs.formats.nested import nested_tables
 from ibscan.inputs.formats.pickle_objects import StoredTensor
-from ibscan.types import WRAPPERS
 
 __all__ = ["chosen_set", "is_tensor", "one_set", "stripped_names", "tensor_sets", "under"]
 

@@ -19,10 +19,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from ibscan.core.records import TensorInfo
 from ibscan.core.text import first_line, listed
 from ibscan.errors import CheckpointError
-from ibscan.inputs.coordinates import numbers_in_object
 from ibscan.inputs.files import Snapshot
+from ibscan.inputs.folder.numbers import numbers_in_object
 from ibscan.inputs.formats.format import Description, Format, Wanted
 from ibscan.inputs.formats.nested import numbers_beside
 from ibscan.inputs.formats.pickle_objects import (
@@ -37,7 +38,6 @@ from ibscan.inputs.formats.pickle_objects import (
 from ibscan.inputs.formats.pickle_reader import BrokenPickle, PickleReading, read_pickle
 from ibscan.inputs.formats.state_dict import chosen_set, is_tensor
 from ibscan.inputs.formats.zip_file import SAVE_AGAIN, checked_zip
-from ibscan.types import TensorInfo
 
 __all__ = ["TORCH_LEGACY", "TORCH_ZIP", "load_archive", "read_archive", "stored_element"]
 

@@ -1,0 +1,1 @@
+"""From a request to a result: inputs found, networks made, cells measured, files written."""

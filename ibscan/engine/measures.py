@@ -1,0 +1,48 @@
+"""Which measures a request asks for, and with which parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ibscan.core.measure import Measure, Situation
+from ibscan.core.option import settings_of
+from ibscan.engine.request import Request
+from ibscan.measures import MEASURES
+
+__all__ = ["measures_of"]
+
+
+def measures_of(request: Request, situation: Situation, rows: int) -> tuple[Measure, ...]:
+    """Return the measures of a verb with the parameters asked for, or the usual ones.
+
+    Args:
+        request: What the user asks for.
+        situation: What is known of checkpoints and model; told which measures do not use the whole probe unasked.
+        rows: Of the probe.
+
+    Raises:
+        UsageError: An option contradicts the checkpoints.
+        NothingMatched: An option names a layer that there is not.
+    """
+    channels = request.options.get("channel")
+    measures = tuple(
+        _made(measure, situation)
+        for measure in MEASURES
+        if measure.verb in ("", request.verb) or request.verb == "scan"
+        if not (measure.channel and channels) or measure.channel in channels
+    )
+    unasked = request.options.get("samples") is None
+    limits = {measure.samples for measure in measures if unasked and measure.samples is not None}
+    for size in sorted(limit for limit in limits if 0 < limit < rows):
+        names = ", ".join(measure.name for measure in measures if measure.samples == size)
+        situation.notice(f"{names}: measured on {size} of the probe's {rows} rows; --samples all takes every row.")
+    return measures
+
+
+def _made(measure: type[Measure], situation: Situation) -> Measure:
+    parameters: dict[str, Any] = {}
+    for setting in settings_of(measure):
+        value = situation.given.get(setting.name, setting.default)
+        settle = setting.option.settle
+        parameters[setting.field] = value if settle is None else settle(value, situation)
+    return measure(**parameters)

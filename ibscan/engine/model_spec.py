@@ -1,0 +1,144 @@
+"""Find what states the model: the command, the manifest, the checkpoints' metadata or a `config.json` beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ibscan.core.records import Checkpoint
+from ibscan.errors import InputError, UsageError
+from ibscan.inputs.code.hf_config import config_beside, stated_class
+from ibscan.inputs.series.adapters import adapters_sentence
+from ibscan.inputs.series.manifest import Manifest
+from ibscan.networks.resolve import parse_spec
+
+__all__ = ["Stated", "chain_globs", "stated_model"]
+
+
+@dataclass(frozen=True)
+class Stated:
+    """A model as it is stated: `mlp:ACT:OUT`, `hf:CLASS` with entries of its config, or a callable with arguments.
+
+    `chain` has the globs of `--chain`; what they come to, the layers in their order, is part of a result's identity.
+    """
+
+    spec: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    chain: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        # A file is the same wherever one stands; its content is told apart by its hash.
+        place, _, name = self.spec.rpartition(":")
+        spec = f"{Path(place).name}:{name}" if place.endswith(".py") else self.spec
+        # A manifest's arguments may be dates, which JSON has no form for.
+        return f"{spec} {json.dumps(self.arguments, sort_keys=True, default=str)}" if self.arguments else spec
+
+
+def stated_model(
+    typed: str | None,
+    arguments: Mapping[str, Any],
+    manifest: Manifest | None,
+    checkpoints: Sequence[Checkpoint],
+    *,
+    trust: bool,
+    chain: str | None = None,
+) -> Stated:
+    """Return the model: as typed, as the manifest has it, as metadata state it, or as `config.json` beside it does.
+
+    Args:
+        typed: `--model`, or None.
+        arguments: `--model-arg`; they replace those of the manifest one by one.
+        manifest: Beside the checkpoints, if there is one.
+        checkpoints: The series.
+        trust: Whether code named by files may run.
+        chain: `--chain`, or None; it replaces that of the manifest.
+
+    Raises:
+        UsageError: Nothing states the activation, the checkpoints contradict one another, the spec is unknown, a
+            plain chain was given arguments, or code was given a chain.
+        InputError: A file names code, and `--trust` was not given; a `config.json` that is needed cannot be used; or
+            the checkpoints hold adapters, and no code that may know them was named.
+    """
+    if chain is None and manifest is not None and (typed or manifest.model_spec or "mlp:").startswith("mlp:"):
+        chain = manifest.chain
+    stated = typed
+    if stated is None and manifest is not None and manifest.model_spec is not None:
+        stated, arguments = manifest.model_spec, {**manifest.model_args, **arguments}
+    if stated is None:
+        stated = _found_spec(checkpoints)
+    adapters = adapters_sentence(checkpoints[0])
+    if adapters and (stated is None or stated.partition(":")[0] in ("mlp", "hf")):
+        raise InputError(adapters)
+    if stated is None:
+        raise UsageError(_unstated(checkpoints[0]))
+    if stated.partition(":")[0] == "mlp":
+        if arguments:
+            raise UsageError(f"model arguments ({', '.join(arguments)}) are for a callable, and {stated} takes none.")
+        return Stated(str(parse_spec(stated)), chain=chain_globs(chain))
+    if chain is not None:
+        raise UsageError(f"--chain {chain}: is the order of a plain chain's containers, and {stated} is code.")
+    if typed is None and not trust:
+        raise InputError(_untrusted(stated, checkpoints[0]))
+    if stated.partition(":")[0] == "hf":
+        return Stated(f"hf:{stated_class(stated, checkpoints)}", dict(arguments))
+    if typed is None:
+        folder = manifest.path.parent if manifest is not None and manifest.model_spec else checkpoints[0].path.parent
+        stated = str(folder / stated) if stated.partition(":")[0].endswith(".py") else stated
+    return Stated(stated, dict(arguments))
+
+
+def _found_spec(checkpoints: Sequence[Checkpoint]) -> str | None:
+    """Return the model that the checkpoints' metadata or a `config.json` beside them state, None where neither does."""
+    specs = {_metadata_spec(checkpoint) for checkpoint in checkpoints}
+    if len(specs) > 1:
+        raise UsageError(
+            f"the checkpoints name different models: {', '.join(sorted(str(s) for s in specs))}. "
+            "Say which with --model mlp:ACT, or scan the runs separately."
+        )
+    stated = specs.pop()
+    return "hf" if stated is None and config_beside(checkpoints[0]) is not None else stated
+
+
+def _unstated(first: Checkpoint) -> str:
+    shapes = ", ".join(f"{name} {info.shape}" for name, info in list(first.tensors.items())[:12])
+    return (
+        f"{first.name}: nothing states the activation between its layers ({shapes}). "
+        "Add --model mlp:ACT, such as --model mlp:tanh or --model mlp:relu:softmax, or --model module:callable for "
+        "a network that is no plain chain."
+    )
+
+
+def _untrusted(stated: str, first: Checkpoint) -> str:
+    if stated == "hf":
+        return (
+            f"{first.name}: the config.json beside it describes a model of the transformers library; add "
+            "--model hf to have the library make it (no code of the folder runs), or --trust."
+        )
+    return (
+        f"the series names code of its own as its model ({stated}), and code from files is not run unasked; "
+        "name it yourself with --model, or add --trust."
+    )
+
+
+def chain_globs(chain: str | None) -> tuple[str, ...]:
+    """Return the globs of `--chain` in order, none where it was not given.
+
+    Raises:
+        UsageError: One of them is empty.
+    """
+    globs = () if chain is None else tuple(glob.strip() for glob in chain.split(","))
+    if not all(globs):
+        raise UsageError(f"--chain {chain!r}: expected globs separated by commas, such as 'encoder.*,decoder.*'.")
+    return globs
+
+
+def _metadata_spec(checkpoint: Checkpoint) -> str | None:
+    metadata = checkpoint.metadata
+    if "ibscan.model" in metadata:
+        return metadata["ibscan.model"]
+    if "activation" not in metadata:
+        return None
+    return f"mlp:{metadata['activation']}" + (f":{metadata['output']}" if "output" in metadata else "")

@@ -1,0 +1,354 @@
+"""A request understood: inputs found, read and held against each other, before anything is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ibscan._version import __version__
+from ibscan.core.measure import Measure, Situation, Sizes
+from ibscan.core.records import Checkpoint, Probe, Series
+from ibscan.engine.measures import measures_of
+from ibscan.engine.model_spec import Stated, stated_model
+from ibscan.engine.models import Model, globbed, model_of
+from ibscan.engine.request import Reporter, Request
+from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
+from ibscan.inputs.probes.read import find_probe, read_probe
+from ibscan.inputs.series.checkpoint import inspect_checkpoint
+from ibscan.inputs.series.manifest import Manifest, read_manifest
+from ibscan.inputs.series.read import read_series, select_epochs
+from ibscan.inputs.series.untouched import untouched
+from ibscan.measures.driver import input_weights
+from ibscan.measures.work import seconds
+from ibscan.results.parts import check_output
+
+__all__ = [
+    "Grounds",
+    "Plan",
+    "grounds",
+    "manifest_of",
+    "plan_of",
+    "planned",
+    "probe_of",
+    "series_of",
+    "skip_sentence",
+]
+
+# Seconds of one core that a block may take by its estimate. A block may take three times that, and as much, about 30 s,
+# is lost when a run is killed.
+BLOCK_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be computed, on what.
+
+    `layers` are the indices of those to report; `folder` says that the series is a whole folder.
+    """
+
+    series: Series
+    probe: Probe
+    model: Model
+    layers: tuple[int, ...]
+    measures: tuple[Measure, ...]
+    device: torch.device
+    attrs: Mapping[str, Any]
+    folder: bool
+
+    def rows(self, measure: Measure) -> int:
+        """Return how many probe rows a measure uses."""
+        return len(self.probe.x) if measure.samples is None else min(len(self.probe.x), measure.samples)
+
+    @property
+    def most(self) -> int:
+        """How many checkpoints may be stacked: few where each takes its time, as a killed run loses a whole block."""
+        return self.model.most or max(1, int(BLOCK_SECONDS // self.seconds))
+
+    @property
+    def seconds(self) -> float:
+        """How long one checkpoint of a chain takes on one core, about, from the sizes of the work alone."""
+        return sum(seconds(measure, self.sizes(measure)) for measure in self.measures)
+
+    def sizes(self, measure: Measure) -> Sizes:
+        """Return the sizes of a measure's work on one checkpoint."""
+        weights = sum(math.prod(tensor.shape) for tensor in self.series.checkpoints[0].tensors.values())
+        layers = self.model.layers
+        return Sizes([layers[k] for k in self.layers], layers, self.model.inputs, self.rows(measure), weights)
+
+    def part_key(self) -> str:
+        """Return the hash of everything that changes numbers, the checkpoint itself excepted."""
+        # What tables go by changes no number, and may change as a folder grows.
+        settings = {name: value for name, value in json.loads(self.attrs["settings"]).items() if name != "axis"}
+        science = {
+            "identity": [self.attrs[name] for name in ("model", "probe_sha256", "seed", "ibscan_version")],
+            "settings": settings,
+            "layers": self.layers,
+            "measures": [repr(measure) for measure in self.measures],
+        }
+        return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """What a request names beside checkpoints; `exclude` lists files that are never taken for one."""
+
+    device: torch.device
+    manifest: Manifest | None
+    probe: str | None
+    probe_arg: Mapping[str, Any]
+    exclude: tuple[Path, ...]
+
+
+def grounds(request: Request) -> Grounds:
+    """Find and check what can be checked without a checkpoint.
+
+    Raises:
+        UsageError: There is no such device, or the output may not be written.
+        InputError: The manifest cannot be used.
+    """
+    device = _device(request.device)
+    manifest = manifest_of(request.paths, trust=request.trust)
+    source, arguments = _probe_source(request, manifest)
+    beside = [] if source is None else [Path(source.partition("#")[0])]
+    if request.output is not None:
+        check_output(request.output, [*beside, *(path for path in request.paths if path.is_file())])
+    return Grounds(device, manifest, source, arguments, (*beside, *([request.output] if request.output else [])))
+
+
+def probe_of(request: Request, ground: Grounds) -> tuple[Probe, tuple[str, ...]]:
+    """Return the probe and sentences about it.
+
+    Raises:
+        InputError: There is none, or it cannot be used.
+    """
+    if ground.probe is None:
+        raise InputError(
+            f"{request.paths[0]}: no probe was found beside the checkpoints (probe.npz, probe.npy, probe.mat, ...) and "
+            "none was given; name the inputs to measure on with --probe FILE."
+        )
+    with untouched(request.paths, ground.probe.partition("#")[0], "--probe", growing=request.follow):
+        probe, notices = read_probe(ground.probe, ground.probe_arg, run_script=request.run_script)
+    return probe, tuple(notices)
+
+
+def planned(request: Request, reporter: Reporter) -> Plan:
+    """Read and check everything a request names.
+
+    Args:
+        request: What the user asks for.
+        reporter: Told what was skipped, sampled or left out.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UsageError: The request contradicts itself or the inputs, or the output may not be written.
+        InputError: An input cannot be used, or probe and model do not fit.
+        NothingMatched: An empty folder or a filter that matches nothing.
+    """
+    ground = grounds(request)
+    series = series_of(request, ground.manifest, exclude=ground.exclude)
+    return plan_of(request, reporter, ground, series, probe_of(request, ground))
+
+
+def plan_of(
+    request: Request,
+    reporter: Reporter,
+    ground: Grounds,
+    series: Series,
+    read: tuple[Probe, Sequence[str]],
+    before: Plan | None = None,
+) -> Plan:
+    """Hold a series and a probe against a request.
+
+    Args:
+        request: What the user asks for.
+        reporter: Told what was skipped, sampled or left out.
+        ground: As `grounds` found it.
+        series: The checkpoints.
+        read: As `probe_of` returned it.
+        before: A plan for the same folder, whose model is taken over where the architecture stayed.
+
+    Returns:
+        The plan.
+
+    Raises:
+        IbscanError: As `planned`.
+    """
+    (probe, notices), device = read, ground.device
+    for sentence in (*series.notices, *notices):
+        reporter.notice(sentence)
+    for name, reason in series.skipped.items():
+        reporter.problem(skip_sentence(name, reason))
+    stated = stated_model(
+        request.model, request.model_arg, ground.manifest, series.checkpoints, trust=request.trust, chain=request.chain
+    )
+    if before is not None and (stated, _architecture(series)) == (before.model.stated, _architecture(before.series)):
+        model = before.model
+    else:
+        series, model = _modelled(request, reporter, series, stated, probe, device)
+    probe = model.fed.probed(probe)
+    for sentence in model.fed.notices:
+        reporter.notice(sentence)
+    for layer in model.layers:
+        if not layer.width:
+            raise InputError(f"{series.checkpoints[0].name}: layer {layer.name!r} has no units; expected at least one.")
+    for name, reason in model.untapped:
+        reporter.notice(f"{name} is not measured: {reason}.")
+    names = model.names
+    chosen = tuple(k for k, name in enumerate(names) if globbed(name, request.layers))
+    if not chosen:
+        raise NothingMatched(f"--layers {' '.join(request.layers)} matches none of the layers {', '.join(names)}.")
+    outputs = model.outputs
+    if probe.y is not None and len(probe.labels) not in (outputs, 2 if outputs == 1 else outputs):
+        reporter.notice(
+            f"accuracy is measured only where the output fits the labels: the probe has {len(probe.labels)} label "
+            f"values, the network's output {outputs} units."
+        )
+    stacked = model.most is None
+    situation = Situation(series, model.layers, chosen, model.inputs, stacked, request.options, reporter.notice)
+    measures = measures_of(request, situation, len(probe.x))
+    settings: dict[str, Any] = {
+        "dtype": request.dtype,
+        "axis": series.axis,
+        # Modules asked for by name are no part of what the network is.
+        "layers": [layer.name for layer in model.layers if layer.noisy],
+        "widths": [model.inputs, *(layer.width for layer in model.layers if layer.noisy)],
+        "weights": series.checkpoints[0].state_key,
+        "code": model.code,
+        "measures": {m.name: _fields(m) for m in measures},
+    }
+    noisy = [measure for measure in measures if measure.channel]
+    if noisy:
+        settings["input_entropy"] = input_weights(probe.sampled(noisy[0].samples, request.seed))[1]
+    attrs = {
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "ibscan_version": __version__,
+        "torch_version": torch.__version__,
+        "device": str(device),
+        "seed": request.seed,
+        "command": request.command,
+        "model": str(stated),
+        "probe": probe.source,
+        "probe_sha256": probe.sha256,
+        "settings": json.dumps(settings, sort_keys=True),
+        "skipped": json.dumps(dict(series.skipped), sort_keys=True),
+        "complete": 0,
+    }
+    folder = len(request.paths) == 1 and request.paths[0].is_dir()
+    return Plan(series, probe, model, chosen, measures, device, attrs, folder)
+
+
+def manifest_of(paths: Sequence[Path], *, trust: bool) -> Manifest | None:
+    """Return the manifest beside the checkpoints: in the folder, or in the one folder all files lie in.
+
+    Raises:
+        InputError: A path that none can be.
+    """
+    for path in paths:
+        # Names from standard input may be of any length and hold any byte; the rest is found out by whoever reads them.
+        try:
+            path.stat()
+        except ValueError as error:
+            raise InputError(f"{path}: is no path ({error}).") from None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise InputError(f"{path}: is no path ({error.strerror}).") from None
+    folder = _folder(paths)
+    return None if folder is None else read_manifest(folder, trust=trust)
+
+
+def series_of(
+    request: Request,
+    manifest: Manifest | None,
+    *,
+    exclude: Sequence[Path],
+    inspect: Callable[..., Checkpoint] = inspect_checkpoint,
+) -> Series:
+    """Return the series a request names, `--epochs` applied."""
+    series = read_series(
+        request.paths,
+        manifest=manifest,
+        state_key=request.state_key,
+        weights=request.weights,
+        exclude=exclude,
+        inspect=inspect,
+    )
+    # Of a folder that is followed what is asked for may yet come.
+    return series if request.epochs is None else select_epochs(series, request.epochs, partial=request.follow)
+
+
+def _modelled(
+    request: Request, reporter: Reporter, series: Series, stated: Stated, probe: Probe, device: torch.device
+) -> tuple[Series, Model]:
+    """Return the model, and the series less first checkpoints that went away, or changed, since it was listed."""
+    while True:
+        first, *rest = series.checkpoints
+        try:
+            dtype = getattr(torch, request.dtype)
+            guard = partial(untouched, request.paths, stated.spec, "--model", growing=request.follow)
+            options: dict[str, Any] = {"globs": request.layers, "run_script": request.run_script, "guard": guard}
+            return series, model_of(stated, first, probe, device=device, dtype=dtype, **options)
+        except CheckpointError as error:
+            if not rest:
+                raise
+            reporter.problem(skip_sentence(first.name, str(error)))
+            skipped = {**series.skipped, first.name: str(error)}
+            series = dataclasses.replace(series, checkpoints=tuple(rest), skipped=skipped)
+
+
+def _architecture(series: Series) -> tuple[Any, ...]:
+    first = series.checkpoints[0]
+    return dict(first.tensors), dict(first.stored_names), first.state_key
+
+
+def skip_sentence(name: str, reason: str) -> str:
+    """Return what is said of a checkpoint left out; most reasons name it already."""
+    return f"skipped: {reason}" if reason.startswith(name) else f"skipped {name}: {reason}"
+
+
+def _folder(paths: Sequence[Path]) -> Path | None:
+    if len(paths) == 1 and paths[0].is_dir():
+        return paths[0]
+    parents = {path.parent for path in paths}
+    return parents.pop() if len(parents) == 1 else None
+
+
+def _probe_source(request: Request, manifest: Manifest | None) -> tuple[str | None, dict[str, Any]]:
+    # What the manifest says of scale and mean belongs to the probe it names, not to another one typed.
+    if request.probe is not None:
+        return request.probe, dict(request.probe_arg)
+    arguments = {**(manifest.probe_arguments if manifest is not None else {}), **request.probe_arg}
+    if manifest is not None and manifest.probe_path is not None:
+        selection = f"#{manifest.probe_selection}" if manifest.probe_selection else ""
+        return f"{manifest.probe_path}{selection}", arguments
+    folder = _folder(request.paths)
+    found = find_probe(folder) if folder is not None and folder.is_dir() else None
+    return None if found is None else str(found), arguments
+
+
+def _device(name: str) -> torch.device:
+    present = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+    if name == "auto":
+        return torch.device("cuda:0" if len(present) > 1 else "cpu")
+    if name == "mps":
+        raise UsageError("--device mps comes in a later version: it has no float64, in which all is measured here.")
+    wanted = "cuda:0" if name == "cuda" else name
+    if wanted not in present:
+        raise UsageError(f"--device {name}: expected auto or one of the devices here: {', '.join(present)}.")
+    return torch.device(wanted)
+
+
+def _fields(measure: Measure) -> dict[str, Any]:
+    return {field.name: getattr(measure, field.name) for field in dataclasses.fields(measure)}  # type: ignore[arg-type]

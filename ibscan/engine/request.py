@@ -1,0 +1,312 @@
+"""What a user may ask for: one frozen description, checked once, whether it was typed or called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from numbers import Real
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from ibscan.core.option import (
+    INPUT,
+    MODEL,
+    OUTPUT,
+    PRECISION,
+    Option,
+    Setting,
+    at_least,
+    number,
+    one_of,
+    option,
+    positive,
+    settings_of,
+    whole,
+)
+from ibscan.errors import UsageError
+from ibscan.measures import VERBS, measure_settings
+
+__all__ = ["IDLE_SECONDS", "PARTIAL", "Reporter", "Request", "Silent", "requested", "run_settings"]
+
+# Exit code of a command that did part of what was asked.
+PARTIAL = 4
+Verb = Literal["rank", "mi", "cluster", "scan"]
+# How long a folder that is followed may have nothing new: longer than most epochs take.
+IDLE_SECONDS = 600.0
+SCANNING = (*VERBS, "scan")
+READING = (*SCANNING, "ls")
+_reading = partial(Option, verbs=READING)
+
+
+def _path(make: Callable[[Any], Any]) -> Callable[[str, Any], Any]:
+    def read(flag: str, given: Any) -> Any:  # noqa: ANN401, ARG001 - whatever was given
+        if given is not None and not isinstance(given, str | PathLike):
+            raise TypeError(f"is a {type(given).__name__}; expected a path.")
+        return None if given is None else make(given)
+
+    return read
+
+
+def _joined(flag: str, given: Any) -> Any:  # noqa: ANN401, ARG001 - text, a number, or several of them
+    if given is None or isinstance(given, str):
+        return given
+    return ",".join(str(one) for one in ([given] if isinstance(given, Real) else given))
+
+
+def _arguments(kind: str) -> Callable[[str, Any], Any]:
+    def read(flag: str, given: Any) -> Any:  # noqa: ANN401, ARG001 - a mapping, or KEY=VALUE once or several times
+        if isinstance(given, Mapping):
+            return given
+        from ibscan.inputs.probes import arguments
+
+        parse = {"probe": arguments.parse_arguments, "model": arguments.parse_model_arguments}[kind]
+        return parse([given] if isinstance(given, str) else given or ())
+
+    return read
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything a scan verb may be told.
+
+    What concerns the run as a whole is a field; `options` holds those of the measures that were given, by keyword.
+
+    Raises:
+        UsageError: A value out of its range, named as the option that sets it.
+    """
+
+    verb: Verb
+    paths: tuple[Path, ...] = (Path(),)
+    probe: str | None = option(
+        None,
+        _reading(
+            "Inputs (and labels) to measure on: FILE, FILE#x=KEY,y=KEY, IDX folder or FOLDER#test, module:callable or "
+            "path.py:callable. Default: probe.* beside the checkpoints.",
+            INPUT,
+            flags=("-p", "--probe"),
+            metavar="SPEC",
+            read=_path(str),
+        ),
+    )
+    probe_arg: Mapping[str, Any] = option(
+        dict,
+        _reading(
+            "scale, mean, std, shape: (x / scale - mean) / std, reshaped; repeatable.",
+            INPUT,
+            metavar="KEY=VALUE",
+            several=True,
+            read=_arguments("probe"),
+        ),
+    )
+    epochs: str | None = option(
+        None,
+        _reading(
+            "Which checkpoints, on the series' axis: 0:500:10, 1,10,100, last, log:50.",
+            INPUT,
+            metavar="SPEC",
+            read=_joined,
+        ),
+    )
+    weights: str | None = option(
+        None,
+        _reading(
+            "Raw weights or averages, where a file holds both.", INPUT, metavar="raw|ema", check=one_of("raw", "ema")
+        ),
+    )
+    state_key: str | None = option(
+        None,
+        _reading(
+            "The entry to read where a file holds several states, dotted where it lies deeper; or what the names of a "
+            "part of it begin with.",
+            INPUT,
+            metavar="KEY",
+        ),
+    )
+    trust: bool = option(False, _reading("Allow code and paths named by files found beside the checkpoints.", INPUT))
+    model: str | None = option(
+        None,
+        _reading(
+            "mlp:ACT or mlp:ACT:OUT for a plain chain; module:callable or path.py:callable returning an nn.Module; hf "
+            "or hf:CLASS for a model of transformers with its config.json. Default: what the series says of itself.",
+            MODEL,
+            flags=("-m", "--model"),
+            metavar="SPEC",
+        ),
+    )
+    model_arg: Mapping[str, Any] = option(
+        dict,
+        _reading(
+            "An argument of the callable, or an entry put over the config, read as JSON where it is JSON; repeatable.",
+            MODEL,
+            metavar="KEY=VALUE",
+            several=True,
+            read=_arguments("model"),
+        ),
+    )
+    chain: str | None = option(
+        None,
+        _reading(
+            "Globs, separated by commas: the order of containers that form one chain, as in 'encoder.*,decoder.*'.",
+            MODEL,
+            metavar="GLOBS",
+            read=_joined,
+        ),
+    )
+    run_script: bool = option(
+        False,
+        _reading(
+            "Also run code of --model and --probe that trains or writes files when imported, or trains when called.",
+            MODEL,
+        ),
+    )
+    layers: tuple[str, ...] = option(
+        (), _reading("Layers to report; repeatable. Default: all.", MODEL, metavar="GLOB", several=True)
+    )
+    device: str = option("auto", Option("auto takes CUDA where there is one.", PRECISION, metavar="auto|cpu|cuda[:I]"))
+    dtype: Literal["float32", "float64"] = option(
+        "float64",
+        Option(
+            "Of the forward pass; measuring is float64 all the same.",
+            PRECISION,
+            metavar="float32|float64",
+            check=one_of("float32", "float64"),
+        ),
+    )
+    seed: int = option(0, Option("Of samples and draws.", PRECISION, metavar="I", parse=whole, check=at_least(0)))
+    output: Path | None = option(
+        None,
+        Option(
+            "Result file, written whole; an existing one of the same identity is joined. Default: ibscan.h5.",
+            OUTPUT,
+            flags=("-o", "--output"),
+            metavar="FILE",
+            kind=Path,
+            read=_path(Path),
+        ),
+    )
+    resume: bool = option(
+        True, Option("Take up what is finished, or measure everything again.", OUTPUT, flags=("--resume/--no-resume",))
+    )
+    force: bool = option(False, Option("Replace what differs in an existing result.", OUTPUT))
+    follow: bool = option(False, Option("Keep measuring a folder's checkpoints as they arrive, until --idle.", INPUT))
+    idle: float | None = option(
+        None,
+        Option(
+            f"With --follow: end when nothing new has come for so long. Default: {IDLE_SECONDS:g}.",
+            INPUT,
+            metavar="SECONDS",
+            parse=number,
+            check=positive,
+        ),
+    )
+    strict: bool = option(False, Option("Exit 4 on unresolved cells too.", OUTPUT))
+    options: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        for setting in run_settings():
+            setting.checked(getattr(self, setting.field))
+        measured = measure_settings()
+        for setting in measured:
+            if setting.name in self.options:
+                setting.checked(self.options[setting.name])
+        for setting in measured:
+            if setting.option.against is not None:
+                setting.option.against(self.options)
+        if self.idle is not None and not self.follow:
+            raise UsageError(f"--idle {self.idle:g}: says when following a folder ends; add --follow.")
+        if self.follow and self.output is None:
+            raise UsageError("--follow keeps what it measures in a file; name one with --output.")
+
+    def option(self, name: str) -> Any:  # noqa: ANN401 - of the option's kind
+        """Return an option of the measures as given, or its default."""
+        default = next(setting.default for setting in measure_settings() if setting.name == name)
+        return self.options.get(name, default)
+
+
+def run_settings() -> tuple[Setting, ...]:
+    """Return the options that concern a run as a whole, in the order of the help."""
+    return settings_of(Request, SCANNING)
+
+
+def requested(verb: Verb, paths: Sequence[Path], given: Mapping[str, Any], command: str) -> Request:
+    """Make a request of options as typed or called.
+
+    Args:
+        verb: What to do.
+        paths: Of checkpoints.
+        given: Options by keyword.
+        command: What is stored as the command.
+
+    Raises:
+        UsageError: There is no such option, or a value is none of its.
+    """
+    own = {setting.name: setting for setting in run_settings()}
+    measured = {setting.name: setting for setting in measure_settings()}
+    fields: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    for name, value in given.items():
+        setting = own.get(name) or measured.get(name)
+        if setting is None:
+            raise UsageError(
+                f"ibscan.{verb}: there is no option {name!r}; the options are those of the command line that say what "
+                "to measure, with underscores (--from is from_layer)."
+            )
+        value = _read(verb, setting, value)
+        if value is not None or (name not in own and setting.initial is not None):
+            (fields if name in own else options)[name] = value
+    return Request(verb, tuple(paths), options=options, command=command, **fields)
+
+
+def _read(verb: str, setting: Setting, value: Any) -> Any:  # noqa: ANN401 - whatever was given
+    """Return the value as it is kept, None where the default is meant."""
+    spec = setting.option
+    if spec.read is not None:
+        try:
+            return spec.read(setting.flag, value)
+        except TypeError as error:
+            raise UsageError(f"ibscan.{verb}: {setting.name} {error}") from None
+    if spec.several and value is not None:
+        value = (value,) if isinstance(value, str | Real) else tuple(value)
+        if not value and spec.nothing:
+            raise UsageError(f"ibscan.{verb}: {setting.name} names no {spec.nothing}; expected one number or several.")
+    return value
+
+
+class Reporter(Protocol):
+    """What a run tells while it goes: the command line prints it, Python code may ignore it."""
+
+    def notice(self, sentence: str) -> None:
+        """Say something the user should know."""
+        ...
+
+    def problem(self, sentence: str) -> None:
+        """Say something that makes the result partial: also said when notices are not wanted."""
+        ...
+
+    def started(self, total: int) -> None:
+        """So many checkpoints are to be measured."""
+        ...
+
+    def advanced(self, name: str) -> None:
+        """One more is finished."""
+        ...
+
+
+@dataclass(frozen=True)
+class Silent:
+    """A reporter that keeps everything to itself."""
+
+    def notice(self, sentence: str) -> None:
+        """Say nothing."""
+
+    def problem(self, sentence: str) -> None:
+        """Say nothing."""
+
+    def started(self, total: int) -> None:
+        """Say nothing."""
+
+    def advanced(self, name: str) -> None:
+        """Say nothing."""

@@ -1,0 +1,1 @@
+"""Models that the user names: code of theirs, and the classes of transformers."""

@@ -1,0 +1,62 @@
+"""Read epoch, step and sweep value from names by the pattern under [series] in ibscan.toml."""
+
+from __future__ import annotations
+
+import re
+
+from ibscan.errors import UsageError
+from ibscan.inputs.folder.numbers import AxisNumbers, finite_number, whole_step
+
+__all__ = ["compiled_pattern", "matches", "numbers_by_pattern"]
+
+PLACEHOLDER = re.compile(r"\{(epoch|step|value:[^{}]+)\}")
+
+
+def compiled_pattern(pattern: str, where: str) -> tuple[re.Pattern[str], str | None]:
+    """Turn `epoch-{epoch}.safetensors` into a regular expression, and the sweep's own name if it has one.
+
+    Args:
+        pattern: With `{epoch}`, `{step}` or `{value:NAME}`, each at most once.
+        where: The manifest's name, for a message.
+
+    Returns:
+        The expression (groups `epoch`, `step`, `value`) and NAME or None.
+
+    Raises:
+        UsageError: No placeholder, an unknown one, or one twice.
+    """
+    pieces = PLACEHOLDER.split(pattern)
+    names = [piece.partition(":")[0] for piece in pieces[1::2]]
+    if not names or len(set(names)) < len(names) or any(mark in literal for literal in pieces[::2] for mark in "{}"):
+        raise UsageError(
+            f"{where}: pattern {pattern!r} cannot be read; expected a file name with {{epoch}}, {{step}} or "
+            f"{{value:NAME}}, "
+            "each at most once."
+        )
+    numbers = {"epoch": r"\d+(?:\.\d+)?", "step": r"\d+", "value": r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"}
+    expression = re.escape(pieces[0])
+    for name, literal in zip(names, pieces[2::2], strict=True):
+        expression += f"(?P<{name}>{numbers[name]}){re.escape(literal)}"
+    own = next((piece.partition(":")[2] for piece in pieces[1::2] if piece.startswith("value:")), None)
+    return re.compile(expression), own
+
+
+def matches(expression: re.Pattern[str], name: str) -> re.Match[str] | None:
+    """Return how the pattern reads a name (the whole of it, its folder, or its last part), or None."""
+    return next((match for text in (name, *reversed(name.split("/"))) if (match := expression.fullmatch(text))), None)
+
+
+def numbers_by_pattern(expression: re.Pattern[str], name: str) -> AxisNumbers:
+    """Return what the pattern reads in a name; nothing where it does not match.
+
+    Raises:
+        CheckpointError: A number too large to be one.
+    """
+    found = matches(expression, name)
+    groups = {} if found is None else found.groupdict()
+    return AxisNumbers(
+        None if groups.get("epoch") is None else finite_number(groups["epoch"], "epoch", name),
+        None if groups.get("step") is None else whole_step(groups["step"], name),
+        None if groups.get("value") is None else finite_number(groups["value"], "the value", name, signed=True),
+        "pattern",
+    )

@@ -1,0 +1,156 @@
+"""Convert what a callable returns as a probe to arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ibscan.core.boundary import foreign, is_out_of_memory
+from ibscan.core.records import Array
+from ibscan.core.text import first_line
+from ibscan.errors import InputError, UsageError
+from ibscan.inputs.code.load import called, named_callable
+from ibscan.inputs.probes.probe_keys import INPUTS, chosen, wanted_keys
+
+__all__ = ["Returned", "as_numpy", "probe_from_code"]
+
+EXPECTED = "expected x, a tuple (x, y), or a mapping with x and y"
+
+
+@dataclass(frozen=True)
+class Returned:
+    """Copies of x and y, None without labels, and what else there is; `inputs` and `labels` are their keys."""
+
+    x: Array
+    y: Array | None
+    where: str
+    parts: Mapping[str, Any]
+    inputs: str = "x"
+    labels: str | None = "y"
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all arrays returned."""
+        return {key: shape for key, part in self.parts.items() if (shape := _shape(part))}
+
+    def read(self, key: str) -> Array:
+        """Return one of the arrays beside x and y."""
+        return _array(self.parts[key], repr(key), self.where)
+
+
+def probe_from_code(spec: str, selection: str, *, run_script: bool = False) -> Returned:
+    """Call what a spec names, without arguments, and return its inputs and labels.
+
+    A tuple is x or (x, y), and so is a list of arrays. A list of lists is rows, unless it is two parts of different
+    shapes, which no rows have: those are x and y.
+
+    Args:
+        spec: `module:callable` or `path.py:callable`. This runs it.
+        selection: `x=KEY,y=KEY` for a callable that returns a mapping, or empty.
+        run_script: Also run code that trains or writes files when it is imported.
+
+    Raises:
+        UsageError: Several arrays of a mapping may be meant, or something is picked from what is no mapping.
+        InputError: The callable cannot be had, fails, or returns something else.
+        ResourceError: Memory runs out.
+    """
+    where = f"--probe {spec}"
+    value = called(named_callable(spec, "--probe", run_script=run_script), {}, where)
+    wanted = wanted_keys(selection, spec)
+    with foreign(f"{where}:", "reading what it returned raised"):
+        return _returned(value, spec, selection, wanted, where)
+
+
+def _returned(value: Any, spec: str, selection: str, wanted: Mapping[str, str], where: str) -> Returned:  # noqa: ANN401
+    fields = getattr(value, "_fields", ())
+    if isinstance(value, tuple) and set(fields) & set(INPUTS):
+        value = dict(zip(fields, value, strict=True))
+    if isinstance(value, Mapping):
+        # A mapping of their own may do anything when it is looked into.
+        parts = called(lambda: {str(key): part for key, part in value.items() if part is not None}, {}, where)
+        if not parts:
+            raise InputError(f"{where}: returned an empty mapping; {EXPECTED}.")
+        x, y = chosen({key: _shape(part) for key, part in parts.items()}, wanted, spec)
+        labels = None if y is None else _array(parts[y], "y", where)
+        return Returned(_array(parts[x], "x", where), labels, where, parts, x, y)
+    if wanted and wanted != {"y": ""}:
+        raise UsageError(f"{where}#{selection}: it returns no mapping, so nothing is picked by '#'; leave it out.")
+    if isinstance(value, list) and _is_pair(value, where):
+        value = tuple(value)
+    if isinstance(value, tuple):
+        if not 1 <= len(value) <= 2:
+            raise InputError(f"{where}: returned a tuple of {len(value)}; {EXPECTED}.")
+        given = None if len(value) == 1 or wanted else value[1]
+        return Returned(_array(value[0], "x", where), None if given is None else _array(given, "y", where), where, {})
+    if not (isinstance(value, list) or hasattr(value, "__array__")):
+        raise InputError(f"{where}: returned something of type {type(value).__name__}; {EXPECTED}.")
+    return Returned(_array(value, "x", where), None, where, {})
+
+
+def _is_pair(value: list[Any], where: str) -> bool:
+    """Return whether a list is (x, y), or x alone, and not rows.
+
+    Raises:
+        UsageError: It may be either.
+    """
+    shapes = [_shape(part) for part in value]
+    arrays = bool(value) and all(hasattr(part, "__array__") for part in value)
+    if len(value) == 1:
+        return arrays and len(shapes[0]) > 1
+    if len(value) == 2 and (value[1] is None or (shapes[0] != shapes[1] and len(shapes[0]) > 1)):
+        return True
+    if len(value) == 2 and arrays and shapes[0] == shapes[1] and len(shapes[0]) > 1:
+        raise UsageError(
+            f"{where}: returned a list of two arrays of shape {shapes[0]}, which may be x and y or two rows; return a "
+            "tuple (x, y), or the rows as one array."
+        )
+    return False
+
+
+def _shape(value: Any) -> tuple[int, ...]:  # noqa: ANN401 - as the code returned it
+    """Return the shape of an array, or of what lists of numbers or arrays would make."""
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):
+        return tuple(shape)
+    if hasattr(value, "__array__"):  # pandas and the like
+        return tuple(np.shape(value))
+    if isinstance(value, list | tuple):
+        return (len(value), *(_shape(value[0]) if len(value) else ()))
+    return ()
+
+
+def _array(value: Any, role: str, where: str) -> Array:  # noqa: ANN401 - as the code returned it
+    # numpy and torch raise ValueError, TypeError, RuntimeError, ... of what is no array.
+    try:
+        found = _numbers(value)
+        array = np.array(found)
+        if isinstance(found, np.ma.MaskedArray) and np.ma.is_masked(found):
+            # What is masked is not there; its numbers may be any.
+            array = array.astype(np.float64 if array.dtype.kind in "biuf" else np.object_)
+            array[np.ma.getmaskarray(found)] = np.nan
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise InputError(f"{where}: its {role} is no array ({first_line(error)}); {EXPECTED}, as arrays.") from error
+    return array
+
+
+def _numbers(value: Any) -> Any:  # noqa: ANN401 - as the code returned it
+    if isinstance(value, torch.Tensor):
+        return as_numpy(value)
+    if isinstance(value, list | tuple) and any(isinstance(part, torch.Tensor | list | tuple) for part in value):
+        return [_numbers(part) for part in value]
+    return value
+
+
+def as_numpy(tensor: torch.Tensor) -> Array:
+    """Return a tensor as an array on the CPU, outside of any graph."""
+    tensor = tensor.detach().cpu()
+    # numpy has neither bfloat16 nor the 8-bit floats; float32 holds all of them exactly.
+    small = tensor.dtype.is_floating_point and tensor.dtype not in (torch.float16, torch.float32, torch.float64)
+    array: Array = (tensor.float() if small else tensor).resolve_conj().resolve_neg().numpy()
+    return array

@@ -1,0 +1,146 @@
+"""Convert labels (integers, integral floats, one-hot rows, strings) to class indices, where they are classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ibscan.core.records import Array
+from ibscan.errors import InputError
+
+__all__ = ["check_missing", "class_indices"]
+
+MOST_NAMED = 5
+UNMEASURED = "label quantities are not measured."
+
+
+def class_indices(found: Array, rows: int, source: str) -> tuple[Array | None, tuple[int | str, ...], tuple[str, ...]]:
+    """Return class indices, the label values they stand for in sorted order, and notices.
+
+    Args:
+        found: Labels as stored: (N,), (N, 1) or (1, N) of integers, integral floats or strings, or one-hot (N, K).
+            Any integers are classes, however many different ones there are.
+        rows: N.
+        source: The probe as the user named it, for a message.
+
+    Returns:
+        Indices (N,) int64 and the labels, or None and an empty tuple where they are not classes, with one sentence.
+
+    Raises:
+        InputError: Their length is not N, or some are missing: NaN, infinite, None, an empty string.
+    """
+    y = found
+    if y.ndim == 2 and y.size == rows and 1 in y.shape:
+        y = y.reshape(rows)
+    if y.ndim == 0 or y.shape[0] != rows:
+        shape = f"shape {found.shape}" if found.ndim != 1 else f"length {len(found)}"
+        raise InputError(
+            f"{source}: the labels have {shape}, but the inputs have length {rows} ({rows} rows); give one label a row."
+        )
+    check_missing(y, source)
+    y = _plain(y)
+    if y.ndim > 1:
+        hot = _one_hot(y)
+        if hot is None:
+            return (
+                None,
+                (),
+                (f"{source}: the labels of shape {found.shape} are no classes (nor one-hot), so {UNMEASURED}",),
+            )
+        y = hot
+    if y.dtype.kind in "SU":
+        texts = np.char.decode(y, "utf-8", "replace") if y.dtype.kind == "S" else y
+        words, indices = np.unique(texts, return_inverse=True)
+        return indices.astype(np.int64), tuple(str(word) for word in words), ()
+    if y.dtype.kind == "f":
+        # Half precision overflows where it is compared below.
+        y = y.astype(np.float64)
+        if (y != np.floor(y)).any() or np.abs(y).max(initial=0) >= 2**53:
+            return (
+                None,
+                (),
+                (f"{source}: the labels are not whole numbers, so no classes (regression targets?); {UNMEASURED}",),
+            )
+    elif y.dtype.kind not in "biu":
+        return None, (), (f"{source}: the labels are of type {y.dtype}, which is no class; {UNMEASURED}",)
+    values, indices = np.unique(y, return_inverse=True)
+    return indices.astype(np.int64), tuple(int(value) for value in values), ()
+
+
+def check_missing(y: Array, source: str, lines: Sequence[int] = ()) -> None:
+    """Refuse labels that are none, naming their rows.
+
+    Args:
+        y: Labels, one a row.
+        source: What they are from, for a message.
+        lines: Of the rows in their file, where it has lines.
+
+    Raises:
+        InputError: Some are missing.
+    """
+    where = np.flatnonzero(missing(y).reshape(len(y), -1).any(axis=1)) if len(y) else np.zeros(0, dtype=np.int64)
+    if len(where):
+        shown = where[:MOST_NAMED].tolist()
+        places = f"; {_several('line', [lines[row] for row in shown])}" if lines else ""
+        more = f" and {len(where) - MOST_NAMED} more, {len(where)} in all" if len(where) > MOST_NAMED else ""
+        raise InputError(
+            f"{source}: the labels of {_several('row', shown)} (counted from 0{places}){more} are missing (NaN, "
+            "infinite, None or empty), but one label a row was expected; leave these rows out, or take no labels with "
+            "#y=."
+        )
+
+
+def _several(word: str, numbers: Sequence[int]) -> str:
+    return f"{word}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+
+
+def missing(y: Array) -> Array:
+    """Return which labels are no label, of the same shape: NaN, infinities, None, NaT, and strings that stand for them.
+
+    Args:
+        y: Labels of any kind.
+    """
+    if y.dtype.kind in "fc":
+        return ~np.isfinite(y)
+    if y.dtype.kind in "mM":
+        return np.isnat(y)
+    if y.dtype.kind in "OSU":
+        absent = [_absent(part) for part in y.ravel().tolist()]
+        return np.array(absent, dtype=bool).reshape(y.shape)
+    return np.zeros(y.shape, dtype=bool)
+
+
+def _absent(part: Any) -> bool:  # noqa: ANN401 - an object of any kind
+    if isinstance(part, bytes):
+        part = part.decode("utf-8", "replace")
+    if isinstance(part, str):
+        # What numpy and pandas make of NaN and None where all are strings.
+        return part.strip() in ("", "None", "<NA>", "NaT") or part.strip().lower() == "nan"
+    if isinstance(part, float | np.floating):
+        return not np.isfinite(part)
+    # pandas' NA is nothing that can be compared.
+    return part is None or part is np.ma.masked or type(part).__name__ in ("NAType", "NaTType")
+
+
+def _plain(found: Array) -> Array:
+    """Return an array of Python objects as one of strings or numbers, where all of them are."""
+    if found.dtype.kind != "O":
+        return found
+    parts = found.ravel().tolist()
+    for kinds in ((str,), (bool, np.bool_), (int, float, np.integer, np.floating)):
+        if parts and all(isinstance(part, kinds) for part in parts):
+            plain = np.array(parts).reshape(found.shape)
+            # Integers beyond 64 bits stay objects.
+            return plain if plain.dtype.kind in "Ubiuf" else found
+    return found
+
+
+def _one_hot(y: Array) -> Array | None:
+    if y.ndim != 2 or y.dtype.kind not in "biuf" or y.shape[1] < 2:
+        return None
+    ones = y == 1
+    if not (ones | (y == 0)).all() or not (ones.sum(axis=1) == 1).all():
+        return None
+    return np.asarray(ones.argmax(axis=1))

@@ -1,0 +1,246 @@
+"""Read probes from text tables: lines of numbers, with or without a header line, and a column of labels."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ibscan.core.records import Array
+from ibscan.core.text import first_line
+from ibscan.errors import InputError, UsageError
+from ibscan.inputs.files import Snapshot, snapshot
+from ibscan.inputs.probes.labels import check_missing
+from ibscan.inputs.probes.named_arrays import MAX_ARRAY_BYTES
+from ibscan.inputs.probes.probe_keys import LABELS
+
+__all__ = ["SUFFIXES", "Table", "read_table"]
+
+SUFFIXES = (".csv", ".tsv")
+# Python's own float takes 1_0 and digits of other scripts, which no table means.
+PLAIN = re.compile(r"[0-9eE+\-. ]*")
+NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|nan|inf|infinity)", re.ASCII | re.IGNORECASE)
+WORD = re.compile(r"(?!na$|n/a$|none$|null$)[^\W\d].*", re.IGNORECASE)
+MOST_COLUMNS = 1_000_000
+# What a row takes beside its numbers while the table is read.
+ROW_BYTES = 128
+
+
+@dataclass(frozen=True)
+class Table:
+    """Inputs (N, D), int64 where all cells are whole numbers, else float64; labels (N,), numbers or strings, or None.
+
+    `notices` say which columns were taken where they were picked by number, `unused` names those that were not.
+    """
+
+    x: Array
+    y: Array | None
+    notices: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+
+def read_table(path: Path, name: str, wanted: Mapping[str, str]) -> Table:
+    """Read a table of comma, semicolon or tab separated values.
+
+    The first line is a header unless it holds numbers. The column of labels is the one named like labels (`y`,
+    `label`, ...), or the one picked; all other columns are x. Without a header columns are counted from 0, and there
+    are labels only where picked.
+
+    Args:
+        path: The file.
+        name: What to call it in a message.
+        wanted: `x` and `y` to a column, where the user picked one; an empty `y` takes no labels.
+
+    Raises:
+        InputError: Lines of unequal length, cells that are no numbers, missing labels, or more than is read.
+        UsageError: A column that is not there, or several that may be the labels.
+    """
+    with snapshot(path, name) as shot:
+        # The boundary to decoding; csv.Error is a field of more than 128 KiB, or a quote that never ends.
+        try:
+            return _read(shot, name, wanted)
+        except UnicodeDecodeError:
+            raise InputError(f"{name}: is no UTF-8 text; save the table as UTF-8.") from None
+        except csv.Error as error:
+            raise InputError(f"{name}: cannot be read as a table ({first_line(error)}); check its quotes.") from None
+
+
+@dataclass(frozen=True)
+class _Columns:
+    names: tuple[str, ...]
+    headed: bool
+
+    def said(self, column: int) -> str:
+        """Return a column in words."""
+        return f"column {self.names[column]!r}" if self.headed else f"column {column} (counted from 0)"
+
+    def place(self, key: str, name: str) -> int:
+        """Return which column a key names."""
+        places = [k for k, column in enumerate(self.names) if column == key]
+        if len(places) == 1:
+            return places[0]
+        if places:
+            raise UsageError(f"{name}: there are {len(places)} columns {key!r}; give them names of their own.")
+        count = len(self.names)
+        listed = ", ".join(self.names[:12]) + (f" and {count - 12} more" if count > 12 else "")
+        known = f"there is {listed}" if self.headed else f"without a header they are counted from 0 to {count - 1}"
+        raise UsageError(f"{name}: there is no column {key!r}; {known}.")
+
+    def label(self, wanted: Mapping[str, str], name: str) -> int | None:
+        """Return which column holds the labels, or None."""
+        if "y" in wanted:
+            return self.place(wanted["y"], name) if wanted["y"] else None
+        fitting = [k for k, column in enumerate(self.names) if column in LABELS and column != wanted.get("x")]
+        if len(fitting) > 1:
+            raise UsageError(
+                f"{name}: which column is y is not clear from {', '.join(self.names[k] for k in fitting[:8])}; add "
+                f"#y=COLUMN, such as {name}#y={self.names[fitting[-1]]}, and the others are inputs."
+            )
+        return fitting[0] if fitting else None
+
+    def notices(self, wanted: Mapping[str, str], name: str) -> tuple[str, ...]:
+        """Return which columns were taken where a number picked them: it may be a name, and others count from 1."""
+        said = []
+        for role, word in (("x", "inputs"), ("y", "labels")):
+            key = wanted.get(role, "")
+            if NUMBER.fullmatch(key):
+                named = f"the column named {key!r} in line 1, " if self.headed else ""
+                place = self.place(key, name)
+                said.append(f"{name}: the {word} are {named}column {place} of {len(self.names)}, counted from 0.")
+        return tuple(said)
+
+
+def _read(shot: Snapshot, name: str, wanted: Mapping[str, str]) -> Table:
+    text = io.TextIOWrapper(shot.stream, encoding="utf-8-sig", newline="")
+    try:
+        lines = _lines(text)
+        start = list(itertools.islice(lines, 2))
+        if not start:
+            raise InputError(f"{name}: is a table without lines; expected one row an input.")
+        columns = _columns([cells for _, cells in start], wanted, name)
+        unknown = next((key for key in wanted if key not in ("x", "y")), None)
+        if unknown is not None:
+            raise UsageError(f"{name}#{unknown}=: of a table every column is x but that of the labels; pick it by #x=.")
+        label = columns.label(wanted, name)
+        if "x" in wanted:
+            inputs = [columns.place(wanted["x"], name)]
+        else:
+            inputs = [k for k in range(len(columns.names)) if k != label]
+        x, y = _arrays(itertools.chain(start[columns.headed :], lines), columns, (inputs, label), name)
+        rest = tuple(columns.said(k) for k in range(len(columns.names)) if k != label and k not in inputs)
+        return Table(x, y, columns.notices(wanted, name), rest)
+    finally:
+        # Who made the stream closes it.
+        text.detach()
+
+
+def _lines(text: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
+    """Yield line number and cells of every line that is not blank."""
+    first = text.readline()
+    bare = re.sub(r'"[^"]*"', "", first)
+    # In this order: a comma may be a decimal comma where there are semicolons.
+    separator = next((one for one in "\t;" if one in bare), ",")
+    reader = csv.reader(itertools.chain([first], text), delimiter=separator, strict=True)
+    for cells in reader:
+        if cells and not (len(cells) == 1 and not cells[0].strip()):
+            yield reader.line_num, cells
+
+
+def _columns(lines: Sequence[Sequence[str]], wanted: Mapping[str, str], name: str) -> _Columns:
+    """Return the names of the columns, from the first line if it is a header."""
+    # numpy.savetxt writes its header as a comment.
+    names = (lines[0][0].lstrip("# ").strip(), *(cell.strip() for cell in lines[0][1:]))
+    if len(names) > MOST_COLUMNS:
+        raise InputError(f"{name}: has {len(names)} columns, at most {MOST_COLUMNS} are read; is it another file?")
+    if len(names) > 2 and names == tuple(str(k) for k in range(len(names))):
+        raise InputError(
+            f"{name}: line 1 reads 0, 1, 2, ..., which may be the columns' names or an input; give them names that "
+            "are no numbers, or remove the line."
+        )
+    picked = {key for key in wanted.values() if key}
+    known = {key for key in picked if not NUMBER.fullmatch(key)} | set(LABELS)
+    # A number in line 1 that picks a column is its name only if words beside it stand above numbers.
+    words = picked & set(names) and len(lines) > 1 and _is_title(names, lines[1])
+    if any(map(_is_number, names)) and not known & set(names) and not words:
+        return _Columns(tuple(str(k) for k in range(len(names))), headed=False)
+    if "" in names:
+        raise InputError(
+            f"{name}: column {names.index('') + 1} has no name in line 1 (an index, as pandas writes it?); name it, or "
+            "save the table without it (index=False)."
+        )
+    return _Columns(names, headed=True)
+
+
+def _is_title(names: Sequence[str], below: Sequence[str]) -> bool:
+    """Return whether every cell that is no number is a word above a number."""
+    words = [(cell, under) for cell, under in zip(names, below, strict=False) if not _is_number(cell)]
+    return bool(words) and all(WORD.fullmatch(cell) and _is_number(under) for cell, under in words)
+
+
+def _is_number(cell: str) -> bool:
+    return bool(NUMBER.fullmatch(cell.strip()))
+
+
+def _arrays(
+    lines: Iterator[tuple[int, list[str]]], columns: _Columns, picked: tuple[list[int], int | None], name: str
+) -> tuple[Array, Array | None]:
+    inputs, label = picked
+    rows: list[Array] = []
+    words: list[str] = []
+    numbers: list[int] = []
+    count = len(columns.names)
+    most = MAX_ARRAY_BYTES // (8 * len(inputs) + ROW_BYTES)
+    whole = inputs == list(range(count))
+    for number, cells in lines:
+        if len(cells) != count:
+            raise InputError(
+                f"{name}: line {number} has {len(cells)} cells, but line 1 has {count}; every line needs the same."
+            )
+        if len(rows) == most:
+            raise InputError(f"{name}: has more than {most} lines of {len(inputs)} numbers; save fewer rows.")
+        if label is not None:
+            words.append(cells[label].strip())
+            numbers.append(number)
+        rows.append(_numbers(cells if whole else [cells[k] for k in inputs], (number, inputs, columns), name))
+    if not rows:
+        return np.zeros((0, len(inputs))), None if label is None else np.zeros(0)
+    x = np.stack(rows) if inputs else np.zeros((len(rows), 0))
+    if label is None:
+        return x, None
+    y = _labels(words)
+    check_missing(y, f"{name}, {columns.said(label)}", numbers)
+    return x, y
+
+
+def _numbers(cells: Sequence[str], place: tuple[int, Sequence[int], _Columns], name: str) -> Array:
+    """Return one row, as integers where all its cells are."""
+    if PLAIN.fullmatch("".join(cells)):
+        for kind in (int, float):
+            try:
+                return np.array(list(map(kind, cells)), dtype=np.int64 if kind is int else np.float64)
+            except (ValueError, OverflowError):
+                continue
+    number, inputs, columns = place
+    for cell, k in zip(cells, inputs, strict=True):
+        if not _is_number(cell):
+            found = f"holds {cell.strip()[:40]!r}, which is no number" if cell.strip() else "is empty"
+            raise InputError(
+                f"{name}: line {number}, {columns.said(k)} {found}; expected a number, or pick the column of "
+                "labels with #y=COLUMN."
+            )
+    return np.array(list(map(float, cells)), dtype=np.float64)
+
+
+def _labels(words: Sequence[str]) -> Array:
+    if all(map(_is_number, words)):
+        try:
+            return np.array(list(map(int, words)), dtype=np.int64)
+        except (ValueError, OverflowError):
+            return np.array(list(map(float, words)), dtype=np.float64)
+    return np.array(words, dtype=np.str_)

@@ -1,0 +1,1 @@
+"""Jacobians of recorded passes: how layers are differentiated, in what blocks, how exactly."""

@@ -1,0 +1,107 @@
+"""What a call of one of torch's functions is: its name, what it makes, whether it changes its input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ibscan.networks.activations import ACTIVATIONS
+from ibscan.networks.trace.trees import Function, Tree, tensors
+
+__all__ = [
+    "CONSTANT",
+    "PRODUCTS",
+    "address",
+    "in_place",
+    "is_default",
+    "leading",
+    "made",
+    "operands",
+    "operation_label",
+    "operation_name",
+    "parameter_names",
+    "unit",
+]
+
+# Operations by a matrix: where one of these takes a parameter, that is a layer in all but name.
+PRODUCTS = (
+    *("linear", "bilinear", "matmul", "__matmul__", "mm", "mv", "bmm", "addmm", "addmv", "baddbmm", "addbmm"),
+    *("einsum", "tensordot", "inner", "multi_head_attention_forward", "lstm", "gru", "rnn_", "conv"),
+)
+# Tensors shaped like another, or placed where it is, but not computed from its values.
+CONSTANT = (
+    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like",
+    "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor",
+)  # fmt: skip
+# What takes of a second tensor its shape, type or device alone.
+ALIKE = ("to", "type_as", "view_as", "reshape_as", "expand_as")
+
+
+def operands(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """Return the tensors whose numbers an operation takes."""
+    given = list(tensors((args, kwargs)))
+    return given[:1] if name in ALIKE else given
+
+
+def operation_name(func: Function) -> str:
+    """Return the name of a function of torch; of a property its own name and `__get__`."""
+    name: str = getattr(func, "__name__", "")
+    if name in ("__get__", "__set__"):
+        return f"{getattr(getattr(func, '__self__', None), '__name__', '')}.{name}"
+    return name
+
+
+def operation_label(name: str, given: Sequence[torch.Tensor], parameters: Mapping[int, str]) -> str:
+    """Return an operation's name and the names of the parameters it takes: two layers of a kind are two operations."""
+    return " ".join([name, *(parameters[id(t)] for t in given if id(t) in parameters)])
+
+
+def made(name: str, args: Sequence[Any], result: Tree) -> list[torch.Tensor]:
+    """Return the tensors an operation makes: its result, or what it writes into."""
+    return [args[0]] if name in ("__setitem__", "data.__set__") else list(tensors(result))
+
+
+def in_place(name: str, kwargs: Mapping[str, Any]) -> bool:
+    """Return whether an operation that gives one of its inputs back has changed it."""
+    named = (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "data.__set__")
+    return named or name.startswith("__i") or bool(kwargs.get("inplace")) or kwargs.get("out") is not None
+
+
+def is_default(func: Function, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether an activation was called with torch's default parameters, a softmax over all numbers of a row."""
+    if name in ("softmax", "log_softmax"):
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        tensor = args[0] if args else kwargs["input"]
+        if not isinstance(dim, int) or dim % tensor.ndim == 0:
+            return False
+        return bool(tensor.shape[dim] * len(tensor) == tensor.numel())
+    known = ACTIVATIONS.get(name.rstrip("_"))
+    if known is None:
+        return False
+    probe = torch.tensor([-2.5, -0.3, 0.7, 3.0], dtype=torch.float64)
+    rest = {k: v for k, v in kwargs.items() if k not in ("input", "out")}
+    return bool(torch.equal(func(probe.clone(), *args[1:], **rest), known.value(probe)))
+
+
+def parameter_names(model: nn.Module) -> dict[int, str]:
+    """Return the names of a model's parameters by their identity."""
+    return {id(parameter): name for name, parameter in model.named_parameters()}
+
+
+def leading(tensor: torch.Tensor) -> int:
+    """Return the size of the first dimension, 1 where there is none."""
+    return len(tensor) if tensor.ndim else 1
+
+
+def unit(tensor: torch.Tensor) -> float:
+    """Return the relative rounding of a tensor's numbers, 0 of whole ones."""
+    return torch.finfo(tensor.dtype).eps if tensor.is_floating_point() or tensor.is_complex() else 0.0
+
+
+def address(tensor: torch.Tensor) -> int | None:
+    """Return where a tensor's storage begins; views of one tensor share it."""
+    # Sparse tensors have no one storage.
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else None

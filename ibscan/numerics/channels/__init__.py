@@ -1,0 +1,1 @@
+"""Information through Gaussian noise: mixtures, control variates, bounds."""

@@ -1,0 +1,288 @@
+"""A layer's values as a mixture: the population that Gaussian noise blurs, its sums, bounds and caps.
+
+The population is discrete: n centres s_i with joint weights W[i, c] = P(X = i, Y = c), summing to one; without labels
+there is one class. p(t) = sum_i w_i N(t; s_i, noise^2 I) with w_i = sum_c W[i, c].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from ibscan.numerics.channels.tree import Tree
+from ibscan.numerics.tiling import cuts, mapped
+
+__all__ = ["Mixture", "collapsed", "entropy", "gaussian_cap", "principal_components"]
+
+Sums = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+# What is left out of a sum, relative to the own term of the one that asks.
+NEGLIGIBLE = 1e-12
+# A ratio of densities beyond e^700 under its own draw has probability < e^-700 (Markov's inequality): the clamp never
+# acts, it only keeps infinity out.
+LARGEST_EXPONENT = 700.0
+# |a|^2 + |b|^2 - 2 a.b loses about 1e-16 of max |b|^2: up to this, in squared noises, exponents are right to 1e-10.
+EXPANSION_LIMIT = 1e6
+# Odd, and without a pattern in its bits: 2^63 over the golden ratio.
+MULTIPLIER = 0x4F1BBCDCBFA53E0B
+# Centres at most of a group of neighbours.
+GROUP = 64
+# Picking out rows of a block pays where no more than this share of them is left.
+FEW = 0.7
+# Points whose sums are made together, and pairs of them with leaves.
+BLOCK = {"cpu": (2**12, 2**20), "cuda": (2**18, 2**24)}
+
+
+def entropy(weights: torch.Tensor) -> float:
+    """Return -sum w ln w over all entries, nats.
+
+    Example:
+        >>> round(entropy(torch.tensor([0.5, 0.5, 0.0])), 6)
+        0.693147
+    """
+    return float(torch.special.entr(weights).sum())
+
+
+def collapsed(centres: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Merge equal centres into one with the sum of their weights.
+
+    Args:
+        centres: Shape (N, d).
+        weights: Joint weights, shape (N, C).
+
+    Returns:
+        Distinct centres (n, d), their weights (n, C), and the index of each row's centre (N,).
+    """
+    # Adding 0.0 turns -0.0 into 0.0, the same point.
+    centres = centres + 0.0
+    if _all_differ(centres):
+        return centres, weights, torch.arange(len(centres), device=centres.device)
+    distinct, owner = torch.unique(centres, dim=0, return_inverse=True)
+    merged = torch.zeros(len(distinct), weights.shape[1], dtype=weights.dtype, device=weights.device)
+    merged.index_add_(0, owner, weights)
+    return distinct, merged, owner
+
+
+def _all_differ(rows: torch.Tensor) -> bool:
+    """Return whether rows are seen to differ, from one number each: sorting whole rows takes far longer."""
+    # Equal bits give equal sums of products, which wrap around; different ones hardly ever do.
+    factors = torch.full((rows.shape[1],), MULTIPLIER, device=rows.device).cumprod(0)
+    numbers = (rows.view(torch.int64) * factors).sum(1).sort().values
+    return bool((numbers[1:] != numbers[:-1]).all())
+
+
+def gaussian_cap(sigma: torch.Tensor, noise: float) -> float:
+    """Return (1/2) ln det(I + Cov(S) / noise^2), an upper bound on I(X; S + Z), nats.
+
+    Args:
+        sigma: Square roots of the eigenvalues of Cov(S), any number of zeros left out.
+        noise: Standard deviation, > 0.
+
+    Returns:
+        The bound: a Gaussian has the largest entropy of all laws with its covariance.
+    """
+    return 0.5 * float(torch.log1p((sigma / noise).square()).sum())
+
+
+def principal_components(centres: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return square roots of the eigenvalues of Cov(S), descending, and their directions.
+
+    Args:
+        centres: Shape (n, d), float64.
+        weights: Shape (n,), summing to 1.
+
+    Returns:
+        Shapes (k,) and (k, d), k = min(n, d); other eigenvalues are 0.
+    """
+    scaled = weights.sqrt().unsqueeze(1) * (centres - weights @ centres)
+    if len(scaled) > scaled.shape[1]:
+        scaled = torch.linalg.qr(scaled, mode="r")[1]
+    _, sigma, directions = torch.linalg.svd(scaled, full_matrices=False)
+    return sigma, directions
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Distinct centres in kd-order, to be asked for sums over Gaussians at any noise.
+
+    `centres` (n, d), float64, about the median of the rows in every unit; `weights` (n, C); `owner` (N,) the centre of
+    each row and `rows` (N,) its weight; `units` (d,) the units that are not the same at every row: the others hold
+    noise alone, which tells nothing, and are left out (but for one, where all are constant).
+    """
+
+    centres: torch.Tensor
+    weights: torch.Tensor
+    owner: torch.Tensor
+    rows: torch.Tensor
+    units: torch.Tensor
+    _overlaps: dict[float, torch.Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def of(values: torch.Tensor, joint: torch.Tensor) -> Mixture:
+        """Make the mixture of a layer's values.
+
+        Args:
+            values: Shape (N, D), finite, float64.
+            joint: Joint weights of rows and classes, shape (N, C), summing to 1.
+        """
+        moving = (values != values[0]).any(0)
+        moving[0] |= ~moving.any()
+        units = moving.nonzero().squeeze(1)
+        rows = joint.sum(1)
+        if len(units) < values.shape[1]:
+            values = values[:, units]
+        # Centred before anything else, so that a constant offset of the units costs no digits. About the median: the
+        # mean follows one row that is far away, and the others would lose theirs.
+        centres, weights, owner = collapsed(values - values.median(0).values, joint)
+        return Mixture(centres, weights, owner, rows, units)
+
+    @cached_property
+    def share(self) -> torch.Tensor:
+        """Weights of the centres, shape (n,)."""
+        return self.weights.sum(1)
+
+    @cached_property
+    def extent(self) -> float:
+        """Root-mean-square distance of the rows from their mean."""
+        apart = self.centres - self.share @ self.centres
+        # By the largest, whose square may leave the range of float64.
+        most = float(apart.abs().amax())
+        return most * math.sqrt(float(self.share @ (apart / most).square().sum(1))) if most > 0 else 0.0
+
+    @cached_property
+    def principal(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """As of `principal_components`, of the centres."""
+        return principal_components(self.centres, self.share)
+
+    def chosen(self, normals: Callable[[int], torch.Tensor]) -> Callable[[int], torch.Tensor]:
+        """Return the function of a draw that gives its standard normals of these units, of that of all units."""
+
+        def drawn(draw: int) -> torch.Tensor:
+            z = normals(draw)
+            return z if len(self.units) == z.shape[1] else z[:, self.units]
+
+        return drawn
+
+    def projected(self, components: int) -> Mixture:
+        """Return the mixture of so many first principal components."""
+        centres, weights, owner = collapsed(self.centres @ self.principal[1][:components].mT, self.weights)
+        units = torch.arange(centres.shape[1], device=centres.device)
+        return Mixture(centres, weights, owner[self.owner], self.rows, units)
+
+    def bounds(self, noise: float) -> tuple[float, float]:
+        """Return the lower and upper pairwise-distance bounds on I(X; S + Z), nats.
+
+        Args:
+            noise: Standard deviation, > 0.
+
+        Returns:
+            Lower and upper; lower(noise) = upper(2 noise).
+
+        Source:
+            Kolchinsky and Tracey 2017, Entropy 19(7) 361, equations 10 and 11 with the Chernoff (1/2) and
+            Kullback-Leibler distances of equal Gaussians.
+        """
+        lower, upper = (-float(self.share @ self._overlap(width).log()) for width in (2.0 * noise, noise))
+        return lower, upper
+
+    def pairwise(self, noise: float) -> torch.Tensor:
+        """Return what pairs of centres alone say of the terms that draws from each centre have in the mean.
+
+        That is the pairwise upper bound, centre by centre: E[ln p(t|i) - ln p(t)] is no more than its share of it. For
+        E[ln p(t|Y) - ln p(t)], where it is no bound, the same of both densities.
+
+        Args:
+            noise: Standard deviation, > 0.
+
+        Returns:
+            Shape (2, n), nats.
+
+        Source:
+            Kolchinsky and Tracey 2017, Entropy 19(7) 361, equation 10: Jensen's inequality, which holds for every term.
+        """
+        given = self.weights / self.share.unsqueeze(1)
+        by_class = self._near(self.weights, noise)
+        total = by_class.sum(1, keepdim=True)
+        ratio = by_class.log() - total.log() - self.weights.sum(0).log()
+        return torch.stack((-total.log().squeeze(1), torch.where(given > 0, given * ratio, 0.0).sum(1)))
+
+    @cached_property
+    def _tree(self) -> Tree:
+        return Tree.of(self.centres)
+
+    @cached_property
+    def groups(self) -> Tree:
+        """Groups of neighbours, as many on any device."""
+        return Tree.of(self.centres, GROUP) if self._tree.order.shape[1] > GROUP else self._tree
+
+    def _overlap(self, noise: float) -> torch.Tensor:
+        # Kept: a sweep over doubled noises asks for most of them twice.
+        if noise not in self._overlaps:
+            self._overlaps[noise] = self._near(self.share.unsqueeze(1), noise).squeeze(1)
+        return self._overlaps[noise]
+
+    def _near(self, columns: torch.Tensor, noise: float) -> torch.Tensor:
+        none = torch.zeros(len(self.centres), dtype=self.centres.dtype, device=self.centres.device)
+        return self.sums(columns, noise)(self.centres / noise, none)
+
+    def sums(self, columns: torch.Tensor, noise: float, size: float = 1.0) -> Sums:
+        """Return the function (t, shift) -> sum_j exp(shift_i - ||t_i - s_j / noise||^2 / 2) columns_j.
+
+        Centres that cannot matter are skipped: those whose terms, all together, are below 1e-12 of the smallest weight.
+
+        Args:
+            columns: What is summed, shape (n, q).
+            noise: Standard deviation, > 0.
+            size: How much larger than weights the columns are, in units of what is asked of their sums.
+
+        Returns:
+            A function of points t in units of the noise (m, d) and shifts (m,), giving (m, q).
+        """
+        order, real = self._tree.order, self._tree.real
+        leaves = self.centres[order].div_(noise)
+        squares = leaves.square().sum(-1, keepdim=True)
+        expands = float(squares.amax()) <= EXPANSION_LIMIT
+        # One product then gives whole exponents: t . s - |s|^2 / 2 + (shift - |t|^2 / 2).
+        whole = torch.cat((leaves, -0.5 * squares, torch.ones_like(squares)), -1).mT
+        columns = columns[order].masked_fill_(~real.unsqueeze(-1), 0.0)
+        cut = -math.log(NEGLIGIBLE * float(self.share[self.share > 0].amin())) + math.log(max(1.0, size))
+
+        def exponents(at: torch.Tensor, leaf: int) -> torch.Tensor:
+            if expands:
+                return at @ whole[leaf]
+            distance = torch.cdist(at[:, :-2], leaves[leaf], compute_mode="donot_use_mm_for_euclid_dist")
+            return distance.square_().mul_(-0.5).add_(at[:, -1:])
+
+        def add(at: torch.Tensor, shift: torch.Tensor, total: torch.Tensor) -> None:
+            near, lift = self._tree.reached(at, 2.0 * (shift + cut), noise), shift.unsqueeze(1)
+            if expands:
+                lift = lift - 0.5 * torch.linalg.vector_norm(at, dim=1, keepdim=True).square_()
+            at = torch.cat((at, torch.ones_like(lift), lift), 1)
+            every = torch.arange(len(at), device=at.device)
+            parts = [every] * len(order) if near is None else torch.split(near[0], near[1])
+            for leaf, part in enumerate(parts):
+                if not len(part):
+                    continue
+                exponent = exponents(at if part is every else at.index_select(0, part), leaf)
+                # Boxes are generous in many dimensions: what the exponents themselves rule out is left here.
+                alive = (exponent.amax(1) > -cut).nonzero().squeeze(1)
+                if len(alive) < FEW * len(part):
+                    part, exponent = part[alive], exponent[alive]
+                share = exponent.clamp_(-cut, LARGEST_EXPONENT).exp_() @ columns[leaf]
+                if part is every:
+                    total += share
+                else:
+                    total.index_add_(0, part, share)
+
+        def all_sums(points: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+            most, pairs = BLOCK.get(points.device.type, BLOCK["cuda"])
+            blocks = cuts(0, len(points), min(most, pairs // len(order)))
+            total = torch.zeros(len(points), columns.shape[-1], dtype=points.dtype, device=points.device)
+            mapped(lambda rows: add(points[rows], shift[rows], total[rows]), blocks, points.device)
+            return total
+
+        return all_sums

@@ -1,0 +1,274 @@
+"""Information through Gaussian noise at one layer: by sampling with controls, at one unit by quadrature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ibscan.numerics.channels.controls import QUADRATIC_WIDTH, Residuals, controls, near_enough
+from ibscan.numerics.channels.mixture import Mixture, entropy
+from ibscan.numerics.channels.neighbours import NeighbourControls
+from ibscan.numerics.channels.visits import Visits
+from ibscan.numerics.tiling import cuts, mapped
+
+__all__ = ["LEAST_SHARE", "Information", "draw_terms", "line_information", "readout_information"]
+
+# Draws, counted by the weight of their strata, before the spread between them is trusted.
+LEAST_DRAWS = 8192
+# Overlaps rarer than 3/N escape N draws in 95 of 100 cases (the rule of three), and one moves a term by a nat or two:
+# an error of 3/N that no spread between the draws shows, the only one left where centres hardly overlap. Where a
+# draw leaves open which of all centres made it, there is nothing apart that it could fail to meet.
+UNSEEN = 3.0
+# What others may add to the density of a draw's own centre for them not to be there.
+ALONE = 1e-13
+# Numbers of draws that are looked at together.
+NUMBERS = {"cpu": 2**19, "cuda": 2**28}
+# Where a layer is wider, every second, third, ... stratum gives the slope, as long as so many do.
+SLOPE_WIDTH, LEAST_STRATA = 64, 256
+# Of wider layers, matrices of every group of neighbours cost more than the draws they save.
+NEIGHBOUR_WIDTH = 64
+# Of noise in units of the extent: squares stay in the range of float64.
+LARGEST_BLUR = 1e150
+# No unit's spread is divided by less.
+TINY = torch.finfo(torch.float64).tiny
+# Draws made together, of as many strata, and numbers of them: less would be all calls, and more all memory.
+TOGETHER, TOGETHER_NUMBERS = 2**13, 2**22
+# Quadrature: points a noise, and how far from the centres. The trapezoidal rule converges geometrically; at twelve
+# points what is left is rounding. Beyond nine noises lies 1e-18 of a Gaussian.
+STEPS, REACH = 12, 9.0
+# Noise, as a share of the extent, below which the places of the grid are not told apart well enough.
+LEAST_SHARE = 1e-7
+
+
+@dataclass(frozen=True)
+class Information:
+    """I(X; T+Z), I(T+Z; Y) in nats, -dI(X; T+Z)/d ln noise, their standard errors, and what they were made of.
+
+    Draws are counted for each of the strata; by quadrature there are none, and the errors are 0. `given_se` is the
+    error of I(X; T+Z) - I(T+Z; Y), of the same draws.
+    """
+
+    xt: float
+    xt_se: float
+    ty: float
+    ty_se: float
+    slope: float
+    slope_se: float
+    draws: int
+    strata: int
+    resolved: bool
+    given_se: float = 0.0
+
+
+def readout_information(
+    mixture: Mixture,
+    noise: float,
+    normals: Callable[[int], torch.Tensor],
+    *,
+    tolerance: float,
+    max_draws: int,
+    bounds: tuple[float, float] = (0.0, math.inf),
+) -> Information:
+    """Return I(X; S + Z) and I(S + Z; Y) of the discrete population, Z ~ N(0, noise^2 I), by Monte Carlo.
+
+    Every draw t = s_i + z gives ln p(t|i) - ln p(t): the conditional density is exact, and ||z||^2 cancels between
+    the two. Polynomials in z of mean zero (`controls`, `NeighbourControls`) are subtracted, as far as the draws of
+    the other half of the strata follow them. The rows are the strata: every one has two draws or more, so that the
+    spread between them is no error. Draws are added until 1.96 standard errors of both values are within
+    `tolerance`.
+
+    Where the budget does not allow two draws a row, a systematic sample of the rows, which must come in random order,
+    is visited. Draws then tell how much the terms differ from what pairs of centres say of them (`Mixture.pairwise`),
+    which is known of every row. The spread between rows counts, and what rows that were never visited may hide
+    (`never_visited`), of differences as large as they can be.
+
+    Near ln n the terms are constant but for rare draws between centres; the standard error includes 3 over the number
+    of draws, or the distance of the bounds if that is less, for those that were not met, times the share of the
+    centres' spread that a draw tells of. I(X; S + Z) is moved into its bounds, and no standard error is less than what
+    a value was outside.
+
+    Args:
+        mixture: The population of N rows.
+        noise: Standard deviation, > 0, in the units of the centres.
+        normals: Standard normals of draw m, shape (N, d), the same for the same m.
+        tolerance: Half width of the 95 % interval that ends the sampling, nats, > 0.
+        max_draws: Draws over all strata at most; two are always made.
+        bounds: Proven lower and upper bound on I(X; S + Z), nats: no draw or row that was not met can move it by more
+            than lies between them.
+
+    Returns:
+        Values, standard errors, draws a stratum, and whether the tolerance was reached.
+
+    Source:
+        Goldfeld et al. 2019, arXiv 1810.05728, section 4 and arXiv 1810.11589 (sample propagation with the exact
+        conditional); Guo, Shamai, Verdu 2005 (the slope); pairing, strata and controls as in the README, "How the
+        numbers are made".
+    """
+    gap = max(0.0, bounds[1] - bounds[0])
+    visits = Visits.of(mixture, noise, max_draws, gap)
+    owner, share = visits.owner, visits.share
+    budget = max(2, max_draws // len(owner))
+    # A spread seen in a handful of draws may be small by luck and would end the sampling.
+    goal = min(budget, max(2, math.ceil(LEAST_DRAWS * float(share.square().sum()))))
+    width = mixture.centres.shape[1]
+    follow = controls(width, len(owner) * (goal - 1))
+    # Of the size of one, so that all controls weigh alike when dependent ones are looked for.
+    places = (
+        mixture.centres.div(max(mixture.extent / math.sqrt(width), TINY))[owner] if width <= QUADRATIC_WIDTH else None
+    )
+    far = None if places is None else ~near_enough(torch.linalg.vector_norm(places, dim=1))
+    if far is not None and not bool(far.any()):
+        far = None
+    # Where the bounds all but meet there is nothing for them to explain.
+    near = None
+    if QUADRATIC_WIDTH < width <= NEIGHBOUR_WIDTH and gap > tolerance:
+        near = NeighbourControls(mixture, noise, owner)
+    # The slope of a wide layer costs as much again as all else: it has no target, and some of the strata will do.
+    apart = -(-width // SLOPE_WIDTH)
+    kept = slice(None, None, apart if len(owner) >= LEAST_STRATA * apart else 1)
+    sums, slopes = Residuals(share, visits.every, far), None
+    if kept.step > 1:
+        slopes = Residuals(share[kept] / share[kept].sum(), stratified=False)
+    most = TOGETHER_NUMBERS if share.device.type == "cpu" else TOGETHER_NUMBERS * 64
+    together = max(1, min(TOGETHER // len(owner), most // (len(owner) * width)))
+    label_entropy, done = entropy(mixture.weights.sum(0)), 0
+    while done < goal:
+        size = min(together, goal - done)
+        made = [normals(draw)[: len(owner)] for draw in range(done, done + size)]
+        z = torch.stack(made) if size > 1 else made[0].unsqueeze(0)
+        followed = follow(z, places) if near is None else torch.cat((follow(z, places), near(z)), -1)
+        terms = draw_terms(mixture, noise, z, owner, slope=slopes is None)
+        sums.add(terms - visits.known[: len(terms)].unsqueeze(1), followed)
+        if slopes is not None:
+            slopes.add(draw_terms(mixture, noise, z[:, kept], owner[kept], slope=True)[2:], followed[:, kept])
+        done += size
+        if done == goal:
+            value, errors = sums.result()
+            if slopes is not None:
+                value, errors = (a + b for a, b in zip((value, errors), slopes.result(), strict=True))
+            value = [known + found for known, found in zip(visits.mean, value, strict=True)]
+            # A draw between two centres so far apart that N draws miss it would move the slope by 2 ln N.
+            drawn = done * len(owner)
+            blur = min(noise / mixture.extent, LARGEST_BLUR) if mixture.extent > 0 else None
+            open_share = 1.0 if blur is None else min(1.0, value[2] * blur**2)
+            unseen = min(gap, UNSEEN / drawn * (1.0 - open_share))
+            missed = (unseen, min(unseen, label_entropy), unseen * 2 * math.log(drawn))
+            errors = [math.hypot(*kinds) for kinds in zip(errors, missed, visits.hidden, strict=True)]
+            # What was not met moves both values one way, and their difference by no more.
+            given = math.hypot(sums.difference(), unseen, visits.hidden[0] + visits.hidden[1])
+            before = value[0]
+            value, errors = _bounded(value, errors, bounds, label_entropy)
+            given = max(given, abs(value[0] - before), (value[1] - value[0]) / 1.96)
+            excess = 1.96 * max(errors[:2]) / tolerance
+            if excess > 1.0:
+                goal = min(budget, max(done + 1, math.ceil(done * min(excess, 1e4) ** 2)))
+    resolved = 1.96 * max(errors[:2]) <= tolerance
+    return Information(value[0], errors[0], value[1], errors[1], value[2], errors[2], done, len(owner), resolved, given)
+
+
+def _bounded(
+    value: list[float], errors: list[float], bounds: tuple[float, float], label_entropy: float
+) -> tuple[list[float], list[float]]:
+    """Return values and errors held against what is proven: I(X;T) within its bounds, 0 <= I(T;Y) <= H(Y), I(X;T)."""
+    xt = min(max(value[0], bounds[0]), max(bounds))
+    outside = max(0.0, -value[1], value[1] - min(label_entropy, max(bounds)))
+    # Neither is off by less than what was found outside, nor I(X;T) by more than its bounds leave open.
+    xt_error = min(max(errors[0], abs(value[0] - xt)), max(0.0, bounds[1] - bounds[0]))
+    return [xt, *value[1:]], [xt_error, max(errors[1], outside / 1.96), *errors[2:]]
+
+
+def draw_terms(
+    mixture: Mixture, noise: float, normals: torch.Tensor, owner: torch.Tensor, *, slope: bool = False
+) -> torch.Tensor:
+    """Return what draws t = s_i + noise z say: the terms whose means are I(X;T), I(T;Y) and the slope.
+
+    Args:
+        mixture: The population.
+        noise: Standard deviation, > 0.
+        normals: z, shape (draws, m, d).
+        owner: i of every draw, shape (m,).
+        slope: Whether that of the slope is wanted, which takes the mean of the centres given t.
+
+    Returns:
+        ln p(t|i) - ln p(t), E_Y|i [ln p(t|Y) - ln p(t)], and ||s_i - E[S|t]||^2 / noise^2 where it is wanted; shape
+        (2 or 3, draws, m).
+    """
+    centres, weights = mixture.centres, mixture.weights
+    classes, prior = weights.shape[1], weights.sum(0).log()
+    given = weights / mixture.share.unsqueeze(1)
+    columns = torch.cat((weights, mixture.share.unsqueeze(1) * centres), 1) if slope else weights
+    size = mixture.extent / noise if slope else 1.0
+    draws, strata, width = normals.shape
+    terms = torch.empty(3 if slope else 2, draws, strata, dtype=centres.dtype, device=centres.device)
+    sums = mixture.sums(columns, noise, size)
+
+    def fill(part: slice) -> None:
+        z, i = normals[:, part], owner[part]
+        own = centres.index_select(0, i).div_(noise)
+        at = own + z
+        # Own-centre reference: each term is a ratio to the density of the centre that made the draw, so no running
+        # maximum is needed and the own term is exactly its weight. Of z as it was added: far from the origin its last
+        # digits are gone.
+        energy = 0.5 * torch.linalg.vector_norm(at - own, dim=-1).square_()
+        found = sums(at.flatten(0, 1), energy.flatten()).view(draws, len(i), -1)
+        joint, moment = found[..., :classes], found[..., classes:]
+        total = joint.sum(-1, keepdim=True)
+        ratio = joint.log() - total.log() - prior
+        terms[0, :, part] = -total.log().squeeze(-1)
+        terms[1, :, part] = torch.where(given[i] > 0, given[i] * ratio, 0.0).sum(-1)
+        if slope:
+            apart = moment.div_(noise * total).sub_(own).square_().sum(-1)
+            # Alone, its own centre is the mean; what is left is rounding.
+            alone = total.squeeze(-1) <= mixture.share[i] * (1.0 + ALONE)
+            terms[2, :, part] = torch.where(alone, 0.0, apart)
+
+    # Of wide layers only some strata at a time, which stay in a core's cache.
+    numbers = NUMBERS.get(centres.device.type, NUMBERS["cuda"])
+    mapped(fill, cuts(0, strata, numbers // (draws * width)), centres.device)
+    return terms
+
+
+def line_information(mixture: Mixture, noise: float) -> Information:
+    """Return the same of a layer of one unit, without draws: the trapezoidal rule about the centres.
+
+    Args:
+        mixture: The population, of one unit.
+        noise: Standard deviation, > 0.
+
+    Returns:
+        Values right to about 1e-10, as long as the noise is no less than 1e-7 of the extent; standard errors 0.
+    """
+    centres = mixture.centres[:, 0].sort().values
+    step = noise / STEPS
+    reach = math.ceil(REACH * STEPS)
+    middle = (centres / step).round().long()
+    # Places of the grid within reach of a centre, each once: from where the one before has ended.
+    first = torch.cat((middle[:1] - reach, torch.maximum(middle[1:] - reach, middle[:-1] + reach + 1)))
+    length = middle + reach + 1 - first
+    start = length.cumsum(0) - length
+    columns = torch.cat((mixture.weights, mixture.share.unsqueeze(1) * mixture.centres), 1)
+    prior, sums = mixture.weights.sum(0).log(), mixture.sums(columns, noise, mixture.extent / noise)
+    found = torch.zeros(3, dtype=centres.dtype, device=centres.device)
+    for part in cuts(0, int(length.sum()), NUMBERS.get(centres.device.type, NUMBERS["cuda"])):
+        place = torch.arange(part.start, part.stop, device=centres.device)
+        segment = torch.searchsorted(start, place, right=True) - 1
+        t = (place - start[segment] + first[segment]).to(centres.dtype) * step
+        right = torch.searchsorted(centres, t).clamp(1 if len(centres) > 1 else 0, len(centres) - 1)
+        left = (right - 1).clamp(min=0)
+        near = torch.where(t - centres[left] < centres[right] - t, centres[left], centres[right])
+        shift = 0.5 * ((t - near) / noise).square()
+        both = sums(t.unsqueeze(1) / noise, shift)
+        joint, moment = both[:, :-1], both[:, -1]
+        total = joint.sum(1)
+        density = torch.exp(-shift) / (STEPS * math.sqrt(2 * math.pi))
+        ratio = joint.log() - total.log().unsqueeze(1) - prior
+        found[0] += (density * total) @ (shift - total.log())
+        found[1] += density @ torch.where(joint > 0, joint * ratio, 0.0).sum(1)
+        # E[(T - E[S|T])^2] is noise^4 times the Fisher information, and what is left of noise^2 is the error of E[S|T].
+        found[2] += (density * total) @ ((t - moment / total) / noise).square()
+    xt, ty, slope = (found - torch.tensor([0.5, 0.0, 1.0], dtype=found.dtype, device=found.device)).tolist()
+    slope = -slope
+    return Information(xt, 0.0, ty, 0.0, slope, 0.0, 0, len(mixture.owner), resolved=True)

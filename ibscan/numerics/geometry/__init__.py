@@ -1,0 +1,1 @@
+"""Cells, distances and class means of points."""

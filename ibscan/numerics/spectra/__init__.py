@@ -1,0 +1,1 @@
+"""Jacobians of chains and what is read off singular values."""

@@ -1,0 +1,233 @@
+"""Counts of singular values from a Gram matrix, each with whether it is certain: what is not goes to the SVD."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ibscan.numerics.spectra.spectrum import spectral_norm
+
+__all__ = [
+    "Counts",
+    "Gram",
+    "bound_counts",
+    "eigenvalue_counts",
+    "elimination_counts",
+    "gram_counts",
+    "inertia_counts",
+    "rounding",
+]
+
+# Up to so many thresholds a factorization each is cheaper than all eigenvalues: of matrices of this size at least by
+# the library's, of tiny ones by elimination in all of them at once.
+FEW_THRESHOLDS = 3
+LEAST_SIZE = 24
+TINY_SIZE = 8
+# An estimated distance to the nearest eigenvalue must exceed the error by so much to be believed.
+SAFETY = 10.0
+EPS = torch.finfo(torch.float64).eps
+# By so much, relative, bounds of a norm are moved apart, so that their rounding does not put the norm outside.
+HAIR = 1e-12
+
+
+@dataclass(frozen=True)
+class Gram:
+    """G = A A^T or A^T A of A = J / scale, and how far it may be from that of J as it was computed.
+
+    `values` (C, n, m, m), `error` (C, n) bounds the spectral norm of what G lacks, `scale` (C, n) is a power of two; n
+    is 1, and `shared` is true, where they are the same at every row of the probe. `sound` (C, rows) is False where J is
+    not finite; G is zero there.
+    """
+
+    values: torch.Tensor
+    error: torch.Tensor
+    scale: torch.Tensor
+    sound: torch.Tensor
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many singular values exceed each threshold, and whether that is certain, one row each.
+
+    `number` (B, T) int64, absolute thresholds first; `certain` (B,); `positive` (B,) whether the matrix is not zero.
+    """
+
+    number: torch.Tensor
+    certain: torch.Tensor
+    positive: torch.Tensor
+
+
+def rounding(size: int) -> float:
+    """Return a bound, relative to the norms involved, on the rounding of one product or factorization.
+
+    Errors of the sums add up like a random walk: the root of their length, with a factor to spare.
+
+    Args:
+        size: Length of the sums.
+    """
+    return (4.0 + 2.0 * math.sqrt(size)) * EPS
+
+
+def gram_counts(values: torch.Tensor, error: torch.Tensor, eps: torch.Tensor, relative: torch.Tensor) -> Counts:
+    """Return counts by the cheapest of the routes below: a few absolute thresholds need no eigenvalues."""
+    if len(relative) == 0 and eps.shape[-1] <= FEW_THRESHOLDS:
+        if values.shape[-1] <= TINY_SIZE:
+            return elimination_counts(values, error, eps)
+        if values.shape[-1] >= LEAST_SIZE:
+            return inertia_counts(values, error, eps)
+    return eigenvalue_counts(values, error, eps, relative)
+
+
+def eigenvalue_counts(values: torch.Tensor, error: torch.Tensor, eps: torch.Tensor, relative: torch.Tensor) -> Counts:
+    """Count from all eigenvalues of a Gram matrix.
+
+    Certain where no eigenvalue lies as near to a squared threshold as the matrix may be wrong: by Weyl's inequality an
+    error moves no eigenvalue by more than its norm.
+
+    Args:
+        values: G, shape (B, m, m), float64, finite.
+        error: Bound on the spectral norm of its error, shape (B,).
+        eps: Absolute thresholds, shape (B, E).
+        relative: Thresholds relative to the largest singular value, shape (R,).
+    """
+    eigenvalues: torch.Tensor = torch.linalg.eigvalsh(values)
+    top = eigenvalues[:, -1].clamp(min=0.0)
+    limits = torch.cat((eps.square(), top.unsqueeze(-1) * relative.square()), -1)
+    bound = error + rounding(values.shape[-1]) * top
+    # A relative threshold moves with the largest eigenvalue.
+    slack = bound.unsqueeze(-1) * torch.cat((torch.ones_like(eps[0]), 1.0 + relative.square()))
+    apart = (eigenvalues.unsqueeze(1) - limits.unsqueeze(-1)).abs().amin(-1)
+    zero = (top == 0.0) & (error == 0.0)
+    # Written so that a NaN is not certain.
+    return Counts(
+        (eigenvalues.unsqueeze(1) > limits.unsqueeze(-1)).sum(-1), (apart > slack).all(-1) | zero, (top > 0.0)
+    )
+
+
+def inertia_counts(values: torch.Tensor, error: torch.Tensor, eps: torch.Tensor) -> Counts:
+    """Count from the signs of L D L^T = G - eps^2 I, one factorization a threshold.
+
+    Certain where inverse iteration finds no eigenvalue as near to the threshold as the matrix may be wrong.
+
+    Args:
+        values: G, shape (B, m, m), float64, finite.
+        error: Bound on the spectral norm of its error, shape (B,).
+        eps: Thresholds, shape (B, E).
+
+    Source:
+        Sylvester's law of inertia; Bunch and Kaufman 1977: a block of two has one eigenvalue of either sign.
+    """
+    size, identity = values.shape[-1], torch.eye(values.shape[-1], dtype=values.dtype, device=values.device)
+    scale = values.flatten(1).norm(dim=1)
+    numbers, certain = [], torch.ones_like(scale, dtype=torch.bool)
+    start = _start(size, values).expand(len(values), -1, -1)
+    for limit in eps.square().unbind(-1):
+        shifted = values - limit.view(-1, 1, 1) * identity
+        compact, pivots, singular = torch.linalg.ldl_factor_ex(shifted)
+        single = (pivots > 0) & (compact.diagonal(dim1=-2, dim2=-1) > 0.0)
+        numbers.append(single.sum(-1) + (pivots < 0).sum(-1) // 2)
+        once = torch.linalg.ldl_solve(compact, pivots, start)
+        once = once / once.norm(dim=-2, keepdim=True)
+        distance = 1.0 / torch.linalg.ldl_solve(compact, pivots, once).norm(dim=-2).amax(-1)
+        bound = error + rounding(size) * torch.maximum(scale, limit)
+        # Written so that a NaN is not certain.
+        certain &= (distance > SAFETY * bound) & (singular == 0)
+    zero = (scale == 0.0) & (error == 0.0)
+    return Counts(torch.stack(numbers, -1), certain | zero, scale > 0.0)
+
+
+def elimination_counts(values: torch.Tensor, error: torch.Tensor, eps: torch.Tensor) -> Counts:
+    """Count from the signs of the pivots of Gaussian elimination, of all matrices at once, for tiny ones.
+
+    Each threshold is counted from a little below and from a little above. Certain where both counts agree, and no
+    element grew so that its rounding could be as much as the distance: there is no pivoting.
+
+    Args:
+        values: G, shape (B, m, m), float64, finite.
+        error: Bound on the spectral norm of its error, shape (B,).
+        eps: Thresholds, shape (B, E).
+
+    Source:
+        Sylvester's law of inertia; Higham 2002, theorem 9.3: the error is that of the growth of the elements.
+    """
+    size, limits = values.shape[-1], eps.square().T
+    scale = values.flatten(1).norm(dim=1)
+    apart = SAFETY * (error + rounding(size) * torch.maximum(scale, limits))
+    shifts = torch.cat((limits - apart, limits + apart))
+    # The batch last: every step is one operation on long rows.
+    rest = values.permute(1, 2, 0).unsqueeze(2).repeat(1, 1, len(shifts), 1)
+    rest.diagonal(dim1=0, dim2=1).sub_(shifts.unsqueeze(-1))
+    number, largest = torch.zeros_like(shifts, dtype=torch.int64), torch.zeros_like(shifts)
+    for _ in range(size):
+        pivot, row = rest[0, 0], rest[0, 1:]
+        number += pivot > 0.0
+        rest = rest[1:, 1:] - (rest[1:, 0] / pivot).unsqueeze(1) * row
+        if len(rest):
+            largest = torch.maximum(largest, rest.abs().amax((0, 1)))
+    below, above = number[: len(limits)], number[len(limits) :]
+    grown = largest.view(2, len(limits), -1).amax(0)
+    zero = (scale == 0.0) & (error == 0.0)
+    # Written so that a NaN is not certain.
+    certain = ((below == above) & (rounding(size) * size * grown < apart)).all(0)
+    number = torch.where(zero, 0, above)
+    return Counts(number.T.contiguous(), certain | zero, scale > 0.0)
+
+
+def bound_counts(own: torch.Tensor, fed: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """Return #{sigma(W) > eps / |B|}, which #{sigma(W B) > eps} does not exceed.
+
+    The norm of B lies between its longest row and its Frobenius norm. Only where the count differs between those is
+    more asked of it: bounds from powers of a Gram matrix, and where it differs between these as well, the norm itself.
+
+    Args:
+        own: Singular values of W, shape (C, d).
+        fed: B, shape (C, n, s, k), finite.
+        eps: Thresholds, shape (E,).
+
+    Returns:
+        Shape (C, n, E), int64.
+
+    Source:
+        Horn and Johnson, Topics in Matrix Analysis, theorem 3.3.16: sigma_k(W B) <= sigma_k(W) |B|.
+    """
+    limits = (eps.unsqueeze(-1) / own.unsqueeze(1)).sort(-1).values
+    # The rows of the probe last: sums over a dimension that is not last in memory's order are slow.
+    lengths = fed.movedim(1, -1).square().sum(2)
+    norms = torch.cat((lengths.sum(1).sqrt_().mul_(1 + HAIR), lengths.amax(1).sqrt_().mul_(1 - HAIR)), -1)
+    found, least = _reached(limits, norms).chunk(2, 1)
+    checkpoint, row = (found != least).any(-1).nonzero(as_tuple=True)
+    if len(row):
+        matrix, limits = fed[checkpoint, row], limits[checkpoint]
+        norm, least_norm = _norm_bounds(matrix)
+        apart = _reached(limits, norm * (1 + HAIR)) != _reached(limits, least_norm * (1 - HAIR))
+        still = apart.flatten(1).any(1)
+        norm[still] = spectral_norm(matrix[still]).unsqueeze(-1)
+        found[checkpoint, row] = _reached(limits, norm).squeeze(1)
+    return found
+
+
+def _reached(limits: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+    """Return how many limits (C, E, d), ascending, are less than norms (C, n): (C, n, E)."""
+    each = norm.unsqueeze(1).expand(-1, limits.shape[1], -1).contiguous()
+    return torch.searchsorted(limits, each).movedim(1, -1)
+
+
+def _norm_bounds(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what the spectral norms of matrices (r, s, k), none of them zero, do not exceed and reach, (r, 1) each.
+
+    With the eigenvalues g of the Gram matrix: sum g^4 / sum g^2 <= max g^2, and max g^4 <= sum g^4.
+    """
+    size = matrix.flatten(1).norm(dim=1).unsqueeze(-1)
+    scaled = matrix / size.unsqueeze(-1)
+    gram = scaled @ scaled.mT if scaled.shape[1] <= scaled.shape[2] else scaled.mT @ scaled
+    second, fourth = (power.flatten(1).square().sum(1, keepdim=True) for power in (gram, gram @ gram))
+    return size * fourth ** (1 / 8), size * (fourth / second) ** (1 / 4)
+
+
+def _start(size: int, like: torch.Tensor) -> torch.Tensor:
+    """Return two directions in which no eigenvector of a real matrix is missing, always the same."""
+    draw = torch.randn(size, 2, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
+    return draw.to(like)

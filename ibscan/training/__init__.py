@@ -1,0 +1,1 @@
+"""What a training loop imports: checkpoints that describe themselves, and noise while training."""

@@ -1,0 +1,133 @@
+"""The noisy network of Goldfeld et al. for training: noise after every hidden layer of a model, for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import nn
+
+from ibscan.errors import UsageError
+from ibscan.networks.trace.graph import Place, Taps
+from ibscan.networks.trace.recording import recorded
+from ibscan.networks.trace.replay import tapped
+
+__all__ = ["noisy"]
+
+
+@contextlib.contextmanager
+def noisy(model: nn.Module, noise: float) -> Iterator[nn.Module]:
+    """Make every forward pass of a model, inside the block, one of the noisy network.
+
+    Gaussian noise, fresh for every pass, row, layer and unit, is added to the post of every hidden layer, where all
+    that consumes it sees it; the output layers stay without. Gradients pass through. The model keeps its mode: dropout
+    and batch norm do in training what they do. Before the first pass the model is run once on that pass's rows, in eval
+    mode and without gradients, to find its layers; torch's random state is as it was after that.
+
+    Args:
+        model: Any nn.Module that is called with its rows first.
+        noise: Standard deviation, > 0, activation units.
+
+    Yields:
+        The model. After the block no trace is left on it.
+
+    Raises:
+        UsageError: The noise is no finite number > 0, or the model is compiled or spread over devices.
+        InputError: Its layers cannot be followed.
+
+    Source:
+        Goldfeld et al. 2019, arXiv 1810.05728, section 2: T_l = f_l(T_{l-1}) + Z_l.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
+        >>> x = torch.zeros(4, 3)
+        >>> with noisy(net, noise=0.1):
+        ...     a, b = net(x), net(x)
+        >>> bool((a == b).any()), bool((net(x) == net(x)).all())
+        (False, True)
+    """
+    if isinstance(noise, bool) or not isinstance(noise, Real) or not (math.isfinite(noise) and noise > 0):
+        raise UsageError(f"ibscan.noisy: noise is {noise!r}; expected a finite number > 0.")
+    if type(model).__name__ in ("OptimizedModule", "DataParallel", "DistributedDataParallel"):
+        raise UsageError(
+            f"ibscan.noisy: the model is wrapped in {type(model).__name__}, whose operations cannot be followed; give "
+            "the model itself, and compile or spread nothing while noise is on."
+        )
+    passes = _NoisyPasses(float(noise))
+    hooks = [
+        model.register_forward_pre_hook(passes.before, with_kwargs=True),
+        # Also after an exception, so that no pass outlives itself.
+        model.register_forward_hook(passes.after, always_call=True),
+    ]
+    try:
+        yield model
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@dataclass
+class _NoisyPasses:
+    """Hooks that put noise on a model's passes.
+
+    `running` has one entry for every call of the model that goes on, None while the layers are being found.
+    """
+
+    noise: float
+    taps: Taps | None = None
+    running: list[tapped | None] = field(default_factory=list)
+
+    def add(self, value: torch.Tensor) -> torch.Tensor:
+        """Return a post with its noise."""
+        return value + self.noise * torch.randn_like(value)
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Begin a pass; the first one finds the layers."""
+        if self.running:  # a model that calls itself is one pass
+            self.running.append(self.running[-1])
+            return
+        x = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)), None)
+        if x is None:
+            raise UsageError("ibscan.noisy: the model was called without a tensor; expected its rows.")
+        if self.taps is None:
+            self.running.append(None)
+            try:
+                self.taps = _recorded(module, x, args, kwargs)
+            finally:
+                self.running.pop()
+        at: dict[Place, Any] = {self.taps.post[layer]: self.add for layer in self.taps.noisy}
+        mode = tapped(self.taps.operations, module, x, at)
+        self.running.append(mode)
+        mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401, ARG002 - torch's hook
+        """End a pass, also one that an exception ended."""
+        # Nothing runs where the pass failed before it began.
+        mode = self.running.pop() if self.running else None
+        if mode is not None and mode not in self.running:
+            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            if output is not None:  # as it is after an exception
+                mode.finish()
+
+
+def _recorded(model: nn.Module, x: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Taps:
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for module in modes:
+            # Not by eval(), which a model may have made to do more than this.
+            module.training = False
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.no_grad():
+            # Cloned: a model may change its input in place.
+            rows = x.clone()
+            args = tuple(rows if a is x else a for a in args)
+            kwargs = {key: rows if a is x else a for key, a in kwargs.items()}
+            # Without the hooks of this very block, which would record without end.
+            return recorded(model, rows, run=lambda: model.forward(*args, **kwargs))
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,1 @@
+"""What several tests need: oracles, networks, files of every kind, commands in processes."""

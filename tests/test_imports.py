@@ -1,0 +1,96 @@
+"""The law of imports: who may see whom, and that no arrow runs in a circle."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "ibscan"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+PACKAGES = sorted(path.parent for path in MODULES if path.name == "__init__.py")
+
+# Room: the rooms it sees, and the libraries. No arrow runs up: a room sees those above its row alone.
+ROOMS = {
+    "_version": ("", ""),
+    "errors": ("", ""),
+    "core": ("errors", "numpy"),
+    "numerics": ("", "numpy scipy torch"),
+    "inputs": ("errors core", "numpy scipy torch safetensors h5py transformers"),
+    "networks": ("errors core numerics", "numpy torch"),
+    "measures": ("errors core numerics", "numpy torch"),
+    "results": ("errors core", "numpy h5py"),
+    "views": ("errors core", "numpy rich"),
+    "engine": ("_version errors core numerics inputs networks measures results", "numpy torch"),
+    "training": ("errors core networks", "torch safetensors"),
+    "cli": ("_version errors core numerics inputs networks measures results views engine", "rich typer"),
+    "__main__": ("cli", ""),
+    "__init__": ("_version engine training", ""),
+}
+# The one arrow back, drawn when it is called: `explain` is among the verbs that it explains.
+BACK = {("cli/glossary.py", "ibscan.cli.commands")}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every imported module by its dotted name; those for typing alone are left out."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(node)
+        for test in ast.walk(tree)
+        if isinstance(test, ast.If) and ast.unparse(test.test) == "TYPE_CHECKING"
+        for node in ast.walk(test)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            name = node.module or ""
+            # `from ibscan.networks import chain` imports the module, not the room.
+            yield from (f"{name}.{a.name}" if file_of(f"{name}.{a.name}") else name for a in node.names)
+
+
+def file_of(name: str) -> Path | None:
+    """Return where a module of ours lies, None where there is none of the name."""
+    place = PACKAGE.parent.joinpath(*name.split("."))
+    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_what_its_room_may_see(path: Path) -> None:
+    rooms, libraries = (row.split() for row in ROOMS[room_of(path)])
+    for name in imported(path):
+        file = file_of(name)
+        if name.split(".")[0] == "ibscan":
+            assert file is not None, f"{path.name} imports {name}, which is not there"
+            assert room_of(file) in {room_of(path), *rooms}, f"{path.name} imports {name}"
+        else:
+            assert name.split(".")[0] in {*sys.stdlib_module_names, *libraries}, f"{path.name} imports {name}"
+
+
+def test_every_room_has_its_row_and_sees_rows_above_it_alone() -> None:
+    assert {room_of(path) for path in MODULES} == set(ROOMS)
+    order = list(ROOMS)
+    for room, (seen, _) in ROOMS.items():
+        assert set(seen.split()) <= set(order[: order.index(room)]), room
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: str(package.relative_to(PACKAGE.parent)))
+def test_no_imports_within_a_package_run_in_a_circle(package: Path) -> None:
+    """Of modules and packages that lie side by side: a package depends on whatever a module in it imports."""
+    arrows: dict[str, set[str]] = {}
+    for path in (path for path in MODULES if package in path.parents):
+        here = path.relative_to(package).parts[0]
+        names = {name for name in imported(path) if (str(path.relative_to(PACKAGE)), name) not in BACK}
+        for file in map(file_of, names):
+            if file is not None and package in file.parents and file.relative_to(package).parts[0] != here:
+                arrows.setdefault(here, set()).add(file.relative_to(package).parts[0])
+    TopologicalSorter(arrows).prepare()

@@ -10,7 +10,7 @@ from ibscan.cli.output import Output
 from ibscan.core.boundary import is_out_of_memory
 from ibscan.core.estimate import Status
 from ibscan.core.records import Checkpoint, Series
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.engine.memory import BASE, layer_memory, weight_memory
 from ibscan.engine.model_spec import Stated, chain_globs, stated_model
 from ibscan.engine.models import globbed
@@ -119,7 +119,7 @@ def _obstacles(plan: Plan) -> dict[int, str]:
     first, seed = plan.series.checkpoints[0], plan.attrs["seed"]
     network = plan.model.network([(first, load_tensors(first))])
     try:
-        found = measured(tried, network, plan.probe.sampled(1, seed), Streams(seed), plan.layers)[tried.trial]
+        found = measured(tried, network, plan.probe.sampled(1, seed), RandomStreams(seed), plan.layers)[tried.trial]
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

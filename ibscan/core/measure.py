@@ -10,7 +10,7 @@ from ibscan.core.estimate import Estimate
 from ibscan.core.network import Network
 from ibscan.core.quantity import Quantity
 from ibscan.core.records import At, Layer, Probe, Series
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 
 __all__ = ["Measure", "Situation", "Sizes"]
 
@@ -65,7 +65,7 @@ class Measure(Protocol):
     name: ClassVar[str]
     verb: ClassVar[str]  # the command that carries it out, beside `scan`; empty for all
     quantities: ClassVar[tuple[Quantity, ...]]
-    primary: ClassVar[tuple[str, ...]]  # keys whose cells are there wherever the measure was carried out
+    required_keys: ClassVar[tuple[str, ...]]  # keys whose cells are there wherever the measure was carried out
     channel: ClassVar[str] = ""  # by which --channel chooses it; empty where it is none of the noisy channels
     draws: ClassVar[bool] = False  # whether numbers depend on the seed beyond the sample of rows
     source: ClassVar[str] = ""
@@ -106,7 +106,7 @@ class Measure(Protocol):
         return VALUE_COPIES * NUMBER * sizes.rows * layer.width
 
     def __call__(
-        self, network: Network, probe: Probe, streams: Streams, layers: Sequence[int] | None = None
+        self, network: Network, probe: Probe, streams: RandomStreams, layers: Sequence[int] | None = None
     ) -> Mapping[str, Estimate]:
         """Measure every stacked checkpoint; one Estimate for each quantity key, of all layers.
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DecidingNetwork",
-    "Derivative",
     "DifferentiableNetwork",
+    "JacobianSpec",
     "LayeredNetwork",
     "Network",
     "NoisyNetwork",
@@ -28,7 +28,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Derivative:
+class JacobianSpec:
     """Which Jacobians are meant: of which layers, before or after the activation, and with respect to what.
 
     `origin` is the index of the layer whose post is the variable, None for the network's input. `layers` are those
@@ -175,15 +175,15 @@ class DifferentiableNetwork(WeightedNetwork, Protocol):
         """Return how many numbers of a row are what Jacobians are with respect to: rows may hold masks and the like."""
         ...
 
-    def undefined(self, which: Derivative) -> Mapping[int, str]:
+    def undefined(self, spec: JacobianSpec) -> Mapping[int, str]:
         """Return the layers that have no derivative by the variable, with the reason."""
         ...
 
-    def rounding(self, x: Array, which: Derivative) -> Mapping[int, float]:
+    def rounding(self, x: Array, spec: JacobianSpec) -> Mapping[int, float]:
         """Return how far rounding may have moved Jacobians, in units of their norm, where they are not float64."""
         ...
 
-    def grams(self, x: Array, visit: VisitGram, which: Derivative) -> Mapping[int, str]:
+    def grams(self, x: Array, visit: VisitGram, spec: JacobianSpec) -> Mapping[int, str]:
         """Call visit(layer, gram, rows) for every layer wanted: `numerics.spectra.counting.Gram`, the quick way.
 
         Blocks of rows may be visited side by side, each of a layer once. Returns the layers whose Jacobian cannot be
@@ -191,17 +191,17 @@ class DifferentiableNetwork(WeightedNetwork, Protocol):
         """
         ...
 
-    def jacobians(self, x: Array, visit: VisitFactor, which: Derivative) -> Mapping[int, str]:
+    def jacobians(self, x: Array, visit: VisitFactor, spec: JacobianSpec) -> Mapping[int, str]:
         """Call visit(layer, factor, fed, rows); factor (C, n, D, k) has the singular values of the layer's Jacobian.
 
         n is 1 where the Jacobian is the same at every row. `fed` is a factor of the Jacobian of what feeds the layer,
-        None where it says nothing (`which.feeds`) or the layer is not fed by the one before it alone. Returns what
+        None where it says nothing (`spec.feeds`) or the layer is not fed by the one before it alone. Returns what
         `grams` does.
         """
         ...
 
-    def spectral_norms(self, x: Array, which: Derivative) -> Array:
-        """Return the largest singular value of every layer's Jacobian, (C, L, n), whatever `which.directions` says.
+    def spectral_norms(self, x: Array, spec: JacobianSpec) -> Array:
+        """Return the largest singular value of every layer's Jacobian, (C, L, n), whatever `spec.directions` says.
 
         NaN where it is not finite, not wanted, or cannot be computed.
         """

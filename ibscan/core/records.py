@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,7 +130,7 @@ class Probe:
 
         Permuted even when every row is taken, so that "the first 64 rows" is a random subset of an ordered probe.
         """
-        order = Streams(seed).generator("probe", 0, 0).permutation(len(self.x))
+        order = RandomStreams(seed).generator("probe", 0, 0).permutation(len(self.x))
         order = order if rows is None else order[:rows]
         return dataclasses.replace(self, x=self.x[order], y=None if self.y is None else self.y[order])
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Streams"]
+__all__ = ["RandomStreams"]
 
 
 @dataclass(frozen=True)
-class Streams:
+class RandomStreams:
     """Counter-based random numbers: a stream depends on (seed, measure, layer index, draw) alone.
 
     Not on file, epoch, noise, order or device, so that order, sharding and resuming cannot matter and curves over

@@ -23,7 +23,7 @@ from ibscan.inputs.code.load import Maker, called, code_hash, named_callable
 from ibscan.inputs.probes.probe_keys import split_spec
 from ibscan.inputs.series.adapters import adapters_alone, adapters_sentence
 from ibscan.inputs.series.checkpoint import load_tensors
-from ibscan.networks.admission import recorded_taps
+from ibscan.networks.admission import traced_network
 from ibscan.networks.loading import loaded
 from ibscan.networks.module import Module
 from ibscan.networks.packing import Packing
@@ -139,7 +139,7 @@ def _recorded(
 ) -> tuple[Module, list[str]]:
     """Return the network, and the other modules that globs name where they match no layer."""
     rows = fed.rows(probe.x, FEW_ROWS)
-    record = partial(recorded_taps, device=device, dtype=dtype, packing=fed.packing(probe.x))
+    record = partial(traced_network, device=device, dtype=dtype, packing=fed.packing(probe.x))
     try:
         network = record(model, rows, ())
     except InputError as error:
@@ -166,7 +166,7 @@ def _exact_taps(
 ) -> Taps | None:
     """Return where the layers are in float64, None where the model does not run in that, or not alike."""
     try:
-        taps = recorded_taps(model, rows, extra, device=device, dtype=torch.float64, packing=packing).taps
+        taps = traced_network(model, rows, extra, device=device, dtype=torch.float64, packing=packing).taps
     except InputError:
         return None
     sizes = [[(layer.name, layer.width) for layer in one.layers] for one in (taps, like)]

@@ -34,13 +34,13 @@ from ibscan.measures.work import seconds
 from ibscan.results.parts import check_output
 
 __all__ = [
-    "Grounds",
     "Plan",
-    "grounds",
+    "ResolvedInputs",
     "manifest_of",
     "plan_of",
     "planned",
     "probe_of",
+    "resolved_inputs",
     "series_of",
     "skip_sentence",
 ]
@@ -100,7 +100,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Grounds:
+class ResolvedInputs:
     """What a request names beside checkpoints; `exclude` lists files that are never taken for one."""
 
     device: torch.device
@@ -110,7 +110,7 @@ class Grounds:
     exclude: tuple[Path, ...]
 
 
-def grounds(request: Request) -> Grounds:
+def resolved_inputs(request: Request) -> ResolvedInputs:
     """Find and check what can be checked without a checkpoint.
 
     Raises:
@@ -123,22 +123,22 @@ def grounds(request: Request) -> Grounds:
     beside = [] if source is None else [Path(source.partition("#")[0])]
     if request.output is not None:
         check_output(request.output, [*beside, *(path for path in request.paths if path.is_file())])
-    return Grounds(device, manifest, source, arguments, (*beside, *([request.output] if request.output else [])))
+    return ResolvedInputs(device, manifest, source, arguments, (*beside, *([request.output] if request.output else [])))
 
 
-def probe_of(request: Request, ground: Grounds) -> tuple[Probe, tuple[str, ...]]:
+def probe_of(request: Request, resolved: ResolvedInputs) -> tuple[Probe, tuple[str, ...]]:
     """Return the probe and sentences about it.
 
     Raises:
         InputError: There is none, or it cannot be used.
     """
-    if ground.probe is None:
+    if resolved.probe is None:
         raise InputError(
             f"{request.paths[0]}: no probe was found beside the checkpoints (probe.npz, probe.npy, probe.mat, ...) and "
             "none was given; name the inputs to measure on with --probe FILE."
         )
-    with untouched(request.paths, ground.probe.partition("#")[0], "--probe", growing=request.follow):
-        probe, notices = read_probe(ground.probe, ground.probe_arg, run_script=request.run_script)
+    with untouched(request.paths, resolved.probe.partition("#")[0], "--probe", growing=request.follow):
+        probe, notices = read_probe(resolved.probe, resolved.probe_arg, run_script=request.run_script)
     return probe, tuple(notices)
 
 
@@ -157,15 +157,15 @@ def planned(request: Request, reporter: Reporter) -> Plan:
         InputError: An input cannot be used, or probe and model do not fit.
         NothingMatched: An empty folder or a filter that matches nothing.
     """
-    ground = grounds(request)
-    series = series_of(request, ground.manifest, exclude=ground.exclude)
-    return plan_of(request, reporter, ground, series, probe_of(request, ground))
+    resolved = resolved_inputs(request)
+    series = series_of(request, resolved.manifest, exclude=resolved.exclude)
+    return plan_of(request, reporter, resolved, series, probe_of(request, resolved))
 
 
 def plan_of(
     request: Request,
     reporter: Reporter,
-    ground: Grounds,
+    resolved: ResolvedInputs,
     series: Series,
     read: tuple[Probe, Sequence[str]],
     before: Plan | None = None,
@@ -175,7 +175,7 @@ def plan_of(
     Args:
         request: What the user asks for.
         reporter: Told what was skipped, sampled or left out.
-        ground: As `grounds` found it.
+        resolved: As `resolved_inputs` found it.
         series: The checkpoints.
         read: As `probe_of` returned it.
         before: A plan for the same folder, whose model is taken over where the architecture stayed.
@@ -186,13 +186,18 @@ def plan_of(
     Raises:
         IbscanError: As `planned`.
     """
-    (probe, notices), device = read, ground.device
+    (probe, notices), device = read, resolved.device
     for sentence in (*series.notices, *notices):
         reporter.notice(sentence)
     for name, reason in series.skipped.items():
         reporter.problem(skip_sentence(name, reason))
     stated = stated_model(
-        request.model, request.model_arg, ground.manifest, series.checkpoints, trust=request.trust, chain=request.chain
+        request.model,
+        request.model_arg,
+        resolved.manifest,
+        series.checkpoints,
+        trust=request.trust,
+        chain=request.chain,
     )
     if before is not None and (stated, _architecture(series)) == (before.model.stated, _architecture(before.series)):
         model = before.model

@@ -103,7 +103,7 @@ def taken_up(kept: Parts, plan: Plan) -> dict[tuple[str, str], Result]:
     found: dict[tuple[str, str], Result] = {}
     for part in kept.finished():
         # A run that found some measures in its output has parts without them.
-        whole = all(any(key in part for key in measure.primary) for measure in plan.measures)
+        whole = all(any(key in part for key in measure.required_keys) for measure in plan.measures)
         if whole and not failures(part):
             part = renamed(part, plan.series.checkpoints)
             found.update(dict.fromkeys(rows_of(part), part))

@@ -20,7 +20,7 @@ from ibscan.engine.plan import Plan, planned, skip_sentence
 from ibscan.engine.request import PARTIAL, Reporter, Request, Silent, requested, run_settings
 from ibscan.engine.resume import changed, formed, kept_rows, remaining, renamed, stored_result, taken_up, tells_the_same
 from ibscan.engine.scan import Block, blocks, partition
-from ibscan.engine.watch import looks
+from ibscan.engine.watch import polls
 from ibscan.errors import InputError, UsageError
 from ibscan.inputs.series.checkpoint import load_tensors
 from ibscan.measures import measure_settings
@@ -153,20 +153,20 @@ def run(request: Request, reporter: Reporter | None = None) -> Run:
 
 def _followed(request: Request, output: Path, reporter: Reporter) -> Run:
     """Carry out a scan verb on a folder as checkpoints arrive; the file is whole and up to date after every look."""
-    following = looks(request, reporter)
+    following = polls(request, reporter)
     measured: set[tuple[str, str]] = set()
     with parts(output, "") as place:
-        for look in following:
+        for poll in following:
             before = len(measured)
-            result, skipped = _written(request, look.plan, output, place, look.reporter, measured, whole=look.last)
+            result, skipped = _written(request, poll.plan, output, place, poll.reporter, measured, whole=poll.last)
             # The first look is what the command says; after it all that is there is this run's own.
             request = dataclasses.replace(request, resume=True, force=False)
-            gone = [c.name for c in look.plan.series.checkpoints if c.name in skipped and not c.path.exists()]
+            gone = [c.name for c in poll.plan.series.checkpoints if c.name in skipped and not c.path.exists()]
             if gone:
-                look.reporter.notice(f"{', '.join(gone)}: deleted before it could be measured.")
+                poll.reporter.notice(f"{', '.join(gone)}: deleted before it could be measured.")
             if len(measured) > before:
-                look.reporter.notice(f"{output} is up to date; checkpoints measured so far: {len(measured)}.")
-            plan = look.plan
+                poll.reporter.notice(f"{output} is up to date; checkpoints measured so far: {len(measured)}.")
+            plan = poll.plan
     return _finished(request, plan, result, skipped, measured, reporter)
 
 

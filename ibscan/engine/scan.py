@@ -18,7 +18,7 @@ from ibscan.core.estimate import Estimate, Status
 from ibscan.core.measure import Measure
 from ibscan.core.network import Network
 from ibscan.core.records import Array, Checkpoint, Layer, Probe
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.engine.models import Loaded
 from ibscan.errors import CheckpointError, OutOfMemory
 from ibscan.measures.driver import blank, misfortune
@@ -158,10 +158,10 @@ def _outcomes(
     for measure in measures:
         sample = probe.sampled(measure.samples, seed)
         try:
-            found = measured(measure, network, sample, Streams(seed), layers)
+            found = measured(measure, network, sample, RandomStreams(seed), layers)
         except (MemoryError, RuntimeError) as error:
             if network.size == 1:
-                found = _each_layer(measure, network, sample, Streams(seed), layers, error)
+                found = _each_layer(measure, network, sample, RandomStreams(seed), layers, error)
             else:
                 # One of the stack spoils it for all: each alone.
                 each = (network.alone(k) for k in range(network.size))
@@ -171,7 +171,7 @@ def _outcomes(
 
 
 def measured(
-    measure: Measure, network: Network, sample: Probe, streams: Streams, layers: Sequence[int] | None = None
+    measure: Measure, network: Network, sample: Probe, streams: RandomStreams, layers: Sequence[int] | None = None
 ) -> Mapping[str, Estimate]:
     """Return what a measure finds, on one thread where layers are too narrow for two.
 
@@ -202,7 +202,7 @@ def _each_layer(
     measure: Measure,
     network: Network,
     sample: Probe,
-    streams: Streams,
+    streams: RandomStreams,
     layers: Sequence[int] | None,
     error: Exception,
 ) -> Mapping[str, Estimate]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ibscan.core.records import Checkpoint, Probe
-from ibscan.engine.plan import Grounds, Plan, grounds, plan_of, probe_of, series_of
+from ibscan.engine.plan import Plan, ResolvedInputs, plan_of, probe_of, resolved_inputs, series_of
 from ibscan.engine.request import IDLE_SECONDS, Reporter, Request
 from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
 from ibscan.inputs.files import file_head
@@ -23,7 +23,7 @@ from ibscan.inputs.series.checkpoint import inspect_checkpoint
 from ibscan.inputs.series.discovery import BESIDE, TEMPORARY, TRAINER
 from ibscan.inputs.series.duplicates import repeats
 
-__all__ = ["Look", "looks"]
+__all__ = ["Poll", "polls"]
 
 # Between two looks at the folder; shorter where --idle is, so that what is new is seen before the time is over.
 PAUSE_SECONDS, PAUSES_AN_IDLE = 1.0, 4
@@ -33,7 +33,7 @@ Stamp: TypeAlias = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Look:
+class Poll:
     """What there is to measure now, and whom to tell; `last` says that nothing new has come for --idle seconds."""
 
     plan: Plan
@@ -41,7 +41,7 @@ class Look:
     reporter: Reporter
 
 
-def looks(request: Request, reporter: Reporter) -> Iterator[Look]:
+def polls(request: Request, reporter: Reporter) -> Iterator[Poll]:
     """Follow a folder: yield a plan whenever checkpoints have come or changed, and one more in the end.
 
     A file counts once two looks in a row found it the same, and it can be read; until then it is left alone, without a
@@ -61,31 +61,33 @@ def looks(request: Request, reporter: Reporter) -> Iterator[Look]:
     """
     if len(request.paths) != 1 or not request.paths[0].is_dir():
         raise UsageError(f"--follow watches one folder, and {request.paths[0]} is none; name the run's folder alone.")
-    ground = grounds(request)
+    resolved = resolved_inputs(request)
     # Nobody shall wait for an hour to hear that the probe is broken.
-    return _looks(request, ground, probe_of(request, ground), _Once(reporter))
+    return _polls(request, resolved, probe_of(request, resolved), _Once(reporter))
 
 
-def _looks(request: Request, ground: Grounds, probe: tuple[Probe, tuple[str, ...]], reporter: _Once) -> Iterator[Look]:
+def _polls(
+    request: Request, resolved: ResolvedInputs, probe: tuple[Probe, tuple[str, ...]], reporter: _Once
+) -> Iterator[Poll]:
     idle = IDLE_SECONDS if request.idle is None else request.idle
     pause = min(PAUSE_SECONDS, idle / PAUSES_AN_IDLE)
     reporter.notice(
         f"{request.paths[0]} is followed until nothing new has come for {idle:g} s; an interrupt ends it sooner and "
         "keeps what is finished."
     )
-    watched = _Watched(request.paths[0], ground.exclude)
+    watched = _Watched(request.paths[0], resolved.exclude)
     plan: Plan | None = None
     taken: Mapping[str, Stamp] = {}
     news = time.monotonic()
     while True:
-        if watched.look():
+        if watched.poll():
             news = time.monotonic()
         last = time.monotonic() - news >= idle
         if last or watched.whole != taken:
             taken = watched.whole
             watched.patient = reporter.patient = not last
             try:
-                series = series_of(request, ground.manifest, exclude=ground.exclude, inspect=watched.inspect)
+                series = series_of(request, resolved.manifest, exclude=resolved.exclude, inspect=watched.inspect)
             except (InputError, NothingMatched) as error:
                 # Nothing usable yet; or, with usable ones there, what only a change in the folder can mend.
                 if last and (plan is None or isinstance(error, InputError)):
@@ -96,14 +98,14 @@ def _looks(request: Request, ground: Grounds, probe: tuple[Probe, tuple[str, ...
                 # What cannot be used yet may still become whole.
                 series = series if last else dataclasses.replace(series, skipped={}, notices=())
                 try:
-                    plan = plan_of(request, reporter, ground, series, probe, plan)
+                    plan = plan_of(request, reporter, resolved, series, probe, plan)
                 except CheckpointError:
                     # Gone or changed since it was listed, and no other is there: the next look will tell.
                     if last:
                         raise
                 else:
-                    yield Look(plan, last, reporter)
-            if last and not watched.look():
+                    yield Poll(plan, last, reporter)
+            if last and not watched.poll():
                 return
         time.sleep(pause)
 
@@ -124,7 +126,7 @@ class _Watched:
     _seen: dict[str, Stamp] = field(default_factory=dict)
     _inspected: dict[str, tuple[Stamp, Checkpoint | CheckpointError]] = field(default_factory=dict)
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Look again; return whether anything that is or may become a checkpoint is new, different or gone."""
         now: dict[str, Stamp] = {}
         place = self.folder.resolve()

@@ -14,7 +14,7 @@ from ibscan.core.network import LayeredNetwork
 from ibscan.core.option import MEASURE, Option, at_least, number, option, positive, whole
 from ibscan.core.quantity import BINNING, Quantity
 from ibscan.core.records import At, Layer, Probe
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.errors import UsageError
 from ibscan.measures.shared import AT, GIVEN_Y, ROWS, SAMPLES
 
@@ -113,7 +113,7 @@ class BinnedInformation(Measure):
 
     name: ClassVar[str] = "mi_binned"
     verb: ClassVar[str] = "mi"
-    primary: ClassVar[tuple[str, ...]] = ("mi_binned_xt",)
+    required_keys: ClassVar[tuple[str, ...]] = ("mi_binned_xt",)
     source: ClassVar[str] = (
         "Shwartz-Ziv and Tishby 2017, arXiv 1703.00810 (the quantity); Goldfeld et al. 2019, arXiv 1810.05728 (that it "
         "sees clustering)"
@@ -192,7 +192,7 @@ class BinnedInformation(Measure):
         self,
         network: LayeredNetwork,
         probe: Probe,
-        streams: Streams,  # noqa: ARG002 - nothing is random
+        streams: RandomStreams,  # noqa: ARG002 - nothing is random
         layers: Sequence[int] | None = None,
     ) -> Mapping[str, Estimate]:
         """Measure every layer of every checkpoint for every binning; exact.

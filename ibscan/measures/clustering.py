@@ -14,7 +14,7 @@ from ibscan.core.network import DecidingNetwork, WeightedNetwork
 from ibscan.core.option import option
 from ibscan.core.quantity import DISTANCE_BIN, Quantity
 from ibscan.core.records import At, Probe
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.shared import AT, ROWS, SAMPLES
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Clustering(Measure):
 
     name: ClassVar[str] = "clustering"
     verb: ClassVar[str] = "cluster"
-    primary: ClassVar[tuple[str, ...]] = ("distance_edge_high",)
+    required_keys: ClassVar[tuple[str, ...]] = ("distance_edge_high",)
     source: ClassVar[str] = PAPYAN
     caveat: ClassVar[str] = "It is of the rows of the probe: a sample that lost a class has no mean of it."
     quantities: ClassVar[tuple[Quantity, ...]] = (
@@ -182,7 +182,7 @@ class Clustering(Measure):
         self,
         network: JudgedNetwork,
         probe: Probe,
-        streams: Streams,  # noqa: ARG002 - nothing is random
+        streams: RandomStreams,  # noqa: ARG002 - nothing is random
         layers: Sequence[int] | None = None,
     ) -> Mapping[str, Estimate]:
         """Measure every layer of every checkpoint; exact.

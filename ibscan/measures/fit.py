@@ -11,7 +11,7 @@ from ibscan.core.measure import Measure, Sizes
 from ibscan.core.network import DecidingNetwork
 from ibscan.core.quantity import Quantity
 from ibscan.core.records import Probe
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 
 __all__ = ["ProbeFit"]
 
@@ -32,7 +32,7 @@ class ProbeFit(Measure):
 
     name: ClassVar[str] = "probe_fit"
     verb: ClassVar[str] = ""
-    primary: ClassVar[tuple[str, ...]] = ("probe_accuracy",)
+    required_keys: ClassVar[tuple[str, ...]] = ("probe_accuracy",)
     caveat: ClassVar[str] = "It is of the probe, not of training or test data."
     quantities: ClassVar[tuple[Quantity, ...]] = (
         Quantity(
@@ -61,7 +61,7 @@ class ProbeFit(Measure):
         self,
         network: DecidingNetwork,
         probe: Probe,
-        streams: Streams,  # noqa: ARG002 - nothing is random
+        streams: RandomStreams,  # noqa: ARG002 - nothing is random
         layers: Sequence[int] | None = None,  # noqa: ARG002 - it is of the output
     ) -> Mapping[str, Estimate]:
         """Measure every checkpoint; exact.

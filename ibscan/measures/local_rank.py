@@ -8,11 +8,11 @@ from typing import ClassVar
 
 from ibscan.core.estimate import Estimate
 from ibscan.core.measure import NUMBER, Measure, Situation, Sizes
-from ibscan.core.network import Derivative, DifferentiableNetwork
+from ibscan.core.network import DifferentiableNetwork, JacobianSpec
 from ibscan.core.option import MEASURE, PRECISION, Option, at_least, count, option, whole
 from ibscan.core.quantity import COMPONENT, EPS, RANK_VALUE, REL_EPS, Quantity
 from ibscan.core.records import Array, At, Layer, Probe
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.errors import NothingMatched
 from ibscan.measures import shared
 from ibscan.measures.shared import AT, RANK_ROWS, SAMPLES, THRESHOLDS, all_rows
@@ -123,7 +123,7 @@ class LocalRank(Measure):
         "It means nothing without its threshold, and an absolute threshold is not free of scale: rescaling a layer and "
         "the next keeps the function and changes the count."
     )
-    primary: ClassVar[tuple[str, ...]] = ("local_rank", "local_rank_rel")
+    required_keys: ClassVar[tuple[str, ...]] = ("local_rank", "local_rank_rel")
     quantities: ClassVar[tuple[Quantity, ...]] = (
         Quantity(
             "local_rank",
@@ -236,7 +236,7 @@ class LocalRank(Measure):
         return FACTOR_COPIES * NUMBER * max(one, min(sizes.factor_budget, sizes.rows * one))
 
     def __call__(
-        self, network: DifferentiableNetwork, probe: Probe, streams: Streams, layers: Sequence[int] | None = None
+        self, network: DifferentiableNetwork, probe: Probe, streams: RandomStreams, layers: Sequence[int] | None = None
     ) -> Mapping[str, Estimate]:
         """Measure every layer asked for of every checkpoint; only a subspace's directions are random.
 
@@ -252,34 +252,34 @@ class LocalRank(Measure):
         """
         import numpy as np
 
-        from ibscan.measures.rank_tally import RankTally
+        from ibscan.measures.rank_accumulator import RankAccumulator
 
-        which, most = self._derivative(network, probe.x, streams, layers)
-        undefined = {layer: reason for layer, reason in network.undefined(which).items() if which.wants(layer)}
-        wanted = tuple(k for k in range(len(network.layers)) if which.wants(k) and k not in undefined)
-        which = replace(which, layers=wanted)
+        spec, most = self._derivative(network, probe.x, streams, layers)
+        undefined = {layer: reason for layer, reason in network.undefined(spec).items() if spec.wants(layer)}
+        wanted = tuple(k for k in range(len(network.layers)) if spec.wants(k) and k not in undefined)
+        spec = replace(spec, layers=wanted)
         spectral = len(probe.x) if self.spectrum_rows is None else min(len(probe.x), self.spectrum_rows)
-        affine = network.affine(probe.x) if which.feeds else (False,) * len(network.layers)
-        tally = RankTally(network, (self.eps, self.rel_eps), which, (len(probe.x), spectral), most, affine)
-        tally.rounding.update(network.rounding(probe.x, which))
-        if which.directions is not None and self.rel_eps:
-            tally.norms = network.spectral_norms(probe.x, which)
+        affine = network.affine(probe.x) if spec.feeds else (False,) * len(network.layers)
+        tally = RankAccumulator(network, (self.eps, self.rel_eps), spec, (len(probe.x), spectral), most, affine)
+        tally.rounding.update(network.rounding(probe.x, spec))
+        if spec.directions is not None and self.rel_eps:
+            tally.norms = network.spectral_norms(probe.x, spec)
         # What small thresholds ask for is beyond any Gram matrix.
         if spectral < len(probe.x) and min(self.rel_eps, default=1.0) > LEAST_RELATIVE:
-            exact = replace(which, layers=tuple(k for k in wanted if k not in tally.rounding))
+            exact = replace(spec, layers=tuple(k for k in wanted if k not in tally.rounding))
             tally.failed.update(network.grams(probe.x[spectral:], tally.count, exact))
             tally.certain[:, list(tally.failed)] = True
         tally.rows = np.flatnonzero(~tally.certain.all((0, 1)))
         if len(tally.rows):
-            tally.failed.update(network.jacobians(probe.x[tally.rows], tally.decompose, which))
+            tally.failed.update(network.jacobians(probe.x[tally.rows], tally.decompose, spec))
         if tally.norms is not None:
-            lost = [k for k in wanted if np.isnan(tally.norms[:, k]).any() and tally.sound[:, k].all()]
+            lost = [k for k in wanted if np.isnan(tally.norms[:, k]).any() and tally.finite[:, k].all()]
             tally.failed.update({k: NO_NORM for k in lost if k not in tally.failed})
         return tally.estimates(undefined)
 
     def _derivative(
-        self, network: DifferentiableNetwork, x: Array, streams: Streams, layers: Sequence[int] | None
-    ) -> tuple[Derivative, list[int]]:
+        self, network: DifferentiableNetwork, x: Array, streams: RandomStreams, layers: Sequence[int] | None
+    ) -> tuple[JacobianSpec, list[int]]:
         """Return which Jacobians are meant, and how many singular values each layer's has."""
         from ibscan.measures.driver import post_widths
         from ibscan.numerics.spectra.subspace import subspace
@@ -289,6 +289,6 @@ class LocalRank(Measure):
         width = network.inputs_of(x) if origin is None else post_widths(network, x)[origin]
         directions = None if self.directions is None or self.directions >= width else self.directions
         basis = None if directions is None else subspace(streams.generator("subspace", width, 0), width, directions)
-        which = Derivative(self.at, origin, None if layers is None else tuple(layers), directions, basis)
+        spec = JacobianSpec(self.at, origin, None if layers is None else tuple(layers), directions, basis)
         widths = [layer.width for layer in network.layers] if self.at == "pre" else post_widths(network, x)
-        return which, [min(one, directions or width) for one in widths]
+        return spec, [min(one, directions or width) for one in widths]

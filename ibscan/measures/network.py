@@ -14,7 +14,7 @@ from ibscan.core.network import NoisyNetwork
 from ibscan.core.option import PRECISION, Option, at_least, option, whole
 from ibscan.core.quantity import Quantity
 from ibscan.core.records import Layer, Probe
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.shared import (
     DEFAULT_NOISE,
     GIVEN_Y,
@@ -61,7 +61,7 @@ class NetworkInformation(Measure):
     verb: ClassVar[str] = "mi"
     channel: ClassVar[str] = "network"
     draws: ClassVar[bool] = True
-    primary: ClassVar[tuple[str, ...]] = ("mi_network_xt",)
+    required_keys: ClassVar[tuple[str, ...]] = ("mi_network_xt",)
     inapplicable: ClassVar[str] = "it feeds no other layer, so the noisy network has no noise there"
     source: ClassVar[str] = "Goldfeld et al. 2019, arXiv 1810.05728, sections 2 and 3"
     caveat: ClassVar[str] = (
@@ -144,7 +144,7 @@ class NetworkInformation(Measure):
         self,
         network: NoisyNetwork,
         probe: Probe,
-        streams: Streams,
+        streams: RandomStreams,
         layers: Sequence[int] | None = None,  # noqa: ARG002 - a cap holds for all layers that follow
     ) -> Mapping[str, Estimate]:
         """Measure every hidden layer of every checkpoint at every noise level.

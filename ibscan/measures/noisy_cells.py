@@ -13,7 +13,7 @@ import numpy as np
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.network import NoisyNetwork
 from ibscan.core.records import Array, Probe
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.driver import (
     ROUNDING,
     blank,
@@ -27,8 +27,8 @@ from ibscan.measures.driver import (
     put,
 )
 from ibscan.measures.noisy_channel import (
-    DEAF_REPLICAS,
-    SURELY_DEAF_REPLICAS,
+    INDEPENDENT_REPLICAS,
+    SURELY_INDEPENDENT_REPLICAS,
     Budget,
     Channel,
     Population,
@@ -66,7 +66,7 @@ class Cell:
 
 
 def network_estimates(
-    measure: NetworkInformation, network: NoisyNetwork, probe: Probe, streams: Streams
+    measure: NetworkInformation, network: NoisyNetwork, probe: Probe, streams: RandomStreams
 ) -> dict[str, Estimate]:
     """Return the estimates of every hidden layer of every checkpoint at every noise level.
 
@@ -138,7 +138,7 @@ def _settled(found: Mapping[str, Estimate], network: NoisyNetwork, labelled: Map
 
 
 def _first(
-    network: NoisyNetwork, population: Population, layer: int, noise: float, budget: Budget, streams: Streams
+    network: NoisyNetwork, population: Population, layer: int, noise: float, budget: Budget, streams: RandomStreams
 ) -> Cell:
     """Return the cell of a layer no noise comes before: the read-out channel, exact densities, its very draws."""
     values = layer_values(network, population.x, layer, "post")[0]
@@ -162,7 +162,7 @@ def _first(
 
 def _later(channel: Channel) -> Cell:
     """Return the cell of a layer with noise before it, by sample propagation."""
-    if channel.is_deaf(DEAF_REPLICAS) and channel.is_deaf(SURELY_DEAF_REPLICAS):
+    if channel.is_input_independent(INDEPENDENT_REPLICAS) and channel.is_input_independent(SURELY_INDEPENDENT_REPLICAS):
         return Cell.constant(Status.DEAD)
     population, tolerance = channel.population, channel.budget.tolerance
     inner, most = channel.others()
@@ -189,7 +189,7 @@ def _later(channel: Channel) -> Cell:
 
 def _normals(
     measure: str,
-    streams: Streams,
+    streams: RandomStreams,
     widths: Sequence[int],
     kept: dict[int, tuple[tuple[int, int], Array]],
     rows: int,

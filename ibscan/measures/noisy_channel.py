@@ -35,7 +35,7 @@ PILOT_ROWS, PILOT_DRAWS, LEAST_REPLICAS = 256, 1024, 16
 # What the pilot must reach of the tolerance, so that the whole sample reaches all of it.
 MARGIN = 0.8
 # Noises under which a layer is looked at before it is said to tell nothing.
-DEAF_REPLICAS, SURELY_DEAF_REPLICAS = 16, 1024
+INDEPENDENT_REPLICAS, SURELY_INDEPENDENT_REPLICAS = 16, 1024
 # From here on a bracket is judged by how it closes.
 HOPE_REPLICAS = 64
 # Numbers the draws of one cell may hold, rows, draws and units together.
@@ -95,7 +95,7 @@ class Channel:
     normals: RowNormals
     budget: Budget
 
-    def is_deaf(self, replicas: int) -> bool:
+    def is_input_independent(self, replicas: int) -> bool:
         """Return whether the layer is the same for every input, given the noise before it: it tells nothing of them."""
         count = min(replicas, self.budget.max_replicas)
         x = self.population.x[self.population.first]
@@ -170,7 +170,7 @@ class Channel:
             # A bracket closes like 1/K once replicas are dense, more slowly before: one that this could not close
             # within the budget is left open at once.
             # What the marginal's bias and blindness take is not these replicas' to mend.
-            gap, most = found.gap - found.blind, self.budget.max_replicas
+            gap, most = found.gap - found.unseen_gap, self.budget.max_replicas
             hopeless = not self.budget.patient and count >= HOPE_REPLICAS and gap * count / most > target
             enough = gap <= max(target - found.bias, target / 2)
             if enough or count >= most or (hopeless and 2 * gap > before):
@@ -211,10 +211,10 @@ def closed(channel: Channel, inner: torch.Tensor, most: int) -> Closed:
         target = budget.tolerance * (MARGIN if few else 1.0)
         found = channel.bracketed(size, draws, replicas, inner, target)
         replicas = found.replicas
-        share = max(found.bias, found.blind, 1.96 * math.sqrt(found.common))
+        share = max(found.bias, found.unseen_gap, 1.96 * math.sqrt(found.common))
         # More of the others' replicas cost little on few rows: what is settled there is not found out later.
         coarse = max(found.half_change, (4 if few else 2) * share, found.width) > budget.tolerance
-        if coarse and found.gap - found.blind <= budget.tolerance and 2 * len(inner) <= most:
+        if coarse and found.gap - found.unseen_gap <= budget.tolerance and 2 * len(inner) <= most:
             inner = torch.cat((inner, channel.marginal(range(len(inner), 2 * len(inner)))))
             continue
         # More draws cannot mend a bracket that the largest number of replicas leaves open; near the tolerance they

@@ -13,7 +13,7 @@ from ibscan.core.network import LayeredNetwork
 from ibscan.core.option import MEASURE, Option, number, option, positive
 from ibscan.core.quantity import Dimension, Quantity
 from ibscan.core.records import At, Probe
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.errors import UsageError
 from ibscan.measures.shared import (
     AT,
@@ -133,7 +133,7 @@ class ReadoutInformation(Measure):
     verb: ClassVar[str] = "mi"
     channel: ClassVar[str] = "readout"
     draws: ClassVar[bool] = True
-    primary: ClassVar[tuple[str, ...]] = ("mi_readout_xt", "mi_readout_rel_xt")
+    required_keys: ClassVar[tuple[str, ...]] = ("mi_readout_xt", "mi_readout_rel_xt")
     source: ClassVar[str] = "Goldfeld et al. 2019, arXiv 1810.05728; bounds of Kolchinsky and Tracey 2017"
     caveat: ClassVar[str] = (
         "The noise is the observer's, not the network's: without it I(X; T) is H(X) whatever is learned. It is of the "
@@ -198,7 +198,7 @@ class ReadoutInformation(Measure):
         return found
 
     def __call__(
-        self, network: LayeredNetwork, probe: Probe, streams: Streams, layers: Sequence[int] | None = None
+        self, network: LayeredNetwork, probe: Probe, streams: RandomStreams, layers: Sequence[int] | None = None
     ) -> Mapping[str, Estimate]:
         """Measure every layer of every checkpoint at every noise level.
 

@@ -13,7 +13,7 @@ import torch
 
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.records import Array
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.driver import Seen, is_saturated, label_status
 from ibscan.measures.shared import READ_OUT, WIDE
 from ibscan.numerics.channels.mixture import Mixture, gaussian_cap
@@ -61,7 +61,7 @@ def layer_estimates(
         parts, kept, tails = [constant] * absolute, [-1] * absolute, [nothing] * absolute
     else:
         mixture = Mixture.of(seen.values, weights)
-        noises = [*measure.noise, *(share * mixture.extent for share in measure.rel_noise)]
+        noises = [*measure.noise, *(share * mixture.rms_radius for share in measure.rel_noise)]
         cells = mapped(partial(measured, mixture, normals), noises, seen.values.device)
         if wide:
             chosen = [components(mixture, noise, measure.tolerance) for noise in measure.noise]
@@ -103,7 +103,7 @@ class Cell:
         return Cell(status, *(0.0 if status is Status.DEAD else math.nan,) * (len(fields(Cell)) - 1))
 
 
-def draws_of(streams: Streams, layer: int, values: torch.Tensor) -> Draws:
+def draws_of(streams: RandomStreams, layer: int, values: torch.Tensor) -> Draws:
     """Return the function of a draw that gives its standard normals, of the shape of a layer's values (N, D)."""
 
     def drawn(draw: int) -> torch.Tensor:
@@ -128,7 +128,7 @@ def readout_cell(
     """
     lower, upper = mixture.bounds(noise)
     cap = min(ceiling, gaussian_cap(mixture.principal[0], noise), upper)
-    if mixture.centres.shape[1] == 1 and noise >= LEAST_SHARE * mixture.extent:
+    if mixture.centres.shape[1] == 1 and noise >= LEAST_SHARE * mixture.rms_radius:
         found = line_information(mixture, noise)
     else:
         found = readout_information(

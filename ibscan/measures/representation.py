@@ -14,7 +14,7 @@ from ibscan.core.network import LayeredNetwork
 from ibscan.core.option import option
 from ibscan.core.quantity import Quantity
 from ibscan.core.records import At, Probe
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.shared import AT, REL_EPS, ROWS, SAMPLES, THRESHOLDS
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Representation(Measure):
 
     name: ClassVar[str] = "representation"
     verb: ClassVar[str] = "cluster"
-    primary: ClassVar[tuple[str, ...]] = ("representation_effective_rank",)
+    required_keys: ClassVar[tuple[str, ...]] = ("representation_effective_rank",)
     caveat: ClassVar[str] = (
         "It is of the activations over the whole probe, and no local rank: a layer that keeps one direction at every "
         "input may fill all of them over the inputs. No more than the number of rows less one can be seen."
@@ -134,7 +134,7 @@ class Representation(Measure):
         self,
         network: LayeredNetwork,
         probe: Probe,
-        streams: Streams,  # noqa: ARG002 - nothing is random
+        streams: RandomStreams,  # noqa: ARG002 - nothing is random
         layers: Sequence[int] | None = None,
     ) -> Mapping[str, Estimate]:
         """Measure every layer of every checkpoint; exact. Of a dead layer all ranks and the entropy are 0."""

@@ -13,7 +13,7 @@ from ibscan.core.network import WeightedNetwork
 from ibscan.core.option import option
 from ibscan.core.quantity import Quantity
 from ibscan.core.records import At, Layer, Probe
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.shared import EPS, THRESHOLDS
 
 __all__ = ["WeightRank"]
@@ -38,7 +38,7 @@ class WeightRank(Measure):
     name: ClassVar[str] = "weight_rank"
     verb: ClassVar[str] = "rank"
     rows_counted: ClassVar[int] = 0
-    primary: ClassVar[tuple[str, ...]] = ("weight_holds",)
+    required_keys: ClassVar[tuple[str, ...]] = ("weight_holds",)
     source: ClassVar[str] = "Patel and Shwartz-Ziv 2024, arXiv 2410.07687, section 2 and propositions 2 and 3"
     caveat: ClassVar[str] = (
         "It is of the weight alone, whatever the data; the local rank above eps may exceed it at thresholds that are "
@@ -131,7 +131,7 @@ class WeightRank(Measure):
         self,
         network: WeightedNetwork,
         probe: Probe,
-        streams: Streams,  # noqa: ARG002 - nothing is random
+        streams: RandomStreams,  # noqa: ARG002 - nothing is random
         layers: Sequence[int] | None = None,  # noqa: ARG002 - the smallest rank is of all layers before
     ) -> Mapping[str, Estimate]:
         """Measure the weight of every layer of every checkpoint: counts and bounds."""

@@ -17,13 +17,13 @@ from ibscan.networks.trace.graph import Taps
 from ibscan.networks.trace.recording import recorded
 from ibscan.networks.trace.replay import settled
 
-__all__ = ["recorded_taps"]
+__all__ = ["traced_network"]
 
 # Two passes over the same rows, or one row alone and among others, may differ by rounding.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
-def recorded_taps(
+def traced_network(
     model: nn.Module,
     x: Array,
     extra: Sequence[str],

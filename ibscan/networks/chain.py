@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ibscan.core.network import Derivative, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
+from ibscan.core.network import JacobianSpec, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
 from ibscan.core.records import Array, Layer
 from ibscan.networks.activations import ACTIVATIONS
 from ibscan.numerics.spectra.jacobian import row_factor, softmax_carried
@@ -115,21 +115,21 @@ class Chain:
             return self.exact.weight(layer)
         return Weight(self.weights[layer].to(torch.float64))
 
-    def undefined(self, which: Derivative) -> Mapping[int, str]:  # noqa: ARG002
+    def undefined(self, spec: JacobianSpec) -> Mapping[int, str]:  # noqa: ARG002
         """Return nothing: every layer has a derivative."""
         return {}
 
-    def rounding(self, x: Array, which: Derivative) -> Mapping[int, float]:  # noqa: ARG002
+    def rounding(self, x: Array, spec: JacobianSpec) -> Mapping[int, float]:  # noqa: ARG002
         """Return nothing: Jacobians are float64 throughout."""
         return {}
 
-    def grams(self, x: Array, visit: VisitGram, which: Derivative) -> Mapping[int, str]:
+    def grams(self, x: Array, visit: VisitGram, spec: JacobianSpec) -> Mapping[int, str]:
         """Call visit(layer, gram, rows) for every block of rows: the sweep of `numerics.spectra.sweep`.
 
         Args:
             x: Probe rows, shape (N, ...), flattened here.
             visit: Is given the layer's index, its Gram matrices and the rows as a slice; blocks side by side.
-            which: Which Jacobians.
+            spec: Which Jacobians.
 
         Returns:
             Nothing: all have one.
@@ -138,11 +138,11 @@ class Chain:
             Patel and Shwartz-Ziv 2024, section 2.
         """
         if self.exact is not None:
-            return self.exact.grams(x, visit, which)
-        end = self._end(which)
+            return self.exact.grams(x, visit, spec)
+        end = self._end(spec)
         if end < 0:
             return {}
-        factor, start = self._first(which)
+        factor, start = self._first(spec)
         begun = started(factor)
         weights = {layer: self.weights[layer].to(torch.float64) for layer in range(start + 1, end + 1)}
         norms = {k: spectral_norm(made_finite(weight, finite_matrices(weight))) for k, weight in weights.items()}
@@ -151,10 +151,10 @@ class Chain:
             state = begun
             for layer, pre, post in self._forward(self._block(x, rows), start):
                 # The slope of relu at a NaN is 0, a number like any other: what is not finite must not end there.
-                state = replace(state, sound=state.sound & _sound(pre))
-                slope = self._slope(layer, pre.to(torch.float64), state.sound)
-                if which.wants(layer):
-                    if which.at == "pre":
+                state = replace(state, finite=state.finite & _finite_rows(pre))
+                slope = self._slope(layer, pre.to(torch.float64), state.finite)
+                if spec.wants(layer):
+                    if spec.at == "pre":
                         visit(layer, state.counted(shared=layer == start), rows)
                     else:
                         visit(layer, self._posted(state, slope, post).counted(), rows)
@@ -167,14 +167,14 @@ class Chain:
         return {}
 
     @torch.inference_mode()  # without counting versions and views, a tenth of the time of so many short operations
-    def jacobians(self, x: Array, visit: VisitFactor, which: Derivative) -> Mapping[int, str]:
+    def jacobians(self, x: Array, visit: VisitFactor, spec: JacobianSpec) -> Mapping[int, str]:
         """Call visit(layer, factor, fed, rows) with a matrix that has the singular values of the layer's Jacobian.
 
         Args:
             x: Probe rows, shape (N, ...), flattened here.
             visit: Is given the layer's index, a factor of shape (C, n, D, k), or (C, 1, D, k) where it is the same
                 for every row, float64, a factor of the Jacobian of what feeds the layer, and the rows as a slice.
-            which: Which Jacobians.
+            spec: Which Jacobians.
 
         Returns:
             Nothing: all have one.
@@ -183,37 +183,37 @@ class Chain:
             Patel and Shwartz-Ziv 2024, section 2; the first layer's row space is factored out once for all rows.
         """
         if self.exact is not None:
-            return self.exact.jacobians(x, visit, which)
-        end = self._end(which)
+            return self.exact.jacobians(x, visit, spec)
+        end = self._end(spec)
         if end < 0:
             return {}
-        first, start = self._first(which)
+        first, start = self._first(spec)
         for rows in self._cuts(len(x), first, FACTOR_BUDGET):
             factor, fed = first.unsqueeze(1), torch.ones(self.size, 1, 1, 1, dtype=torch.float64, device=self.device)
             for layer, pre, post in self._forward(self._block(x, rows), start):
-                sound = _sound(pre)
-                slope = self._slope(layer, pre.to(torch.float64), sound)
-                if not bool(sound.all()):
-                    factor = torch.where(sound[..., None, None], factor, torch.nan)
-                if which.wants(layer):
-                    shown = factor if which.at == "pre" else self._after(factor, slope, post)
-                    visit(layer, shown, fed if which.feeds else None, rows)
+                finite = _finite_rows(pre)
+                slope = self._slope(layer, pre.to(torch.float64), finite)
+                if not bool(finite.all()):
+                    factor = torch.where(finite[..., None, None], factor, torch.nan)
+                if spec.wants(layer):
+                    shown = factor if spec.at == "pre" else self._after(factor, slope, post)
+                    visit(layer, shown, fed if spec.feeds else None, rows)
                 if layer == end:
                     break
                 assert slope is not None
                 factor, fed = exactly_on(factor, slope, self.weights[layer + 1].to(torch.float64))
         return {}
 
-    def spectral_norms(self, x: Array, which: Derivative) -> Array:
+    def spectral_norms(self, x: Array, spec: JacobianSpec) -> Array:
         """Return the largest singular value of every layer's Jacobian on the whole input, (C, L, n)."""
         found = np.full((self.size, len(self.layers), len(x)), np.nan)
 
         def note(layer: int, factor: torch.Tensor, fed: torch.Tensor | None, rows: slice) -> None:  # noqa: ARG001
-            sound = finite_matrices(factor)
-            norms = spectral_norm(made_finite(factor, sound))
-            found[:, layer, rows] = torch.where(sound, norms, torch.nan).cpu().numpy()
+            finite = finite_matrices(factor)
+            norms = spectral_norm(made_finite(factor, finite))
+            found[:, layer, rows] = torch.where(finite, norms, torch.nan).cpu().numpy()
 
-        self.jacobians(x, note, replace(which, directions=None, basis=None))
+        self.jacobians(x, note, replace(spec, directions=None, basis=None))
         return found
 
     def noisy_walk(
@@ -266,13 +266,13 @@ class Chain:
     def _activation(self, layer: int) -> str:
         return self.activation if layer + 1 < len(self.layers) else self.output
 
-    def _slope(self, layer: int, pre: torch.Tensor, sound: torch.Tensor) -> torch.Tensor | None:
-        """Return the slopes, zero at rows that are not sound; None for softmax, which has none of its own."""
+    def _slope(self, layer: int, pre: torch.Tensor, finite: torch.Tensor) -> torch.Tensor | None:
+        """Return the slopes, zero at rows that are not finite; None for softmax, which has none of its own."""
         name = self._activation(layer)
         if name == "softmax":
             return None
         slope = ACTIVATIONS[name].slope(pre)
-        return slope if bool(sound.all()) else torch.where(sound.unsqueeze(-1), slope, 0.0)
+        return slope if bool(finite.all()) else torch.where(finite.unsqueeze(-1), slope, 0.0)
 
     def _after(self, factor: torch.Tensor, slope: torch.Tensor | None, post: torch.Tensor) -> torch.Tensor:
         if slope is None:
@@ -281,24 +281,24 @@ class Chain:
 
     def _posted(self, state: Carried, slope: torch.Tensor | None, post: torch.Tensor) -> Carried:
         if slope is None:
-            post = torch.where(state.sound.unsqueeze(-1), post.to(torch.float64), 0.0)
+            post = torch.where(state.finite.unsqueeze(-1), post.to(torch.float64), 0.0)
             # diag(q) - q q^T is a covariance matrix of numbers in [0, 1].
             return carried_post(state, softmax_carried(post, state.factor), torch.ones_like(state.error))
         return carried_post(state, slope.unsqueeze(-1) * state.factor, slope.abs().amax(-1).square())
 
-    def _first(self, which: Derivative) -> tuple[torch.Tensor, int]:
+    def _first(self, spec: JacobianSpec) -> tuple[torch.Tensor, int]:
         """Return a factor of the Jacobian of the first layer after the origin, (C, d, k), and which layer that is."""
-        start = 0 if which.origin is None else which.origin + 1
+        start = 0 if spec.origin is None else spec.origin + 1
         weight = self.weights[start].to(torch.float64)
-        if which.directions is not None and which.basis is not None:
-            basis, parts = which.basis, cuts(0, which.directions, COLUMNS)
+        if spec.directions is not None and spec.basis is not None:
+            basis, parts = spec.basis, cuts(0, spec.directions, COLUMNS)
             columns = (torch.as_tensor(basis(weight.shape[-1], part)).to(weight) for part in parts)
             weight = torch.cat([weight @ column for column in columns], -1)
         return row_factor(weight), start
 
-    def _end(self, which: Derivative) -> int:
+    def _end(self, spec: JacobianSpec) -> int:
         """Return the last layer wanted, -1 where there is none."""
-        return max((layer for layer in range(len(self.layers)) if which.wants(layer)), default=-1)
+        return max((layer for layer in range(len(self.layers)) if spec.wants(layer)), default=-1)
 
     def _cuts(self, rows: int, factor: torch.Tensor, budget: int) -> list[slice]:
         return cuts(0, rows, budget // (self.size * self._widest() * factor.shape[-1]))
@@ -310,7 +310,7 @@ class Chain:
         return max(self.inputs, *(layer.width for layer in self.layers))
 
 
-def _sound(pre: torch.Tensor) -> torch.Tensor:
+def _finite_rows(pre: torch.Tensor) -> torch.Tensor:
     """Return which rows are finite, (C, n); a sum that is finite says so of all."""
     if bool(torch.isfinite(pre.sum())):
         return torch.ones(pre.shape[:-1], dtype=torch.bool, device=pre.device)

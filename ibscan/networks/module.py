@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ibscan.core.boundary import foreign, ours
-from ibscan.core.network import Derivative, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
+from ibscan.core.network import JacobianSpec, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
 from ibscan.core.records import Array, Layer
 from ibscan.networks.affine import affine_calls, weight_of
 from ibscan.networks.jacobians.differentiated import Differentiated
@@ -198,17 +198,17 @@ class Module:
         module = dict(self.model.named_modules()).get(one.name.partition("#")[0], self.model)
         return weight_of(module, one.width) if one.noisy and isinstance(module, LAYERS) else None
 
-    def undefined(self, which: Derivative) -> Mapping[int, str]:
+    def undefined(self, spec: JacobianSpec) -> Mapping[int, str]:
         """Return the layers that depend on the input through ids alone, where that is the variable."""
-        return dict.fromkeys(sorted(self.taps.ids), BY_ID) if which.origin is None else {}
+        return dict.fromkeys(sorted(self.taps.ids), BY_ID) if spec.origin is None else {}
 
-    def grams(self, x: Array, visit: VisitGram, which: Derivative) -> Mapping[int, str]:
+    def grams(self, x: Array, visit: VisitGram, spec: JacobianSpec) -> Mapping[int, str]:
         """Call visit(layer, gram, rows) for every layer wanted, from one sweep a group of layers.
 
         Args:
             x: Probe rows, shape (N, ...).
             visit: Is given the layer's index, its Gram matrices and the rows as a slice.
-            which: Which Jacobians. The derivative is that of the function: what the model detaches for its training
+            spec: Which Jacobians. The derivative is that of the function: what the model detaches for its training
                 counts.
 
         Returns:
@@ -218,17 +218,17 @@ class Module:
             Patel and Shwartz-Ziv 2024, section 2.
         """
         if self.exact is not None:
-            return self.precise.grams(x, visit, which)
+            return self.precise.grams(x, visit, spec)
         failed: dict[int, str] = {}
-        asked = Differentiated(self, x, which)
+        asked = Differentiated(self, x, spec)
         for sweep, size, rows, found in asked.swept({}, counted, failed):
-            sound = asked.finite(rows, sweep.layers)
+            finite = asked.finite(rows, sweep.layers)
             count = len(sweep.layers)
-            for layer, values, positive, whole in zip(sweep.layers, found[:count], found[count:], sound, strict=True):
+            for layer, values, positive, whole in zip(sweep.layers, found[:count], found[count:], finite, strict=True):
                 visit(layer, as_gram(values, positive, max(size, self.layers[layer].width), whole), rows)
         return failed
 
-    def jacobians(self, x: Array, visit: VisitFactor, which: Derivative) -> Mapping[int, str]:
+    def jacobians(self, x: Array, visit: VisitFactor, spec: JacobianSpec) -> Mapping[int, str]:
         """Call visit(layer, J, fed, rows), J = d layer / d variable (1, n, D, directions), float64.
 
         Of a layer too wide for J to be held, the triangle of its QR decomposition.
@@ -237,7 +237,7 @@ class Module:
             x: Probe rows, shape (N, ...).
             visit: Is given the layer's index, J, that of what feeds the layer where it is fed by the one before it
                 alone, and the rows as a slice.
-            which: Which Jacobians, as for `grams`.
+            spec: Which Jacobians, as for `grams`.
 
         Returns:
             Layers that torch cannot differentiate, with the reason.
@@ -246,35 +246,35 @@ class Module:
             Patel and Shwartz-Ziv 2024, section 2.
         """
         if self.exact is not None:
-            return self.precise.jacobians(x, visit, which)
+            return self.precise.jacobians(x, visit, spec)
         failed: dict[int, str] = {}
-        asked = Differentiated(self, x, which)
+        asked = Differentiated(self, x, spec)
         for sweep, _, rows, found in asked.swept(asked.feeds(), decomposed, failed):
-            sound = asked.finite(rows, sweep.layers)
-            for layer, jacobian, whole in zip(sweep.layers, found, sound, strict=False):
+            finite = asked.finite(rows, sweep.layers)
+            for layer, jacobian, whole in zip(sweep.layers, found, finite, strict=False):
                 known = jacobian if bool(whole.all()) else torch.where(whole[:, None, None], jacobian, torch.nan)
                 visit(layer, known.unsqueeze(0), sweep.fed_factor(layer, found), rows)
         return failed
 
-    def spectral_norms(self, x: Array, which: Derivative) -> Array:
+    def spectral_norms(self, x: Array, spec: JacobianSpec) -> Array:
         """Return the largest singular value of every layer's Jacobian on the whole variable, (1, L, n).
 
         NaN where torch cannot differentiate.
         """
         if self.exact is not None:
-            return self.precise.spectral_norms(x, which)
-        return Differentiated(self, x, which).norms()[None]
+            return self.precise.spectral_norms(x, spec)
+        return Differentiated(self, x, spec).norms()[None]
 
-    def rounding(self, x: Array, which: Derivative) -> Mapping[int, float]:
+    def rounding(self, x: Array, spec: JacobianSpec) -> Mapping[int, float]:
         """Return how far rounding may have moved Jacobians, in units of their norm, of layers coarser than float64.
 
         Args:
             x: Probe rows, shape (N, ...), of which a few are looked at.
-            which: Which Jacobians.
+            spec: Which Jacobians.
         """
         if self.exact is not None:
-            return self.precise.rounding(x, which)
-        return Differentiated(self, x[:ROWS], which).rounding(self._widest(x))
+            return self.precise.rounding(x, spec)
+        return Differentiated(self, x[:ROWS], spec).rounding(self._widest(x))
 
     def rows(self, x: Array) -> torch.Tensor:
         """Return probe rows as the model is given them: on the device, and in its dtype unless they are packed."""

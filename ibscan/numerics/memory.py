@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["free_bytes", "keep_freed", "numbers_at_hand"]
+__all__ = ["available_floats", "free_bytes", "keep_freed"]
 
 # Of what is free, what one block may take: its products and LAPACK's copies need the rest.
 SHARE = 8
@@ -22,7 +22,7 @@ LEAST = 2**16
 KEPT = {"MALLOC_TRIM_THRESHOLD_": (-1, 2**28), "MALLOC_MMAP_THRESHOLD_": (-3, 2**25)}
 
 
-def numbers_at_hand(device: torch.device, most: int) -> int:
+def available_floats(device: torch.device, most: int) -> int:
     """Return how many float64 numbers a block may hold: `most`, or less where memory is short.
 
     A power of two below it, so that runs that differ a little in what is free cut their work alike.

@@ -94,7 +94,7 @@ def covers(result: Result, row: int, measure: Measure, layers: Sequence[str]) ->
         asked for is larger than the one it had.
     """
     quantities = {quantity.key: quantity for quantity in measure.quantities}
-    return all(_covers_variable(result, row, measure, quantities[key], layers) for key in measure.primary)
+    return all(_covers_variable(result, row, measure, quantities[key], layers) for key in measure.required_keys)
 
 
 def _covers_variable(result: Result, row: int, measure: Measure, quantity: Quantity, layers: Sequence[str]) -> bool:

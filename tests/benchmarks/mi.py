@@ -38,7 +38,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from ibscan.core.records import Array
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.engine.scan import measured
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.noisy_channel import MARGINAL_REPLICAS
@@ -116,7 +116,7 @@ def whole_cell(values: Values, noise: float) -> Cell:
     """Return what a command finds of one layer at one noise, from its values on."""
     return readout_cell(
         Mixture.of(values.points, values.joint),
-        draws_of(Streams(0), 0, values.points),
+        draws_of(RandomStreams(0), 0, values.points),
         noise,
         ceiling=values.ceiling,
         tolerance=TOLERANCE,
@@ -129,7 +129,7 @@ def sampling(values: Values, noise: float) -> Callable[[], object]:
     cell = whole_cell(values, noise)
 
     def estimate() -> object:
-        mixture, normals = Mixture.of(values.points, values.joint), draws_of(Streams(0), 0, values.points)
+        mixture, normals = Mixture.of(values.points, values.joint), draws_of(RandomStreams(0), 0, values.points)
         return readout_information(
             mixture,
             noise,
@@ -315,10 +315,11 @@ def held_against_floor(rows: int | None, checkpoints: int, device: torch.device,
     files = [files[-1 - k * len(files) // checkpoints] for k in range(min(checkpoints, len(files)))]
     network, probe = series(files, device), inputs(rows or ROWS)
     measure = NetworkInformation(noise=(W2_NOISE,), tolerance=TOLERANCE, samples=None)
-    measured(measure, network.alone(0), inputs(64), Streams(0))
+    measured(measure, network.alone(0), inputs(64), RandomStreams(0))
     kept: dict[str, Any] = {}
     times = [
-        elapsed(lambda: kept.update(measured(measure, network, probe, Streams(0))), device) for _ in range(repeats)
+        elapsed(lambda: kept.update(measured(measure, network, probe, RandomStreams(0))), device)
+        for _ in range(repeats)
     ]
     spent, scale, found = statistics.median(times), 100 / len(files), kept["mi_network_xt"]
     draws, own = (np.nan_to_num(part[:, :HIDDEN, 0]) for part in (found.draws, found.replicas))

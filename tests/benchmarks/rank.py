@@ -25,9 +25,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ibscan.core.estimate import Estimate
-from ibscan.core.network import Derivative
+from ibscan.core.network import JacobianSpec
 from ibscan.core.records import Probe
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.engine.scan import measured
 from ibscan.measures.local_rank import LocalRank
 from ibscan.numerics.spectra.counting import Gram, gram_counts
@@ -140,7 +140,7 @@ def few_rows(workload: Workload) -> Workload:
 def findings(workload: Workload, measure: LocalRank) -> list[Estimates]:
     """Return what ibscan finds, network by network, as a command would ask."""
     probe = Probe(workload.x, None, (), "0" * 64, "benchmark")
-    return [measured(measure, network, probe, Streams(0)) for network in workload.networks]
+    return [measured(measure, network, probe, RandomStreams(0)) for network in workload.networks]
 
 
 def compared(workload: Workload, repeats: int) -> bool:
@@ -197,7 +197,7 @@ def route(workload: Workload, measure: LocalRank) -> str:
     network, sizes, certain = workload.networks[0], set(), []
 
     def visit(_layer: int, gram: Gram, _rows: slice) -> None:
-        held = gram.sound.shape[1]
+        held = gram.finite.shape[1]
         values, error = gram.values.expand(-1, held, -1, -1).flatten(0, 1), gram.error.expand(-1, held).flatten()
         eps = torch.tensor(measure.eps, dtype=torch.float64, device=values.device) / gram.scale.unsqueeze(-1)
         relative = torch.tensor(measure.rel_eps, dtype=torch.float64, device=values.device)
@@ -205,7 +205,7 @@ def route(workload: Workload, measure: LocalRank) -> str:
         sizes.add(values.shape[-1])
         certain.append(counts.certain.double().mean().item())
 
-    network.grams(workload.x[:32], visit, Derivative(measure.at))
+    network.grams(workload.x[:32], visit, JacobianSpec(measure.at))
     return (
         f"Gram matrices of {min(sizes)} to {max(sizes)}, {1 - statistics.mean(certain):.2%} of the rows in doubt, "
         f"spectra of {min(len(workload.x), measure.spectrum_rows or len(workload.x))} rows by SVD"

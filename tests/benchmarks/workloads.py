@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ibscan.core.network import Network
 from ibscan.engine.scan import partition
-from ibscan.networks.admission import recorded_taps
+from ibscan.networks.admission import traced_network
 from ibscan.networks.resolve import ChainSpec
 from ibscan.networks.stacked import stacked_chain
 
@@ -238,7 +238,7 @@ def tapped(name: str, model: nn.Module, shape: tuple[int, ...], rows: int, deman
     """Return the workload of a model that is no chain, on standard normal rows."""
     model = unsettled(model).double().requires_grad_(False)
     x = np.random.default_rng(0).standard_normal((rows, *shape))
-    network = recorded_taps(model, x[:3], (), device=CPU, dtype=torch.float64)
+    network = traced_network(model, x[:3], (), device=CPU, dtype=torch.float64)
     return Workload(name, (model,), (network,), x, demanded)
 
 
@@ -307,7 +307,7 @@ def large_residual(rows: int, side: int, device: torch.device) -> Workload:
     """Return W4: ResNet-18 on square images."""
     model = resnet18().double().requires_grad_(False).to(device)
     x = np.random.default_rng(0).standard_normal((rows, 3, side, side))
-    network = recorded_taps(model, x[:3], (), device=device, dtype=torch.float64)
+    network = traced_network(model, x[:3], (), device=device, dtype=torch.float64)
     return Workload("W4", (model,), (network,), x, note=f"{rows} rows of {side} x {side}")
 
 

@@ -19,7 +19,7 @@ from support.layouts import in_shards
 
 import ibscan
 from ibscan.core.estimate import Status
-from ibscan.core.network import Derivative, Network
+from ibscan.core.network import JacobianSpec, Network
 from ibscan.engine.model_spec import stated_model
 from ibscan.engine.models import model_of
 from ibscan.inputs.probes.read import read_probe
@@ -451,8 +451,8 @@ def test_values_and_derivatives_are_those_of_the_library(saved: tuple[str, Path]
     output = torch.cat(found).flatten(1).cpu()
     np.testing.assert_allclose(output, logits(x).detach().flatten(1), rtol=1e-9, atol=1e-12)
     factors: list[torch.Tensor] = []
-    which = Derivative("post", layers=(last,))
-    network.jacobians(x[:2].numpy(), lambda *given: factors.append(given[1][0]), which)
+    spec = JacobianSpec("post", layers=(last,))
+    network.jacobians(x[:2].numpy(), lambda *given: factors.append(given[1][0]), spec)
     for row, factor in zip(x[:2], torch.cat(factors), strict=True):
         jacobian = torch.autograd.functional.jacobian(logits, row[None]).reshape(logits(row[None]).numel(), -1)
         expected = torch.linalg.svdvals(jacobian)

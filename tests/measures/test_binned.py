@@ -13,7 +13,7 @@ from support.oracles import Parameters, forward, network_of, probe_of, random_ch
 
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.records import At, Probe
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.binned import BinnedInformation
 
 
@@ -29,7 +29,7 @@ def measured(
     **settings: Any,
 ) -> tuple[BinnedInformation, Mapping[str, Estimate]]:
     measure = BinnedInformation(**settings)
-    return measure, measure(network_of(chains, activation, output), probe, Streams(0))
+    return measure, measure(network_of(chains, activation, output), probe, RandomStreams(0))
 
 
 def cut(values: np.ndarray, low: float, high: float, bins: int) -> np.ndarray:
@@ -93,7 +93,7 @@ def test_saturated_tanh_uses_the_end_cells() -> None:
     weights, biases = [100.0 * torch.eye(3, dtype=torch.float64)], [None]
     x = np.sign(rows_of(40, 3))
     measure = BinnedInformation(bins=(30,))
-    result = measure(network_of([(weights, biases)], "relu", "tanh"), probe_of(x), Streams(0))
+    result = measure(network_of([(weights, biases)], "relu", "tanh"), probe_of(x), RandomStreams(0))
     entropy, occupied = symbol_entropy(x)
     assert result["mi_binned_xt"].value[0, 0, 0] == pytest.approx(entropy, rel=1e-12)
     assert result["mi_binned_cells"].value[0, 0, 0] == occupied == 8

@@ -22,7 +22,7 @@ from support.calibration_oracle import DRAWS, chain_truth, read_out_truth
 from support.oracles import network_of, probe_of
 
 from ibscan.core.estimate import Status
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
 
@@ -81,7 +81,7 @@ def test_intervals_of_the_readout_hold_as_often_as_they_say(name: str, seeds: in
     case, truth = CASES[name], dict(zip(QUANTITIES, (TRUTHS[name][:2], TRUTHS[name][2:]), strict=True))
     measure = ReadoutInformation(noise=(case.noise,), tolerance=case.tolerance, max_draws=case.max_draws, samples=None)
     # A seed orders the rows and draws the noise, as in a command.
-    results = [measure(case.network, case.probe.sampled(None, s), Streams(s)) for s in range(seeds)]
+    results = [measure(case.network, case.probe.sampled(None, s), RandomStreams(s)) for s in range(seeds)]
     values, errors, held = {}, {}, {}
     for key in QUANTITIES:
         found = [result[f"mi_readout_{key}"] for result in results]
@@ -130,7 +130,7 @@ def test_brackets_of_the_network_channel_hold(name: str, seeds: int, report: Any
     case, count = CHAINS[name], max(NETWORK_SEEDS, seeds // NETWORK_SHARE)
     network, probe, place = network_of([case.chain], case.activation), probe_of(case.x, case.labels), (0, case.layer, 0)
     measure = NetworkInformation(noise=(case.noise,), tolerance=case.tolerance, max_replicas=512, max_draws=2**13)
-    results = [measure(network, probe.sampled(None, s), Streams(s)) for s in range(count)]
+    results = [measure(network, probe.sampled(None, s), RandomStreams(s)) for s in range(count)]
     truth, held, half = case.truth, {}, {}
     for key, exact in zip(QUANTITIES, (truth[0], truth[2]), strict=True):
         found = [result[f"mi_network_{key}"] for result in results]
@@ -196,7 +196,7 @@ def test_intervals_hold_where_few_rows_matter(name: str, seeds: int, report: Map
     case, place, ends = grid.case, (0, 0, 0), []
     measure = ReadoutInformation(noise=(case.noise,), tolerance=case.tolerance, max_draws=case.max_draws, samples=None)
     for s in range(count_of(grid, seeds, FEW_SEEDS)):
-        result = measure(case.network, case.probe.sampled(None, s), Streams(s))
+        result = measure(case.network, case.probe.sampled(None, s), RandomStreams(s))
         found = [result[f"mi_readout_{key}"] for key in QUANTITIES]
         value, error = (np.array([getattr(f, a)[place] for f in found]) for a in ("value", "stderr"))
         lower, upper, status = (getattr(found[0], a)[place] for a in ("lower", "upper", "status"))
@@ -217,7 +217,7 @@ def test_brackets_hold_where_few_rows_matter(name: str, seeds: int, report: Mapp
     network, probe, ends = network_of([identity_chain(grid.units)], "identity"), probe_of(grid.values, grid.labels), []
     measure = NetworkInformation(noise=(grid.noise,), tolerance=grid.tolerance, max_draws=grid.max_draws, samples=None)
     for s in range(count_of(grid, seeds // NETWORK_SHARE, FEW_SEEDS // 2)):
-        result = measure(network, probe.sampled(None, s), Streams(s))
+        result = measure(network, probe.sampled(None, s), RandomStreams(s))
         found = [result[f"mi_network_{key}"] for key in QUANTITIES]
         lower, upper = (np.array([getattr(f, a)[place] for f in found]) for a in ("lower", "upper"))
         ends.append((lower, upper, found[0].draws[place]))

@@ -17,9 +17,9 @@ from torch import nn
 
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.records import At, Probe
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.clustering import Clustering
-from ibscan.networks.admission import recorded_taps
+from ibscan.networks.admission import traced_network
 from ibscan.networks.module import Module
 
 NC = ("nc1", "nc2_equinorm", "nc2_equiangle", "nearest_mean_error")
@@ -36,7 +36,7 @@ def measured(
     output: str = "identity",
     **settings: Any,
 ) -> Mapping[str, Estimate]:
-    return Clustering(**settings)(network_of(chains, activation, output), probe, Streams(0))
+    return Clustering(**settings)(network_of(chains, activation, output), probe, RandomStreams(0))
 
 
 def labelled(n: int = 45, d: int = 4, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -130,7 +130,7 @@ def module(forward_of: Any, x: Any, **layers: tuple[int, int]) -> Module:
     torch.manual_seed(2)
     model = Net(forward_of, **{name: nn.Linear(*shape) for name, shape in layers.items()}).double().eval()
     model = model.requires_grad_(False).to(oracles.DEVICE)
-    return recorded_taps(model, x, (), device=oracles.DEVICE, dtype=torch.float64)
+    return traced_network(model, x, (), device=oracles.DEVICE, dtype=torch.float64)
 
 
 def test_nc3_is_by_the_head_that_decides() -> None:
@@ -146,7 +146,7 @@ def test_nc3_is_by_the_head_that_decides() -> None:
     for mine, theirs in (("a", "a"), ("b", "b")):
         other = dict(network.model.named_modules())[theirs]
         dict(alone.model.named_modules())[mine].load_state_dict(other.state_dict())
-    found, expected = (Clustering()(one, probe_of(x, y), Streams(0))["nc3"] for one in (network, alone))
+    found, expected = (Clustering()(one, probe_of(x, y), RandomStreams(0))["nc3"] for one in (network, alone))
     assert found.status[0].tolist() == [Status.OK, Status.NOT_MEASURED, Status.NOT_MEASURED]
     assert found.value[0, 0] == pytest.approx(expected.value[0, 0], rel=1e-12)
 
@@ -157,7 +157,7 @@ def test_nc3_is_not_measured_where_more_than_the_last_hidden_layer_feeds_the_out
         return s.c(h + torch.tanh(s.b(h)))
 
     x, y = labelled(60)
-    found = Clustering()(module(forward_of, x, a=(4, 5), b=(5, 5), c=(5, 3)), probe_of(x, y), Streams(0))
+    found = Clustering()(module(forward_of, x, a=(4, 5), b=(5, 5), c=(5, 3)), probe_of(x, y), RandomStreams(0))
     assert (found["nc3"].status == Status.NOT_MEASURED).all()
     assert found["nc4"].status[0].tolist() == [Status.NOT_MEASURED, Status.OK, Status.NOT_MEASURED]
 
@@ -198,8 +198,8 @@ def test_nc4_where_another_head_is_called_last() -> None:
     x, y = labelled(60)
     rows = torch.from_numpy(x)
     hidden, decision = torch.tanh(model.a(rows)).numpy(), model(rows)["logits"].argmax(1).numpy()
-    network = recorded_taps(model.to(oracles.DEVICE), x, (), device=oracles.DEVICE, dtype=torch.float64)
-    found = Clustering()(network, probe_of(x, y), Streams(0))["nc4"]
+    network = traced_network(model.to(oracles.DEVICE), x, (), device=oracles.DEVICE, dtype=torch.float64)
+    found = Clustering()(network, probe_of(x, y), RandomStreams(0))["nc4"]
     means = np.stack([hidden[y == k].mean(0) for k in range(3)])
     nearest = ((hidden[:, None] - means[None]) ** 2).sum(-1).argmin(1)
     assert found.value[0, 0] == (decision != nearest).mean()
@@ -212,10 +212,10 @@ def test_nc4_of_an_ensemble_is_not_measured() -> None:
     layers = {name: nn.Linear(*shape) for name, shape in {"a": (4, 5), "b": (5, 3), "c": (4, 5), "d": (5, 3)}.items()}
     model = Net(lambda s, x: (s.b(s.a(x)).softmax(1) + s.d(s.c(x)).softmax(1)) / 2, **layers).double().eval()
     x, y = labelled(30)
-    network = recorded_taps(
+    network = traced_network(
         model.requires_grad_(False).to(oracles.DEVICE), x, (), device=oracles.DEVICE, dtype=torch.float64
     )
-    found = Clustering()(network, probe_of(x, y), Streams(0))["nc4"]
+    found = Clustering()(network, probe_of(x, y), RandomStreams(0))["nc4"]
     assert (found.status == Status.NOT_MEASURED).all()
 
 
@@ -225,7 +225,7 @@ def test_clusters_of_any_size(exponent: int) -> None:
     x, y = labelled(40)
     weights = [torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)[:3] * 1e-3]
     plain, scaled = (
-        Clustering()(network_of([(weights, [None, None])], "identity"), probe_of(np.ldexp(x, e), y), Streams(0))
+        Clustering()(network_of([(weights, [None, None])], "identity"), probe_of(np.ldexp(x, e), y), RandomStreams(0))
         for e in (0, exponent)
     )
     for key in ("distance_within", "distance_between"):
@@ -242,9 +242,9 @@ def test_a_small_signal_beside_a_large_constant() -> None:
     x, y = labelled(40)
     weights = [torch.cat((torch.zeros(1, 4), 1e-7 * torch.eye(4))).double(), torch.eye(5, dtype=torch.float64)[:3]]
     bias = torch.tensor([1e6, 0, 0, 0, 0], dtype=torch.float64)
-    found = Clustering()(network_of([(weights, [bias, None])], "identity"), probe_of(x, y), Streams(0))
+    found = Clustering()(network_of([(weights, [bias, None])], "identity"), probe_of(x, y), RandomStreams(0))
     small = Clustering()(
-        network_of([([torch.eye(4).double()] * 2, [None] * 2)], "identity"), probe_of(x, y), Streams(0)
+        network_of([([torch.eye(4).double()] * 2, [None] * 2)], "identity"), probe_of(x, y), RandomStreams(0)
     )
     for key in NC:
         assert found[key].status[0, 0] == Status.OK

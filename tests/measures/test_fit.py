@@ -16,10 +16,10 @@ from torch.nn import functional
 
 from ibscan.core.estimate import Status
 from ibscan.core.records import Probe
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.fit import ProbeFit
 from ibscan.measures.scores import decisions, fits
-from ibscan.networks.admission import recorded_taps
+from ibscan.networks.admission import traced_network
 
 
 def rows_of(n: int, d: int, seed: int = 0) -> np.ndarray:
@@ -32,7 +32,7 @@ def measured(
     output: str = "identity",
 ) -> Any:
     network = network_of(chains, "tanh", output)
-    return ProbeFit()(network, probe, Streams(0)), network
+    return ProbeFit()(network, probe, RandomStreams(0)), network
 
 
 @pytest.mark.parametrize("output", ["identity", "softmax"])
@@ -182,8 +182,8 @@ def test_every_head_gives_its_accuracy_and_loss(name: str) -> None:
     out = (output or (lambda whole: whole))(model(torch.from_numpy(x)))
     y = out.argmax(1).numpy().copy()
     y[:30] = np.arange(30) % 3
-    network = recorded_taps(model.to(oracles.DEVICE), x, (), device=oracles.DEVICE, dtype=torch.float64)
-    result = ProbeFit()(network, probe_of(x, y), Streams(0))
+    network = traced_network(model.to(oracles.DEVICE), x, (), device=oracles.DEVICE, dtype=torch.float64)
+    result = ProbeFit()(network, probe_of(x, y), RandomStreams(0))
     assert result["probe_accuracy"].value[0] == (out.argmax(1).numpy() == y).mean()
     if kind is None:
         assert result["probe_loss"].status.tolist() == [Status.NOT_MEASURED]
@@ -213,8 +213,8 @@ def test_one_unit_for_two_labels(f: Callable[..., Any], threshold: float | None)
     model = Net(lambda s, x: f(s.b(torch.tanh(s.a(x)))), a=nn.Linear(4, 5), b=nn.Linear(5, 1)).double().eval()
     x, y = rows_of(40, 4), np.arange(40) % 2
     out = model.requires_grad_(False)(torch.from_numpy(x)).numpy().ravel()
-    network = recorded_taps(model.to(oracles.DEVICE), x, (), device=oracles.DEVICE, dtype=torch.float64)
-    result = ProbeFit()(network, probe_of(x, y), Streams(0))
+    network = traced_network(model.to(oracles.DEVICE), x, (), device=oracles.DEVICE, dtype=torch.float64)
+    result = ProbeFit()(network, probe_of(x, y), RandomStreams(0))
     if threshold is None:
         assert result["probe_accuracy"].status.tolist() == [Status.NOT_MEASURED]
         return

@@ -13,7 +13,7 @@ from support.network_oracles import exact_information
 from support.oracles import line_ty, line_xt, network_of, probe_of, random_chain, symbol_entropy, two_point_table
 
 from ibscan.core.estimate import Estimate, Status
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.binned import BinnedInformation
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
@@ -36,14 +36,14 @@ def identity(width: int, layers: int = 2) -> Any:
 
 def read_out(points: np.ndarray[Any, Any], y: Any, seed: int = 0, **settings: Any) -> Mapping[str, Estimate]:
     chain = network_of([identity(points.shape[1])], "identity")
-    return ReadoutInformation(**settings)(chain, probe_of(points, y), Streams(seed))
+    return ReadoutInformation(**settings)(chain, probe_of(points, y), RandomStreams(seed))
 
 
 @pytest.mark.parametrize("name", CHANNELS)
 def test_it_is_the_difference_and_its_error_no_larger_than_both(name: str) -> None:
     rows, y = np.random.default_rng(0).standard_normal((30, 4)), np.arange(30) % 3
     chain = network_of([random_chain((4, 5, 4, 3), seed) for seed in (1, 2)])
-    found = CHANNELS[name](chain, probe_of(rows, y), Streams(0))
+    found = CHANNELS[name](chain, probe_of(rows, y), RandomStreams(0))
     xt, ty, given = (found[f"{name}_{side}"] for side in ("xt", "ty", "xt_given_y"))
     told = given.status != Status.NOT_MEASURED
     assert told[:, :2].all()
@@ -92,7 +92,7 @@ def test_of_the_noisy_network_it_is_what_quadrature_says() -> None:
     chain = [0.5 * one, 3.0 * one, one], [None, 0.3 * one[0], None]
     joint = torch.from_numpy(np.eye(2)[LAST] / 4)
     measure = NetworkInformation(noise=(0.3,), tolerance=0.02, max_draws=2**15)
-    found = measure(network_of([chain], "tanh"), probe_of(FOUR, LAST), Streams(0))["mi_network_xt_given_y"]
+    found = measure(network_of([chain], "tanh"), probe_of(FOUR, LAST), RandomStreams(0))["mi_network_xt_given_y"]
     for layer, (xt, ty) in enumerate(exact_information(chain, "tanh", torch.from_numpy(FOUR), joint, 0.3)):
         place = (0, layer, 0)
         assert found.lower[place] - 1e-9 <= xt - ty <= found.upper[place] + 1e-9
@@ -104,7 +104,7 @@ def test_of_the_noisy_network_it_is_what_quadrature_says() -> None:
 def test_of_cells_it_is_their_entropy_within_classes() -> None:
     rows, y = np.random.default_rng(0).standard_normal((60, 3)), np.arange(60) % 3
     measure = BinnedInformation(bins=(), widths=(0.5, 2.0))
-    found = measure(network_of([identity(3)], "identity"), probe_of(rows, y), Streams(0))["mi_binned_xt_given_y"]
+    found = measure(network_of([identity(3)], "identity"), probe_of(rows, y), RandomStreams(0))["mi_binned_xt_given_y"]
     for k, width in enumerate((0.5, 2.0)):
         expected = sum(symbol_entropy(np.floor(rows[y == c] / width))[0] / 3 for c in range(3))
         assert found.value[0, 0, k] == pytest.approx(expected, rel=1e-12)
@@ -118,7 +118,7 @@ def test_it_is_none_where_equal_rows_have_different_labels(name: str, labels: An
     rows[1] = rows[0]
     y = None if labels == "none" else np.array([0, 0 if labels == "alike" else 1, *(np.arange(18) % 2)])
     chain = network_of([random_chain((4, 5, 4, 2), 1)])
-    found = CHANNELS[name](chain, probe_of(rows, y), Streams(0))
+    found = CHANNELS[name](chain, probe_of(rows, y), RandomStreams(0))
     given = found[f"{name}_xt_given_y"]
     if labels == "alike":
         assert np.isfinite(given.value[:, :2]).all()
@@ -135,7 +135,7 @@ def test_dead_and_broken_layers_say_so() -> None:
     broken[0][1][0, 0] = math.nan
     rows, y = np.random.default_rng(0).standard_normal((20, 4)), np.arange(20) % 2
     for name, measure in CHANNELS.items():
-        found = measure(network_of([dead, broken]), probe_of(rows, y), Streams(0))[f"{name}_xt_given_y"]
+        found = measure(network_of([dead, broken]), probe_of(rows, y), RandomStreams(0))[f"{name}_xt_given_y"]
         assert (found.status[:, 1] == [[Status.DEAD], [Status.NONFINITE]]).all()
         assert (found.value[0, 1] == 0.0).all()
         assert np.isnan(found.value[1, 1]).all()

@@ -13,10 +13,10 @@ from support.oracles import Parameters, full_jacobian, network_of, probe_of, ran
 
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.records import At
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.local_rank import LocalRank
 
-STREAMS = Streams(0)
+STREAMS = RandomStreams(0)
 EPS = (0.001, 0.03, 0.1, 0.3, 1.0)
 
 

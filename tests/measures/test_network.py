@@ -24,7 +24,7 @@ from support.oracles import (
 
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.records import Probe
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
 
@@ -77,7 +77,7 @@ def measured(
 ) -> Mapping[str, Estimate]:
     # A twentieth of a nat takes some 750 draws of such nets: a budget of ten times that is what a sound stop needs.
     usual: dict[str, Any] = {"noise": (0.3,), "tolerance": 0.05, "max_replicas": 512, "max_draws": 2**13}
-    return NetworkInformation(**usual | settings)(network_of(chains, activation), probe, Streams(seed))
+    return NetworkInformation(**usual | settings)(network_of(chains, activation), probe, RandomStreams(seed))
 
 
 def half(found: Estimate, place: tuple[int, int, int]) -> float:
@@ -295,7 +295,9 @@ def test_first_layer_is_the_readout() -> None:
     chains, y = [random_chain((5, 6, 4, 3), seed) for seed in (1, 2)], np.arange(40) % 3
     probe, noise = probe_of(rows_of(40, 5), y), (1e-5, 0.1, 0.5)
     network = measured(chains, probe, noise=noise)
-    readout = ReadoutInformation(noise=noise, tolerance=0.05, max_draws=2**13)(network_of(chains), probe, Streams(0))
+    readout = ReadoutInformation(noise=noise, tolerance=0.05, max_draws=2**13)(
+        network_of(chains), probe, RandomStreams(0)
+    )
     for part in ("xt", "ty", "cap"):
         ours, theirs = network[f"mi_network_{part}"], readout[f"mi_readout_{part}"]
         np.testing.assert_allclose(ours.value[:, 0], theirs.value[:, 0], rtol=1e-12)
@@ -549,7 +551,7 @@ def test_single_precision_of_the_forward_pass_is_enough() -> None:
     chain, activation, x, y = NETS["three tanh"]
     network = network_of([chain], activation, dtype=torch.float32)
     measure = NetworkInformation(noise=(0.3,), tolerance=0.05, max_replicas=512, max_draws=2**13)
-    result = measure(network, probe_of(x, y), Streams(0))
+    result = measure(network, probe_of(x, y), RandomStreams(0))
     for layer, truths in enumerate(quadrature("three tanh", 0.3)):
         for key, truth in zip((XT, TY), truths, strict=True):
             check(result[key], (0, layer, 0), truth, rounding=1e-6)

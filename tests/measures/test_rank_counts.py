@@ -17,9 +17,9 @@ from torch import nn
 
 from ibscan.core.estimate import Estimate
 from ibscan.core.records import At
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.local_rank import LocalRank
-from ibscan.networks.admission import recorded_taps
+from ibscan.networks.admission import traced_network
 
 pytestmark = pytest.mark.slow
 
@@ -129,7 +129,7 @@ def assert_no_wrong_count(
     """Measure at every pair of thresholds; `spectra[c][layer]` are the oracle's."""
     for eps, relative in calls or thresholds(spectra):
         measure = LocalRank(eps=eps, rel_eps=relative, at=at, spectrum_rows=spectrum_rows)
-        result = measure(network, probe_of(x), Streams(0))
+        result = measure(network, probe_of(x), RandomStreams(0))
         assert result["local_rank"].value.shape == (len(spectra), len(spectra[0]), len(eps))
         assert result["local_rank_rel"].value.shape == (len(spectra), len(spectra[0]), len(relative))
         absolute, shares = np.array([eps]), np.array([relative])
@@ -293,7 +293,9 @@ def test_linear_net_of_known_spectrum(eps: tuple[float, ...]) -> None:
     weights = [torch.from_numpy(w) for w in (q[0], q[1] @ np.diag(spectrum) @ q[2], q[3])]
     network = network_of([(weights, [None] * 3)], "identity")
     for relative in ((), DECADES, DECADES[6:]):
-        result = LocalRank(eps=eps, rel_eps=relative, spectrum_rows=1)(network, probe_of(rows_of(9, 11)), Streams(0))
+        result = LocalRank(eps=eps, rel_eps=relative, spectrum_rows=1)(
+            network, probe_of(rows_of(9, 11)), RandomStreams(0)
+        )
         for found, limits in ((result["local_rank"], eps), (result["local_rank_rel"], relative)):
             known = [(spectrum > limit).sum() for limit in limits]
             for values in (found.value, found.minimum, found.maximum):
@@ -399,5 +401,5 @@ def test_counts_are_those_of_an_svd_for_modules(net: Callable[..., Any], at: At)
     x = rows_of(*shape)
     spectra = [module_spectra(values, x, at)]
     model.to(oracles.DEVICE)
-    network = recorded_taps(model, x, (), device=oracles.DEVICE, dtype=torch.float64)
+    network = traced_network(model, x, (), device=oracles.DEVICE, dtype=torch.float64)
     assert_no_wrong_count(network, x, spectra, at)

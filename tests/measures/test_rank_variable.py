@@ -27,15 +27,15 @@ from torch.nn import functional
 
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.records import At
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.local_rank import LocalRank
-from ibscan.networks.admission import recorded_taps
+from ibscan.networks.admission import traced_network
 from ibscan.networks.chain import Chain
 from ibscan.networks.module import Module
 from ibscan.numerics.spectra.subspace import subspace
 from ibscan.results.store import read
 
-STREAMS = Streams(0)
+STREAMS = RandomStreams(0)
 EPS = (1e-8, 0.01, 0.1, 0.4, 1.0)
 RELATIVE = (1e-3, 0.1, 0.5)
 WIDTHS = (6, 7, 5, 6, 4)
@@ -51,7 +51,7 @@ def rows_of(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def measured(
-    network: Chain | Module, x: np.ndarray, streams: Streams = STREAMS, layers: Any = None, **settings: Any
+    network: Chain | Module, x: np.ndarray, streams: RandomStreams = STREAMS, layers: Any = None, **settings: Any
 ) -> Mapping[str, Estimate]:
     measure = LocalRank(**{"eps": EPS, "rel_eps": RELATIVE} | settings)
     return measure(network, probe_of(x), streams, layers)
@@ -60,7 +60,7 @@ def measured(
 def module_of(model: Any, x: np.ndarray) -> Module:
     model = model.double().eval().requires_grad_(False)
     # A copy: on another device it is moved there, away from the oracle.
-    return recorded_taps(copy.deepcopy(model), x, (), device=oracles.DEVICE, dtype=torch.float64)
+    return traced_network(copy.deepcopy(model), x, (), device=oracles.DEVICE, dtype=torch.float64)
 
 
 def sequential(chain: Parameters, activation: str, output: str = "identity") -> Any:
@@ -93,7 +93,7 @@ def jacobian_after(
     return full_jacobian(chain[0][origin + 1 :], chain[1][origin + 1 :], names, post, layer - origin - 1, at)
 
 
-def basis_of(streams: Streams, width: int, dims: int) -> np.ndarray:
+def basis_of(streams: RandomStreams, width: int, dims: int) -> np.ndarray:
     """Return the orthonormal columns (width, dims) a measure uses that is given these streams."""
     return subspace(streams.generator("subspace", width, 0), width, dims)(width, slice(0, dims))
 
@@ -450,20 +450,20 @@ def test_a_basis_is_orthonormal_and_incoherent(width: int, seed: int, data: st.D
 
 
 def test_a_large_basis_is_orthonormal() -> None:
-    basis = basis_of(Streams(3), 50_000, 64)
+    basis = basis_of(RandomStreams(3), 50_000, 64)
     np.testing.assert_allclose(basis.T @ basis, np.eye(64), atol=1e-12)
     assert np.abs(basis).max() <= math.sqrt(2 / 50_000) + 1e-15
 
 
 def test_subspaces_are_random() -> None:
     """Of the seed; a fixed vector keeps N / d of its square on average: 400 seeds, the mean within 4 of its errors."""
-    one, again, other = (basis_of(Streams(s), 40, 5) for s in (1, 1, 2))
+    one, again, other = (basis_of(RandomStreams(s), 40, 5) for s in (1, 1, 2))
     np.testing.assert_array_equal(one, again)
     assert np.abs(one @ one.T - other @ other.T).max() > 0.01
     v = np.random.default_rng(0).standard_normal(40)
     v /= np.linalg.norm(v)
     for vector in (v, np.eye(40)[0], np.ones(40) / math.sqrt(40)):
-        kept = [np.square(basis_of(Streams(s), 40, 5).T @ vector).sum() for s in range(400)]
+        kept = [np.square(basis_of(RandomStreams(s), 40, 5).T @ vector).sum() for s in range(400)]
         assert abs(np.mean(kept) - 5 / 40) <= 4 * np.std(kept, ddof=1) / 20
 
 
@@ -478,7 +478,7 @@ def test_chains_on_a_subspace(
 ) -> None:
     """Singular values of J Q; relative thresholds are of the whole Jacobian's largest."""
     chains, names = [random_chain(WIDTHS, seed, scale=2.0) for seed in (1, 2)], (activation, "softmax")
-    x, streams = rows_of(8, WIDTHS[0], seed=2), Streams(7)
+    x, streams = rows_of(8, WIDTHS[0], seed=2), RandomStreams(7)
     name = None if origin is None else f"fc{origin + 1}"
     options: dict[str, Any] = {"origin": name, "directions": directions, "at": place, "spectrum_rows": spectrum_rows}
     found = measured(network_of(chains, *names), x, streams, **options)
@@ -575,11 +575,11 @@ def test_all_directions_of_a_pooled_post() -> None:
 @pytest.mark.parametrize("which", [0, 1])
 def test_only_the_seed_decides_on_the_subspace(which: int) -> None:
     network, x = pair()[which], rows_of(9, 6)
-    one, again, other = (measured(network, x, Streams(s), directions=3) for s in (4, 4, 5))
+    one, again, other = (measured(network, x, RandomStreams(s), directions=3) for s in (4, 4, 5))
     assert_same(again, one, rtol=0)
     assert not np.allclose(other["singular_value"].value[0, :, 0], one["singular_value"].value[0, :, 0])
     # The whole has nothing random.
-    assert_same(measured(network, x, Streams(4)), measured(network, x, Streams(5)), rtol=0)
+    assert_same(measured(network, x, RandomStreams(4)), measured(network, x, RandomStreams(5)), rtol=0)
 
 
 def test_a_dead_layer_on_a_subspace() -> None:

@@ -24,7 +24,7 @@ from support.oracles import (
 
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.records import Probe
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.readout import ReadoutInformation
 
 FOUR = np.array([[-3.0], [-1], [1], [3]])
@@ -47,7 +47,7 @@ def measured(
     seed: int = 0,
     **settings: Any,
 ) -> Mapping[str, Estimate]:
-    return ReadoutInformation(**settings)(network_of(chains, activation), probe, Streams(seed))
+    return ReadoutInformation(**settings)(network_of(chains, activation), probe, RandomStreams(seed))
 
 
 @pytest.mark.parametrize(("w", "b"), [(0.1, 0.0), (1.0, -2.0), (2.0, -4.0), (5.0, -10.0)])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.oracles import weight_entropy
-from support.readout_oracles import extent, on_a_line, sampled, told
+from support.readout_oracles import on_a_line, rms_radius, sampled, told
 
 from ibscan.core.estimate import Estimate, Status
 
@@ -57,7 +57,7 @@ def test_relative_noise_is_that_share_of_the_extent(width: int) -> None:
     values, labels, shares = cloud(60, width, 3) * 5 + 2, np.arange(60) % 3, (0.05, 0.4)
     rel = told([values], rel_noise=shares, labels=labels)
     absolute = rel["noise_absolute"]
-    assert absolute.value[0, 0] == pytest.approx([share * extent(values) for share in shares], rel=1e-12)
+    assert absolute.value[0, 0] == pytest.approx([share * rms_radius(values) for share in shares], rel=1e-12)
     assert (absolute.status == Status.OK).all()
     other = told([values], noise=tuple(absolute.value[0, 0]), labels=labels)
     for end in ("xt", "ty", "cap", "slope"):
@@ -78,7 +78,7 @@ def test_repeated_inputs_weigh_as_often_as_they_are_met() -> None:
     inputs = np.repeat(np.arange(4), times)
     values = np.repeat(distinct, times, axis=0)
     found = told([distinct], rel_noise=(0.3,), inputs=inputs)
-    noise = 0.3 * extent(values)
+    noise = 0.3 * rms_radius(values)
     assert found["noise_absolute"].value[0, 0] == pytest.approx([noise], rel=1e-12)
     xt, slope = on_a_line(distinct[:, 0], times / 11, noise)
     assert found["mi_readout_rel_xt"].value[0, 0, 0] == pytest.approx(xt, abs=1e-9)
@@ -125,7 +125,7 @@ def test_slope_against_plain_draws(n: int, d: int, noise: float) -> None:
     truth, error = sampled(values, noise)
     found = told([values], noise=(noise,))
     sane_slope = found["mi_readout_slope"].value[0, 0, 0]
-    assert 0 <= sane_slope <= min(d, (extent(values) / noise) ** 2)
+    assert 0 <= sane_slope <= min(d, (rms_radius(values) / noise) ** 2)
     for k, key in enumerate(("xt", "slope")):
         one = found[f"mi_readout_{key}"]
         # Of ten comparisons none is beyond five deviations by luck.

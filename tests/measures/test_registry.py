@@ -20,7 +20,7 @@ from ibscan.core.estimate import Estimate
 from ibscan.core.measure import Measure
 from ibscan.core.option import settings_of
 from ibscan.core.quantity import DIMENSIONS
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.engine.request import Request, requested, run_settings
 from ibscan.errors import UsageError
 from ibscan.measures import CHANNELS, MEASURES, VERBS, dimensions, measure_settings, quantities
@@ -37,7 +37,7 @@ def small(measure: type[Measure]) -> Measure:
 def measured(measure: Measure) -> dict[str, Estimate]:
     chain = network_of([random_chain((4, 5, 6, 70, 3), seed) for seed in range(2)])
     rows = np.random.default_rng(0).standard_normal((40, 4))
-    return dict(measure(chain, probe_of(rows, np.arange(40) % 3), Streams(0)))
+    return dict(measure(chain, probe_of(rows, np.arange(40) % 3), RandomStreams(0)))
 
 
 def test_the_registry_imports_nothing_heavy() -> None:
@@ -62,7 +62,7 @@ def test_what_is_declared_is_what_is_measured(measure: type[Measure]) -> None:
     found = measured(one)
     declared = {quantity.key: quantity for quantity in measure.quantities}
     assert found.keys() == declared.keys()
-    assert set(measure.primary) <= declared.keys()
+    assert set(measure.required_keys) <= declared.keys()
     for key, estimate in found.items():
         quantity = declared[key]
         there = {suffix for field, suffix in Estimate.COMPANIONS.items() if getattr(estimate, field) is not None}

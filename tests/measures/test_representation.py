@@ -13,14 +13,14 @@ from support.oracles import forward, network_of, probe_of, random_chain
 
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.records import At
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.representation import Representation
 
 NAMES = ("effective_rank", "participation", "stable_rank", "entropy")
 
 
 def measured(chains: Any, x: Any, **settings: Any) -> Mapping[str, Estimate]:
-    return Representation(**settings)(network_of(chains), probe_of(x), Streams(0))
+    return Representation(**settings)(network_of(chains), probe_of(x), RandomStreams(0))
 
 
 @pytest.mark.parametrize("at", ["post", "pre"])

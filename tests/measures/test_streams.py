@@ -1,4 +1,4 @@
-"""Random numbers and samples that every measure shares: ibscan.core.streams.Streams and Probe.sampled."""
+"""Random numbers and samples that every measure shares: ibscan.core.streams.RandomStreams and Probe.sampled."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from support.oracles import probe_of
 
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 
 
 def normals(seed: Any, *key: Any) -> Any:
-    return Streams(seed).generator(*key).standard_normal(8).tolist()
+    return RandomStreams(seed).generator(*key).standard_normal(8).tolist()
 
 
 def test_the_same_key_gives_the_same_numbers() -> None:
@@ -32,7 +32,7 @@ def test_parts_of_the_key_are_not_interchangeable() -> None:
 
 
 def test_the_order_of_calls_does_not_matter() -> None:
-    streams = Streams(1)
+    streams = RandomStreams(1)
     late = [streams.generator("m", 0, k).standard_normal() for k in (2, 1, 0)]
     assert late[::-1] == [streams.generator("m", 0, k).standard_normal() for k in (0, 1, 2)]
 

@@ -23,16 +23,16 @@ from torch.nn import functional
 
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.records import At
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.weight_bounds import withdrawn
 from ibscan.measures.weight_rank import WeightRank
 from ibscan.networks import chain as chain_module
-from ibscan.networks.admission import recorded_taps
+from ibscan.networks.admission import traced_network
 from ibscan.networks.chain import Chain
 from ibscan.networks.module import Module
 
-STREAMS = Streams(0)
+STREAMS = RandomStreams(0)
 EPS = (1e-8, 1e-3, 0.05, 0.2, 0.7, 2.0)
 HIDDEN = sorted(set(ACTIVATION) - {"softmax"})
 KEYS = ("weight_rank", "rank_bound_frobenius", "rank_limit_statement", "weight_stable_rank", "rank_bound_weights")
@@ -49,7 +49,7 @@ def no_bias(*weights: np.ndarray | torch.Tensor) -> Parameters:
 def module_of(model: nn.Module, x: np.ndarray) -> Any:
     model = model.double().eval().requires_grad_(False)
     # A copy: on another device it is moved there, away from the oracle.
-    return recorded_taps(copy.deepcopy(model), x, (), device=oracles.DEVICE, dtype=torch.float64)
+    return traced_network(copy.deepcopy(model), x, (), device=oracles.DEVICE, dtype=torch.float64)
 
 
 def sequential(chain: Parameters, activation: nn.Module) -> Any:
@@ -666,7 +666,7 @@ def test_modules_asked_for_by_name_have_no_weight() -> None:
     torch.manual_seed(6)
     model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2)).double().eval().requires_grad_(False)
     x = rows_of(4, 4)
-    network = recorded_taps(model, x, ("1",), device=oracles.DEVICE, dtype=torch.float64)
+    network = traced_network(model, x, ("1",), device=oracles.DEVICE, dtype=torch.float64)
     names = [layer.name for layer in network.layers]
     found, here = weights_measured(network, x), names.index("1")
     for key in KEYS:

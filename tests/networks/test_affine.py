@@ -17,10 +17,10 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
 from ibscan.core.estimate import Status
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.weight_rank import WeightRank
-from ibscan.networks.admission import recorded_taps
+from ibscan.networks.admission import traced_network
 from ibscan.networks.module import Module
 
 EPS = (1e-6, 1e-3, 0.1, 0.7)
@@ -147,7 +147,7 @@ PLAIN = {
 
 def taken(model: nn.Module, x: np.ndarray, dtype: torch.dtype = torch.float64) -> Module:
     model = model.to(oracles.DEVICE, dtype).eval().requires_grad_(False)
-    return recorded_taps(model, x, (), device=oracles.DEVICE, dtype=dtype)
+    return traced_network(model, x, (), device=oracles.DEVICE, dtype=dtype)
 
 
 def rows_of(*shape: int, seed: int = 0) -> np.ndarray:
@@ -165,14 +165,14 @@ def test_only_a_plain_linear_is_its_weight_times_its_input(name: str, dtype: tor
     network = taken(model, x, dtype)
     holds = name in PLAIN
     assert network.affine(x) == (True, holds, True)
-    found = WeightRank(EPS)(network, probe_of(x), Streams(0))
+    found = WeightRank(EPS)(network, probe_of(x), RandomStreams(0))
     for key in OF_WEIGHTS[:-1]:
         assert (found[key].status[0, [0, 2]] == Status.OK).all(), key
         assert (found[key].status[0, 1] == (Status.OK if holds else Status.NOT_MEASURED)).all(), key
     assert found["weight_holds"].value[0, :, 0].tolist() == [1, holds, 1]
     bounded = [Status.OK] * 3 if holds else [Status.OK, Status.NOT_MEASURED, Status.NOT_MEASURED]
     assert found["rank_bound_weights"].status[0].tolist() == bounded
-    jacobian = LocalRank(EPS, spectrum_rows=None)(network, probe_of(x), Streams(0))["rank_bound_jacobian"]
+    jacobian = LocalRank(EPS, spectrum_rows=None)(network, probe_of(x), RandomStreams(0))["rank_bound_jacobian"]
     assert jacobian.status[0, :, -1].tolist() == [Status.OK, Status.OK if holds else Status.NOT_MEASURED, Status.OK]
 
 
@@ -259,7 +259,7 @@ def test_what_comes_before_the_first_layer_counts(before: Callable[..., Any]) ->
     a, b = nn.Linear(6, 5).double(), nn.Linear(5, 4).double()
     x = rows_of(12, 6) * np.logspace(-1, 1, 12)[:, None]
     network = taken(Net(lambda s, x: s.b(torch.relu(s.a(before(x)))), a=a, b=b), x)
-    found = LocalRank(EPS, spectrum_rows=None)(network, probe_of(x), Streams(0))
+    found = LocalRank(EPS, spectrum_rows=None)(network, probe_of(x), RandomStreams(0))
     jacobians = torch.stack([torch.func.jacrev(lambda row: a(before(row[None]))[0])(row) for row in torch.tensor(x)])
     fed = torch.stack([torch.func.jacrev(lambda row: before(row[None])[0])(row) for row in torch.tensor(x)])
     own, norms = torch.linalg.svdvals(a.weight), torch.linalg.matrix_norm(fed, 2)

@@ -10,7 +10,7 @@ import torch
 from support.oracles import ACTIVATION, forward, full_jacobian, network_of, random_chain
 from torch.nn import functional
 
-from ibscan.core.network import Derivative
+from ibscan.core.network import JacobianSpec
 from ibscan.core.records import At
 from ibscan.networks import chain as chain_module
 from ibscan.networks.chain import Chain
@@ -51,7 +51,7 @@ def factors(network: Chain, x: np.ndarray, at: At) -> dict[int, torch.Tensor]:
         assert factor.shape[1] == n or (factor.shape[1] == 1 and layer == 0)  # d p_1 / d x = W_1 at every x
         found.setdefault(layer, []).append((rows.start, factor.expand(-1, n, -1, -1).cpu().clone()))
 
-    network.jacobians(x, visit, Derivative(at))
+    network.jacobians(x, visit, JacobianSpec(at))
     # Blocks of rows may need different numbers of columns; more zeros change nothing.
     most = {k: max(p[1].shape[-1] for p in v) for k, v in found.items()}
     wide = {k: [(s, functional.pad(f, (0, most[k] - f.shape[-1]))) for s, f in v] for k, v in found.items()}

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.records import Probe
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.binned import BinnedInformation
 from ibscan.measures.clustering import Clustering
 from ibscan.measures.fit import ProbeFit
@@ -25,7 +25,7 @@ from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
 from ibscan.measures.representation import Representation
-from ibscan.networks.admission import recorded_taps
+from ibscan.networks.admission import traced_network
 from ibscan.networks.chain import Chain
 from ibscan.networks.module import Module
 
@@ -102,7 +102,7 @@ def networks(
     kinds: tuple[Callable[..., nn.Module], ...] = (sequential, Functional)
     models = [kind(linears(weights, biases), activation, output) for kind in kinds]
     return chain, [
-        recorded_taps(m.eval().requires_grad_(False).to(dtype), x, (), device=oracles.DEVICE, dtype=dtype)
+        traced_network(m.eval().requires_grad_(False).to(dtype), x, (), device=oracles.DEVICE, dtype=dtype)
         for m in models
     ]
 
@@ -143,13 +143,13 @@ def pair(activation: str, output: str, spoil: int | None = None) -> tuple[Chain,
 def test_every_measure_agrees_on_chain_and_module(measure: str, activation: str, output: str) -> None:
     """1e-10 relative; 1e-12 absolute for what is zero but for rounding, as the last singular value of a softmax is."""
     chain, modules = pair(activation, output)
-    expected = MEASURES[measure](chain, probe(), Streams(0))
+    expected = MEASURES[measure](chain, probe(), RandomStreams(0))
     assert (
         any(np.any(one.status == Status.OK) for one in expected.values() if one.status is not None) or measure == "fit"
     )
     for module in modules:
         assert (module.output, module.plain) == (chain.output, chain.plain)
-        assert_equal(MEASURES[measure](module, probe(), Streams(0)), expected, 1e-10, 1e-12)
+        assert_equal(MEASURES[measure](module, probe(), RandomStreams(0)), expected, 1e-10, 1e-12)
 
 
 @pytest.mark.slow
@@ -157,20 +157,20 @@ def test_every_measure_agrees_on_chain_and_module(measure: str, activation: str,
 @pytest.mark.parametrize("spoil", [0, 1, 2])
 def test_weights_that_are_not_finite(measure: str, spoil: int) -> None:
     chain, modules = pair("relu", "softmax", spoil)
-    expected = MEASURES[measure](chain, probe(), Streams(0))
+    expected = MEASURES[measure](chain, probe(), RandomStreams(0))
     bad = [np.any(one.status == Status.NONFINITE) for one in expected.values() if one.status is not None]
     assert any(bad) == (spoil < 2 or measure != "network")  # the network channel does not see the output layer
     for module in modules:
-        assert_equal(MEASURES[measure](module, probe(), Streams(0)), expected, 1e-10, 1e-12)
+        assert_equal(MEASURES[measure](module, probe(), RandomStreams(0)), expected, 1e-10, 1e-12)
 
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_without_labels_or_biases(measure: str) -> None:
     unlabelled = probe_of(probe().x)
     chain, modules = networks((6, 4, 3), "tanh", "identity", unlabelled.x, bias=False)
-    expected = MEASURES[measure](chain, unlabelled, Streams(3))
+    expected = MEASURES[measure](chain, unlabelled, RandomStreams(3))
     for module in modules:
-        assert_equal(MEASURES[measure](module, unlabelled, Streams(3)), expected, 1e-10, 1e-12)
+        assert_equal(MEASURES[measure](module, unlabelled, RandomStreams(3)), expected, 1e-10, 1e-12)
 
 
 @pytest.mark.parametrize("measure", ["binned", "readout", "network", "clustering", "fit"])
@@ -178,34 +178,34 @@ def test_one_logit_for_two_classes(measure: str) -> None:
     two = probe(classes=2)
     for output in ("identity", "sigmoid"):
         chain, modules = networks((6, 4, 1), "relu", output, two.x)
-        expected = MEASURES[measure](chain, two, Streams(0))
+        expected = MEASURES[measure](chain, two, RandomStreams(0))
         for module in modules:
-            assert_equal(MEASURES[measure](module, two, Streams(0)), expected, 1e-10, 1e-12)
+            assert_equal(MEASURES[measure](module, two, RandomStreams(0)), expected, 1e-10, 1e-12)
 
 
 def test_a_bottleneck_has_the_same_zeros_in_chain_and_module() -> None:
     """A chain's factor has no column where the first layer has no rank; a module's Jacobian has a zero there."""
     chain, modules = networks((6, 2, 5, 3), "tanh", "identity", probe().x)
-    expected = MEASURES["local rank, pre"](chain, probe(), Streams(0))
+    expected = MEASURES["local rank, pre"](chain, probe(), RandomStreams(0))
     assert (expected["singular_value"].value[0, 1, 2:] == 0.0).all()
     for module in modules:
-        assert_equal(MEASURES["local rank, pre"](module, probe(), Streams(0)), expected, 1e-10, 1e-12)
+        assert_equal(MEASURES["local rank, pre"](module, probe(), RandomStreams(0)), expected, 1e-10, 1e-12)
 
 
 @pytest.mark.parametrize("measure", ["local rank, pre", "binned", "readout", "clustering", "fit"])
 def test_chain_and_module_agree_in_float32(measure: str) -> None:
     """Both round to 24 bits in their own order: 1e-4; no count lies on an edge here."""
     chain, modules = networks(WIDTHS, "tanh", "softmax", probe().x, dtype=torch.float32)
-    expected = MEASURES[measure](chain, probe(), Streams(0))
+    expected = MEASURES[measure](chain, probe(), RandomStreams(0))
     for module in modules:
         assert module.dtype is torch.float32
-        assert_equal(MEASURES[measure](module, probe(), Streams(0)), expected, 1e-4, 1e-5)
+        assert_equal(MEASURES[measure](module, probe(), RandomStreams(0)), expected, 1e-4, 1e-5)
 
 
 def test_images_are_flattened_by_the_model_and_by_the_chain() -> None:
     flat, image = probe(), probe_of(probe().x.reshape(-1, 1, 2, 3), probe().y)
     chain, modules = networks(WIDTHS, "tanh", "identity", image.x)
     for measure in ("local rank, pre", "network"):
-        expected = MEASURES[measure](chain, flat, Streams(0))
+        expected = MEASURES[measure](chain, flat, RandomStreams(0))
         for module in modules:
-            assert_equal(MEASURES[measure](module, image, Streams(0)), expected, 1e-10, 1e-12)
+            assert_equal(MEASURES[measure](module, image, RandomStreams(0)), expected, 1e-10, 1e-12)

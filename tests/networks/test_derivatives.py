@@ -20,21 +20,21 @@ from torch.nn import functional as f
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ibscan.core.estimate import Estimate, Status
-from ibscan.core.network import Derivative
+from ibscan.core.network import JacobianSpec
 from ibscan.core.records import At, Checkpoint
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.engine import scan as scanning
-from ibscan.measures import rank_tally
+from ibscan.measures import rank_accumulator
 from ibscan.measures.binned import BinnedInformation
 from ibscan.measures.driver import post_widths
 from ibscan.measures.local_rank import LocalRank
 from ibscan.networks import chain as chain_module
-from ibscan.networks.admission import recorded_taps
+from ibscan.networks.admission import traced_network
 from ibscan.networks.chain import Chain
 from ibscan.networks.jacobians import differentiated, sweeps
 from ibscan.networks.jacobians.derivatives import Outputs
 from ibscan.networks.module import Module
-from ibscan.numerics.memory import LEAST, numbers_at_hand
+from ibscan.numerics.memory import LEAST, available_floats
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +46,7 @@ relu, tanh, sigmoid, softmax = torch.relu, torch.tanh, torch.sigmoid, torch.soft
 
 
 def network_of(model: Any, x: np.ndarray, dtype: torch.dtype = torch.float64) -> Module:
-    return recorded_taps(model.eval().requires_grad_(False).to(dtype), x, (), device=CPU, dtype=dtype)
+    return traced_network(model.eval().requires_grad_(False).to(dtype), x, (), device=CPU, dtype=dtype)
 
 
 def rows_of(*shape: int, seed: int = 0) -> np.ndarray:
@@ -90,7 +90,7 @@ def assert_no_wrong_count(
     calls = [(tuple(d * top for top in tops for d in DECADES), DECADES), ((1e-5 * middle,), (1e-3,))]
     for eps, relative in [*calls, *(((d * middle,), ()) for d in DECADES[::2]), ((1e-2 * middle,), (1e-9,))]:
         measure = LocalRank(eps=eps, rel_eps=relative, at=at, spectrum_rows=1)
-        found = measure(network, probe_of(x), Streams(0))
+        found = measure(network, probe_of(x), RandomStreams(0))
         one, share = np.array([eps]), np.array([relative])
         assert_estimate(found["local_rank"], spectra, lambda _, e=one: e, BAND[dtype])
         assert_estimate(found["local_rank_rel"], spectra, lambda s, r=share: r * s[:, :1], BAND[dtype])
@@ -342,9 +342,9 @@ def assert_same(
     """Smaller Gram matrices, and J^T J of factors, of all rows, each visited once, in order."""
     grams: dict[Any, Any] = {}
     factors: dict[Any, Any] = {}
-    which = Derivative(at, layers=layers)
-    network.grams(x, lambda k, gram, rows: grams.setdefault(k, []).append((rows, gram.values[0])), which)
-    network.jacobians(x, lambda k, factor, _, rows: factors.setdefault(k, []).append((rows, factor[0])), which)
+    spec = JacobianSpec(at, layers=layers)
+    network.grams(x, lambda k, gram, rows: grams.setdefault(k, []).append((rows, gram.values[0])), spec)
+    network.jacobians(x, lambda k, factor, _, rows: factors.setdefault(k, []).append((rows, factor[0])), spec)
     assert sorted(grams) == sorted(factors) == list(layers or range(len(jacobians)))
     for k in grams:
         for found in (grams, factors):
@@ -365,7 +365,7 @@ def assert_routes(
     """What is visited, and what the measure makes of it."""
     assert_same(network, x, jacobians, at, layers)
     found = LocalRank(eps=(0.03, 0.3), rel_eps=(0.01,), at=at, spectrum_rows=2)(
-        network, probe_of(x), Streams(0), layers
+        network, probe_of(x), RandomStreams(0), layers
     )
     for k in layers or range(len(jacobians)):
         sigma = torch.linalg.svdvals(jacobians[k]).numpy()
@@ -555,7 +555,7 @@ def memory(monkeypatch: pytest.MonkeyPatch, **said: str) -> None:
 def test_numbers_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     def free(kilobytes: int, **group: str) -> list[int]:
         memory(monkeypatch, meminfo=f"MemTotal: 1 kB\nMemAvailable:  {kilobytes} kB\n", **group)
-        return [numbers_at_hand(CPU, most) for most in (1, 1000, LEAST, 3 * LEAST, 2**27, 3 * 2**40)]
+        return [available_floats(CPU, most) for most in (1, 1000, LEAST, 3 * LEAST, 2**27, 3 * 2**40)]
 
     for kilobytes in (0, 1, 2**10, 2**17, 10**6, 2**24, 10**9, 2**40):
         for most, numbers in zip((1, 1000, LEAST, 3 * LEAST, 2**27, 3 * 2**40), free(kilobytes), strict=True):
@@ -568,9 +568,9 @@ def test_numbers_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert free(plenty, **{"memory.max": str(2**30), "memory.current": str(2**29)}) == free(2**19)
     assert free(plenty, **{"memory.max": "5", "memory.current": "7"}) == free(0)
     memory(monkeypatch)
-    assert LEAST <= numbers_at_hand(CPU, 2**27) <= 2**27
+    assert LEAST <= available_floats(CPU, 2**27) <= 2**27
     monkeypatch.delattr("os.sysconf")
-    assert numbers_at_hand(CPU, 2**27) == 2**25
+    assert available_floats(CPU, 2**27) == 2**25
 
 
 # Numbers of any size -------------------------------------------------------------------------------------------------
@@ -618,8 +618,8 @@ def test_dead_layers_need_no_decomposition(kind: str, measure: LocalRank, monkey
     x = np.abs(rows_of(40, 6))
     assert all(not jacobian.any() for jacobian in oracle(model, values, x, "pre")[1:])
     network = network_of(model, x) if kind == "module" else chain
-    calls = spied(monkeypatch, rank_tally, "singular_values")
-    found = measure(network, probe_of(x), Streams(0))
+    calls = spied(monkeypatch, rank_accumulator, "singular_values")
+    found = measure(network, probe_of(x), RandomStreams(0))
     assert found["local_rank"].status[0, :, 0].tolist() == [Status.OK, Status.DEAD, Status.DEAD]
     for counts in (found["local_rank"].value, found["local_rank"].maximum, found["local_rank_rel"].value):
         assert not counts[0, 1:].any()
@@ -653,7 +653,7 @@ def bounded(network: Any, x: Any, jacobians: Any, at: Any) -> None:
             assert off <= error + 1e-14 * norm, (layer, row, off / norm, error / norm)
             assert error <= 1e-6 * norm
 
-    network.grams(x, visit, Derivative(at))
+    network.grams(x, visit, JacobianSpec(at))
     assert sorted(set(seen)) == list(range(len(jacobians)))
 
 

@@ -17,10 +17,10 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ibscan.core.network import Derivative
+from ibscan.core.network import JacobianSpec
 from ibscan.errors import InputError
 from ibscan.networks import module as module_module
-from ibscan.networks.admission import recorded_taps
+from ibscan.networks.admission import traced_network
 from ibscan.networks.jacobians import sweeps as sweeps_module
 from ibscan.networks.jacobians.derivatives import Outputs
 from ibscan.networks.loading import built, loaded
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def network_of(model: Any, x: np.ndarray, extra: tuple[str, ...] = (), dtype: torch.dtype = torch.float64) -> Module:
-    return recorded_taps(model.eval().requires_grad_(False).to(dtype), x, extra, device=CPU, dtype=dtype)
+    return traced_network(model.eval().requires_grad_(False).to(dtype), x, extra, device=CPU, dtype=dtype)
 
 
 def rows_of(*shape: int, seed: int = 0) -> np.ndarray:
@@ -54,7 +54,7 @@ def jacobians(network: Any, x: np.ndarray, at: Any) -> dict[int, torch.Tensor]:
         assert factor.shape[3] == x[0].size
         found.setdefault(layer, []).append((rows.start, factor[0]))
 
-    network.jacobians(x, visit, Derivative(at))
+    network.jacobians(x, visit, JacobianSpec(at))
     for parts in found.values():
         assert [start for start, _ in parts] == [sum(len(p) for _, p in parts[:k]) for k in range(len(parts))]
     return {layer: torch.cat([p for _, p in parts]) for layer, parts in found.items()}
@@ -205,7 +205,7 @@ def test_groups_of_layers_and_blocks_of_rows_do_not_matter(
         monkeypatch.setattr(sweeps_module, constant, {"cpu": budget, "cuda": budget})
     monkeypatch.setattr(sweeps_module, "TANGENTS", 3)
     visits = []
-    network.jacobians(x, lambda layer, _, __, rows: visits.append((layer, rows.start)), Derivative("post"))
+    network.jacobians(x, lambda layer, _, __, rows: visits.append((layer, rows.start)), JacobianSpec("post"))
     assert len(visits) > len(network.layers)
     if budget == 1:
         assert visits == [(layer, row) for layer in range(len(network.layers)) for row in range(7)]

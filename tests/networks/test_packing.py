@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 import ibscan
-from ibscan.core.network import Derivative
+from ibscan.core.network import JacobianSpec
 from ibscan.core.records import At
 from ibscan.engine.feeding import Fed, fed_beside
 from ibscan.errors import InputError, UsageError
 from ibscan.inputs.probes.read import read_probe
 from ibscan.measures.driver import input_weights
-from ibscan.networks.admission import recorded_taps
+from ibscan.networks.admission import traced_network
 from ibscan.networks.module import Module
 from ibscan.networks.packing import Packing, fed, named_arguments
 
@@ -62,7 +62,7 @@ def network(dtype: torch.dtype = torch.float64) -> tuple[Module, np.ndarray]:
     x, named = drawn()
     packing = Packing.of(x, named)
     packed = packing.packed(x, named)
-    return recorded_taps(model(), packed[:3], (), device=CPU, dtype=dtype, packing=packing), packed
+    return traced_network(model(), packed[:3], (), device=CPU, dtype=dtype, packing=packing), packed
 
 
 def plainly(layer: str, at: Any) -> Callable[[torch.Tensor, int], torch.Tensor]:
@@ -154,10 +154,10 @@ def test_jacobians_are_of_x_alone(
     def count(layer: int, gram: Any, rows: slice) -> None:
         grams.update({(layer, row): gram.values[0, k] for k, row in enumerate(range(ROWS)[rows])})
 
-    which = Derivative(at, layers=wanted)
-    net.jacobians(packed, keep, which)
-    net.grams(packed, count, which)
-    norms = net.spectral_norms(packed, which)
+    spec = JacobianSpec(at, layers=wanted)
+    net.jacobians(packed, keep, spec)
+    net.grams(packed, count, spec)
+    norms = net.spectral_norms(packed, spec)
     assert len(found) == len(grams) == ROWS * (3 if wanted is None else 1)
     for (layer, row), value in found.items():
         expected = exact["abc"[layer], at, row]
@@ -171,7 +171,7 @@ def test_jacobians_from_a_layer_hold_what_is_fed() -> None:
     net, packed = network()
     _, named = drawn()
     found: dict[int, torch.Tensor] = {}
-    net.jacobians(packed, lambda *given: found.update({given[0]: given[1][0]}), Derivative("post", origin=0))
+    net.jacobians(packed, lambda *given: found.update({given[0]: given[1][0]}), JacobianSpec("post", origin=0))
     plain = model()
     for row in range(ROWS):
         pooled = plainly("a", "post")(torch.as_tensor(drawn()[0][row]), row)
@@ -227,7 +227,7 @@ def test_a_model_that_mixes_rows_by_what_it_is_fed_is_refused() -> None:
     x, named = np.ones((3, 2)), {"scale": np.arange(3.0)}
     packing = Packing.of(x, named)
     with pytest.raises(InputError, match="mixes the rows"):
-        recorded_taps(Mixed().double(), packing.packed(x, named), (), device=CPU, dtype=torch.float64, packing=packing)
+        traced_network(Mixed().double(), packing.packed(x, named), (), device=CPU, dtype=torch.float64, packing=packing)
 
 
 def test_arguments_by_name() -> None:

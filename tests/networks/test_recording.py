@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ibscan.core.network import Derivative
+from ibscan.core.network import JacobianSpec
 from ibscan.errors import InputError
-from ibscan.networks.admission import recorded_taps
+from ibscan.networks.admission import traced_network
 from ibscan.networks.module import Module
 from ibscan.networks.trace.recording import recorded
 from ibscan.networks.trace.replay import tapped
@@ -35,7 +35,7 @@ def linear(inputs: int = 4, outputs: int = 4) -> nn.Linear:
 def network_of(
     model: nn.Module, x: np.ndarray, extra: tuple[str, ...] = (), dtype: torch.dtype = torch.float64
 ) -> Module:
-    return recorded_taps(model.eval().requires_grad_(False).to(dtype), x, extra, device=CPU, dtype=dtype)
+    return traced_network(model.eval().requires_grad_(False).to(dtype), x, extra, device=CPU, dtype=dtype)
 
 
 def walked(network: Module, x: np.ndarray) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -734,7 +734,7 @@ def test_the_probe_survives_a_model_that_changes_its_input() -> None:
     before = x.copy()
     network = network_of(model, x)
     found = walked(network, x)
-    network.jacobians(x, lambda *_: None, Derivative("pre"))
+    network.jacobians(x, lambda *_: None, JacobianSpec("pre"))
     np.testing.assert_array_equal(x, before)
     torch.testing.assert_close(found["a"][0], model.a(2 * torch.from_numpy(x)), rtol=1e-12, atol=0)
 
@@ -932,7 +932,7 @@ def test_a_way_that_depends_on_the_data_is_refused(forward: Callable[..., Any]) 
         with pytest.raises(InputError, match="another way"):
             list(network.noisy_walk(-x, last, 0.1, lambda *_: np.zeros((3, 4)), range(1)))
         with pytest.raises(InputError, match="another way"):
-            network.jacobians(-x, lambda *_: None, Derivative("post"))
+            network.jacobians(-x, lambda *_: None, JacobianSpec("post"))
 
 
 def test_the_message_names_the_step() -> None:

@@ -17,11 +17,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from ibscan.core.estimate import Estimate, Status
-from ibscan.core.network import Derivative, Network
+from ibscan.core.network import JacobianSpec, Network
 from ibscan.core.records import At
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.local_rank import LocalRank
-from ibscan.networks.admission import recorded_taps
+from ibscan.networks.admission import traced_network
 from ibscan.networks.jacobians.shaken import expected
 from ibscan.networks.module import Module
 
@@ -35,12 +35,12 @@ def rows_of(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def network_of(model: nn.Module, x: np.ndarray, dtype: torch.dtype = torch.float64) -> Module:
-    return recorded_taps(model.eval().requires_grad_(False).to(dtype), x[:3], (), device=CPU, dtype=dtype)
+    return traced_network(model.eval().requires_grad_(False).to(dtype), x[:3], (), device=CPU, dtype=dtype)
 
 
 def ranks(network: Network, x: np.ndarray, eps: tuple[float, ...] = EPS, **options: Any) -> Mapping[str, Estimate]:
     with torch.no_grad():
-        return LocalRank(eps=eps, rel_eps=(0.01,), spectrum_rows=2, **options)(network, probe_of(x), Streams(0))
+        return LocalRank(eps=eps, rel_eps=(0.01,), spectrum_rows=2, **options)(network, probe_of(x), RandomStreams(0))
 
 
 def counts(function: Callable[..., Any] | Net, x: np.ndarray, eps: tuple[float, ...] = EPS) -> list[float]:
@@ -434,8 +434,8 @@ def test_norms_where_forward_mode_does_not_lead() -> None:
     rows = [torch.autograd.functional.jacobian(lambda r: model(r[None])[0], row) for row in torch.from_numpy(x)]
     expected_norms = torch.linalg.matrix_norm(torch.stack(rows), 2)
     with torch.no_grad():
-        np.testing.assert_allclose(network.spectral_norms(x, Derivative())[0, 1], expected_norms, rtol=1e-12)
-        found = LocalRank(directions=3, rel_eps=(1e-3, 0.5))(network, probe_of(x), Streams(0))
+        np.testing.assert_allclose(network.spectral_norms(x, JacobianSpec())[0, 1], expected_norms, rtol=1e-12)
+        found = LocalRank(directions=3, rel_eps=(1e-3, 0.5))(network, probe_of(x), RandomStreams(0))
     assert (found["local_rank_rel"].status == Status.LOWER_BOUND).all()
 
 
@@ -521,8 +521,8 @@ def test_the_rounding_said_is_more_than_there_is(depth: int, act: type[Any], see
     network = network_of(model, x, torch.float32)
     found = []
     with torch.no_grad():
-        network.jacobians(x, lambda _, j, *__: found.append(j[0]), Derivative(layers=(depth,)))
-        bound = network.rounding(x, Derivative())[depth]
+        network.jacobians(x, lambda _, j, *__: found.append(j[0]), JacobianSpec(layers=(depth,)))
+        bound = network.rounding(x, JacobianSpec())[depth]
     norms = [torch.linalg.matrix_norm(one, 2) for one in (torch.cat(found) - torch.stack(exact), torch.stack(exact))]
     assert ((norms[0] / norms[1]) < bound).all()
     assert bound < 1e-3

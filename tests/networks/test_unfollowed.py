@@ -13,14 +13,14 @@ from torch import nn
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.measure import Measure
 from ibscan.core.records import Probe
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.engine.scan import measured
 from ibscan.errors import InputError
 from ibscan.measures.clustering import Clustering
 from ibscan.measures.fit import ProbeFit
 from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.network import NetworkInformation
-from ibscan.networks.admission import recorded_taps
+from ibscan.networks.admission import traced_network
 from ibscan.networks.module import Module
 
 Part = Callable[[torch.Tensor], torch.Tensor]
@@ -66,7 +66,7 @@ with warnings.catch_warnings():
 def network(*parts: Part) -> Module:
     x = probe().x[:3]
     model = Net(*parts).double().eval().requires_grad_(False)
-    return recorded_taps(model, x, (), device=torch.device("cpu"), dtype=torch.float64)
+    return traced_network(model, x, (), device=torch.device("cpu"), dtype=torch.float64)
 
 
 def probe() -> Probe:
@@ -75,7 +75,7 @@ def probe() -> Probe:
 
 
 def found(measure: Measure, *parts: Part) -> dict[str, Estimate]:
-    return dict(measured(measure, network(*parts), probe(), Streams(0)))
+    return dict(measured(measure, network(*parts), probe(), RandomStreams(0)))
 
 
 UNSEEN = {"numpy": sine_by_numpy, "lists": sine_by_lists, "scripted": sine_scripted}
@@ -137,7 +137,7 @@ def test_a_table_of_constants_is_no_activity() -> None:
             return self.c(torch.tanh(self.b(torch.tanh(self.a(x)) + bias)))
 
     model = Biased().double().eval().requires_grad_(False)
-    taken = recorded_taps(model, probe().x[:3], (), device=torch.device("cpu"), dtype=torch.float64)
+    taken = traced_network(model, probe().x[:3], (), device=torch.device("cpu"), dtype=torch.float64)
     assert [layer.name for layer in taken.layers] == ["a", "b", "c"]
     assert taken.taps.untapped == (("d", "its output does not depend on the probe's rows"),)
 

@@ -11,7 +11,7 @@ import torch
 
 from ibscan.core.estimate import Estimate
 from ibscan.core.records import Layer
-from ibscan.core.streams import Streams
+from ibscan.core.streams import RandomStreams
 from ibscan.measures.readout import ReadoutInformation
 from support import oracles
 from support.calibration import Given
@@ -45,10 +45,10 @@ def told(
     network: Any = Several(*checkpoints)
     inputs = np.arange(network.stacks[0].shape[1]) if inputs is None else inputs
     probe = probe_of(inputs[:, None], labels)
-    return ReadoutInformation(noise=noise, rel_noise=rel_noise, **settings)(network, probe, Streams(0))
+    return ReadoutInformation(noise=noise, rel_noise=rel_noise, **settings)(network, probe, RandomStreams(0))
 
 
-def extent(values: np.ndarray) -> float:
+def rms_radius(values: np.ndarray) -> float:
     """Root-mean-square distance from the mean."""
     return math.sqrt(sum(float(((row - values.mean(0)) ** 2).sum()) for row in values) / len(values))
 

@@ -19,7 +19,7 @@ from torch.overrides import _get_current_function_mode_stack
 
 import ibscan
 from ibscan.errors import InputError, UsageError
-from ibscan.networks.admission import recorded_taps
+from ibscan.networks.admission import traced_network
 
 relu, tanh = torch.relu, torch.tanh
 
@@ -86,7 +86,7 @@ def test_the_noise_is_that_of_the_measured_network(net: Callable[..., Any]) -> N
     with torch.no_grad(), ibscan.noisy(model, noise):
         torch.manual_seed(3)
         found = model(x.repeat(draws, 1)).view(draws, 2, 2)
-    still = recorded_taps(copy.deepcopy(model).requires_grad_(False), x.numpy(), (), device=torch.device("cpu"),
+    still = traced_network(copy.deepcopy(model).requires_grad_(False), x.numpy(), (), device=torch.device("cpu"),
                           dtype=torch.float64)  # fmt: skip
     widths = [layer.width for layer in still.layers]
 

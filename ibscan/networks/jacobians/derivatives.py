@@ -219,9 +219,9 @@ def exact_norms(outputs: Outputs, most: int) -> list[torch.Tensor]:
         for right in slices[k:]:
             product = held @ (held if right is left else _reversed(whole, 0, right)).mT
             products[:, left, right], products[:, right, left] = product, product.mT
-    sound = finite_matrices(products)
-    largest = torch.linalg.eigvalsh(made_finite(products, sound))[:, -1].clamp(min=0.0).sqrt()
-    return [torch.where(sound, largest, torch.nan)]
+    finite = finite_matrices(products)
+    largest = torch.linalg.eigvalsh(made_finite(products, finite))[:, -1].clamp(min=0.0).sqrt()
+    return [torch.where(finite, largest, torch.nan)]
 
 
 def pulled(outputs: Outputs, layer: int, rows: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ibscan.core.network import Derivative
+from ibscan.core.network import JacobianSpec
 from ibscan.core.records import Array
 from ibscan.errors import InputError
 from ibscan.networks.jacobians.derivatives import Outputs, exact_norms, spectral_norms
@@ -36,12 +36,12 @@ class Differentiated:
 
     network: Module
     x: Array
-    which: Derivative
+    spec: JacobianSpec
 
     @property
     def wanted(self) -> list[int]:
         """The layers whose Jacobians are meant."""
-        return [layer for layer in range(len(self.network.layers)) if self.which.wants(layer)]
+        return [layer for layer in range(len(self.network.layers)) if self.spec.wants(layer)]
 
     def swept(
         self,
@@ -57,7 +57,7 @@ class Differentiated:
             failed: Gets the layers that cannot be differentiated, at the first row or at a later one, with the reason.
         """
         widths = dict(zip(self.wanted, self._widths(), strict=True))
-        directions = self.which.directions
+        directions = self.spec.directions
         size = self._variable(slice(0, 1))[0].numel() if directions is None else directions
         room = room_for(self.network.device)
         for group in grouped(widths, feeds, size, room):
@@ -73,7 +73,7 @@ class Differentiated:
     def feeds(self) -> dict[int, int | None]:
         """Return the size of what feeds a layer, where that is one layer's post, and a bound on its rank."""
         found: dict[int, int | None] = {}
-        if not self.which.feeds or not self.network.plain:
+        if not self.spec.feeds or not self.network.plain:
             return found
         for layer in self.wanted:
             weight = self.network.weight(layer)
@@ -91,7 +91,7 @@ class Differentiated:
     def norms(self) -> Array:
         """Return the largest singular value of every layer's Jacobian on the whole variable, (L, n)."""
         found = np.full((len(self.network.layers), len(self.x)), np.nan)
-        whole = replace(self.which, directions=None, basis=None)
+        whole = replace(self.spec, directions=None, basis=None)
 
         def computed(sweep: Sweep, room: int, outputs: Outputs) -> list[torch.Tensor]:
             if sweep.reverse:
@@ -100,7 +100,7 @@ class Differentiated:
             return spectral_norms(outputs, draw.to(outputs.variable))
 
         for layer in self.wanted:
-            alone = replace(self, which=replace(whole, layers=(layer,)))
+            alone = replace(self, spec=replace(whole, layers=(layer,)))
             for _, _, rows, norms in alone.swept({}, computed, {}):
                 found[layer, rows] = norms[0].cpu().numpy()
         return found
@@ -112,7 +112,7 @@ class Differentiated:
             widest: Length of the longest sums.
         """
         taps = self.network.taps
-        units = [units[self.which.at == "post"] for units in taps.units]
+        units = [units[self.spec.at == "post"] for units in taps.units]
         coarse = tuple(k for k in self.wanted if units[k] > torch.finfo(torch.float64).eps)
         found = {layer: expected(units[layer], widest, len(taps.operations)) for layer in coarse}
 
@@ -120,29 +120,29 @@ class Differentiated:
             whole = outputs.rows * outputs.size * sum(outputs.widths) <= room
             return moved(outputs, reverse=sweep.reverse) if whole else []
 
-        for sweep, _, _, shares in replace(self, which=replace(self.which, layers=coarse)).swept({}, computed, {}):
+        for sweep, _, _, shares in replace(self, spec=replace(self.spec, layers=coarse)).swept({}, computed, {}):
             for layer, share in zip(sweep.layers, shares, strict=False):
                 found[layer] = max(found[layer], float(share))
         return found
 
     def _obstacle(self, sweep: Sweep) -> str:
         """Try a sweep on the first row; return what stands in its way, or the empty string."""
-        tried, which = self.network.tried, self.which
-        key = (which.at, which.origin, sweep.layers, len(sweep.widths), sweep.mode)
+        tried, spec = self.network.tried, self.spec
+        key = (spec.at, spec.origin, sweep.layers, len(sweep.widths), sweep.mode)
         if key not in tried:
             outputs = self._outputs(sweep, slice(0, 1), 1)
-            units = [self.network.taps.units[layer][which.at == "post"] for layer in sweep.layers]
+            units = [self.network.taps.units[layer][spec.at == "post"] for layer in sweep.layers]
             unit = max(torch.finfo(self.network.dtype).eps, *units)
             tried[key] = obstacle(outputs, reverse=sweep.reverse, unit=unit)
         return tried[key]
 
     def _place(self, layer: int) -> Place:
         taps = self.network.taps
-        return (taps.pre if self.which.at == "pre" else taps.post)[layer]
+        return (taps.pre if self.spec.at == "pre" else taps.post)[layer]
 
     def _fed(self, layer: int) -> Place | None:
         """Return where what feeds a layer is, in a plain network: `INPUT` where that is the variable itself."""
-        if layer - 1 == self.which.origin:
+        if layer - 1 == self.spec.origin:
             return INPUT
         return self.network.taps.post[layer - 1] if layer else self.network.taps.fed
 
@@ -155,17 +155,17 @@ class Differentiated:
 
     def _variable(self, rows: slice) -> torch.Tensor:
         """Return what is differentiated by: the rows, or the origin's post, flattened."""
-        if self.which.origin is None:
+        if self.spec.origin is None:
             return fed(self.network.rows(self.x[rows]), self.network.packing, self.network.dtype)[0]
-        return self._values([self.network.taps.post[self.which.origin]], rows)[0].detach()
+        return self._values([self.network.taps.post[self.spec.origin]], rows)[0].detach()
 
     def _outputs(self, sweep: Sweep, rows: slice, tangents: int) -> Outputs:
         """Return the layers of a sweep as a function of the variable."""
-        network, which = self.network, self.which
+        network, spec = self.network, self.spec
         block, variable = network.rows(self.x[rows]), self._variable(rows)
         feeding = [self._fed(layer) for layer in sweep.layers if sweep.fed.get(layer) is not None]
         places = [*(self._place(layer) for layer in sweep.layers), *(place for place in feeding if place)]
-        origin = INPUT if which.origin is None else network.taps.post[which.origin]
+        origin = INPUT if spec.origin is None else network.taps.post[spec.origin]
 
         def values(given: torch.Tensor) -> list[torch.Tensor]:
             mode = contextlib.nullcontext() if sweep.mode == "plain" else attached()
@@ -178,14 +178,14 @@ class Differentiated:
         width = variable[0].numel()
 
         def columns(part: slice) -> torch.Tensor:
-            if which.basis is not None:
-                found = torch.as_tensor(which.basis(width, part)).to(variable).mT
+            if spec.basis is not None:
+                found = torch.as_tensor(spec.basis(width, part)).to(variable).mT
             else:
                 found = torch.zeros(part.stop - part.start, width, dtype=variable.dtype, device=variable.device)
                 found[torch.arange(len(found)), torch.arange(part.start, part.stop)] = 1.0
             return found.reshape(len(found), 1, *variable.shape[1:])
 
-        return Outputs(values, variable, sweep.widths, columns, which.directions or width, tangents)
+        return Outputs(values, variable, sweep.widths, columns, spec.directions or width, tangents)
 
 
 def _native(operations: Sequence[str], device: torch.device) -> contextlib.AbstractContextManager[object]:

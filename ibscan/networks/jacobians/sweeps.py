@@ -10,7 +10,7 @@ import torch
 
 from ibscan.core.boundary import is_out_of_memory
 from ibscan.networks.jacobians.derivatives import Outputs, full, gram, grams, paired, summed, triangle
-from ibscan.numerics.memory import numbers_at_hand
+from ibscan.numerics.memory import available_floats
 from ibscan.numerics.spectra.counting import Gram, rounding
 from ibscan.numerics.tiling import cuts
 
@@ -190,21 +190,21 @@ def decomposed(sweep: Sweep, room: int, outputs: Outputs) -> list[torch.Tensor]:
     return full(outputs, reverse=sweep.reverse)
 
 
-def as_gram(values: torch.Tensor, positive: torch.Tensor, size: int, sound: torch.Tensor) -> Gram:
+def as_gram(values: torch.Tensor, positive: torch.Tensor, size: int, finite: torch.Tensor) -> Gram:
     """Return Gram matrices (n, m, m) as what is counted from: no bound for numbers whose squares are not exact.
 
     Args:
         values: Gram matrices.
         positive: Whether J is not zero, (n,), which an underflow would hide.
         size: Length of the sums they are made of.
-        sound: Whether the layer's values are finite, (n,).
+        finite: Whether the layer's values are finite, (n,).
     """
     norm = values.flatten(1).norm(dim=1)
     usable = torch.isfinite(norm) & (norm > LEAST) & (norm < MOST)
     error = torch.where(usable, rounding(size) * norm, torch.where(positive, torch.inf, 0.0))
-    whole = torch.where((usable & sound)[:, None, None], values, 0.0)
+    whole = torch.where((usable & finite)[:, None, None], values, 0.0)
     one = torch.ones_like(norm)
-    return Gram(whole.unsqueeze(0), error.unsqueeze(0), one.unsqueeze(0), sound.unsqueeze(0))
+    return Gram(whole.unsqueeze(0), error.unsqueeze(0), one.unsqueeze(0), finite.unsqueeze(0))
 
 
 def _grams_of(jacobians: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -214,7 +214,7 @@ def _grams_of(jacobians: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 def room_for(device: torch.device) -> int:
     """Return how many numbers the Jacobians of one row may take."""
-    return numbers_at_hand(device, ROW_BUDGET[device.type])
+    return available_floats(device, ROW_BUDGET[device.type])
 
 
 def _too_wide(sweep: Sweep, outputs: Outputs, room: int) -> bool:

@@ -39,7 +39,7 @@ class Bracket:
     lower: tuple[float, ...]
     upper: tuple[float, ...]
     gap: float  # half of own less fresh
-    blind: float  # the part of it that is due to draws at which other inputs may be unseen
+    unseen_gap: float  # the part of it that is due to draws at which other inputs may be unseen
     bias: float  # of the marginal
     width: float  # half of what the bracket leaves open beside the errors
     half_change: float  # between the marginal and that of half its replicas

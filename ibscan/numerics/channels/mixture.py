@@ -146,7 +146,7 @@ class Mixture:
         return self.weights.sum(1)
 
     @cached_property
-    def extent(self) -> float:
+    def rms_radius(self) -> float:
         """Root-mean-square distance of the rows from their mean."""
         apart = self.centres - self.share @ self.centres
         # By the largest, whose square may leave the range of float64.

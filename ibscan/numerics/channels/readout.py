@@ -30,7 +30,7 @@ NUMBERS = {"cpu": 2**19, "cuda": 2**28}
 SLOPE_WIDTH, LEAST_STRATA = 64, 256
 # Of wider layers, matrices of every group of neighbours cost more than the draws they save.
 NEIGHBOUR_WIDTH = 64
-# Of noise in units of the extent: squares stay in the range of float64.
+# Of noise in units of the RMS radius: squares stay in the range of float64.
 LARGEST_BLUR = 1e150
 # No unit's spread is divided by less.
 TINY = torch.finfo(torch.float64).tiny
@@ -39,7 +39,7 @@ TOGETHER, TOGETHER_NUMBERS = 2**13, 2**22
 # Quadrature: points a noise, and how far from the centres. The trapezoidal rule converges geometrically; at twelve
 # points what is left is rounding. Beyond nine noises lies 1e-18 of a Gaussian.
 STEPS, REACH = 12, 9.0
-# Noise, as a share of the extent, below which the places of the grid are not told apart well enough.
+# Noise, as a share of the RMS radius, below which the places of the grid are not told apart well enough.
 LEAST_SHARE = 1e-7
 
 
@@ -117,7 +117,9 @@ def readout_information(
     follow = controls(width, len(owner) * (goal - 1))
     # Of the size of one, so that all controls weigh alike when dependent ones are looked for.
     places = (
-        mixture.centres.div(max(mixture.extent / math.sqrt(width), TINY))[owner] if width <= QUADRATIC_WIDTH else None
+        mixture.centres.div(max(mixture.rms_radius / math.sqrt(width), TINY))[owner]
+        if width <= QUADRATIC_WIDTH
+        else None
     )
     far = None if places is None else ~near_enough(torch.linalg.vector_norm(places, dim=1))
     if far is not None and not bool(far.any()):
@@ -152,7 +154,7 @@ def readout_information(
             value = [known + found for known, found in zip(visits.mean, value, strict=True)]
             # A draw between two centres so far apart that N draws miss it would move the slope by 2 ln N.
             drawn = done * len(owner)
-            blur = min(noise / mixture.extent, LARGEST_BLUR) if mixture.extent > 0 else None
+            blur = min(noise / mixture.rms_radius, LARGEST_BLUR) if mixture.rms_radius > 0 else None
             open_share = 1.0 if blur is None else min(1.0, value[2] * blur**2)
             unseen = min(gap, UNSEEN / drawn * (1.0 - open_share))
             missed = (unseen, min(unseen, label_entropy), unseen * 2 * math.log(drawn))
@@ -200,7 +202,7 @@ def draw_terms(
     classes, prior = weights.shape[1], weights.sum(0).log()
     given = weights / mixture.share.unsqueeze(1)
     columns = torch.cat((weights, mixture.share.unsqueeze(1) * centres), 1) if slope else weights
-    size = mixture.extent / noise if slope else 1.0
+    size = mixture.rms_radius / noise if slope else 1.0
     draws, strata, width = normals.shape
     terms = torch.empty(3 if slope else 2, draws, strata, dtype=centres.dtype, device=centres.device)
     sums = mixture.sums(columns, noise, size)
@@ -239,7 +241,7 @@ def line_information(mixture: Mixture, noise: float) -> Information:
         noise: Standard deviation, > 0.
 
     Returns:
-        Values right to about 1e-10, as long as the noise is no less than 1e-7 of the extent; standard errors 0.
+        Values right to about 1e-10, as long as the noise is no less than 1e-7 of the RMS radius; standard errors 0.
     """
     centres = mixture.centres[:, 0].sort().values
     step = noise / STEPS
@@ -250,7 +252,7 @@ def line_information(mixture: Mixture, noise: float) -> Information:
     length = middle + reach + 1 - first
     start = length.cumsum(0) - length
     columns = torch.cat((mixture.weights, mixture.share.unsqueeze(1) * mixture.centres), 1)
-    prior, sums = mixture.weights.sum(0).log(), mixture.sums(columns, noise, mixture.extent / noise)
+    prior, sums = mixture.weights.sum(0).log(), mixture.sums(columns, noise, mixture.rms_radius / noise)
     found = torch.zeros(3, dtype=centres.dtype, device=centres.device)
     for part in cuts(0, int(length.sum()), NUMBERS.get(centres.device.type, NUMBERS["cuda"])):
         place = torch.arange(part.start, part.stop, device=centres.device)

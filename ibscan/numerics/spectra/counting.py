@@ -37,14 +37,14 @@ class Gram:
     """G = A A^T or A^T A of A = J / scale, and how far it may be from that of J as it was computed.
 
     `values` (C, n, m, m), `error` (C, n) bounds the spectral norm of what G lacks, `scale` (C, n) is a power of two; n
-    is 1, and `shared` is true, where they are the same at every row of the probe. `sound` (C, rows) is False where J is
-    not finite; G is zero there.
+    is 1, and `shared` is true, where they are the same at every row of the probe. `finite` (C, rows) is False where J
+    is not finite; G is zero there.
     """
 
     values: torch.Tensor
     error: torch.Tensor
     scale: torch.Tensor
-    sound: torch.Tensor
+    finite: torch.Tensor
     shared: bool = False
 
 

@@ -25,9 +25,9 @@ def row_factor(weight: torch.Tensor) -> torch.Tensor:
     if width <= out:
         return weight
     # Non-finite weights would make LAPACK raise, for every matrix of a stack: each is factored as if it were zero.
-    sound = finite_matrices(weight)
-    upper: torch.Tensor = torch.linalg.qr(made_finite(weight, sound).mT, mode="r").R
-    return upper.mT if bool(sound.all()) else torch.where(sound[..., None, None], upper.mT, torch.nan)
+    finite = finite_matrices(weight)
+    upper: torch.Tensor = torch.linalg.qr(made_finite(weight, finite).mT, mode="r").R
+    return upper.mT if bool(finite.all()) else torch.where(finite[..., None, None], upper.mT, torch.nan)
 
 
 def softmax_carried(probability: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:

@@ -29,9 +29,9 @@ def finite_matrices(matrix: torch.Tensor) -> torch.Tensor:
     return torch.isfinite(matrix).flatten(-2).all(-1)
 
 
-def made_finite(matrix: torch.Tensor, sound: torch.Tensor) -> torch.Tensor:
-    """Return the matrices with those that are not sound made zero: LAPACK raises at a NaN, for the whole stack."""
-    return matrix if bool(sound.all()) else torch.where(sound[..., None, None], matrix, 0.0)
+def made_finite(matrix: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
+    """Return the matrices with those that are not finite made zero: LAPACK raises at a NaN, for the whole stack."""
+    return matrix if bool(finite.all()) else torch.where(finite[..., None, None], matrix, 0.0)
 
 
 def singular_values(matrix: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,7 @@ class Carried:
 
     `factor` A (C, n, d, k) and `gram` (C, n, m, m), m = min(d, k), A A^T where `outer` else A^T A; n is 1 where all
     rows share them. `error` (C, n) bounds what A A^T lacks in the spectral norm, `norm` (C, n) is at least its spectral
-    norm. `scale` (C, n) is a power of two; `sound` (C, rows or 1) says where J is finite, A is zero elsewhere.
+    norm. `scale` (C, n) is a power of two; `finite` (C, rows or 1) says where J is finite, A is zero elsewhere.
     """
 
     factor: torch.Tensor
@@ -40,12 +40,12 @@ class Carried:
     error: torch.Tensor
     norm: torch.Tensor
     scale: torch.Tensor
-    sound: torch.Tensor
+    finite: torch.Tensor
 
     def counted(self, *, shared: bool = False) -> Gram:
         """Return what singular values are counted from; `shared` says that they are those of every row."""
         error = self.error + rounding(self.factor.shape[-1]) * self.norm
-        return Gram(self.gram, torch.where(self.norm > 0.0, error, 0.0), self.scale, self.sound, shared)
+        return Gram(self.gram, torch.where(self.norm > 0.0, error, 0.0), self.scale, self.finite, shared)
 
 
 def started(factor: torch.Tensor) -> Carried:
@@ -54,10 +54,10 @@ def started(factor: torch.Tensor) -> Carried:
     Args:
         factor: With the singular values of the first weight, shape (C, d, k), float64; its own QR is its only error.
     """
-    sound = torch.ones(factor.shape[0], 1, dtype=torch.bool, device=factor.device)
+    finite = torch.ones(factor.shape[0], 1, dtype=torch.bool, device=factor.device)
     own = factor.unsqueeze(1)
     zero = torch.zeros(own.shape[:2], dtype=own.dtype, device=own.device)
-    begun = _scaled(own.clone(), zero, torch.ones_like(zero), sound)
+    begun = _scaled(own.clone(), zero, torch.ones_like(zero), finite)
     # Householder QR is backward stable; W itself is exact.
     return replace(begun, error=rounding(max(factor.shape[1:])) * begun.norm)
 
@@ -67,7 +67,7 @@ def carried_on(before: Carried, slope: torch.Tensor, weight: torch.Tensor, norm:
 
     Args:
         before: J of a layer.
-        slope: Its activation's slope, shape (C, n, d), zero at rows that are not sound.
+        slope: Its activation's slope, shape (C, n, d), zero at rows that are not finite.
         weight: Of the next layer, shape (C, d', d).
         norm: The spectral norm of each weight, shape (C,).
 
@@ -87,7 +87,7 @@ def carried_on(before: Carried, slope: torch.Tensor, weight: torch.Tensor, norm:
     steepest = slope.abs().amax(-1)
     growth = (norm.unsqueeze(-1) * steepest).square()
     error = growth * (before.error + 2.0 * rounding(max(before.factor.shape[-2:])) * before.norm)
-    return _scaled(factor, error, before.scale, before.sound)
+    return _scaled(factor, error, before.scale, before.finite)
 
 
 def exactly_on(factor: torch.Tensor, slope: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,17 +123,17 @@ def carried_post(before: Carried, mapped: torch.Tensor, growth: torch.Tensor) ->
         growth: At least the squared spectral norm of that Jacobian, shape (C, n).
     """
     error = growth * (before.error + rounding(1) * before.norm)
-    return _scaled(mapped, error, before.scale, before.sound)
+    return _scaled(mapped, error, before.scale, before.finite)
 
 
-def _scaled(factor: torch.Tensor, error: torch.Tensor, scale: torch.Tensor, sound: torch.Tensor) -> Carried:
+def _scaled(factor: torch.Tensor, error: torch.Tensor, scale: torch.Tensor, finite: torch.Tensor) -> Carried:
     """Take a power of two out of a factor, so that its Gram matrix neither over- nor underflows."""
     least, most = torch.aminmax(factor.flatten(2), dim=-1)
     largest = torch.maximum(-least, most)
-    finite = torch.isfinite(largest)
-    sound = sound & finite
-    if not bool(sound.all()):
-        whole = sound if factor.shape[1] == sound.shape[1] else finite
+    finite_here = torch.isfinite(largest)
+    finite = finite & finite_here
+    if not bool(finite.all()):
+        whole = finite if factor.shape[1] == finite.shape[1] else finite_here
         factor, largest = torch.where(whole[..., None, None], factor, 0.0), torch.where(whole, largest, 0.0)
         error = torch.where(whole, error, 0.0)
     unit = torch.ones_like(largest)
@@ -145,7 +145,7 @@ def _scaled(factor: torch.Tensor, error: torch.Tensor, scale: torch.Tensor, soun
     error = torch.where(largest > 0.0, error, 0.0)
     outer = factor.shape[-2] <= factor.shape[-1]
     gram = factor @ factor.mT if outer else factor.mT @ factor
-    return Carried(factor, gram, outer, error, gram.flatten(2).norm(dim=-1), scale * unit, sound)
+    return Carried(factor, gram, outer, error, gram.flatten(2).norm(dim=-1), scale * unit, finite)
 
 
 def _active_rows(factor: torch.Tensor, slope: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ibscan.core.estimate import Estimate, Status
-from ibscan.core.network import Derivative, DifferentiableNetwork
+from ibscan.core.network import DifferentiableNetwork, JacobianSpec
 from ibscan.core.records import Array
 from ibscan.numerics.spectra.counting import Counts, Gram, bound_counts, gram_counts, rounding
 from ibscan.numerics.spectra.spectrum import (
@@ -21,7 +21,7 @@ from ibscan.numerics.spectra.spectrum import (
     stable_rank,
 )
 
-__all__ = ["RankTally"]
+__all__ = ["RankAccumulator"]
 
 # How much larger than its own rounding that of a Jacobian carried through a network is taken to be.
 SAFETY = 4.0
@@ -30,13 +30,13 @@ OPEN = 0.01
 COARSE = "it cannot be computed in float64 throughout, and the rounding of what it is computed in may reach a threshold"
 
 
-class RankTally:
+class RankAccumulator:
     """Counts and spectra of one call, row by row, until they are estimates.
 
     Args:
         network: C checkpoints.
         thresholds: Absolute and relative ones.
-        which: Which Jacobians.
+        spec: Which Jacobians.
         rows: How many there are, and how many of the first have their spectrum averaged.
         most: How many singular values each layer's Jacobian has.
         affine: Which layers are their weight's product with what they are fed: of others it bounds nothing.
@@ -46,23 +46,23 @@ class RankTally:
         self,
         network: DifferentiableNetwork,
         thresholds: tuple[Sequence[float], Sequence[float]],
-        which: Derivative,
+        spec: JacobianSpec,
         rows: tuple[int, int],
         most: Sequence[int],
         affine: Sequence[bool],
     ) -> None:
         self.affine = affine
-        self.network, self.which, self.spectral = network, which, rows[1]
+        self.network, self.spec, self.spectral = network, spec, rows[1]
         self.most, self.size = most, max(most)
         self.eps = torch.tensor(thresholds[0], dtype=torch.float64, device=network.device)
         self.relative = torch.tensor(thresholds[1], dtype=torch.float64, device=network.device)
         shape = (network.size, len(network.layers), rows[0])
-        wanted = np.array([which.wants(layer) for layer in range(shape[1])])
+        wanted = np.array([spec.wants(layer) for layer in range(shape[1])])
         self.visited = np.zeros(shape[1], dtype=bool)
         # Rows last, over which everything is reduced.
-        self.number = np.zeros((*shape[:2], len(self.eps) + len(self.relative), rows[0]), dtype=np.int64)
+        self.counts = np.zeros((*shape[:2], len(self.eps) + len(self.relative), rows[0]), dtype=np.int64)
         self.bounds = np.full((*shape[:2], len(self.eps), rows[1]), -1, dtype=np.int64)
-        self.alive, self.sound = np.zeros(shape, dtype=bool), np.ones(shape, dtype=bool)
+        self.nonzero, self.finite = np.zeros(shape, dtype=bool), np.ones(shape, dtype=bool)
         # Rows whose spectrum is wanted are decomposed whatever their counts.
         self.certain = np.broadcast_to(~wanted[None, :, None], shape).copy()
         self.spectrum = np.zeros((*shape[:2], self.size + 2))
@@ -93,49 +93,49 @@ class RankTally:
             counts = gram_counts(values, error, eps.flatten(0, 1), relative)
             if shared:
                 self.shared[layer] = counts
-        sound = gram.sound.cpu().numpy()
-        self.number[:, layer, :, rows] = _by_row(counts.number, size).swapaxes(0, 1)
-        self.alive[:, layer, rows] = _by_row(counts.positive, size)
+        finite = gram.finite.cpu().numpy()
+        self.counts[:, layer, :, rows] = _by_row(counts.number, size).swapaxes(0, 1)
+        self.nonzero[:, layer, rows] = _by_row(counts.positive, size)
         # What is not finite is so in any way of counting.
-        self.certain[:, layer, rows] = _by_row(counts.certain, size) | ~sound
-        self.sound[:, layer, rows] = sound
+        self.certain[:, layer, rows] = _by_row(counts.certain, size) | ~finite
+        self.finite[:, layer, rows] = finite
 
     def decompose(self, layer: int, factor: torch.Tensor, fed: torch.Tensor | None, block: slice) -> None:
         """Count from singular values, where that is needed, and average the spectra; `block` is of `self.rows`."""
         self.visited[layer] = True
         rows = self.rows[block]
-        sound = finite_matrices(factor)
+        finite = finite_matrices(factor)
         needed = ~self.certain[:, layer, rows]
         if factor.shape[1] < len(rows):  # one for all
             needed = np.ones_like(needed)
         elif not needed.any():
             return
         if needed.all():
-            sigma = singular_values(made_finite(factor, sound))
+            sigma = singular_values(made_finite(factor, finite))
         else:
             places = torch.as_tensor(needed, device=factor.device)
-            sigma = torch.zeros(*sound.shape, min(factor.shape[-2:]), dtype=factor.dtype, device=factor.device)
-            sigma[places] = singular_values(made_finite(factor[places], sound[places]))
+            sigma = torch.zeros(*finite.shape, min(factor.shape[-2:]), dtype=factor.dtype, device=factor.device)
+            sigma[places] = singular_values(made_finite(factor[places], finite[places]))
         eps, relative = self._thresholds(layer, rows)
         # A stretch of rows is written to in its place, others are copied out and in.
         at = slice(rows[0], rows[-1] + 1) if len(rows) == rows[-1] - rows[0] + 1 else rows
         held = max(eps.shape[1], sigma.shape[1])
         parts = [part.expand(-1, held, -1).movedim(-1, 0) for part in (eps, relative * sigma[..., :1])]
         limits = torch.cat(parts).movedim(0, -1)
-        _note(self.number[:, layer], at, needed[:, None], numerical_rank(sigma, limits).movedim(-1, 1))
+        _note(self.counts[:, layer], at, needed[:, None], numerical_rank(sigma, limits).movedim(-1, 1))
         if layer in self.rounding:
             slack = self.rounding[layer] * sigma[..., :1]
             width = numerical_rank(sigma, limits - slack) - numerical_rank(sigma, limits + slack)
             # A Jacobian of nothing but zeros has no rounding.
             self.open[:, layer] += (width * (sigma[..., :1] > 0.0)).sum(1).cpu().numpy()
-        _note(self.alive[:, layer], at, needed, sigma[..., 0] > 0.0)
-        _note(self.sound[:, layer], at, needed, sound)
+        _note(self.nonzero[:, layer], at, needed, sigma[..., 0] > 0.0)
+        _note(self.finite[:, layer], at, needed, finite)
         first = int(np.searchsorted(rows, self.spectral))
         if first:
             self._spectra(layer, sigma, first)
             if fed is not None:
                 # What is not finite makes all it feeds so.
-                self._bound(layer, sigma, made_finite(fed, sound), rows[:first])
+                self._bound(layer, sigma, made_finite(fed, finite), rows[:first])
 
     def _thresholds(self, layer: int, rows: Array) -> tuple[torch.Tensor, torch.Tensor]:
         """Return absolute thresholds, (C, n or 1, E), and those relative to the row's largest singular value, (R,).
@@ -186,38 +186,38 @@ class RankTally:
         Args:
             reasons: Why some layers were not visited.
         """
-        finite, split = self.sound.all(2), len(self.eps)
-        measured = Status.OK if self.which.directions is None else Status.LOWER_BOUND
-        status = np.where(self.alive.any(2), measured, Status.DEAD)
+        finite, split = self.finite.all(2), len(self.eps)
+        measured = Status.OK if self.spec.directions is None else Status.LOWER_BOUND
+        status = np.where(self.nonzero.any(2), measured, Status.DEAD)
         status = np.where(finite, status, Status.NONFINITE)
         status = np.where(self.visited, status, Status.NOT_MEASURED).astype(np.int8)
         status[:, list(self.failed)] = Status.FAILED
-        told = finite & self.visited & (status != Status.FAILED)
-        open_ = self.open >= OPEN * self.number.shape[3]
+        valid = finite & self.visited & (status != Status.FAILED)
+        open_ = self.open >= OPEN * self.counts.shape[3]
         parts = (slice(0, split), slice(split, None))
-        rank, relative = (_unresolved(_counted(self.number[:, :, p], told, status), open_[:, :, p]) for p in parts)
+        rank, relative = (_unresolved(_counted(self.counts[:, :, p], valid, status), open_[:, :, p]) for p in parts)
         if open_.any():
             reasons = {**{k: COARSE for k in self.rounding if open_[:, k].any()}, **reasons}
         own = np.arange(self.size) < np.array(self.most)[:, None]
         present = np.pad(own, ((0, 0), (0, 2)), constant_values=True)
-        spectrum = np.where(present & told[..., None], self.spectrum, np.nan)
+        spectrum = np.where(present & valid[..., None], self.spectrum, np.nan)
         components = np.repeat(status[..., None], self.size, -1)
-        components[np.isnan(spectrum[..., : self.size]) & told[..., None]] = Status.NOT_MEASURED
+        components[np.isnan(spectrum[..., : self.size]) & valid[..., None]] = Status.NOT_MEASURED
         # Of a subspace's Jacobian these say nothing of the whole.
-        shape = status if self.which.directions is None else _untold(status)
-        if self.which.directions is not None:
+        shape = status if self.spec.directions is None else _untold(status)
+        if self.spec.directions is not None:
             spectrum[..., self.size :] = np.nan
         # Where what is counted is rounding there is no bound on it.
-        bounded = (self.bounds >= np.maximum(0, self.number[:, :, :split, : self.spectral])).all(3)
+        bounded = (self.bounds >= np.maximum(0, self.counts[:, :, :split, : self.spectral])).all(3)
         bounded &= ~open_[:, :, :split]
-        bound = _counted(self.bounds, told, status)
+        bound = _counted(self.bounds, valid, status)
         assert bound.status is not None
         assert bound.stderr is not None
         spoilt = np.isin(bound.status, (Status.NONFINITE, Status.FAILED))
         of_bound = np.where(bounded | spoilt, bound.status, Status.NOT_MEASURED)
         return {
             "local_rank": dataclasses.replace(rank, reasons={**reasons, **self.failed} or None),
-            "local_rank_count": Estimate(self._histogram(told), None),
+            "local_rank_count": Estimate(self._histogram(valid), None),
             "local_rank_rel": relative,
             "rank_bound_jacobian": Estimate(
                 np.where(bounded, bound.value, np.nan),
@@ -242,16 +242,16 @@ class RankTally:
         least = np.where(share > 0.0, share, 1.0)
         return np.asarray(least * np.abs(np.log(least)) * np.sqrt(self.most) > OPEN) | (share >= 1.0)
 
-    def _histogram(self, told: Array) -> Array:
+    def _histogram(self, valid: Array) -> Array:
         """Return how many rows have each rank, (C, L, E, size + 1); -1 where there is none."""
-        number = self.number[:, :, : len(self.eps)]
+        number = self.counts[:, :, : len(self.eps)]
         lead, values = number.shape[:3], self.size + 1
         # One count for all: every cell has numbers of its own.
         first = np.arange(int(np.prod(lead)))[:, None] * values
         found = np.bincount(
             (number.reshape(len(first), number.shape[3]) + first).ravel(), minlength=len(first) * values
         )
-        return np.where(told[..., None, None], found.reshape(*lead, values), -1)
+        return np.where(valid[..., None, None], found.reshape(*lead, values), -1)
 
 
 def _note(noted: Array, rows: Array | slice, needed: Array, found: torch.Tensor) -> None:
@@ -281,8 +281,8 @@ def _untold(status: Array) -> Array:
     return np.where(status == Status.LOWER_BOUND, Status.NOT_MEASURED, status).astype(np.int8)
 
 
-def _counted(number: Array, told: Array, status: Array) -> Estimate:
-    """Return the mean, its standard error and the extremes of integers (C, L, T, rows), NaN where not told."""
+def _counted(number: Array, valid: Array, status: Array) -> Estimate:
+    """Return the mean, its standard error and the extremes of integers (C, L, T, rows), NaN where not valid."""
     rows = number.shape[3]
     total = number.sum(3)
     # Of integers, so that equal counts have no spread at all. One row has none: its error is unknown, not zero.
@@ -291,7 +291,7 @@ def _counted(number: Array, told: Array, status: Array) -> Estimate:
         error = np.sqrt(squares / (rows * (rows - 1.0))) / np.sqrt(rows) if rows > 1 else np.full(total.shape, np.nan)
 
     def shown(values: Array) -> Array:
-        return np.where(told[..., None], values, np.nan)
+        return np.where(valid[..., None], values, np.nan)
 
     return Estimate(
         shown(total / rows),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,17 +12,17 @@ import torch
 from oracles import forward, network_of, probe_of, random_chain
 
 from ibscan.measures.representation import Representation
-from ibscan.types import Status, Streams
+from ibscan.types import At, Estimate, Status, Streams
 
 NAMES = ("effective_rank", "participation", "stable_rank", "entropy")
 
 
-def measured(chains, x, **settings):
+def measured(chains: Any, x: Any, **settings: Any) -> Mapping[str, Estimate]:
     return Representation(**settings)(network_of(chains), probe_of(x), Streams(0))
 
 
 @pytest.mark.parametrize("at", ["post", "pre"])
-def test_every_layer_against_numpy(at):
+def test_every_layer_against_numpy(at: At) -> None:
     """Equal rows count as often as they occur: the covariance is weighted."""
     x = np.random.default_rng(0).standard_normal((60, 5))
     x[40:] = x[7]
@@ -46,7 +48,7 @@ def test_every_layer_against_numpy(at):
             assert found["representation_alpha_last"].value[c, layer] == last
 
 
-def test_dead_and_broken_layers():
+def test_dead_and_broken_layers() -> None:
     dead, broken = random_chain((4, 5, 3, 2), 2), random_chain((4, 5, 3, 2), 3)
     dead[0][1].zero_()
     broken[0][1][0, 0] = math.nan
@@ -60,7 +62,7 @@ def test_dead_and_broken_layers():
     assert (found["representation_alpha_first"].value[1, 1:] == -1).all()
 
 
-def test_without_thresholds_the_rest_is_measured():
+def test_without_thresholds_the_rest_is_measured() -> None:
     found = measured([random_chain((4, 5, 3), 2)], np.random.default_rng(0).standard_normal((20, 4)), rel_eps=())
     assert found["representation_numerical_rank"].value.shape == (1, 2, 0)
     assert (found["representation_entropy"].status == Status.OK).all()

@@ -27,7 +27,13 @@ ROOT = FIXTURES.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 # Nobody's in particular.
-WITHOUT_SOURCE = ("probe_accuracy", "probe_loss", "representation_numerical_rank")
+WITHOUT_SOURCE = (
+    "probe_accuracy",
+    "probe_loss",
+    "representation_numerical_rank",
+    "representation_alpha_first",
+    "representation_alpha_last",
+)
 # As many columns as a narrow terminal has, less the margin that code gets there.
 CODE_WIDTH = 78
 

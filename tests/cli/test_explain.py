@@ -27,6 +27,14 @@ from ibscan.results.store import read
 ROOT = FIXTURES.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+# Nobody's in particular.
+WITHOUT_SOURCE = (
+    "probe_accuracy",
+    "probe_loss",
+    "representation_numerical_rank",
+    "representation_alpha_first",
+    "representation_alpha_last",
+)
 # As many columns as a narrow terminal has, less the margin that code gets there.
 CODE_WIDTH = 78
 
@@ -111,8 +119,7 @@ def test_every_variable_and_option_tells_what_is_asked_of_it() -> None:
     for entry in entries():
         labels = {label for label, text in entry.facts if text}
         if entry.kind == "variable" and "symbol" in labels:
-            # Accuracy and loss are nobody's in particular.
-            named = wanted if entry.names[0].startswith("probe_") else wanted | {"source"}
+            named = wanted if entry.names[0] in WITHOUT_SOURCE else wanted | {"source"}
             assert named <= labels, (entry.names, named - labels)
         elif entry.kind == "option":
             assert {"typed", "meaning"} <= labels, entry.names

@@ -39,7 +39,7 @@ def participation_ratio(roots: torch.Tensor) -> float:
     """Return (sum lambda)^2 / sum lambda^2 of lambda = roots^2: d where d are equal; 0 where all are 0.
 
     Example:
-        >>> participation_ratio(torch.tensor([2.0, 2.0, 2.0, 0.0]))
+        >>> round(participation_ratio(torch.tensor([2.0, 2.0, 2.0, 0.0])), 6)
         3.0
     """
     share = _shares(roots)

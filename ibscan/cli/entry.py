@@ -52,7 +52,7 @@ def exit_code(arguments: list[str]) -> int:
         arguments: Without the program's name.
 
     Returns:
-        The exit code of the README's table.
+        The exit code (guide, ci.md).
     """
     debug = "--debug" in arguments
     try:

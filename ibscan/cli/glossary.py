@@ -265,4 +265,4 @@ def _cells(line: str) -> list[str]:
 
 
 def _text(cell: str) -> str:
-    return _LINK.sub(r"\1", cell).replace("`", "")
+    return _LINK.sub(r"\1", cell).replace("`", "").replace("\\*", "*")

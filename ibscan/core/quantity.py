@@ -86,6 +86,7 @@ class Quantity:
         formula: In one line of plain text.
         source: Where it is defined; the measure's own source where empty.
         caveat: What it does not say; the measure's own caveat where empty.
+        table: Title of the table that shows it with others of that title; empty where another table does, or none.
     """
 
     key: str
@@ -101,6 +102,7 @@ class Quantity:
     formula: str = ""
     source: str = ""
     caveat: str = ""
+    table: str = ""
 
     @property
     def dims(self) -> tuple[str, ...]:

@@ -102,7 +102,7 @@ def scan(ckpts: str | PathLike[str] | Sequence[str | PathLike[str]] = ".", **opt
         The run: `run["local_rank"]` is a named array, `run.to_hdf5(path)` writes the file.
 
     Raises:
-        IbscanError: With the exit code of the README's table.
+        IbscanError: With the exit code of the guide's table (ci.md).
     """
     return run(_request("scan", ckpts, options))
 
@@ -135,7 +135,7 @@ def run(request: Request, reporter: Reporter | None = None) -> Run:
         The cells asked for, the output, and 0 or 4 (a checkpoint or a cell failed).
 
     Raises:
-        IbscanError: With the exit code of the README's table.
+        IbscanError: With the exit code of the guide's table (ci.md).
         Interrupted: A signal; the parts stay.
     """
     reporter = reporter or Silent()

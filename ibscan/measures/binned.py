@@ -16,7 +16,7 @@ from ibscan.core.quantity import BINNING, Quantity
 from ibscan.core.records import At, Layer, Probe
 from ibscan.core.streams import RandomStreams
 from ibscan.errors import UsageError
-from ibscan.measures.shared import AT, GIVEN_Y, ROWS, SAMPLES
+from ibscan.measures.shared import AT, BEYOND_Y, GIVEN_Y, ROWS, SAMPLES
 
 if TYPE_CHECKING:
     import torch
@@ -147,6 +147,7 @@ class BinnedInformation(Measure):
             (BINNING,),
             formula="H(bin T | Y) = H(bin T) - I(bin T; Y) = sum_y p(y) H(bin T | y)",
             caveat=GIVEN_Y,
+            table=BEYOND_Y,
         ),
         Quantity(
             "mi_binned_cells",

@@ -149,6 +149,7 @@ class Clustering(Measure):
             f"row c of M = mu_c - mu_G; {MEANS}",
             caveat="It is there where the last hidden layer's post is what a linear output is made of, every label "
             "value is in the sample, and has a unit.",
+            table="neural collapse",
         ),
         Quantity(
             "nc4",

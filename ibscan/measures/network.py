@@ -16,6 +16,7 @@ from ibscan.core.quantity import Quantity
 from ibscan.core.records import Layer, Probe
 from ibscan.core.streams import RandomStreams
 from ibscan.measures.shared import (
+    BEYOND_Y,
     DEFAULT_NOISE,
     GIVEN_Y,
     MAX_DRAWS,
@@ -97,6 +98,7 @@ class NetworkInformation(Measure):
             companions=("se", "lower", "upper"),
             formula="I(X; T | Y) = I(X; T) - I(T; Y) = E[ln p(T | X) - ln p(T | Y)], its error of the same draws",
             caveat=GIVEN_Y,
+            table=BEYOND_Y,
         ),
         Quantity(
             "mi_network_cap",

@@ -17,6 +17,7 @@ from ibscan.core.streams import RandomStreams
 from ibscan.errors import UsageError
 from ibscan.measures.shared import (
     AT,
+    BEYOND_Y,
     DEFAULT_NOISE,
     GIVEN_Y,
     MAX_DRAWS,
@@ -86,6 +87,7 @@ def _quantities(prefix: str, dim: Dimension, noisy: str) -> tuple[Quantity, ...]
             formula="I(X; T+Z | Y) = I(X; T+Z) - I(T+Z; Y) = E[ln p(T+Z | X) - ln p(T+Z | Y)], its error of the same "
             "draws",
             caveat=GIVEN_Y,
+            table=BEYOND_Y,
         ),
         Quantity(
             f"{prefix}_cap",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Representation"]
 
+TITLE = "spectra of representations"
 SPECTRUM = "lambda_i the eigenvalues of the layer's covariance over the probe"
 
 
@@ -53,6 +54,7 @@ class Representation(Measure):
             "1",
             "exponential of the entropy of the normalised singular values of the layer's centred activations",
             formula=f"exp(-sum_i q_i ln q_i), q_i = s_i / sum_j s_j, s_i^2 = lambda_i, {SPECTRUM}",
+            table=TITLE,
             source="Roy and Vetterli 2007; Garrido et al. 2023, arXiv 2210.02885 (RankMe)",
         ),
         Quantity(
@@ -61,6 +63,7 @@ class Representation(Measure):
             "1",
             "participation ratio of the eigenvalues of the layer's covariance",
             formula=f"(sum_i lambda_i)^2 / sum_i lambda_i^2, {SPECTRUM}",
+            table=TITLE,
             source="Gao et al. 2017",
         ),
         Quantity(
@@ -70,6 +73,7 @@ class Representation(Measure):
             "number of singular values of the layer's centred activations > rel_eps times the largest",
             (quantity.REL_EPS,),
             formula=f"#{{i : s_i > rel_eps s_1}}, s_i^2 = lambda_i, {SPECTRUM}",
+            table=TITLE,
         ),
         Quantity(
             "representation_stable_rank",
@@ -77,6 +81,7 @@ class Representation(Measure):
             "1",
             "sum of the eigenvalues of the layer's covariance over the largest",
             formula=f"sum_i lambda_i / lambda_1, {SPECTRUM}",
+            table=TITLE,
             source="Rudelson and Vershynin 2007",
         ),
         Quantity(
@@ -85,6 +90,7 @@ class Representation(Measure):
             "nat",
             "entropy of the normalised eigenvalues of the layer's covariance",
             formula=f"-sum_i p_i ln p_i, p_i = lambda_i / sum_j lambda_j, {SPECTRUM}",
+            table=TITLE,
             source="Skean et al. 2025, arXiv 2502.02013",
         ),
         Quantity(
@@ -93,6 +99,7 @@ class Representation(Measure):
             "1",
             "exponent by which the eigenvalues of the layer's covariance fall with their place, in the middle of them",
             formula=f"slope of -ln lambda_i on ln i for i from r/10 to r/2, r the number above rounding of {SPECTRUM}",
+            table=TITLE,
             source="Stringer et al. 2019; Agrawal et al. 2022, arXiv 2202.05808 (alpha-ReQ)",
             caveat="It is a number whether or not the spectrum is a power law, and is not measured where its range has "
             "fewer than three places.",

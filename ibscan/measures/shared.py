@@ -24,6 +24,7 @@ from ibscan.errors import UsageError
 
 __all__ = [
     "AT",
+    "BEYOND_Y",
     "DEFAULT_NOISE",
     "EPS",
     "GIVEN_Y",
@@ -46,6 +47,8 @@ __all__ = [
 RANK_ROWS, ROWS = 1024, 4096
 THRESHOLDS = (0.001, 0.01, 0.1)
 # Of I(X; T | Y), whatever the channel.
+# Title of the table of I(X;T|Y), of all channels.
+BEYOND_Y = "information beyond the label, I(X;T|Y)"
 GIVEN_Y = "It is there where equal rows have equal labels: only then is it what a layer keeps of them beyond the label."
 # Of the noisy channels: the noise where the checkpoints state none, the tolerance and the draws allowed.
 DEFAULT_NOISE = (0.1,)

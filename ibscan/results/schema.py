@@ -170,6 +170,7 @@ def _family(
     key = quantity.key
     dims = (("checkpoint", "layer") if quantity.per_layer else ("checkpoint",)) + quantity.dims
     common = {"units": quantity.unit, "symbol": quantity.symbol, **measured, "shown": int(quantity.default_shown)}
+    common |= {"table": quantity.table} if quantity.table else {}
     parts = {suffix: getattr(estimate, field) for field, suffix in Estimate.COMPANIONS.items()}
     names = {suffix: Estimate.companion(key, suffix) for suffix, values in parts.items() if values is not None}
     status_name = Estimate.companion(key, "status")

@@ -25,6 +25,7 @@ TABLES: tuple[str, ...] = (
     "label_information",
     "information_slope",
     "clustering",
+    "declared",
 )
 
 

@@ -91,6 +91,7 @@ def by_checkpoint(
     *,
     widths: bool = False,
     skip_empty: bool = False,
+    layers: Sequence[int] | None = None,
 ) -> Stack:
     """Lay out a table with checkpoints down, thinned, and under every layer the columns; the trend below.
 
@@ -101,11 +102,13 @@ def by_checkpoint(
         notes: What needs saying below.
         widths: Show the units of every layer.
         skip_empty: Leave out columns of a layer in which nothing was measured, but for one.
+        layers: Indices of those shown; None for all.
     """
     rows = view.shown()
     groups = [
         TextGroup(name, tuple(_text(view, one, rows) for one in own))
-        for name, own in _layers(view, columns, widths=widths, skip_empty=skip_empty)
+        for layer, (name, own) in enumerate(_layers(view, columns, widths=widths, skip_empty=skip_empty))
+        if layers is None or layer in layers
     ]
     thinning = f"{len(rows)} of {view.size} checkpoints shown (--all shows every one); trend over all."
     lead, below = _lead(view, rows), [*notes, *([thinning] if len(rows) < view.size else [])]

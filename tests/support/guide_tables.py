@@ -31,7 +31,13 @@ def written(text: str) -> str:
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table."""
     lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+    return "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in lines) + "\n"
+
+
+def escaped(cell: str) -> str:
+    """Return a cell whose bars and stars are no Markdown; stars in code are none anyway."""
+    starless = re.sub(r"(`[^`]*`)|\*", lambda found: found[1] or "\\*", cell)
+    return starless.replace("|", "\\|")
 
 
 def verbs() -> str:

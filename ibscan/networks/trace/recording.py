@@ -170,7 +170,7 @@ def recorded(
             be followed.
 
     Source:
-        The README, "Any network: layers, pre and post".
+        The guide, models.md, "What is a layer".
     """
     recorder, result = _recorded(model, x, extra, named or {}, run, {})
     main = main_tensor(result)

@@ -49,7 +49,7 @@ def taps_of(model: nn.Module, graph: Graph, main: int, ends: set[int], lying: se
         InputError: There is no layer, or one whose output is changed through a view.
 
     Source:
-        The README, "Any network: layers, pre and post".
+        The guide, models.md, "What is a layer".
     """
     # A layer called inside another (a subclass with layers of its own) is part of it.
     outer = [k for k, (_, _, node) in enumerate(graph.calls) if node >= 0 and k not in graph.inner]

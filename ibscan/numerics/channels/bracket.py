@@ -63,7 +63,7 @@ class Bracket:
 
         Source:
             Two-stage sampling: Cochran 1977, Sampling Techniques, section 10.4; the jackknife over replicas: the
-            README, "How the numbers are made".
+            guide, methods.md, section 4.
         """
         both = _Sides.of(terms, population, np.array(entropies))
         given = _Sides.of(terms[:, :1] - terms[:, 1:], population, np.array(entropies[:1]))

@@ -158,7 +158,7 @@ def bracket_terms(
         Shape (3, 2, V, m, M): own, fresh, and fresh as if nothing were unseen; I(X;T) then I(T;Y); nats.
 
     Source:
-        Goldfeld et al. 2019, arXiv 1810.05728, section 3; the bracket as in the README, "How the numbers are made".
+        Goldfeld et al. 2019, arXiv 1810.05728, section 3; the bracket as in the guide, methods.md, section 4.
     """
     own = torch.logaddexp(others, torch.zeros_like(others)) - math.log(count)
     fresh = others - math.log(count - 1)

@@ -104,8 +104,8 @@ def readout_information(
 
     Source:
         Goldfeld et al. 2019, arXiv 1810.05728, section 4 and arXiv 1810.11589 (sample propagation with the exact
-        conditional); Guo, Shamai, Verdu 2005 (the slope); pairing, strata and controls as in the README, "How the
-        numbers are made".
+        conditional); Guo, Shamai, Verdu 2005 (the slope); pairing, strata and controls as in the guide,
+        methods.md, section 3.
     """
     gap = max(0.0, bounds[1] - bounds[0])
     visits = Visits.of(mixture, noise, max_draws, gap)

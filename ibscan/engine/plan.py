@@ -190,14 +190,8 @@ def plan_of(
         reporter.notice(sentence)
     for name, reason in series.skipped.items():
         reporter.problem(skip_sentence(name, reason))
-    stated = stated_model(
-        request.model,
-        request.model_arg,
-        resolved.manifest,
-        series.checkpoints,
-        trust=request.trust,
-        chain=request.chain,
-    )
+    found = request.model, request.model_arg, resolved.manifest, series.checkpoints
+    stated = stated_model(*found, trust=request.trust, chain=request.chain)
     if before is not None and (stated, _architecture(series)) == (before.model.stated, _architecture(before.series)):
         model = before.model
     else:

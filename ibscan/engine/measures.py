@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from ibscan.core.measure import Measure, Situation
 from ibscan.core.option import settings_of
+from ibscan.core.records import Probe, Series
+from ibscan.engine.models import Model
 from ibscan.engine.request import Request
 from ibscan.measures import MEASURES
+from ibscan.measures.driver import input_weights
 
-__all__ = ["measures_of"]
+__all__ = ["measures_of", "stored_settings"]
 
 
 def measures_of(request: Request, situation: Situation, rows: int) -> tuple[Measure, ...]:
@@ -46,3 +51,27 @@ def _made(measure: type[Measure], situation: Situation) -> Measure:
         settle = setting.option.settle
         parameters[setting.field] = value if settle is None else settle(value, situation)
     return measure(**parameters)
+
+
+def stored_settings(
+    request: Request, series: Series, model: Model, probe: Probe, measures: Sequence[Measure]
+) -> dict[str, Any]:
+    """Return what results to be joined agree in, and what each measure was told."""
+    settings: dict[str, Any] = {
+        "dtype": request.dtype,
+        "axis": series.axis,
+        # Modules asked for by name are no part of what the network is.
+        "layers": [layer.name for layer in model.layers if layer.noisy],
+        "widths": [model.inputs, *(layer.width for layer in model.layers if layer.noisy)],
+        "weights": series.checkpoints[0].state_key,
+        "code": model.code,
+        "measures": {measure.name: _parameters(measure) for measure in measures},
+    }
+    noisy = [measure for measure in measures if measure.channel]
+    if noisy:
+        settings["input_entropy"] = input_weights(probe.sampled(noisy[0].samples, request.seed))[1]
+    return settings
+
+
+def _parameters(measure: Measure) -> dict[str, Any]:
+    return {field.name: getattr(measure, field.name) for field in fields(measure)}  # type: ignore[arg-type]

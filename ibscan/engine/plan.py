@@ -19,7 +19,7 @@ import torch
 from ibscan._version import __version__
 from ibscan.core.measure import Measure, Situation, Sizes
 from ibscan.core.records import Checkpoint, Probe, Series
-from ibscan.engine.measures import measures_of
+from ibscan.engine.measures import measures_of, stored_settings
 from ibscan.engine.model_spec import Stated, stated_model
 from ibscan.engine.models import Model, globbed, model_of
 from ibscan.engine.request import Reporter, Request
@@ -29,7 +29,6 @@ from ibscan.inputs.series.checkpoint import inspect_checkpoint
 from ibscan.inputs.series.manifest import Manifest, read_manifest
 from ibscan.inputs.series.read import read_series, select_epochs
 from ibscan.inputs.series.untouched import untouched
-from ibscan.measures.driver import input_weights
 from ibscan.measures.work import seconds
 from ibscan.results.parts import check_output
 
@@ -191,52 +190,21 @@ def plan_of(
         reporter.notice(sentence)
     for name, reason in series.skipped.items():
         reporter.problem(skip_sentence(name, reason))
-    stated = stated_model(
-        request.model,
-        request.model_arg,
-        resolved.manifest,
-        series.checkpoints,
-        trust=request.trust,
-        chain=request.chain,
-    )
+    found = request.model, request.model_arg, resolved.manifest, series.checkpoints
+    stated = stated_model(*found, trust=request.trust, chain=request.chain)
     if before is not None and (stated, _architecture(series)) == (before.model.stated, _architecture(before.series)):
         model = before.model
     else:
         series, model = _modelled(request, reporter, series, stated, probe, device)
     probe = model.fed.probed(probe)
-    for sentence in model.fed.notices:
-        reporter.notice(sentence)
-    for layer in model.layers:
-        if not layer.width:
-            raise InputError(f"{series.checkpoints[0].name}: layer {layer.name!r} has no units; expected at least one.")
-    for name, reason in model.untapped:
-        reporter.notice(f"{name} is not measured: {reason}.")
-    names = model.names
-    chosen = tuple(k for k, name in enumerate(names) if globbed(name, request.layers))
-    if not chosen:
-        raise NothingMatched(f"--layers {' '.join(request.layers)} matches none of the layers {', '.join(names)}.")
-    outputs = model.outputs
-    if probe.y is not None and len(probe.labels) not in (outputs, 2 if outputs == 1 else outputs):
+    chosen = _chosen(request, reporter, series, model)
+    if probe.y is not None and len(probe.labels) not in (model.outputs, 2 if model.outputs == 1 else model.outputs):
         reporter.notice(
             f"accuracy is measured only where the output fits the labels: the probe has {len(probe.labels)} label "
-            f"values, the network's output {outputs} units."
+            f"values, the network's output {model.outputs} units."
         )
-    stacked = model.most is None
-    situation = Situation(series, model.layers, chosen, model.inputs, stacked, request.options, reporter.notice)
-    measures = measures_of(request, situation, len(probe.x))
-    settings: dict[str, Any] = {
-        "dtype": request.dtype,
-        "axis": series.axis,
-        # Modules asked for by name are no part of what the network is.
-        "layers": [layer.name for layer in model.layers if layer.noisy],
-        "widths": [model.inputs, *(layer.width for layer in model.layers if layer.noisy)],
-        "weights": series.checkpoints[0].state_key,
-        "code": model.code,
-        "measures": {m.name: _fields(m) for m in measures},
-    }
-    noisy = [measure for measure in measures if measure.channel]
-    if noisy:
-        settings["input_entropy"] = input_weights(probe.sampled(noisy[0].samples, request.seed))[1]
+    known = series, model.layers, chosen, model.inputs, model.most is None
+    measures = measures_of(request, Situation(*known, request.options, reporter.notice), len(probe.x))
     attrs = {
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "ibscan_version": __version__,
@@ -247,12 +215,34 @@ def plan_of(
         "model": str(stated),
         "probe": probe.source,
         "probe_sha256": probe.sha256,
-        "settings": json.dumps(settings, sort_keys=True),
+        "settings": json.dumps(stored_settings(request, series, model, probe, measures), sort_keys=True),
         "skipped": json.dumps(dict(series.skipped), sort_keys=True),
         "complete": 0,
     }
     folder = len(request.paths) == 1 and request.paths[0].is_dir()
     return Plan(series, probe, model, chosen, measures, device, attrs, folder)
+
+
+def _chosen(request: Request, reporter: Reporter, series: Series, model: Model) -> tuple[int, ...]:
+    """Return the indices of the layers asked for, and say which others are not measured.
+
+    Raises:
+        InputError: A layer has no units.
+        NothingMatched: No layer is asked for.
+    """
+    for sentence in model.fed.notices:
+        reporter.notice(sentence)
+    for layer in model.layers:
+        if not layer.width:
+            raise InputError(f"{series.checkpoints[0].name}: layer {layer.name!r} has no units; expected at least one.")
+    for name, reason in model.untapped:
+        reporter.notice(f"{name} is not measured: {reason}.")
+    chosen = tuple(k for k, name in enumerate(model.names) if globbed(name, request.layers))
+    if not chosen:
+        raise NothingMatched(
+            f"--layers {' '.join(request.layers)} matches none of the layers {', '.join(model.names)}."
+        )
+    return chosen
 
 
 def manifest_of(paths: Sequence[Path], *, trust: bool) -> Manifest | None:
@@ -353,7 +343,3 @@ def _device(name: str) -> torch.device:
     if wanted not in present:
         raise UsageError(f"--device {name}: expected auto or one of the devices here: {', '.join(present)}.")
     return torch.device(wanted)
-
-
-def _fields(measure: Measure) -> dict[str, Any]:
-    return {field.name: getattr(measure, field.name) for field in dataclasses.fields(measure)}  # type: ignore[arg-type]

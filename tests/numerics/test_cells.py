@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.oracles import symbol_entropy
 
-from ibscan.numerics.geometry import cells as numerics_cells
-from ibscan.numerics.geometry.cells import cell_entropy, equal_cells, grid_cells
+from ibscan.numerics.geometry.cells import Budget, cell_entropy, equal_cells, grid_cells
 
 LAWS = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -294,15 +293,13 @@ def test_any_cells_against_a_dictionary(
 
 
 @pytest.mark.parametrize("limit", [4, 64, 2**20])
-def test_small_keys_give_the_same(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_keys_give_the_same(limit: int) -> None:
     """Keys that overflow at every other column, columns that are all ranked: the entropy of the same cells."""
     g = np.random.default_rng(3)
     cells, labels = torch.from_numpy(g.integers(0, 2, (40, 9)).astype(float)), torch.from_numpy(g.integers(0, 2, 40))
     whole = cell_entropy(cells, labels, 2)
-    monkeypatch.setattr(numerics_cells, "KEY_LIMIT", max(limit, 40 * 40))
-    monkeypatch.setattr(numerics_cells, "COLUMN_LIMIT", limit)
-    monkeypatch.setattr(numerics_cells, "COLUMNS", 2)
-    assert cell_entropy(cells, labels, 2) == whole
+    budget = Budget(keys=max(limit, 40 * 40), column=limit, columns=2)
+    assert cell_entropy(cells, labels, 2, budget=budget) == whole
 
 
 def test_units_are_cut_only_while_rows_share_a_cell() -> None:
@@ -314,7 +311,7 @@ def test_units_are_cut_only_while_rows_share_a_cell() -> None:
         return grid_cells(part, 1e-3)
 
     assert cell_entropy(values, None, 1, cut).entropy == pytest.approx(math.log(500), rel=1e-15)
-    assert seen == [(500, numerics_cells.COLUMNS)]
+    assert seen == [(500, Budget.columns)]
     seen.clear()
     values[7] = values[3]
     result = cell_entropy(values, None, 1, cut)

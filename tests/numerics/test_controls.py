@@ -277,12 +277,9 @@ CLOUDS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("cloud", CLOUDS)
 @pytest.mark.parametrize("leaf", [1, 4, 64])
-def test_every_leaf_that_is_within_reach_is_named(cloud: str, leaf: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tree, "LEAF", leaf)
-    monkeypatch.setattr(tree, "LARGEST_LEAF", leaf)
-    monkeypatch.setattr(tree, "DENSE", 1.0)
+def test_every_leaf_that_is_within_reach_is_named(cloud: str, leaf: int) -> None:
     points, asked = CLOUDS[cloud], CLOUDS[cloud] + 0.1 * gauss(CLOUDS[cloud].shape, 9)
-    built = Tree.of(points)
+    built = Tree.of(points, budget=tree.Budget(leaf, leaf, 1.0))
     assert sorted(built.order[built.real].tolist()) == list(range(len(points)))
     for reach in (1e-6, 0.3, 3.0):
         squared = torch.full((len(asked),), reach**2, dtype=torch.float64)
@@ -300,13 +297,10 @@ def test_every_leaf_that_is_within_reach_is_named(cloud: str, leaf: int, monkeyp
 @pytest.mark.parametrize("cloud", CLOUDS)
 @pytest.mark.parametrize("noise", [1e-4, 0.02, 0.5, 20.0])
 @pytest.mark.parametrize("limit", [0.0, 1e6])
-def test_sums_are_those_over_all_centres(
-    cloud: str, noise: float, limit: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sums_are_those_over_all_centres(cloud: str, noise: float, limit: float) -> None:
     """Left out is less than 1e-12 of the smallest weight; own-centre shifts as the draws have them."""
-    monkeypatch.setattr(tree, "LEAF", 8)
-    monkeypatch.setattr(mixture, "EXPANSION_LIMIT", limit)
-    population = Mixture.of(CLOUDS[cloud], shared(len(CLOUDS[cloud]), 3))
+    budget = mixture.Budget(tree.Budget(leaf=8), limit)
+    population = Mixture.of(CLOUDS[cloud], shared(len(CLOUDS[cloud]), 3), budget)
     z = gauss((len(population.owner), len(population.units)), 11)
     points = population.centres[population.owner] + noise * z
     shift = 0.5 * z.square().sum(1)

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ibscan.numerics.geometry import distances
-from ibscan.numerics.geometry.distances import distance_histogram
+from ibscan.numerics.geometry.distances import Budget, distance_histogram
 
 
 def points_of(n: Any, d: Any, seed: Any, classes: int = 3) -> Any:
@@ -131,11 +131,10 @@ def test_an_offset_changes_nothing(offset: Any) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 64])
-def test_tile_boundaries(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tile_boundaries(rows: Any) -> None:
     points, labels = points_of(64, 3, 9)
     whole = distance_histogram(points, labels, 20)
-    monkeypatch.setattr(distances, "block_shape", lambda _: (rows, 2 * rows - 1))
-    cut = distance_histogram(points, labels, 20)
+    cut = distance_histogram(points, labels, 20, Budget(block=(rows, 2 * rows - 1)))
     assert torch.equal(cut.within, whole.within)
     assert torch.equal(cut.between, whole.between)
     assert (cut.within_mean, cut.between_mean) == pytest.approx((whole.within_mean, whole.between_mean), rel=1e-12)
@@ -253,13 +252,11 @@ def test_the_same_bits_from_any_number_of_threads(threads: Callable[[int], None]
 
 
 @pytest.mark.parametrize("many", [0.0, 1.0])
-def test_doubtful_pairs_in_blocks_and_one_by_one(many: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doubtful_pairs_in_blocks_and_one_by_one(many: Any) -> None:
     """Both ways give the same to the last bit."""
     points, labels = layer_like("nearly saturated", np.random.default_rng(6))
     expected = distance_histogram(points, labels)
-    monkeypatch.setattr(distances, "MANY", many)
-    monkeypatch.setattr(distances, "GATHERED", 20)
-    result = distance_histogram(points, labels)
+    result = distance_histogram(points, labels, budget=Budget(many, 20))
     assert torch.equal(result.within, expected.within)
     assert torch.equal(result.between, expected.between)
     assert (result.within_mean, result.between_mean) == (expected.within_mean, expected.between_mean)

@@ -59,8 +59,8 @@ def draws_of(shape: Any, seed: int = 0) -> Any:
     return lambda m: torch.from_numpy(np.random.default_rng([seed, m]).standard_normal(shape))
 
 
-def pairwise_bounds(centres: Any, weights: Any, noise: Any) -> Any:
-    return Mixture.of(centres, weights[:, None]).bounds(noise)
+def pairwise_bounds(centres: Any, weights: Any, noise: Any, budget: mixture.Budget = mixture.USUAL) -> Any:
+    return Mixture.of(centres, weights[:, None], budget).bounds(noise)
 
 
 def gaussian_cap(centres: Any, weights: Any, noise: Any) -> Any:
@@ -68,9 +68,16 @@ def gaussian_cap(centres: Any, weights: Any, noise: Any) -> Any:
 
 
 def measured(
-    centres: Any, joint: Any, noise: Any, *, seed: int = 0, tolerance: float = 1e-300, max_draws: Any = 2**11
+    centres: Any,
+    joint: Any,
+    noise: Any,
+    *,
+    seed: int = 0,
+    tolerance: float = 1e-300,
+    max_draws: Any = 2**11,
+    budget: mixture.Budget = mixture.USUAL,
 ) -> Any:
-    population, normals = Mixture.of(centres, joint), draws_of(tuple(centres.shape), seed)
+    population, normals = Mixture.of(centres, joint, budget), draws_of(tuple(centres.shape), seed)
     lower, upper = population.bounds(noise)
     bounds = lower, min(upper, entropy(joint.sum(1)))
     return readout_information(
@@ -246,18 +253,16 @@ def test_equals_brute_force_on_the_same_draws(case: Any, labels: Any) -> None:
     assert float(found[1]) == pytest.approx(ty, rel=1e-10, abs=1e-12)
 
 
-def test_tile_size_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tile_size_does_not_matter() -> None:
     centres, joint = gauss((37, 4), 21), soft_joint(37, 2, 4)
     whole = measured(centres, joint, 0.5, max_draws=37 * 4)
     bounds = pairwise_bounds(centres, joint.sum(1), 0.5)
-    monkeypatch.setattr(tree, "LEAF", 3)
     for dense in (0.0, 1.0):  # never, and always, looking for what is within reach
-        monkeypatch.setattr(tree, "DENSE", dense)
-        monkeypatch.setitem(mixture.BLOCK, "cpu", (5, 1000))
-        cut = measured(centres, joint, 0.5, max_draws=37 * 4)
+        budget = mixture.Budget(tree.Budget(3, dense=dense), block=(5, 1000))
+        cut = measured(centres, joint, 0.5, max_draws=37 * 4, budget=budget)
         assert (cut.xt, cut.ty, cut.slope) == pytest.approx((whole.xt, whole.ty, whole.slope), rel=1e-11)
         assert (cut.xt_se, cut.ty_se) == pytest.approx((whole.xt_se, whole.ty_se), rel=1e-9)
-        assert pairwise_bounds(centres, joint.sum(1), 0.5) == pytest.approx(bounds, rel=1e-11)
+        assert pairwise_bounds(centres, joint.sum(1), 0.5, budget) == pytest.approx(bounds, rel=1e-11)
 
 
 def test_equal_centres_with_different_labels() -> None:

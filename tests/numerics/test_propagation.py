@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from ibscan.numerics.channels import propagation
 from ibscan.numerics.channels.bracket import Bracket
 from ibscan.numerics.channels.controls import CAUTION
-from ibscan.numerics.channels.propagation import Queries, bracket_terms, grouped, others_density, replica_sums
+from ibscan.numerics.channels.propagation import Budget, Queries, bracket_terms, grouped, others_density, replica_sums
 from ibscan.numerics.channels.readout import UNSEEN
 from ibscan.numerics.channels.visits import never_visited
 
@@ -34,18 +33,16 @@ def log_density(queries: Any, centre: Any) -> Any:
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 @pytest.mark.parametrize("limit", [1e8, 0.0])
 @pytest.mark.parametrize("exponents", [2**22, 20])
-def test_replica_sums_leave_the_own_one_out(
-    monkeypatch: pytest.MonkeyPatch, offset: Any, limit: Any, exponents: Any
-) -> None:
-    monkeypatch.setattr(propagation, "EXPANSION_LIMIT", limit)
-    monkeypatch.setattr(propagation, "EXPONENTS", exponents)
+def test_replica_sums_leave_the_own_one_out(offset: Any, limit: Any, exponents: Any) -> None:
+    budget = Budget(limit, exponents)
     queries, values = made(offset=offset)
     terms = torch.stack([log_density(queries, one) for one in values], -1)
     for draw in range(3):
         terms[:, draw, draw] = -math.inf
-    torch.testing.assert_close(replica_sums(queries, range(7), values), terms.logsumexp(-1), rtol=1e-10, atol=1e-10)
+    found = replica_sums(queries, range(7), values, budget)
+    torch.testing.assert_close(found, terms.logsumexp(-1), rtol=1e-10, atol=1e-10)
     # In blocks: what is added is the same, wherever the own replica lies.
-    parts = [replica_sums(queries, range(a, b), values[a:b]) for a, b in ((0, 2), (2, 7))]
+    parts = [replica_sums(queries, range(a, b), values[a:b], budget) for a, b in ((0, 2), (2, 7))]
     torch.testing.assert_close(torch.logaddexp(*parts), terms.logsumexp(-1), rtol=1e-10, atol=1e-10)
 
 

@@ -13,10 +13,11 @@ from functools import cached_property
 
 import torch
 
+from ibscan.numerics.channels import tree
 from ibscan.numerics.channels.tree import Tree
 from ibscan.numerics.tiling import cuts, mapped
 
-__all__ = ["Mixture", "collapsed", "entropy", "gaussian_cap", "principal_components"]
+__all__ = ["Budget", "Mixture", "collapsed", "entropy", "gaussian_cap", "principal_components"]
 
 Sums = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -25,8 +26,6 @@ NEGLIGIBLE = 1e-12
 # A ratio of densities beyond e^700 under its own draw has probability < e^-700 (Markov's inequality): the clamp never
 # acts, it only keeps infinity out.
 LARGEST_EXPONENT = 700.0
-# |a|^2 + |b|^2 - 2 a.b loses about 1e-16 of max |b|^2: up to this, in squared noises, exponents are right to 1e-10.
-EXPANSION_LIMIT = 1e6
 # Odd, and without a pattern in its bits: 2^63 over the golden ratio.
 MULTIPLIER = 0x4F1BBCDCBFA53E0B
 # Centres at most of a group of neighbours.
@@ -106,6 +105,23 @@ def principal_components(centres: torch.Tensor, weights: torch.Tensor) -> tuple[
 
 
 @dataclass(frozen=True)
+class Budget:
+    """How sums over centres are made; they depend on it by rounding alone.
+
+    |a|^2 + |b|^2 - 2 a.b loses about 1e-16 of max |b|^2: up to `expansion`, in squared noises, exponents are right to
+    1e-10. `block` is how many points, and pairs of them with leaves, have their sums made together; None for what suits
+    the device.
+    """
+
+    tree: tree.Budget = tree.USUAL
+    expansion: float = 1e6
+    block: tuple[int, int] | None = None
+
+
+USUAL = Budget()
+
+
+@dataclass(frozen=True)
 class Mixture:
     """Distinct centres in kd-order, to be asked for sums over Gaussians at any noise.
 
@@ -119,15 +135,17 @@ class Mixture:
     owner: torch.Tensor
     rows: torch.Tensor
     units: torch.Tensor
+    budget: Budget = USUAL
     _overlaps: dict[float, torch.Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def of(values: torch.Tensor, joint: torch.Tensor) -> Mixture:
+    def of(values: torch.Tensor, joint: torch.Tensor, budget: Budget = USUAL) -> Mixture:
         """Make the mixture of a layer's values.
 
         Args:
             values: Shape (N, D), finite, float64.
             joint: Joint weights of rows and classes, shape (N, C), summing to 1.
+            budget: How its sums are made.
         """
         moving = (values != values[0]).any(0)
         moving[0] |= ~moving.any()
@@ -138,7 +156,7 @@ class Mixture:
         # Centred before anything else, so that a constant offset of the units costs no digits. About the median: the
         # mean follows one row that is far away, and the others would lose theirs.
         centres, weights, owner = collapsed(values - values.median(0).values, joint)
-        return Mixture(centres, weights, owner, rows, units)
+        return Mixture(centres, weights, owner, rows, units, budget)
 
     @cached_property
     def share(self) -> torch.Tensor:
@@ -171,7 +189,7 @@ class Mixture:
         """Return the mixture of so many first principal components."""
         centres, weights, owner = collapsed(self.centres @ self.principal[1][:components].mT, self.weights)
         units = torch.arange(centres.shape[1], device=centres.device)
-        return Mixture(centres, weights, owner[self.owner], self.rows, units)
+        return Mixture(centres, weights, owner[self.owner], self.rows, units, self.budget)
 
     def bounds(self, noise: float) -> tuple[float, float]:
         """Return the lower and upper pairwise-distance bounds on I(X; S + Z), nats.
@@ -212,12 +230,12 @@ class Mixture:
 
     @cached_property
     def _tree(self) -> Tree:
-        return Tree.of(self.centres)
+        return Tree.of(self.centres, budget=self.budget.tree)
 
     @cached_property
     def groups(self) -> Tree:
         """Groups of neighbours, as many on any device."""
-        return Tree.of(self.centres, GROUP) if self._tree.order.shape[1] > GROUP else self._tree
+        return Tree.of(self.centres, GROUP, self.budget.tree) if self._tree.order.shape[1] > GROUP else self._tree
 
     def _overlap(self, noise: float) -> torch.Tensor:
         # Kept: a sweep over doubled noises asks for most of them twice.
@@ -245,7 +263,7 @@ class Mixture:
         order, real = self._tree.order, self._tree.real
         leaves = self.centres[order].div_(noise)
         squares = leaves.square().sum(-1, keepdim=True)
-        expands = float(squares.amax()) <= EXPANSION_LIMIT
+        expands = float(squares.amax()) <= self.budget.expansion
         # One product then gives whole exponents: t . s - |s|^2 / 2 + (shift - |t|^2 / 2).
         whole = torch.cat((leaves, -0.5 * squares, torch.ones_like(squares)), -1).mT
         columns = columns[order].masked_fill_(~real.unsqueeze(-1), 0.0)
@@ -279,7 +297,7 @@ class Mixture:
                     total.index_add_(0, part, share)
 
         def all_sums(points: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-            most, pairs = BLOCK.get(points.device.type, BLOCK["cuda"])
+            most, pairs = self.budget.block or BLOCK.get(points.device.type, BLOCK["cuda"])
             blocks = cuts(0, len(points), min(most, pairs // len(order)))
             total = torch.zeros(len(points), columns.shape[-1], dtype=points.dtype, device=points.device)
             mapped(lambda rows: add(points[rows], shift[rows], total[rows]), blocks, points.device)

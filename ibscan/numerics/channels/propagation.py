@@ -16,17 +16,28 @@ import torch
 
 from ibscan.numerics.tiling import mapped, tiles
 
-__all__ = ["Queries", "bracket_terms", "gaussian_exponents", "grouped", "others_density", "replica_sums"]
+__all__ = ["Budget", "Queries", "bracket_terms", "gaussian_exponents", "grouped", "others_density", "replica_sums"]
 
-# |a|^2 + |b|^2 - 2 a.b loses about 1e-16 max|s|^2; up to this ratio to noise^2 the exponent is right to 1e-8.
-EXPANSION_LIMIT = 1e8
 # Exponentials below e^-300 of the largest, whose squares are still normal numbers, change no sum.
 LEAST_EXPONENT = -300.0
 LARGEST = 1e300
 # Groups of the other inputs' replicas, for a jackknife over them.
 GROUPS = 4
-# Numbers one block of draws and replicas may hold.
-EXPONENTS = 2**22
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How exponents are made.
+
+    |a|^2 + |b|^2 - 2 a.b loses about 1e-16 max|s|^2: up to `expansion`, the ratio of that to noise^2, the exponent is
+    right to 1e-8. A block of draws and replicas may hold so many `exponents`.
+    """
+
+    expansion: float = 1e8
+    exponents: int = 2**22
+
+
+USUAL = Budget()
 
 
 @dataclass(frozen=True)
@@ -41,26 +52,27 @@ class Queries:
     own: tuple[int, ...]
 
 
-def replica_sums(queries: Queries, replicas: range, values: torch.Tensor) -> torch.Tensor:
+def replica_sums(queries: Queries, replicas: range, values: torch.Tensor, budget: Budget = USUAL) -> torch.Tensor:
     """Return ln sum_k N(t; s_k) / N(t; s_own) over the replicas of the draw's own input, its own one left out.
 
     Args:
         queries: Draws of m rows.
         replicas: Which replicas these are.
         values: s_k of every row, shape (R, m, D), in units of the noise.
+        budget: How exponents are made; the sums depend on it by rounding alone.
 
     Returns:
         Shape (m, M); -inf where no other replica is among them.
     """
-    size = max(1, EXPONENTS // queries.energy.numel())
+    size = max(1, budget.exponents // queries.energy.numel())
     if len(values) > size:
         parts = [slice(k, min(k + size, len(values))) for k in range(0, len(values), size)]
-        return torch.stack([replica_sums(queries, replicas[part], values[part]) for part in parts]).logsumexp(0)
+        return torch.stack([replica_sums(queries, replicas[part], values[part], budget) for part in parts]).logsumexp(0)
     points, centres = queries.points, values.transpose(0, 1)
     # Centred per input: replicas of one input lie together, far from the origin.
     middle = centres.mean(1, keepdim=True)
     points, centres = points - middle, centres - middle
-    if float(centres.square().sum(-1).max()) > EXPANSION_LIMIT:
+    if float(centres.square().sum(-1).max()) > budget.expansion:
         distance = torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist")
         exponent = distance.square_().mul_(-0.5)
     else:
@@ -192,7 +204,7 @@ def gaussian_exponents(centres: torch.Tensor) -> Callable[[torch.Tensor, torch.T
         A function of a (m, d) and shift (m,) or (1,), giving shape (m, n).
     """
     squared = centres.square().sum(1, keepdim=True)
-    if float(squared.max()) > EXPANSION_LIMIT:
+    if float(squared.max()) > USUAL.expansion:
 
         def from_differences(a: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
             distance = torch.cdist(a, centres, compute_mode="donot_use_mm_for_euclid_dist")

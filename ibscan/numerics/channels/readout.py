@@ -109,66 +109,108 @@ def readout_information(
     """
     gap = max(0.0, bounds[1] - bounds[0])
     visits = Visits.of(mixture, noise, max_draws, gap)
-    owner, share = visits.owner, visits.share
-    budget = max(2, max_draws // len(owner))
+    budget = max(2, max_draws // len(visits.owner))
     # A spread seen in a handful of draws may be small by luck and would end the sampling.
-    goal = min(budget, max(2, math.ceil(LEAST_DRAWS * float(share.square().sum()))))
-    width = mixture.centres.shape[1]
-    follow = controls(width, len(owner) * (goal - 1))
-    # Of the size of one, so that all controls weigh alike when dependent ones are looked for.
-    places = (
-        mixture.centres.div(max(mixture.rms_radius / math.sqrt(width), TINY))[owner]
-        if width <= QUADRATIC_WIDTH
-        else None
-    )
-    far = None if places is None else ~near_enough(torch.linalg.vector_norm(places, dim=1))
-    if far is not None and not bool(far.any()):
-        far = None
-    # Where the bounds all but meet there is nothing for them to explain.
-    near = None
-    if QUADRATIC_WIDTH < width <= NEIGHBOUR_WIDTH and gap > tolerance:
-        near = NeighbourControls(mixture, noise, owner)
-    # The slope of a wide layer costs as much again as all else: it has no target, and some of the strata will do.
-    apart = -(-width // SLOPE_WIDTH)
-    kept = slice(None, None, apart if len(owner) >= LEAST_STRATA * apart else 1)
-    sums, slopes = Residuals(share, visits.every, far), None
-    if kept.step > 1:
-        slopes = Residuals(share[kept] / share[kept].sum(), stratified=False)
-    most = TOGETHER_NUMBERS if share.device.type == "cpu" else TOGETHER_NUMBERS * 64
-    together = max(1, min(TOGETHER // len(owner), most // (len(owner) * width)))
-    label_entropy, done = entropy(mixture.weights.sum(0)), 0
-    while done < goal:
-        size = min(together, goal - done)
-        made = [normals(draw)[: len(owner)] for draw in range(done, done + size)]
-        z = torch.stack(made) if size > 1 else made[0].unsqueeze(0)
-        followed = follow(z, places) if near is None else torch.cat((follow(z, places), near(z)), -1)
-        terms = draw_terms(mixture, noise, z, owner, slope=slopes is None)
-        sums.add(terms - visits.known[: len(terms)].unsqueeze(1), followed)
-        if slopes is not None:
-            slopes.add(draw_terms(mixture, noise, z[:, kept], owner[kept], slope=True)[2:], followed[:, kept])
-        done += size
-        if done == goal:
-            value, errors = sums.result()
-            if slopes is not None:
-                value, errors = (a + b for a, b in zip((value, errors), slopes.result(), strict=True))
-            value = [known + found for known, found in zip(visits.mean, value, strict=True)]
-            # A draw between two centres so far apart that N draws miss it would move the slope by 2 ln N.
-            drawn = done * len(owner)
-            blur = min(noise / mixture.rms_radius, LARGEST_BLUR) if mixture.rms_radius > 0 else None
-            open_share = 1.0 if blur is None else min(1.0, value[2] * blur**2)
-            unseen = min(gap, UNSEEN / drawn * (1.0 - open_share))
-            missed = (unseen, min(unseen, label_entropy), unseen * 2 * math.log(drawn))
-            errors = [math.hypot(*kinds) for kinds in zip(errors, missed, visits.hidden, strict=True)]
-            # What was not met moves both values one way, and their difference by no more.
-            given = math.hypot(sums.difference(), unseen, visits.hidden[0] + visits.hidden[1])
-            before = value[0]
-            value, errors = _bounded(value, errors, bounds, label_entropy)
-            given = max(given, abs(value[0] - before), (value[1] - value[0]) / 1.96)
-            excess = 1.96 * max(errors[:2]) / tolerance
-            if excess > 1.0:
-                goal = min(budget, max(done + 1, math.ceil(done * min(excess, 1e4) ** 2)))
-    resolved = 1.96 * max(errors[:2]) <= tolerance
-    return Information(value[0], errors[0], value[1], errors[1], value[2], errors[2], done, len(owner), resolved, given)
+    goal = min(budget, max(2, math.ceil(LEAST_DRAWS * float(visits.share.square().sum()))))
+    # Where the bounds all but meet there is nothing for neighbours to explain.
+    draws = _Draws.of(mixture, noise, normals, visits, goal, neighbours=gap > tolerance)
+    while True:
+        draws.until(goal)
+        found = draws.information(bounds, tolerance)
+        excess = 1.96 * max(found.xt_se, found.ty_se) / tolerance
+        if excess > 1.0:
+            goal = min(budget, max(draws.done + 1, math.ceil(draws.done * min(excess, 1e4) ** 2)))
+        if draws.done >= goal:
+            return found
+
+
+@dataclass
+class _Draws:
+    """Draws of one cell, strata by strata as they come, less their controls."""
+
+    mixture: Mixture
+    noise: float
+    normals: Callable[[int], torch.Tensor]
+    visits: Visits
+    follow: Callable[[torch.Tensor], torch.Tensor]
+    sums: Residuals
+    slopes: Residuals | None
+    kept: slice  # the strata that give the slope where it is taken apart
+    done: int = 0
+
+    @staticmethod
+    def of(
+        mixture: Mixture,
+        noise: float,
+        normals: Callable[[int], torch.Tensor],
+        visits: Visits,
+        goal: int,
+        *,
+        neighbours: bool,
+    ) -> _Draws:
+        """Begin without draws, with controls for `goal` of every stratum; `neighbours` may be followed too."""
+        owner, share, width = visits.owner, visits.share, mixture.centres.shape[1]
+        common, places, near = controls(width, len(owner) * (goal - 1)), None, None
+        if width <= QUADRATIC_WIDTH:
+            # Of the size of one, so that all controls weigh alike when dependent ones are looked for.
+            places = mixture.centres.div(max(mixture.rms_radius / math.sqrt(width), TINY))[owner]
+        elif width <= NEIGHBOUR_WIDTH and neighbours:
+            near = NeighbourControls(mixture, noise, owner)
+        far = None if places is None else ~near_enough(torch.linalg.vector_norm(places, dim=1))
+        if far is not None and not bool(far.any()):
+            far = None
+
+        def follow(z: torch.Tensor) -> torch.Tensor:
+            return common(z, places) if near is None else torch.cat((common(z, places), near(z)), -1)
+
+        # The slope of a wide layer costs as much again as all else: it has no target, and some of the strata will do.
+        apart = -(-width // SLOPE_WIDTH)
+        kept = slice(None, None, apart if len(owner) >= LEAST_STRATA * apart else 1)
+        sums, slopes = Residuals(share, visits.every, far), None
+        if kept.step > 1:
+            slopes = Residuals(share[kept] / share[kept].sum(), stratified=False)
+        return _Draws(mixture, noise, normals, visits, follow, sums, slopes, kept)
+
+    def until(self, goal: int) -> None:
+        """Draw until there are `goal` of every stratum."""
+        owner, width = self.visits.owner, self.mixture.centres.shape[1]
+        most = TOGETHER_NUMBERS if owner.device.type == "cpu" else TOGETHER_NUMBERS * 64
+        together = max(1, min(TOGETHER // len(owner), most // (len(owner) * width)))
+        while self.done < goal:
+            size = min(together, goal - self.done)
+            made = [self.normals(draw)[: len(owner)] for draw in range(self.done, self.done + size)]
+            z = torch.stack(made) if size > 1 else made[0].unsqueeze(0)
+            followed = self.follow(z)
+            terms = draw_terms(self.mixture, self.noise, z, owner, slope=self.slopes is None)
+            self.sums.add(terms - self.visits.known[: len(terms)].unsqueeze(1), followed)
+            if self.slopes is not None:
+                part = draw_terms(self.mixture, self.noise, z[:, self.kept], owner[self.kept], slope=True)
+                self.slopes.add(part[2:], followed[:, self.kept])
+            self.done += size
+
+    def information(self, bounds: tuple[float, float], tolerance: float) -> Information:
+        """Return what the draws say, with what they could not see, held against the bounds."""
+        mixture, visits = self.mixture, self.visits
+        label_entropy, gap = entropy(mixture.weights.sum(0)), max(0.0, bounds[1] - bounds[0])
+        value, errors = self.sums.result()
+        if self.slopes is not None:
+            value, errors = (a + b for a, b in zip((value, errors), self.slopes.result(), strict=True))
+        value = [known + found for known, found in zip(visits.mean, value, strict=True)]
+        # A draw between two centres so far apart that N draws miss it would move the slope by 2 ln N.
+        drawn = self.done * len(visits.owner)
+        blur = min(self.noise / mixture.rms_radius, LARGEST_BLUR) if mixture.rms_radius > 0 else None
+        open_share = 1.0 if blur is None else min(1.0, value[2] * blur**2)
+        unseen = min(gap, UNSEEN / drawn * (1.0 - open_share))
+        missed = (unseen, min(unseen, label_entropy), unseen * 2 * math.log(drawn))
+        errors = [math.hypot(*kinds) for kinds in zip(errors, missed, visits.hidden, strict=True)]
+        # What was not met moves both values one way, and their difference by no more.
+        given = math.hypot(self.sums.difference(), unseen, visits.hidden[0] + visits.hidden[1])
+        before = value[0]
+        value, errors = _bounded(value, errors, bounds, label_entropy)
+        given = max(given, abs(value[0] - before), (value[1] - value[0]) / 1.96)
+        numbers = (value[0], errors[0], value[1], errors[1], value[2], errors[2])
+        resolved = 1.96 * max(errors[:2]) <= tolerance
+        return Information(*numbers, self.done, len(visits.owner), resolved, given)
 
 
 def _bounded(

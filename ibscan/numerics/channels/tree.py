@@ -8,21 +8,33 @@ import torch
 
 from ibscan.numerics.tiling import cuts
 
-__all__ = ["Tree"]
+__all__ = ["Budget", "Tree"]
 
-# Points of a leaf at most: small ones are skipped more often, large ones cost fewer calls. As many as there are
-# coordinates, so that picking out a point costs no more than comparing it.
-LEAF, LARGEST_LEAF = 64, 256
 # Boxes are compared along so many axes at most: each one more costs what a few centres cost.
 AXES = 8
-# Where a ball reaches more than this share of the leaves, finding out which costs more than it spares.
-DENSE = 0.4
 # Balls looked at to find that share.
 LOOK = 128
 # All nodes of the first level with so many are compared with every ball: in fewer calls than going down to them takes.
 COARSE = 64
 # Numbers that are compared together: in a core's cache, or enough to keep a GPU busy.
 NUMBERS = {"cpu": 2**16, "cuda": 2**24}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How a tree is built and asked; no number depends on it beyond rounding.
+
+    A leaf has `leaf` points at most: small ones are skipped more often, large ones cost fewer calls. As many as there
+    are coordinates, up to `largest`, so that picking out a point costs no more than comparing it. Where a ball reaches
+    more than the share `dense` of the leaves, finding out which costs more than it spares.
+    """
+
+    leaf: int = 64
+    largest: int = 256
+    dense: float = 0.4
+
+
+USUAL = Budget()
 
 
 @dataclass(frozen=True)
@@ -38,9 +50,10 @@ class Tree:
     real: torch.Tensor
     boxes: tuple[tuple[torch.Tensor, torch.Tensor], ...]
     axes: torch.Tensor | None
+    dense: float = USUAL.dense
 
     @staticmethod
-    def of(points: torch.Tensor, most: int | None = None) -> Tree:
+    def of(points: torch.Tensor, most: int | None = None, budget: Budget = USUAL) -> Tree:
         """Build the tree of points, shape (n, d), n >= 1, of leaves of `most` points each, by default what is fastest.
 
         In many dimensions boxes are along a few directions in which the points spread most: a distance along these
@@ -50,7 +63,7 @@ class Tree:
         axes = _widest(points) if width > AXES else None
         along = points if axes is None else points @ axes
         if most is None:
-            most = LARGEST_LEAF if points.is_cuda else min(max(LEAF, width), LARGEST_LEAF)
+            most = budget.largest if points.is_cuda else min(max(budget.leaf, width), budget.largest)
         depth = max(0, (-(-count // most) - 1).bit_length())
         size = -(-count // 2**depth)
         place = torch.arange(2**depth * size, device=points.device)
@@ -66,7 +79,7 @@ class Tree:
                 axis = (high - low).argmax(1).view(-1, 1, 1).expand(-1, nodes.shape[1], 1)
                 halves = inside.gather(2, axis).squeeze(2).argsort(dim=1, stable=True)
                 nodes, fillers = (kind.gather(1, halves).view(2 * len(nodes), -1) for kind in (nodes, fillers))
-        return Tree(nodes, ~fillers, tuple(boxes), axes)
+        return Tree(nodes, ~fillers, tuple(boxes), axes, budget.dense)
 
     def reached(
         self, points: torch.Tensor, squared: torch.Tensor, unit: float = 1.0
@@ -86,7 +99,7 @@ class Tree:
         along = points if self.axes is None else points @ self.axes
         boxes = [(low / unit, high / unit) for low, high in self.boxes]
         look = torch.linspace(0, len(points) - 1, min(LOOK, len(points)), device=points.device).long()
-        if leaves == 1 or float(_table(along[look], squared[look], *boxes[-1]).double().mean()) > DENSE:
+        if leaves == 1 or float(_table(along[look], squared[look], *boxes[-1]).double().mean()) > self.dense:
             return None
         coarse = min(len(boxes), COARSE.bit_length()) - 1
         # Node by node, so that points come leaf by leaf in the end.

@@ -11,19 +11,30 @@ import torch
 from ibscan.numerics.channels.mixture import entropy
 from ibscan.numerics.tiling import cuts
 
-__all__ = ["CellEntropy", "cell_entropy", "equal_cells", "grid_cells"]
+__all__ = ["Budget", "CellEntropy", "cell_entropy", "equal_cells", "grid_cells"]
 
 EPSILON = 2.0**-52
-# Keys of combined columns stay below this, so that no product of ranges overflows int64.
-KEY_LIMIT = 2**62
-# A column of a larger range is ranked first; two columns below it, or one and the rows' numbers, fit one key.
-COLUMN_LIMIT = 2**31
 # Beyond these, numbers of cells and products with them leave the range in which float64 is right to rounding.
 LEAST_SPAN, MOST_SPAN = 2.0**-960, 2.0**960
 # From here on whole numbers are further apart than 1, and so are values than cells.
 FAR = 2.0**53
-# Columns cut into cells at a time: in a wide layer the first few already tell all rows apart.
-COLUMNS = 32
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How columns of cells are packed into keys.
+
+    `keys` combined stay below their number, so that no product of ranges overflows int64. A column of a range larger
+    than `column` is ranked first; two columns below it, or one and the rows' numbers, fit one key. So many `columns`
+    are cut into cells at a time: in a wide layer the first few already tell all rows apart.
+    """
+
+    keys: int = 2**62
+    column: int = 2**31
+    columns: int = 32
+
+
+USUAL = Budget()
 
 
 @dataclass(frozen=True)
@@ -140,6 +151,7 @@ def cell_entropy(
     labels: torch.Tensor | None,
     classes: int,
     cut: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    budget: Budget = USUAL,
 ) -> CellEntropy:
     """Return the entropy of the tuple of cells over the rows, and the information it has about the label.
 
@@ -151,6 +163,7 @@ def cell_entropy(
         classes: Number of classes; 1 without labels.
         cut: Gives the cells, whole numbers, of some columns of `values` of some rows; None if they are the cells. It is
             not called for columns that cannot tell more rows apart.
+        budget: How columns are packed; the numbers do not depend on it.
 
     Returns:
         H(cell), H(cell) - sum_y p(y) H(cell | y) (0 without labels), occupied cells.
@@ -159,7 +172,7 @@ def cell_entropy(
         Shwartz-Ziv and Tishby 2017, arXiv 1703.00810 (the quantity); Goldfeld et al. 2019 (what it means).
     """
     number = len(values)
-    rows, symbol, counts = _shared(values, cut)
+    rows, symbol, counts = _shared(values, cut, budget)
     alone = number - len(rows)
     # A row alone in its cell has 1/n of ln n, with its label or without.
     base = alone / number * math.log(number)
@@ -174,7 +187,7 @@ def cell_entropy(
 
 
 def _shared(
-    values: torch.Tensor, cut: Callable[[torch.Tensor], torch.Tensor] | None
+    values: torch.Tensor, cut: Callable[[torch.Tensor], torch.Tensor] | None, budget: Budget
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the rows that are not alone in their cell, the number of each one's cell, and rows by that number.
 
@@ -184,15 +197,15 @@ def _shared(
     rows = torch.arange(len(values), device=values.device)
     symbol = torch.zeros_like(rows)
     counts = torch.tensor([len(rows)], device=values.device)
-    for block in cuts(0, values.shape[1], COLUMNS):
+    for block in cuts(0, values.shape[1], budget.columns):
         if not len(rows):
             break
         part = values[:, block] if len(rows) == len(values) else values[rows, block]
-        columns, extents = _ranges(part if cut is None else cut(part))
+        columns, extents = _ranges(part if cut is None else cut(part), budget.column)
         first = 0
         while first < len(extents) and len(rows):
             key, span = symbol.clone(), len(counts)
-            while first < len(extents) and span * extents[first] <= KEY_LIMIT:
+            while first < len(extents) and span * extents[first] <= budget.keys:
                 key.mul_(extents[first]).add_(columns[:, first])
                 span, first = span * extents[first], first + 1
             symbol, counts = torch.unique(key, return_inverse=True, return_counts=True)[1:]
@@ -204,11 +217,11 @@ def _shared(
     return rows, symbol, counts
 
 
-def _ranges(cells: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+def _ranges(cells: torch.Tensor, most: int) -> tuple[torch.Tensor, list[int]]:
     """Return the cells from 0 in every column, int64, and how many there may be: in wide ranges, ranks of those met."""
     lowest, highest = torch.aminmax(cells, dim=0)
     extents = (highest - lowest + 1.0).tolist()
-    wide = [k for k, extent in enumerate(extents) if not extent < COLUMN_LIMIT]
+    wide = [k for k, extent in enumerate(extents) if not extent < most]
     ranks = [torch.unique(cells[:, k], return_inverse=True)[1] for k in wide]
     columns = (cells - lowest).to(torch.int64)
     for k, rank in zip(wide, ranks, strict=True):

@@ -10,7 +10,7 @@ import torch
 
 from ibscan.numerics.tiling import block_shape, cuts, mapped
 
-__all__ = ["DistanceHistogram", "distance_histogram", "in_range"]
+__all__ = ["Budget", "DistanceHistogram", "distance_histogram", "in_range"]
 
 EPSILON = 2.0**-52
 # Distances enter the means with a certified relative error of this at most; nearer pairs are done from differences.
@@ -19,17 +19,31 @@ PRECISION = 1e-12
 SPARE = 8
 # Up to this width differences cost no more than a product and its doubtful pairs.
 NARROW = 4
-# Above this share of doubtful pairs a whole block from differences is cheaper than its pairs one by one.
-MANY = 1 / 8
-# Numbers gathered at a time for pairs one by one.
-GATHERED = 2**22
 DIFFERENCES = "donot_use_mm_for_euclid_dist"
 # Rows from which the search for the farthest pair starts, and steps it takes at most.
 STARTS, STEPS = 64, 4
-
-
 # Squared distances, distances and cells of a block.
 _Memory = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How pairs are counted; no count depends on it.
+
+    Above the share `many` of doubtful pairs a whole block from differences is cheaper than its pairs one by one, for
+    which so many numbers are `gathered` at a time. `block` is its rows and columns; None for what suits the device.
+    """
+
+    many: float = 1 / 8
+    gathered: int = 2**22
+    block: tuple[int, int] | None = None
+
+    def shape(self, device: torch.device) -> tuple[int, int]:
+        """Return rows and columns of a block."""
+        return self.block or block_shape(device)
+
+
+USUAL = Budget()
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,9 @@ class DistanceHistogram:
     between_mean: float
 
 
-def distance_histogram(points: torch.Tensor, labels: torch.Tensor, bins: int = 100) -> DistanceHistogram:
+def distance_histogram(
+    points: torch.Tensor, labels: torch.Tensor, bins: int = 100, budget: Budget = USUAL
+) -> DistanceHistogram:
     """Return the histogram over `bins` equal cells from 0 to the largest distance, the last closed above.
 
     The distance of two rows is that of their differences in float64, so that equal points are at 0 and lattices of
@@ -59,6 +75,7 @@ def distance_histogram(points: torch.Tensor, labels: torch.Tensor, bins: int = 1
         points: Shape (n, d), finite, float64.
         labels: Class of each row, shape (n,), int64.
         bins: Number of cells.
+        budget: How pairs are counted.
 
     Returns:
         Counts that sum to n (n - 1) / 2 exactly, edges and means; infinite where distances leave the range of float64.
@@ -71,14 +88,15 @@ def distance_histogram(points: torch.Tensor, labels: torch.Tensor, bins: int = 1
     points, exponent = in_range(points)
     points, labels, weights = _merged(points.add_(0.0), labels)  # which turns -0.0 into 0.0
     sizes = torch.unique_consecutive(labels, return_counts=True)[1].tolist()
-    strips = _strips(sizes, points.device)
+    strips = _strips(sizes, budget.shape(points.device)[0])
     largest, found = 0.0, _far(points)
     sums: dict[bool, _Sum] = {}
     spare: list[_Memory] = []
     while found > largest or not sums:
         largest = found
         edges = torch.linspace(0.0, largest, bins + 1, dtype=points.dtype, device=points.device)
-        sums = {same: _counted(points, weights, sizes, strips, edges, spare, same=same) for same in (True, False)}
+        kinds = (_Pairs.of(points, weights, sizes, edges, budget, same) for same in (True, False))
+        sums = {pairs.same: _counted(pairs, strips, spare) for pairs in kinds}  # one kind in memory at a time
         # The search finds the farthest pair nearly always. Where it did not, all pairs have been seen by now.
         found = max(part.largest for part in sums.values())
     # Copies of a row are at 0 from one another.
@@ -130,6 +148,27 @@ class _Pairs:
     edges: torch.Tensor
     top: float  # the last edge
     same: bool
+    budget: Budget
+
+    @staticmethod
+    def of(
+        points: torch.Tensor,
+        repeats: torch.Tensor | None,
+        sizes: list[int],
+        edges: torch.Tensor,
+        budget: Budget,
+        same: bool,
+    ) -> _Pairs:
+        """Centre rows sorted by class, of which each has so many, and add what products with them need."""
+        # About the class's own mean within it: the error of a product is relative to the norms of its rows.
+        right = points.new_ones(len(points), points.shape[1] + 2)
+        start = 0
+        for size in sizes if same else [len(points)]:
+            part, place = points[start : start + size], right[start : start + size]
+            centred = torch.sub(part, part.mean(0), out=place[:, :-2])
+            torch.linalg.vecdot(centred, centred, out=place[:, -2])
+            start += size
+        return _Pairs(points, right, repeats, edges, float(edges[-1]), same, budget)
 
     @property
     def bins(self) -> int:
@@ -171,12 +210,12 @@ def _merged(points: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, t
     return rows[:, 1:].contiguous(), rows[:, 0].to(labels.dtype), count.to(points.dtype)
 
 
-def _strips(sizes: Sequence[int], device: torch.device) -> list[_Strip]:
+def _strips(sizes: Sequence[int], height: int) -> list[_Strip]:
     """Return strips that cover every unordered pair of sorted rows once."""
     found, start, number = [], 0, sum(sizes)
     for size in sizes:
         stop = start + size
-        for rows in cuts(start, stop, block_shape(device)[0]):
+        for rows in cuts(start, stop, height):
             found.append(_Strip(rows, slice(rows.start, stop), slice(stop, number)))
         start = stop
     return found
@@ -200,29 +239,12 @@ def _far(points: torch.Tensor) -> float:
     return found
 
 
-def _counted(
-    points: torch.Tensor,
-    weights: torch.Tensor | None,
-    sizes: Sequence[int],
-    strips: Sequence[_Strip],
-    edges: torch.Tensor,
-    spare: list[_Memory],
-    *,
-    same: bool,
-) -> _Sum:
+def _counted(pairs: _Pairs, strips: Sequence[_Strip], spare: list[_Memory]) -> _Sum:
     """Count all pairs within classes, or all between them."""
-    # About the class's own mean within it: the error of a product is relative to the norms of its rows.
-    right = points.new_ones(len(points), points.shape[1] + 2)
-    start = 0
-    for size in sizes if same else [len(points)]:
-        part, place = points[start : start + size], right[start : start + size]
-        centred = torch.sub(part, part.mean(0), out=place[:, :-2])
-        torch.linalg.vecdot(centred, centred, out=place[:, -2])
-        start += size
-    pairs = _Pairs(points, right, weights, edges, float(edges[-1]), same)
-    wanted = [piece for piece in strips if piece.columns(same=same).start < piece.columns(same=same).stop]
-    found = mapped(lambda strip: _strip_sum(pairs, strip.rows, strip.columns(same=same), spare), wanted, points.device)
-    count = torch.zeros(len(edges) - 1, dtype=torch.int64, device=points.device)
+    pieces = [(strip.rows, strip.columns(same=pairs.same)) for strip in strips]
+    wanted = [piece for piece in pieces if piece[1].start < piece[1].stop]
+    found = mapped(lambda piece: _strip_sum(pairs, *piece, spare), wanted, pairs.points.device)
+    count = torch.zeros(pairs.bins, dtype=torch.int64, device=pairs.points.device)
     for strip in found:
         count += strip.count
     return _Sum(count, math.fsum(strip.length for strip in found), max((strip.largest for strip in found), default=0.0))
@@ -234,10 +256,10 @@ def _strip_sum(pairs: _Pairs, rows: slice, columns: slice, spare: list[_Memory])
     left, error = _left_factor(pairs, rows, columns)
     # Of two numbers whose squares differ by `error`, one being 1 or more, the difference is no more than that.
     margin = error + SPARE * EPSILON * bins
-    memory = _memory(points, spare)
+    memory = _memory(points, spare, pairs.budget.shape(points.device))
     count = torch.zeros(bins, dtype=torch.int64, device=points.device)
     lengths, largest = [], 0.0
-    for part in cuts(columns.start, columns.stop, block_shape(points.device)[1]):
+    for part in cuts(columns.start, columns.stop, pairs.budget.shape(points.device)[1]):
         shape = rows.stop - rows.start, part.stop - part.start
         squared, distance, cell = (place[: shape[0] * shape[1]].view(shape) for place in memory)
         share = None if weights is None else weights[rows].unsqueeze(1) * weights[part]
@@ -250,7 +272,7 @@ def _strip_sum(pairs: _Pairs, rows: slice, columns: slice, spare: list[_Memory])
         count += found[:bins].to(torch.int64)
         if len(found) > bins + 1 or float(found[bins]):
             index = (distance >= distance.amax() - 2.0 * margin).nonzero()
-            largest = max(largest, float(_differences(points, rows, part, index).max()))
+            largest = max(largest, float(_differences(pairs, rows, part, index).max()))
     spare.append(memory)
     return _Sum(count, math.fsum(lengths) / pairs.unit if pairs.unit else 0.0, largest)
 
@@ -266,13 +288,12 @@ def _left_factor(pairs: _Pairs, rows: slice, columns: slice) -> tuple[torch.Tens
     return left, (1.5 * width + SPARE) * EPSILON * (pairs.unit * norms) ** 2
 
 
-def _memory(points: torch.Tensor, spare: list[_Memory]) -> _Memory:
+def _memory(points: torch.Tensor, spare: list[_Memory], shape: tuple[int, int]) -> _Memory:
     """Return room for one block: what another strip left, since fresh memory costs as much as what is done in it."""
     try:
         return spare.pop()
     except IndexError:
-        height, across = block_shape(points.device)
-        most = min(height, len(points)) * min(across, len(points))
+        most = min(shape[0], len(points)) * min(shape[1], len(points))
         return (
             *torch.empty(2, most, dtype=points.dtype, device=points.device),
             torch.empty(most, dtype=torch.int32, device=points.device),
@@ -296,7 +317,7 @@ def _fill_distances(pairs: _Pairs, rows: slice, part: slice, left: torch.Tensor,
     again = error / (2.0 * PRECISION)
     if float(squared.amin()) <= again:
         index = (squared <= again).nonzero()
-        distance[index[:, 0], index[:, 1]] = pairs.unit * _differences(points, rows, part, index)
+        distance[index[:, 0], index[:, 1]] = pairs.unit * _differences(pairs, rows, part, index)
 
 
 def _fill_cells(pairs: _Pairs, rows: slice, part: slice, margin: float, to: _Memory) -> None:
@@ -307,18 +328,18 @@ def _fill_cells(pairs: _Pairs, rows: slice, part: slice, margin: float, to: _Mem
     if float(lowest) <= margin or float(highest) >= 1.0 - margin:
         near = (distance - distance.round()).abs_() <= margin
         index = near.logical_and_(distance >= 1.0 - margin).nonzero()
-        exact = _differences(pairs.points, rows, part, index)
+        exact = _differences(pairs, rows, part, index)
         above = torch.bucketize(exact, pairs.edges[1:], right=True, out_int32=True).clamp_(max=pairs.bins - 1)
         cell[index[:, 0], index[:, 1]] = torch.where(exact > pairs.top, pairs.bins, above).to(cell.dtype)
 
 
-def _differences(points: torch.Tensor, rows: slice, columns: slice, index: torch.Tensor) -> torch.Tensor:
+def _differences(pairs: _Pairs, rows: slice, columns: slice, index: torch.Tensor) -> torch.Tensor:
     """Return the distances of the pairs `index`, shape (m, 2), of a block: roots of sums of squared differences."""
-    a, b = points[rows], points[columns]
-    if len(index) > MANY * len(a) * len(b):
+    a, b = pairs.points[rows], pairs.points[columns]
+    if len(index) > pairs.budget.many * len(a) * len(b):
         return torch.cdist(a, b, compute_mode=DIFFERENCES)[index[:, 0], index[:, 1]]
-    found = points.new_empty(len(index))
-    for part in cuts(0, len(index), GATHERED // points.shape[1]):
+    found = a.new_empty(len(index))
+    for part in cuts(0, len(index), pairs.budget.gathered // a.shape[1]):
         found[part] = _apart(a[index[part, 0]], b[index[part, 1]])
     return found
 

@@ -82,13 +82,6 @@ def special_kind(mode: int) -> str:
 def regular_stat(path: Path, name: str) -> os.stat_result:
     """Return the stat of a regular, readable file, following symlinks, without opening anything.
 
-    Args:
-        path: The file.
-        name: What to call it in a message.
-
-    Returns:
-        Its stat.
-
     Raises:
         CheckpointError: Missing, forbidden, a symlink loop, or no regular file.
         FileNotFoundError: Never: a missing file is a CheckpointError too.

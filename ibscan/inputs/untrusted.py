@@ -15,9 +15,6 @@ MOST_SIZES = 64
 def decoded_json(text: bytes) -> tuple[Any, list[str]]:
     """Decode JSON, and list names that stand twice in one table of it: readers differ in which of the two counts.
 
-    Args:
-        text: UTF-8.
-
     Returns:
         The value, and such names.
 

@@ -45,9 +45,6 @@ SPECIAL_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 def config_beside(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """Return what `config.json` beside a checkpoint's weights says.
 
-    Args:
-        checkpoint: Of any format.
-
     Returns:
         Its entries, or None where there is no such file, or one of something else: it names no `model_type`.
 

@@ -126,9 +126,6 @@ def called(function: Callable[..., Any], arguments: Mapping[str, Any], where: st
         arguments: By name.
         where: What named it, for a message, such as `--probe data.py:probe`.
 
-    Returns:
-        What it returns.
-
     Raises:
         InputError: It does not take these arguments, raises, or exits.
         OutOfMemory: It runs out of memory.

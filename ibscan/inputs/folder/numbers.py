@@ -87,12 +87,6 @@ def numbers_in_name(name: str) -> AxisNumbers:
     `checkpoint` or `ckpt`, and the only bare number of a name (`model_12`, `100/`), is a step unless the name says
     epoch. `val_loss=0.02`, `-v1`, `rank_0` and numbers inside words are neither; of several bare ones none is chosen.
 
-    Args:
-        name: The last component of a path.
-
-    Returns:
-        What the name says.
-
     Example:
         >>> numbers_in_name("epoch=3-step=1000-v1.ckpt")
         AxisNumbers(epoch=3.0, step=1000, value=None, source='name')
@@ -162,13 +156,6 @@ def _named_step(match: re.Match[str] | None) -> int | None:
 def whole_step(found: Any, name: str) -> int:  # noqa: ANN401 - a number, or its digits
     """Return a step as an integer of 64 bits.
 
-    Args:
-        found: A number, or a string of one.
-        name: What to call the file in a message.
-
-    Returns:
-        The step.
-
     Raises:
         CheckpointError: Negative, fractional, not finite, or too large.
     """
@@ -211,13 +198,6 @@ def finite_number(found: Any, what: str, name: str, *, signed: bool = False) -> 
 def numbers_in_metadata(metadata: Mapping[str, str], name: str) -> AxisNumbers:
     """Read `ibscan.epoch`, `ibscan.step`, `ibscan.value`, and plain `epoch` and `step`, of safetensors metadata.
 
-    Args:
-        metadata: The strings.
-        name: What to call the file in a message.
-
-    Returns:
-        What the metadata says.
-
     Raises:
         CheckpointError: A number that cannot be read.
     """
@@ -238,9 +218,6 @@ def numbers_in_object(stated: Mapping[str, int | float], name: str) -> AxisNumbe
     Args:
         stated: The numbers by the key they stand under.
         name: What to call the file in a message.
-
-    Returns:
-        What the file says.
 
     Raises:
         CheckpointError: A negative or non-finite number.

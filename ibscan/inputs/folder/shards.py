@@ -57,10 +57,6 @@ def identity(hashes: Iterable[str]) -> str:
 def read_index(path: Path, name: str) -> Index:
     """Read an index; every file it names lies in its own folder.
 
-    Args:
-        path: The index.
-        name: What to call it in a message.
-
     Returns:
         The index. Whether the files are there, and hold what it says, is not looked at.
 

@@ -51,9 +51,6 @@ def refusal(kind: str, path: Path, name: str, size: int) -> str:
         path: The file, for its suffix.
         name: What to call it in the sentence.
         size: Its length in bytes.
-
-    Returns:
-        The sentence.
     """
     if kind not in SENTENCES and path.suffix in BY_SUFFIX:
         return f"{name}: {BY_SUFFIX[path.suffix]}"

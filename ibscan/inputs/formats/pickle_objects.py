@@ -215,11 +215,6 @@ def stated_number(value: Any, read: Callable[[StoredTensor], int | float | None]
 def check_tensor(stored: str, tensor: StoredTensor, name: str) -> None:
     """Refuse a tensor that is not dense, or claims more elements than are stored.
 
-    Args:
-        stored: Its name in the file.
-        tensor: Its description.
-        name: What to call the file in a message.
-
     Raises:
         CheckpointError: A sparse or quantised tensor, or a 1.5 KB file that holds 10^12 elements of stride 0.
     """

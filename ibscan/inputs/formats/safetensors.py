@@ -59,14 +59,6 @@ class TensorFile:
 def read_tensor_header(stream: BinaryIO, size: int, name: str) -> TensorFile:
     """Read and check the header of a safetensors file.
 
-    Args:
-        stream: The file, from its start.
-        size: Its length in bytes.
-        name: What to call it in a message.
-
-    Returns:
-        Tensors and metadata.
-
     Raises:
         CheckpointError: Truncated, padded, overlapping, of unknown dtype, or otherwise not what the format allows.
     """

@@ -58,9 +58,6 @@ def tensor_sets(tree: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401 - whate
 
     Works on what `torch.load` returned and on what `read_archive` described.
 
-    Args:
-        tree: The object.
-
     Returns:
         Key to name to tensor; values that are no tensors are left out.
     """
@@ -92,11 +89,6 @@ def _collect(
 
 def chosen_set(tree: Any, name: str, wanted: Wanted) -> tuple[str, dict[str, Any]]:  # noqa: ANN401
     """Return the one set of tensors that is the network's state, never choosing between several.
-
-    Args:
-        tree: The saved object, or its description.
-        name: What to call the file in a message.
-        wanted: Which set.
 
     Returns:
         The key of the set, and its tensors by stored name.

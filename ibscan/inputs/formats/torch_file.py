@@ -177,10 +177,6 @@ def _refuse_unsafe(reading: PickleReading, name: str) -> None:
 def load_archive(source: BinaryIO, name: str) -> Any:  # noqa: ANN401 - whatever was saved
     """Load a torch file that `read_archive` found safe, with torch's own safe reader.
 
-    Args:
-        source: The file, from its start.
-        name: What to call it in a message.
-
     Returns:
         The object saved, its tensors on the CPU.
 

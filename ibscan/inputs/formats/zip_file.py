@@ -22,10 +22,6 @@ SAVE_AGAIN = "save a single .safetensors file, or torch.save(model.state_dict(),
 def checked_zip(shot: Snapshot, name: str) -> tuple[bytes, dict[str, int]]:
     """Check every entry of a zip archive of torch.save, and read its pickle.
 
-    Args:
-        shot: The file.
-        name: What to call it in a message.
-
     Returns:
         The bytes of its data.pkl, and the size of every stored block by its key.
 

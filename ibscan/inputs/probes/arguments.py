@@ -21,12 +21,6 @@ LARGEST_SIZE = 2**40
 def parse_arguments(items: Sequence[str]) -> dict[str, Any]:
     """Read `--probe-arg KEY=VALUE` options.
 
-    Args:
-        items: As typed; VALUE is read as JSON where it is JSON.
-
-    Returns:
-        The checked arguments.
-
     Raises:
         UsageError: No `=`, an unknown key, a key twice, or a value that is not allowed.
 
@@ -83,9 +77,6 @@ def checked_arguments(arguments: Mapping[str, Any], where: str) -> dict[str, Any
         arguments: Keys `scale`, `mean`, `std` (a finite number, or a list of them that broadcasts against a row; scale
             and std above 0), `shape` (a list of positive integers).
         where: Where they come from, for a message.
-
-    Returns:
-        The same as a dict.
 
     Raises:
         UsageError: An unknown key or a value that is not allowed.

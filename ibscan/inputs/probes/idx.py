@@ -29,10 +29,6 @@ MOST_INFLATED = 1040
 def read_idx(path: Path, name: str) -> Array:
     """Read one IDX file.
 
-    Args:
-        path: The file.
-        name: What to call it in a message.
-
     Returns:
         The array in its stored type, native byte order.
 

@@ -97,11 +97,7 @@ def _several(word: str, numbers: Sequence[int]) -> str:
 
 
 def missing(y: Array) -> Array:
-    """Return which labels are no label, of the same shape: NaN, infinities, None, NaT, and strings that stand for them.
-
-    Args:
-        y: Labels of any kind.
-    """
+    """Mark missing labels, in the shape of `y`: NaN, infinities, None, NaT, and strings that stand for them."""
     if y.dtype.kind in "fc":
         return ~np.isfinite(y)
     if y.dtype.kind in "mM":

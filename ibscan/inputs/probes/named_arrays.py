@@ -28,12 +28,6 @@ Pick = Callable[[Mapping[str, tuple[int, ...]]], Sequence[str]]
 def check_size(shape: Sequence[int], itemsize: int, key: str, name: str) -> None:
     """Refuse an array that takes more memory than a probe may.
 
-    Args:
-        shape: Its shape.
-        itemsize: Bytes an element.
-        key: Its name in the file.
-        name: What to call the file in a message.
-
     Raises:
         InputError: It is larger than `MAX_ARRAY_BYTES`.
     """

@@ -23,10 +23,6 @@ TOKEN = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_A-Za-z]
 def argument_of(key: str, inputs: str) -> str:
     """Return what a model may call an array that belongs to some inputs: its name less what it shares with theirs.
 
-    Args:
-        key: The array's.
-        inputs: Of the inputs.
-
     Example:
         >>> argument_of("train/mask", "train/x"), argument_of("mask_test", "x_test"), argument_of("mask_test", "x")
         ('mask', 'mask', 'mask_test')
@@ -77,11 +73,7 @@ def fits(inputs: tuple[int, ...], labels: tuple[int, ...]) -> bool:
 
 
 def pairs(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, str]]:
-    """Yield the arrays that are inputs by their names, each with the labels of the same split, as many as it has rows.
-
-    Args:
-        shapes: By name.
-    """
+    """Yield arrays named like inputs, each with the labels of the same split that have as many rows."""
     roles = {key: role_of(key) for key in shapes}
     for key, (role, rest) in roles.items():
         if role == "x":

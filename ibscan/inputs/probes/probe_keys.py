@@ -71,11 +71,6 @@ def chosen(shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, str], fil
     Keys may be paths (`train/x`): the usual names count in a group where there is no array of that name outside of
     one, and labels are looked for beside the inputs first, in the group or by what else is in the name (`train`).
 
-    Args:
-        shapes: What there is.
-        wanted: As `wanted_keys` returned it.
-        file: The probe as the user named it, for a message.
-
     Returns:
         The key of the inputs, and of the labels where there are any.
 

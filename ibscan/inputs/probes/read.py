@@ -45,12 +45,6 @@ class _Raw:
 def find_probe(folder: Path) -> Path | None:
     """Return the probe that lies in a run folder as `probe.*`, or None; a result of ours is none.
 
-    Args:
-        folder: The folder of the checkpoints.
-
-    Returns:
-        Its path.
-
     Raises:
         UsageError: Several.
     """

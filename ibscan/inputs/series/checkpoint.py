@@ -166,9 +166,6 @@ def _refuse_dtype(stored: str, dtype: str, name: str) -> None:
 def load_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Load the tensors of a checkpoint on the CPU, in their stored dtype, under the names the checkpoint lists.
 
-    Args:
-        checkpoint: As `inspect_checkpoint` or `read_series` returned it.
-
     Returns:
         Name to tensor, in the checkpoint's order.
 

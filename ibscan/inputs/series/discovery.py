@@ -222,13 +222,6 @@ def _several(name: str, inside: Sequence[Path]) -> str:
 def weights_file(folder: Path, name: str) -> Path:
     """Return the one file of weights in a folder that is one checkpoint.
 
-    Args:
-        folder: The folder.
-        name: What to call it in a message.
-
-    Returns:
-        The file.
-
     Raises:
         CheckpointError: None, several, or a kind of checkpoint that is not read.
         InputError: The folder cannot be listed.

@@ -36,9 +36,6 @@ def is_placed(checkpoint: Checkpoint) -> bool:
 def without_copies(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:
     """Drop links, twins, and `best`, `last` and the like that equal another or are of an unknown time.
 
-    Args:
-        checkpoints: In any order.
-
     Returns:
         Those kept, in their order, and a sentence for each that was not.
     """
@@ -114,9 +111,6 @@ def _architecture(one: Checkpoint) -> Architecture:
 
 def of_one_architecture(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint], dict[str, str], list[str]]:
     """Keep the architecture that most have; of equally many, that of the earliest.
-
-    Args:
-        checkpoints: In any order.
 
     Returns:
         Those kept, in their order; the names of the others with what is different; a sentence that counts them.

@@ -17,14 +17,7 @@ NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 
 
 def axis_values(series: Series) -> list[float]:
-    """Return each checkpoint's place on the series' axis: epoch, step, value, or the index where nothing is known.
-
-    Args:
-        series: The series.
-
-    Returns:
-        One number a checkpoint, in order.
-    """
+    """Return each checkpoint's place on the series' axis: epoch, step, value, or the index where nothing is known."""
     return [_place(one, series.axis, index) for index, one in enumerate(series.checkpoints)]
 
 

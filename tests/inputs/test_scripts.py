@@ -1,4 +1,4 @@
-"""Which files are training scripts: told from their text, before anything of them runs."""
+"""Training scripts are recognised from their source, before any of it runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from ibscan.errors import InputError
 from ibscan.inputs.code.load import named_callable
-from ibscan.inputs.code.scripts import deed_of_import
+from ibscan.inputs.code.scripts import import_effect
 
 HEAD = """
 import gzip, json, logging, os, pickle, random, shutil, subprocess, sys, warnings
@@ -130,24 +130,24 @@ MODELS = [
 ]
 
 
-def deed(tmp_path: Path, text: str) -> str | None:
+def effect_of(tmp_path: Path, text: str) -> str | None:
     path = tmp_path / "net.py"
     path.write_text(HEAD + text)
-    found = deed_of_import([("ibscan_test_net", path)])
+    found = import_effect([("ibscan_test_net", path)])
     assert found is None or found.file == path
     return None if found is None else found.text
 
 
 @pytest.mark.parametrize(("text", "call"), SCRIPTS, ids=[row[0][:40] for row in SCRIPTS])
 def test_a_script_is_told(tmp_path: Path, text: str, call: str) -> None:
-    found = deed(tmp_path, text)
+    found = effect_of(tmp_path, text)
     assert found is not None
     assert call in found
 
 
 @pytest.mark.parametrize("text", MODELS, ids=[text[:40] for text in MODELS])
 def test_what_only_defines_and_reads_is_none(tmp_path: Path, text: str) -> None:
-    assert deed(tmp_path, text) is None
+    assert effect_of(tmp_path, text) is None
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_what_only_defines_and_reads_is_none(tmp_path: Path, text: str) -> None:
 )
 def test_odd_text_is_left_to_python(tmp_path: Path, text: str) -> None:
     (tmp_path / "odd.py").write_text(text)
-    assert deed_of_import([("ibscan_test_odd", tmp_path / "odd.py")]) is None
+    assert import_effect([("ibscan_test_odd", tmp_path / "odd.py")]) is None
 
 
 # Files beside the one named: how it uses them, and what they hold.

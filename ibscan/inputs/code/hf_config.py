@@ -1,7 +1,7 @@
 """Read and check `config.json` beside a checkpoint's weights, which describes a model of transformers.
 
-The file comes from whoever made the folder. Of it numbers, and names of the library's own classes, are used; what would
-run other code, fetch something or take the machine's memory is refused.
+The file is not trusted. Its numbers and names of the library's own classes are used; entries that would run other code,
+fetch something or exhaust memory are refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["check_config", "config_beside", "stated_class", "used_entries"]
 
 DEEPEST = 32
 # Counts in a config become lists (of layers, of labels) before any weight is compared. Positions and tokens may be
-# millions, and the base of rotary embeddings is more still; of these nothing is made but tensors, which are counted.
+# millions, and the base of rotary embeddings more: they make only tensors, whose size is limited elsewhere.
 LARGEST_COUNT, LARGEST_POSITION = 1 << 17, 1 << 30
 POSITIONS = ("position", "length", "seq", "window", "theta", "context", "ctx", "token", "vocab", "_id")
 NAME = re.compile(r"[A-Z][A-Za-z0-9_]*")
@@ -33,7 +33,7 @@ REFUSED = {
     "use_pretrained_backbone": "asks for weights to be fetched, and nothing is; they are those of the checkpoint",
 }
 TIMM = "describes a model of timm; give it as --model timm:create_model --model-arg model_name=NAME"
-# What says how and where to compute (names of kernels on a hub among it), not what: all is set here.
+# Entries on how and where to compute (such as kernels on a hub), which ibscan sets itself.
 IGNORED = {
     "dtype", "torch_dtype", "transformers_version", "architectures", "attn_implementation", "experts_implementation",
     "kernel_config", "use_kernels", "name_or_path", "use_cache", "output_attentions", "output_hidden_states",
@@ -43,10 +43,7 @@ SPECIAL_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
 def config_beside(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Return what `config.json` beside a checkpoint's weights says.
-
-    Returns:
-        Its entries, or None where there is no such file, or one of something else: it names no `model_type`.
+    """Return the entries of `config.json` beside a checkpoint's weights, or None without a `model_type` in it.
 
     Raises:
         InputError: It cannot be read, is larger than 1 MiB or nested absurdly deep, or no JSON.
@@ -71,11 +68,11 @@ def config_beside(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def stated_class(typed: str, checkpoints: Sequence[Checkpoint]) -> str:
-    """Return the name of the class that a series' `config.json` states, or the one typed.
+    """Return the model class that a user typed, or that the `config.json` of a series states.
 
     Args:
         typed: `hf`, or `hf:CLASS`.
-        checkpoints: The series; where each has a config of its own, all must say the same.
+        checkpoints: The series; where several have a config, these must agree.
 
     Raises:
         InputError: There is no config, several that differ, or none or several classes in it.
@@ -92,7 +89,7 @@ def stated_class(typed: str, checkpoints: Sequence[Checkpoint]) -> str:
     for checkpoint in beside.values():
         found = config_beside(checkpoint)
         other = wanted if found is None else used_entries(found)
-        # As text: a NaN equals no other.
+        # As text, since NaN differs from itself.
         says, said = ({key: json.dumps(one[key], sort_keys=True) for key in one} for one in (other, wanted))
         odd = next((one for one in {**said, **says} if said.get(one) != says.get(one)), None)
         if odd is not None:
@@ -108,7 +105,7 @@ def stated_class(typed: str, checkpoints: Sequence[Checkpoint]) -> str:
 
 
 def used_entries(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries that say what the network is, at every depth."""
+    """Return the entries that describe the network, at every depth."""
     return {key: _plain(value) for key, value in config.items() if key not in IGNORED and not key.startswith("_")}
 
 
@@ -122,15 +119,15 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - decoded JSON
 
 
 def check_config(config: Any, where: str, key: str = "") -> None:  # noqa: ANN401 - decoded JSON
-    """Refuse what would run other code, fetch something, or make lists without end.
+    """Refuse entries that would run other code, fetch something, or exhaust memory.
 
     Args:
-        config: The entries, or a part of them.
-        where: What named it, for a message.
-        key: The entry that the part is.
+        config: All entries, or the value of one.
+        where: The source of the config, for messages.
+        key: The name of that one entry.
 
     Raises:
-        InputError: There is such a thing in it, at any depth.
+        InputError: There is such an entry at any depth.
     """
     if isinstance(config, Mapping):
         for name, value in config.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 from ibscan.core.text import natural
 from ibscan.errors import CheckpointError, InputError
 from ibscan.inputs.files import special_kind, unreadable
-from ibscan.inputs.folder.numbers import names_a_place
+from ibscan.inputs.folder.numbers import has_labelled_number
 from ibscan.inputs.folder.shards import SHARD, is_index, named_files
 from ibscan.inputs.folder.unsupported import folder_kind
 from ibscan.inputs.formats.recognise import is_claimed, is_conventional, is_recognised, usual_suffixes
@@ -195,7 +195,7 @@ def _why_empty(folder: Path) -> str:
         if any(is_claimed(path.name) and not BESIDE.match(path.name) for path in _listing(inner, inner.name)):
             return f"holds weights in {inner.name}/ alone; scan that folder, or give its files by their paths"
     saw = ", ".join(path.name for path in paths[:4]) or "nothing"
-    return f"is called like a checkpoint and holds no weights (saw {saw})" if names_a_place(folder.name) else ""
+    return f"is called like a checkpoint and holds no weights (saw {saw})" if has_labelled_number(folder.name) else ""
 
 
 def _inside(folder: Path, name: str) -> tuple[str, list[Path]]:

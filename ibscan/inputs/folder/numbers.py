@@ -202,10 +202,10 @@ def numbers_in_metadata(metadata: Mapping[str, str], name: str) -> AxisNumbers:
     Raises:
         CheckpointError: A number that cannot be read.
     """
-    epoch = metadata.get("ibscan.epoch", metadata.get("epoch"))
-    step = metadata.get("ibscan.step", next((metadata[key] for key in STEP_KEYS if key in metadata), None))
-    parsed = (None if text is None else _number(text) for text in (epoch, step))
-    return checked_numbers(name, "metadata", *parsed, metadata.get("ibscan.value"), "ibscan.value")
+    epoch: Any = metadata.get("ibscan.epoch", metadata.get("epoch"))
+    step: Any = metadata.get("ibscan.step", next((metadata[key] for key in STEP_KEYS if key in metadata), None))
+    epoch, step = (None if text is None else _number(text) for text in (epoch, step))
+    return checked_numbers(name, "metadata", epoch, step, metadata.get("ibscan.value"), "ibscan.value")
 
 
 def numbers_in_object(stated: Mapping[str, int | float], name: str) -> AxisNumbers:

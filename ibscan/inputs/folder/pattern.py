@@ -53,4 +53,4 @@ def numbers_by_pattern(expression: re.Pattern[str], name: str) -> AxisNumbers:
     """
     found = matches(expression, name)
     groups = {} if found is None else found.groupdict()
-    return checked_numbers(name, "pattern", *(groups.get(key) for key in ("epoch", "step", "value")))
+    return checked_numbers(name, "pattern", groups.get("epoch"), groups.get("step"), groups.get("value"))

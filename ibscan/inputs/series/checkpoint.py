@@ -11,7 +11,7 @@ import torch
 
 from ibscan.core.records import Checkpoint, TensorInfo
 from ibscan.errors import CheckpointError
-from ibscan.inputs.files import FileChanged, snapshot, tried_twice
+from ibscan.inputs.files import FileChanged, retried, snapshot
 from ibscan.inputs.folder.numbers import (
     AxisNumbers,
     first_known,
@@ -105,7 +105,7 @@ def _file_contents(file: Path, name: str, wanted: Wanted) -> _Contents:
             said = format.describe(shot, name, wanted)
             return _Contents(said, format.name, shot.size, shot.sha256, stamps={file: shot.stamp})
 
-    return tried_twice(read)
+    return retried(read)
 
 
 def _sharded_contents(file: Path, name: str, wanted: Wanted) -> _Contents:
@@ -194,7 +194,7 @@ def _loaded(file: Path, name: str, known: tuple[tuple[int, ...], str], state_key
                 )
             return dict(file_format(shot, file, name).load(shot, name, state_key))
 
-    return tried_twice(read)
+    return retried(read)
 
 
 def _as_listed(loaded: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

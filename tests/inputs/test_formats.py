@@ -21,7 +21,7 @@ from ibscan.inputs.files import Snapshot
 from ibscan.inputs.folder.numbers import AxisNumbers
 from ibscan.inputs.formats.format import Description, Format, Wanted
 from ibscan.inputs.formats.recognise import accepted, content_kind, is_claimed, usual_suffixes
-from ibscan.inputs.formats.state_dict import one_set, under
+from ibscan.inputs.formats.state_dict import below_prefix, selected_tensors
 from ibscan.inputs.series.checkpoint import inspect_checkpoint, load_tensors
 from ibscan.inputs.series.read import read_series
 from ibscan.results.store import read
@@ -49,11 +49,11 @@ def described(shot: Snapshot, name: str, wanted: Wanted) -> Description:
     found = arrays(shot, name)
     numbers = AxisNumbers(step=int(found.pop("step")), source="file")
     infos = {key: TensorInfo(array.shape, str(array.dtype)) for key, array in found.items()}
-    return Description(one_set(infos, wanted, name), numbers=numbers, state_key=wanted.state_key or "")
+    return Description(selected_tensors(infos, wanted, name), numbers=numbers, state_key=wanted.state_key or "")
 
 
 def loaded(shot: Snapshot, name: str, state_key: str) -> dict[str, torch.Tensor]:
-    return under({key: torch.from_numpy(array) for key, array in arrays(shot, name).items()}, state_key)
+    return below_prefix({key: torch.from_numpy(array) for key, array in arrays(shot, name).items()}, state_key)
 
 
 TOY = Format("toy", "toy box", ((0, MAGIC),), (".toy",), described, loaded, accepted=((".toy",), ""))

@@ -1,7 +1,7 @@
 """Read a pickle without running it: interpret its opcodes on a stack of descriptions, importing nothing.
 
-What the pickle would call is listed by name, so that an unsafe global is named and never executed; what a state dict
-needs (tensors, numbers, names) is described well enough to list a checkpoint without loading it.
+Unsafe globals are listed by name and never executed; tensors, numbers and names are described well enough to list a
+checkpoint without loading it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 from ibscan.inputs.formats.pickle_objects import (
     DENSE,
     KNOWN,
-    OTHER_TENSORS,
+    NOT_DENSE,
     STORAGE_GLOBALS,
-    WRAPPED,
+    WRAPPERS,
     Called,
     Global,
     Storage,
@@ -29,11 +29,11 @@ from ibscan.inputs.formats.pickle_objects import (
 __all__ = ["BrokenPickle", "PickleReading", "read_pickle"]
 
 MAX_OPERATIONS = 1_000_000
-# Python hashes integers modulo 2^61 - 1 without a secret, so larger keys can be chosen to collide and make a table
-# quadratic. A few are allowed: random states hold such integers.
+# Python hashes integers modulo 2^61 - 1 without a secret, so larger keys can be made to collide, and a table to take
+# quadratic time. A few are allowed: random states hold such integers.
 LARGEST_HASHED, MAX_LARGE_INTEGERS = 2**61 - 1, 1000
 
-# Opcodes of later protocols, which the safe reader of torch does not take.
+# Opcodes of later protocols, which torch's safe reader refuses.
 LATER = {"FRAME", "STACK_GLOBAL", "MEMOIZE", "SHORT_BINUNICODE", "BINUNICODE8", "NEWOBJ_EX", "ADDITEMS", "FROZENSET"}
 # What following the opcodes of a damaged pickle raises, here and in pickletools.
 NONSENSE = (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError)
@@ -41,14 +41,14 @@ MARK = object()
 
 
 class BrokenPickle(Exception):  # noqa: N818 - says what the file is; turned into a CheckpointError by the caller
-    """The opcodes do not make sense: cut off, damaged, or far too many."""
+    """Invalid opcodes: cut off, damaged, or far too many."""
 
 
 @dataclass(frozen=True)
 class PickleReading:
-    """What a pickle holds: the described object, names it would import that are not plain data, and its storages.
+    """The contents of a pickle: the described object, the names of unsafe imports and calls, and the storages.
 
-    `blocks` says at which byte of the file a storage begins, where they follow the pickle (the legacy format).
+    `blocks` holds the offset in the file of each storage that follows the pickle (the legacy format).
     """
 
     value: Any
@@ -75,7 +75,7 @@ class _Machine:
 
 
 def read_pickle(stream: BinaryIO) -> PickleReading:
-    """Follow one pickle to its end without importing or calling anything it names.
+    """Interpret one pickle, leaving the stream after it, without importing or calling anything.
 
     Raises:
         BrokenPickle: Truncated, damaged, or more than a million operations.
@@ -269,7 +269,7 @@ def _storage(machine: _Machine, pid: Any) -> Storage | None:  # noqa: ANN401 - f
     if dtype is None or not counted or any(part is not None for part in pid[5:]):
         raise BrokenPickle("the pickle describes a storage this version does not read")
     storage = Storage(key, dtype, elements)
-    # A typed and an untyped storage may share one block, but then its size is the same.
+    # A typed and an untyped storage may share one block of the same size.
     first = machine.storages.setdefault(key, storage)
     if first.elements * first.itemsize != elements * storage.itemsize:
         raise BrokenPickle(f"the pickle gives stored block {key!r} two sizes")
@@ -285,16 +285,16 @@ def _call(machine: _Machine, target: Any, args: tuple[Any, ...]) -> Any:  # noqa
         return _call(machine, args[0], tuple(args[2]))
     if name in DENSE:
         return rebuilt_tensor(args)
-    if name in WRAPPED:
+    if name in WRAPPERS:
         return args[0]
-    if name in OTHER_TENSORS:
-        return other_tensor(OTHER_TENSORS[name], args)
+    if name in NOT_DENSE:
+        return other_tensor(NOT_DENSE[name], args)
     if name == "collections.OrderedDict":
         return dict(args[0]) if args else {}
     if name == "_codecs.encode" and len(args) == 2 and all(isinstance(part, str) for part in args):
         return args[0].encode("latin-1") if args[1] in ("latin1", "latin-1") else args[0].encode()
     if not is_harmless(name, args):
-        # Replace the bare name, which was noted where the pickle imports it.
+        # Replace the bare name that the import added.
         machine.unsafe.pop(name, None)
         machine.unsafe[f"{name} called with {_brief(args)}"] = None
     return Called(name, args)

@@ -1,4 +1,4 @@
-"""Recognise what a file is by its first bytes and its name, asking every format."""
+"""Recognise the kind of a file by its first bytes and its name, with the declarations of all formats."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
     "usual_suffixes",
 ]
 
-# Of other kinds: where, which bytes, and what they say.
+# Other kinds of files: offset, bytes, kind.
 OTHERS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"version https://git-lfs", "lfs"),
     (0, HDF5_MAGIC, "hdf5"),
@@ -39,10 +39,10 @@ OTHERS: tuple[tuple[int, bytes, str], ...] = (
 
 
 def content_kind(head: bytes) -> str:
-    """Return what the first bytes of a file say it is.
+    """Return the kind of a file by its first bytes.
 
     Args:
-        head: The first kilobyte, or all there is.
+        head: The first kilobyte, or the whole of a smaller file.
 
     Returns:
         The kind of a checkpoint format (zip, pickle, safetensors), or one of empty, lfs, hdf5, npy, gzip, bzip2, xz,
@@ -77,12 +77,12 @@ def _is_text(head: bytes) -> bool:
 
 
 def file_format(shot: Snapshot, file: Path, name: str) -> Format:
-    """Return the format of a file; its name settles what the content leaves open.
+    """Return the format of a file by its content, and by its name where the content leaves it open.
 
     Args:
-        shot: The file; its stream stands at the start afterwards.
+        shot: The file; its stream is rewound.
         file: Its path.
-        name: What to call it in a message.
+        name: Its name in messages.
 
     Raises:
         CheckpointError: It is of no format that is read.
@@ -105,7 +105,7 @@ def is_read(head: bytes) -> bool:
 
 
 def is_claimed(name: str) -> bool:
-    """Tell whether a name says that the file is meant as a checkpoint."""
+    """Tell whether a file name is one of a checkpoint, of a format that is read or not."""
     suffixes = (*(suffix for one in formats.FORMATS for suffix in one.suffixes), *UNREAD_SUFFIXES)
     if name.lower().endswith(suffixes) or is_index(name):
         return True
@@ -113,12 +113,12 @@ def is_claimed(name: str) -> bool:
 
 
 def is_conventional(name: str) -> bool:
-    """Tell whether a file's name is the one libraries give the weights of a folder, in one file or by an index."""
+    """Tell whether a file name is the one that libraries give to a folder's weights, or to their index."""
     return any(whole_name(name) in one.usual for one in formats.FORMATS)
 
 
 def is_recognised(path: Path, name: str) -> bool:
-    """Tell whether the content of a file with no telling name is a checkpoint."""
+    """Tell whether the content of a file is a checkpoint, whatever its name."""
     try:
         head, size = file_head(path), path.stat().st_size
     except OSError:

@@ -22,7 +22,7 @@ from ibscan.inputs.folder.numbers import (
 from ibscan.inputs.folder.shards import SHARD, identity, is_index, read_index
 from ibscan.inputs.formats.format import Description, Wanted
 from ibscan.inputs.formats.recognise import file_format, is_conventional
-from ibscan.inputs.formats.state_dict import one_set, stripped_names, under
+from ibscan.inputs.formats.state_dict import below_prefix, selected_tensors, stripped_names
 from ibscan.inputs.series.discovery import weights_file
 
 __all__ = ["inspect_checkpoint", "load_tensors"]
@@ -128,7 +128,7 @@ def _sharded_contents(file: Path, name: str, wanted: Wanted) -> _Contents:
     shards = {shard: one.sha256 for shard, one in zip(index.files, contents, strict=True)}
     numbers = first_known(numbers_in_metadata(metadata, name), *(one.said.numbers for one in contents))
     return _Contents(
-        Description(one_set(tensors, wanted, name), metadata, numbers, wanted.state_key or ""),
+        Description(selected_tensors(tensors, wanted, name), metadata, numbers, wanted.state_key or ""),
         f"{contents[0].format}, {len(contents)} shards",
         sum(one.size for one in contents),
         identity(shards.values()),
@@ -180,7 +180,7 @@ def load_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     whole: dict[str, Any] = {}
     for shard, sha256 in checkpoint.shards.items():
         whole |= _loaded(shard, _beside(checkpoint.name, shard), (stamps.get(shard, ()), sha256), "")
-    return _as_listed(under(whole, checkpoint.state_key), checkpoint)
+    return _as_listed(below_prefix(whole, checkpoint.state_key), checkpoint)
 
 
 def _loaded(file: Path, name: str, known: tuple[tuple[int, ...], str], state_key: str) -> dict[str, Any]:

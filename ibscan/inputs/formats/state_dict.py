@@ -135,7 +135,7 @@ def nested_sets(tree: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401 - whate
 
 
 def _nested_states(sets: Mapping[str, dict[str, Any]], weights: str | None, name: str) -> list[str]:
-    """Return the keys of possible network states: those with a usual name, else all, but not a single one at the top."""
+    """Return the keys of possible network states: those with usual names, else all, but not one alone at the top."""
     weighted: dict[int, bool] = {}
     for tensors in sets.values():
         # By id, as one table may have ten thousand names.

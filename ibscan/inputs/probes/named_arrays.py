@@ -1,4 +1,4 @@
-"""Declare what every reader of probe files returns, and check the size limit they share."""
+"""Define the result of all readers of probe files, and check the size limit that they share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_size(shape: Sequence[int], itemsize: int, key: str, name: str) -> None
     Raises:
         InputError: It is larger than `MAX_ARRAY_BYTES`.
     """
-    # Ignore sizes of 0: numpy refuses an array of 0 rows of 2^64 numbers.
+    # Ignore sizes of 0: numpy refuses even 0 rows of 2^64 numbers.
     size = math.prod(filter(None, shape)) * itemsize
     if size > MAX_ARRAY_BYTES:
         raise InputError(

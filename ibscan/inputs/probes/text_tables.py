@@ -1,4 +1,4 @@
-"""Read probes from text tables: lines of numbers, with or without a header line, and a column of labels."""
+"""Read probes from text tables: lines of numbers, with or without a header, and a column of labels."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ibscan.inputs.probes.probe_keys import LABELS
 __all__ = ["SUFFIXES", "Table", "read_table"]
 
 SUFFIXES = (".csv", ".tsv")
-# Python's own float takes 1_0 and digits of other scripts, which no table means.
-PLAIN = re.compile(r"[0-9eE+\-. ]*")
+# Python's float also accepts 1_0 and digits of other scripts.
+ASCII_NUMBERS = re.compile(r"[0-9eE+\-. ]*")
 NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|nan|inf|infinity)", re.ASCII | re.IGNORECASE)
-WORD = re.compile(r"(?!na$|n/a$|none$|null$)[^\W\d].*", re.IGNORECASE)
+TITLE = re.compile(r"(?!na$|n/a$|none$|null$)[^\W\d].*", re.IGNORECASE)
 MOST_COLUMNS = 1_000_000
-# What a row takes beside its numbers while the table is read.
+# Memory of a row besides its numbers while the table is read.
 ROW_BYTES = 128
 
 
@@ -36,7 +36,7 @@ ROW_BYTES = 128
 class Table:
     """Inputs (N, D), int64 where all cells are whole numbers, else float64; labels (N,), numbers or strings, or None.
 
-    `notices` say which columns were taken where they were picked by number, `unused` names those that were not.
+    `notices` name columns that were picked by number, `unused` those that were not used.
     """
 
     x: Array
@@ -48,21 +48,21 @@ class Table:
 def read_table(path: Path, name: str, wanted: Mapping[str, str]) -> Table:
     """Read a table of comma, semicolon or tab separated values.
 
-    The first line is a header unless it holds numbers. The column of labels is the one named like labels (`y`,
-    `label`, ...), or the one picked; all other columns are x. Without a header columns are counted from 0, and there
-    are labels only where picked.
+    The first line is a header unless it holds numbers. The column of labels is the one picked, or the one with a usual
+    name (`y`, `label`, ...); all other columns are x. Without a header, columns are counted from 0, and there are
+    labels only if picked.
 
     Args:
         path: The file.
-        name: What to call it in a message.
-        wanted: `x` and `y` to a column, where the user picked one; an empty `y` takes no labels.
+        name: Its name in messages.
+        wanted: The columns that the user picked by `x` and `y`; an empty `y` takes no labels.
 
     Raises:
         InputError: Lines of unequal length, cells that are no numbers, missing labels, or more than is read.
-        UsageError: A column that is not there, or several that may be the labels.
+        UsageError: A missing column, or several that may be the labels.
     """
     with snapshot(path, name) as shot:
-        # The boundary to decoding; csv.Error is a field of more than 128 KiB, or a quote that never ends.
+        # csv.Error: a field of more than 128 KiB, or a quote that never ends.
         try:
             return _read(shot, name, wanted)
         except UnicodeDecodeError:
@@ -77,11 +77,11 @@ class _Columns:
     headed: bool
 
     def said(self, column: int) -> str:
-        """Return a column in words."""
+        """Describe a column in words."""
         return f"column {self.names[column]!r}" if self.headed else f"column {column} (counted from 0)"
 
     def place(self, key: str, name: str) -> int:
-        """Return which column a key names."""
+        """Return the index of the column that a key names."""
         places = [k for k, column in enumerate(self.names) if column == key]
         if len(places) == 1:
             return places[0]
@@ -93,7 +93,7 @@ class _Columns:
         raise UsageError(f"{name}: there is no column {key!r}; {known}.")
 
     def label(self, wanted: Mapping[str, str], name: str) -> int | None:
-        """Return which column holds the labels, or None."""
+        """Return the index of the column of labels, or None."""
         if "y" in wanted:
             return self.place(wanted["y"], name) if wanted["y"] else None
         fitting = [k for k, column in enumerate(self.names) if column in LABELS and column != wanted.get("x")]
@@ -105,7 +105,7 @@ class _Columns:
         return fitting[0] if fitting else None
 
     def notices(self, wanted: Mapping[str, str], name: str) -> tuple[str, ...]:
-        """Return which columns were taken where a number picked them: it may be a name, and others count from 1."""
+        """Name the columns that a number picked: it might have meant a name, or counted from 1."""
         said = []
         for role, word in (("x", "inputs"), ("y", "labels")):
             key = wanted.get(role, "")
@@ -136,15 +136,14 @@ def _read(shot: Snapshot, name: str, wanted: Mapping[str, str]) -> Table:
         rest = tuple(columns.said(k) for k in range(len(columns.names)) if k != label and k not in inputs)
         return Table(x, y, columns.notices(wanted, name), rest)
     finally:
-        # Who made the stream closes it.
-        text.detach()
+        text.detach()  # the snapshot closes its stream
 
 
 def _lines(text: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
     """Yield line number and cells of every line that is not blank."""
     first = text.readline()
     bare = re.sub(r'"[^"]*"', "", first)
-    # In this order: a comma may be a decimal comma where there are semicolons.
+    # Beside semicolons a comma may be a decimal comma.
     separator = next((one for one in "\t;" if one in bare), ",")
     reader = csv.reader(itertools.chain([first], text), delimiter=separator, strict=True)
     for cells in reader:
@@ -165,7 +164,7 @@ def _columns(lines: Sequence[Sequence[str]], wanted: Mapping[str, str], name: st
         )
     picked = {key for key in wanted.values() if key}
     known = {key for key in picked if not NUMBER.fullmatch(key)} | set(LABELS)
-    # A number in line 1 that picks a column is its name only if words beside it stand above numbers.
+    # A picked number in line 1 is a column's name only if the other cells are words above numbers.
     words = picked & set(names) and len(lines) > 1 and _is_title(names, lines[1])
     if any(map(_is_number, names)) and not known & set(names) and not words:
         return _Columns(tuple(str(k) for k in range(len(names))), headed=False)
@@ -178,9 +177,9 @@ def _columns(lines: Sequence[Sequence[str]], wanted: Mapping[str, str], name: st
 
 
 def _is_title(names: Sequence[str], below: Sequence[str]) -> bool:
-    """Return whether every cell that is no number is a word above a number."""
+    """Tell whether every cell that is no number is a word above a number."""
     words = [(cell, under) for cell, under in zip(names, below, strict=False) if not _is_number(cell)]
-    return bool(words) and all(WORD.fullmatch(cell) and _is_number(under) for cell, under in words)
+    return bool(words) and all(TITLE.fullmatch(cell) and _is_number(under) for cell, under in words)
 
 
 def _is_number(cell: str) -> bool:
@@ -220,7 +219,7 @@ def _arrays(
 
 def _numbers(cells: Sequence[str], place: tuple[int, Sequence[int], _Columns], name: str) -> Array:
     """Return one row, as integers where all its cells are."""
-    if PLAIN.fullmatch("".join(cells)):
+    if ASCII_NUMBERS.fullmatch("".join(cells)):
         for kind in (int, float):
             try:
                 return np.array(list(map(kind, cells)), dtype=np.int64 if kind is int else np.float64)

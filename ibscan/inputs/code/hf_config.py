@@ -68,11 +68,7 @@ def config_beside(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def stated_class(typed: str, checkpoints: Sequence[Checkpoint]) -> str:
-    """Return the model class that a user typed, or that the `config.json` of a series states.
-
-    Args:
-        typed: `hf`, or `hf:CLASS`.
-        checkpoints: The series; where several have a config, these must agree.
+    """Return the model class that a user typed (`hf` or `hf:CLASS`), or that the `config.json` of a series states.
 
     Raises:
         InputError: There is no config, several that differ, or none or several classes in it.
@@ -119,12 +115,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - decoded JSON
 
 
 def check_config(config: Any, where: str, key: str = "") -> None:  # noqa: ANN401 - decoded JSON
-    """Refuse entries that would run other code, fetch something, or exhaust memory.
-
-    Args:
-        config: All entries, or the value of one.
-        where: The source of the config, for messages.
-        key: The name of that one entry.
+    """Refuse entries that would run other code, fetch something, or exhaust memory; `key` names a single entry.
 
     Raises:
         InputError: There is such an entry at any depth.

@@ -35,15 +35,10 @@ SPARE_PARAMETERS, SPARE_NUMBERS = 1000, 1 << 22
 
 @importing(None)
 def library_model(config: Mapping[str, Any], name: str, tensors: Mapping[str, TensorInfo], where: str) -> Maker:
-    """Return the Maker of the model that a config describes. Nothing is fetched.
+    """Return the Maker of the model of a library class `name` that a config describes. Nothing is fetched.
 
-    A model of token ids takes whole-number ids, or embeddings, by which there are derivatives.
-
-    Args:
-        config: As `config_beside` returned it, entries perhaps replaced.
-        name: A model class of the library.
-        tensors: Of the checkpoint; a much larger network is refused before memory is allocated.
-        where: The option that named it, for messages.
+    A model of token ids takes whole-number ids, or embeddings, by which there are derivatives. A network much larger
+    than the checkpoint's `tensors` is refused before memory is allocated.
 
     Raises:
         InputError: The library is not installed or has no such class, or the config asks for something refused.

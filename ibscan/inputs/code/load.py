@@ -137,11 +137,8 @@ def _argument_fault(function: Callable[..., Any], arguments: Mapping[str, Any]) 
 def importing(folder: str | None, program: str | None = None) -> Iterator[None]:
     """Keep the working folder off the import path, put `folder` on it, and send prints to standard error.
 
-    The code sees a command line without arguments. Afterwards the working folder is restored.
-
-    Args:
-        folder: A folder to import from besides, or None.
-        program: The name of the program that the code sees, or None for our own.
+    The code sees a command line of `program` (None: our own name) without arguments. Afterwards the working folder is
+    restored.
     """
     here, loaded, line = Path.cwd(), set(sys.modules), sys.argv
     sys.argv = line[:1] if program is None else [program]

@@ -42,11 +42,7 @@ class SideEffect:
 
 
 def import_effect(files: Sequence[tuple[str, Path]]) -> SideEffect | None:
-    """Return the first call that trains or writes files when modules are imported in turn, or None.
-
-    Args:
-        files: Names and files of the modules, as `files_of` returns them.
-    """
+    """Return the first call that trains or writes files when modules (name, file) are imported in turn, or None."""
     parsed = Parsed()
     try:
         return next((effect for name, file in files if (effect := _module_effect(parsed, name, file))), None)
@@ -55,13 +51,7 @@ def import_effect(files: Sequence[tuple[str, Path]]) -> SideEffect | None:
 
 
 def call_effect(name: str, file: Path, called: str) -> SideEffect | None:
-    """Return the first call with which a callable trains, or imports a module that trains or writes, or None.
-
-    Args:
-        name: The name of its module.
-        file: The file of its module.
-        called: The callable in the module, dotted.
-    """
+    """Return the first call with which a callable of a module trains, or imports a module that trains or writes."""
     parsed = Parsed()
     read = read_source(parsed, name, file)
     if read is None:

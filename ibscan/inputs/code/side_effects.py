@@ -42,11 +42,7 @@ STARTING = re.compile(r"(os\.(system|popen)|subprocess\.\w+)")
 
 
 def dotted(node: ast.expr, imported: Mapping[str, str]) -> str:
-    """Return the full name of a called expression, such as `torch.save`, with `?` for a part without a name.
-
-    Args:
-        node: The `func` of a call.
-        imported: Full names by the names they were imported as.
+    """Return the full name of the `func` of a call, such as `torch.save`, with `?` for a part without a name.
 
     Example:
         >>> dotted(ast.parse("t.save", mode="eval").body, {"t": "torch"})

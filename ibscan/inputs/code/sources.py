@@ -49,11 +49,7 @@ class Parsed:
 
 
 def files_of(name: str) -> list[tuple[str, Path]]:
-    """Return the user's own files that importing a module runs, packages first, with their modules' names.
-
-    Args:
-        name: Dotted; names after the last module in it are ignored.
-    """
+    """Return the user's own files that importing a dotted name runs, packages first, with their modules' names."""
     found: list[tuple[str, Path]] = []
     parts, search = name.split("."), None
     if parts[0] in sys.stdlib_module_names:

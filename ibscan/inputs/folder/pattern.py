@@ -13,11 +13,7 @@ PLACEHOLDER = re.compile(r"\{(epoch|step|value:[^{}]+)\}")
 
 
 def compiled_pattern(pattern: str, where: str) -> tuple[re.Pattern[str], str | None]:
-    """Turn `epoch-{epoch}.safetensors` into a regular expression, and return the name of the sweep's value.
-
-    Args:
-        pattern: A file name with `{epoch}`, `{step}` or `{value:NAME}`, each at most once.
-        where: The path of the manifest, for messages.
+    """Turn a file name with `{epoch}`, `{step}` or `{value:NAME}`, each at most once, into a regular expression.
 
     Returns:
         The expression (groups `epoch`, `step`, `value`), and NAME or None.

@@ -44,14 +44,7 @@ CONSOLIDATED = re.compile(r"consolidated\.\d+\.(pth|pt|safetensors)$")
 
 
 def refusal(kind: str, path: Path, name: str, size: int) -> str:
-    """Return the message for a file whose content is no checkpoint.
-
-    Args:
-        kind: As `content_kind` returned it.
-        path: The file, for its suffix.
-        name: What to call it in the sentence.
-        size: Its length in bytes.
-    """
+    """Return the message for a file whose content is no checkpoint; `kind` is that of `content_kind`."""
     if kind not in SENTENCES and path.suffix in BY_SUFFIX:
         return f"{name}: {BY_SUFFIX[path.suffix]}"
     if kind in SENTENCES:

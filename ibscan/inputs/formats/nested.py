@@ -85,15 +85,10 @@ def _is_large(value: Any) -> bool:  # noqa: ANN401 - whatever was saved
 
 
 def numbers_beside(tree: Any, key: str, number: Callable[[Any], Number | None]) -> dict[str, Number]:  # noqa: ANN401
-    """Return the epoch and the step that a described object states for the set of tensors under a key.
+    """Return the epoch and the step that a described object states for the set of tensors under a dotted key.
 
     The top level counts first, then the tables that enclose the set, then tables such as `meta` or `timestamp` in
-    these, if they agree.
-
-    Args:
-        tree: The described object.
-        key: The dotted key of the set.
-        number: Converts a value to a number, or None.
+    these, if they agree. `number` converts a value to a number, or None.
     """
     parents = parents_of(tree, key)
     found: dict[str, Number] = {}

@@ -39,14 +39,10 @@ OTHERS: tuple[tuple[int, bytes, str], ...] = (
 
 
 def content_kind(head: bytes) -> str:
-    """Return the kind of a file by its first bytes.
+    """Return the kind of a file by its head: its first kilobyte, or all of it.
 
-    Args:
-        head: The first kilobyte, or the whole of a smaller file.
-
-    Returns:
-        The kind of a checkpoint format (zip, pickle, safetensors), or one of empty, lfs, hdf5, npy, gzip, bzip2, xz,
-        zstd, mat, tar, onnx, idx, text, unknown.
+    This is the kind of a checkpoint format (zip, pickle, safetensors), or one of empty, lfs, hdf5, npy, gzip, bzip2,
+    xz, zstd, mat, tar, onnx, idx, text, unknown.
     """
     if not head:
         return "empty"
@@ -77,12 +73,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def file_format(shot: Snapshot, file: Path, name: str) -> Format:
-    """Return the format of a file by its content, and by its name where the content leaves it open.
-
-    Args:
-        shot: The file; its stream is rewound.
-        file: Its path.
-        name: Its name in messages.
+    """Return the format of a file by its content, and by its name where the content leaves it open; rewind `shot`.
 
     Raises:
         CheckpointError: It is of no format that is read.

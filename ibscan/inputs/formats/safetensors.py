@@ -92,10 +92,9 @@ def read_tensor_header(stream: BinaryIO, size: int, name: str) -> TensorFile:
 def read_tensors(
     stream: BinaryIO, size: int, name: str, wanted: Collection[str] | None = None
 ) -> dict[str, torch.Tensor]:
-    """Read the tensors of a safetensors file, each straight into its own memory: nothing is mapped or held twice.
+    """Read the wanted tensors of a safetensors file (None: all) on the CPU, by name in stored order.
 
-    Returns:
-        The wanted tensors, or all for None, by name in stored order, on the CPU.
+    Each is read straight into its own memory: nothing is mapped or held twice.
 
     Raises:
         CheckpointError: A damaged header, or the file ends too early.

@@ -71,9 +71,6 @@ def _collect(
 def chosen_set(tree: Any, name: str, wanted: Wanted) -> tuple[str, dict[str, Any]]:  # noqa: ANN401
     """Return the key and the tensors of the one set that is the network's state, never guessing between several.
 
-    Returns:
-        The key of the set, and its tensors by stored name.
-
     Raises:
         CheckpointError: No tensors, or several sets and nothing that says which.
     """

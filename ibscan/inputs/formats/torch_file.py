@@ -51,15 +51,7 @@ ENVIRONMENT_LOCK = threading.Lock()
 
 
 def read_archive(shot: Snapshot, name: str, kind: str) -> PickleReading:
-    """Describe the object in a torch file, after every check that is possible without loading it.
-
-    Args:
-        shot: The file.
-        name: What to call it in a message.
-        kind: `zip` or `pickle`, by its first bytes.
-
-    Returns:
-        The reading, with nothing unsafe in it.
+    """Describe the object in a torch file (`kind`: zip or pickle), after all checks possible without loading it.
 
     Raises:
         CheckpointError: Damaged, unsafe, compressed, or no state dict.
@@ -133,13 +125,7 @@ def _check_block(stream: BinaryIO, storage: Storage, size: int, name: str) -> No
 
 
 def stored_element(shot: Snapshot, reading: PickleReading, tensor: StoredTensor) -> int | float | None:
-    """Return the number in a tensor of one element without loading others, or None for bool and complex.
-
-    Args:
-        shot: The file.
-        reading: As `read_archive` returned it.
-        tensor: Of that reading, of one element.
-    """
+    """Return the number in a tensor of one element without loading others, or None for bool and complex."""
     dtype = getattr(torch, tensor.dtype, None) if tensor.kind == "dense" else None
     if tensor.storage is None or not isinstance(dtype, torch.dtype) or dtype is torch.bool or dtype.is_complex:
         return None

@@ -20,10 +20,7 @@ SAVE_AGAIN = "save a single .safetensors file, or torch.save(model.state_dict(),
 
 
 def checked_zip(shot: Snapshot, name: str) -> tuple[bytes, dict[str, int]]:
-    """Check every entry of a zip archive of torch.save, and read its pickle.
-
-    Returns:
-        The bytes of its data.pkl, and the size of every stored block by its key.
+    """Check every entry of a zip archive of torch.save; return its pickle, and the size of every stored block by key.
 
     Raises:
         CheckpointError: Damaged, truncated, compressed, or an archive of another kind.

@@ -67,10 +67,8 @@ def _parsed(items: Sequence[str], option: str, example: str) -> dict[str, Any]:
 def checked_arguments(arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Check the arguments of a probe and return them as a dict.
 
-    Args:
-        arguments: `scale`, `mean`, `std` (a finite number, or a list of them that broadcasts against a row; scale and
-            std above 0), `shape` (a list of positive integers).
-        where: Their source, for messages.
+    `scale`, `mean` and `std` are a finite number, or a list that broadcasts against a row, scale and std above 0;
+    `shape` is a list of positive integers.
 
     Raises:
         UsageError: An unknown key or a value that is not allowed.

@@ -55,11 +55,6 @@ MATLAB = Reader(
 def named_arrays(path: Path, name: str, pick: Pick) -> NamedArrays:
     """Read the arrays of a probe file (`.npz .npy .safetensors .h5 .pt .mat`, by content) that `pick` chooses.
 
-    Args:
-        path: The file.
-        name: Its name in messages.
-        pick: From shapes by name to the names wanted; may raise.
-
     Raises:
         InputError: Damaged, unsafe, of Python objects, too large, or of another kind.
     """

@@ -126,8 +126,7 @@ def _array(reader: Reader, child: Child, key: str, name: str) -> Array:
 def serve(listing_of: Callable[[str | bytes], Listing | None]) -> None:
     """Answer one request on standard input and output, in the child.
 
-    Args:
-        listing_of: Lists a file, given by path or content, or returns None for a result of ibscan.
+    `listing_of` lists a file, given by path or content, or returns None for a result of ibscan.
     """
     source = sys.stdin.buffer
     try:

@@ -77,15 +77,9 @@ def labels_beside(images: Path) -> Path | None:
 
 
 def idx_pair(folder: Path, split: str, name: str) -> tuple[Path, Path | None]:
-    """Return images and labels of one split of an IDX folder.
+    """Return the images file, and the labels file or None, of one split of an IDX folder.
 
-    Args:
-        folder: The folder.
-        split: `train`, `test`, or empty for a folder with only one.
-        name: The folder as the user named it.
-
-    Returns:
-        The images file, and the labels file or None.
+    `split` is `train`, `test`, or empty for a folder with only one.
 
     Raises:
         UsageError: Both splits and none named, or a split that is not there.

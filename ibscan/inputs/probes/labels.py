@@ -17,16 +17,10 @@ NOT_MEASURED = "label quantities are not measured."
 
 
 def class_indices(found: Array, rows: int, source: str) -> tuple[Array | None, tuple[int | str, ...], tuple[str, ...]]:
-    """Return class indices, the sorted label values that they index, and notices.
+    """Return class indices (N,) int64, the sorted label values that they index, and notices.
 
-    Args:
-        found: Labels as stored: (N,), (N, 1) or (1, N) of integers, integral floats or strings, or one-hot (N, K).
-            Any integers are classes, however many different ones there are.
-        rows: N.
-        source: The probe as the user named it, for a message.
-
-    Returns:
-        Indices (N,) int64 and the labels, or None and an empty tuple for labels that are no classes, with a notice.
+    Labels are (N,), (N, 1) or (1, N) integers, integral floats or strings, or one-hot (N, K), of `rows` = N rows; any
+    integers are classes, however many different ones there are. For labels that are no classes the indices are None.
 
     Raises:
         InputError: Their length is not N, or some are missing: NaN, infinite, None, an empty string.
@@ -70,12 +64,7 @@ def class_indices(found: Array, rows: int, source: str) -> tuple[Array | None, t
 
 
 def check_missing(y: Array, source: str, lines: Sequence[int] = ()) -> None:
-    """Refuse missing labels, naming their rows.
-
-    Args:
-        y: Labels, one a row.
-        source: Their source, for messages.
-        lines: The line of each row in a text file.
+    """Refuse missing labels, naming their rows, and their lines in a text file.
 
     Raises:
         InputError: Some are missing.

@@ -38,8 +38,7 @@ def split_spec(spec: str) -> tuple[str, str]:
 def wanted_keys(selection: str, file: str) -> dict[str, str]:
     """Parse `x=KEY,y=KEY` of the probe `file` into keys by role; an empty key means no such array.
 
-    Returns:
-        The keys of x and y where stated, and an empty key by the name of each array to leave out (`attention_mask=`).
+    Arrays to leave out (`attention_mask=`) have an empty key too.
 
     Raises:
         UsageError: It has another form.

@@ -48,14 +48,9 @@ class Table:
 def read_table(path: Path, name: str, wanted: Mapping[str, str]) -> Table:
     """Read a table of comma, semicolon or tab separated values.
 
-    The first line is a header unless it holds numbers. The column of labels is the one picked, or the one with a usual
-    name (`y`, `label`, ...); all other columns are x. Without a header, columns are counted from 0, and there are
-    labels only if picked.
-
-    Args:
-        path: The file.
-        name: Its name in messages.
-        wanted: The columns that the user picked by `x` and `y`; an empty `y` takes no labels.
+    The first line is a header unless it holds numbers. The column of labels is `wanted` as y, or the one with a usual
+    name (`y`, `label`, ...); an empty y means no labels. All other columns are x, unless one is wanted. Without a
+    header, columns are counted from 0, and there are labels only if wanted.
 
     Raises:
         InputError: Lines of unequal length, cells that are no numbers, missing labels, or more than is read.

@@ -161,10 +161,7 @@ def _refuse_dtype(stored: str, dtype: str, name: str) -> None:
 
 
 def load_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """Load the tensors of a checkpoint on the CPU, in their stored dtype, under the names the checkpoint lists.
-
-    Returns:
-        Name to tensor, in the checkpoint's order.
+    """Load the tensors of a checkpoint on the CPU, in their stored dtype, in the order and under the names it lists.
 
     Raises:
         CheckpointError: The file is gone, changed since it was listed (after one more try), or does not load.

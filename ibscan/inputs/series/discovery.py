@@ -71,14 +71,9 @@ def _listing(folder: Path, name: str) -> list[Path]:
 def found_in_folder(folder: Path, exclude: Sequence[Path], matches: Callable[[str], bool] | None = None) -> Found:
     """Sort the entries of a run folder: its files, and one level of folders that are one checkpoint each.
 
-    Args:
-        folder: The folder.
-        exclude: Paths that are never checkpoints (the probe in use, the output).
-        matches: Whether the series' pattern matches a name such as `kl=0.1/last.ckpt`, so that a folder of several
-            checkpoints counts with these.
-
-    Returns:
-        The sorted entries; only first bytes of regular files, and indexes of shards, were read.
+    Only first bytes of regular files, and indexes of shards, are read. Paths in `exclude` (the probe in use, the
+    output) are no checkpoints. A folder of several checkpoints counts with those whose name, such as
+    `kl=0.1/last.ckpt`, `matches`.
 
     Raises:
         InputError: The folder cannot be listed.

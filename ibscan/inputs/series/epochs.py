@@ -33,9 +33,6 @@ def select_epochs(series: Series, spec: str, *, partial: bool = False) -> Series
             value where it is left out), `1,10,100`, `last`, or `log:50` (about 50, log-spaced, first and last kept).
         partial: Whether a listed number that no checkpoint has yet gives a notice instead of an error.
 
-    Returns:
-        The series with fewer checkpoints.
-
     Raises:
         UsageError: The selection cannot be read.
         NothingMatched: It matches no checkpoint, or lists a number that none has; the nearest is named.

@@ -47,9 +47,7 @@ class Manifest:
 def read_manifest(folder: Path, *, trust: bool) -> Manifest | None:
     """Read `ibscan.toml` of a run folder, or return None without one.
 
-    Args:
-        folder: The folder of the checkpoints.
-        trust: Whether a probe outside the folder, or one that is code, is allowed (`--trust`).
+    With `trust` (`--trust`), a probe may be code, or lie outside the folder.
 
     Raises:
         UsageError: Unknown key, wrong type, broken TOML.

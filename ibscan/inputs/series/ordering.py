@@ -25,12 +25,7 @@ def axis_number(axis: str) -> Callable[[Checkpoint], float | None]:
 def ordered(
     checkpoints: Sequence[Checkpoint], stated: str | None, where: str
 ) -> tuple[str, list[Checkpoint], list[str]]:
-    """Choose the axis of a series and put its checkpoints in order.
-
-    Args:
-        checkpoints: In any order, at least one.
-        stated: The axis that the manifest names, or None.
-        where: The file name of the manifest.
+    """Choose the axis of a series, `stated` by the manifest `where` or None, and put its checkpoints in order.
 
     Returns:
         The axis, the ordered checkpoints, and notices on those left out or ordered by name.

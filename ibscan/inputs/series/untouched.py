@@ -117,12 +117,8 @@ def _changes(
 ) -> dict[str, list[str]]:
     """Return the names of files changed, deleted and added, where this process may have done it.
 
-    Args:
-        before: Stamps before the code ran.
-        after: Stamps now.
-        bytes_written: By this process since then, None if unknown.
-        growing: Ignore files that come and go.
-        logged: Files that this process opened for writing, moved or deleted, if only these and the bytes written count.
+    `bytes_written` is None if unknown. If `logged` is given (files that this process opened for writing, moved or
+    deleted), only these and the bytes written count.
     """
 
     def is_ours(path: Path, was: _Stamp, now: _Stamp) -> bool:

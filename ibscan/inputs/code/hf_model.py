@@ -141,11 +141,7 @@ class _Masked(TorchFunctionMode):
         self.mask = mask
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:  # noqa: ANN401 - as torch has it
         if self.mask is not None and func is torch.Tensor.all and len(args) == 1 and args[0].shape == self.mask.shape:
             return torch.zeros((), dtype=torch.bool, device=self.mask.device)

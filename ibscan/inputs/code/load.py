@@ -11,7 +11,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +20,7 @@ from typing import Any
 from ibscan.core.boundary import foreign, is_installed
 from ibscan.core.text import near_names
 from ibscan.errors import CheckpointError, InputError, UsageError
-from ibscan.inputs.code.scripts import SideEffect, call_effect, import_effect
+from ibscan.inputs.code.scripts import call_effect, import_effect
 from ibscan.inputs.code.sources import files_of
 from ibscan.inputs.files import exists, regular_stat, unreadable
 
@@ -193,7 +193,11 @@ def _module_name(path: Path, source: bytes) -> str:
     return f"{PREFIX}{path.stem}_{hashlib.sha256(place + bytes(1) + source).hexdigest()[:12]}"
 
 
-def _refuse_effect(effect: SideEffect | None, where: str, when: str) -> None:
+def _refuse_side_effects(files: Sequence[tuple[str, Path]], name: str, check: str, where: str) -> None:
+    """Refuse files whose import, or whose callable `check` of the module `name`, would train or write files."""
+    effect, when = import_effect(files), "when it is imported"
+    if effect is None and files and files[-1][0] == name:
+        effect, when = call_effect(*files[-1], check), "when it is called"
     if effect is not None:
         raise InputError(
             f"{where}: {effect.file.name}, line {effect.line}, calls {effect.text} {when}: that trains or writes "
@@ -207,9 +211,7 @@ def _imported_module(name: str, where: str, check: str | None) -> ModuleType:
     files = files_of(name)
     own = files[-1][1] if files and files[-1][0] == name else None
     if check is not None:
-        _refuse_effect(import_effect(files), where, "when it is imported")
-        if own is not None:
-            _refuse_effect(call_effect(name, own, check), where, "when it is called")
+        _refuse_side_effects(files, name, check, where)
     if own is not None:
         with contextlib.suppress(OSError, KeyError):
             sys.modules.setdefault(name, sys.modules[_module_name(own, own.read_bytes())])
@@ -237,8 +239,7 @@ def _loaded_file(path: Path, where: str, check: str | None) -> ModuleType:
     name = _module_name(path, source)
     if check is not None:
         importlib.invalidate_caches()
-        _refuse_effect(import_effect([(name, path.absolute())]), where, "when it is imported")
-        _refuse_effect(call_effect(name, path.absolute(), check), where, "when it is called")
+        _refuse_side_effects([(name, path.absolute())], name, check, where)
     if name in sys.modules:
         return sys.modules[name]
     with foreign(f"{where}:", "loading it raised"):

@@ -78,23 +78,21 @@ def chosen_set(tree: Any, name: str, wanted: Wanted) -> tuple[str, dict[str, Any
     if wanted.state_key is not None:
         return _set_by_key({**sets, **nested_sets(tree)}, wanted.state_key, name)
     states = {key: tensors for key, tensors in sets.items() if _is_state(tensors)}
-    averaged = [key for key in states if key and any(part in AVERAGED for part in key.split("."))]
-    raw = [key for key in states if key and all(part in RAW for part in key.split("."))]
+    averaged = [key for key in states if _is_averaged(key)]
+    raw = [key for key in states if all(part in RAW for part in key.split("."))]
     if not raw and "" in states:
         raw = [""]
     if not raw and averaged:
         # Raw weights under an unusual key have the tensor names of the averaged ones.
         stripped = _stripped(states[averaged[0]])
         raw = [key for key in states if key not in averaged and _stripped(states[key]) == stripped]
-    if weights is None and raw and averaged:
-        raise CheckpointError(_raw_and_averaged(name, raw, averaged))
+    found = _of_weights(weights, raw, averaged, name)
     unnamed = _unnamed_averages(tree)
     if unnamed and not averaged and weights != "raw":
         raise CheckpointError(
             f"{name}: holds averaged weights as a list without names ({unnamed}), which cannot be told apart; take the "
             "raw ones with --weights raw."
         )
-    found = averaged if weights == "ema" else raw if weights == "raw" else raw or averaged
     if not found:
         sets = {**sets, **nested_sets(tree)}
         found = _nested_states(sets, weights, name)
@@ -139,21 +137,25 @@ def _nested_states(sets: Mapping[str, dict[str, Any]], weights: str | None, name
         if id(tensors) not in weighted:
             weighted[id(tensors)] = any(name.endswith("weight") for name in tensors)
     states = [key for key, tensors in sets.items() if key and weighted[id(tensors)]]
-    averaged = [key for key in states if any(part in AVERAGED for part in key.split("."))]
-    raw = [key for key in states if key not in averaged]
-    if weights is None and raw and averaged:
-        raise CheckpointError(_raw_and_averaged(name, raw, averaged))
-    found = averaged if weights == "ema" else raw if weights == "raw" else raw or averaged
+    averaged = [key for key in states if _is_averaged(key)]
+    found = _of_weights(weights, [key for key in states if not _is_averaged(key)], averaged, name)
     usual = [key for key in found if key.rpartition(".")[2] in RAW + AVERAGED]
     # Ask about a single set at the top level: its name (`generator`) may mean one of several networks.
     return usual or ([] if len(found) == 1 and "." not in found[0] else found)
 
 
-def _raw_and_averaged(name: str, raw: Sequence[str], averaged: Sequence[str]) -> str:
-    return (
-        f"{name}: holds raw weights ({_listed(raw)}) beside averaged ones ({_listed(averaged)}); say which with "
-        "--weights raw or --weights ema."
-    )
+def _is_averaged(key: str) -> bool:
+    return any(part in AVERAGED for part in key.split("."))
+
+
+def _of_weights(weights: str | None, raw: list[str], averaged: list[str], name: str) -> list[str]:
+    """Return the keys of the raw or the averaged sets, as `--weights` says or as there are only such."""
+    if weights is None and raw and averaged:
+        raise CheckpointError(
+            f"{name}: holds raw weights ({_listed(raw)}) beside averaged ones ({_listed(averaged)}); say which with "
+            "--weights raw or --weights ema."
+        )
+    return averaged if weights == "ema" else raw if weights == "raw" else raw or averaged
 
 
 def _set_by_key(sets: Mapping[str, dict[str, Any]], state_key: str, name: str) -> tuple[str, dict[str, Any]]:

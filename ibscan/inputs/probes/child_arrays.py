@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from ibscan.core.text import first_line
 from ibscan.errors import InputError
 from ibscan.inputs.files import Snapshot
 from ibscan.inputs.probes.named_arrays import MAX_ARRAY_BYTES, NamedArrays, Pick, check_size
+from ibscan.inputs.probes.naming import Shapes
 
 __all__ = ["Listing", "Reader", "UnreadableArray", "arrays_by_child", "child_reading", "extend_limits", "serve"]
 
@@ -46,7 +47,7 @@ class Reader:
 class Listing:
     """The shapes of a file's arrays by name, and the function that reads one, in the child."""
 
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: Shapes
     read: Callable[[str], Array]
 
 

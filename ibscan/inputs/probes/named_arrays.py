@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ibscan.core.records import Array
 from ibscan.errors import InputError
+from ibscan.inputs.probes.naming import Shapes
 
 __all__ = ["MAX_ARRAY_BYTES", "NamedArrays", "Pick", "check_size"]
 
@@ -18,11 +19,11 @@ MAX_ARRAY_BYTES = 4 << 30
 class NamedArrays:
     """Shapes by name, and the arrays that were picked from them."""
 
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: Shapes
     picked: Mapping[str, Array]
 
 
-Pick = Callable[[Mapping[str, tuple[int, ...]]], Sequence[str]]
+Pick = Callable[[Shapes], Sequence[str]]
 
 
 def check_size(shape: Sequence[int], itemsize: int, key: str, name: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import TypeAlias
 
-__all__ = ["argument_of", "fits", "pairs", "role_of"]
+__all__ = ["Shapes", "argument_of", "fits", "pairs", "role_of"]
 
 INPUT_WORDS = {"x", "xs", "input", "inputs", "image", "images", "img", "imgs", "data", "pixels"}
 INPUT_WORDS |= {"feature", "features", "feats", "sample", "samples"}
@@ -17,6 +18,7 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "va"), "val"),
     **dict.fromkeys(("dev", "eval", "holdout"), ""),
 }
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 TOKEN = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_A-Za-z]+")
 
 
@@ -69,7 +71,7 @@ def fits(inputs: tuple[int, ...], labels: tuple[int, ...]) -> bool:
     return labels[0] == inputs[0] or labels == (1, inputs[0])
 
 
-def pairs(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, str]]:
+def pairs(shapes: Shapes) -> Iterator[tuple[str, str]]:
     """Yield arrays named like inputs, each with the labels of the same split that have as many rows."""
     roles = {key: role_of(key) for key in shapes}
     for key, (role, rest) in roles.items():

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ibscan.core.text import listed
 from ibscan.errors import UsageError
 from ibscan.inputs.files import exists
-from ibscan.inputs.probes.naming import fits, pairs, role_of
+from ibscan.inputs.probes.naming import Shapes, fits, pairs, role_of
 
 __all__ = ["INPUTS", "LABELS", "chosen_keys", "left_out", "split_spec", "wanted_keys"]
 
@@ -60,7 +60,7 @@ def left_out(wanted: Mapping[str, str]) -> set[str]:
     return set(wanted) - {"x", "y"}
 
 
-def chosen_keys(shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, str], file: str) -> tuple[str, str | None]:
+def chosen_keys(shapes: Shapes, wanted: Mapping[str, str], file: str) -> tuple[str, str | None]:
     """Return the keys of the inputs and of their labels or None, refusing to guess between several.
 
     Keys may be paths (`train/x`): usual names count in a group if no array outside of groups has one, and labels are
@@ -92,7 +92,7 @@ def chosen_keys(shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, str]
     return inputs, labels[0] if labels else None
 
 
-def _possible_inputs(free: Mapping[str, tuple[int, ...]]) -> list[str]:
+def _possible_inputs(free: Shapes) -> list[str]:
     """Return the keys that may be x: by name, by a part of the name, or because no other fits."""
     unlabelled = [key for key in free if _last(key) not in LABELS]
     return (
@@ -121,12 +121,7 @@ def _last(key: str) -> str:
 
 
 def _ambiguous(
-    role: str,
-    found: Sequence[str],
-    inputs: str | None,
-    wanted: Mapping[str, str],
-    shapes: Mapping[str, tuple[int, ...]],
-    file: str,
+    role: str, found: Sequence[str], inputs: str | None, wanted: Mapping[str, str], shapes: Shapes, file: str
 ) -> UsageError:
     """Return the error that lists the arrays and suggests specs that would be accepted."""
     suggested: list[str] = []
@@ -141,10 +136,7 @@ def _ambiguous(
 
 
 def _suggestions(
-    found: Sequence[str],
-    inputs: str | None,
-    wanted: Mapping[str, str],
-    shapes: Mapping[str, tuple[int, ...]],
+    found: Sequence[str], inputs: str | None, wanted: Mapping[str, str], shapes: Shapes
 ) -> Iterator[tuple[str, str]]:
     """Yield possible pairs of inputs and labels; an empty key means no labels."""
     if inputs is not None:
@@ -167,5 +159,5 @@ def _suggestions(
         yield from ((key, other) for other in labels or [""])
 
 
-def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _listed(shapes: Shapes) -> str:
     return listed([f"{key} {shape}" for key, shape in shapes.items()], MOST_LISTED)

@@ -22,7 +22,7 @@ from ibscan.inputs.probes.callable_probe import probe_from_code
 from ibscan.inputs.probes.hdf5 import is_result
 from ibscan.inputs.probes.idx import idx_pair, labels_beside, read_idx
 from ibscan.inputs.probes.labels import class_indices
-from ibscan.inputs.probes.naming import argument_of, role_of
+from ibscan.inputs.probes.naming import Shapes, argument_of, role_of
 from ibscan.inputs.probes.probe_keys import chosen_keys, left_out, split_spec, wanted_keys
 from ibscan.inputs.probes.text_tables import SUFFIXES as TABLES
 from ibscan.inputs.probes.text_tables import read_table
@@ -142,7 +142,7 @@ def _from_file(file: str, selection: str) -> _Arrays:
         return _Arrays(table.x, table.y, (*table.notices, *unused))
     picked: list[str | None] = []
 
-    def pick(shapes: Mapping[str, tuple[int, ...]]) -> Sequence[str]:
+    def pick(shapes: Shapes) -> Sequence[str]:
         picked.extend(chosen_keys(shapes, wanted, file))
         return list(dict.fromkeys(key for key in picked if key is not None))
 
@@ -160,11 +160,7 @@ def _from_file(file: str, selection: str) -> _Arrays:
 
 
 def _beside(
-    shapes: Mapping[str, tuple[int, ...]],
-    wanted: Mapping[str, str],
-    picked: tuple[str, str | None],
-    file: str,
-    read: Callable[[str], Array],
+    shapes: Shapes, wanted: Mapping[str, str], picked: tuple[str, str | None], file: str, read: Callable[[str], Array]
 ) -> Beside | None:
     """Return the arrays that are neither x nor y nor left out by the user."""
     excluded = left_out(wanted) | {str(key) for key in picked}

@@ -19,14 +19,7 @@ ADAPTER = re.compile(
     r"fourierft_\w+|prompt_embeddings?|prompt_encoder|prefix_encoder|adaption_prompt|trainable_tokens_delta|"
     r"adapters?[._](?:\w+[._])*(?:down|up)\w*)(?:[._]|$)"
 )
-BASES = (
-    "weight",
-    "base_layer.weight",
-    "linear.weight",
-    "original.weight",
-    "original_module.weight",
-    "base.weight",
-)
+BASES = ("weight", "base_layer.weight", "linear.weight", "original.weight", "original_module.weight", "base.weight")
 
 
 def adapters_sentence(checkpoint: Checkpoint) -> str:

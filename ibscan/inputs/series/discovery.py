@@ -16,15 +16,7 @@ from ibscan.inputs.folder.unsupported import folder_kind
 from ibscan.inputs.formats.recognise import is_claimed, is_conventional, is_recognised, usual_suffixes
 from ibscan.inputs.probes.hdf5 import is_result
 
-__all__ = [
-    "BESIDE",
-    "TEMPORARY",
-    "TRAINER",
-    "Candidate",
-    "Found",
-    "found_in_folder",
-    "weights_file",
-]
+__all__ = ["BESIDE", "TEMPORARY", "TRAINER", "Candidate", "Found", "found_in_folder", "weights_file"]
 
 TEMPORARY = re.compile(r"(\.tmp$|^tmp-|\.part$|\.incomplete$)", re.IGNORECASE)
 # Other files that trainers save beside the weights: never opened.

@@ -158,8 +158,7 @@ def _same_numbers(copy: Checkpoint, others: Sequence[Checkpoint]) -> Checkpoint 
     except CheckpointError:
         return None
     return next(
-        (one for one, core in alike if _has_tensors(one, {core[k]: mine[name] for k, name in names.items()})),
-        None,
+        (one for one, core in alike if _has_tensors(one, {core[k]: mine[name] for k, name in names.items()})), None
     )
 
 

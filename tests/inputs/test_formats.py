@@ -1,4 +1,4 @@
-"""A checkpoint format is one object in FORMATS: what the commands do with one that they never heard of."""
+"""A checkpoint format is one object in FORMATS: a new one works in all commands."""
 
 import dataclasses
 import io
@@ -65,7 +65,7 @@ def with_toys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("with_toys")
-def test_one_object_in_formats_is_all_that_a_format_takes(command: Run, tmp_path: Path) -> None:
+def test_one_object_in_formats_adds_a_format(command: Run, tmp_path: Path) -> None:
     toys, known = tmp_path / "toys", tmp_path / "known"
     for folder in (toys, known):
         folder.mkdir()
@@ -109,7 +109,7 @@ def test_messages_and_names_come_from_the_declarations() -> None:
     assert content_kind(MAGIC) == "toy"
 
 
-def test_kinds_and_names_of_formats_are_their_own() -> None:
+def test_kinds_and_names_of_formats_are_unique() -> None:
     for names in (("kind",), ("name",)):
         stated = [getattr(one, key) for one in formats.FORMATS for key in names]
         assert len(set(stated)) == len(stated)

@@ -116,10 +116,6 @@ def _put(machine: _Machine, key: int) -> None:
     machine.memo[key] = machine.stack[-1]
 
 
-def _get(machine: _Machine, key: int) -> None:
-    machine.stack.append(machine.memo[key])
-
-
 def _extension(machine: _Machine, code: int) -> None:
     machine.unsafe[f"extension {code}"] = None
     machine.stack.append(Called("extension", ()))
@@ -133,52 +129,24 @@ def _short_tuple(machine: _Machine, count: int) -> None:
 
 def _dict(machine: _Machine, _: object) -> None:
     items = machine.popped_to_mark()
-    table: dict[Any, Any] = {}
-    _update(table, items)
-    machine.stack.append(table)
+    machine.stack.append({})
+    _update(machine, items)
 
 
-def _append(machine: _Machine, _: object) -> None:
-    item = machine.stack.pop()
-    _extend(machine.stack[-1], [item])
-
-
-def _appends(machine: _Machine, _: object) -> None:
-    items = machine.popped_to_mark()
-    _extend(machine.stack[-1], items)
-
-
-def _set_item(machine: _Machine, _: object) -> None:
-    value, key = machine.stack.pop(), machine.stack.pop()
-    _update(machine.stack[-1], [key, value])
-
-
-def _set_items(machine: _Machine, _: object) -> None:
-    items = machine.popped_to_mark()
-    _update(machine.stack[-1], items)
-
-
-def _extend(target: Any, items: list[Any]) -> None:  # noqa: ANN401 - whatever the pickle put there
+def _extend(machine: _Machine, items: list[Any]) -> None:
+    target = machine.stack[-1]
     if isinstance(target, list):
         target.extend(items)
 
 
-def _update(target: Any, items: list[Any]) -> None:  # noqa: ANN401 - whatever the pickle put there
+def _update(machine: _Machine, items: list[Any]) -> None:
+    target = machine.stack[-1]
     for key in items[::2]:
         # Hashing a deeply nested tuple overflows the C stack, which ends the process.
         if isinstance(key, tuple) and any(isinstance(part, tuple) for part in key):
             raise BrokenPickle("the pickle uses nested tuples as keys, which no state dict needs")
     if isinstance(target, dict):
         target.update(zip(items[::2], items[1::2], strict=True))
-
-
-def _global(machine: _Machine, argument: str) -> None:
-    machine.stack.append(_imported(machine, *argument.split(" ", 1)))
-
-
-def _stack_global(machine: _Machine, _: object) -> None:
-    name, module = machine.stack.pop(), machine.stack.pop()
-    machine.stack.append(_imported(machine, module, name))
 
 
 def _instance(machine: _Machine, argument: str) -> None:
@@ -226,7 +194,7 @@ OPCODES: dict[str, Callable[[_Machine, Any], object]] = {
     "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _put),
     "MEMOIZE": lambda machine, _: _put(machine, len(machine.memo)),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _get),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda machine, key: machine.stack.append(machine.memo[key])),
     **dict.fromkeys(("EXT1", "EXT2", "EXT4"), _extension),
     "TUPLE1": lambda machine, _: _short_tuple(machine, 1),
     "TUPLE2": lambda machine, _: _short_tuple(machine, 2),
@@ -234,12 +202,14 @@ OPCODES: dict[str, Callable[[_Machine, Any], object]] = {
     "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.popped_to_mark())),
     **dict.fromkeys(("LIST", "FROZENSET"), lambda machine, _: machine.stack.append(machine.popped_to_mark())),
     "DICT": _dict,
-    "APPEND": _append,
-    **dict.fromkeys(("APPENDS", "ADDITEMS"), _appends),
-    "SETITEM": _set_item,
-    "SETITEMS": _set_items,
-    "GLOBAL": _global,
-    "STACK_GLOBAL": _stack_global,
+    "APPEND": lambda machine, _: _extend(machine, [machine.stack.pop()]),
+    **dict.fromkeys(("APPENDS", "ADDITEMS"), lambda machine, _: _extend(machine, machine.popped_to_mark())),
+    "SETITEM": lambda machine, _: _update(machine, [machine.stack.pop(), machine.stack.pop()][::-1]),
+    "SETITEMS": lambda machine, _: _update(machine, machine.popped_to_mark()),
+    "GLOBAL": lambda machine, path: machine.stack.append(_imported(machine, *path.split(" ", 1))),
+    "STACK_GLOBAL": lambda machine, _: machine.stack.append(
+        _imported(machine, *[machine.stack.pop(), machine.stack.pop()][::-1])
+    ),
     "INST": _instance,
     "OBJ": _object,
     **dict.fromkeys(("REDUCE", "NEWOBJ"), _reduce),

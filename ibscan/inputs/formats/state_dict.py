@@ -149,7 +149,7 @@ def _is_averaged(key: str) -> bool:
 
 
 def _of_weights(weights: str | None, raw: list[str], averaged: list[str], name: str) -> list[str]:
-    """Return the keys of the raw or the averaged sets, as `--weights` says or as there are only such."""
+    """Return the keys of the averaged or the raw sets: the kind of `--weights`, else the only kind there is."""
     if weights is None and raw and averaged:
         raise CheckpointError(
             f"{name}: holds raw weights ({_listed(raw)}) beside averaged ones ({_listed(averaged)}); say which with "

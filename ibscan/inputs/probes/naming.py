@@ -1,4 +1,4 @@
-"""Tell inputs, labels and splits (train, test, ...) apart by the names of arrays."""
+"""Recognise inputs, labels and splits (train, test, ...) by the names of arrays."""
 
 from __future__ import annotations
 

@@ -85,7 +85,8 @@ def read_probe(spec: str, arguments: Mapping[str, Any], *, run_script: bool = Fa
         if is_code(file):
             raw = _from_code(file, selection, run_script=run_script)
         elif exists(file) and Path(file).is_dir():
-            raw = _from_folder(file, selection)
+            images, beside = idx_pair(Path(file), selection, file)
+            raw = _Arrays(read_idx(images, str(images)), read_idx(beside, str(beside)) if beside else None)
         else:
             raw = _from_file(file, selection)
     except CheckpointError as error:
@@ -112,11 +113,6 @@ def _from_code(spec: str, selection: str, *, run_script: bool) -> _Arrays:
     found = probe_from_code(spec, selection, run_script=run_script)
     beside = _beside(found.shapes, wanted_keys(selection, spec), (found.inputs, found.labels), spec, found.read)
     return _Arrays(found.x, found.y, beside=beside)
-
-
-def _from_folder(folder: str, split: str) -> _Arrays:
-    images, labels = idx_pair(Path(folder), split, folder)
-    return _Arrays(read_idx(images, str(images)), read_idx(labels, str(labels)) if labels else None)
 
 
 def _from_file(file: str, selection: str) -> _Arrays:

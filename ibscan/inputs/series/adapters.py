@@ -24,7 +24,7 @@ BASES = ("weight", "base_layer.weight", "linear.weight", "original.weight", "ori
 
 def adapters_sentence(checkpoint: Checkpoint) -> str:
     """Return the message that refuses a checkpoint with adapters, or the empty string for one without."""
-    name = _first_adapter(checkpoint)
+    name = next((key for key in checkpoint.tensors if ADAPTER.search(key)), "")
     alone = adapters_alone(checkpoint)
     if not name and not alone:
         return ""
@@ -50,10 +50,6 @@ def adapters_alone(checkpoint: Checkpoint) -> bool:
     targets = _targets(checkpoint)
     # A merged model may keep the config of its adapters.
     return bool(targets) and not any(key.endswith(f"{target}.weight") for key in keys for target in targets)
-
-
-def _first_adapter(checkpoint: Checkpoint) -> str:
-    return next((key for key in checkpoint.tensors if ADAPTER.search(key)), "")
 
 
 def _targets(checkpoint: Checkpoint) -> list[str]:

@@ -36,11 +36,8 @@ def ordered(
     checkpoints = _without_sizes(sorted(checkpoints, key=lambda one: by_name(one.name)))
     axis = _inferred_axis(checkpoints) if stated is None else stated
     if axis == "index":
-        return (
-            axis,
-            [one if is_numbered(one) else _unplaced(one) for one in checkpoints],
-            _order_by_name_notice(checkpoints),
-        )
+        in_order = [one if is_numbered(one) else dataclasses.replace(one, step_source="order") for one in checkpoints]
+        return axis, in_order, _order_by_name_notice(checkpoints)
     key = axis_number(axis)
     kept = [one for one in checkpoints if key(one) is not None]
     if not kept:
@@ -94,10 +91,6 @@ def _at_zero(one: Checkpoint, axis: str, others: Sequence[Checkpoint]) -> Checkp
     epoch = axis == "epoch" or all(other.epoch is not None for other in others)
     step = axis == "step" or all(other.step is not None for other in others)
     return dataclasses.replace(one, epoch=0.0 if epoch else one.epoch, step=0 if step else one.step, step_source="name")
-
-
-def _unplaced(one: Checkpoint) -> Checkpoint:
-    return dataclasses.replace(one, step_source="order")
 
 
 def _without_sizes(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:

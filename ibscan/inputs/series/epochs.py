@@ -19,8 +19,7 @@ NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 
 def axis_values(series: Series) -> list[float]:
     """Return the number of each checkpoint on the series' axis, or its index where it has none."""
-    number_of = axis_number(series.axis)
-    numbers = [None if series.axis == "index" else number_of(one) for one in series.checkpoints]
+    numbers = [None if series.axis == "index" else axis_number(one, series.axis) for one in series.checkpoints]
     return [float(index if number is None else number) for index, number in enumerate(numbers)]
 
 

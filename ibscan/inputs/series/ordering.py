@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ibscan.core.records import Checkpoint
 from ibscan.core.text import by_name, is_initial, listed
@@ -17,9 +17,9 @@ __all__ = ["axis_number", "ordered", "refuse_repeated"]
 AXES = ("epoch", "step")
 
 
-def axis_number(axis: str) -> Callable[[Checkpoint], float | None]:
-    """Return the function from a checkpoint to its number on an axis: epoch, step, or else the sweep's value."""
-    return lambda one: {"epoch": one.epoch, "step": one.step}.get(axis, one.value)
+def axis_number(one: Checkpoint, axis: str) -> float | None:
+    """Return the number of a checkpoint on an axis: epoch, step, or else the sweep's value."""
+    return {"epoch": one.epoch, "step": one.step}.get(axis, one.value)
 
 
 def ordered(
@@ -38,16 +38,15 @@ def ordered(
     if axis == "index":
         in_order = [one if is_numbered(one) else dataclasses.replace(one, step_source="order") for one in checkpoints]
         return axis, in_order, _order_by_name_notice(checkpoints)
-    key = axis_number(axis)
-    kept = [one for one in checkpoints if key(one) is not None]
+    kept = [one for one in checkpoints if axis_number(one, axis) is not None]
     if not kept:
         raise InputError(
             f"{checkpoints[0].name}: {where} names the axis {axis!r}, but no checkpoint states such a number; add "
             f"{{{axis if axis in AXES else 'value:' + axis}}} to the pattern under [series], or name another axis."
         )
     notices, dropped = [], []
-    for one in (one for one in checkpoints if key(one) is None):
-        zero = next((other.name for other in kept if key(other) == 0), None)
+    for one in (one for one in checkpoints if axis_number(one, axis) is None):
+        zero = next((other.name for other in kept if axis_number(other, axis) == 0), None)
         if is_initial(one.name) and axis in AXES and zero is None:
             kept.append(_at_zero(one, axis, kept))
             notices.append(f"{one.name}: is taken for the start, {axis} 0, as its name says.")
@@ -60,11 +59,11 @@ def ordered(
             f"{listed(dropped, 3)}: states no {axis}, which the others are ordered by, so it was left out; give it one "
             "in its name, or by a pattern under [series] in ibscan.toml."
         )
-    return axis, sorted(kept, key=lambda one: key(one) or 0), notices
+    return axis, sorted(kept, key=lambda one: axis_number(one, axis) or 0), notices
 
 
 def _inferred_axis(checkpoints: Sequence[Checkpoint]) -> str:
-    numbers = {name: [axis_number(name)(one) for one in checkpoints] for name in (*AXES, "value")}
+    numbers = {name: [axis_number(one, name) for one in checkpoints] for name in (*AXES, "value")}
     known = [name for name, found in numbers.items() if None not in found]
     distinct = [name for name in known if len(set(numbers[name])) == len(numbers[name])]
     # Several saves within one epoch differ in their steps; runs of a sweep may all end at the same epoch.
@@ -75,15 +74,12 @@ def _inferred_axis(checkpoints: Sequence[Checkpoint]) -> str:
     # A few checkpoints without a number do not spoil the axis of the others.
     counts = {name: sum(number is not None for number in found) for name, found in numbers.items()}
     most = max(counts, key=lambda name: counts[name])
-    numbered = [one for one in checkpoints if axis_number(most)(one) is not None]
+    numbered = [one for one in checkpoints if axis_number(one, most) is not None]
     rest = sum(not is_numbered(one) and not is_initial(one.name) for one in checkpoints)
     elsewhere = sum(is_numbered(one) for one in checkpoints) - len(numbered)
     # Nor does a single one, however few the others are.
-    return (
-        _inferred_axis(numbered)
-        if numbered and (rest == 1 or len(numbered) > rest) and len(numbered) > elsewhere
-        else "index"
-    )
+    enough = (rest == 1 or len(numbered) > rest) and len(numbered) > elsewhere
+    return _inferred_axis(numbered) if numbered and enough else "index"
 
 
 def _at_zero(one: Checkpoint, axis: str, others: Sequence[Checkpoint]) -> Checkpoint:
@@ -125,11 +121,10 @@ def refuse_repeated(checkpoints: Sequence[Checkpoint], axis: str) -> None:
     """
     if axis == "index":
         return
-    key = axis_number(axis)
-    counts = Counter(key(one) for one in checkpoints)
+    counts = Counter(axis_number(one, axis) for one in checkpoints)
     for number, count in counts.items():
         if count > 1:
-            names = [one.name for one in checkpoints if key(one) == number]
+            names = [one.name for one in checkpoints if axis_number(one, axis) == number]
             raise InputError(
                 f"{', '.join(names[:3])}: {axis} {number:g} occurs {count} times; a series has each once. "
                 "Move one away, or tell them apart with a pattern under [series] in ibscan.toml."

@@ -206,11 +206,9 @@ def _attempt(path: Path, name: str, whole: int, known: tuple[tuple[int, ...], st
         if special_kind(before.st_mode):
             regular_stat(path, name)
         stream = path.open("rb")
-    except FileNotFoundError as error:
-        if not last:
-            return None
-        raise CheckpointError(unreadable(path, name, error)) from None
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not last:
+            return None
         raise CheckpointError(unreadable(path, name, error)) from None
     try:
         held = os.fstat(stream.fileno())
@@ -220,11 +218,10 @@ def _attempt(path: Path, name: str, whole: int, known: tuple[tuple[int, ...], st
         # Without a stamp a later change might go unseen: read the file whole.
         shot = _hashed(stream, before.st_size, whole if stamp else SMALL_BYTES, stamp)
         after = path.stat()
-    except FileNotFoundError:
-        stream.close()
-        return None
     except OSError as error:
         stream.close()
+        if isinstance(error, FileNotFoundError):
+            return None
         raise CheckpointError(unreadable(path, name, error)) from None
     if shot.size == before.st_size and (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns):
         return shot

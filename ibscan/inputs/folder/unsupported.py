@@ -45,10 +45,9 @@ CONSOLIDATED = re.compile(r"consolidated\.\d+\.(pth|pt|safetensors)$")
 
 def refusal(kind: str, path: Path, name: str, size: int) -> str:
     """Return the message for a file whose content is no checkpoint; `kind` is that of `content_kind`."""
-    if kind not in SENTENCES and path.suffix in BY_SUFFIX:
-        return f"{name}: {BY_SUFFIX[path.suffix]}"
-    if kind in SENTENCES:
-        return f"{name}: {SENTENCES[kind]}"
+    sentence = SENTENCES.get(kind) or BY_SUFFIX.get(path.suffix)
+    if sentence:
+        return f"{name}: {sentence}"
     if size < 16:
         return f"{name}: is truncated: it has {size} bytes, too few for any checkpoint; save or copy it again."
     return (

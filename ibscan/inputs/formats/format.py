@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import torch
 
@@ -14,8 +13,6 @@ from ibscan.inputs.files import Snapshot
 from ibscan.inputs.folder.numbers import AxisNumbers
 
 __all__ = ["Description", "Format", "Wanted"]
-
-Head: TypeAlias = bytes
 
 
 @dataclass(frozen=True)
@@ -34,14 +31,6 @@ class Description:
     metadata: Mapping[str, str] = field(default_factory=dict)
     numbers: AxisNumbers = field(default_factory=AxisNumbers)
     state_key: str = ""
-
-
-def _never(_: Head) -> bool:
-    return False
-
-
-def _always(_head: Head, _name: str, _size: int) -> bool:
-    return True
 
 
 @dataclass(frozen=True)
@@ -79,6 +68,6 @@ class Format:
     accepted: tuple[tuple[str, ...], str] = ((), "")
     usual: tuple[str, ...] = ()
     claims: re.Pattern[str] | None = None
-    resembles: Callable[[Head], bool] = _never
-    by_suffix: Callable[[Head], bool] = _never
-    is_whole: Callable[[Head, str, int], bool] = _always
+    resembles: Callable[[bytes], bool] = lambda _: False
+    by_suffix: Callable[[bytes], bool] = lambda _: False
+    is_whole: Callable[[bytes, str, int], bool] = lambda *_: True

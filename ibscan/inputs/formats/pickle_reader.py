@@ -235,8 +235,8 @@ def _storage(machine: _Machine, pid: Any) -> Storage | None:  # noqa: ANN401 - f
         raise BrokenPickle("the pickle refers to something stored that is no tensor data")
     kind, key, elements = pid[1], str(pid[2]), pid[4]
     dtype = STORAGE_GLOBALS.get(kind.name) if isinstance(kind, Global) else None
-    counted = type(elements) is int and 0 <= elements < 2**63
-    if dtype is None or not counted or any(part is not None for part in pid[5:]):
+    is_size = type(elements) is int and 0 <= elements < 2**63
+    if dtype is None or not is_size or any(part is not None for part in pid[5:]):
         raise BrokenPickle("the pickle describes a storage this version does not read")
     storage = Storage(key, dtype, elements)
     # A typed and an untyped storage may share one block of the same size.

@@ -182,11 +182,9 @@ def _arrays_of(tree: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever was save
     """Return tensors and numpy arrays by name, and lists of numbers or strings as long as one of them."""
     if _shape(tree) is not None:
         return {"x": tree}
-    if isinstance(tree, tuple | list) and 1 <= len(tree) <= 2:
+    complete = isinstance(tree, tuple | list) and 1 <= len(tree) <= 2
+    if complete:
         tree = dict(zip(("x", "y"), tree, strict=False)) if _shape(tree[0]) is not None else {}
-        complete = True
-    else:
-        complete = False
     if not isinstance(tree, Mapping):
         return {}
     arrays = {str(key): part for key, part in tree.items() if _shape(part) is not None or _is_listed(part)}

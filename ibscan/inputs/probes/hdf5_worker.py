@@ -26,11 +26,6 @@ VARYING_BYTES = 16
 TEXT_BLOCK, LEAST_TEXT = 256, 1 << 20
 
 
-def main() -> None:
-    """Answer one request on standard input and output."""
-    serve(_listing)
-
-
 def _listing(content: str | bytes) -> Listing | None:
     if isinstance(content, bytes):
         file = h5py.File(h5py.h5f.open_file_image(content))
@@ -187,4 +182,4 @@ def _texts(dataset: h5py.Dataset, size: int) -> Array:
 
 
 if __name__ == "__main__":
-    main()
+    serve(_listing)

@@ -32,11 +32,6 @@ WORKSPACE = "__function_workspace__"
 SPARE_BYTES, COPIES, MOST_BYTES = 256 << 20, 4, 8
 
 
-def main() -> None:
-    """Answer one request on standard input and output."""
-    serve(_listing)
-
-
 def _listing(content: str | bytes) -> Listing:
     extend_limits(0, SPARE_BYTES)
     # Open until this process ends.
@@ -86,4 +81,4 @@ def _read(stream: BinaryIO, key: str, shape: tuple[int, ...], dtype: str) -> Arr
 
 
 if __name__ == "__main__":
-    main()
+    serve(_listing)

@@ -86,17 +86,17 @@ def stated_class(typed: str, checkpoints: Sequence[Checkpoint]) -> str:
         found = config_beside(checkpoint)
         other = wanted if found is None else used_entries(found)
         # As text, since NaN differs from itself.
-        says, said = ({key: json.dumps(one[key], sort_keys=True) for key in one} for one in (other, wanted))
-        odd = next((one for one in {**said, **says} if said.get(one) != says.get(one)), None)
-        if odd is not None:
+        here, there = ({key: json.dumps(one[key], sort_keys=True) for key in one} for one in (other, wanted))
+        entry = next((one for one in {**there, **here} if there.get(one) != here.get(one)), None)
+        if entry is not None:
             raise InputError(
-                f"{checkpoint.path.parent / 'config.json'}: {odd!r:.80} is {says.get(odd, 'absent'):.80}, but {where} "
-                f"has {said.get(odd, 'absent'):.80}. A series holds one architecture; scan the two separately."
+                f"{checkpoint.path.parent / 'config.json'}: {entry!r:.80} is {here.get(entry, 'absent'):.80}, but {where} "
+                f"has {there.get(entry, 'absent'):.80}. A series holds one architecture; scan the two separately."
             )
     names = [typed.partition(":")[2]] if ":" in typed else first.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not NAME.fullmatch(str(names[0])):
-        said_so = f"--model {typed}" if ":" in typed else f"{where}: architectures is {names!r:.80}"
-        raise InputError(f"{said_so}: expected the name of one class of the library; say which with --model hf:CLASS.")
+        source = f"--model {typed}" if ":" in typed else f"{where}: architectures is {names!r:.80}"
+        raise InputError(f"{source}: expected the name of one class of the library; say which with --model hf:CLASS.")
     return str(names[0])
 
 

@@ -64,11 +64,11 @@ def library_model(config: Mapping[str, Any], name: str, tensors: Mapping[str, Te
     @importing(None)
     def build() -> nn.Module:
         with _offline():
-            made = config_type.from_dict(used_entries(config))
-            check_config(made.to_dict(), where)
-            made.use_cache = False
+            configuration = config_type.from_dict(used_entries(config))
+            check_config(configuration.to_dict(), where)
+            configuration.use_cache = False
             # Only eager attention has every derivative that is needed.
-            model: nn.Module = model_class._from_config(made, attn_implementation="eager")
+            model: nn.Module = model_class._from_config(configuration, attn_implementation="eager")
             return _with_linears(model)
 
     with _size_limit(tensors, where), torch.device("meta"):
@@ -103,9 +103,9 @@ def _saved_names(model: nn.Module) -> dict[str, str]:
 def _with_main_input(found: type[nn.Module], where: str) -> Any:  # noqa: ANN401 - a class of an untyped library
     """Return a subclass whose forward takes the main input first (ids or embeddings), and masks by name."""
     own = str(getattr(found, "main_input_name", "input_ids"))
-    taken = inspect.signature(found.forward).parameters
+    arguments = inspect.signature(found.forward).parameters
     main = "inputs_embeds" if own == "input_ids" else own
-    if main not in taken:
+    if main not in arguments:
         raise InputError(
             f"{where}: {found.__name__} has no argument {main}, and what takes no embeddings is not measured, as there "
             "is no derivative by an id. Measure a part of it that takes embeddings, as --model path.py:callable."
@@ -113,7 +113,7 @@ def _with_main_input(found: type[nn.Module], where: str) -> Any:  # noqa: ANN401
 
     def forward(self: Any, rows: torch.Tensor, **named: torch.Tensor) -> Any:  # noqa: ANN401 - as the library has it
         width = self.get_input_embeddings().weight.shape[-1] if main == "inputs_embeds" else None
-        if width is not None and own in taken and rows.ndim == 2 and bool((rows == rows.round()).all()):
+        if width is not None and own in arguments and rows.ndim == 2 and bool((rows == rows.round()).all()):
             return found.forward(self, **{own: rows.long()})
         if width is not None and (rows.ndim != 3 or rows.shape[-1] != width):
             raise InputError(
@@ -125,7 +125,7 @@ def _with_main_input(found: type[nn.Module], where: str) -> Any:  # noqa: ANN401
             return found.forward(self, **{main: rows}, **named)
 
     # Other inputs that are allowed: masks and ids, not the main input again.
-    others = [one for name, one in taken.items() if name.endswith(("mask", "ids")) and name != "input_ids"]
+    others = [one for name, one in arguments.items() if name.endswith(("mask", "ids")) and name != "input_ids"]
     start = list(inspect.signature(forward).parameters.values())[:2]
     forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [*start, *(one.replace(kind=one.KEYWORD_ONLY) for one in others if one.name not in ("self", main))]

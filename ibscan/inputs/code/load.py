@@ -74,11 +74,11 @@ def named_callable(spec: str, option: str, *, run_script: bool = False) -> Calla
     where = f"{option} {spec}"
     if not is_code(spec):
         raise UsageError(f"{where}: expected module:callable or path.py:callable.")
-    place, _, dotted = spec.rpartition(":")
-    folder = str(Path(place).absolute().parent) if place.endswith(".py") else None
+    origin, _, dotted = spec.rpartition(":")
+    folder = str(Path(origin).absolute().parent) if origin.endswith(".py") else None
     check = None if run_script else dotted
-    with importing(folder, place):
-        module = _imported_module(place, where, check) if folder is None else _loaded_file(Path(place), where, check)
+    with importing(folder, origin):
+        module = _imported_module(origin, where, check) if folder is None else _loaded_file(Path(origin), where, check)
         found: Any = module
         for name in dotted.split("."):
             found = _attribute(found, name, where)
@@ -89,7 +89,7 @@ def named_callable(spec: str, option: str, *, run_script: bool = False) -> Calla
 
     @functools.wraps(found, updated=())
     def call(*positional: Any, **named: Any) -> Any:  # noqa: ANN401 - as the code has it
-        with importing(folder, place):
+        with importing(folder, origin):
             os.chdir(inside)
             return found(*positional, **named)
 
@@ -98,8 +98,8 @@ def named_callable(spec: str, option: str, *, run_script: bool = False) -> Calla
 
 def code_hash(spec: str) -> str:
     """Return the SHA-256 of the file of a spec that `named_callable` imported; its imports are not hashed."""
-    place = spec.rpartition(":")[0]
-    file = place if place.endswith(".py") else getattr(sys.modules.get(place), "__file__", None)
+    origin = spec.rpartition(":")[0]
+    file = origin if origin.endswith(".py") else getattr(sys.modules.get(origin), "__file__", None)
     try:
         return "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
     except OSError:
@@ -189,8 +189,8 @@ def _register(name: str) -> None:
 
 def _module_name(path: Path, source: bytes) -> str:
     """Return a unique module name for a file: `random.py` beside a probe must not become the module `random`."""
-    place = os.fsencode(os.path.realpath(path))
-    return f"{PREFIX}{path.stem}_{hashlib.sha256(place + bytes(1) + source).hexdigest()[:12]}"
+    real_path = os.fsencode(os.path.realpath(path))
+    return f"{PREFIX}{path.stem}_{hashlib.sha256(real_path + bytes(1) + source).hexdigest()[:12]}"
 
 
 def _refuse_side_effects(files: Sequence[tuple[str, Path]], name: str, check: str, where: str) -> None:

@@ -81,8 +81,8 @@ def _body_effect(parsed: Parsed, scope: Scope, body: Iterable[ast.AST], predicat
                 return SideEffect(scope.file, node.lineno, f"{text if len(text) < 60 else '...' + text[-60:]}(...)")
         else:
             assert isinstance(node, ast.Import | ast.ImportFrom)
-            stood = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            named, called = [*stood, *imported_names(node, scope).values()], []
+            imported_modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            named, called = [*imported_modules, *imported_names(node, scope).values()], []
         for file in (file for name in named for file in files_of(name)):
             if effect := _module_effect(parsed, *file):
                 return effect
@@ -96,11 +96,11 @@ def _body_effect(parsed: Parsed, scope: Scope, body: Iterable[ast.AST], predicat
 
 def _matches(call: ast.Call, names: Names, predicate: Predicate) -> bool:
     """Tell whether a call matches by its name, or by the class of the instance it is a method of."""
-    whole = {**names.instances, **names.imported}
+    aliases = {**names.instances, **names.imported}
     given = [*call.args, *(word.value for word in call.keywords)]
-    if IN_MEMORY & {dotted(one, whole).removesuffix("()") for one in given}:
+    if IN_MEMORY & {dotted(one, aliases).removesuffix("()") for one in given}:
         return False
-    return predicate(call, names.imported) or predicate(call, whole)
+    return predicate(call, names.imported) or predicate(call, aliases)
 
 
 def _executed(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
@@ -192,8 +192,8 @@ def _definitions(parsed: Parsed, scope: Scope, name: str, depth: int = 0) -> Ite
         for method in rest[:1] or CONSTRUCTORS:
             yield from _methods(parsed, scope, first, method, depth)
     elif depth < MOST_REEXPORTS:
-        whole = names.imported.get(first, first)
-        parts = [*whole.split("."), *rest]
+        full = names.imported.get(first, first)
+        parts = [*full.split("."), *rest]
         for k in range(len(parts) - 1, 0, -1):
             module = ".".join(parts[:k])
             files = files_of(module)

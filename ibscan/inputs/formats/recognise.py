@@ -46,9 +46,9 @@ def content_kind(head: bytes) -> str:
     """
     if not head:
         return "empty"
-    stated = [(place, magic, one.kind) for one in formats.FORMATS for place, magic in one.magic]
-    for place, magic, kind in (*stated, *OTHERS):
-        if head.startswith(magic, place):
+    stated = [(offset, magic, one.kind) for one in formats.FORMATS for offset, magic in one.magic]
+    for offset, magic, kind in (*stated, *OTHERS):
+        if head.startswith(magic, offset):
             return kind
     for one in formats.FORMATS:
         if one.resembles(head):

@@ -139,8 +139,8 @@ def stored_element(shot: Snapshot, reading: PickleReading, tensor: StoredTensor)
     else:
         shot.stream.seek(0)
         with zipfile.ZipFile(shot.stream) as archive:
-            place = next(one for one in archive.namelist() if one.endswith("data.pkl")).removesuffix("data.pkl")
-            with archive.open(f"{place}data/{key}") as block:
+            root = next(one for one in archive.namelist() if one.endswith("data.pkl")).removesuffix("data.pkl")
+            with archive.open(f"{root}data/{key}") as block:
                 block.seek(start)
                 raw = block.read(size)
     number = torch.frombuffer(bytearray(raw), dtype=dtype).item() if len(raw) == size else None

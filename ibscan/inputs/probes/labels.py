@@ -72,14 +72,14 @@ def check_missing(y: Array, source: str, lines: Sequence[int] = ()) -> None:
     found_rows = np.flatnonzero(missing(y).reshape(len(y), -1).any(axis=1)) if len(y) else np.zeros(0, dtype=np.int64)
     if len(found_rows):
         shown = found_rows[:MOST_NAMED].tolist()
-        places = f"; {_numbered('line', [lines[row] for row in shown])}" if lines else ""
+        in_lines = f"; {_numbered('line', [lines[row] for row in shown])}" if lines else ""
         more = (
             f" and {len(found_rows) - MOST_NAMED} more, {len(found_rows)} in all"
             if len(found_rows) > MOST_NAMED
             else ""
         )
         raise InputError(
-            f"{source}: the labels of {_numbered('row', shown)} (counted from 0{places}){more} are missing (NaN, "
+            f"{source}: the labels of {_numbered('row', shown)} (counted from 0{in_lines}){more} are missing (NaN, "
             "infinite, None or empty), but one label a row was expected; leave these rows out, or take no labels with "
             "#y=."
         )

@@ -71,17 +71,17 @@ class _Columns:
     names: tuple[str, ...]
     headed: bool
 
-    def said(self, column: int) -> str:
+    def described(self, column: int) -> str:
         """Describe a column in words."""
         return f"column {self.names[column]!r}" if self.headed else f"column {column} (counted from 0)"
 
-    def place(self, key: str, name: str) -> int:
+    def index(self, key: str, name: str) -> int:
         """Return the index of the column that a key names."""
-        places = [k for k, column in enumerate(self.names) if column == key]
-        if len(places) == 1:
-            return places[0]
-        if places:
-            raise UsageError(f"{name}: there are {len(places)} columns {key!r}; give them names of their own.")
+        indices = [k for k, column in enumerate(self.names) if column == key]
+        if len(indices) == 1:
+            return indices[0]
+        if indices:
+            raise UsageError(f"{name}: there are {len(indices)} columns {key!r}; give them names of their own.")
         count = len(self.names)
         listed = ", ".join(self.names[:12]) + (f" and {count - 12} more" if count > 12 else "")
         known = f"there is {listed}" if self.headed else f"without a header they are counted from 0 to {count - 1}"
@@ -90,7 +90,7 @@ class _Columns:
     def label(self, wanted: Mapping[str, str], name: str) -> int | None:
         """Return the index of the column of labels, or None."""
         if "y" in wanted:
-            return self.place(wanted["y"], name) if wanted["y"] else None
+            return self.index(wanted["y"], name) if wanted["y"] else None
         fitting = [k for k, column in enumerate(self.names) if column in LABELS and column != wanted.get("x")]
         if len(fitting) > 1:
             raise UsageError(
@@ -101,14 +101,14 @@ class _Columns:
 
     def notices(self, wanted: Mapping[str, str], name: str) -> tuple[str, ...]:
         """Name the columns that a number picked: it might have meant a name, or counted from 1."""
-        said = []
+        found = []
         for role, word in (("x", "inputs"), ("y", "labels")):
             key = wanted.get(role, "")
             if NUMBER.fullmatch(key):
                 named = f"the column named {key!r} in line 1, " if self.headed else ""
-                place = self.place(key, name)
-                said.append(f"{name}: the {word} are {named}column {place} of {len(self.names)}, counted from 0.")
-        return tuple(said)
+                index = self.index(key, name)
+                found.append(f"{name}: the {word} are {named}column {index} of {len(self.names)}, counted from 0.")
+        return tuple(found)
 
 
 def _read(shot: Snapshot, name: str, wanted: Mapping[str, str]) -> Table:
@@ -124,11 +124,11 @@ def _read(shot: Snapshot, name: str, wanted: Mapping[str, str]) -> Table:
             raise UsageError(f"{name}#{unknown}=: of a table every column is x but that of the labels; pick it by #x=.")
         label = columns.label(wanted, name)
         if "x" in wanted:
-            inputs = [columns.place(wanted["x"], name)]
+            inputs = [columns.index(wanted["x"], name)]
         else:
             inputs = [k for k in range(len(columns.names)) if k != label]
         x, y = _arrays(itertools.chain(start[columns.headed :], lines), columns, (inputs, label), name)
-        rest = tuple(columns.said(k) for k in range(len(columns.names)) if k != label and k not in inputs)
+        rest = tuple(columns.described(k) for k in range(len(columns.names)) if k != label and k not in inputs)
         return Table(x, y, columns.notices(wanted, name), rest)
     finally:
         text.detach()  # the snapshot closes its stream
@@ -137,9 +137,9 @@ def _read(shot: Snapshot, name: str, wanted: Mapping[str, str]) -> Table:
 def _lines(text: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
     """Yield line number and cells of every line that is not blank."""
     first = text.readline()
-    bare = re.sub(r'"[^"]*"', "", first)
+    unquoted = re.sub(r'"[^"]*"', "", first)
     # Beside semicolons a comma may be a decimal comma.
-    separator = next((one for one in "\t;" if one in bare), ",")
+    separator = next((one for one in "\t;" if one in unquoted), ",")
     reader = csv.reader(itertools.chain([first], text), delimiter=separator, strict=True)
     for cells in reader:
         if cells and not (len(cells) == 1 and not cells[0].strip()):
@@ -160,8 +160,8 @@ def _columns(lines: Sequence[Sequence[str]], wanted: Mapping[str, str], name: st
     picked = {key for key in wanted.values() if key}
     known = {key for key in picked if not NUMBER.fullmatch(key)} | set(LABELS)
     # A picked number in line 1 is a column's name only if the other cells are words above numbers.
-    words = picked & set(names) and len(lines) > 1 and _is_title(names, lines[1])
-    if any(map(_is_number, names)) and not known & set(names) and not words:
+    titled = picked & set(names) and len(lines) > 1 and _is_title(names, lines[1])
+    if any(map(_is_number, names)) and not known & set(names) and not titled:
         return _Columns(tuple(str(k) for k in range(len(names))), headed=False)
     if "" in names:
         raise InputError(
@@ -186,7 +186,7 @@ def _arrays(
 ) -> tuple[Array, Array | None]:
     inputs, label = picked
     rows: list[Array] = []
-    words: list[str] = []
+    labels: list[str] = []
     numbers: list[int] = []
     count = len(columns.names)
     most = MAX_ARRAY_BYTES // (8 * len(inputs) + ROW_BYTES)
@@ -199,7 +199,7 @@ def _arrays(
         if len(rows) == most:
             raise InputError(f"{name}: has more than {most} lines of {len(inputs)} numbers; save fewer rows.")
         if label is not None:
-            words.append(cells[label].strip())
+            labels.append(cells[label].strip())
             numbers.append(number)
         rows.append(_numbers(cells if whole else [cells[k] for k in inputs], (number, inputs, columns), name))
     if not rows:
@@ -207,12 +207,12 @@ def _arrays(
     x = np.stack(rows) if inputs else np.zeros((len(rows), 0))
     if label is None:
         return x, None
-    y = _labels(words)
-    check_missing(y, f"{name}, {columns.said(label)}", numbers)
+    y = _labels(labels)
+    check_missing(y, f"{name}, {columns.described(label)}", numbers)
     return x, y
 
 
-def _numbers(cells: Sequence[str], place: tuple[int, Sequence[int], _Columns], name: str) -> Array:
+def _numbers(cells: Sequence[str], source: tuple[int, Sequence[int], _Columns], name: str) -> Array:
     """Return one row, as integers where all its cells are."""
     if ASCII_NUMBERS.fullmatch("".join(cells)):
         for kind in (int, float):
@@ -220,21 +220,21 @@ def _numbers(cells: Sequence[str], place: tuple[int, Sequence[int], _Columns], n
                 return np.array(list(map(kind, cells)), dtype=np.int64 if kind is int else np.float64)
             except (ValueError, OverflowError):
                 continue
-    number, inputs, columns = place
+    number, inputs, columns = source
     for cell, k in zip(cells, inputs, strict=True):
         if not _is_number(cell):
             found = f"holds {cell.strip()[:40]!r}, which is no number" if cell.strip() else "is empty"
             raise InputError(
-                f"{name}: line {number}, {columns.said(k)} {found}; expected a number, or pick the column of "
+                f"{name}: line {number}, {columns.described(k)} {found}; expected a number, or pick the column of "
                 "labels with #y=COLUMN."
             )
     return np.array(list(map(float, cells)), dtype=np.float64)
 
 
-def _labels(words: Sequence[str]) -> Array:
-    if all(map(_is_number, words)):
+def _labels(labels: Sequence[str]) -> Array:
+    if all(map(_is_number, labels)):
         try:
-            return np.array(list(map(int, words)), dtype=np.int64)
+            return np.array(list(map(int, labels)), dtype=np.int64)
         except (ValueError, OverflowError):
-            return np.array(list(map(float, words)), dtype=np.float64)
-    return np.array(words, dtype=np.str_)
+            return np.array(list(map(float, labels)), dtype=np.float64)
+    return np.array(labels, dtype=np.str_)

@@ -87,11 +87,11 @@ def stated_class(typed: str, checkpoints: Sequence[Checkpoint]) -> str:
         other = wanted if found is None else used_entries(found)
         # As text, since NaN differs from itself.
         here, there = ({key: json.dumps(one[key], sort_keys=True) for key in one} for one in (other, wanted))
-        entry = next((one for one in {**there, **here} if there.get(one) != here.get(one)), None)
-        if entry is not None:
+        key = next((one for one in {**there, **here} if there.get(one) != here.get(one)), None)
+        if key is not None:
             raise InputError(
-                f"{checkpoint.path.parent / 'config.json'}: {entry!r:.80} is {here.get(entry, 'absent'):.80}, but {where} "
-                f"has {there.get(entry, 'absent'):.80}. A series holds one architecture; scan the two separately."
+                f"{checkpoint.path.parent / 'config.json'}: {key!r:.80} is {here.get(key, 'absent'):.80}, but "
+                f"{where} has {there.get(key, 'absent'):.80}. A series holds one architecture; scan the two separately."
             )
     names = [typed.partition(":")[2]] if ":" in typed else first.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not NAME.fullmatch(str(names[0])):

@@ -21,15 +21,15 @@ __all__ = [
     "exists",
     "file_head",
     "regular_stat",
+    "retried",
     "small_text",
     "snapshot",
     "special_kind",
-    "tried_twice",
 ]
 
 T = TypeVar("T")
 SMALL_BYTES = 256 << 20
-# Longest text of a config or manifest.
+# Of a config or a manifest.
 TEXT_BYTES = 1 << 20
 HEAD_BYTES = 1024
 RETRY_SECONDS = 0.05
@@ -37,7 +37,7 @@ RETRY_SECONDS = 0.05
 SETTLED_NS = 2_000_000_000
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
-SPECIAL = (
+SPECIAL_KINDS = (
     (stat.S_ISFIFO, "a named pipe"),
     (stat.S_ISSOCK, "a socket"),
     (stat.S_ISCHR, "a device"),
@@ -52,11 +52,11 @@ class FileChanged(CheckpointError):  # noqa: N818 - says what happened
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A file's bytes at one moment: a stream over them, how many, and their hash.
+    """A file's bytes at one moment: a stream over them, their number and their hash.
 
-    `blob` holds the bytes themselves where the file is small enough to be read whole; else None. `stamp` is what the
-    system says of the file and would say otherwise after any change to it; empty where it was written to so lately that
-    the times might not tell.
+    `blob` holds the bytes of a file small enough to be read whole, else None. `stamp` holds the numbers of the file
+    system that any change to the file changes; it is empty for a file written so lately that its times may not show
+    the next change.
     """
 
     stream: BinaryIO
@@ -67,7 +67,7 @@ class Snapshot:
 
 
 def exists(path: str) -> bool:
-    """Tell whether there is something under this path; what no path can be (too long, a null byte) is not there."""
+    """Tell whether a path exists; one that is invalid (too long, a null byte) does not."""
     try:
         return Path(path).exists()
     except (OSError, ValueError):
@@ -75,23 +75,15 @@ def exists(path: str) -> bool:
 
 
 def special_kind(mode: int) -> str:
-    """Return what a non-regular file is, in words, or the empty string for a regular one."""
-    return next((words for test, words in SPECIAL if test(mode)), "" if stat.S_ISREG(mode) else "no regular file")
+    """Name the kind of a special file, or return the empty string for a regular one."""
+    return next((words for test, words in SPECIAL_KINDS if test(mode)), "" if stat.S_ISREG(mode) else "no regular file")
 
 
 def regular_stat(path: Path, name: str) -> os.stat_result:
     """Return the stat of a regular, readable file, following symlinks, without opening anything.
 
-    Args:
-        path: The file.
-        name: What to call it in a message.
-
-    Returns:
-        Its stat.
-
     Raises:
         CheckpointError: Missing, forbidden, a symlink loop, or no regular file.
-        FileNotFoundError: Never: a missing file is a CheckpointError too.
     """
     try:
         found = path.stat()
@@ -106,7 +98,7 @@ def regular_stat(path: Path, name: str) -> os.stat_result:
 
 
 def small_text(path: Path) -> str:
-    """Return the content of a small text file that users or libraries write beside checkpoints.
+    """Return the text of a small file that users or libraries write beside checkpoints.
 
     Raises:
         InputError: Missing, no regular file, unreadable, over 1 MiB, or no UTF-8.
@@ -125,7 +117,7 @@ def small_text(path: Path) -> str:
 
 
 def unreadable(path: Path, name: str, error: OSError) -> str:
-    """Return the sentence for a file the system would not let us read."""
+    """Return the message for a file that the system did not let us read."""
     if isinstance(error, FileNotFoundError):
         if path.is_symlink():
             return f"{name}: is a link to {path.readlink()}, which does not exist."
@@ -142,8 +134,8 @@ def file_head(path: Path) -> bytes:
         return stream.read(HEAD_BYTES)
 
 
-def tried_twice(read: Callable[[], T]) -> T:
-    """Return what `read` gives; where the file changes meanwhile it gets one more try.
+def retried(read: Callable[[], T]) -> T:
+    """Call `read`, a second time if the file changed during the first.
 
     Raises:
         CheckpointError: It changed twice, or cannot be used.
@@ -159,45 +151,45 @@ def tried_twice(read: Callable[[], T]) -> T:
 def snapshot(
     path: Path, name: str, *, whole: int | None = None, known: tuple[tuple[int, ...], str] = ((), "")
 ) -> Iterator[Snapshot]:
-    """Read a file so that what is parsed is what was hashed; a file that changes meanwhile gets one more try.
+    """Open a file so that the bytes parsed are the bytes hashed; a file that changes meanwhile gets one more try.
 
-    Small files are read whole and never mapped: a file cut short while it is mapped kills the process with SIGBUS,
-    and a training run may still write here.
+    Nothing is mapped: a training run may still write here, and a file cut short while mapped kills the process with
+    SIGBUS.
 
     Args:
         path: The file.
         name: What to call it in a message.
-        whole: Bytes from which on a file is not read whole if nobody wrote to it lately; None for the most allowed.
+        whole: Files of this many bytes or more are not read whole unless written lately; None for the largest limit.
         known: Stamp and hash of an earlier snapshot; a file that still has that stamp is not hashed again.
 
     Yields:
         The snapshot; its stream stands at the start and is closed afterwards.
 
     Raises:
-        FileChanged: It changed while it was parsed; `tried_twice` tries again.
+        FileChanged: It changed while it was parsed; `retried` tries again.
         CheckpointError: Not a regular readable file, or it changed twice while being read.
     """
     whole = SMALL_BYTES if whole is None else min(whole, SMALL_BYTES)
     for attempt in range(2):
         if attempt:
             time.sleep(RETRY_SECONDS)
-        taken = _attempt(path, name, whole, known, last=bool(attempt))
-        if taken is not None:
+        shot = _attempt(path, name, whole, known, last=bool(attempt))
+        if shot is not None:
             break
     else:
         raise CheckpointError(f"{name}: changed twice while it was being read; run again once nothing writes to it.")
-    with taken.stream:
-        before = None if taken.blob is not None else os.fstat(taken.stream.fileno())
-        wrong: InputError | None = None
+    with shot.stream:
+        before = None if shot.blob is not None else os.fstat(shot.stream.fileno())
+        failure: InputError | None = None
         try:
-            yield taken
+            yield shot
         except InputError as error:
-            wrong = error
+            failure = error
         # If the file changed while it was parsed, report that and not the parser's error.
         if before is not None and not _unchanged(path, before):
             raise FileChanged(f"{name}: changed while it was being read; run again once nothing writes to it.")
-        if wrong is not None:
-            raise wrong
+        if failure is not None:
+            raise failure
 
 
 def _unchanged(path: Path, before: os.stat_result) -> bool:
@@ -214,29 +206,26 @@ def _attempt(path: Path, name: str, whole: int, known: tuple[tuple[int, ...], st
         if special_kind(before.st_mode):
             regular_stat(path, name)
         stream = path.open("rb")
-    except FileNotFoundError as error:
-        if not last:
-            return None
-        raise CheckpointError(unreadable(path, name, error)) from None
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not last:
+            return None
         raise CheckpointError(unreadable(path, name, error)) from None
     try:
         held = os.fstat(stream.fileno())
         stamp = _stamp(held)
         if stamp and stamp == known[0]:
             return Snapshot(stream, held.st_size, known[1], None, stamp)
-        # Only where the times would show a later change need the file not be read whole.
-        taken = _taken(stream, before.st_size, whole if stamp else SMALL_BYTES, stamp)
+        # Without a stamp a later change might go unseen: read the file whole.
+        shot = _hashed(stream, before.st_size, whole if stamp else SMALL_BYTES, stamp)
         after = path.stat()
-    except FileNotFoundError:
-        stream.close()
-        return None
     except OSError as error:
         stream.close()
+        if isinstance(error, FileNotFoundError):
+            return None
         raise CheckpointError(unreadable(path, name, error)) from None
-    if taken.size == before.st_size and (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns):
-        return taken
-    taken.stream.close()
+    if shot.size == before.st_size and (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns):
+        return shot
+    shot.stream.close()
     return None
 
 
@@ -247,7 +236,7 @@ def _stamp(found: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _taken(stream: io.BufferedReader, size: int, whole: int, stamp: tuple[int, ...]) -> Snapshot:
+def _hashed(stream: io.BufferedReader, size: int, whole: int, stamp: tuple[int, ...]) -> Snapshot:
     if size < whole:
         with stream:
             blob = stream.read(whole)

@@ -1,4 +1,4 @@
-"""Adapters are no network: refused unless code knows them; whole networks are not mistaken for them."""
+"""Checkpoints of adapters are refused unless code knows them; whole networks are not mistaken for them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_adapters_alone_are_refused(kind: str, place: str, spec: str | None, tmp
     assert stated_model("net.py:build", {}, None, [checkpoint], trust=True).spec == "net.py:build"
 
 
-def test_adapters_beside_their_base_are_no_chain_but_may_be_codes_own(tmp_path: Path) -> None:
+def test_adapters_beside_their_base_are_refused_unless_code_knows_them(tmp_path: Path) -> None:
     shapes = {"fc1.base_layer.weight": (8, 6), "fc1.lora_A.weight": (2, 6), "fc1.lora_B.weight": (8, 2)}
     put_torch(tmp_path / "e_1.pt", made(shapes))
     (checkpoint,) = read_series([tmp_path]).checkpoints
@@ -80,7 +80,9 @@ CONFIGS: list[tuple[Shapes, object, bool]] = [
 
 
 @pytest.mark.parametrize(("shapes", "config", "alone"), CONFIGS)
-def test_the_config_beside_tells_what_names_do_not(shapes: Shapes, config: object, alone: bool, tmp_path: Path) -> None:
+def test_adapter_config_marks_adapters_that_names_do_not_show(
+    shapes: Shapes, config: object, alone: bool, tmp_path: Path
+) -> None:
     put_torch(tmp_path / "model.pt", made(shapes))
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     (checkpoint,) = read_series([tmp_path]).checkpoints
@@ -89,7 +91,7 @@ def test_the_config_beside_tells_what_names_do_not(shapes: Shapes, config: objec
 
 
 @pytest.mark.parametrize("name", ["fc1", "explora", "flora.0", "adapter", "soft_prompt", "lorax", "to_adapter.0"])
-def test_whole_networks_are_not_taken_for_adapters(name: str, tmp_path: Path) -> None:
+def test_whole_networks_are_no_adapters(name: str, tmp_path: Path) -> None:
     put_torch(tmp_path / "e_1.pt", {f"{name}.weight": torch.ones(3, 6), "out.weight": torch.ones(2, 3)})
     (checkpoint,) = read_series([tmp_path]).checkpoints
     assert adapters_sentence(checkpoint) == ""

@@ -1,4 +1,4 @@
-"""Code named on the command line: what is found, what runs, and what it may not do."""
+"""Code named on the command line is found and run, and leaves files and the import path alone."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_path_that_exists_is_no_code(tmp_path: Path) -> None:
     assert not is_code("module:name")
 
 
-def test_code_in_a_file_leaves_path_and_folder_as_they_were(code: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_code_in_a_file_leaves_import_path_and_folder_unchanged(code: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, modules = list(sys.path), len(list(code.parent.iterdir()))
     build = named_callable(f"{code}:Builder.build", "--model")
     assert called(build, {"width": 5}, "--model b") == ["net", 5, 1]
@@ -105,7 +105,7 @@ def test_neighbours_are_importable_while_loaded_and_called(code: Path) -> None:
         __import__("ibscan_test_absent")
 
 
-def test_what_code_puts_on_the_path_stays(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_paths_that_code_adds_stay(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     code.write_text("import sys\nsys.path.insert(0, '/its/own')\ndef build(): return sys.path[1]")
     before = list(sys.path)
@@ -159,7 +159,9 @@ LOADING = [
 
 
 @pytest.mark.parametrize(("text", "name", "error", "words"), LOADING)
-def test_code_that_cannot_be_had(code: Path, text: str, name: str, error: type[IbscanError], words: str) -> None:
+def test_code_that_does_not_load_is_refused(
+    code: Path, text: str, name: str, error: type[IbscanError], words: str
+) -> None:
     if text:
         code.write_text(text)
     modules = set(sys.modules)
@@ -181,7 +183,7 @@ def test_code_that_cannot_be_had(code: Path, text: str, name: str, error: type[I
         ("numpy:", UsageError, "expected module:callable"),
     ],
 )
-def test_specs_that_cannot_be_had(spec: str, error: type[IbscanError], words: str) -> None:
+def test_specs_that_name_nothing_are_refused(spec: str, error: type[IbscanError], words: str) -> None:
     with pytest.raises(error, match=words) as raised:
         named_callable(spec, "--model")
     assert type(raised.value) is error
@@ -205,7 +207,7 @@ CALLS = [
 
 
 @pytest.mark.parametrize(("name", "arguments", "words"), CALLS)
-def test_calls_that_fail(code: Path, name: str, arguments: dict[str, object], words: str) -> None:
+def test_failing_calls_become_input_errors(code: Path, name: str, arguments: dict[str, object], words: str) -> None:
     with pytest.raises(InputError, match=f"^--model b: {words}"):
         called(named_callable(f"{code}:{name}", "--model"), arguments, "--model b")
 
@@ -267,7 +269,7 @@ RETURNS = [
 
 
 @pytest.mark.parametrize(("value", "x", "labels"), RETURNS, ids=[row[0][:30] for row in RETURNS])
-def test_what_a_callable_returns_becomes_a_probe(
+def test_the_result_of_a_callable_becomes_a_probe(
     value: str, x: list[Any], labels: tuple[Any, ...] | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "data.py").write_text(f"import torch, numpy as np\ndef probe():\n    print('said')\n    return {value}")
@@ -300,13 +302,13 @@ NOT_PROBES = [
 
 
 @pytest.mark.parametrize(("value", "words"), NOT_PROBES, ids=[row[0] for row in NOT_PROBES])
-def test_what_is_no_probe_is_refused(value: str, words: str, tmp_path: Path) -> None:
+def test_results_that_are_no_probe_are_refused(value: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "data.py").write_text(f"import torch, numpy as np\ndef probe(): return {value}")
     with pytest.raises(InputError, match=words):
         read_probe("data.py:probe", {})
 
 
-def test_picks_and_the_pixel_rule(tmp_path: Path) -> None:
+def test_arrays_of_a_mapping_are_picked_and_pixels_need_a_scale(tmp_path: Path) -> None:
     (tmp_path / "data.py").write_text(
         "def probe(): return {'a': [[5, 7]], 'b': [1], 'c': [[1, 2]]}\ndef x(): return [[5]]"
     )
@@ -326,14 +328,14 @@ def test_a_list_that_may_be_a_pair_or_rows_is_refused(tmp_path: Path) -> None:
         read_probe("data.py:probe", {})
 
 
-def test_labels_of_a_tuple_are_left_out(tmp_path: Path) -> None:
+def test_labels_of_a_tuple_are_left_out_on_request(tmp_path: Path) -> None:
     (tmp_path / "data.py").write_text("def probe(): return [[.5, 1], [.5, 0]], [1, float('nan')]")
     with pytest.raises(InputError, match="#y="):
         read_probe("data.py:probe", {})
     assert read_probe("data.py:probe#y=", {})[0].y is None
 
 
-def test_memory_that_an_array_asks_for(tmp_path: Path) -> None:
+def test_running_out_of_memory_in_an_array_is_a_resource_error(tmp_path: Path) -> None:
     (tmp_path / "data.py").write_text(
         "class Large:\n    shape = (2, 2)\n    def __array__(self, *_, **__): raise MemoryError\n"
         "def probe(): return Large()"
@@ -353,7 +355,7 @@ def test_a_probe_is_a_copy(tmp_path: Path) -> None:
     assert (probe.x == 1).all()
 
 
-def test_nothing_runs_that_is_not_named(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_named_code_runs(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(code.parent)
     code.write_text("open('canary', 'w')")
     for spec in ("build.py", "absent/build.py:probe", "other.py:probe", "build", "build:probe", "build.npz:x"):

@@ -1,4 +1,4 @@
-"""A file is hashed once; what is loaded is what was listed, whatever happens to the file between and meanwhile."""
+"""A file is hashed once, and loading refuses a file that changed since it was listed."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def assert_loads(checkpoint: Checkpoint, shift: float = 0.0) -> None:
     assert all(loaded[key].equal(tensor + shift) for key, tensor in state().items())
 
 
-def test_hashed_once(path: Path, hashed: Counter[str]) -> None:
+def test_an_old_file_is_hashed_once(path: Path, hashed: Counter[str]) -> None:
     checkpoint = listed(path)
     assert checkpoint.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     for _ in range(3):
@@ -92,14 +92,14 @@ def test_a_file_just_written_is_hashed_again(path: Path, hashed: Counter[str], m
     assert hashed["times"] == 2
 
 
-def test_times_that_changed_alone_cost_a_hash(path: Path, hashed: Counter[str]) -> None:
+def test_a_file_with_new_times_is_hashed_again_and_loads(path: Path, hashed: Counter[str]) -> None:
     checkpoint = listed(path)
     os.utime(path, ns=(0, 0))
     assert_loads(checkpoint)
     assert hashed["times"] == 2
 
 
-def test_another_content_of_the_same_size_and_time(path: Path) -> None:
+def test_new_content_of_the_same_size_and_time_is_noticed(path: Path) -> None:
     checkpoint = listed(path)
     before = path.stat()
     time.sleep(0.05)
@@ -109,7 +109,7 @@ def test_another_content_of_the_same_size_and_time(path: Path) -> None:
         load_tensors(checkpoint)
 
 
-def test_another_file_in_its_place(path: Path) -> None:
+def test_an_equal_file_in_its_place_loads_and_a_missing_one_does_not(path: Path) -> None:
     checkpoint = listed(path)
     content = path.read_bytes()
     (path.parent / "new").write_bytes(content)
@@ -139,7 +139,7 @@ INSPECTING = ("safetensors.read_tensor_header", "torch_file.read_archive")
 LOADING = ("safetensors.read_tensors", "torch_file.load_archive")
 
 
-def test_changed_while_it_is_listed(
+def test_a_change_during_listing_is_noticed(
     path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     content = other(path)
@@ -156,7 +156,7 @@ def test_changed_while_it_is_listed(
 
 
 @pytest.mark.parametrize("cut", [False, True])
-def test_changed_while_loaded(path: Path, cut: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_during_loading_is_refused(path: Path, cut: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = listed(path)
     content = path.read_bytes()[:100] if cut else other(path)
     meanwhile(monkeypatch, LOADING[path.suffix == ".pt"], lambda: path.write_bytes(content))
@@ -164,13 +164,13 @@ def test_changed_while_loaded(path: Path, cut: bool, monkeypatch: pytest.MonkeyP
         load_tensors(checkpoint)
 
 
-def test_touched_while_loaded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_touched_during_loading_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = listed(path)
     meanwhile(monkeypatch, LOADING[path.suffix == ".pt"], lambda: os.utime(path, ns=(0, 0)))
     assert_loads(checkpoint)
 
 
-def test_what_the_reader_says_of_an_unchanged_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readers_error_on_an_unchanged_file_is_reported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise CheckpointError("as the reader says it")
 
@@ -192,7 +192,7 @@ DTYPES = (
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_dtype_and_shape(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_every_dtype_and_shape_loads_bit_for_bit(dtype: torch.dtype, tmp_path: Path) -> None:
     path = tmp_path / "step-1.safetensors"
     tensors = {
         "a.table": torch.arange(6).reshape(2, 3).to(dtype),

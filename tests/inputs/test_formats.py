@@ -1,4 +1,4 @@
-"""A checkpoint format is one object in FORMATS: what the commands do with one that they never heard of."""
+"""A checkpoint format is one object in FORMATS: a new one works in all commands."""
 
 import dataclasses
 import io
@@ -21,7 +21,7 @@ from ibscan.inputs.files import Snapshot
 from ibscan.inputs.folder.numbers import AxisNumbers
 from ibscan.inputs.formats.format import Description, Format, Wanted
 from ibscan.inputs.formats.recognise import accepted, content_kind, is_claimed, usual_suffixes
-from ibscan.inputs.formats.state_dict import one_set, under
+from ibscan.inputs.formats.state_dict import below_prefix, selected_tensors
 from ibscan.inputs.series.checkpoint import inspect_checkpoint, load_tensors
 from ibscan.inputs.series.read import read_series
 from ibscan.results.store import read
@@ -49,11 +49,11 @@ def described(shot: Snapshot, name: str, wanted: Wanted) -> Description:
     found = arrays(shot, name)
     numbers = AxisNumbers(step=int(found.pop("step")), source="file")
     infos = {key: TensorInfo(array.shape, str(array.dtype)) for key, array in found.items()}
-    return Description(one_set(infos, wanted, name), numbers=numbers, state_key=wanted.state_key or "")
+    return Description(selected_tensors(infos, wanted, name), numbers=numbers, state_key=wanted.state_key or "")
 
 
 def loaded(shot: Snapshot, name: str, state_key: str) -> dict[str, torch.Tensor]:
-    return under({key: torch.from_numpy(array) for key, array in arrays(shot, name).items()}, state_key)
+    return below_prefix({key: torch.from_numpy(array) for key, array in arrays(shot, name).items()}, state_key)
 
 
 TOY = Format("toy", "toy box", ((0, MAGIC),), (".toy",), described, loaded, accepted=((".toy",), ""))
@@ -65,7 +65,7 @@ def with_toys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("with_toys")
-def test_one_object_in_formats_is_all_that_a_format_takes(command: Run, tmp_path: Path) -> None:
+def test_one_object_in_formats_adds_a_format(command: Run, tmp_path: Path) -> None:
     toys, known = tmp_path / "toys", tmp_path / "known"
     for folder in (toys, known):
         folder.mkdir()
@@ -109,7 +109,7 @@ def test_messages_and_names_come_from_the_declarations() -> None:
     assert content_kind(MAGIC) == "toy"
 
 
-def test_kinds_and_names_of_formats_are_their_own() -> None:
+def test_kinds_and_names_of_formats_are_unique() -> None:
     for names in (("kind",), ("name",)):
         stated = [getattr(one, key) for one in formats.FORMATS for key in names]
         assert len(set(stated)) == len(stated)

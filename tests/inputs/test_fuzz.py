@@ -147,7 +147,7 @@ def shown(path: Path) -> None:
             screen.print(block)
 
 
-def test_results_rebuilt_and_sealed(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+def test_odd_results_with_a_valid_seal_are_shown_or_refused(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     def attempt(draw: make.Draw) -> None:
         make.odd_result(draw, tmp_path / "r.h5")
         shown(tmp_path / "r.h5")
@@ -155,7 +155,7 @@ def test_results_rebuilt_and_sealed(tmp_path: Path, pytestconfig: pytest.Config)
     fuzzed(pytestconfig, attempt, SLOW)
 
 
-def test_results_damaged_without_a_seal(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+def test_damaged_results_without_a_seal_are_shown_or_refused(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     good = make.make.result_bytes()[:-73]
 
     def attempt(draw: make.Draw) -> None:

@@ -1,4 +1,4 @@
-"""HDF5 probes: keys in groups, text, and files that lead astray or are damaged."""
+"""HDF5 probes: keys in groups, text, and hostile or damaged files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def grouped(path: Path) -> str:
 
 
 @pytest.mark.slow
-def test_arrays_in_groups(tmp_path: Path) -> None:
+def test_arrays_in_groups_are_read_by_their_paths(tmp_path: Path) -> None:
     spec = grouped(tmp_path / "a.h5")
     with pytest.raises(UsageError, match=r"train/x \(4, 3\).*#x="):
         read_probe(spec, {})
@@ -80,7 +80,7 @@ def test_texts_of_every_kind_become_labels(tmp_path: Path) -> None:
     assert found["one"].tolist() == "word"
 
 
-def test_matlab_arrays_lie_as_in_matlab(tmp_path: Path) -> None:
+def test_matlab_arrays_keep_their_orientation(tmp_path: Path) -> None:
     cube = np.arange(24.0).reshape(2, 3, 4)
     letters = np.array([[ord(letter) for letter in word] for word in ("cat", "an ")], np.uint16)
     matlab_file(tmp_path / "a.mat", {"x": (cube, "double"), "y": (letters, "char"), "flag": (cube > 3, "logical")})
@@ -200,7 +200,7 @@ ASTRAY = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("build", "words"), ASTRAY, ids=[build.__name__ for build, _ in ASTRAY])
-def test_files_that_lead_astray(build: Any, words: str, tmp_path: Path) -> None:
+def test_arrays_outside_the_file_or_of_unread_kinds_are_refused(build: Any, words: str, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "secret.h5", "w") as file:
         file["x"] = X
     X.tofile(tmp_path / "secret.bin")
@@ -211,7 +211,7 @@ def test_files_that_lead_astray(build: Any, words: str, tmp_path: Path) -> None:
     assert str(raised.value).startswith(f"{tmp_path / 'a.h5'}: array ")
 
 
-def test_what_is_not_picked_does_no_harm(tmp_path: Path) -> None:
+def test_arrays_that_are_not_picked_do_no_harm(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["x"], file["y"] = X, Y
         file["elsewhere"] = h5py.ExternalLink(str(tmp_path / "absent.h5"), "x")
@@ -249,7 +249,9 @@ ENDS = [
 
 
 @pytest.mark.parametrize(("code", "words"), ENDS)
-def test_a_library_that_breaks_down(code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_of_the_hdf5_library_is_an_input_error(
+    code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     grouped(tmp_path / "a.h5")
     ending = dataclasses.replace(hdf5.HDF5, command=("-c", f"import os, signal; {code}"))
     monkeypatch.setitem(arrays.READERS, "hdf5", partial(arrays_by_child, ending))

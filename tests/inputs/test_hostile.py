@@ -33,7 +33,9 @@ FOLDERS: list[tuple[str, dict[str, bytes], str]] = [
 
 
 @pytest.mark.parametrize(("name", "files", "words"), FOLDERS, ids=[row[0] for row in FOLDERS])
-def test_folders_of_other_kinds(name: str, files: dict[str, bytes], words: str, tmp_path: Path) -> None:
+def test_folders_of_unread_kinds_are_refused_with_a_way_out(
+    name: str, files: dict[str, bytes], words: str, tmp_path: Path
+) -> None:
     folder = tmp_path / name
     folder.mkdir()
     for file, content in files.items():
@@ -74,7 +76,7 @@ SWITCHES = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
 
 @pytest.mark.parametrize("word", ["1", "true", "y", "YES"])
 @pytest.mark.parametrize("names", [SWITCHES[:1], SWITCHES[1:], SWITCHES])
-def test_the_switches_of_torch_change_nothing(
+def test_environment_switches_of_torch_change_nothing(
     names: tuple[str, ...], word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in names:
@@ -97,7 +99,7 @@ def test_the_switches_of_torch_change_nothing(
     assert not (tmp_path / "canary").exists()
 
 
-def test_growing_file_gets_one_more_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_growing_file_gets_one_more_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "step-1.safetensors"
     path.write_bytes(make.GOOD[:-8])
     opened, count = Path.open, []
@@ -114,7 +116,7 @@ def test_growing_file_gets_one_more_try(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(count) == 2
 
 
-def test_changed_since_it_was_listed(tmp_path: Path) -> None:
+def test_a_change_since_listing_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "step-1.safetensors"
     path.write_bytes(make.GOOD)
     checkpoint = inspect_checkpoint(path, path.name)
@@ -126,7 +128,7 @@ def test_changed_since_it_was_listed(tmp_path: Path) -> None:
         load_tensors(checkpoint)
 
 
-def test_a_file_without_permission_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_permission_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "step-1.safetensors"
     path.write_bytes(make.GOOD)
 

@@ -1,4 +1,4 @@
-"""Folders with a config.json beside the weights: what the transformers library makes of them, and what is refused."""
+"""Folders with a config.json beside the weights become models of transformers, or are refused."""
 
 import functools
 import importlib
@@ -147,7 +147,9 @@ def test_a_config_runs_only_where_it_is_asked_for(
 
 
 @pytest.mark.slow
-def test_entries_of_the_config_are_part_of_what_a_result_is(command: Run, images: Path, tmp_path: Path) -> None:
+def test_entries_of_the_config_are_part_of_the_parameters_of_a_result(
+    command: Run, images: Path, tmp_path: Path
+) -> None:
     folder = folder_of(tmp_path / "run", VISION, vision_state())
     given = ["cluster", folder, "-p", images, "-m", "hf", "-o", tmp_path / "r.h5"]
     assert command(*given).code == 0
@@ -189,7 +191,7 @@ def test_tokens_are_fed_as_embeddings_and_tied_weights_are_one(command: Run, sen
 
 
 @pytest.mark.slow
-def test_shards_of_tied_and_wrapped_weights_that_arrive_while_followed(
+def test_arriving_shards_of_tied_and_wrapped_weights_are_measured(
     command: Run, sentences: Path, tmp_path: Path
 ) -> None:
     state, run = text_state(), tmp_path / "run"
@@ -219,7 +221,7 @@ def test_shards_of_tied_and_wrapped_weights_that_arrive_while_followed(
 
 
 @pytest.mark.slow
-def test_token_ids_have_no_derivative(command: Run, tmp_path: Path) -> None:
+def test_token_ids_are_measured_except_for_local_rank(command: Run, tmp_path: Path) -> None:
     """They are fed as they are, and all but local rank is measured."""
     folder = folder_of(tmp_path / "run", TEXT, text_state())
     np.save(tmp_path / "ids.npy", np.arange(12).reshape(6, 2) % 3)
@@ -235,7 +237,7 @@ def test_token_ids_have_no_derivative(command: Run, tmp_path: Path) -> None:
     assert all("local_rank" not in row["measures"] for row in told)
 
 
-def test_rows_that_are_neither_ids_nor_embeddings(command: Run, tmp_path: Path) -> None:
+def test_rows_that_are_neither_ids_nor_embeddings_are_refused(command: Run, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "run", TEXT, text_state())
     np.save(tmp_path / "x.npy", np.full((6, 2), 0.5))
     done = command("cluster", folder, "-m", "hf", "-p", tmp_path / "x.npy", "-o", tmp_path / "r.h5")
@@ -243,7 +245,7 @@ def test_rows_that_are_neither_ids_nor_embeddings(command: Run, tmp_path: Path) 
     assert "(tokens, 4)" in done.err
 
 
-def test_configs_of_a_series_say_the_same(command: Run, images: Path, tmp_path: Path) -> None:
+def test_configs_of_a_series_must_agree(command: Run, images: Path, tmp_path: Path) -> None:
     for step, act in ((1, "gelu"), (2, "relu")):
         folder_of(tmp_path / f"run/checkpoint-{step}", {**VISION, "hidden_act": act}, vision_state())
     done = command("cluster", tmp_path / "run", "-m", "hf", "-p", images, "-o", tmp_path / "r.h5")
@@ -323,7 +325,7 @@ def test_a_config_that_is_no_file_is_not_opened(command: Run, images: Path, tmp_
     assert "a folder" in done.err
 
 
-def test_kernels_and_names_of_a_config_are_left_out(
+def test_kernels_and_names_of_a_config_are_ignored(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = {
@@ -352,7 +354,7 @@ def test_kernels_and_names_of_a_config_are_left_out(
     assert not hub.HF_HUB_OFFLINE
 
 
-def test_without_the_library_it_says_how_to_get_it(
+def test_without_the_library_the_message_says_how_to_install_it(
     command: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -371,7 +373,7 @@ def test_without_the_library_it_says_how_to_get_it(
         ["torchvision.models:resnet18", "--model-arg", "num_classes=3", "--model-arg", "weights=null"],
     ],
 )
-def test_callables_of_timm_and_torchvision(
+def test_models_of_timm_and_torchvision_are_measured(
     command: Run, images: Path, tmp_path: Path, given: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By stand-ins: to measure them they are callables like any other."""
@@ -495,7 +497,7 @@ def test_a_mask_beside_the_embeddings_is_fed_with_its_rows(name: str, tmp_path: 
 
 
 @pytest.mark.slow
-def test_every_verb_measures_it(saved: tuple[str, Path], command: Run, tmp_path: Path) -> None:
+def test_every_command_measures_a_transformers_model(saved: tuple[str, Path], command: Run, tmp_path: Path) -> None:
     name, folder = saved
     quick = ["--tolerance", "0.5", "--max-replicas", "16", "--max-draws", "64"]
     done = command("scan", folder, "--model", "hf", *quick, "-o", tmp_path / "r.h5")

@@ -137,7 +137,7 @@ CONTENTS: list[Row] = [
 
 
 @pytest.mark.parametrize("row", CONTENTS, ids=[row[0] for row in CONTENTS])
-def test_what_tools_save(row: Row, tmp_path: Path) -> None:
+def test_checkpoints_of_usual_tools_are_read(row: Row, tmp_path: Path) -> None:
     _, content, options, key, epoch, step, shift, prefix = row
     path = put_torch(tmp_path / "file.ckpt", content())
     found = inspect_checkpoint(path, path.name, **options)
@@ -164,7 +164,7 @@ ASKED: list[tuple[str, Callable[[], object], dict[str, str], tuple[str, ...]]] =
 
 
 @pytest.mark.parametrize(("name", "content", "options", "words"), ASKED, ids=[row[0] for row in ASKED])
-def test_several_sets_are_asked_for(
+def test_several_possible_sets_are_refused_with_options(
     name: str, content: Callable[[], object], options: dict[str, str], words: tuple[str, ...], tmp_path: Path
 ) -> None:
     path = put_torch(tmp_path / f"{name}.pt", content())
@@ -174,7 +174,7 @@ def test_several_sets_are_asked_for(
     assert all(word in str(refused.value) for word in words), refused.value
 
 
-def test_a_prefix_of_a_safetensors_file(tmp_path: Path) -> None:
+def test_a_state_key_may_be_a_prefix_in_a_safetensors_file(tmp_path: Path) -> None:
     path = put_safetensors(tmp_path / "a.safetensors", {**prefixed(RAW, "encoder."), **prefixed(EMA, "decoder.")})
     holds(inspect_checkpoint(path, "a", state_key="decoder"), 1.0)
     with pytest.raises(CheckpointError, match="'teacher' and a dot"):
@@ -192,7 +192,9 @@ NAMESPACES = {
 
 @pytest.mark.parametrize("name", NAMESPACES)
 @pytest.mark.parametrize("zipped", [True, False])
-def test_arguments_of_a_script_beside_the_weights(name: str, zipped: bool, tmp_path: Path) -> None:
+def test_plain_arguments_beside_the_weights_load_and_others_are_refused(
+    name: str, zipped: bool, tmp_path: Path
+) -> None:
     args, refused = NAMESPACES[name]
     path = tmp_path / "a.pt"
     path.write_bytes(make.torch_bytes({"model": RAW, "epoch": 2, "args": args}, zipped=zipped))
@@ -210,7 +212,7 @@ def test_arguments_of_a_script_beside_the_weights(name: str, zipped: bool, tmp_p
 @pytest.mark.parametrize(
     ("stem", "written"), [("model.safetensors", safetensors_bytes), ("pytorch_model.bin", make.torch_bytes)]
 )
-def test_a_checkpoint_in_shards(stem: str, written: Callable[[object], bytes], tmp_path: Path) -> None:
+def test_a_checkpoint_in_shards_loads_as_one(stem: str, written: Callable[[object], bytes], tmp_path: Path) -> None:
     for step, count in ((500, 2), (1000, 3)):
         folder = tmp_path / f"checkpoint-{step}"
         in_shards(folder, stem, prefixed(weights(step), "module."), count=count, written=written)
@@ -239,7 +241,7 @@ def test_a_checkpoint_in_shards(stem: str, written: Callable[[object], bytes], t
     holds(inspect_checkpoint(folder / f"{stem}.index.json", "x", state_key="module"), 1000)
 
 
-def test_a_series_of_indexes_in_one_folder(tmp_path: Path) -> None:
+def test_several_indexes_in_one_folder_are_a_series(tmp_path: Path) -> None:
     for step in (10, 9):
         in_shards(tmp_path, f"step-{step}.safetensors", weights(step))
     in_shards(tmp_path, "late.safetensors", weights(1), {"epoch": 7, "step": 70})
@@ -252,7 +254,7 @@ def test_a_series_of_indexes_in_one_folder(tmp_path: Path) -> None:
         inspect_checkpoint(tmp_path / "step-8-00001-of-00001.safetensors", "x")
 
 
-def test_shards_may_be_called_anything(tmp_path: Path) -> None:
+def test_shards_may_have_any_name(tmp_path: Path) -> None:
     index = in_shards(tmp_path, "model.safetensors", weights())
     told = json.loads(index.read_text())
     names = {"model-00001-of-00002.safetensors": "weights a", "model-00002-of-00002.safetensors": "b.safetensors"}
@@ -351,7 +353,7 @@ SHARDS: list[tuple[str, Callable[[Path], object], tuple[str, ...]]] = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "change", "words"), SHARDS, ids=[row[0] for row in SHARDS])
-def test_shards_that_do_not_fit_their_index(
+def test_shards_that_do_not_fit_their_index_are_refused(
     name: str, change: Callable[[Path], object], words: tuple[str, ...], tmp_path: Path
 ) -> None:
     del name
@@ -371,7 +373,7 @@ def test_shards_that_do_not_fit_their_index(
     assert list(series.skipped) == ["run/model.safetensors.index.json"]
 
 
-def test_both_forms_of_a_sharded_model_are_asked_for(tmp_path: Path) -> None:
+def test_two_forms_of_a_sharded_model_are_ambiguous(tmp_path: Path) -> None:
     in_shards(tmp_path / "m", "model.safetensors", weights())
     in_shards(tmp_path / "m", "pytorch_model.bin", weights(), written=make.torch_bytes)
     put_safetensors(tmp_path / "step-1.safetensors", weights())
@@ -430,7 +432,7 @@ def evil_beside(path: Path) -> None:
 
 @pytest.mark.parametrize("beside", [os.mkfifo, evil_beside])
 @pytest.mark.parametrize("form", ["model.safetensors", "pytorch_model.bin", "shards"])
-def test_a_trainer_folder_gives_weights_and_json_alone(
+def test_of_a_trainer_folder_only_weights_and_json_are_opened(
     form: str, beside: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for step in (500, 1000):
@@ -456,7 +458,7 @@ def test_a_trainer_folder_gives_weights_and_json_alone(
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_trainer_folder_without_weights_is_said(tmp_path: Path) -> None:
+def test_a_trainer_folder_without_weights_is_reported(tmp_path: Path) -> None:
     layouts.trainer(tmp_path / "checkpoint-1", 1, 1.0)
     (tmp_path / "checkpoint-1/pytorch_model_fsdp_0").mkdir()
     put_safetensors(tmp_path / "checkpoint-2/model.safetensors", weights())
@@ -465,7 +467,7 @@ def test_a_trainer_folder_without_weights_is_said(tmp_path: Path) -> None:
     assert "accelerate merge-weights" in series.skipped["checkpoint-1"]
 
 
-def test_the_final_model_beside_a_trainers_folders(tmp_path: Path) -> None:
+def test_a_final_model_equal_to_a_trainers_checkpoint_is_left_out(tmp_path: Path) -> None:
     for step in (500, 1000):
         put_safetensors(
             layouts.trainer(tmp_path / f"checkpoint-{step}", step, 1.0) / "model.safetensors", weights(step)
@@ -483,7 +485,7 @@ def test_the_final_model_beside_a_trainers_folders(tmp_path: Path) -> None:
     assert "no epoch or step is known" in read_series([tmp_path]).notices[0]
 
 
-def test_deepspeed_folders_of_one_rank(tmp_path: Path) -> None:
+def test_deepspeed_folders_of_one_rank_are_a_series(tmp_path: Path) -> None:
     for step in (100, 20):
         folder = tmp_path / f"global_step{step}"
         put_torch(folder / "mp_rank_00_model_states.pt", layouts.deepspeed(step, weights(step)))
@@ -497,7 +499,7 @@ def test_deepspeed_folders_of_one_rank(tmp_path: Path) -> None:
     holds(series.checkpoints[1], 100)
 
 
-def test_a_distributed_checkpoint_as_torch_writes_it(tmp_path: Path) -> None:
+def test_a_distributed_checkpoint_of_torch_is_refused_with_a_way_out(tmp_path: Path) -> None:
     from torch.distributed.checkpoint.format_utils import torch_save_to_dcp
 
     put_torch(tmp_path / "a.pt", weights())
@@ -512,7 +514,7 @@ def test_a_distributed_checkpoint_as_torch_writes_it(tmp_path: Path) -> None:
 # Content over suffix
 
 
-def test_content_counts_and_not_the_suffix(tmp_path: Path) -> None:
+def test_the_content_decides_and_not_the_suffix(tmp_path: Path) -> None:
     put_safetensors(tmp_path / "model-1.bin", weights(1))
     put_torch(tmp_path / "model-2.safetensors", weights(2))
     put_torch(tmp_path / "model-3", weights(3))
@@ -535,7 +537,7 @@ REFUSED_TYPES = ["complex64", "int8", "uint8", "bool"]
 
 @pytest.mark.parametrize("dtype", REFUSED_TYPES)
 @pytest.mark.parametrize("put", [put_safetensors, put_torch])
-def test_weights_that_are_no_real_numbers(put: Callable[..., Path], dtype: str, tmp_path: Path) -> None:
+def test_weights_that_are_no_real_numbers_are_refused(put: Callable[..., Path], dtype: str, tmp_path: Path) -> None:
     path = put(tmp_path / "a.pt", {**weights(), "2.weight": torch.ones(2, 3).to(getattr(torch, dtype))})
     with pytest.raises(CheckpointError, match=rf"'2\.weight' has dtype {dtype}"):
         inspect_checkpoint(path, "a.pt")
@@ -548,7 +550,7 @@ def test_weights_that_are_no_real_numbers(put: Callable[..., Path], dtype: str, 
     ("widths", "kept"),
     [((5, 3, 3), [2, 3]), ((3, 5, 3), [1, 3]), ((3, 3, 5), [1, 2]), ((3, 5), [1]), ((3, 3, 5, 5), [1, 2])],
 )
-def test_the_architecture_that_most_have_is_kept(widths: tuple[int, ...], kept: list[int], tmp_path: Path) -> None:
+def test_the_commonest_architecture_is_kept(widths: tuple[int, ...], kept: list[int], tmp_path: Path) -> None:
     for epoch, width in enumerate(widths, 1):
         put_safetensors(tmp_path / f"epoch-{epoch}.safetensors", make.state(width))
     series = read_series([tmp_path])
@@ -593,7 +595,7 @@ def wrapped_trees(draw: st.DrawFn) -> dict[str, str]:
 
 @pytest.mark.slow
 @given(wrapped_trees())
-def test_wrappers_at_any_depth_in_any_order(names: dict[str, str]) -> None:
+def test_wrappers_are_stripped_at_any_depth_in_any_order(names: dict[str, str]) -> None:
     assert stripped_names(list(names)) == names
 
 
@@ -627,7 +629,7 @@ VALUES = {
         ("run-kl{}/final.safetensors", "run-kl{value:kl_weight}"),
     ],
 )
-def test_a_sweep_over_its_own_value(name: str, pattern: str, tmp_path: Path) -> None:
+def test_a_sweep_is_ordered_by_the_value_of_its_pattern(name: str, pattern: str, tmp_path: Path) -> None:
     for shift, text in enumerate(VALUES):
         put_safetensors(tmp_path / name.format(text), weights(shift))
     series = swept(tmp_path, pattern)
@@ -652,7 +654,7 @@ def test_a_pattern_picks_one_file_of_each_run(tmp_path: Path) -> None:
     assert (series.axis, axis_values(series)) == ("epoch", [1, 2])
 
 
-def test_equal_weights_at_two_values_are_two(tmp_path: Path) -> None:
+def test_equal_weights_at_two_values_are_both_kept(tmp_path: Path) -> None:
     for value in ("0.1", "0.2"):
         put_safetensors(tmp_path / f"kl={value}/last.safetensors", weights())
     assert axis_values(swept(tmp_path, "kl={value:kl}")) == [0.1, 0.2]

@@ -1,4 +1,4 @@
-"""`ibscan.toml`."""
+"""The manifest `ibscan.toml` is read or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sets of tensors deep in a file, and epoch and step in every form they are saved in."""
+"""Nested sets of tensors, and epoch and step in every form, are found."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ ASKED = [
 
 
 @pytest.mark.parametrize(("content", "listed", "command"), ASKED)
-def test_several_are_asked_for_by_keys_that_work(
+def test_several_sets_are_listed_by_keys_that_work(
     content: dict[str, Any], listed: str, command: str, tmp_path: Path
 ) -> None:
     path = put_torch(tmp_path / "a.pt", content)
@@ -100,7 +100,7 @@ TEN: dict[str, Any] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("form", TEN)
-def test_a_number_is_read_in_every_form_and_place(form: str, zipped: bool, tmp_path: Path) -> None:
+def test_epoch_and_step_are_read_in_every_form(form: str, zipped: bool, tmp_path: Path) -> None:
     ten = TEN[form]
     for key in ("epoch", "global_step", "iter_num"):
         for content in (
@@ -133,13 +133,13 @@ SILENT = [
 
 
 @pytest.mark.parametrize("content", SILENT)
-def test_what_states_no_place_is_no_place(content: object, tmp_path: Path) -> None:
+def test_objects_without_epoch_and_step_give_none(content: object, tmp_path: Path) -> None:
     found = inspect_checkpoint(put_torch(tmp_path / "a.pt", content), "a.pt")
     assert (found.epoch, found.step, found.step_source) == (None, None, "order")
 
 
 @pytest.mark.parametrize("text", ["10", "10.0", "tensor(10)", "tensor([10])", "tensor(10, device='cuda:0')", "[10]"])
-def test_metadata_and_sidecars_hold_text(text: str, tmp_path: Path) -> None:
+def test_numbers_as_text_in_metadata_and_sidecars_are_read(text: str, tmp_path: Path) -> None:
     path = put_safetensors(tmp_path / "a.safetensors", W, {"epoch": text, "global_step": text})
     found = inspect_checkpoint(path, "a")
     assert (found.epoch, found.step, found.step_source) == (10, 10, "metadata")
@@ -149,14 +149,14 @@ def test_metadata_and_sidecars_hold_text(text: str, tmp_path: Path) -> None:
     assert (found.epoch, found.step) == (2.5, 10)
 
 
-def test_counts_that_are_tensors_of_a_safetensors_file(tmp_path: Path) -> None:
+def test_counter_tensors_of_a_safetensors_file_are_read(tmp_path: Path) -> None:
     path = put_safetensors(tmp_path / "a.safetensors", {**W, "epoch": torch.tensor(3), "step": torch.tensor([40])})
     found = inspect_checkpoint(path, "a")
     assert (found.epoch, found.step, found.step_source) == (3, 40, "file")
     assert load_tensors(found)["step"].tolist() == [40]
 
 
-def test_a_series_goes_by_them(tmp_path: Path) -> None:
+def test_a_series_is_ordered_by_numbers_in_its_files(tmp_path: Path) -> None:
     for name, value in (("x", torch.tensor(500)), ("y", "250"), ("z", np.int32(1000))):
         put_torch(tmp_path / f"{name}.pt", {"model": weights(float(ord(name))), "iter_num": value})
     series = read_series([tmp_path])
@@ -196,7 +196,7 @@ def test_a_subfolder_that_cannot_be_used_says_why(kind: str, tmp_path: Path) -> 
     assert REASONS[kind] in said
 
 
-def test_a_count_in_some_files_makes_no_other_architecture(tmp_path: Path) -> None:
+def test_a_counter_in_some_files_is_no_other_architecture(tmp_path: Path) -> None:
     for epoch in (1, 2):
         put_torch(
             tmp_path / f"epoch_{epoch}.pt", {**weights(epoch), **({"epoch": torch.tensor(1)} if epoch == 1 else {})}
@@ -206,7 +206,7 @@ def test_a_count_in_some_files_makes_no_other_architecture(tmp_path: Path) -> No
     assert not series.skipped
 
 
-def test_a_part_may_be_named_without_what_all_names_begin_with(tmp_path: Path) -> None:
+def test_a_state_key_may_omit_the_prefix_of_all_names(tmp_path: Path) -> None:
     tensors = {**prefixed(W, "model.actor."), **prefixed(V, "model.critic.")}
     for path in (put_torch(tmp_path / "a.pt", {"state_dict": tensors}), put_safetensors(tmp_path / "a.st", tensors)):
         found = inspect_checkpoint(path, path.name, state_key="critic")

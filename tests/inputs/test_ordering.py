@@ -1,4 +1,4 @@
-"""What has no number, what says that it is the start, numbers in thousands, and the same weights saved twice."""
+"""Series are ordered with checkpoints without a number, at the start, with scaled numbers, and saved twice."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ NAMED: list[tuple[str, float | None, int | None]] = [
 
 
 @pytest.mark.parametrize(("name", "epoch", "step"), NAMED)
-def test_thousands_and_millions_in_names(name: str, epoch: float | None, step: int | None) -> None:
+def test_thousands_and_millions_in_names_are_steps(name: str, epoch: float | None, step: int | None) -> None:
     found = numbers_in_name(name)
     assert (found.epoch, found.step) == (epoch, step)
 
@@ -75,7 +75,7 @@ ORDERS: list[tuple[list[str], str, list[str]]] = [
 
 
 @pytest.mark.parametrize(("names", "axis", "said"), ORDERS, ids=[row[0][0] + row[0][-1] for row in ORDERS])
-def test_the_order_of_names(names: list[str], axis: str, said: list[str], tmp_path: Path) -> None:
+def test_without_numbers_names_give_the_order(names: list[str], axis: str, said: list[str], tmp_path: Path) -> None:
     for shift, name in reversed(list(enumerate(names))):
         put_torch(tmp_path / name, weights(float(shift)))
     series = read_series([tmp_path])
@@ -97,7 +97,7 @@ def test_the_start_is_at_zero_unless_another_is(tmp_path: Path) -> None:
     assert {notice.partition(":")[0] for notice in series.notices} == {"init.pt", "random.pt"}
 
 
-def test_one_without_a_place_costs_the_others_nothing(tmp_path: Path) -> None:
+def test_one_checkpoint_without_a_number_does_not_change_the_axis(tmp_path: Path) -> None:
     series = series_of(tmp_path, ["epoch_1.pt", "mlp.pt"])
     assert (series.axis, axis_values(series)) == ("epoch", [1])
     assert "mlp.pt: states no epoch" in series.notices[0]
@@ -122,7 +122,7 @@ def test_a_result_has_rows_in_the_order_of_the_series() -> None:
     assert [names[row] for row in ordered(variables, 4)] == ["init.pt", "a9.pt", "a10.pt", "final.pt"]
 
 
-def test_twins_are_left_out_and_named(tmp_path: Path) -> None:
+def test_repeated_weights_at_one_position_are_left_out_with_a_notice(tmp_path: Path) -> None:
     for name, epoch, step, callback in (
         ("epoch=0-step=10", 0, 10, "a"),
         ("epoch=0-step=10-v1", 0, 10, "b"),
@@ -145,7 +145,7 @@ def test_twins_are_left_out_and_named(tmp_path: Path) -> None:
         assert f"{name}: holds the same weights as epoch=0-step=10.ckpt, so it was left out." in series.notices
 
 
-def test_twins_without_a_place(tmp_path: Path) -> None:
+def test_repeated_weights_without_numbers_are_left_out(tmp_path: Path) -> None:
     for name in ("model.pt", "model-v1.pt", "other.pt"):
         put_torch(tmp_path / name, weights(float(name == "other.pt")))
     series = read_series([tmp_path])
@@ -154,14 +154,14 @@ def test_twins_without_a_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["epoch=0-step=10-v1.ckpt", "last.ckpt", "epoch_0.pt"])
-def test_other_weights_at_one_place_are_no_twins(name: str, tmp_path: Path) -> None:
+def test_other_weights_at_one_position_are_kept(name: str, tmp_path: Path) -> None:
     put_torch(tmp_path / "epoch=0-step=10.ckpt", lightning(0, 10, weights(0)))
     put_torch(tmp_path / name, lightning(0, 10, weights(1)))
     with pytest.raises(InputError, match="occurs 2 times"):
         read_series([tmp_path])
 
 
-def test_the_same_weights_at_two_places_are_two(tmp_path: Path) -> None:
+def test_equal_weights_at_two_positions_are_both_kept(tmp_path: Path) -> None:
     for epoch in (0, 1):
         put_torch(tmp_path / f"epoch={epoch}.pt", {"state_dict": prefixed(weights(), "model."), "epoch": epoch})
     assert axis_values(read_series([tmp_path])) == [0, 1]

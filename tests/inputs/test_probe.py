@@ -1,4 +1,4 @@
-"""Probe files of every kind, their arguments, and their labels."""
+"""Probe files of every kind, with their arguments and labels, are read or refused."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ MATLAB_ENDS = [
 
 
 @pytest.mark.parametrize(("code", "words"), MATLAB_ENDS)
-def test_a_matlab_reader_that_breaks_down_is_one_sentence(
+def test_a_crash_of_the_matlab_reader_is_an_input_error(
     code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scipy.io.savemat(tmp_path / "a.mat", {"x": X})
@@ -161,7 +161,7 @@ def test_npy_has_no_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("separator", ["-", "."])
-def test_idx_folders_give_the_split_that_is_asked_for(zipped: bool, separator: str, tmp_path: Path) -> None:
+def test_idx_folders_give_the_named_split(zipped: bool, separator: str, tmp_path: Path) -> None:
     end = ".gz" if zipped else ""
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     for split, labels in (("train", [3, 1]), ("t10k", [7, 7])):
@@ -187,7 +187,7 @@ def test_one_split_needs_no_name(tmp_path: Path) -> None:
     assert "no labels" in notices[0]
 
 
-def test_several_arrays_must_be_chosen_from(tmp_path: Path) -> None:
+def test_several_possible_arrays_are_refused(tmp_path: Path) -> None:
     spec = npz(tmp_path / "a#b.npz", x_train=X, y_train=Y, x_test=X[:2], y_test=Y[:2])
     with pytest.raises(UsageError, match=r"x_train \(5, 3\).*#x="):
         read_probe(spec, {})
@@ -251,7 +251,7 @@ def test_every_suggestion_pairs_a_split_with_itself_and_works(
     assert [len(read_probe(f"{spec}#x={names[k]}", {})[0].labels) for k in (0, 2)] == [2, 3]
 
 
-def test_suggestions_for_groups(tmp_path: Path) -> None:
+def test_suggestions_name_both_arrays_of_a_group(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         for group, rows in (("test", 2), ("train", 5)):
             file[f"{group}/x"], file[f"{group}/y"] = X[:rows], Y[:rows]
@@ -261,7 +261,7 @@ def test_suggestions_for_groups(tmp_path: Path) -> None:
     assert len(read_probe(suggested(raised.value)[0], {})[0].x) == 2
 
 
-def test_suggestions_work_where_names_say_little(tmp_path: Path) -> None:
+def test_suggestions_work_for_arrays_with_other_names(tmp_path: Path) -> None:
     cases = [
         ({"x": X, "y": Y, "labels": Y}, ["x=x,y=y", "x=x,y=labels", "x=x,y="]),
         ({"x": X, "y": Y[:4], "labels": Y[:, None], "targets": Y}, ["x=x,y=labels", "x=x,y=targets", "x=x,y="]),
@@ -282,7 +282,7 @@ def test_suggestions_work_where_names_say_little(tmp_path: Path) -> None:
         read_probe(spec, {})
 
 
-def test_names_that_are_clear(tmp_path: Path) -> None:
+def test_clear_names_need_no_selection(tmp_path: Path) -> None:
     mask = np.ones((5, 3), int)
     for arrays in (
         {"train_images": X, "train_labels": Y},
@@ -307,7 +307,7 @@ LISTS = [
 
 
 @pytest.mark.parametrize("value", LISTS, ids=range(len(LISTS)))
-def test_lists_and_arrays_in_a_file_of_torch(value: object, tmp_path: Path) -> None:
+def test_lists_and_arrays_in_a_torch_file_are_a_probe(value: object, tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(torch_bytes(value))
     probe, notices = read_probe(str(tmp_path / "a.pt"), {})
     assert (probe.x == X).all()
@@ -316,7 +316,7 @@ def test_lists_and_arrays_in_a_file_of_torch(value: object, tmp_path: Path) -> N
     assert notices == ()
 
 
-def test_lists_in_a_file_of_torch_that_are_no_rows(tmp_path: Path) -> None:
+def test_lists_in_a_torch_file_that_are_no_rows_are_ignored_or_refused(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(torch_bytes({"x": torch.tensor(X), "classes": ["cat", "dog"]}))
     assert read_probe(str(tmp_path / "a.pt"), {})[0].y is None
     (tmp_path / "a.pt").write_bytes(torch_bytes({"x": X, "y": np.array([None] * 5)}))
@@ -335,7 +335,7 @@ def test_labels_beside_an_idx_file_are_left_out(tmp_path: Path) -> None:
     assert read_probe(f"{images}#y=", {})[0].y is None
 
 
-def test_arguments_in_their_order(tmp_path: Path) -> None:
+def test_arguments_are_applied_in_a_fixed_order(tmp_path: Path) -> None:
     spec = npz(tmp_path / "a.npz", x=np.arange(12, dtype=np.uint8).reshape(2, 6), y=np.array([0, 1]))
     with pytest.raises(UsageError, match=r"integers from 0 to 11.*scale=255.*scale=1"):
         read_probe(spec, {})
@@ -378,7 +378,7 @@ def test_small_integers_and_booleans_need_no_scale(tmp_path: Path) -> None:
         "mean=[]",
     ],
 )
-def test_arguments_not_allowed(item: str) -> None:
+def test_invalid_arguments_are_refused(item: str) -> None:
     with pytest.raises(UsageError):
         parse_arguments([item])
 
@@ -560,7 +560,7 @@ def test_the_probe_beside_checkpoints_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["probe.csv", "probe.h5", "probe.tsv", "probe.mat"])
-def test_find_probe_of_every_kind(name: str, tmp_path: Path) -> None:
+def test_a_probe_of_every_kind_is_found(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("1,2\n")
     assert find_probe(tmp_path) == tmp_path / name
     assert found_in_folder(tmp_path, []).candidates == []
@@ -619,7 +619,9 @@ def stored_labels(folder: Path, x: np.ndarray, y: np.ndarray) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("y", "labels"), STORED, ids=[f"{y.dtype}-{y.shape}" for y, _ in STORED])
-def test_labels_through_every_format(y: np.ndarray, labels: tuple[int | str, ...] | None, tmp_path: Path) -> None:
+def test_every_format_gives_the_same_labels(
+    y: np.ndarray, labels: tuple[int | str, ...] | None, tmp_path: Path
+) -> None:
     x = np.array([[0.5, 0.25], [1.5, -1.0], [0.5, 2.0]])
     for spec in stored_labels(tmp_path, x, y):
         probe, notices = read_probe(spec, {})
@@ -633,7 +635,7 @@ def test_labels_through_every_format(y: np.ndarray, labels: tuple[int | str, ...
             assert (probe.y.tolist(), probe.labels, notices) == ([1, 0, 1], labels, ()), spec
 
 
-def test_labels_of_the_wrong_length_through_every_format(tmp_path: Path) -> None:
+def test_labels_of_the_wrong_length_are_refused_in_every_format(tmp_path: Path) -> None:
     x, y = np.full((4, 2), 0.5), np.array([2, 0, 2])
     for spec in stored_labels(tmp_path, x, y):
         if not spec.endswith(".csv"):  # a table has one label a row by its form
@@ -679,7 +681,9 @@ NO_CLASSES = [
 
 
 @pytest.mark.parametrize(("found", "indices", "labels"), LABELS)
-def test_labels_as_they_come(found: list[Any], indices: list[int], labels: tuple[int | str, ...]) -> None:
+def test_labels_of_every_form_become_class_indices(
+    found: list[Any], indices: list[int], labels: tuple[int | str, ...]
+) -> None:
     y, values, notices = class_indices(np.array(found), 3, "p")
     assert y is not None
     assert (y.tolist(), values, notices) == (indices, labels, ())
@@ -688,7 +692,7 @@ def test_labels_as_they_come(found: list[Any], indices: list[int], labels: tuple
 
 
 @pytest.mark.parametrize("found", NO_CLASSES)
-def test_labels_that_are_no_classes(found: list[Any]) -> None:
+def test_labels_that_are_no_classes_give_a_notice(found: list[Any]) -> None:
     y, values, notices = class_indices(np.array(found), 3, "p")
     assert y is None
     assert values == ()
@@ -736,7 +740,7 @@ def test_the_first_missing_labels_are_named_and_all_counted() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("y", [np.array([np.nan, 0.0, 1.0]), np.array([[1.0, 0.0], [np.inf, 0.0], [0.0, 1.0]])])
-def test_missing_labels_through_every_format(y: np.ndarray, tmp_path: Path) -> None:
+def test_missing_labels_are_refused_in_every_format(y: np.ndarray, tmp_path: Path) -> None:
     x = np.array([[0.5, 0.25], [1.5, -1.0], [0.5, 2.0]])
     for spec in stored_labels(tmp_path, x, y):
         with pytest.raises(InputError, match=r"row (0|1) \(counted from 0(; line (2|3))?\)"):

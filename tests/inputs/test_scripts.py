@@ -1,4 +1,4 @@
-"""Which files are training scripts: told from their text, before anything of them runs."""
+"""Training scripts are recognised from their source, before any of it runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from ibscan.errors import InputError
 from ibscan.inputs.code.load import named_callable
-from ibscan.inputs.code.scripts import deed_of_import
+from ibscan.inputs.code.scripts import import_effect
 
 HEAD = """
 import gzip, json, logging, os, pickle, random, shutil, subprocess, sys, warnings
@@ -130,24 +130,24 @@ MODELS = [
 ]
 
 
-def deed(tmp_path: Path, text: str) -> str | None:
+def effect_of(tmp_path: Path, text: str) -> str | None:
     path = tmp_path / "net.py"
     path.write_text(HEAD + text)
-    found = deed_of_import([("ibscan_test_net", path)])
+    found = import_effect([("ibscan_test_net", path)])
     assert found is None or found.file == path
     return None if found is None else found.text
 
 
 @pytest.mark.parametrize(("text", "call"), SCRIPTS, ids=[row[0][:40] for row in SCRIPTS])
-def test_a_script_is_told(tmp_path: Path, text: str, call: str) -> None:
-    found = deed(tmp_path, text)
+def test_a_training_script_is_recognised(tmp_path: Path, text: str, call: str) -> None:
+    found = effect_of(tmp_path, text)
     assert found is not None
     assert call in found
 
 
 @pytest.mark.parametrize("text", MODELS, ids=[text[:40] for text in MODELS])
-def test_what_only_defines_and_reads_is_none(tmp_path: Path, text: str) -> None:
-    assert deed(tmp_path, text) is None
+def test_files_that_only_define_and_read_are_no_scripts(tmp_path: Path, text: str) -> None:
+    assert effect_of(tmp_path, text) is None
 
 
 @pytest.mark.parametrize(
@@ -155,9 +155,9 @@ def test_what_only_defines_and_reads_is_none(tmp_path: Path, text: str) -> None:
     ["x = " + "+".join(["1"] * 50_000), "(" * 300 + ")" * 300, "\0", "# -*- coding: nonsense -*-", "é = 'ü'", ""],
     ids=range(6),
 )
-def test_odd_text_is_left_to_python(tmp_path: Path, text: str) -> None:
+def test_invalid_source_is_left_to_python(tmp_path: Path, text: str) -> None:
     (tmp_path / "odd.py").write_text(text)
-    assert deed_of_import([("ibscan_test_odd", tmp_path / "odd.py")]) is None
+    assert import_effect([("ibscan_test_odd", tmp_path / "odd.py")]) is None
 
 
 # Files beside the one named: how it uses them, and what they hold.
@@ -179,7 +179,7 @@ BESIDE = [
 @pytest.mark.slow
 @pytest.mark.parametrize("module", [False, True], ids=["path", "module"])
 @pytest.mark.parametrize(("text", "other"), BESIDE, ids=[row[0][:40] for row in BESIDE])
-def test_scripts_behind_a_file(
+def test_scripts_that_a_file_imports_are_recognised(
     tmp_path: Path, text: str, other: str, module: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tmp_path = tmp_path / "place"
@@ -200,7 +200,7 @@ def test_scripts_behind_a_file(
     assert not {"ibscan_t_net", "ibscan_t_one", "ibscan_t_two"} & set(sys.modules)
 
 
-def test_packages_and_their_relative_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scripts_behind_relative_imports_are_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "place/ibscan_t_package"
     (package / "sub").mkdir(parents=True)
     monkeypatch.syspath_prepend(tmp_path / "place")
@@ -250,12 +250,12 @@ def test_a_callable_that_trains_is_not_called(tmp_path: Path, text: str, call: s
 
 
 @pytest.mark.parametrize("text", CACHES)
-def test_a_callable_may_keep_what_it_computed(tmp_path: Path, text: str) -> None:
+def test_a_callable_may_cache_its_result(tmp_path: Path, text: str) -> None:
     (tmp_path / "net.py").write_text(HEAD + text)
     assert callable(named_callable("net.py:build", "-m"))
 
 
-def test_run_script_runs_it_and_it_runs_once(tmp_path: Path) -> None:
+def test_run_script_runs_a_script_once(tmp_path: Path) -> None:
     text = "with open('count', 'a') as file:\n    file.write('x')\ndef build(): return 1\ndef probe(): return 2\n"
     (tmp_path / "net.py").write_text(text)
     for spec in ("net.py:build", f"{tmp_path}/net.py:probe", "./net.py:build"):
@@ -316,7 +316,7 @@ def test_a_file_is_loaded_once_under_whatever_name(tmp_path: Path, specs: list[s
     assert "__pycache__" not in out
 
 
-def test_code_finds_a_command_line_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_sees_a_command_line_without_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = """
     import argparse, sys
     parser = argparse.ArgumentParser()

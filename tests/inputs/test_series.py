@@ -1,4 +1,4 @@
-"""Which checkpoints, in which order, on which axis; their tensors and names."""
+"""Checkpoints of a folder are found, ordered along an axis and loaded under clean names."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ NAMES: list[tuple[str, float | None, int | None]] = [
 
 
 @pytest.mark.parametrize(("name", "epoch", "step"), NAMES, ids=[row[0] for row in NAMES])
-def test_numbers_in_names(name: str, epoch: float | None, step: int | None) -> None:
+def test_epoch_and_step_are_read_from_names(name: str, epoch: float | None, step: int | None) -> None:
     found = numbers_in_name(name)
     assert (found.epoch, found.step) == (epoch, step)
 
@@ -120,7 +120,7 @@ def test_the_number_inside_wins(tmp_path: Path) -> None:
     assert series.checkpoints[1].metadata == {"epoch": "2", "loss": "0.5"}
 
 
-def test_what_save_writes_is_read_back(tmp_path: Path) -> None:
+def test_files_of_save_are_read_back(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
     for epoch in (0, 0.5, 12):
         ibscan.save(tmp_path, model, epoch=epoch, step=int(epoch * 10), noise=0.1, metrics={"loss": 0.3})
@@ -133,7 +133,7 @@ def test_what_save_writes_is_read_back(tmp_path: Path) -> None:
     assert all(loaded[key].equal(tensor) for key, tensor in model.state_dict().items())
 
 
-def test_folders_that_are_one_checkpoint_each(tmp_path: Path) -> None:
+def test_folders_of_one_checkpoint_each_are_a_series(tmp_path: Path) -> None:
     for step in (500, 1000):
         folder = tmp_path / f"checkpoint-{step}"
         put(folder, "model.safetensors", step)
@@ -164,7 +164,7 @@ def test_folders_that_are_one_checkpoint_each(tmp_path: Path) -> None:
     assert [one.step for one in given_folders.checkpoints] == [500, 1000]
 
 
-def test_what_is_never_a_checkpoint(tmp_path: Path) -> None:
+def test_other_files_of_a_run_are_no_checkpoints(tmp_path: Path) -> None:
     put(tmp_path, "epoch-1.safetensors")
     probe = put(tmp_path, "inputs.safetensors")
     put(tmp_path, "probe.safetensors")
@@ -208,7 +208,7 @@ def test_copies_are_dropped_with_a_notice(tmp_path: Path) -> None:
     assert "final.safetensors: no epoch or step" in said
 
 
-def test_a_copy_with_a_place_of_its_own_stays(tmp_path: Path) -> None:
+def test_a_copy_with_a_number_of_its_own_is_kept(tmp_path: Path) -> None:
     put(tmp_path, "epoch-1.safetensors", 1)
     put(tmp_path, "last.safetensors", 3, {"epoch": "3"})
     assert names(read_series([tmp_path])) == ["epoch-1.safetensors", "last.safetensors"]
@@ -228,7 +228,7 @@ def test_links_to_another_are_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [0x280, 0x480, 0x580])
-def test_a_header_whose_length_begins_as_a_pickle_does(length: int, tmp_path: Path) -> None:
+def test_a_header_length_that_begins_as_a_pickle_is_read_as_safetensors(length: int, tmp_path: Path) -> None:
     path = tmp_path / "epoch-1.safetensors"
     blob = safetensors_bytes(state(), metadata={"epoch": "1"})
     header = 8 + int.from_bytes(blob[:8], "little")
@@ -240,7 +240,7 @@ def test_a_header_whose_length_begins_as_a_pickle_does(length: int, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pt"])
-def test_files_too_large_to_read_whole(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_too_large_to_read_whole_are_streamed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ibscan.inputs.files.SMALL_BYTES", 0)
     path = tmp_path / f"step-1.{kind}"
     path.write_bytes(torch_bytes(state()) if kind == "pt" else safetensors_bytes(state()))
@@ -249,7 +249,7 @@ def test_files_too_large_to_read_whole(kind: str, tmp_path: Path, monkeypatch: p
     assert all(load_tensors(checkpoint)[name].equal(tensor) for name, tensor in state().items())
 
 
-def test_a_large_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_that_changes_while_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ibscan.inputs.files.SMALL_BYTES", 0)
     path = tmp_path / "step-1.safetensors"
     path.write_bytes(safetensors_bytes(state()))
@@ -257,7 +257,7 @@ def test_a_large_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch:
         path.write_bytes(b"other")
 
 
-def test_a_step_twice_is_an_error(tmp_path: Path) -> None:
+def test_a_repeated_number_is_an_error(tmp_path: Path) -> None:
     put(tmp_path, "epoch=1.safetensors", 1)
     put(tmp_path, "epoch=1-v1.safetensors", 2)
     with pytest.raises(InputError, match="epoch 1 occurs 2 times"):
@@ -271,7 +271,7 @@ def test_several_saves_in_one_epoch_are_ordered_by_step(tmp_path: Path) -> None:
     assert (series.axis, axis_values(series)) == ("step", [10, 20, 100])
 
 
-def test_where_only_the_order_is_known(tmp_path: Path) -> None:
+def test_without_numbers_the_axis_is_the_index(tmp_path: Path) -> None:
     for name in ("b.safetensors", "a10x.safetensors", "a2x.safetensors"):
         put(tmp_path, name, len(name))
     series = read_series([tmp_path])
@@ -284,7 +284,7 @@ def test_where_only_the_order_is_known(tmp_path: Path) -> None:
     assert "ordered by name" in " ".join(mixed.notices)
 
 
-def test_architecture_changes_midway(tmp_path: Path) -> None:
+def test_checkpoints_of_another_architecture_are_skipped(tmp_path: Path) -> None:
     put(tmp_path, "epoch-1.safetensors")
     put(tmp_path, "epoch-2.safetensors", width=5)
     put(tmp_path, "epoch-3.safetensors", 3)
@@ -298,7 +298,7 @@ def test_architecture_changes_midway(tmp_path: Path) -> None:
     assert "'2.bias' of shape (2,) is in epoch-1.safetensors, but not in epoch-4.pt" in series.skipped["epoch-4.pt"]
 
 
-def test_a_mixed_list_of_files(tmp_path: Path) -> None:
+def test_files_of_several_folders_are_a_series(tmp_path: Path) -> None:
     paths = [put(tmp_path, "run/b/epoch-2.safetensors", 2), put(tmp_path, "run/a/epoch-1.safetensors", 1)]
     series = read_series(paths)
     assert names(series) == ["a/epoch-1.safetensors", "b/epoch-2.safetensors"]
@@ -326,7 +326,7 @@ def test_tensors_are_found_under_every_usual_key(key: str, tmp_path: Path) -> No
     assert load_tensors(checkpoint)["0.weight"].equal(state()["0.weight"])
 
 
-def test_nested_container_and_state_key(tmp_path: Path) -> None:
+def test_a_nested_set_is_found_or_named_by_its_key(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     path.write_bytes(torch_bytes({"model": {"state_dict": state()}, "critic": {"w": torch.ones(2)}}))
     assert inspect_checkpoint(path, "a.pt").state_key == "model.state_dict"
@@ -336,7 +336,7 @@ def test_nested_container_and_state_key(tmp_path: Path) -> None:
         inspect_checkpoint(path, "a.pt", state_key="actor")
 
 
-def test_raw_and_averaged_weights(tmp_path: Path) -> None:
+def test_raw_or_averaged_weights_are_chosen_by_an_option(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     path.write_bytes(torch_bytes({"state_dict": state(), "state_dict_ema": {k: t + 1 for k, t in state().items()}}))
     for weights, shift in (("raw", 0), ("ema", 1)):
@@ -359,14 +359,14 @@ def test_lightning_epoch_and_step_come_from_the_file(tmp_path: Path) -> None:
 @given(
     st.lists(st.sampled_from(["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"]), max_size=4)
 )
-def test_prefixes_in_any_order_and_number(wrappers: list[str]) -> None:
+def test_wrapper_prefixes_are_stripped_in_any_order_and_number(wrappers: list[str]) -> None:
     clean = list(state())
     assert list(stripped_names([".".join([*wrappers, name]) for name in clean]).values()) == clean
     inner = [name.replace(".", ".".join(["", *wrappers, ""]), 1) for name in clean]
     assert list(stripped_names(inner).values()) == clean
 
 
-def test_prefixed_file_equals_the_clean_one(tmp_path: Path) -> None:
+def test_a_file_with_prefixes_equals_the_clean_one(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     path.write_bytes(torch_bytes({f"module._orig_mod.{name}": tensor for name, tensor in state().items()}))
     checkpoint = inspect_checkpoint(path, "a.pt")
@@ -378,7 +378,7 @@ def test_prefixed_file_equals_the_clean_one(tmp_path: Path) -> None:
     assert clean.stored_names == {name: name for name in clean.tensors}
 
 
-def test_a_real_module_of_that_name_survives() -> None:
+def test_a_users_module_named_like_a_wrapper_is_kept() -> None:
     assert stripped_names(["module.weight", "head.weight"])["module.weight"] == "module.weight"
     assert stripped_names(["_orig_mod.a", "a"]) == {"_orig_mod.a": "_orig_mod.a", "a": "a"}
     assert stripped_names(["module"]) == {"module": "module"}
@@ -429,7 +429,7 @@ def test_pattern_beats_the_file_and_leaves_the_rest_out(tmp_path: Path) -> None:
         read_series([tmp_path], manifest=manifest_of(tmp_path, '[series]\npattern = "x{epoch}"\n'))
 
 
-def test_a_sweep_by_its_own_name(tmp_path: Path) -> None:
+def test_a_sweep_has_the_axis_of_its_pattern(tmp_path: Path) -> None:
     for value in ("1e-3", "0.5", "1e-05"):
         put(tmp_path, f"beta={value}.safetensors", len(value))
     series = read_series(
@@ -440,7 +440,7 @@ def test_a_sweep_by_its_own_name(tmp_path: Path) -> None:
         read_series([tmp_path], manifest=manifest_of(tmp_path, '[series]\naxis = "step"\n'))
 
 
-def test_a_sweep_by_metadata(tmp_path: Path) -> None:
+def test_a_sweep_is_ordered_by_metadata(tmp_path: Path) -> None:
     for index, value in enumerate((0.3, 0.1)):
         put(tmp_path, f"run{index}.safetensors", index, {"ibscan.value": str(value), "ibscan.epoch": "50"})
     series = read_series([tmp_path])
@@ -482,7 +482,7 @@ def test_a_selection_that_cannot_be_read_is_refused(spec: str) -> None:
         select_epochs(series_at([1, 2]), spec)
 
 
-def test_selection_that_matches_nothing_or_half() -> None:
+def test_a_selection_that_matches_nothing_is_refused() -> None:
     with pytest.raises(NothingMatched, match="epoch runs from 1 to 2"):
         select_epochs(series_at([1, 2]), "5:9")
 
@@ -507,14 +507,14 @@ def test_a_listed_number_that_is_not_there_is_named_with_the_nearest(
     assert words in str(refused.value)
 
 
-def test_what_is_skipped_may_be_what_was_asked_for(tmp_path: Path) -> None:
+def test_a_missing_number_is_reported_with_skipped_checkpoints(tmp_path: Path) -> None:
     put(tmp_path, "epoch_1.safetensors")
     (tmp_path / "epoch_24.pt").write_bytes(b"")
     with pytest.raises(NothingMatched, match=r"epoch 24 \(the nearest is 1\).*Skipped: epoch_24.pt: has zero bytes"):
         select_epochs(read_series([tmp_path]), "1,24")
 
 
-def test_what_may_yet_come_is_said() -> None:
+def test_numbers_that_may_yet_come_give_a_notice() -> None:
     half = select_epochs(series_at([1, 2]), "2,7", partial=True)
     assert axis_values(half) == [2]
     assert "no checkpoint has epoch 7 (the nearest is 2)" in half.notices[0]
@@ -522,14 +522,14 @@ def test_what_may_yet_come_is_said() -> None:
         select_epochs(series_at([1, 2]), "7", partial=True)
 
 
-def test_large_steps_and_sums_of_fractions_are_told_apart() -> None:
+def test_large_steps_and_sums_of_fractions_are_distinguished() -> None:
     assert axis_values(select_epochs(series_at([10**12, 10**12 + 1]), "1000000000001")) == [10**12 + 1]
     assert axis_values(select_epochs(series_at([0.1 + 0.2, 0.4]), "0.3")) == [0.1 + 0.2]
     assert axis_values(select_epochs(series_at([-0.3, -0.1, 5e-17, 0.1]), "-0.3:0.1:0.1")) == [-0.3, -0.1, 5e-17, 0.1]
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, unique=True).map(sorted), st.integers(2, 60))
-def test_log_selection_keeps_both_ends(epochs: list[float], count: int) -> None:
+def test_a_log_selection_keeps_the_last(epochs: list[float], count: int) -> None:
     kept = axis_values(select_epochs(series_at(epochs), f"log:{count}"))
     assert kept[-1] == epochs[-1]
     assert len(kept) <= count + 1
@@ -545,7 +545,7 @@ def test_a_thousand_checkpoints_are_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["ckpt².pt", "epoch-².pt", "step_٣.pt", "ckpt_" + "9" * 200 + ".pt"])
-def test_file_names_with_odd_digits_are_read_or_said_to_be_left_out(tmp_path: Path, name: str) -> None:
+def test_file_names_with_odd_digits_are_read_or_reported(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(torch_bytes(state()))
     assert names(read_series([tmp_path])) == [name]
     put(tmp_path, "ckpt_1.safetensors", 1)

@@ -1,4 +1,4 @@
-"""Probes as text tables."""
+"""Text tables are read as probes or refused."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_tables_are_read_as_x_and_y(text: str, wanted: dict[str, str], x: list[A
     assert repr(found_y) == repr(y)
 
 
-def test_integers_stay_integers() -> None:
+def test_integers_of_a_table_need_a_scale() -> None:
     table("a,b\n0,255\n")
     with pytest.raises(UsageError, match="integers from 0 to 255"):
         read_probe("p.csv", {})
@@ -114,7 +114,7 @@ def test_tables_that_are_no_probe_are_refused(
     assert str(raised.value).startswith("p.csv")
 
 
-def test_columns_picked_by_number_are_said() -> None:
+def test_columns_picked_by_number_give_a_notice() -> None:
     row = ",".join(map(str, range(10, 23)))
     for text, spec, said, labels in (
         (f"{row}\n{row}\n", "#y=12", "the labels are column 12 of 13, counted from 0", (22,)),
@@ -141,14 +141,14 @@ def test_text_that_is_no_utf_8_is_refused() -> None:
         read_probe("p.csv", {})
 
 
-def test_no_rows_and_no_inputs() -> None:
+def test_tables_without_rows_or_inputs_are_refused() -> None:
     for text, words in (("a,b,y\n", "0 rows"), ("y\n1\n", "0 numbers a row")):
         table(text)
         with pytest.raises(InputError, match=words):
             read_probe("p.csv", {})
 
 
-def test_labels_of_every_row() -> None:
+def test_labels_of_a_table_become_classes() -> None:
     table("a\ty\n.5\t1.0\n.25\t3.0\n", name="p.tsv")
     probe, notices = read_probe("p.tsv", {})
     assert (probe.labels, notices) == ((1, 3), ())
@@ -163,7 +163,7 @@ def test_a_table_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @given(st.lists(st.lists(st.floats(allow_nan=False, width=64), min_size=2, max_size=2), min_size=1, max_size=5))
-def test_what_csv_writes_is_read(rows: list[list[float]]) -> None:
+def test_tables_of_the_csv_module_are_read(rows: list[list[float]]) -> None:
     with Path("p.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([["a", "b"], *rows])
     assert np.array_equal(read_table(Path("p.csv"), "p.csv", {}).x, np.array(rows))

@@ -1,1 +1,1 @@
-"""Models that the user names: code of theirs, and the classes of transformers."""
+"""Load models that the user names: code of theirs, and classes of transformers."""

@@ -1,7 +1,7 @@
 """Read and check `config.json` beside a checkpoint's weights, which describes a model of transformers.
 
-The file comes from whoever made the folder. Of it numbers, and names of the library's own classes, are used; what would
-run other code, fetch something or take the machine's memory is refused.
+The file is not trusted. Its numbers and names of the library's own classes are used; entries that would run other code,
+fetch something or exhaust memory are refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["check_config", "config_beside", "stated_class", "used_entries"]
 
 DEEPEST = 32
 # Counts in a config become lists (of layers, of labels) before any weight is compared. Positions and tokens may be
-# millions, and the base of rotary embeddings is more still; of these nothing is made but tensors, which are counted.
+# millions, and the base of rotary embeddings more: they make only tensors, whose size is limited elsewhere.
 LARGEST_COUNT, LARGEST_POSITION = 1 << 17, 1 << 30
 POSITIONS = ("position", "length", "seq", "window", "theta", "context", "ctx", "token", "vocab", "_id")
 NAME = re.compile(r"[A-Z][A-Za-z0-9_]*")
@@ -33,7 +33,7 @@ REFUSED = {
     "use_pretrained_backbone": "asks for weights to be fetched, and nothing is; they are those of the checkpoint",
 }
 TIMM = "describes a model of timm; give it as --model timm:create_model --model-arg model_name=NAME"
-# What says how and where to compute (names of kernels on a hub among it), not what: all is set here.
+# Entries on how and where to compute (such as kernels on a hub), which ibscan sets itself.
 IGNORED = {
     "dtype", "torch_dtype", "transformers_version", "architectures", "attn_implementation", "experts_implementation",
     "kernel_config", "use_kernels", "name_or_path", "use_cache", "output_attentions", "output_hidden_states",
@@ -43,13 +43,7 @@ SPECIAL_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
 def config_beside(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Return what `config.json` beside a checkpoint's weights says.
-
-    Args:
-        checkpoint: Of any format.
-
-    Returns:
-        Its entries, or None where there is no such file, or one of something else: it names no `model_type`.
+    """Return the entries of `config.json` beside a checkpoint's weights, or None without a `model_type` in it.
 
     Raises:
         InputError: It cannot be read, is larger than 1 MiB or nested absurdly deep, or no JSON.
@@ -74,11 +68,7 @@ def config_beside(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def stated_class(typed: str, checkpoints: Sequence[Checkpoint]) -> str:
-    """Return the name of the class that a series' `config.json` states, or the one typed.
-
-    Args:
-        typed: `hf`, or `hf:CLASS`.
-        checkpoints: The series; where each has a config of its own, all must say the same.
+    """Return the model class that a user typed (`hf` or `hf:CLASS`), or that the `config.json` of a series states.
 
     Raises:
         InputError: There is no config, several that differ, or none or several classes in it.
@@ -95,23 +85,23 @@ def stated_class(typed: str, checkpoints: Sequence[Checkpoint]) -> str:
     for checkpoint in beside.values():
         found = config_beside(checkpoint)
         other = wanted if found is None else used_entries(found)
-        # As text: a NaN equals no other.
-        says, said = ({key: json.dumps(one[key], sort_keys=True) for key in one} for one in (other, wanted))
-        odd = next((one for one in {**said, **says} if said.get(one) != says.get(one)), None)
-        if odd is not None:
+        # As text, since NaN differs from itself.
+        here, there = ({key: json.dumps(one[key], sort_keys=True) for key in one} for one in (other, wanted))
+        key = next((one for one in {**there, **here} if there.get(one) != here.get(one)), None)
+        if key is not None:
             raise InputError(
-                f"{checkpoint.path.parent / 'config.json'}: {odd!r:.80} is {says.get(odd, 'absent'):.80}, but {where} "
-                f"has {said.get(odd, 'absent'):.80}. A series holds one architecture; scan the two separately."
+                f"{checkpoint.path.parent / 'config.json'}: {key!r:.80} is {here.get(key, 'absent'):.80}, but "
+                f"{where} has {there.get(key, 'absent'):.80}. A series holds one architecture; scan the two separately."
             )
     names = [typed.partition(":")[2]] if ":" in typed else first.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not NAME.fullmatch(str(names[0])):
-        said_so = f"--model {typed}" if ":" in typed else f"{where}: architectures is {names!r:.80}"
-        raise InputError(f"{said_so}: expected the name of one class of the library; say which with --model hf:CLASS.")
+        source = f"--model {typed}" if ":" in typed else f"{where}: architectures is {names!r:.80}"
+        raise InputError(f"{source}: expected the name of one class of the library; say which with --model hf:CLASS.")
     return str(names[0])
 
 
 def used_entries(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries that say what the network is, at every depth."""
+    """Return the entries that describe the network, at every depth."""
     return {key: _plain(value) for key, value in config.items() if key not in IGNORED and not key.startswith("_")}
 
 
@@ -125,15 +115,10 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - decoded JSON
 
 
 def check_config(config: Any, where: str, key: str = "") -> None:  # noqa: ANN401 - decoded JSON
-    """Refuse what would run other code, fetch something, or make lists without end.
-
-    Args:
-        config: The entries, or a part of them.
-        where: What named it, for a message.
-        key: The entry that the part is.
+    """Refuse entries that would run other code, fetch something, or exhaust memory; `key` names a single entry.
 
     Raises:
-        InputError: There is such a thing in it, at any depth.
+        InputError: There is such an entry at any depth.
     """
     if isinstance(config, Mapping):
         for name, value in config.items():

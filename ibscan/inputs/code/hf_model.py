@@ -1,6 +1,6 @@
 """Build models of the transformers library as a config describes them.
 
-The library is imported where it is needed: it comes with the extra `hf`. Its own code runs, and no other.
+The library is imported where it is needed: it comes with the extra `hf`. Only its own code runs.
 """
 
 from __future__ import annotations
@@ -27,24 +27,18 @@ from ibscan.inputs.code.load import Maker, code_hash, importing
 
 __all__ = ["library_model"]
 
-# What the library keeps beside the weights (causal masks, angles): 1 GiB in float32.
+# Most numbers in buffers (causal masks, rotary angles): 1 GiB in float32.
 LARGEST_BUFFERS = 1 << 28
-# A network under construction may hold a parameter twice before it ties the two, and a few that are thrown away.
+# While it is built, a network may hold tied parameters twice, and a few that it drops later.
 SPARE_PARAMETERS, SPARE_NUMBERS = 1000, 1 << 22
 
 
 @importing(None)
 def library_model(config: Mapping[str, Any], name: str, tensors: Mapping[str, TensorInfo], where: str) -> Maker:
-    """Return the model that a config describes.
+    """Return the Maker of the model of a library class `name` that a config describes. Nothing is fetched.
 
-    A model of token ids takes them, as whole numbers, or their embeddings: there is no derivative by an id. Nothing is
-    fetched.
-
-    Args:
-        config: As `config_beside` returned it, entries perhaps replaced.
-        name: Of a model class of the library.
-        tensors: The checkpoint's: a network much larger than they are is refused before there is memory for it.
-        where: What named it, for a message.
+    A model of token ids takes whole-number ids, or embeddings, by which there are derivatives. A network much larger
+    than the checkpoint's `tensors` is refused before memory is allocated.
 
     Raises:
         InputError: The library is not installed or has no such class, or the config asks for something refused.
@@ -58,26 +52,26 @@ def library_model(config: Mapping[str, Any], name: str, tensors: Mapping[str, Te
             "with pip install 'ibscan[hf]'."
         ) from None
     found = getattr(transformers, name, None)
-    described = getattr(found, "config_class", None)
-    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel) or described is None:
+    config_type = getattr(found, "config_class", None)
+    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel) or config_type is None:
         raise InputError(
             f"{where}: {name!r} is no model class of transformers {transformers.__version__}; take the class it was "
             "saved from, as --model hf:CLASS, or another version of the library."
         )
-    fed = _fed(found, where)
+    model_class = _with_main_input(found, where)
     used = used_entries(config)
 
     @importing(None)
     def build() -> nn.Module:
-        with _alone():
-            made = described.from_dict(used_entries(config))
-            check_config(made.to_dict(), where)
-            made.use_cache = False
-            # The one kind of attention that has every derivative asked for here; it is not what is measured.
-            model: nn.Module = fed._from_config(made, attn_implementation="eager")
+        with _offline():
+            configuration = config_type.from_dict(used_entries(config))
+            check_config(configuration.to_dict(), where)
+            configuration.use_cache = False
+            # Only eager attention has every derivative that is needed.
+            model: nn.Module = model_class._from_config(configuration, attn_implementation="eager")
             return _with_linears(model)
 
-    with _bounded(tensors, where), torch.device("meta"):
+    with _size_limit(tensors, where), torch.device("meta"):
         shapes = build()
     buffers = sum(buffer.numel() for buffer in shapes.buffers())
     if buffers > LARGEST_BUFFERS:
@@ -88,9 +82,9 @@ def library_model(config: Mapping[str, Any], name: str, tensors: Mapping[str, Te
 
 
 def _saved_names(model: nn.Module) -> dict[str, str]:
-    """Return a model's own names by those under which the library saves it, where they differ.
+    """Return a model's own tensor names by the names the library saves them under, where the two differ.
 
-    Version 5 renamed modules and still writes files as version 4 did. What it joins or splits besides is not followed.
+    Version 5 renamed modules, but still writes files as version 4 did. Tensors that it joins or splits are left out.
     """
     try:
         from transformers.core_model_loading import revert_weight_conversion
@@ -98,7 +92,7 @@ def _saved_names(model: nn.Module) -> dict[str, str]:
         return {}
     keys = list(model.state_dict())
     try:
-        # In place of each tensor a number, by which it is known again.
+        # Stand-in tensors that hold their own index.
         marks = revert_weight_conversion(model, {key: torch.tensor([k]) for k, key in enumerate(keys)})
         named = {saved: keys[int(mark[0])] for saved, mark in marks.items()}
     except (RuntimeError, IndexError, ValueError, TypeError):
@@ -106,12 +100,12 @@ def _saved_names(model: nn.Module) -> dict[str, str]:
     return {saved: own for saved, own in named.items() if saved != own}
 
 
-def _fed(found: type[nn.Module], where: str) -> Any:  # noqa: ANN401 - a class of an untyped library
-    """Return the class with a forward that takes its main input first (ids or embeddings), and masks by their names."""
+def _with_main_input(found: type[nn.Module], where: str) -> Any:  # noqa: ANN401 - a class of an untyped library
+    """Return a subclass whose forward takes the main input first (ids or embeddings), and masks by name."""
     own = str(getattr(found, "main_input_name", "input_ids"))
-    taken = inspect.signature(found.forward).parameters
+    arguments = inspect.signature(found.forward).parameters
     main = "inputs_embeds" if own == "input_ids" else own
-    if main not in taken:
+    if main not in arguments:
         raise InputError(
             f"{where}: {found.__name__} has no argument {main}, and what takes no embeddings is not measured, as there "
             "is no derivative by an id. Measure a part of it that takes embeddings, as --model path.py:callable."
@@ -119,7 +113,7 @@ def _fed(found: type[nn.Module], where: str) -> Any:  # noqa: ANN401 - a class o
 
     def forward(self: Any, rows: torch.Tensor, **named: torch.Tensor) -> Any:  # noqa: ANN401 - as the library has it
         width = self.get_input_embeddings().weight.shape[-1] if main == "inputs_embeds" else None
-        if width is not None and own in taken and rows.ndim == 2 and bool((rows == rows.round()).all()):
+        if width is not None and own in arguments and rows.ndim == 2 and bool((rows == rows.round()).all()):
             return found.forward(self, **{own: rows.long()})
         if width is not None and (rows.ndim != 3 or rows.shape[-1] != width):
             raise InputError(
@@ -130,8 +124,8 @@ def _fed(found: type[nn.Module], where: str) -> Any:  # noqa: ANN401 - a class o
         with _Masked(named.get("attention_mask")):
             return found.forward(self, **{main: rows}, **named)
 
-    # What may be fed beside: not its inputs a second time, nor what changes its output.
-    others = [one for name, one in taken.items() if name.endswith(("mask", "ids")) and name != "input_ids"]
+    # Other inputs that are allowed: masks and ids, not the main input again.
+    others = [one for name, one in arguments.items() if name.endswith(("mask", "ids")) and name != "input_ids"]
     start = list(inspect.signature(forward).parameters.values())[:2]
     forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [*start, *(one.replace(kind=one.KEYWORD_ONLY) for one in others if one.name not in ("self", main))]
@@ -140,18 +134,14 @@ def _fed(found: type[nn.Module], where: str) -> Any:  # noqa: ANN401 - a class o
 
 
 class _Masked(TorchFunctionMode):
-    """A pass in which a mask of ones is used as any other: the library would leave it out, for some rows alone."""
+    """A mode that keeps a mask of ones in use: the library would drop it, and so treat some rows differently."""
 
     def __init__(self, mask: torch.Tensor | None) -> None:
         super().__init__()
         self.mask = mask
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:  # noqa: ANN401 - as torch has it
         if self.mask is not None and func is torch.Tensor.all and len(args) == 1 and args[0].shape == self.mask.shape:
             return torch.zeros((), dtype=torch.bool, device=self.mask.device)
@@ -159,7 +149,7 @@ class _Masked(TorchFunctionMode):
 
 
 class Conv1D(nn.Linear):
-    """A Linear whose weight is stored transposed, as GPT-2 does, in a class of its own that is no Linear."""
+    """A Linear that stores its weight transposed, as the Conv1D of GPT-2, which is no Linear, does."""
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -171,7 +161,7 @@ class Conv1D(nn.Linear):
 
 
 def _with_linears(model: nn.Module) -> nn.Module:
-    """Put a Linear, which is a layer here, in place of every Conv1D, which computes the same."""
+    """Replace every Conv1D by the equal Linear, which ibscan measures as a layer."""
     for path, module in list(model.named_modules()):
         if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
             model.set_submodule(path, Conv1D(*module.weight.shape))
@@ -179,8 +169,8 @@ def _with_linears(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Keep the library from asking its hub for anything (what would is refused before), and from chatter."""
+def _offline() -> Iterator[None]:
+    """Keep the library from contacting its hub, and from logging below errors."""
     constants = sys.modules.get("huggingface_hub.constants")
     before = getattr(constants, "HF_HUB_OFFLINE", False)
     logger = logging.getLogger("transformers")
@@ -197,8 +187,8 @@ def _alone() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bounded(tensors: Mapping[str, TensorInfo], where: str) -> Iterator[None]:
-    """Stop a network under construction once it is larger than the weights for it."""
+def _size_limit(tensors: Mapping[str, TensorInfo], where: str) -> Iterator[None]:
+    """Raise InputError as soon as a network under construction is larger than the checkpoint's tensors."""
     stored = sum(math.prod(info.shape) for info in tensors.values())
     parameters = numbers = 0
 

@@ -11,7 +11,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +20,7 @@ from typing import Any
 from ibscan.core.boundary import foreign, is_installed
 from ibscan.core.text import near_names
 from ibscan.errors import CheckpointError, InputError, UsageError
-from ibscan.inputs.code.scripts import Deed, deed_of_call, deed_of_import
+from ibscan.inputs.code.scripts import call_effect, import_effect
 from ibscan.inputs.code.sources import files_of
 from ibscan.inputs.files import exists, regular_stat, unreadable
 
@@ -29,16 +29,13 @@ __all__ = ["Maker", "called", "code_hash", "importing", "is_code", "named_callab
 ATTRIBUTES = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 MODULE = re.compile(rf"{ATTRIBUTES}:{ATTRIBUTES}")
 FILE = re.compile(rf"(?s:.+)\.py:{ATTRIBUTES}")
-# What modules loaded from a path are called among Python's own: with the hash of the place and the content.
+# Names in sys.modules of modules loaded from a path; a hash of path and content follows.
 PREFIX = "ibscan_"
 
 
 @dataclass(frozen=True)
 class Maker:
-    """What makes a model, and the hash of the code that does.
-
-    `names` maps other names that tensors may be saved under to the model's own.
-    """
+    """A function that builds a model, the hash of its code, and the model's tensor names by other saved names."""
 
     build: Callable[[], Any]
     code: str
@@ -48,8 +45,7 @@ class Maker:
 def is_code(spec: str) -> bool:
     """Tell whether a spec has the form `module:callable` or `path.py:callable`, and is no path that exists.
 
-    Args:
-        spec: As typed. `mlp:tanh` has the form too: whoever knows built-in specs asks for them first.
+    A built-in spec such as `mlp:tanh` has the form too: ask for those first.
 
     Example:
         >>> is_code("package.module:Class.build"), is_code("runs/data.py:probe"), is_code("probe.npz")
@@ -59,45 +55,41 @@ def is_code(spec: str) -> bool:
 
 
 def named_callable(spec: str, option: str, *, run_script: bool = False) -> Callable[..., Any]:
-    """Import what a spec names. This runs code: only for specs named on the command line, or trusted.
+    """Import the callable that a spec names. This runs code: only for specs from the command line, or trusted ones.
 
-    A module is looked for among what is installed or on PYTHONPATH, never in the working folder. While a file is
-    loaded, and while what it names is called, its own folder is on the import path, so that it can import its
-    neighbours; a neighbour imported once stays imported, as everywhere in Python, and so does the file itself for as
-    long as it stays the same. Prints go to standard error.
+    A module is imported from installed packages or PYTHONPATH, never from the working folder. While a file is loaded,
+    and while its callable runs, the file's folder is on the import path, so that it can import its neighbours. A
+    neighbour stays imported, and so does the file until it changes. Prints go to standard error.
 
     Args:
         spec: `module:callable` or `path.py:callable`; the callable may be dotted, `Class.build`.
-        option: What named it, for a message: `--probe`, `--model`.
-        run_script: Also run what trains or writes files when it is imported.
-
-    Returns:
-        The callable, which finds its import path when it is called.
+        option: The option that named it, such as `--probe`.
+        run_script: Also run code that trains or writes files when it is imported.
 
     Raises:
         UsageError: The spec has another form.
-        InputError: No such file, module or attribute, it is not callable, importing it fails, or would train or write
-            files: then nothing of it has run.
+        InputError: No such file, module or attribute, not callable, a failing import, or one that would train or write
+            files: then none of it has run.
     """
     where = f"{option} {spec}"
     if not is_code(spec):
         raise UsageError(f"{where}: expected module:callable or path.py:callable.")
-    place, _, dotted = spec.rpartition(":")
-    folder = str(Path(place).absolute().parent) if place.endswith(".py") else None
+    origin, _, dotted = spec.rpartition(":")
+    folder = str(Path(origin).absolute().parent) if origin.endswith(".py") else None
     check = None if run_script else dotted
-    with importing(folder, place):
-        module = _imported(place, where, check) if folder is None else _loaded(Path(place), where, check)
+    with importing(folder, origin):
+        module = _imported_module(origin, where, check) if folder is None else _loaded_file(Path(origin), where, check)
         found: Any = module
         for name in dotted.split("."):
             found = _attribute(found, name, where)
-        # Code that changes its working folder when it is imported expects to be called there.
+        # Code that changes its working folder on import expects to be called there.
         inside = Path.cwd()
     if not callable(found):
         raise InputError(f"{where}: is of type {type(found).__name__}, but something that can be called was expected.")
 
     @functools.wraps(found, updated=())
     def call(*positional: Any, **named: Any) -> Any:  # noqa: ANN401 - as the code has it
-        with importing(folder, place):
+        with importing(folder, origin):
             os.chdir(inside)
             return found(*positional, **named)
 
@@ -105,13 +97,9 @@ def named_callable(spec: str, option: str, *, run_script: bool = False) -> Calla
 
 
 def code_hash(spec: str) -> str:
-    """Return the SHA-256 of the file that a spec names, as it is now; what that file imports is not in it.
-
-    Args:
-        spec: `module:callable` or `path.py:callable`, imported before by `named_callable`.
-    """
-    place = spec.rpartition(":")[0]
-    file = place if place.endswith(".py") else getattr(sys.modules.get(place), "__file__", None)
+    """Return the SHA-256 of the file of a spec that `named_callable` imported; its imports are not hashed."""
+    origin = spec.rpartition(":")[0]
+    file = origin if origin.endswith(".py") else getattr(sys.modules.get(origin), "__file__", None)
     try:
         return "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
     except OSError:
@@ -119,31 +107,23 @@ def code_hash(spec: str) -> str:
 
 
 def called(function: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> Any:  # noqa: ANN401
-    """Call foreign code; what it raises becomes a sentence.
-
-    Args:
-        function: As `named_callable` returned it.
-        arguments: By name.
-        where: What named it, for a message, such as `--probe data.py:probe`.
-
-    Returns:
-        What it returns.
+    """Call foreign code, turning what it raises into an InputError.
 
     Raises:
         InputError: It does not take these arguments, raises, or exits.
         OutOfMemory: It runs out of memory.
     """
     with foreign(f"{where}:"):
-        fault = _unfit(function, arguments)
+        fault = _argument_fault(function, arguments)
         if fault is None:
             return function(**arguments)
     raise InputError(f"{where}: {fault}")
 
 
-def _unfit(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str | None:
+def _argument_fault(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str | None:
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # built in C, or says nothing of itself: calling it will tell
+    except (TypeError, ValueError):  # built in C, or without a signature
         return None
     try:
         signature.bind(**arguments)
@@ -155,18 +135,14 @@ def _unfit(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str | 
 
 @contextlib.contextmanager
 def importing(folder: str | None, program: str | None = None) -> Iterator[None]:
-    """Keep the working folder off the import path and put `folder` on it, and send prints to standard error.
+    """Keep the working folder off the import path, put `folder` on it, and send prints to standard error.
 
-    Code that reads its command line finds one of its own, without arguments: ours is not meant for it. Afterwards the
-    working folder is what it was, whatever the code did.
-
-    Args:
-        folder: Where code is imported from besides, or None.
-        program: What the code takes itself to be called, or None for what we are.
+    The code sees a command line of `program` (None: our own name) without arguments. Afterwards the working folder is
+    restored.
     """
     here, loaded, line = Path.cwd(), set(sys.modules), sys.argv
     sys.argv = line[:1] if program is None else [program]
-    # Only what stands there on Python's own account: the same folder on PYTHONPATH, or installed, stays.
+    # Drop only the entry that Python itself adds: the same folder on PYTHONPATH, or installed, stays.
     first = not sys.flags.safe_path and bool(sys.path) and os.path.realpath(sys.path[0]) == str(here.resolve())
     dropped = [(k, entry) for k, entry in enumerate(sys.path) if entry == "" or (k == 0 and first)]
     for _, entry in dropped:
@@ -174,33 +150,33 @@ def importing(folder: str | None, program: str | None = None) -> Iterator[None]:
     if folder is not None:
         sys.path.insert(0, folder)
         for name in [name for name in loaded if name.startswith(PREFIX)]:
-            _as_neighbour(name, Path(folder))
+            _alias_neighbour(name, Path(folder))
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
         sys.argv = line
-        # What the code itself put on the path stays: later imports of its own may need it.
+        # Entries that the code added stay: its later imports may need them.
         if folder is not None and folder in sys.path:
             sys.path.remove(folder)
         for k, entry in dropped:
             sys.path.insert(k, entry)
         os.chdir(here)
         for name in sys.modules.keys() - loaded:
-            _settle(name)
+            _register(name)
 
 
-def _as_neighbour(name: str, folder: Path) -> None:
-    """Let code of a folder import a file of it, loaded before by its path, under the file's name, as it was loaded."""
+def _alias_neighbour(name: str, folder: Path) -> None:
+    """Let code in a folder import a file already loaded by its path, under the file's plain name."""
     file = Path(getattr(sys.modules[name], "__file__", None) or "")
     if sys.modules[name].__name__ == name and file.parent == folder and file.stem not in sys.stdlib_module_names:
         with contextlib.suppress(OSError):
-            if _key(file, file.read_bytes()) == name:
+            if _module_name(file, file.read_bytes()) == name:
                 sys.modules.setdefault(file.stem, sys.modules[name])
 
 
-def _settle(name: str) -> None:
-    """Note a neighbour that was imported, so that it is not loaded again by its path; forget names lent for a while."""
+def _register(name: str) -> None:
+    """Register an imported neighbour by its path, so that it is not loaded twice; drop temporary aliases."""
     module = sys.modules[name]
     own, file = getattr(module, "__name__", None), getattr(module, "__file__", None)
     if isinstance(own, str) and own.startswith(PREFIX):
@@ -208,40 +184,42 @@ def _settle(name: str) -> None:
             del sys.modules[name]
     elif isinstance(file, str) and file.endswith(".py") and not is_installed(file):
         with contextlib.suppress(OSError):
-            sys.modules.setdefault(_key(Path(file), Path(file).read_bytes()), module)
+            sys.modules.setdefault(_module_name(Path(file), Path(file).read_bytes()), module)
 
 
-def _key(path: Path, source: bytes) -> str:
-    """Return a name of its own for a file: `random.py` beside a probe must not become the module `random`."""
-    place = os.fsencode(os.path.realpath(path))
-    return f"{PREFIX}{path.stem}_{hashlib.sha256(place + bytes(1) + source).hexdigest()[:12]}"
+def _module_name(path: Path, source: bytes) -> str:
+    """Return a unique module name for a file: `random.py` beside a probe must not become the module `random`."""
+    real_path = os.fsencode(os.path.realpath(path))
+    return f"{PREFIX}{path.stem}_{hashlib.sha256(real_path + bytes(1) + source).hexdigest()[:12]}"
 
 
-def _refuse(deed: Deed | None, where: str, when: str) -> None:
-    if deed is not None:
+def _refuse_side_effects(files: Sequence[tuple[str, Path]], name: str, check: str, where: str) -> None:
+    """Refuse files whose import, or whose callable `check` of the module `name`, would train or write files."""
+    effect, when = import_effect(files), "when it is imported"
+    if effect is None and files and files[-1][0] == name:
+        effect, when = call_effect(*files[-1], check), "when it is called"
+    if effect is not None:
         raise InputError(
-            f"{where}: {deed.file.name}, line {deed.line}, calls {deed.text} {when}: that trains or writes files, so "
-            'nothing of it was run. Put it under `if __name__ == "__main__":`, or add --run-script to run it all the '
-            "same."
+            f"{where}: {effect.file.name}, line {effect.line}, calls {effect.text} {when}: that trains or writes "
+            'files, so nothing of it was run. Put it under `if __name__ == "__main__":`, or add --run-script to run it '
+            "all the same."
         )
 
 
-def _imported(name: str, where: str, check: str | None) -> ModuleType:
+def _imported_module(name: str, where: str, check: str | None) -> ModuleType:
     importlib.invalidate_caches()
     files = files_of(name)
     own = files[-1][1] if files and files[-1][0] == name else None
     if check is not None:
-        _refuse(deed_of_import(files), where, "when it is imported")
-        if own is not None:
-            _refuse(deed_of_call(name, own, check), where, "when it is called")
+        _refuse_side_effects(files, name, check, where)
     if own is not None:
         with contextlib.suppress(OSError, KeyError):
-            sys.modules.setdefault(name, sys.modules[_key(own, own.read_bytes())])
+            sys.modules.setdefault(name, sys.modules[_module_name(own, own.read_bytes())])
     with foreign(f"{where}:", "importing it raised"):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
-            # A module that is there but imports an absent one is another matter.
+            # The module exists and imports an absent one: report that.
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise
             missing = error.name
@@ -250,7 +228,7 @@ def _imported(name: str, where: str, check: str | None) -> ModuleType:
     raise InputError(f"{where}: there is no module {missing!r} installed or on PYTHONPATH{hint}.")
 
 
-def _loaded(path: Path, where: str, check: str | None) -> ModuleType:
+def _loaded_file(path: Path, where: str, check: str | None) -> ModuleType:
     try:
         regular_stat(path, str(path))
         source = path.read_bytes()
@@ -258,11 +236,10 @@ def _loaded(path: Path, where: str, check: str | None) -> ModuleType:
         raise InputError(str(error)) from None
     except OSError as error:
         raise InputError(unreadable(path, str(path), error)) from None
-    name = _key(path, source)
+    name = _module_name(path, source)
     if check is not None:
         importlib.invalidate_caches()
-        _refuse(deed_of_import([(name, path.absolute())]), where, "when it is imported")
-        _refuse(deed_of_call(name, path.absolute(), check), where, "when it is called")
+        _refuse_side_effects([(name, path.absolute())], name, check, where)
     if name in sys.modules:
         return sys.modules[name]
     with foreign(f"{where}:", "loading it raised"):
@@ -271,7 +248,7 @@ def _loaded(path: Path, where: str, check: str | None) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         # Dataclasses and pickles look their module up by its name.
         sys.modules[name] = module
-        _as_neighbour(name, path.absolute().parent)
+        _alias_neighbour(name, path.absolute().parent)
         try:
             exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
         except BaseException:

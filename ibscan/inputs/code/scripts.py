@@ -1,8 +1,8 @@
 """Tell from a file's source, before it runs, whether importing or calling it would train or write files.
 
-What counts is what runs: the module's level with its loops, conditions and class bodies, functions of the user's own
-files that are called from there, and the user's own modules that are imported on the way; not what is only defined, nor
-what stands under `if __name__ == "__main__":`.
+Only code that would run counts: the module level with its loops, conditions and class bodies, functions of the user's
+own files called from there, and the user's own modules imported on the way. Code that is only defined, or stands under
+`if __name__ == "__main__":`, does not.
 """
 
 from __future__ import annotations
@@ -14,125 +14,111 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from ibscan.inputs.code.deeds import dotted, trains, writes
-from ibscan.inputs.code.sources import Function, Names, Place, Reading, collect, files_of, imported_names, read_source
+from ibscan.inputs.code.side_effects import dotted, has_side_effect, trains
+from ibscan.inputs.code.sources import Function, Names, Parsed, Scope, collect, files_of, imported_names, read_source
 
-__all__ = ["Deed", "deed_of_call", "deed_of_import"]
+__all__ = ["SideEffect", "call_effect", "import_effect"]
 
-# Names are followed through no more re-exports.
-MOST_EXPORTS = 10
-# What calls the function it is given.
+MOST_REEXPORTS = 10
+# Functions that call a function they are given.
 RUNNERS = {
     *("run", "spawn", "Fire", "Thread", "Timer", "Process", "submit", "launch", "start_processes", "map", "main"),
     *("optimize", "agent", "notebook_launcher", "delayed"),
 }
-# By its full name, as `register` says too little: what runs at the end runs too.
-AT_THE_END = "atexit.register"
-# What is written there is no file.
-MEMORY = {"io.BytesIO", "io.StringIO"}
-# What calling a class calls.
-MAKING = ("__new__", "__init__", "__post_init__")
-Judge: TypeAlias = Callable[[ast.Call, Mapping[str, str]], bool]
+# Writing into these writes no file.
+IN_MEMORY = {"io.BytesIO", "io.StringIO"}
+CONSTRUCTORS = ("__new__", "__init__", "__post_init__")
+Body: TypeAlias = tuple[Scope, Sequence[ast.AST]]
+Predicate: TypeAlias = Callable[[ast.Call, Mapping[str, str]], bool]
 
 
 @dataclass(frozen=True)
-class Deed:
-    """A call that trains or writes: where it stands, and how it begins."""
+class SideEffect:
+    """A call that trains or writes files: its file, its line, and its beginning."""
 
     file: Path
     line: int
     text: str
 
 
-def deed_of_import(files: Sequence[tuple[str, Path]]) -> Deed | None:
-    """Return the first call that trains or writes when these files are imported, one after the other, or None.
-
-    Args:
-        files: Modules by name, as `files_of` returns them; their neighbours are looked for on the import path.
-    """
-    reading = Reading()
+def import_effect(files: Sequence[tuple[str, Path]]) -> SideEffect | None:
+    """Return the first call that trains or writes files when modules (name, file) are imported in turn, or None."""
+    parsed = Parsed()
     try:
-        return next((deed for name, file in files if (deed := _of_module(reading, name, file))), None)
-    except RecursionError:  # nested deeper than can be followed: importing it will tell
+        return next((effect for name, file in files if (effect := _module_effect(parsed, name, file))), None)
+    except RecursionError:  # nested too deep to search
         return None
 
 
-def deed_of_call(name: str, file: Path, called: str) -> Deed | None:
-    """Return the first call with which a callable trains, or imports a module that trains or writes, or None.
-
-    Args:
-        name: Of its module.
-        file: Of its module.
-        called: The callable in it, dotted.
-    """
-    reading = Reading()
-    read = read_source(reading, name, file)
+def call_effect(name: str, file: Path, called: str) -> SideEffect | None:
+    """Return the first call with which a callable of a module trains, or imports a module that trains or writes."""
+    parsed = Parsed()
+    read = read_source(parsed, name, file)
     if read is None:
         return None
     try:
-        found = (_of_body(reading, place, body, trains) for place, body in _defined(reading, read[0], called))
-        return next((deed for deed in found if deed), None)
+        found = (_body_effect(parsed, scope, body, trains) for scope, body in _definitions(parsed, read[0], called))
+        return next((effect for effect in found if effect), None)
     except RecursionError:
         return None
 
 
-def _of_module(reading: Reading, name: str, file: Path) -> Deed | None:
-    # What is imported already does not run again.
-    read = None if name in sys.modules else read_source(reading, name, file)
-    if read is None or id(read[1]) in reading.seen:
+def _module_effect(parsed: Parsed, name: str, file: Path) -> SideEffect | None:
+    read = None if name in sys.modules else read_source(parsed, name, file)
+    if read is None or id(read[1]) in parsed.seen:
         return None
-    reading.seen.add(id(read[1]))
-    return _of_body(reading, *read, writes)
+    parsed.seen.add(id(read[1]))
+    return _body_effect(parsed, *read, has_side_effect)
 
 
-def _of_body(reading: Reading, place: Place, body: Iterable[ast.AST], judge: Judge) -> Deed | None:
-    for node in _running(body):
+def _body_effect(parsed: Parsed, scope: Scope, body: Iterable[ast.AST], predicate: Predicate) -> SideEffect | None:
+    for node in _executed(body):
         if isinstance(node, ast.Call):
-            named = _brought_in(node)
-            called = list(_called(reading, place, node))
-            if not called and _judged(node, place.names, judge):
+            named = _dynamic_imports(node)
+            called = list(_callees(parsed, scope, node))
+            if not called and _matches(node, scope.names, predicate):
                 text = ast.unparse(node.func)
-                return Deed(place.file, node.lineno, f"{text if len(text) < 60 else '...' + text[-60:]}(...)")
+                return SideEffect(scope.file, node.lineno, f"{text if len(text) < 60 else '...' + text[-60:]}(...)")
         else:
             assert isinstance(node, ast.Import | ast.ImportFrom)
-            stood = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            named, called = [*stood, *imported_names(node, place).values()], []
+            imported_modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            named, called = [*imported_modules, *imported_names(node, scope).values()], []
         for file in (file for name in named for file in files_of(name)):
-            if deed := _of_module(reading, *file):
-                return deed
+            if effect := _module_effect(parsed, *file):
+                return effect
         for inside, part in called:
-            if id(part) not in reading.seen:
-                reading.seen.add(id(part))
-                if deed := _of_body(reading, inside, part, judge):
-                    return deed
+            if id(part) not in parsed.seen:
+                parsed.seen.add(id(part))
+                if effect := _body_effect(parsed, inside, part, predicate):
+                    return effect
     return None
 
 
-def _judged(call: ast.Call, names: Names, judge: Judge) -> bool:
-    """Tell whether a call does it, by its name or by that of the class of whose instance it is a method."""
-    whole = {**names.instances, **names.imported}
+def _matches(call: ast.Call, names: Names, predicate: Predicate) -> bool:
+    """Tell whether a call matches by its name, or by the class of the instance it is a method of."""
+    aliases = {**names.instances, **names.imported}
     given = [*call.args, *(word.value for word in call.keywords)]
-    if MEMORY & {dotted(one, whole).removesuffix("()") for one in given}:
+    if IN_MEMORY & {dotted(one, aliases).removesuffix("()") for one in given}:
         return False
-    return judge(call, names.imported) or judge(call, whole)
+    return predicate(call, names.imported) or predicate(call, aliases)
 
 
-def _running(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
-    """Yield calls and imports that run when this code does, in order: not those of what it defines, or guards."""
+def _executed(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """Yield calls and imports in the order they run, without those in functions, lambdas and dead branches."""
     for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             decorators = [] if isinstance(node, ast.Lambda) else node.decorator_list
-            yield from _running([*decorators, *node.args.defaults, *(one for one in node.args.kw_defaults if one)])
+            yield from _executed([*decorators, *node.args.defaults, *(one for one in node.args.kw_defaults if one)])
         elif isinstance(node, ast.If):
-            yield from _running([node.test, *_taken(node)])
+            yield from _executed([node.test, *_live_branches(node)])
         else:
-            yield from _running(ast.iter_child_nodes(node))
+            yield from _executed(ast.iter_child_nodes(node))
             if isinstance(node, ast.Call | ast.Import | ast.ImportFrom):
                 yield node
 
 
-def _taken(node: ast.If) -> list[ast.stmt]:
-    """Return what of a condition may run in a module that is imported."""
+def _live_branches(node: ast.If) -> list[ast.stmt]:
+    """Return the branches of a condition that may run when the module is imported."""
     test = node.test
     main = _asks_for_main(test)
     if main is None and isinstance(test, ast.Constant):
@@ -156,8 +142,8 @@ def _asks_for_main(test: ast.expr) -> bool | None:
     return None
 
 
-def _brought_in(call: ast.Call) -> list[str]:
-    """Return the module that a call imports by its name."""
+def _dynamic_imports(call: ast.Call) -> list[str]:
+    """Return the module that a call such as `importlib.import_module("name")` imports."""
     name = ast.unparse(call.func)
     given = call.args[0] if call.args else None
     if name.rpartition(".")[2] not in ("import_module", "__import__") or not isinstance(given, ast.Constant):
@@ -165,26 +151,28 @@ def _brought_in(call: ast.Call) -> list[str]:
     return [given.value] if isinstance(given.value, str) and given.value.isprintable() else []
 
 
-def _called(reading: Reading, place: Place, call: ast.Call) -> Iterator[tuple[Place, Sequence[ast.AST]]]:
-    """Yield the user's own code that a call runs."""
+def _callees(parsed: Parsed, scope: Scope, call: ast.Call) -> Iterator[Body]:
+    """Yield the bodies of the user's own functions that a call runs, with their scopes."""
     targets = [call.func]
-    imported, instances = place.names.imported, place.names.instances
-    if dotted(call.func, {}).rpartition(".")[2] in RUNNERS or dotted(call.func, imported) == AT_THE_END:
+    imported, instances = scope.names.imported, scope.names.instances
+    if dotted(call.func, {}).rpartition(".")[2] in RUNNERS or dotted(call.func, imported) == "atexit.register":
         targets += [*call.args, *(word.value for word in call.keywords)]
     for target in targets:
         if isinstance(target, ast.Lambda):
-            yield _inside(place, target)
-        elif isinstance(target, ast.Call):  # of an instance as it is made
-            yield from _defined(reading, place, f"{dotted(target.func, imported).replace('()', '')}.__call__")
+            yield _in_function(scope, target)
+        elif isinstance(target, ast.Call):  # of an instance where it is created
+            yield from _definitions(parsed, scope, f"{dotted(target.func, imported).replace('()', '')}.__call__")
         elif isinstance(target, ast.Name | ast.Attribute):
             name = dotted(target, imported).replace("()", "")
             first, dot, rest = name.partition(".")
-            yield from _defined(reading, place, f"{instances.get(first, first)}{dot}{rest}")
+            yield from _definitions(parsed, scope, f"{instances.get(first, first)}{dot}{rest}")
             if first in instances and not dot:
-                yield from _defined(reading, place, f"{instances[first]}.__call__")
+                yield from _definitions(parsed, scope, f"{instances[first]}.__call__")
             if target is call.func and not dot:
                 # An application of typer or click runs its commands.
-                yield from (_inside(place, one) for one in place.names.functions.values() if _is_command(one, name))
+                yield from (
+                    _in_function(scope, one) for one in scope.names.functions.values() if _is_command(one, name)
+                )
 
 
 def _is_command(function: Function, application: str) -> bool:
@@ -192,48 +180,46 @@ def _is_command(function: Function, application: str) -> bool:
     return any(dotted(one, {}).removesuffix("()").startswith(f"{application}.") for one in decorators)
 
 
-def _defined(reading: Reading, place: Place, name: str, exports: int = 0) -> Iterator[tuple[Place, Sequence[ast.AST]]]:
-    """Yield the user's own code behind a name: a function, a method, or what makes an instance of a class."""
+def _definitions(parsed: Parsed, scope: Scope, name: str, depth: int = 0) -> Iterator[Body]:
+    """Yield the bodies of the user's own function, method or constructors with this name."""
     first, *rest = name.split(".")
-    names = place.names
-    if first in ("self", "cls") and place.owner is not None:
-        first = place.owner
+    names = scope.names
+    if first in ("self", "cls") and scope.owner is not None:
+        first = scope.owner
     if first in names.functions and not rest:
-        yield _inside(place, names.functions[first])
+        yield _in_function(scope, names.functions[first])
     elif first in names.classes:
-        for method in rest[:1] or MAKING:
-            yield from _methods(reading, place, first, method, exports)
-    elif exports < MOST_EXPORTS:
-        whole = names.imported.get(first, first)
-        parts = [*whole.split("."), *rest]
+        for method in rest[:1] or CONSTRUCTORS:
+            yield from _methods(parsed, scope, first, method, depth)
+    elif depth < MOST_REEXPORTS:
+        full = names.imported.get(first, first)
+        parts = [*full.split("."), *rest]
         for k in range(len(parts) - 1, 0, -1):
             module = ".".join(parts[:k])
             files = files_of(module)
-            read = read_source(reading, *files[-1]) if files and files[-1][0] == module else None
+            read = read_source(parsed, *files[-1]) if files and files[-1][0] == module else None
             if read is not None:
-                yield from _defined(reading, read[0], ".".join(parts[k:]), exports + 1)
+                yield from _definitions(parsed, read[0], ".".join(parts[k:]), depth + 1)
                 return
 
 
-def _methods(
-    reading: Reading, place: Place, owner: str, method: str, exports: int
-) -> Iterator[tuple[Place, Sequence[ast.AST]]]:
-    found = place.names.classes[owner]
+def _methods(parsed: Parsed, scope: Scope, owner: str, method: str, depth: int) -> Iterator[Body]:
+    found = scope.names.classes[owner]
     own = [one for one in found.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef) and one.name == method]
     if own:
-        yield _inside(Place(place.file, place.module, place.names, owner), own[-1])
+        yield _in_function(Scope(scope.file, scope.module, scope.names, owner), own[-1])
         return
     for base in found.bases:
-        name = dotted(base, place.names.imported)
-        if name != owner and exports < MOST_EXPORTS:
-            yield from _defined(reading, place, f"{name}.{method}", exports + 1)
+        name = dotted(base, scope.names.imported)
+        if name != owner and depth < MOST_REEXPORTS:
+            yield from _definitions(parsed, scope, f"{name}.{method}", depth + 1)
 
 
-def _inside(place: Place, function: Function) -> tuple[Place, Sequence[ast.AST]]:
-    """Return a function's code, and what is known in it."""
+def _in_function(scope: Scope, function: Function) -> Body:
+    """Return a function's scope and body."""
     if isinstance(function, ast.Lambda):
-        return place, [function.body]
-    names = Names(*(dict(part) for part in vars(place.names).values()))
-    inner = Place(place.file, place.module, names, place.owner)
+        return scope, [function.body]
+    names = Names(*(dict(part) for part in vars(scope.names).values()))
+    inner = Scope(scope.file, scope.module, names, scope.owner)
     collect(function.body, inner)
     return inner, function.body

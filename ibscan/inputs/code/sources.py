@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ibscan.core.boundary import is_installed
-from ibscan.inputs.code.deeds import dotted
+from ibscan.inputs.code.side_effects import dotted
 
-__all__ = ["Function", "Names", "Place", "Reading", "collect", "files_of", "imported_names", "read_source"]
+__all__ = ["Function", "Names", "Parsed", "Scope", "collect", "files_of", "imported_names", "read_source"]
 
-# A project of more files than that is not read whole.
+# The most files read of one project.
 MOST_FILES = 300
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
 @dataclass
 class Names:
-    """What names stand for: functions, classes, the classes of instances, and what was imported, dotted."""
+    """Definitions by name: functions, classes, full names of instances' classes, full names of imports."""
 
     functions: dict[str, Function] = field(default_factory=dict)
     classes: dict[str, ast.ClassDef] = field(default_factory=dict)
@@ -31,8 +31,8 @@ class Names:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A piece of code: its file and module, what is known in it, and the class it is a method of."""
+class Scope:
+    """A scope of names: its file and module, the names defined in it, and the class if it is a method of one."""
 
     file: Path
     module: str
@@ -41,26 +41,22 @@ class Place:
 
 
 @dataclass
-class Reading:
-    """One question about what runs: every file is read once, every piece of code gone through once."""
+class Parsed:
+    """The parsed files of one search, each read once, and the ids of bodies of code already searched."""
 
-    files: dict[Path, tuple[Place, list[ast.stmt]] | None] = field(default_factory=dict)
+    files: dict[Path, tuple[Scope, list[ast.stmt]] | None] = field(default_factory=dict)
     seen: set[int] = field(default_factory=set)
 
 
 def files_of(name: str) -> list[tuple[str, Path]]:
-    """Return the user's own files that importing a module runs, packages first, by their modules' names.
-
-    Args:
-        name: Dotted; what comes after the last module in it is left out.
-    """
+    """Return the user's own files that importing a dotted name runs, packages first, with their modules' names."""
     found: list[tuple[str, Path]] = []
-    parts, places = name.split("."), None
+    parts, search = name.split("."), None
     if parts[0] in sys.stdlib_module_names:
         return []
     for k in range(len(parts)):
         try:
-            spec = PathFinder.find_spec(".".join(parts[: k + 1]), places)
+            spec = PathFinder.find_spec(".".join(parts[: k + 1]), search)
         except (ImportError, ValueError, OSError):
             spec = None
         if spec is None or (spec.origin is not None and is_installed(spec.origin)):
@@ -69,41 +65,41 @@ def files_of(name: str) -> list[tuple[str, Path]]:
             found.append((spec.name, Path(spec.origin)))
         if spec.submodule_search_locations is None:
             break
-        places = list(spec.submodule_search_locations)
+        search = list(spec.submodule_search_locations)
     return found
 
 
-def read_source(reading: Reading, name: str, file: Path) -> tuple[Place, list[ast.stmt]] | None:
+def read_source(parsed: Parsed, name: str, file: Path) -> tuple[Scope, list[ast.stmt]] | None:
     """Parse a module once and collect its names; None where that fails, or too many files were read."""
-    if file not in reading.files and len(reading.files) < MOST_FILES:
+    if file not in parsed.files and len(parsed.files) < MOST_FILES:
         try:
             body = ast.parse(file.read_bytes()).body
-        except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):  # importing it will tell
-            reading.files[file] = None
+        except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):  # importing it will show the error
+            parsed.files[file] = None
         else:
-            place = Place(file, name, Names())
-            collect(body, place)
-            reading.files[file] = place, body
-    return reading.files.get(file)
+            scope = Scope(file, name, Names())
+            collect(body, scope)
+            parsed.files[file] = scope, body
+    return parsed.files.get(file)
 
 
-def collect(body: Iterable[ast.AST], place: Place) -> None:
-    """Add to a place what the names of a piece of code stand for."""
-    names = place.names
+def collect(body: Iterable[ast.AST], scope: Scope) -> None:
+    """Add the names that a body of code defines to a scope."""
+    names = scope.names
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             names.functions[node.name] = node
         elif isinstance(node, ast.ClassDef):
             names.classes[node.name] = node
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            names.imported.update(imported_names(node, place))
+            names.imported.update(imported_names(node, scope))
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             for target in targets:
                 if isinstance(target, ast.Name) and node.value is not None:
                     _assign(target.id, node.value, names)
         elif isinstance(node, ast.stmt | ast.excepthandler | ast.match_case):
-            collect(ast.iter_child_nodes(node), place)
+            collect(ast.iter_child_nodes(node), scope)
 
 
 def _assign(name: str, value: ast.expr, names: Names) -> None:
@@ -120,8 +116,8 @@ def _assign(name: str, value: ast.expr, names: Names) -> None:
             names.instances[name] = made
 
 
-def imported_names(node: ast.Import | ast.ImportFrom, place: Place) -> dict[str, str]:
-    """Return what an import's names stand for, dotted; the module of a star under the name `*`."""
+def imported_names(node: ast.Import | ast.ImportFrom, scope: Scope) -> dict[str, str]:
+    """Return the full names of an import by the names it defines; a star import defines `*`."""
     if isinstance(node, ast.Import):
         return {
             alias.asname or alias.name.partition(".")[0]: alias.name if alias.asname else alias.name.partition(".")[0]
@@ -129,7 +125,7 @@ def imported_names(node: ast.Import | ast.ImportFrom, place: Place) -> dict[str,
         }
     base = node.module or ""
     if node.level:
-        package = place.module.split(".")
-        up = node.level - (place.file.name == "__init__.py")
+        package = scope.module.split(".")
+        up = node.level - (scope.file.name == "__init__.py")
         base = ".".join([*package[: len(package) - up], *([node.module] if node.module else [])])
     return {alias.asname or alias.name: f"{base}.{alias.name}" for alias in node.names}

@@ -1,1 +1,1 @@
-"""What names and neighbours of files say: epoch, step and value, shards, what is no checkpoint."""
+"""Read the names and neighbours of files: epoch, step and value, shards, files that are no checkpoint."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ibscan.errors import UsageError
-from ibscan.inputs.folder.numbers import AxisNumbers, finite_number, whole_step
+from ibscan.inputs.folder.numbers import AxisNumbers, checked_numbers
 
 __all__ = ["compiled_pattern", "matches", "numbers_by_pattern"]
 
@@ -13,14 +13,10 @@ PLACEHOLDER = re.compile(r"\{(epoch|step|value:[^{}]+)\}")
 
 
 def compiled_pattern(pattern: str, where: str) -> tuple[re.Pattern[str], str | None]:
-    """Turn `epoch-{epoch}.safetensors` into a regular expression, and the sweep's own name if it has one.
-
-    Args:
-        pattern: With `{epoch}`, `{step}` or `{value:NAME}`, each at most once.
-        where: The manifest's name, for a message.
+    """Turn a file name with `{epoch}`, `{step}` or `{value:NAME}`, each at most once, into a regular expression.
 
     Returns:
-        The expression (groups `epoch`, `step`, `value`) and NAME or None.
+        The expression (groups `epoch`, `step`, `value`), and NAME or None.
 
     Raises:
         UsageError: No placeholder, an unknown one, or one twice.
@@ -30,8 +26,7 @@ def compiled_pattern(pattern: str, where: str) -> tuple[re.Pattern[str], str | N
     if not names or len(set(names)) < len(names) or any(mark in literal for literal in pieces[::2] for mark in "{}"):
         raise UsageError(
             f"{where}: pattern {pattern!r} cannot be read; expected a file name with {{epoch}}, {{step}} or "
-            f"{{value:NAME}}, "
-            "each at most once."
+            f"{{value:NAME}}, each at most once."
         )
     numbers = {"epoch": r"\d+(?:\.\d+)?", "step": r"\d+", "value": r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"}
     expression = re.escape(pieces[0])
@@ -42,21 +37,16 @@ def compiled_pattern(pattern: str, where: str) -> tuple[re.Pattern[str], str | N
 
 
 def matches(expression: re.Pattern[str], name: str) -> re.Match[str] | None:
-    """Return how the pattern reads a name (the whole of it, its folder, or its last part), or None."""
+    """Match a pattern against a name: all of it, its last part, or its folder."""
     return next((match for text in (name, *reversed(name.split("/"))) if (match := expression.fullmatch(text))), None)
 
 
 def numbers_by_pattern(expression: re.Pattern[str], name: str) -> AxisNumbers:
-    """Return what the pattern reads in a name; nothing where it does not match.
+    """Return the numbers that a pattern reads in a name; none where it does not match.
 
     Raises:
         CheckpointError: A number too large to be one.
     """
     found = matches(expression, name)
     groups = {} if found is None else found.groupdict()
-    return AxisNumbers(
-        None if groups.get("epoch") is None else finite_number(groups["epoch"], "epoch", name),
-        None if groups.get("step") is None else whole_step(groups["step"], name),
-        None if groups.get("value") is None else finite_number(groups["value"], "the value", name, signed=True),
-        "pattern",
-    )
+    return checked_numbers(name, "pattern", groups.get("epoch"), groups.get("step"), groups.get("value"))

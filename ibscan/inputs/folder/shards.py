@@ -22,47 +22,36 @@ SHARD = re.compile(r"-\d{5}-of-\d{5}\.(safetensors|bin|pt|pth)$", re.IGNORECASE)
 MAX_INDEX_BYTES = 16 << 20
 MAX_NAMES = 100_000
 LONGEST_VALUE = 10_000
-# How much of a name in the index a message repeats, and the longest file name of any file system, in characters.
+# Most characters of a name in a message, and of a file name.
 SHOWN, LONGEST_NAME = 120, 255
 WAY_OUT = "copy or save the whole folder again"
 
 
 @dataclass(frozen=True)
 class Index:
-    """What an index says: each file with the tensors it should hold, in the index' order, and plain metadata."""
+    """An index of shards: the tensor names by file, in the order of the index, and plain metadata."""
 
     files: Mapping[Path, tuple[str, ...]]
     metadata: Mapping[str, str]
 
 
 def is_index(name: str) -> bool:
-    """Tell whether a file's name is that of an index of shards."""
+    """Tell whether a file name is that of an index of shards."""
     return bool(INDEX.search(name))
 
 
 def whole_name(name: str) -> str:
-    """Return what an index' checkpoint would be called in one file: `model.safetensors`; other names as they are."""
+    """Turn the name of an index into that of one file with all tensors (`model.safetensors`); keep other names."""
     return INDEX.sub(lambda match: f".{match[1]}", name)
 
 
 def identity(hashes: Iterable[str]) -> str:
-    """Return the SHA-256 of a checkpoint in several files: of their hashes, sorted, whatever they are called.
-
-    Args:
-        hashes: Of the files, hexadecimal.
-    """
+    """Return the SHA-256 of a checkpoint in several files: that of their sorted hexadecimal hashes."""
     return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
 
 
 def read_index(path: Path, name: str) -> Index:
-    """Read an index; every file it names lies in its own folder.
-
-    Args:
-        path: The index.
-        name: What to call it in a message.
-
-    Returns:
-        The index. Whether the files are there, and hold what it says, is not looked at.
+    """Read an index. Whether the files exist and hold the tensors is not checked.
 
     Raises:
         CheckpointError: No readable index, too large, or a file that is not in the folder.
@@ -81,7 +70,7 @@ def read_index(path: Path, name: str) -> Index:
             f"{name}: its weight_map is {found}, but a table of tensor names to files was expected, 1 to {MAX_NAMES} "
             f"names; {WAY_OUT}."
         )
-    places: dict[Any, Path] = {}
+    paths: dict[Any, Path] = {}
     files: dict[Path, list[str]] = {}
     for tensor, file in weight_map.items():
         if not isinstance(file, str):
@@ -89,14 +78,14 @@ def read_index(path: Path, name: str) -> Index:
                 f"{name}: the index gives {tensor[:SHOWN]!r} a {type(file).__name__}, but the name of a file was "
                 f"expected; {WAY_OUT}."
             )
-        if file not in places:
-            places[file] = _place(path.parent, file, name)
-        files.setdefault(places[file], []).append(tensor)
+        if file not in paths:
+            paths[file] = _path_in_folder(path.parent, file, name)
+        files.setdefault(paths[file], []).append(tensor)
     return Index({file: tuple(tensors) for file, tensors in files.items()}, _plain(tables.get("metadata")))
 
 
 def named_files(path: Path) -> set[Path]:
-    """Return the files an index names, none if it cannot be read: why not is said where the checkpoint is read."""
+    """Return the files that an index names, or none for an unreadable one, which `read_index` reports."""
     try:
         return set(read_index(path, path.name).files)
     except CheckpointError:
@@ -107,8 +96,7 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
-        # The reader says what is wrong with it.
-        return 0
+        return 0  # the reader reports it
 
 
 def _decoded(text: bytes, name: str) -> dict[str, Any]:
@@ -123,11 +111,11 @@ def _decoded(text: bytes, name: str) -> dict[str, Any]:
     return tables
 
 
-def _place(folder: Path, file: str, name: str) -> Path:
-    """Return where a file named by an index lies, refusing all that leads out of the folder."""
-    place = folder / file
+def _path_in_folder(folder: Path, file: str, name: str) -> Path:
+    """Return the path of a file that an index names, refusing one outside the folder."""
+    found_path = folder / file
     try:
-        inside = place.resolve().parent == folder.resolve()
+        inside = found_path.resolve().parent == folder.resolve()
     except (OSError, RuntimeError, ValueError):
         inside = False
     if Path(file).name != file or len(file) > LONGEST_NAME or is_index(file) or not inside:
@@ -135,11 +123,11 @@ def _place(folder: Path, file: str, name: str) -> Path:
             f"{name}: the index names {file[:SHOWN]!r}, which is not a file in its own folder (no path and no link out "
             "of it, to a file outside, is followed); copy the files themselves beside the index."
         )
-    return place
+    return found_path
 
 
 def _plain(found: Any) -> dict[str, str]:  # noqa: ANN401 - decoded JSON
-    """Return the strings and numbers of an index' metadata, as strings; anything else says nothing here."""
+    """Return the strings and numbers of an index' metadata as strings, without other or very long values."""
     if not isinstance(found, dict):
         return {}
     words = {key: value for key, value in found.items() if isinstance(value, str | int | float)}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 __all__ = ["UNREAD_SUFFIXES", "folder_kind", "refusal"]
 
-# A file so named is meant as a checkpoint, of a format that is not read.
+# Suffixes of checkpoints of formats that are not read.
 UNREAD_SUFFIXES = (".pt2", ".onnx", ".keras", ".distcp", ".weights.h5")
 
 SENTENCES = {
@@ -44,21 +44,10 @@ CONSOLIDATED = re.compile(r"consolidated\.\d+\.(pth|pt|safetensors)$")
 
 
 def refusal(kind: str, path: Path, name: str, size: int) -> str:
-    """Return the sentence for a file whose content is no checkpoint.
-
-    Args:
-        kind: What `content_kind` says of its first bytes.
-        path: The file, for its suffix.
-        name: What to call it in the sentence.
-        size: Its length in bytes.
-
-    Returns:
-        The sentence.
-    """
-    if kind not in SENTENCES and path.suffix in BY_SUFFIX:
-        return f"{name}: {BY_SUFFIX[path.suffix]}"
-    if kind in SENTENCES:
-        return f"{name}: {SENTENCES[kind]}"
+    """Return the message for a file whose content is no checkpoint; `kind` is that of `content_kind`."""
+    sentence = SENTENCES.get(kind) or BY_SUFFIX.get(path.suffix)
+    if sentence:
+        return f"{name}: {sentence}"
     if size < 16:
         return f"{name}: is truncated: it has {size} bytes, too few for any checkpoint; save or copy it again."
     return (
@@ -68,13 +57,10 @@ def refusal(kind: str, path: Path, name: str, size: int) -> str:
 
 
 def folder_kind(names: Collection[str]) -> tuple[str, re.Pattern[str] | None]:
-    """Tell whether a folder is one checkpoint of a kind that is not read.
-
-    Args:
-        names: Of what lies in it.
+    """Recognise a folder that is one checkpoint of a kind that is not read, by the names in it.
 
     Returns:
-        The sentence, and what its files are called; the empty string and None for any other folder.
+        The message and the pattern of the names of its files; the empty string and None for any other folder.
     """
     if ".metadata" in names and any(name.endswith(".distcp") for name in names):
         return (

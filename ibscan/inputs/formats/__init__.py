@@ -1,4 +1,4 @@
-"""The checkpoint formats: one file each, and one line here. To add one, write a Format and name it in FORMATS."""
+"""List the checkpoint formats, one file each: to add one, declare a Format and name it in FORMATS."""
 
 from __future__ import annotations
 
@@ -8,9 +8,5 @@ from ibscan.inputs.formats.torch_file import TORCH_LEGACY, TORCH_ZIP
 
 __all__ = ["FORMATS", "Format"]
 
-# Asked in this order.
-FORMATS: tuple[Format, ...] = (
-    TORCH_LEGACY,
-    SAFETENSORS,
-    TORCH_ZIP,
-)
+# In the order in which they are tried.
+FORMATS: tuple[Format, ...] = (TORCH_LEGACY, SAFETENSORS, TORCH_ZIP)

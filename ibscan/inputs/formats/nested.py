@@ -1,4 +1,4 @@
-"""Search nested tables of a saved object for sets of tensors, and for the epoch and step stated beside one."""
+"""Search the nested tables of a saved object for sets of tensors, and for the epoch and step stated beside one."""
 
 from __future__ import annotations
 
@@ -13,45 +13,42 @@ __all__ = ["nested_tables", "numbers_beside", "parents_of"]
 Table: TypeAlias = Mapping[Any, Any]
 Number: TypeAlias = int | float
 
-# A small file may name one table a million times, or tables within tables without end.
+# Limits for a small file that refers to one table a million times, or to itself.
 MOST_TABLES, DEEPEST, LONGEST_LIST = 10_000, 8, 1000
-# Optimizers, schedulers and loops keep tensors and counters that are neither the network's weights nor the run's step.
-NOT_THE_NETWORK = re.compile(
+# Keys of optimizers, schedulers and loops, whose tensors and counters are not the network's.
+OTHER_STATE = re.compile(
     r"optim|sched|scaler|(^|_)rng|random|callback|loops?$|sampler|dataloader|hyper|hparam|config|cfg|args|gradient|grads?$",
     re.IGNORECASE,
 )
-# Tables that state the current epoch and step; in others an epoch may be the best checkpoint's, or the last to train.
-STANDING = re.compile(
+# Keys of tables with the current epoch and step; others may state the best epoch, or the number of epochs.
+STATUS = re.compile(
     r"(time_?stamp|meta|meta_?data|info|progress|trainer|(train(er|ing)?_)?(state|status|progress|info|meta)|counters?|"
     r"run|engine|iteration_info)",
     re.IGNORECASE,
 )
-# Averaged weights have a step of their own, which counts their updates.
+# Averaged weights count their updates in a step of their own.
 AVERAGING = re.compile(r"(^|_)(ema|swa|shadow|averag\w*)(_|$)", re.IGNORECASE)
 
 
 def nested_tables(tree: Any) -> dict[str, Table]:  # noqa: ANN401 - whatever was saved
-    """Return the tables with names in a saved object by dotted key, shallow ones first.
+    """Return the tables in a saved object, loaded or described, by dotted key, shallow ones first.
 
-    A list of tables counts as one with the keys 0, 1, ...; what belongs to optimizers and the like is not looked into.
-
-    Args:
-        tree: The object, as loaded or as described.
+    A list of tables counts as one with the keys 0, 1, ...; the state of optimizers and the like is not searched.
     """
     found: dict[str, Table] = {}
-    # By id: a small file may refer to one large table many times.
-    known: dict[int, list[tuple[str, Any]]] = {}
+    # By id, as one large table may be referred to many times.
+    searched: dict[int, list[tuple[str, Any]]] = {}
     level: list[tuple[str, Any]] = [("", tree)]
     for _ in range(DEEPEST + 1):
         below: list[tuple[str, Any]] = []
         for key, value in level:
             if isinstance(value, Mapping):
                 found[key] = value
-            if id(value) not in known:
-                known[id(value)] = list(_inner(value))
-            if len(found) + len(below) + len(known[id(value)]) > MOST_TABLES:
+            if id(value) not in searched:
+                searched[id(value)] = list(_inner(value))
+            if len(found) + len(below) + len(searched[id(value)]) > MOST_TABLES:
                 return found
-            below += [(f"{key}.{name}" if key else name, inner) for name, inner in known[id(value)]]
+            below += [(f"{key}.{name}" if key else name, inner) for name, inner in searched[id(value)]]
         level = below
     return found
 
@@ -62,12 +59,12 @@ def _inner(value: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - whatever 
             yield from ((str(k), one) for k, one in enumerate(value) if isinstance(one, Mapping | list | tuple))
     elif isinstance(value, Mapping):
         for name, one in value.items():
-            if isinstance(name, str) and isinstance(one, Mapping | list | tuple) and not NOT_THE_NETWORK.search(name):
+            if isinstance(name, str) and isinstance(one, Mapping | list | tuple) and not OTHER_STATE.search(name):
                 yield name, one
 
 
 def parents_of(tree: Any, key: str) -> list[Table]:  # noqa: ANN401 - whatever was saved
-    """Return the tables on the way to the set under a key, the outermost first; not the set, nor what averages keep."""
+    """Return the tables that enclose the set under a key, outermost first, up to averages of weights."""
     parents: list[Table] = []
     while isinstance(tree, Mapping | list | tuple):
         if isinstance(tree, Mapping):
@@ -88,21 +85,16 @@ def _is_large(value: Any) -> bool:  # noqa: ANN401 - whatever was saved
 
 
 def numbers_beside(tree: Any, key: str, number: Callable[[Any], Number | None]) -> dict[str, Number]:  # noqa: ANN401
-    """Return the epoch and the step that a saved object states for the set of tensors under a key.
+    """Return the epoch and the step that a described object states for the set of tensors under a dotted key.
 
-    What stands at the top counts first, then what stands beside the set, then what tables such as `meta` or
-    `timestamp` there say, if they say one thing.
-
-    Args:
-        tree: The object, as described.
-        key: Of the set.
-        number: Returns the number a value stands for, or None.
+    The top level counts first, then the tables that enclose the set, then tables such as `meta` or `timestamp` in
+    these, if they agree. `number` converts a value to a number, or None.
     """
     parents = parents_of(tree, key)
     found: dict[str, Number] = {}
     for keys in (EPOCH_KEYS, STEP_KEYS):
         pairs = ((name, stated) for table in parents for name in keys if (stated := _stated(table, name, number)))
-        first = next(pairs, None) or _agreed(parents, keys, number)
+        first = next(pairs, None) or _agreed_number(parents, keys, number)
         if first is not None:
             found[first[0]] = first[1][0]
     return found
@@ -114,20 +106,20 @@ def _stated(table: Table, name: str, number: Callable[[Any], Number | None]) -> 
     return None if value is None else (value,)
 
 
-def _agreed(
+def _agreed_number(
     parents: list[Table], keys: tuple[str, ...], number: Callable[[Any], Number | None]
 ) -> tuple[str, tuple[Number]] | None:
-    standing = [table for parent in parents for table in _standing(parent)]
+    tables_of_status = [table for parent in parents for table in _status_tables(parent)]
     for name in keys:
-        values = {stated for table in standing if (stated := _stated(table, name, number))}
+        values = {stated for table in tables_of_status if (stated := _stated(table, name, number))}
         if values:
             return (name, values.pop()) if len(values) == 1 else None
     return None
 
 
-def _standing(table: Table, depth: int = 2) -> Iterator[Table]:
+def _status_tables(table: Table, depth: int = 2) -> Iterator[Table]:
     for name, inner in table.items():
-        if isinstance(name, str) and isinstance(inner, Mapping) and STANDING.fullmatch(name):
+        if isinstance(name, str) and isinstance(inner, Mapping) and STATUS.fullmatch(name):
             yield inner
             if depth:
-                yield from _standing(inner, depth - 1)
+                yield from _status_tables(inner, depth - 1)

@@ -1,4 +1,4 @@
-"""Describe what a pickle holds (tensors, storages, calls), and tell which calls make plain data."""
+"""Describe the objects in a pickle (tensors, storages, calls), and tell which calls make plain data."""
 
 from __future__ import annotations
 
@@ -27,23 +27,12 @@ __all__ = [
 ]
 
 STORAGES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128",
-    "QInt8Storage": "qint8",
-    "QUInt8Storage": "quint8",
-    "QInt32Storage": "qint32",
-    "UntypedStorage": "uint8",
-}
+    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
+    "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128", "QInt8Storage": "qint8", "QUInt8Storage": "quint8",
+    "QInt32Storage": "qint32", "UntypedStorage": "uint8",
+}  # fmt: skip
 STORAGE_GLOBALS = {
     f"{module}.{name}": dtype for name, dtype in STORAGES.items() for module in ("torch", "torch.storage", "torch.cuda")
 }
@@ -53,50 +42,38 @@ DTYPE_GLOBALS = {
 NUMPY_SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 NUMPY_ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
 DENSE = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
-WRAPPED = (
+WRAPPERS = (
     "torch._utils._rebuild_parameter",
     "torch._utils._rebuild_parameter_with_state",
     "torch.nn.parameter.Parameter",
 )
-OTHER_TENSORS = {
+NOT_DENSE = {
     "torch._utils._rebuild_qtensor": "quantised",
     "torch._utils._rebuild_sparse_tensor": "sparse",
     "torch._utils._rebuild_meta_tensor_no_storage": "meta",
     "torch._utils._rebuild_nested_tensor": "nested",
 }
+# Training scripts keep their arguments in a Namespace; like a dictionary, it runs nothing.
 PLAIN = (
-    "collections.OrderedDict",
-    "collections.Counter",
-    # Training scripts keep their arguments in one; like a dictionary, it runs nothing.
-    "argparse.Namespace",
-    "torch.Size",
-    "torch.device",
-    "torch.serialization._get_layout",
-    "torch._tensor._rebuild_from_type_v2",
-    "torch.Tensor",
-    "torch.per_tensor_affine",
-    "torch.per_channel_affine",
-    "_codecs.encode",
-    "builtins.set",
-    "builtins.complex",
-    "builtins.bytearray",
-    "numpy.dtype",
-    "numpy.ndarray",
-)
-# Shorter than torch's own list of safe globals: anything else is refused before torch reads the file.
-KNOWN = {*PLAIN, *NUMPY_SCALARS, *NUMPY_ARRAYS, *DENSE, *WRAPPED, *OTHER_TENSORS, *STORAGE_GLOBALS, *DTYPE_GLOBALS}
+    "collections.OrderedDict", "collections.Counter", "argparse.Namespace", "torch.Size", "torch.device",
+    "torch.serialization._get_layout", "torch._tensor._rebuild_from_type_v2", "torch.Tensor",
+    "torch.per_tensor_affine", "torch.per_channel_affine", "_codecs.encode", "builtins.set", "builtins.complex",
+    "builtins.bytearray", "numpy.dtype", "numpy.ndarray",
+)  # fmt: skip
+# A subset of torch's safe globals: anything else is refused before torch reads the file.
+KNOWN = {*PLAIN, *NUMPY_SCALARS, *NUMPY_ARRAYS, *DENSE, *WRAPPERS, *NOT_DENSE, *STORAGE_GLOBALS, *DTYPE_GLOBALS}
 
 
 @dataclass(frozen=True)
 class Global:
-    """A name the pickle would import."""
+    """A name that the pickle would import."""
 
     name: str
 
 
 @dataclass(frozen=True, eq=False)
 class Called:
-    """A call the pickle would make, by name, with its arguments and the state set afterwards."""
+    """A call that the pickle would make, by name, with its arguments and the states set afterwards."""
 
     name: str
     args: tuple[Any, ...]
@@ -130,32 +107,32 @@ class StoredTensor:
 
 
 def is_harmless(name: str, args: tuple[Any, ...]) -> bool:
-    """Tell whether a call of a known global makes plain data; bytearray(10**12), for one, would take all memory."""
+    """Tell whether a call of a known global makes plain data, of a size that the file bounds."""
     if name == "builtins.bytearray":
         return not args or isinstance(args[0], bytes | str)
     if name in NUMPY_ARRAYS:
         return len(args) == 3 and args[1] == (0,) and args[0] == Global("numpy.ndarray")
     if name == "numpy.dtype":
         return bool(args) and isinstance(args[0], str) and bool(re.fullmatch(r"[<>|=]?[biufcSU]\d{0,4}", args[0]))
-    # Called directly, these classes allocate whatever size the argument states, however small the file.
+    # Called directly, these classes allocate any size that the argument states, as bytearray(10**12) does.
     classes = ("torch.Tensor", "numpy.ndarray")
     return name in KNOWN and name not in STORAGE_GLOBALS and name not in DTYPE_GLOBALS and name not in classes
 
 
 def rebuilt_tensor(args: tuple[Any, ...]) -> StoredTensor:
-    """Return the dense tensor that torch's rebuild call with these arguments makes."""
+    """Describe the dense tensor that torch's rebuild function makes of these arguments."""
     storage, offset, shape, stride = args[:4]
     shape, stride = _sizes(shape), _sizes(stride)
     if not isinstance(storage, Storage) or type(offset) is not int or shape is None or stride is None:
         return StoredTensor("unreadable", "unknown")
-    later = next(
+    override = next(
         (DTYPE_GLOBALS[part.name] for part in args[4:] if isinstance(part, Global) and part.name in DTYPE_GLOBALS), None
     )
-    return StoredTensor("dense", later or storage.dtype, shape, stride, offset, storage)
+    return StoredTensor("dense", override or storage.dtype, shape, stride, offset, storage)
 
 
 def other_tensor(kind: str, args: tuple[Any, ...]) -> StoredTensor:
-    """Return the description of a tensor that is not dense."""
+    """Describe a tensor that is not dense."""
     # A sparse tensor keeps its parts (indices, values, sizes) one tuple deeper.
     parts = [inner for part in args for inner in (part if isinstance(part, tuple) else (part,))]
     dtypes = [part.dtype for part in parts if isinstance(part, Storage | StoredTensor)]
@@ -169,7 +146,7 @@ def _sizes(found: Any) -> tuple[int, ...] | None:  # noqa: ANN401 - from the fil
 
 
 def plain_number(value: Any) -> int | float | None:  # noqa: ANN401 - a description
-    """Return the number a description stands for (an int, a float, a numpy scalar or array of one), or None."""
+    """Return the number that a description holds (an int, a float, a numpy scalar or array of one), or None."""
     if isinstance(value, Called):
         return _numpy_number(value)
     # Python refuses to print integers of thousands of digits, and messages print this one.
@@ -199,11 +176,9 @@ def _numpy_number(value: Called) -> int | float | None:
 
 
 def stated_number(value: Any, read: Callable[[StoredTensor], int | float | None]) -> int | float | None:  # noqa: ANN401
-    """Return the number a value states: plain, as text, as a tensor or array of one element, or in a list of one.
+    """Return the number that a described value states, as text, as a tensor of one element or in a list of one too.
 
-    Args:
-        value: A description.
-        read: Returns the number in a tensor of one element, which lies beside the pickle.
+    `read` returns the number in a tensor of one element.
     """
     if isinstance(value, list | tuple):
         return stated_number(value[0], read) if len(value) == 1 and not isinstance(value[0], list | tuple) else None
@@ -213,12 +188,7 @@ def stated_number(value: Any, read: Callable[[StoredTensor], int | float | None]
 
 
 def check_tensor(stored: str, tensor: StoredTensor, name: str) -> None:
-    """Refuse a tensor that is not dense, or claims more elements than are stored.
-
-    Args:
-        stored: Its name in the file.
-        tensor: Its description.
-        name: What to call the file in a message.
+    """Refuse a tensor, `stored` being its name, that is not dense or claims more elements than are stored.
 
     Raises:
         CheckpointError: A sparse or quantised tensor, or a 1.5 KB file that holds 10^12 elements of stride 0.
@@ -232,11 +202,11 @@ def check_tensor(stored: str, tensor: StoredTensor, name: str) -> None:
         raise CheckpointError(
             f"{name}: {stored!r} has {len(tensor.shape)} sizes and {len(tensor.stride)} strides; the file is damaged."
         )
-    count, reach = 1, 1
+    count, last = 1, 1
     for size, stride in zip(tensor.shape, tensor.stride, strict=True):
-        count, reach = count * size, reach + (size - 1) * stride
+        count, last = count * size, last + (size - 1) * stride
     held = tensor.storage.elements * tensor.storage.itemsize // int(getattr(torch, tensor.dtype).itemsize)
-    if count and (count > held or tensor.offset < 0 or tensor.offset + reach > held):
+    if count and (count > held or tensor.offset < 0 or tensor.offset + last > held):
         raise CheckpointError(
             f"{name}: {stored!r} of shape {tensor.shape} claims {count} elements, but its storage holds {held}; "
             "refused."

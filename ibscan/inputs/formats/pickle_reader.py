@@ -1,22 +1,23 @@
 """Read a pickle without running it: interpret its opcodes on a stack of descriptions, importing nothing.
 
-What the pickle would call is listed by name, so that an unsafe global is named and never executed; what a state dict
-needs (tensors, numbers, names) is described well enough to list a checkpoint without loading it.
+Unsafe globals are listed by name and never executed; tensors, numbers and names are described well enough to list a
+checkpoint without loading it.
 """
 
 from __future__ import annotations
 
 import pickletools
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from ibscan.inputs.formats.pickle_objects import (
     DENSE,
     KNOWN,
-    OTHER_TENSORS,
+    NOT_DENSE,
     STORAGE_GLOBALS,
-    WRAPPED,
+    WRAPPERS,
     Called,
     Global,
     Storage,
@@ -28,24 +29,26 @@ from ibscan.inputs.formats.pickle_objects import (
 __all__ = ["BrokenPickle", "PickleReading", "read_pickle"]
 
 MAX_OPERATIONS = 1_000_000
-# Python hashes integers modulo 2^61 - 1 without a secret, so larger keys can be chosen to collide and make a table
-# quadratic. A few are allowed: random states hold such integers.
+# Python hashes integers modulo 2^61 - 1 without a secret, so larger keys can be made to collide, and a table to take
+# quadratic time. A few are allowed: random states hold such integers.
 LARGEST_HASHED, MAX_LARGE_INTEGERS = 2**61 - 1, 1000
 
-# Opcodes of later protocols, which the safe reader of torch does not take.
+# Opcodes of later protocols, which torch's safe reader refuses.
 LATER = {"FRAME", "STACK_GLOBAL", "MEMOIZE", "SHORT_BINUNICODE", "BINUNICODE8", "NEWOBJ_EX", "ADDITEMS", "FROZENSET"}
+# What following the opcodes of a damaged pickle raises, here and in pickletools.
+NONSENSE = (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError)
 MARK = object()
 
 
 class BrokenPickle(Exception):  # noqa: N818 - says what the file is; turned into a CheckpointError by the caller
-    """The opcodes do not make sense: cut off, damaged, or far too many."""
+    """Invalid opcodes: cut off, damaged, or far too many."""
 
 
 @dataclass(frozen=True)
 class PickleReading:
-    """What a pickle holds: the described object, names it would import that are not plain data, and its storages.
+    """The contents of a pickle: the described object, the names of unsafe imports and calls, and the storages.
 
-    `blocks` says at which byte of the file a storage begins, where they follow the pickle (the legacy format).
+    `blocks` holds the offset in the file of each storage that follows the pickle (the legacy format).
     """
 
     value: Any
@@ -72,13 +75,7 @@ class _Machine:
 
 
 def read_pickle(stream: BinaryIO) -> PickleReading:
-    """Follow one pickle to its end without importing or calling anything it names.
-
-    Args:
-        stream: Where the pickle begins; left just after it.
-
-    Returns:
-        The reading.
+    """Interpret one pickle, leaving the stream after it, without importing or calling anything.
 
     Raises:
         BrokenPickle: Truncated, damaged, or more than a million operations.
@@ -96,16 +93,7 @@ def read_pickle(stream: BinaryIO) -> PickleReading:
                 machine.later |= opcode.name in LATER
                 _follow(machine, opcode.name, argument)
         value = machine.stack.pop()
-    except (
-        ValueError,
-        IndexError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        MemoryError,
-        RecursionError,
-    ) as error:
+    except (*NONSENSE, MemoryError, RecursionError) as error:
         raise BrokenPickle(
             f"the pickle breaks off or makes no sense ({str(error)[:80] or type(error).__name__})"
         ) from None
@@ -113,93 +101,46 @@ def read_pickle(stream: BinaryIO) -> PickleReading:
 
 
 def _follow(machine: _Machine, name: str, argument: Any) -> None:  # noqa: ANN401 - an opcode's argument
-    stack = machine.stack
-    match name:
-        case "PROTO" | "FRAME" | "STOP":
-            pass
-        case "MARK":
-            stack.append(MARK)
-        case "BINPUT" | "LONG_BINPUT" | "PUT":
-            machine.memo[argument] = stack[-1]
-        case "MEMOIZE":
-            machine.memo[len(machine.memo)] = stack[-1]
-        case "BINGET" | "LONG_BINGET" | "GET":
-            stack.append(machine.memo[argument])
-        case "NONE":
-            stack.append(None)
-        case "NEWTRUE" | "NEWFALSE":
-            stack.append(name == "NEWTRUE")
-        case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE" | "EMPTY_SET":
-            stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": set}[name]())
-        case "POP":
-            stack.pop()
-        case "POP_MARK":
-            machine.popped_to_mark()
-        case "DUP":
-            stack.append(stack[-1])
-        case (
-            "GLOBAL"
-            | "INST"
-            | "STACK_GLOBAL"
-            | "REDUCE"
-            | "NEWOBJ"
-            | "NEWOBJ_EX"
-            | "OBJ"
-            | "BUILD"
-            | "BINPERSID"
-            | "PERSID"
-        ):
-            _follow_object(machine, name, argument)
-        case "EXT1" | "EXT2" | "EXT4":
-            machine.unsafe[f"extension {argument}"] = None
-            stack.append(Called("extension", ()))
-        case _ if argument is not None:
-            machine.large += isinstance(argument, int) and abs(argument) >= LARGEST_HASHED
-            if machine.large > MAX_LARGE_INTEGERS:
-                raise BrokenPickle(f"more than {MAX_LARGE_INTEGERS} integers beyond 61 bits, far beyond a state dict")
-            stack.append(argument)
-        case _:
-            _follow_collection(machine, name)
+    if name in OPCODES:
+        OPCODES[name](machine, argument)
+    elif argument is None:
+        raise BrokenPickle(f"the pickle uses {name}, which no state dict needs")
+    else:  # a constant
+        machine.large += isinstance(argument, int) and abs(argument) >= LARGEST_HASHED
+        if machine.large > MAX_LARGE_INTEGERS:
+            raise BrokenPickle(f"more than {MAX_LARGE_INTEGERS} integers beyond 61 bits, far beyond a state dict")
+        machine.stack.append(argument)
 
 
-def _follow_collection(machine: _Machine, name: str) -> None:
-    stack = machine.stack
-    match name:
-        case "TUPLE1" | "TUPLE2" | "TUPLE3":
-            count = int(name[-1])
-            if len(stack) < count:
-                raise BrokenPickle("the pickle takes more than it has put")
-            stack[-count:] = [tuple(stack[-count:])]
-        case "TUPLE" | "LIST" | "FROZENSET":
-            items = machine.popped_to_mark()
-            stack.append(tuple(items) if name == "TUPLE" else items)
-        case "DICT":
-            items = machine.popped_to_mark()
-            table: dict[Any, Any] = {}
-            _update(table, items)
-            stack.append(table)
-        case "APPEND":
-            item = stack.pop()
-            _extend(stack[-1], [item])
-        case "APPENDS" | "ADDITEMS":
-            items = machine.popped_to_mark()
-            _extend(stack[-1], items)
-        case "SETITEM":
-            value, key = stack.pop(), stack.pop()
-            _update(stack[-1], [key, value])
-        case "SETITEMS":
-            items = machine.popped_to_mark()
-            _update(stack[-1], items)
-        case _:
-            raise BrokenPickle(f"the pickle uses {name}, which no state dict needs")
+def _put(machine: _Machine, key: int) -> None:
+    machine.memo[key] = machine.stack[-1]
 
 
-def _extend(target: Any, items: list[Any]) -> None:  # noqa: ANN401 - whatever the pickle put there
+def _extension(machine: _Machine, code: int) -> None:
+    machine.unsafe[f"extension {code}"] = None
+    machine.stack.append(Called("extension", ()))
+
+
+def _short_tuple(machine: _Machine, count: int) -> None:
+    if len(machine.stack) < count:
+        raise BrokenPickle("the pickle takes more than it has put")
+    machine.stack[-count:] = [tuple(machine.stack[-count:])]
+
+
+def _dict(machine: _Machine, _: object) -> None:
+    items = machine.popped_to_mark()
+    machine.stack.append({})
+    _update(machine, items)
+
+
+def _extend(machine: _Machine, items: list[Any]) -> None:
+    target = machine.stack[-1]
     if isinstance(target, list):
         target.extend(items)
 
 
-def _update(target: Any, items: list[Any]) -> None:  # noqa: ANN401 - whatever the pickle put there
+def _update(machine: _Machine, items: list[Any]) -> None:
+    target = machine.stack[-1]
     for key in items[::2]:
         # Hashing a deeply nested tuple overflows the C stack, which ends the process.
         if isinstance(key, tuple) and any(isinstance(part, tuple) for part in key):
@@ -208,39 +149,85 @@ def _update(target: Any, items: list[Any]) -> None:  # noqa: ANN401 - whatever t
         target.update(zip(items[::2], items[1::2], strict=True))
 
 
-def _follow_object(machine: _Machine, name: str, argument: Any) -> None:  # noqa: ANN401 - an opcode's argument
-    stack = machine.stack
-    match name:
-        case "GLOBAL" | "STACK_GLOBAL":
-            pair = argument.split(" ", 1) if name == "GLOBAL" else [stack.pop(), stack.pop()][::-1]
-            stack.append(_named(machine, *pair))
-        case "INST" | "OBJ":
-            items = machine.popped_to_mark()
-            target = _named(machine, *argument.split(" ", 1)) if name == "INST" else items.pop(0)
-            stack.append(_called(machine, target, tuple(items)))
-        case "REDUCE" | "NEWOBJ":
-            args, target = stack.pop(), stack.pop()
-            stack.append(_called(machine, target, tuple(args)))
-        case "NEWOBJ_EX":
-            _, args, target = stack.pop(), stack.pop(), stack.pop()
-            stack.append(_called(machine, target, tuple(args)))
-        case "BUILD":
-            state = stack.pop()
-            if isinstance(stack[-1], Called):
-                stack[-1].state.append(state)
-                _check_state(machine, stack[-1], state)
-        case _:
-            stack.append(_stored(machine, stack.pop() if name == "BINPERSID" else None))
+def _instance(machine: _Machine, argument: str) -> None:
+    items = machine.popped_to_mark()
+    machine.stack.append(_call(machine, _imported(machine, *argument.split(" ", 1)), tuple(items)))
 
 
-def _named(machine: _Machine, module: Any, name: Any) -> Global:  # noqa: ANN401 - from the file
+def _object(machine: _Machine, _: object) -> None:
+    items = machine.popped_to_mark()
+    target = items.pop(0)
+    machine.stack.append(_call(machine, target, tuple(items)))
+
+
+def _reduce(machine: _Machine, _: object) -> None:
+    args, target = machine.stack.pop(), machine.stack.pop()
+    machine.stack.append(_call(machine, target, tuple(args)))
+
+
+def _new_object_ex(machine: _Machine, _: object) -> None:
+    machine.stack.pop()  # keyword arguments
+    _reduce(machine, None)
+
+
+def _build(machine: _Machine, _: object) -> None:
+    state, target = machine.stack.pop(), machine.stack[-1]
+    if isinstance(target, Called):
+        target.state.append(state)
+        # A dtype with fields or a subarray can point beyond its own bytes.
+        if target.name == "numpy.dtype" and not (isinstance(state, tuple) and state[2:5] == (None, None, None)):
+            machine.unsafe["numpy.dtype with fields"] = None
+
+
+OPCODES: dict[str, Callable[[_Machine, Any], object]] = {
+    **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda *_: None),
+    "MARK": lambda machine, _: machine.stack.append(MARK),
+    "NONE": lambda machine, _: machine.stack.append(None),
+    "NEWTRUE": lambda machine, _: machine.stack.append(True),
+    "NEWFALSE": lambda machine, _: machine.stack.append(False),
+    "EMPTY_DICT": lambda machine, _: machine.stack.append({}),
+    "EMPTY_LIST": lambda machine, _: machine.stack.append([]),
+    "EMPTY_TUPLE": lambda machine, _: machine.stack.append(()),
+    "EMPTY_SET": lambda machine, _: machine.stack.append(set()),
+    "POP": lambda machine, _: machine.stack.pop(),
+    "POP_MARK": lambda machine, _: machine.popped_to_mark(),
+    "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _put),
+    "MEMOIZE": lambda machine, _: _put(machine, len(machine.memo)),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda machine, key: machine.stack.append(machine.memo[key])),
+    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), _extension),
+    "TUPLE1": lambda machine, _: _short_tuple(machine, 1),
+    "TUPLE2": lambda machine, _: _short_tuple(machine, 2),
+    "TUPLE3": lambda machine, _: _short_tuple(machine, 3),
+    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.popped_to_mark())),
+    **dict.fromkeys(("LIST", "FROZENSET"), lambda machine, _: machine.stack.append(machine.popped_to_mark())),
+    "DICT": _dict,
+    "APPEND": lambda machine, _: _extend(machine, [machine.stack.pop()]),
+    **dict.fromkeys(("APPENDS", "ADDITEMS"), lambda machine, _: _extend(machine, machine.popped_to_mark())),
+    "SETITEM": lambda machine, _: _update(machine, [machine.stack.pop(), machine.stack.pop()][::-1]),
+    "SETITEMS": lambda machine, _: _update(machine, machine.popped_to_mark()),
+    "GLOBAL": lambda machine, path: machine.stack.append(_imported(machine, *path.split(" ", 1))),
+    "STACK_GLOBAL": lambda machine, _: machine.stack.append(
+        _imported(machine, *[machine.stack.pop(), machine.stack.pop()][::-1])
+    ),
+    "INST": _instance,
+    "OBJ": _object,
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), _reduce),
+    "NEWOBJ_EX": _new_object_ex,
+    "BUILD": _build,
+    "BINPERSID": lambda machine, _: machine.stack.append(_storage(machine, machine.stack.pop())),
+    "PERSID": lambda machine, _: _storage(machine, None),
+}
+
+
+def _imported(machine: _Machine, module: Any, name: Any) -> Global:  # noqa: ANN401 - from the file
     full = f"{module}.{name}".replace("__builtin__.", "builtins.", 1)
     if full not in KNOWN:
         machine.unsafe[full] = None
     return Global(full)
 
 
-def _stored(machine: _Machine, pid: Any) -> Storage | None:  # noqa: ANN401 - from the file
+def _storage(machine: _Machine, pid: Any) -> Storage | None:  # noqa: ANN401 - from the file
     if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] in ("storage", b"storage")):
         if isinstance(pid, tuple) and pid[:1] == ("module",):
             machine.unsafe.setdefault("torch.nn.modules (a module with its source)")
@@ -248,40 +235,36 @@ def _stored(machine: _Machine, pid: Any) -> Storage | None:  # noqa: ANN401 - fr
         raise BrokenPickle("the pickle refers to something stored that is no tensor data")
     kind, key, elements = pid[1], str(pid[2]), pid[4]
     dtype = STORAGE_GLOBALS.get(kind.name) if isinstance(kind, Global) else None
-    if (
-        dtype is None
-        or type(elements) is not int
-        or not 0 <= elements < 2**63
-        or any(part is not None for part in pid[5:])
-    ):
+    is_size = type(elements) is int and 0 <= elements < 2**63
+    if dtype is None or not is_size or any(part is not None for part in pid[5:]):
         raise BrokenPickle("the pickle describes a storage this version does not read")
     storage = Storage(key, dtype, elements)
-    # A typed and an untyped storage may share one block, but then its size is the same.
+    # A typed and an untyped storage may share one block of the same size.
     first = machine.storages.setdefault(key, storage)
     if first.elements * first.itemsize != elements * storage.itemsize:
         raise BrokenPickle(f"the pickle gives stored block {key!r} two sizes")
     return storage
 
 
-def _called(machine: _Machine, target: Any, args: tuple[Any, ...]) -> Any:  # noqa: ANN401 - a description
+def _call(machine: _Machine, target: Any, args: tuple[Any, ...]) -> Any:  # noqa: ANN401 - a description
     name = target.name if isinstance(target, Global) else ""
     if not name:
         machine.unsafe.setdefault("a computed function")
         return Called("", args)
     if name == "torch._tensor._rebuild_from_type_v2" and len(args) >= 3 and isinstance(args[0], Global):
-        return _called(machine, args[0], tuple(args[2]))
+        return _call(machine, args[0], tuple(args[2]))
     if name in DENSE:
         return rebuilt_tensor(args)
-    if name in WRAPPED:
+    if name in WRAPPERS:
         return args[0]
-    if name in OTHER_TENSORS:
-        return other_tensor(OTHER_TENSORS[name], args)
+    if name in NOT_DENSE:
+        return other_tensor(NOT_DENSE[name], args)
     if name == "collections.OrderedDict":
         return dict(args[0]) if args else {}
     if name == "_codecs.encode" and len(args) == 2 and all(isinstance(part, str) for part in args):
         return args[0].encode("latin-1") if args[1] in ("latin1", "latin-1") else args[0].encode()
     if not is_harmless(name, args):
-        # Replace the bare name, which was noted where the pickle imports it.
+        # Replace the bare name that the import added.
         machine.unsafe.pop(name, None)
         machine.unsafe[f"{name} called with {_brief(args)}"] = None
     return Called(name, args)
@@ -290,9 +273,3 @@ def _called(machine: _Machine, target: Any, args: tuple[Any, ...]) -> Any:  # no
 def _brief(args: tuple[Any, ...]) -> str:
     words = ", ".join(repr(part) if isinstance(part, int | str) else type(part).__name__ for part in args)
     return f"({words[:60]})"
-
-
-def _check_state(machine: _Machine, target: Called, state: Any) -> None:  # noqa: ANN401 - from the file
-    # A dtype with fields or a subarray can point beyond its own bytes.
-    if target.name == "numpy.dtype" and not (isinstance(state, tuple) and state[2:5] == (None, None, None)):
-        machine.unsafe["numpy.dtype with fields"] = None

@@ -1,4 +1,4 @@
-"""Recognise what a file is by its first bytes and its name, asking every format."""
+"""Recognise the kind of a file by its first bytes and its name, with the declarations of all formats."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
     "usual_suffixes",
 ]
 
-# Of other kinds: where, which bytes, and what they say.
+# Other kinds of files: offset, bytes, kind.
 OTHERS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"version https://git-lfs", "lfs"),
     (0, HDF5_MAGIC, "hdf5"),
@@ -39,20 +39,16 @@ OTHERS: tuple[tuple[int, bytes, str], ...] = (
 
 
 def content_kind(head: bytes) -> str:
-    """Return what the first bytes of a file say it is.
+    """Return the kind of a file by its head: its first kilobyte, or all of it.
 
-    Args:
-        head: The first kilobyte, or all there is.
-
-    Returns:
-        The kind of a checkpoint format (zip, pickle, safetensors), or one of empty, lfs, hdf5, npy, gzip, bzip2, xz,
-        zstd, mat, tar, onnx, idx, text, unknown.
+    This is the kind of a checkpoint format (zip, pickle, safetensors), or one of empty, lfs, hdf5, npy, gzip, bzip2,
+    xz, zstd, mat, tar, onnx, idx, text, unknown.
     """
     if not head:
         return "empty"
-    stated = [(place, magic, one.kind) for one in formats.FORMATS for place, magic in one.magic]
-    for place, magic, kind in (*stated, *OTHERS):
-        if head.startswith(magic, place):
+    stated = [(offset, magic, one.kind) for one in formats.FORMATS for offset, magic in one.magic]
+    for offset, magic, kind in (*stated, *OTHERS):
+        if head.startswith(magic, offset):
             return kind
     for one in formats.FORMATS:
         if one.resembles(head):
@@ -77,12 +73,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def file_format(shot: Snapshot, file: Path, name: str) -> Format:
-    """Return the format of a file; its name settles what the content leaves open.
-
-    Args:
-        shot: The file; its stream stands at the start afterwards.
-        file: Its path.
-        name: What to call it in a message.
+    """Return the format of a file by its content, and by its name where the content leaves it open; rewind `shot`.
 
     Raises:
         CheckpointError: It is of no format that is read.
@@ -105,7 +96,7 @@ def is_read(head: bytes) -> bool:
 
 
 def is_claimed(name: str) -> bool:
-    """Tell whether a name says that the file is meant as a checkpoint."""
+    """Tell whether a file name is one of a checkpoint, of a format that is read or not."""
     suffixes = (*(suffix for one in formats.FORMATS for suffix in one.suffixes), *UNREAD_SUFFIXES)
     if name.lower().endswith(suffixes) or is_index(name):
         return True
@@ -113,12 +104,12 @@ def is_claimed(name: str) -> bool:
 
 
 def is_conventional(name: str) -> bool:
-    """Tell whether a file's name is the one libraries give the weights of a folder, in one file or by an index."""
+    """Tell whether a file name is the one that libraries give to a folder's weights, or to their index."""
     return any(whole_name(name) in one.usual for one in formats.FORMATS)
 
 
 def is_recognised(path: Path, name: str) -> bool:
-    """Tell whether the content of a file with no telling name is a checkpoint."""
+    """Tell whether the content of a file is a checkpoint, whatever its name."""
     try:
         head, size = file_head(path), path.stat().st_size
     except OSError:

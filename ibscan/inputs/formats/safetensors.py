@@ -16,7 +16,7 @@ from ibscan.errors import CheckpointError
 from ibscan.inputs.files import Snapshot
 from ibscan.inputs.folder.numbers import EPOCH_KEYS, STEP_KEYS, first_known, numbers_in_metadata, numbers_in_object
 from ibscan.inputs.formats.format import Description, Format, Wanted
-from ibscan.inputs.formats.state_dict import one_set, under
+from ibscan.inputs.formats.state_dict import below_prefix, selected_tensors
 from ibscan.inputs.untrusted import decoded_json, stated_sizes
 
 __all__ = ["DTYPES", "SAFETENSORS", "TensorFile", "read_tensor_header", "read_tensors"]
@@ -26,31 +26,18 @@ MAX_TENSORS = 100_000
 
 # By the name in the file: the name in torch, and bits per element.
 DTYPES: dict[str, tuple[str, int]] = {
-    "BOOL": ("bool", 8),
-    "U8": ("uint8", 8),
-    "I8": ("int8", 8),
-    "U16": ("uint16", 16),
-    "I16": ("int16", 16),
-    "U32": ("uint32", 32),
-    "I32": ("int32", 32),
-    "U64": ("uint64", 64),
-    "I64": ("int64", 64),
-    "F8_E4M3": ("float8_e4m3fn", 8),
-    "F8_E5M2": ("float8_e5m2", 8),
-    "F8_E4M3FNUZ": ("float8_e4m3fnuz", 8),
-    "F8_E5M2FNUZ": ("float8_e5m2fnuz", 8),
-    "F8_E8M0": ("float8_e8m0fnu", 8),
-    "F16": ("float16", 16),
-    "BF16": ("bfloat16", 16),
-    "F32": ("float32", 32),
-    "F64": ("float64", 64),
+    "BOOL": ("bool", 8), "U8": ("uint8", 8), "I8": ("int8", 8), "U16": ("uint16", 16), "I16": ("int16", 16),
+    "U32": ("uint32", 32), "I32": ("int32", 32), "U64": ("uint64", 64), "I64": ("int64", 64),
+    "F8_E4M3": ("float8_e4m3fn", 8), "F8_E5M2": ("float8_e5m2", 8), "F8_E4M3FNUZ": ("float8_e4m3fnuz", 8),
+    "F8_E5M2FNUZ": ("float8_e5m2fnuz", 8), "F8_E8M0": ("float8_e8m0fnu", 8),
+    "F16": ("float16", 16), "BF16": ("bfloat16", 16), "F32": ("float32", 32), "F64": ("float64", 64),
     "C64": ("complex64", 64),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a safetensors header says: tensors in stored order (by offset), and the metadata strings."""
+    """The header of a safetensors file: tensors in stored order (by offset), and the metadata strings."""
 
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
@@ -58,14 +45,6 @@ class TensorFile:
 
 def read_tensor_header(stream: BinaryIO, size: int, name: str) -> TensorFile:
     """Read and check the header of a safetensors file.
-
-    Args:
-        stream: The file, from its start.
-        size: Its length in bytes.
-        name: What to call it in a message.
-
-    Returns:
-        Tensors and metadata.
 
     Raises:
         CheckpointError: Truncated, padded, overlapping, of unknown dtype, or otherwise not what the format allows.
@@ -93,28 +72,22 @@ def read_tensor_header(stream: BinaryIO, size: int, name: str) -> TensorFile:
     spans = [(*_span(entry, key, name), key) for key, entry in entries.items()]
     spans.sort(key=lambda span: span[:2])
     _check_spans(spans, size - 8 - length, name)
-    return TensorFile({key: _info(entries[key]) for *_, key in spans}, metadata)
+    infos = {key: TensorInfo(tuple(entry["shape"]), DTYPES[entry["dtype"]][0]) for key, entry in entries.items()}
+    return TensorFile({key: infos[key] for *_, key in spans}, metadata)
 
 
 def read_tensors(
     stream: BinaryIO, size: int, name: str, wanted: Collection[str] | None = None
 ) -> dict[str, torch.Tensor]:
-    """Read the tensors of a safetensors file, each straight into its own memory: nothing is mapped or held twice.
+    """Read the wanted tensors of a safetensors file (None: all) on the CPU, by name in stored order.
 
-    Args:
-        stream: The file, from its start.
-        size: Its length in bytes.
-        name: What to call it in a message.
-        wanted: Which tensors; None for all.
-
-    Returns:
-        Name to tensor, in stored order, on the CPU.
+    Each is read straight into its own memory: nothing is mapped or held twice.
 
     Raises:
-        CheckpointError: The header is not one, or the file ends too early.
+        CheckpointError: A damaged header, or the file ends too early.
     """
     tensors: dict[str, torch.Tensor] = {}
-    # The header check found tensors without gaps in this order.
+    # The header check left no gaps between tensors in this order.
     for key, info in read_tensor_header(stream, size, name).tensors.items():
         dtype = getattr(torch, info.dtype)
         if wanted is not None and key not in wanted:
@@ -177,43 +150,30 @@ def _check_spans(spans: list[tuple[int, int, str]], available: int, name: str) -
     reached = 0
     for begin, end, key in spans:
         if begin != reached:
-            what = (
-                "overlaps the tensor before it"
-                if begin < reached
-                else f"leaves a gap of {begin - reached} bytes before it"
-            )
+            gap = f"leaves a gap of {begin - reached} bytes before it"
+            what = "overlaps the tensor before it" if begin < reached else gap
             raise CheckpointError(
                 f"{name}: {key!r} begins at byte {begin} of the data and {what} (expected {reached}); the file is "
                 "damaged."
             )
         reached = end
     if reached != available:
-        what = (
-            f"{reached - available} bytes are missing (truncated)"
-            if reached > available
-            else (f"{available - reached} bytes too many follow them")
-        )
+        missing = f"{reached - available} bytes are missing (truncated)"
+        what = missing if reached > available else f"{available - reached} bytes too many follow them"
         raise CheckpointError(
             f"{name}: its tensors take {reached} bytes, but {available} follow the header: {what}; copy or save it "
             "again."
         )
 
 
-def _info(entry: Mapping[str, Any]) -> TensorInfo:
-    return TensorInfo(tuple(entry["shape"]), DTYPES[entry["dtype"]][0])
-
-
 def _describe(shot: Snapshot, name: str, wanted: Wanted) -> Description:
     header = read_tensor_header(shot.stream, shot.size, name)
     if not header.tensors:
         raise CheckpointError(f"{name}: holds no tensors; expected a state dict, as model.state_dict() gives.")
-    tensors = one_set(header.tensors, wanted, name)
+    tensors = selected_tensors(header.tensors, wanted, name)
     # An epoch or step may be stored as a string in the metadata, or as a tensor of one element.
-    stated = [
-        key
-        for key in EPOCH_KEYS + STEP_KEYS
-        if key in header.tensors and all(size == 1 for size in header.tensors[key].shape)
-    ]
+    known = [key for key in EPOCH_KEYS + STEP_KEYS if key in header.tensors]
+    stated = [key for key in known if all(size == 1 for size in header.tensors[key].shape)]
     shot.stream.seek(0)
     loaded = read_tensors(shot.stream, shot.size, name, stated) if stated else {}
     counts = {key: loaded[key].item() for key in stated if not loaded[key].dtype.is_complex}
@@ -222,11 +182,11 @@ def _describe(shot: Snapshot, name: str, wanted: Wanted) -> Description:
 
 
 def _load(shot: Snapshot, name: str, state_key: str) -> dict[str, torch.Tensor]:
-    return under(read_tensors(shot.stream, shot.size, name), state_key)
+    return below_prefix(read_tensors(shot.stream, shot.size, name), state_key)
 
 
-def _is_impossible(head: bytes) -> bool:
-    # A header length no file has, which the reader reports: bytes that no text has (a line break is one that it has).
+def _has_impossible_length(head: bytes) -> bool:
+    # An impossible header length, which the reader reports; its bytes occur in no text.
     return head[8:9] == b"{" and any(byte > 126 or (byte < 32 and byte not in b"\t\n\r") for byte in head[:8])
 
 
@@ -237,15 +197,15 @@ def _is_whole(head: bytes, _name: str, size: int) -> bool:
 SAFETENSORS = Format(
     kind="safetensors",
     name="safetensors",
-    # The upper half of the header's length, as no header has 4 GiB, and its first character. Before the magic bytes of
-    # other formats: a header of 1152 bytes begins as a pickle does.
+    # The upper half of the header's length, always below 4 GiB, and its first character. Checked before the bytes that
+    # resemble a pickle: a header of 1152 bytes begins as one does.
     magic=((4, b"\0\0\0\0{"),),
     suffixes=(".safetensors",),
     describe=_describe,
     load=_load,
     accepted=((".safetensors",), ""),
     usual=("model.safetensors", "adapter_model.safetensors", "diffusion_pytorch_model.safetensors"),
-    resembles=_is_impossible,
+    resembles=_has_impossible_length,
     by_suffix=lambda head: not head.lstrip().startswith((b"{", b"<")),
     is_whole=_is_whole,
 )

@@ -1,4 +1,4 @@
-"""Read files of torch.save, zip and legacy: check and list them in full before torch itself reads them."""
+"""Read files of torch.save, zip and legacy: check them in full before torch itself reads them."""
 
 from __future__ import annotations
 
@@ -45,21 +45,13 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 # The first pickle of a legacy file is this one number.
 LEGACY_PICKLE = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 LONGEST_METADATA = 10_000
-# Where both are set to a true value, torch refuses every file.
+# If both are true, torch refuses every file.
 SWITCHES = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
-SWITCHED = threading.Lock()
+ENVIRONMENT_LOCK = threading.Lock()
 
 
 def read_archive(shot: Snapshot, name: str, kind: str) -> PickleReading:
-    """List what a torch file holds, after every check that can be made without loading it.
-
-    Args:
-        shot: The file.
-        name: What to call it in a message.
-        kind: `zip` or `pickle`, as its first bytes say.
-
-    Returns:
-        The described object, with nothing unsafe in it.
+    """Describe the object in a torch file (`kind`: zip or pickle), after all checks possible without loading it.
 
     Raises:
         CheckpointError: Damaged, unsafe, compressed, or no state dict.
@@ -133,13 +125,7 @@ def _check_block(stream: BinaryIO, storage: Storage, size: int, name: str) -> No
 
 
 def stored_element(shot: Snapshot, reading: PickleReading, tensor: StoredTensor) -> int | float | None:
-    """Return the number in a tensor of one element without loading anything else, or None where it holds no number.
-
-    Args:
-        shot: The file.
-        reading: As `read_archive` returned it.
-        tensor: Of that reading, of one element.
-    """
+    """Return the number in a tensor of one element without loading others, or None for bool and complex."""
     dtype = getattr(torch, tensor.dtype, None) if tensor.kind == "dense" else None
     if tensor.storage is None or not isinstance(dtype, torch.dtype) or dtype is torch.bool or dtype.is_complex:
         return None
@@ -153,8 +139,8 @@ def stored_element(shot: Snapshot, reading: PickleReading, tensor: StoredTensor)
     else:
         shot.stream.seek(0)
         with zipfile.ZipFile(shot.stream) as archive:
-            place = next(one for one in archive.namelist() if one.endswith("data.pkl")).removesuffix("data.pkl")
-            with archive.open(f"{place}data/{key}") as block:
+            root = next(one for one in archive.namelist() if one.endswith("data.pkl")).removesuffix("data.pkl")
+            with archive.open(f"{root}data/{key}") as block:
                 block.seek(start)
                 raw = block.read(size)
     number = torch.frombuffer(bytearray(raw), dtype=dtype).item() if len(raw) == size else None
@@ -175,21 +161,14 @@ def _refuse_unsafe(reading: PickleReading, name: str) -> None:
 
 
 def load_archive(source: BinaryIO, name: str) -> Any:  # noqa: ANN401 - whatever was saved
-    """Load a torch file that `read_archive` found safe, with torch's own safe reader.
-
-    Args:
-        source: The file, from its start.
-        name: What to call it in a message.
-
-    Returns:
-        The object saved, its tensors on the CPU.
+    """Load a torch file that `read_archive` found safe on the CPU, with torch's own safe reader.
 
     Raises:
-        CheckpointError: torch does not read it after all.
+        CheckpointError: torch cannot read it.
     """
-    # The boundary to a foreign reader: what torch.load raises on a damaged file is not a closed list.
+    # Boundary to foreign code: torch.load raises any exception on a damaged file.
     try:
-        with _one_switch(), torch.serialization.safe_globals(_plain_data()), warnings.catch_warnings():
+        with _safe_switch_alone(), torch.serialization.safe_globals(_safe_globals()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(source, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
@@ -203,14 +182,14 @@ def load_archive(source: BinaryIO, name: str) -> Any:  # noqa: ANN401 - whatever
 
 
 @contextlib.contextmanager
-def _one_switch() -> Iterator[None]:
+def _safe_switch_alone() -> Iterator[None]:
     """Unset torch's unsafe environment variable where the safe one is set too; afterwards put it back."""
     safe, unsafe_name = SWITCHES
     if safe not in os.environ:
         yield
         return
     # One thread at a time: os.environ is shared.
-    with SWITCHED:
+    with ENVIRONMENT_LOCK:
         unsafe = os.environ.pop(unsafe_name, None)
         try:
             yield
@@ -219,7 +198,7 @@ def _one_switch() -> Iterator[None]:
                 os.environ[unsafe_name] = unsafe
 
 
-def _plain_data() -> list[Any]:
+def _safe_globals() -> list[Any]:
     scalar, rebuilt = np.dtype("f8").type(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
     named: list[Any] = [(scalar, name) for name in NUMPY_SCALARS] + [(rebuilt, name) for name in NUMPY_ARRAYS]
     kinds = {type(np.dtype(code)) for code in "?bhilqBHILQefdFDSU"}
@@ -247,8 +226,8 @@ def _describe(kind: str, shot: Snapshot, name: str, wanted: Wanted) -> Descripti
     def element(tensor: StoredTensor) -> int | float | None:
         return stored_element(shot, reading, tensor)
 
-    beside = numbers_beside(tree, key, lambda value: stated_number(value, element))
-    return Description(infos, metadata, numbers_in_object(beside, name), key)
+    stated = numbers_beside(tree, key, lambda value: stated_number(value, element))
+    return Description(infos, metadata, numbers_in_object(stated, name), key)
 
 
 def _load(shot: Snapshot, name: str, state_key: str) -> dict[str, torch.Tensor]:
@@ -278,7 +257,7 @@ TORCH_LEGACY = Format(
     suffixes=TORCH_ZIP.suffixes,
     describe=partial(_describe, "pickle"),
     load=_load,
-    # Any pickle, as the reader refuses those that torch.save did not write with a sentence of their own.
+    # Any pickle: the reader has a message for those that torch.save did not write.
     resembles=_is_pickle,
     is_whole=lambda head, _name, _size: head[2:14] == LEGACY_PICKLE,
 )

@@ -14,20 +14,13 @@ __all__ = ["SAVE_AGAIN", "check_directory", "checked_zip"]
 MAX_ENTRIES = 100_000
 MAX_DIRECTORY_BYTES = 32 << 20
 MAX_PICKLE_BYTES = 64 << 20
-# Of zip64: the locator alone, and with the record before it.
-WIDE_LOCATOR_BYTES, WIDE_RECORD_BYTES = 20, 76
+# The zip64 locator alone, and with the record before it.
+ZIP64_LOCATOR_BYTES, ZIP64_BYTES = 20, 76
 SAVE_AGAIN = "save a single .safetensors file, or torch.save(model.state_dict(), ...)"
 
 
 def checked_zip(shot: Snapshot, name: str) -> tuple[bytes, dict[str, int]]:
-    """Check every entry of a zip archive of torch.save, and read its pickle.
-
-    Args:
-        shot: The file.
-        name: What to call it in a message.
-
-    Returns:
-        The bytes of its data.pkl, and the size of every stored block by its key.
+    """Check every entry of a zip archive of torch.save; return its pickle, and the size of every stored block by key.
 
     Raises:
         CheckpointError: Damaged, truncated, compressed, or an archive of another kind.
@@ -37,7 +30,7 @@ def checked_zip(shot: Snapshot, name: str) -> tuple[bytes, dict[str, int]]:
     try:
         with zipfile.ZipFile(shot.stream) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
-            # torch looks entries up without regard to case, so of data.pkl and DATA.PKL it might read the other one.
+            # torch ignores case: of data.pkl and DATA.PKL it might read the one that was not checked.
             if len({entry.lower() for entry in entries}) < len(archive.infolist()):
                 raise CheckpointError(f"{name}: holds a zip entry twice under one name; save it again.")
             root = _root(entries, name)
@@ -59,29 +52,29 @@ def checked_zip(shot: Snapshot, name: str) -> tuple[bytes, dict[str, int]]:
 
 
 def check_directory(shot: Snapshot, name: str) -> None:
-    """Refuse a zip archive of too many entries, or whose directory is misplaced, before its entries are listed."""
+    """Refuse a zip archive with too many entries or a misplaced directory, before its entries are listed."""
     start = max(0, shot.size - (1 << 16) - 128)
     shot.stream.seek(start)
     tail = shot.stream.read()
     shot.stream.seek(0)
-    place = tail.rfind(b"PK\x05\x06")
-    if place < 0 or place + 22 > len(tail):
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0 or end + 22 > len(tail):
         raise CheckpointError(
             f"{name}: is a truncated zip archive (its directory at the end is missing); copy or save it again."
         )
-    count, size, offset = struct.unpack("<HII", tail[place + 10 : place + 20])
+    count, size, offset = struct.unpack("<HII", tail[end + 10 : end + 20])
     # The zip64 record and its locator stand just before the end record, if anywhere.
-    wide = place - WIDE_RECORD_BYTES
-    if wide >= 0 and tail[place - WIDE_LOCATOR_BYTES : place].startswith(b"PK\x06\x07"):
-        count, size, offset = struct.unpack("<QQQ", tail[wide + 32 : wide + 56])
+    record = end - ZIP64_BYTES
+    if record >= 0 and tail[end - ZIP64_LOCATOR_BYTES : end].startswith(b"PK\x06\x07"):
+        count, size, offset = struct.unpack("<QQQ", tail[record + 32 : record + 56])
     else:
-        wide = place
+        record = end
     if count > MAX_ENTRIES or size > MAX_DIRECTORY_BYTES:
         raise CheckpointError(
             f"{name}: its zip directory lists {count} entries in {size} bytes, far beyond a checkpoint; refused."
         )
-    if start + wide != offset + size:
-        # zipfile and torch may then find different directories, so that other entries are loaded than were checked.
+    if start + record != offset + size:
+        # zipfile and torch may then find different directories, and load other entries than were checked.
         raise CheckpointError(
             f"{name}: is a damaged zip archive (its directory does not stand where the end says, or bytes were put "
             "before it); copy or save it again."
@@ -119,7 +112,7 @@ def _root(entries: Mapping[str, zipfile.ZipInfo], name: str) -> str:
 
 def _check_entries(entries: Mapping[str, zipfile.ZipInfo], size: int, name: str) -> None:
     for entry in entries.values():
-        # torch never compresses; a deflated entry of 195 KB inflated to 200 MB.
+        # A deflated entry of 195 KB inflated to 200 MB.
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             raise CheckpointError(
                 f"{name}: its entry {entry.filename} is compressed, which torch.save never does; refused."

@@ -1,1 +1,1 @@
-"""Files and callables to a Probe: which arrays are x and y, and what they become."""
+"""Read files and callables to a Probe: choose the arrays x and y, scale and shape them, convert labels."""

@@ -1,4 +1,4 @@
-"""Parse KEY=VALUE arguments; check and apply those of a probe: scale, mean, std, shape, in this order."""
+"""Parse KEY=VALUE arguments, and check and apply those of a probe: scale, mean, std, shape, in this order."""
 
 from __future__ import annotations
 
@@ -19,13 +19,7 @@ LARGEST_SIZE = 2**40
 
 
 def parse_arguments(items: Sequence[str]) -> dict[str, Any]:
-    """Read `--probe-arg KEY=VALUE` options.
-
-    Args:
-        items: As typed; VALUE is read as JSON where it is JSON.
-
-    Returns:
-        The checked arguments.
+    """Parse and check `--probe-arg KEY=VALUE` options; VALUE is JSON, or else a string.
 
     Raises:
         UsageError: No `=`, an unknown key, a key twice, or a value that is not allowed.
@@ -38,13 +32,7 @@ def parse_arguments(items: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_model_arguments(items: Sequence[str]) -> dict[str, Any]:
-    """Read `--model-arg KEY=VALUE` options.
-
-    Args:
-        items: As typed; VALUE is read as JSON where it is JSON, and is a string otherwise.
-
-    Returns:
-        The arguments by name, for a callable.
+    """Parse `--model-arg KEY=VALUE` options; VALUE is JSON, or else a string.
 
     Raises:
         UsageError: No `=`, a key twice, or a key that names no argument.
@@ -77,15 +65,10 @@ def _parsed(items: Sequence[str], option: str, example: str) -> dict[str, Any]:
 
 
 def checked_arguments(arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the arguments if they are allowed.
+    """Check the arguments of a probe and return them as a dict.
 
-    Args:
-        arguments: Keys `scale`, `mean`, `std` (a finite number, or a list of them that broadcasts against a row; scale
-            and std above 0), `shape` (a list of positive integers).
-        where: Where they come from, for a message.
-
-    Returns:
-        The same as a dict.
+    `scale`, `mean` and `std` are a finite number, or a list that broadcasts against a row, scale and std above 0;
+    `shape` is a list of positive integers.
 
     Raises:
         UsageError: An unknown key or a value that is not allowed.
@@ -123,20 +106,12 @@ def _numbers(value: Any, depth: int = 4) -> list[float | None]:  # noqa: ANN401 
 
 
 def applied(x: Array, arguments: Mapping[str, Any], source: str) -> Array:
-    """Return (x / scale - mean) / std as C-contiguous float64, reshaped to (N, *shape).
-
-    Args:
-        x: Rows (N, ...), any real dtype.
-        arguments: Checked arguments.
-        source: The probe as the user named it, for a message.
-
-    Returns:
-        The rows; without arguments the numbers of `x` exactly.
+    """Return (x / scale - mean) / std as C-contiguous float64 of shape (N, *shape); x (N, ...) is of any real dtype.
 
     Raises:
         UsageError: A list or shape that does not fit the rows.
     """
-    # What is not finite, then or now, is told of by whoever asked.
+    # The caller reports values that are not finite.
     with np.errstate(all="ignore"):
         result = np.ascontiguousarray(x, dtype=np.float64)
         for key in ("scale", "mean", "std"):

@@ -1,4 +1,4 @@
-"""Read the named arrays of a probe file: the shapes first, the numbers of the wanted ones only."""
+"""Read the named arrays of a probe file: all shapes, then the numbers of the wanted arrays only."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from ibscan.inputs.untrusted import stated_sizes
 
 __all__ = ["NOW", "named_arrays"]
 
-# Others inflate without a bound, or take memory that the file states.
+# Other methods inflate without a bound, or take as much memory as the file states.
 NUMPY_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# The third differs from the second in field names alone, and structured arrays are refused.
+# Version 3 differs from 2 only in field names, and structured arrays are refused.
 NUMPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
     (3, 0): np.lib.format.read_array_header_2_0,
 }
 NOW = "a probe is .npz, .npy, .safetensors, .h5, .mat, .pt, .csv, IDX, or code as module:callable or path.py:callable"
-# Of versions 5 to 7: version 7.3 is HDF5.
+# Versions 5 to 7; version 7.3 is HDF5.
 MATLAB = Reader(
     ("-P", "-m", "ibscan.inputs.probes.matlab_worker"),
     "MATLAB",
@@ -53,15 +53,7 @@ MATLAB = Reader(
 
 
 def named_arrays(path: Path, name: str, pick: Pick) -> NamedArrays:
-    """Read the arrays that `pick` chooses from the shapes a probe file states.
-
-    Args:
-        path: The file, `.npz .npy .safetensors .h5 .pt .mat`, recognised by content.
-        name: What to call it in a message.
-        pick: From shapes by name to the names wanted; may raise.
-
-    Returns:
-        All shapes, and the arrays wanted.
+    """Read the arrays of a probe file (`.npz .npy .safetensors .h5 .pt .mat`, by content) that `pick` chooses.
 
     Raises:
         InputError: Damaged, unsafe, of Python objects, too large, or of another kind.
@@ -113,7 +105,7 @@ def _npy_header(stream: BinaryIO, key: str, name: str, size: int) -> tuple[int, 
         raise InputError(
             f"{name}: array {key!r} states a shape of {len(shape)} sizes that none can have; save it again."
         )
-    # As what it becomes: bytes are widened to float64.
+    # Counted as float64, which the numbers become.
     check_size(shape, max(8, dtype.itemsize), key, name)
     wanted = stream.tell() + math.prod(shape) * dtype.itemsize
     if wanted != size:
@@ -187,14 +179,12 @@ def _torch(shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
 
 
 def _arrays_of(tree: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever was saved, or its description
-    """Return tensors and numpy arrays by name, and lists of numbers or strings that are as long as one of them."""
+    """Return tensors and numpy arrays by name, and lists of numbers or strings as long as one of them."""
     if _shape(tree) is not None:
         return {"x": tree}
-    if isinstance(tree, tuple | list) and 1 <= len(tree) <= 2:
+    complete = isinstance(tree, tuple | list) and 1 <= len(tree) <= 2
+    if complete:
         tree = dict(zip(("x", "y"), tree, strict=False)) if _shape(tree[0]) is not None else {}
-        complete = True
-    else:
-        complete = False
     if not isinstance(tree, Mapping):
         return {}
     arrays = {str(key): part for key, part in tree.items() if _shape(part) is not None or _is_listed(part)}
@@ -204,7 +194,7 @@ def _arrays_of(tree: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever was save
 
 
 def _shape(part: Any) -> tuple[int, ...] | None:  # noqa: ANN401 - see above
-    """Return the shape of a tensor or a numpy array, None of anything else."""
+    """Return the shape of a tensor or numpy array, loaded or described, or None for another object."""
     if is_tensor(part):
         return tuple(part.shape)
     if isinstance(part, np.ndarray):

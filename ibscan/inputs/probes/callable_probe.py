@@ -1,4 +1,4 @@
-"""Convert what a callable returns as a probe to arrays."""
+"""Call code that returns a probe, and convert its result to arrays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ibscan.core.records import Array
 from ibscan.core.text import first_line
 from ibscan.errors import InputError, UsageError
 from ibscan.inputs.code.load import called, named_callable
-from ibscan.inputs.probes.probe_keys import INPUTS, chosen, wanted_keys
+from ibscan.inputs.probes.probe_keys import INPUTS, chosen_keys, wanted_keys
 
 __all__ = ["Returned", "as_numpy", "probe_from_code"]
 
@@ -23,7 +23,7 @@ EXPECTED = "expected x, a tuple (x, y), or a mapping with x and y"
 
 @dataclass(frozen=True)
 class Returned:
-    """Copies of x and y, None without labels, and what else there is; `inputs` and `labels` are their keys."""
+    """Copies of x and y (None without labels), all parts of a mapping, and the keys of x and y in it."""
 
     x: Array
     y: Array | None
@@ -34,7 +34,7 @@ class Returned:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of all arrays returned."""
+        """Return the shapes of all arrays in the mapping."""
         return {key: shape for key, part in self.parts.items() if (shape := _shape(part))}
 
     def read(self, key: str) -> Array:
@@ -43,19 +43,19 @@ class Returned:
 
 
 def probe_from_code(spec: str, selection: str, *, run_script: bool = False) -> Returned:
-    """Call what a spec names, without arguments, and return its inputs and labels.
+    """Call the callable that a spec names, without arguments, and return its inputs and labels. This runs code.
 
-    A tuple is x or (x, y), and so is a list of arrays. A list of lists is rows, unless it is two parts of different
-    shapes, which no rows have: those are x and y.
+    A tuple is (x,) or (x, y), and so is a list of arrays. A list of lists is rows, unless it is two parts of different
+    shapes: then it is x and y.
 
     Args:
-        spec: `module:callable` or `path.py:callable`. This runs it.
+        spec: `module:callable` or `path.py:callable`.
         selection: `x=KEY,y=KEY` for a callable that returns a mapping, or empty.
         run_script: Also run code that trains or writes files when it is imported.
 
     Raises:
-        UsageError: Several arrays of a mapping may be meant, or something is picked from what is no mapping.
-        InputError: The callable cannot be had, fails, or returns something else.
+        UsageError: Ambiguous arrays in a mapping, or a selection from another result.
+        InputError: The callable is missing, fails, or returns something else.
         ResourceError: Memory runs out.
     """
     where = f"--probe {spec}"
@@ -70,11 +70,11 @@ def _returned(value: Any, spec: str, selection: str, wanted: Mapping[str, str], 
     if isinstance(value, tuple) and set(fields) & set(INPUTS):
         value = dict(zip(fields, value, strict=True))
     if isinstance(value, Mapping):
-        # A mapping of their own may do anything when it is looked into.
+        # A user's own mapping may run code when it is read.
         parts = called(lambda: {str(key): part for key, part in value.items() if part is not None}, {}, where)
         if not parts:
             raise InputError(f"{where}: returned an empty mapping; {EXPECTED}.")
-        x, y = chosen({key: _shape(part) for key, part in parts.items()}, wanted, spec)
+        x, y = chosen_keys({key: _shape(part) for key, part in parts.items()}, wanted, spec)
         labels = None if y is None else _array(parts[y], "y", where)
         return Returned(_array(parts[x], "x", where), labels, where, parts, x, y)
     if wanted and wanted != {"y": ""}:
@@ -84,15 +84,15 @@ def _returned(value: Any, spec: str, selection: str, wanted: Mapping[str, str], 
     if isinstance(value, tuple):
         if not 1 <= len(value) <= 2:
             raise InputError(f"{where}: returned a tuple of {len(value)}; {EXPECTED}.")
-        given = None if len(value) == 1 or wanted else value[1]
-        return Returned(_array(value[0], "x", where), None if given is None else _array(given, "y", where), where, {})
+        second = None if len(value) == 1 or wanted else value[1]
+        return Returned(_array(value[0], "x", where), None if second is None else _array(second, "y", where), where, {})
     if not (isinstance(value, list) or hasattr(value, "__array__")):
         raise InputError(f"{where}: returned something of type {type(value).__name__}; {EXPECTED}.")
     return Returned(_array(value, "x", where), None, where, {})
 
 
 def _is_pair(value: list[Any], where: str) -> bool:
-    """Return whether a list is (x, y), or x alone, and not rows.
+    """Tell whether a list is [x, y] or [x], and not rows.
 
     Raises:
         UsageError: It may be either.
@@ -112,7 +112,7 @@ def _is_pair(value: list[Any], where: str) -> bool:
 
 
 def _shape(value: Any) -> tuple[int, ...]:  # noqa: ANN401 - as the code returned it
-    """Return the shape of an array, or of what lists of numbers or arrays would make."""
+    """Return the shape of an array, or of the array that nested lists make."""
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple):
         return tuple(shape)
@@ -124,12 +124,12 @@ def _shape(value: Any) -> tuple[int, ...]:  # noqa: ANN401 - as the code returne
 
 
 def _array(value: Any, role: str, where: str) -> Array:  # noqa: ANN401 - as the code returned it
-    # numpy and torch raise ValueError, TypeError, RuntimeError, ... of what is no array.
+    # numpy and torch raise ValueError, TypeError, RuntimeError, ... on other objects.
     try:
         found = _numbers(value)
         array = np.array(found)
         if isinstance(found, np.ma.MaskedArray) and np.ma.is_masked(found):
-            # What is masked is not there; its numbers may be any.
+            # Masked entries are missing, with arbitrary numbers underneath.
             array = array.astype(np.float64 if array.dtype.kind in "biuf" else np.object_)
             array[np.ma.getmaskarray(found)] = np.nan
     except Exception as error:
@@ -148,7 +148,7 @@ def _numbers(value: Any) -> Any:  # noqa: ANN401 - as the code returned it
 
 
 def as_numpy(tensor: torch.Tensor) -> Array:
-    """Return a tensor as an array on the CPU, outside of any graph."""
+    """Return a tensor as a numpy array, detached and on the CPU."""
     tensor = tensor.detach().cpu()
     # numpy has neither bfloat16 nor the 8-bit floats; float32 holds all of them exactly.
     small = tensor.dtype.is_floating_point and tensor.dtype not in (torch.float16, torch.float32, torch.float64)

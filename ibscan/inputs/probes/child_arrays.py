@@ -1,13 +1,13 @@
-"""Read the arrays of a file in a child process, for formats whose library breaks down on damaged files.
+"""Read the arrays of a file in a child process, for formats whose library crashes on damaged files.
 
-The child is told the file, answers with the shapes of its arrays, is told which of them are wanted, and sends those.
+The parent sends the file, the child the shapes of its arrays, the parent the wanted names, the child those arrays.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,17 +20,19 @@ from ibscan.core.text import first_line
 from ibscan.errors import InputError
 from ibscan.inputs.files import Snapshot
 from ibscan.inputs.probes.named_arrays import MAX_ARRAY_BYTES, NamedArrays, Pick, check_size
+from ibscan.inputs.probes.naming import Shapes
 
-__all__ = ["Listing", "Reader", "Unfit", "arrays_by_child", "conversation", "grant", "serve"]
+__all__ = ["Listing", "Reader", "UnreadableArray", "arrays_by_child", "child_reading", "extend_limits", "serve"]
 
 FIRST_SECONDS, BYTES_A_SECOND = 10, 10 << 20
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A child that reads one format: the command, and what messages call the format, its library and the way out.
+    """A child that reads one format: its command, and words for messages.
 
-    `empty` continues the message of a file without arrays.
+    `format`, `library`, `package` name the format and what reads it; `again` is the way out of a damaged file, `empty`
+    the message for a file without arrays.
     """
 
     command: tuple[str, ...]
@@ -43,36 +45,27 @@ class Reader:
 
 @dataclass(frozen=True)
 class Listing:
-    """In the child: the shapes of a file's arrays by name, and the function that reads one."""
+    """The shapes of a file's arrays by name, and the function that reads one, in the child."""
 
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: Shapes
     read: Callable[[str], Array]
 
 
-class Unfit(Exception):  # noqa: N818 - said of an array, reported as a sentence
-    """An array that is there and is not read; the message continues `array 'x' ...`, or that of a file its name."""
+class UnreadableArray(Exception):  # noqa: N818 - its message is reported as a sentence
+    """An array or a file that is not read; the message continues `array 'x' ...`, or the file's name."""
 
 
 def arrays_by_child(reader: Reader, shot: Snapshot, name: str, pick: Pick) -> NamedArrays:
-    """Read the arrays that `pick` chooses from the shapes a file states.
-
-    Args:
-        reader: For the file's format.
-        shot: The file.
-        name: What to call it in a message.
-        pick: From shapes by name to the names wanted; may raise.
-
-    Returns:
-        All shapes, and the arrays wanted.
+    """Read the arrays of a file that `pick` chooses by their shapes; `pick` may raise.
 
     Raises:
         InputError: Damaged, a result of ibscan, or an array that is not read.
     """
-    with conversation(reader, str(shot.stream.name) if shot.blob is None else "", shot.blob, name) as child:
+    with child_reading(reader, str(shot.stream.name) if shot.blob is None else "", shot.blob, name) as child:
         if "result" in (listing := _answer(reader, child, name)):
             raise InputError(f"{name}: is a result of ibscan and no probe; `ibscan show {name}` shows it.")
-        shapes = {_visible(key): tuple(shape) for key, shape in listing["shapes"].items()}
-        keys = {_visible(key): key for key in listing["shapes"]}
+        shapes = {_escaped(key): tuple(shape) for key, shape in listing["shapes"].items()}
+        keys = {_escaped(key): key for key in listing["shapes"]}
         if not shapes:
             raise InputError(f"{name}: {reader.empty}.")
         wanted = pick(shapes)
@@ -81,8 +74,8 @@ def arrays_by_child(reader: Reader, shot: Snapshot, name: str, pick: Pick) -> Na
 
 
 @contextmanager
-def conversation(reader: Reader, path: str, blob: bytes | None, name: str) -> Iterator[Child]:
-    """Start a child and tell it the file: its bytes, or the path where those are None.
+def child_reading(reader: Reader, path: str, blob: bytes | None, name: str) -> Iterator[Child]:
+    """Start a child and send it the file: its bytes, or its path if `blob` is None.
 
     Raises:
         InputError: The child ended within the block.
@@ -104,18 +97,18 @@ def _damaged(reader: Reader, name: str, reason: str) -> str:
     return f"{name}: is a damaged {reader.format} file ({reason}); {reader.again}."
 
 
-def _visible(key: str) -> str:
-    """Return a name with bytes that are no UTF-8 as escapes."""
+def _escaped(key: str) -> str:
+    """Escape the bytes of a name that are not UTF-8."""
     return key.encode("utf-8", "backslashreplace").decode()
 
 
 def _answer(reader: Reader, child: Child, name: str) -> dict[str, Any]:
-    """Return the next answer, if it is no refusal."""
+    """Return the next answer; a refusal is an InputError."""
     answer = child.answer()
     if "unfit" in answer:
-        raise InputError(f"{name}: {_visible(answer['unfit'])}.")
+        raise InputError(f"{name}: {_escaped(answer['unfit'])}.")
     if "error" in answer:
-        raise InputError(_damaged(reader, name, _visible(answer["error"])))
+        raise InputError(_damaged(reader, name, _escaped(answer["error"])))
     return answer
 
 
@@ -134,36 +127,35 @@ def _array(reader: Reader, child: Child, key: str, name: str) -> Array:
 def serve(listing_of: Callable[[str | bytes], Listing | None]) -> None:
     """Answer one request on standard input and output, in the child.
 
-    Args:
-        listing_of: Lists a file, given by path or content; None where it is a result of ibscan.
+    `listing_of` lists a file, given by path or content, or returns None for a result of ibscan.
     """
     source = sys.stdin.buffer
     try:
-        told = json.loads(source.readline())
-        grant(0)
-        # From memory where it can be: what is read is what was hashed.
-        listing = listing_of(told["path"] if told["bytes"] is None else source.read(told["bytes"]))
+        request = json.loads(source.readline())
+        extend_limits(0)
+        # From memory if possible: those bytes were hashed.
+        listing = listing_of(request["path"] if request["bytes"] is None else source.read(request["bytes"]))
         if listing is None:
             tell({"result": True})
             return
         tell({"shapes": listing.shapes})
         for key in json.loads(source.readline() or b"[]"):
             _send(listing, key)
-    except Unfit as reason:
+    except UnreadableArray as reason:
         tell({"unfit": str(reason)})
     except Exception as error:  # noqa: BLE001 - the boundary to a foreign reader: it raises nearly anything
         tell({"error": first_line(error)})
 
 
-def grant(size: float, more_bytes: int | None = None) -> None:
-    """Give the child time to read so many bytes, and, where that is said, so many bytes of memory more."""
+def extend_limits(size: float, more_bytes: int | None = None) -> None:
+    """Extend the time limit for `size` bytes to read, and the memory limit by `more_bytes`."""
     limit(FIRST_SECONDS + size / BYTES_A_SECOND, 4 * MAX_ARRAY_BYTES, more_bytes)
 
 
 def _send(listing: Listing, key: str) -> None:
     try:
         array = np.asarray(listing.read(key))
-    except Unfit as reason:
+    except UnreadableArray as reason:
         tell({"unfit": f"array {key!r} {reason}"})
         return
     if array.dtype.kind == "U":

@@ -1,4 +1,4 @@
-"""Declare the reader of HDF5 files (MATLAB 7.3 too), and tell results of ibscan from other files."""
+"""Declare the reader of HDF5 files (MATLAB 7.3 too), and recognise results of ibscan."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import IO
 
 from ibscan.errors import InputError
 from ibscan.inputs.files import HDF5_MAGIC
-from ibscan.inputs.probes.child_arrays import Reader, conversation
+from ibscan.inputs.probes.child_arrays import Reader, child_reading
 
 __all__ = ["HDF5", "is_result"]
 
@@ -23,13 +23,13 @@ BLOCK = 1 << 20
 
 
 def is_result(path: Path) -> bool:
-    """Tell whether a file is one of our own results: HDF5 whose attribute `format` is `ibscan`."""
+    """Tell whether a file is a result of ibscan: HDF5 with `format` = `ibscan` among its attributes."""
     try:
         with path.open("rb") as stream:
-            # The library would be asked about every foreign file, and dies of damaged ones.
+            # Search the bytes first: the HDF5 library is slow to start, and crashes on damaged files.
             if stream.read(8) != HDF5_MAGIC or not _mentions(stream, (b"format", b"ibscan")):
                 return False
-        with conversation(HDF5, str(path), None, path.name) as child:
+        with child_reading(HDF5, str(path), None, path.name) as child:
             return "result" in child.answer()
     except (OSError, InputError):
         return False

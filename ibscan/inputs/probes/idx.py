@@ -1,4 +1,4 @@
-"""Read IDX files (MNIST and its kin), gzipped or not, and find images and labels in their folder."""
+"""Read IDX files (such as MNIST), gzipped or not, and find images and labels in their folder."""
 
 from __future__ import annotations
 
@@ -22,19 +22,12 @@ __all__ = ["idx_pair", "labels_beside", "read_idx"]
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 IMAGES = re.compile(r"^(?P<split>.*?)[-_.]?images(?P<sep>[-._])idx\d-ubyte(?P<gz>\.gz)?$", re.IGNORECASE)
 SPLITS = {"train": "train", "t10k": "test", "test": "test"}
-# Deflate cannot do better than about 1032 to 1.
+# Deflate compresses by at most about 1032 to 1.
 MOST_INFLATED = 1040
 
 
 def read_idx(path: Path, name: str) -> Array:
-    """Read one IDX file.
-
-    Args:
-        path: The file.
-        name: What to call it in a message.
-
-    Returns:
-        The array in its stored type, native byte order.
+    """Read one IDX file, in its stored type and native byte order.
 
     Raises:
         InputError: Not IDX, truncated, padded, or too large.
@@ -53,12 +46,9 @@ def read_idx(path: Path, name: str) -> Array:
             shape = struct.unpack(f">{start[3]}I", stream.read(4 * start[3]))
             dtype = np.dtype(TYPES[start[2]])
             wanted = math.prod(shape) * dtype.itemsize
-            # Without its zeros: numpy refuses no rows of 2^64 numbers.
-            if (
-                math.prod(filter(None, shape)) > MAX_ARRAY_BYTES
-                or wanted > MAX_ARRAY_BYTES
-                or wanted > shot.size * (MOST_INFLATED if packed else 1)
-            ):
+            largest = min(MAX_ARRAY_BYTES, shot.size * (MOST_INFLATED if packed else 1))
+            # Ignore sizes of 0: numpy refuses even 0 rows of 2^64 numbers.
+            if math.prod(filter(None, shape)) > MAX_ARRAY_BYTES or wanted > largest:
                 raise InputError(
                     f"{name}: states shape {shape}, {wanted} bytes, more than a file of {shot.size} bytes can hold "
                     "here."
@@ -87,15 +77,9 @@ def labels_beside(images: Path) -> Path | None:
 
 
 def idx_pair(folder: Path, split: str, name: str) -> tuple[Path, Path | None]:
-    """Return images and labels of one split of an IDX folder.
+    """Return the images file, and the labels file or None, of one split of an IDX folder.
 
-    Args:
-        folder: The folder.
-        split: `train`, `test`, or empty where the folder has one only.
-        name: The folder as the user named it.
-
-    Returns:
-        The images file, and the labels file where there is one.
+    `split` is `train`, `test`, or empty for a folder with only one.
 
     Raises:
         UsageError: Both splits and none named, or a split that is not there.
@@ -111,9 +95,8 @@ def idx_pair(folder: Path, split: str, name: str) -> tuple[Path, Path | None]:
     for path in paths:
         match = IMAGES.match(path.name)
         word = match["split"].lower() if match else ""
-        splits.setdefault(next((to for part, to in SPLITS.items() if part in word), word or "(unnamed)"), []).append(
-            path
-        )
+        known = next((to for part, to in SPLITS.items() if part in word), word or "(unnamed)")
+        splits.setdefault(known, []).append(path)
     if not splits:
         raise InputError(
             f"{name}: is a folder without IDX images (such as train-images-idx3-ubyte.gz); give the probe file itself."

@@ -1,7 +1,7 @@
 """Read the arrays of a MATLAB file in a process of its own: `python -P -m ibscan.inputs.probes.matlab_worker`.
 
-One damaged byte can make scipy's reader end its process with a bus error. `ibscan.inputs.probes.child_arrays` says what
-is asked and answered.
+One damaged byte can make scipy's reader end its process with a bus error. `ibscan.inputs.probes.child_arrays` describes
+the messages.
 """
 
 from __future__ import annotations
@@ -17,29 +17,24 @@ import numpy as np
 import scipy.io
 
 from ibscan.core.records import Array
-from ibscan.inputs.probes.child_arrays import Listing, Unfit, grant, serve
+from ibscan.inputs.probes.child_arrays import Listing, UnreadableArray, extend_limits, serve
 from ibscan.inputs.probes.named_arrays import MAX_ARRAY_BYTES
 
-# Classes of plain arrays, and what they are here; not cell, struct, object, function, opaque, sparse.
+# numpy types by MATLAB class; not cell, struct, object, function, opaque, sparse.
 PLAIN = {f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 PLAIN |= {"double": "float64", "single": "float32", "logical": "bool", "char": "str"}
 HEADER_BYTES = 128
-# Types of the elements a file consists of: a matrix, plain or compressed.
+# Types of a file's elements: a matrix, plain or compressed.
 ELEMENTS = (14, 15)
-# scipy's own name for what MATLAB keeps about functions.
+# scipy's name for MATLAB's data on functions.
 WORKSPACE = "__function_workspace__"
-# What inflates beyond the wanted numbers, stored and converted, and this, is no array.
+# Memory for one array: so many copies of its numbers, and a spare.
 SPARE_BYTES, COPIES, MOST_BYTES = 256 << 20, 4, 8
 
 
-def main() -> None:
-    """Answer one request on standard input and output."""
-    serve(_listing)
-
-
 def _listing(content: str | bytes) -> Listing:
-    grant(0, SPARE_BYTES)
-    # Open for as long as this process lives.
+    extend_limits(0, SPARE_BYTES)
+    # Open until this process ends.
     stream: BinaryIO = io.BytesIO(content) if isinstance(content, bytes) else Path(content).open("rb")  # noqa: SIM115
     _check_whole(stream)
     found = {name: (tuple(shape), PLAIN[kind]) for name, shape, kind in scipy.io.whosmat(stream) if kind in PLAIN}
@@ -48,38 +43,42 @@ def _listing(content: str | bytes) -> Listing:
 
 
 def _check_whole(stream: BinaryIO) -> None:
-    """Refuse a file whose elements do not end where it ends: scipy reads what there is of a file cut short."""
+    """Refuse a file whose elements do not end at its end: scipy would read a truncated file without an error."""
     size = stream.seek(0, io.SEEK_END)
     stream.seek(HEADER_BYTES - 2)
-    order, place = ("<" if stream.read(2) == b"IM" else ">"), HEADER_BYTES
-    while place < size:
-        stream.seek(place)
+    order, offset = ("<" if stream.read(2) == b"IM" else ">"), HEADER_BYTES
+    while offset < size:
+        stream.seek(offset)
         tag = stream.read(8)
         kind, length = struct.unpack(f"{order}II", tag) if len(tag) == 8 else (0, 0)
-        if kind not in ELEMENTS or place + 8 + length > size:
-            raise Unfit(f"is a truncated or damaged MATLAB file (at byte {place} of {size}); save it again with -v7")
-        place += 8 + length
+        if kind not in ELEMENTS or offset + 8 + length > size:
+            raise UnreadableArray(
+                f"is a truncated or damaged MATLAB file (at byte {offset} of {size}); save it again with -v7"
+            )
+        offset += 8 + length
     stream.seek(0)
 
 
 def _read(stream: BinaryIO, key: str, shape: tuple[int, ...], dtype: str) -> Array:
-    # Without sizes of 0: numpy refuses an array of 0 rows of 2^64 numbers.
+    # Ignore sizes of 0: numpy refuses even 0 rows of 2^64 numbers.
     size = MOST_BYTES * math.prod(filter(None, shape))
     if size > MAX_ARRAY_BYTES:
-        raise Unfit(f"of shape {shape} takes {size} bytes, at most {MAX_ARRAY_BYTES} are read; save fewer rows")
-    grant(size, COPIES * size + SPARE_BYTES)
+        raise UnreadableArray(
+            f"of shape {shape} takes {size} bytes, at most {MAX_ARRAY_BYTES} are read; save fewer rows"
+        )
+    extend_limits(size, COPIES * size + SPARE_BYTES)
     stream.seek(0)
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("ignore")
         # Not `mat_dtype=True`, which makes doubles of small integers and of complex numbers too.
         array = scipy.io.loadmat(stream, variable_names=[key]).get(key)
-        # Instead of an array it cannot read, scipy returns a text.
+        # scipy returns a text instead of an array that it cannot read.
         if not isinstance(array, np.ndarray) or array.shape != shape or (array.dtype.kind == "U") != (dtype == "str"):
-            raise Unfit(f"of shape {shape} is damaged; save it again with -v7")
+            raise UnreadableArray(f"of shape {shape} is damaged; save it again with -v7")
         if dtype != "str":
             return array if array.dtype.kind == "c" else array.astype(dtype)
     return np.array([row.rstrip() for row in array.ravel().tolist()], dtype=np.str_).reshape(shape)
 
 
 if __name__ == "__main__":
-    main()
+    serve(_listing)

@@ -1,4 +1,4 @@
-"""Declare what every reader of probe files returns, and check the size limit they share."""
+"""Define the result of all readers of probe files, and check the size limit that they share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ibscan.core.records import Array
 from ibscan.errors import InputError
+from ibscan.inputs.probes.naming import Shapes
 
 __all__ = ["MAX_ARRAY_BYTES", "NamedArrays", "Pick", "check_size"]
 
@@ -18,26 +19,20 @@ MAX_ARRAY_BYTES = 4 << 30
 class NamedArrays:
     """Shapes by name, and the arrays that were picked from them."""
 
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: Shapes
     picked: Mapping[str, Array]
 
 
-Pick = Callable[[Mapping[str, tuple[int, ...]]], Sequence[str]]
+Pick = Callable[[Shapes], Sequence[str]]
 
 
 def check_size(shape: Sequence[int], itemsize: int, key: str, name: str) -> None:
     """Refuse an array that takes more memory than a probe may.
 
-    Args:
-        shape: Its shape.
-        itemsize: Bytes an element.
-        key: Its name in the file.
-        name: What to call the file in a message.
-
     Raises:
         InputError: It is larger than `MAX_ARRAY_BYTES`.
     """
-    # Ignore sizes of 0: numpy refuses an array of 0 rows of 2^64 numbers.
+    # Ignore sizes of 0: numpy refuses even 0 rows of 2^64 numbers.
     size = math.prod(filter(None, shape)) * itemsize
     if size > MAX_ARRAY_BYTES:
         raise InputError(

@@ -1,31 +1,29 @@
-"""Tell from names of arrays which are inputs, which labels, and which belong together (train, test, ...)."""
+"""Recognise inputs, labels and splits (train, test, ...) by the names of arrays."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import TypeAlias
 
-__all__ = ["argument_of", "fits", "pairs", "role_of"]
+__all__ = ["Shapes", "argument_of", "fits", "pairs", "role_of"]
 
 INPUT_WORDS = {"x", "xs", "input", "inputs", "image", "images", "img", "imgs", "data", "pixels"}
 INPUT_WORDS |= {"feature", "features", "feats", "sample", "samples"}
 LABEL_WORDS = {"y", "ys", "label", "labels", "lbl", "lbls", "target", "targets", "class", "classes"}
-# Words for one split, by what they are held to be.
+# Words for a split, by its name.
 SPLITS = {
     **dict.fromkeys(("train", "training", "trn", "tr"), "train"),
     **dict.fromkeys(("test", "testing", "tst", "te"), "test"),
     **dict.fromkeys(("val", "valid", "validation", "va"), "val"),
     **dict.fromkeys(("dev", "eval", "holdout"), ""),
 }
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 TOKEN = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_A-Za-z]+")
 
 
 def argument_of(key: str, inputs: str) -> str:
-    """Return what a model may call an array that belongs to some inputs: its name less what it shares with theirs.
-
-    Args:
-        key: The array's.
-        inputs: Of the inputs.
+    """Return the argument name of an array that belongs to `inputs`: its name without the words that both share.
 
     Example:
         >>> argument_of("train/mask", "train/x"), argument_of("mask_test", "x_test"), argument_of("mask_test", "x")
@@ -43,45 +41,38 @@ def argument_of(key: str, inputs: str) -> str:
 
 
 def role_of(key: str) -> tuple[str, tuple[str, ...]]:
-    """Return `x`, `y` or nothing, as a name says, and the rest of the name, by which inputs and labels are paired.
-
-    Args:
-        key: A name, or a path of names.
+    """Return the role of a name or path (`x`, `y` or the empty string), and its other words, the same for x and its y.
 
     Example:
         >>> role_of("train_images"), role_of("Ytr"), role_of("test/labels"), role_of("lengths")
         (('x', ('train',)), ('y', ('train',)), ('y', ('test',)), ('', ('lengths',)))
     """
-    tokens = [part for token in TOKEN.findall(key) for part in _parted(token.lower())]
+    tokens = [part for token in TOKEN.findall(key) for part in _split_token(token.lower())]
     rest = tuple(SPLITS.get(token) or token for token in tokens if token not in INPUT_WORDS | LABEL_WORDS)
     if LABEL_WORDS & set(tokens):
         return "y", rest
     return ("x" if INPUT_WORDS & set(tokens) else ""), rest
 
 
-def _parted(token: str) -> tuple[str, ...]:
-    """Return a token in two where it is a role and a split written as one (`xtr`, `testlabels`)."""
+def _split_token(token: str) -> tuple[str, ...]:
+    """Split a token that joins a role and a split (`xtr`, `testlabels`)."""
     for k in range(1, len(token)):
-        first, then = token[:k], token[k:]
-        roles = {first, then} & (INPUT_WORDS | LABEL_WORDS)
-        if len(roles) == 1 and (first in SPLITS or then in SPLITS):
-            return first, then
+        first, second = token[:k], token[k:]
+        roles = {first, second} & (INPUT_WORDS | LABEL_WORDS)
+        if len(roles) == 1 and (first in SPLITS or second in SPLITS):
+            return first, second
     return (token,)
 
 
 def fits(inputs: tuple[int, ...], labels: tuple[int, ...]) -> bool:
-    """Return whether arrays of these shapes may be inputs and their labels: one label, or one row of them, an input."""
+    """Tell whether two shapes fit inputs and their labels: one label, or one row of labels, an input."""
     if len(inputs) < 2 or not inputs[0] or not 1 <= len(labels) <= 2:
         return False
     return labels[0] == inputs[0] or labels == (1, inputs[0])
 
 
-def pairs(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, str]]:
-    """Yield the arrays that are inputs by their names, each with the labels of the same split, as many as it has rows.
-
-    Args:
-        shapes: By name.
-    """
+def pairs(shapes: Shapes) -> Iterator[tuple[str, str]]:
+    """Yield arrays named like inputs, each with the labels of the same split that have as many rows."""
     roles = {key: role_of(key) for key in shapes}
     for key, (role, rest) in roles.items():
         if role == "x":

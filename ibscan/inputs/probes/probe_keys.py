@@ -1,4 +1,4 @@
-"""Choose which array of a probe is x and which is y: by `#x=KEY,y=KEY` or by usual names; never a guess."""
+"""Choose the arrays x and y of a probe, by `#x=KEY,y=KEY` or by usual names, without guessing."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from ibscan.core.text import listed
 from ibscan.errors import UsageError
 from ibscan.inputs.files import exists
-from ibscan.inputs.probes.naming import fits, pairs, role_of
+from ibscan.inputs.probes.naming import Shapes, fits, pairs, role_of
 
-__all__ = ["INPUTS", "LABELS", "chosen", "left_out", "split_spec", "wanted_keys"]
+__all__ = ["INPUTS", "LABELS", "chosen_keys", "left_out", "split_spec", "wanted_keys"]
 
 INPUTS = ("x", "X", "inputs", "input", "images", "data", "features", "F", "x_probe", "X_probe")
 LABELS = ("y", "Y", "labels", "label", "targets", "target", "classes", "class", "y_probe", "Y_probe")
-# What transformers call the inputs of a model, and what goes beside them.
-FED = ("pixel_values", "input_values", "input_features", "inputs_embeds", "input_ids")
-BESIDE = re.compile(r"(.*_)?(mask|masks|lengths?|token_type_ids|position_ids|ids|weights?|index|indices)")
+# Names that transformers give to the inputs of a model, and to the arrays beside them.
+TRANSFORMER_INPUTS = ("pixel_values", "input_values", "input_features", "inputs_embeds", "input_ids")
+AUXILIARY = re.compile(r"(.*_)?(mask|masks|lengths?|token_type_ids|position_ids|ids|weights?|index|indices)")
 MOST_SUGGESTED, MOST_LISTED = 4, 12
-# What a shell takes as it stands.
+# A shell needs no quotes around these characters.
 UNQUOTED = re.compile(r"[\w@%+=:,./#-]*")
 
 
 def split_spec(spec: str) -> tuple[str, str]:
-    """Return what stands before and after the last `#`; a path that exists is that path, whatever is in it.
+    """Split a spec at the last `#`, unless it is a path that exists.
 
     Example:
         >>> split_spec("probe.npz#x=a,y=b")
@@ -36,14 +36,9 @@ def split_spec(spec: str) -> tuple[str, str]:
 
 
 def wanted_keys(selection: str, file: str) -> dict[str, str]:
-    """Return the keys of `x=KEY,y=KEY`, by role; an empty key says that there is none.
+    """Parse `x=KEY,y=KEY` of the probe `file` into keys by role; an empty key means no such array.
 
-    Args:
-        selection: What stands behind the `#`; may be empty.
-        file: The probe as the user named it, for a message.
-
-    Returns:
-        `x` and `y` where they are named, and empty strings for arrays that are left out (`attention_mask=`).
+    Arrays to leave out (`attention_mask=`) have an empty key too.
 
     Raises:
         UsageError: It has another form.
@@ -61,26 +56,18 @@ def wanted_keys(selection: str, file: str) -> dict[str, str]:
 
 
 def left_out(wanted: Mapping[str, str]) -> set[str]:
-    """Return the arrays that the user leaves out by `NAME=`."""
+    """Return the names of the arrays that the user leaves out by `NAME=`."""
     return set(wanted) - {"x", "y"}
 
 
-def chosen(shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, str], file: str) -> tuple[str, str | None]:
-    """Return which array is x and which is y, refusing to guess between several.
+def chosen_keys(shapes: Shapes, wanted: Mapping[str, str], file: str) -> tuple[str, str | None]:
+    """Return the keys of the inputs and of their labels or None, refusing to guess between several.
 
-    Keys may be paths (`train/x`): the usual names count in a group where there is no array of that name outside of
-    one, and labels are looked for beside the inputs first, in the group or by what else is in the name (`train`).
-
-    Args:
-        shapes: What there is.
-        wanted: As `wanted_keys` returned it.
-        file: The probe as the user named it, for a message.
-
-    Returns:
-        The key of the inputs, and of the labels where there are any.
+    Keys may be paths (`train/x`): usual names count in a group if no array outside of groups has one, and labels are
+    searched first beside the inputs, in their group or by the other words of their name (`train`).
 
     Raises:
-        UsageError: A key that is not there, or several that may be meant.
+        UsageError: A missing key, or several possible ones.
     """
     for key in (*(wanted[role] for role in ("x", "y") if role in wanted), *left_out(wanted)):
         if key and key not in shapes:
@@ -90,36 +77,36 @@ def chosen(shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, str], fil
     free = [key for key in shapes if key not in wanted.values() and key not in left_out(wanted)]
     inputs = wanted.get("x")
     if not inputs:
-        found = _inputs({key: shapes[key] for key in free})
+        found = _possible_inputs({key: shapes[key] for key in free})
         if len(found) != 1:
-            raise _unclear("x", found, None, wanted, shapes, file)
+            raise _ambiguous("x", found, None, wanted, shapes, file)
         inputs = found[0]
     if "y" in wanted:
         return inputs, wanted["y"] or None
-    labels = [key for key in _labels(inputs, free) if key != inputs]
-    # Names of classes beside their indices: only one of the two has as many entries as there are rows.
+    labels = [key for key in _possible_labels(inputs, free) if key != inputs]
+    # Of names of classes beside indices of classes only the indices have one entry a row.
     fitting = [key for key in labels if fits(shapes[inputs], shapes[key])]
     labels = fitting if len(fitting) == 1 else labels
     if len(labels) > 1:
-        raise _unclear("y", labels, inputs, wanted, shapes, file)
+        raise _ambiguous("y", labels, inputs, wanted, shapes, file)
     return inputs, labels[0] if labels else None
 
 
-def _inputs(free: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Return what may be x: by its name, by a part of its name, or because all else has another name."""
+def _possible_inputs(free: Shapes) -> list[str]:
+    """Return the keys that may be x: by name, by a part of the name, or because no other fits."""
     unlabelled = [key for key in free if _last(key) not in LABELS]
     return (
         [key for key in INPUTS if key in free]
         or [key for key in free if _last(key) in INPUTS]
-        or [key for key in free if _last(key) in FED]
+        or [key for key in free if _last(key) in TRANSFORMER_INPUTS]
         or [key for key in free if role_of(key)[0] == "x" and len(free[key]) > 1]
-        or [key for key in unlabelled if not BESIDE.fullmatch(_last(key))]
+        or [key for key in unlabelled if not AUXILIARY.fullmatch(_last(key))]
         or unlabelled
     )
 
 
-def _labels(inputs: str, free: Sequence[str]) -> list[str]:
-    """Return what may be y: in the inputs' group, named as they are otherwise, or by its name alone."""
+def _possible_labels(inputs: str, free: Sequence[str]) -> list[str]:
+    """Return the keys that may be y: in the inputs' group, with the same other words, or by a usual name."""
     group = inputs.rpartition("/")[0]
     role, rest = role_of(inputs)
     return (
@@ -133,18 +120,13 @@ def _last(key: str) -> str:
     return key.rpartition("/")[2]
 
 
-def _unclear(
-    role: str,
-    found: Sequence[str],
-    inputs: str | None,
-    wanted: Mapping[str, str],
-    shapes: Mapping[str, tuple[int, ...]],
-    file: str,
+def _ambiguous(
+    role: str, found: Sequence[str], inputs: str | None, wanted: Mapping[str, str], shapes: Shapes, file: str
 ) -> UsageError:
-    """Return the error that says what there is, and what to write instead: only what would be taken."""
+    """Return the error that lists the arrays and suggests specs that would be accepted."""
     suggested: list[str] = []
     for x, y in _suggestions(found, inputs, wanted, shapes):
-        # A comma ends a key where it is picked.
+        # A spec cannot hold a key with a comma.
         if "," not in x + y and len(suggested) < MOST_SUGGESTED:
             out = "".join(f",{key}=" for key in sorted(left_out(wanted)))
             spec = f"{file}#x={x},y={y}{out}"
@@ -154,29 +136,28 @@ def _unclear(
 
 
 def _suggestions(
-    found: Sequence[str],
-    inputs: str | None,
-    wanted: Mapping[str, str],
-    shapes: Mapping[str, tuple[int, ...]],
+    found: Sequence[str], inputs: str | None, wanted: Mapping[str, str], shapes: Shapes
 ) -> Iterator[tuple[str, str]]:
-    """Yield inputs with labels that may be theirs, an empty key for none."""
+    """Yield possible pairs of inputs and labels; an empty key means no labels."""
     if inputs is not None:
         yield from ((inputs, key) for key in found if fits(shapes[inputs], shapes[key]))
         yield inputs, ""
         return
     given = {key: shape for key, shape in shapes.items() if key not in left_out(wanted)}
     if "y" in wanted:
-        known = wanted["y"]
-        usable = [key for key in found or given if not known or fits(given[key], given[known])]
-        yield from ((key, known) for key in usable if key != known)
+        label_key = wanted["y"]
+        usable = [key for key in found or given if not label_key or fits(given[key], given[label_key])]
+        yield from ((key, label_key) for key in usable if key != label_key)
         return
     paired = list(pairs(given))
     yield from paired
     alone = [key for key in found or given if len(given[key]) > 1 and key not in {x for x, _ in paired}]
     for key in sorted(alone, key=lambda key: -len(given[key])):
-        labels = [other for other in _labels(key, list(given)) if other != key and fits(given[key], given[other])]
+        labels = [
+            other for other in _possible_labels(key, list(given)) if other != key and fits(given[key], given[other])
+        ]
         yield from ((key, other) for other in labels or [""])
 
 
-def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _listed(shapes: Shapes) -> str:
     return listed([f"{key} {shape}" for key, shape in shapes.items()], MOST_LISTED)

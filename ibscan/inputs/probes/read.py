@@ -1,4 +1,4 @@
-"""Find and read the probe: inputs as float64 rows, labels as class indices."""
+"""Find and read the probe: inputs as rows of float64, labels as class indices."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from ibscan.inputs.probes.callable_probe import probe_from_code
 from ibscan.inputs.probes.hdf5 import is_result
 from ibscan.inputs.probes.idx import idx_pair, labels_beside, read_idx
 from ibscan.inputs.probes.labels import class_indices
-from ibscan.inputs.probes.naming import argument_of, role_of
-from ibscan.inputs.probes.probe_keys import chosen, left_out, split_spec, wanted_keys
+from ibscan.inputs.probes.naming import Shapes, argument_of, role_of
+from ibscan.inputs.probes.probe_keys import chosen_keys, left_out, split_spec, wanted_keys
 from ibscan.inputs.probes.text_tables import SUFFIXES as TABLES
 from ibscan.inputs.probes.text_tables import read_table
 
@@ -35,7 +35,7 @@ MOST_NAMED = 12
 
 
 @dataclasses.dataclass(frozen=True)
-class _Raw:
+class _Arrays:
     x: Array
     y: Array | None
     notices: tuple[str, ...] = ()
@@ -43,13 +43,7 @@ class _Raw:
 
 
 def find_probe(folder: Path) -> Path | None:
-    """Return the probe that lies in a run folder as `probe.*`, or None; a result of ours is none.
-
-    Args:
-        folder: The folder of the checkpoints.
-
-    Returns:
-        Its path.
+    """Return the path of `probe.*` in a run folder, or None; a result of ibscan is no probe.
 
     Raises:
         UsageError: Several.
@@ -70,22 +64,20 @@ def find_probe(folder: Path) -> Path | None:
 
 
 def read_probe(spec: str, arguments: Mapping[str, Any], *, run_script: bool = False) -> tuple[Probe, tuple[str, ...]]:
-    """Read a probe: rows as C-contiguous float64 after their arguments, labels as class indices.
+    """Read a probe: x (N, ...) as C-contiguous float64 with `arguments` applied, labels (N,) as class indices.
 
     Args:
         spec: `FILE`, `FILE#x=KEY,y=KEY`, or for IDX `FOLDER#train`, `FOLDER#test`; an empty `y=` takes no labels. Or
-            `module:callable`, `path.py:callable`: this runs it, so a spec found in a file needs the user's trust.
+            `module:callable`, `path.py:callable`, which runs code: trust it first if a file named it.
         arguments: `scale`, `mean`, `std`, `shape`, applied in this order.
         run_script: Also run code that trains or writes files when it is imported.
 
     Returns:
-        The probe, and sentences for standard error.
+        The probe, and notices for standard error.
 
     Raises:
-        UsageError: Ambiguous arrays; pixels without a stated scale, that is, whole numbers of any type, none of them
-            negative and some above 1.
-        InputError: Code that fails; a missing, damaged or unfit file; no rows; NaN or infinity; labels of another
-            length.
+        UsageError: Ambiguous arrays; pixels without a stated scale: non-negative whole numbers, some above 1.
+        InputError: Failing code; a missing, damaged or unfit file; no rows; NaN or infinity; labels of another length.
     """
     checked = checked_arguments(arguments, "--probe-arg")
     file, selection = split_spec(spec)
@@ -93,7 +85,8 @@ def read_probe(spec: str, arguments: Mapping[str, Any], *, run_script: bool = Fa
         if is_code(file):
             raw = _from_code(file, selection, run_script=run_script)
         elif exists(file) and Path(file).is_dir():
-            raw = _from_folder(file, selection)
+            images, beside = idx_pair(Path(file), selection, file)
+            raw = _Arrays(read_idx(images, str(images)), read_idx(beside, str(beside)) if beside else None)
         else:
             raw = _from_file(file, selection)
     except CheckpointError as error:
@@ -116,18 +109,13 @@ def read_probe(spec: str, arguments: Mapping[str, Any], *, run_script: bool = Fa
     return Probe(x, y, labels, _digest(x, y, labels), spec, raw.beside), (*raw.notices, *notices)
 
 
-def _from_code(spec: str, selection: str, *, run_script: bool) -> _Raw:
+def _from_code(spec: str, selection: str, *, run_script: bool) -> _Arrays:
     found = probe_from_code(spec, selection, run_script=run_script)
     beside = _beside(found.shapes, wanted_keys(selection, spec), (found.inputs, found.labels), spec, found.read)
-    return _Raw(found.x, found.y, beside=beside)
+    return _Arrays(found.x, found.y, beside=beside)
 
 
-def _from_folder(folder: str, split: str) -> _Raw:
-    images, labels = idx_pair(Path(folder), split, folder)
-    return _Raw(read_idx(images, str(images)), read_idx(labels, str(labels)) if labels else None)
-
-
-def _from_file(file: str, selection: str) -> _Raw:
+def _from_file(file: str, selection: str) -> _Arrays:
     path = Path(file)
     regular_stat(path, file)
     try:
@@ -141,17 +129,17 @@ def _from_file(file: str, selection: str) -> _Raw:
                 f"{file}#{selection}: an IDX file holds one array, so nothing is picked by '#'; leave it out."
             )
         beside = None if unlabelled else labels_beside(path)
-        return _Raw(read_idx(path, file), read_idx(beside, str(beside)) if beside else None)
+        return _Arrays(read_idx(path, file), read_idx(beside, str(beside)) if beside else None)
     wanted = wanted_keys(selection, file)
     if kind == "text" and path.suffix.lower() in TABLES:
         table = read_table(path, file, wanted)
-        left = ", ".join(table.unused[:MOST_NAMED]) + (" and others" if len(table.unused) > MOST_NAMED else "")
-        unused = (f"{file}: not used: {left}.",) if table.unused else ()
-        return _Raw(table.x, table.y, (*table.notices, *unused))
+        shown = ", ".join(table.unused[:MOST_NAMED]) + (" and others" if len(table.unused) > MOST_NAMED else "")
+        unused = (f"{file}: not used: {shown}.",) if table.unused else ()
+        return _Arrays(table.x, table.y, (*table.notices, *unused))
     picked: list[str | None] = []
 
-    def pick(shapes: Mapping[str, tuple[int, ...]]) -> Sequence[str]:
-        picked.extend(chosen(shapes, wanted, file))
+    def pick(shapes: Shapes) -> Sequence[str]:
+        picked.extend(chosen_keys(shapes, wanted, file))
         return list(dict.fromkeys(key for key in picked if key is not None))
 
     found = named_arrays(path, file, pick)
@@ -164,26 +152,22 @@ def _from_file(file: str, selection: str) -> _Raw:
             raise InputError(f"{file}: has changed while it was read; run again once it is whole.")
         return array
 
-    return _Raw(x, y, beside=_beside(found.shapes, wanted, (str(picked[0]), picked[1]), file, read))
+    return _Arrays(x, y, beside=_beside(found.shapes, wanted, (str(picked[0]), picked[1]), file, read))
 
 
 def _beside(
-    shapes: Mapping[str, tuple[int, ...]],
-    wanted: Mapping[str, str],
-    picked: tuple[str, str | None],
-    file: str,
-    read: Callable[[str], Array],
+    shapes: Shapes, wanted: Mapping[str, str], picked: tuple[str, str | None], file: str, read: Callable[[str], Array]
 ) -> Beside | None:
-    """Return the arrays that are neither x nor y, and not left out by the user."""
-    out = left_out(wanted) | {str(key) for key in picked}
+    """Return the arrays that are neither x nor y nor left out by the user."""
+    excluded = left_out(wanted) | {str(key) for key in picked}
     unlabelled = wanted.get("y") == ""
-    others = {key: shape for key, shape in shapes.items() if key not in out}
-    others = {key: shape for key, shape in others.items() if not (unlabelled and role_of(key)[0] == "y")}
+    extra = {key: shape for key, shape in shapes.items() if key not in excluded}
+    extra = {key: shape for key, shape in extra.items() if not (unlabelled and role_of(key)[0] == "y")}
     inputs = picked[0]
-    # What lies beside the inputs comes before what has the same name elsewhere.
-    near = sorted(others, key=lambda key: key.rpartition("/")[0] == inputs.rpartition("/")[0])
-    arguments = {argument_of(key, inputs): key for key in near if role_of(key)[0] != "y"}
-    return Beside(file, others, arguments, read) if others else None
+    # Arrays beside the inputs come last, and so win over the same name elsewhere.
+    nearest_last = sorted(extra, key=lambda key: key.rpartition("/")[0] == inputs.rpartition("/")[0])
+    arguments = {argument_of(key, inputs): key for key in nearest_last if role_of(key)[0] != "y"}
+    return Beside(file, extra, arguments, read) if extra else None
 
 
 def _check_rows(x: Array, file: str) -> None:
@@ -197,11 +181,11 @@ def _check_rows(x: Array, file: str) -> None:
 
 
 def _check_pixels(x: Array, file: str) -> None:
-    # Raw pixels saturate every unit and give plausible, wrong numbers, whatever type they are stored in.
+    # Raw pixels of any type saturate every unit and give plausible, wrong numbers.
     low, high = x.min(), x.max()
     if x.dtype.kind == "b" or not (low >= 0 and 1 < high < np.inf):
         return
-    # Block by block: most floats are seen to be none on the first rows.
+    # Block by block: most float inputs have a fraction in the first rows.
     blocks = np.split(x, range(BLOCK_ROWS, len(x), BLOCK_ROWS)) if x.dtype.kind == "f" else []
     if not all((block == np.floor(block)).all() for block in blocks):
         return

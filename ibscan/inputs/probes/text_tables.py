@@ -1,4 +1,4 @@
-"""Read probes from text tables: lines of numbers, with or without a header line, and a column of labels."""
+"""Read probes from text tables: lines of numbers, with or without a header, and a column of labels."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ibscan.inputs.probes.probe_keys import LABELS
 __all__ = ["SUFFIXES", "Table", "read_table"]
 
 SUFFIXES = (".csv", ".tsv")
-# Python's own float takes 1_0 and digits of other scripts, which no table means.
-PLAIN = re.compile(r"[0-9eE+\-. ]*")
+# Python's float also accepts 1_0 and digits of other scripts.
+ASCII_NUMBERS = re.compile(r"[0-9eE+\-. ]*")
 NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|nan|inf|infinity)", re.ASCII | re.IGNORECASE)
-WORD = re.compile(r"(?!na$|n/a$|none$|null$)[^\W\d].*", re.IGNORECASE)
+TITLE = re.compile(r"(?!na$|n/a$|none$|null$)[^\W\d].*", re.IGNORECASE)
 MOST_COLUMNS = 1_000_000
-# What a row takes beside its numbers while the table is read.
+# Memory of a row besides its numbers while the table is read.
 ROW_BYTES = 128
 
 
@@ -36,7 +36,7 @@ ROW_BYTES = 128
 class Table:
     """Inputs (N, D), int64 where all cells are whole numbers, else float64; labels (N,), numbers or strings, or None.
 
-    `notices` say which columns were taken where they were picked by number, `unused` names those that were not.
+    `notices` name columns that were picked by number, `unused` those that were not used.
     """
 
     x: Array
@@ -48,21 +48,16 @@ class Table:
 def read_table(path: Path, name: str, wanted: Mapping[str, str]) -> Table:
     """Read a table of comma, semicolon or tab separated values.
 
-    The first line is a header unless it holds numbers. The column of labels is the one named like labels (`y`,
-    `label`, ...), or the one picked; all other columns are x. Without a header columns are counted from 0, and there
-    are labels only where picked.
-
-    Args:
-        path: The file.
-        name: What to call it in a message.
-        wanted: `x` and `y` to a column, where the user picked one; an empty `y` takes no labels.
+    The first line is a header unless it holds numbers. The column of labels is `wanted` as y, or the one with a usual
+    name (`y`, `label`, ...); an empty y means no labels. All other columns are x, unless one is wanted. Without a
+    header, columns are counted from 0, and there are labels only if wanted.
 
     Raises:
         InputError: Lines of unequal length, cells that are no numbers, missing labels, or more than is read.
-        UsageError: A column that is not there, or several that may be the labels.
+        UsageError: A missing column, or several that may be the labels.
     """
     with snapshot(path, name) as shot:
-        # The boundary to decoding; csv.Error is a field of more than 128 KiB, or a quote that never ends.
+        # csv.Error: a field of more than 128 KiB, or a quote that never ends.
         try:
             return _read(shot, name, wanted)
         except UnicodeDecodeError:
@@ -76,26 +71,26 @@ class _Columns:
     names: tuple[str, ...]
     headed: bool
 
-    def said(self, column: int) -> str:
-        """Return a column in words."""
+    def described(self, column: int) -> str:
+        """Describe a column in words."""
         return f"column {self.names[column]!r}" if self.headed else f"column {column} (counted from 0)"
 
-    def place(self, key: str, name: str) -> int:
-        """Return which column a key names."""
-        places = [k for k, column in enumerate(self.names) if column == key]
-        if len(places) == 1:
-            return places[0]
-        if places:
-            raise UsageError(f"{name}: there are {len(places)} columns {key!r}; give them names of their own.")
+    def index(self, key: str, name: str) -> int:
+        """Return the index of the column that a key names."""
+        indices = [k for k, column in enumerate(self.names) if column == key]
+        if len(indices) == 1:
+            return indices[0]
+        if indices:
+            raise UsageError(f"{name}: there are {len(indices)} columns {key!r}; give them names of their own.")
         count = len(self.names)
         listed = ", ".join(self.names[:12]) + (f" and {count - 12} more" if count > 12 else "")
         known = f"there is {listed}" if self.headed else f"without a header they are counted from 0 to {count - 1}"
         raise UsageError(f"{name}: there is no column {key!r}; {known}.")
 
     def label(self, wanted: Mapping[str, str], name: str) -> int | None:
-        """Return which column holds the labels, or None."""
+        """Return the index of the column of labels, or None."""
         if "y" in wanted:
-            return self.place(wanted["y"], name) if wanted["y"] else None
+            return self.index(wanted["y"], name) if wanted["y"] else None
         fitting = [k for k, column in enumerate(self.names) if column in LABELS and column != wanted.get("x")]
         if len(fitting) > 1:
             raise UsageError(
@@ -105,15 +100,15 @@ class _Columns:
         return fitting[0] if fitting else None
 
     def notices(self, wanted: Mapping[str, str], name: str) -> tuple[str, ...]:
-        """Return which columns were taken where a number picked them: it may be a name, and others count from 1."""
-        said = []
+        """Name the columns that a number picked: it might have meant a name, or counted from 1."""
+        found = []
         for role, word in (("x", "inputs"), ("y", "labels")):
             key = wanted.get(role, "")
             if NUMBER.fullmatch(key):
                 named = f"the column named {key!r} in line 1, " if self.headed else ""
-                place = self.place(key, name)
-                said.append(f"{name}: the {word} are {named}column {place} of {len(self.names)}, counted from 0.")
-        return tuple(said)
+                index = self.index(key, name)
+                found.append(f"{name}: the {word} are {named}column {index} of {len(self.names)}, counted from 0.")
+        return tuple(found)
 
 
 def _read(shot: Snapshot, name: str, wanted: Mapping[str, str]) -> Table:
@@ -129,23 +124,22 @@ def _read(shot: Snapshot, name: str, wanted: Mapping[str, str]) -> Table:
             raise UsageError(f"{name}#{unknown}=: of a table every column is x but that of the labels; pick it by #x=.")
         label = columns.label(wanted, name)
         if "x" in wanted:
-            inputs = [columns.place(wanted["x"], name)]
+            inputs = [columns.index(wanted["x"], name)]
         else:
             inputs = [k for k in range(len(columns.names)) if k != label]
         x, y = _arrays(itertools.chain(start[columns.headed :], lines), columns, (inputs, label), name)
-        rest = tuple(columns.said(k) for k in range(len(columns.names)) if k != label and k not in inputs)
+        rest = tuple(columns.described(k) for k in range(len(columns.names)) if k != label and k not in inputs)
         return Table(x, y, columns.notices(wanted, name), rest)
     finally:
-        # Who made the stream closes it.
-        text.detach()
+        text.detach()  # the snapshot closes its stream
 
 
 def _lines(text: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
     """Yield line number and cells of every line that is not blank."""
     first = text.readline()
-    bare = re.sub(r'"[^"]*"', "", first)
-    # In this order: a comma may be a decimal comma where there are semicolons.
-    separator = next((one for one in "\t;" if one in bare), ",")
+    unquoted = re.sub(r'"[^"]*"', "", first)
+    # Beside semicolons a comma may be a decimal comma.
+    separator = next((one for one in "\t;" if one in unquoted), ",")
     reader = csv.reader(itertools.chain([first], text), delimiter=separator, strict=True)
     for cells in reader:
         if cells and not (len(cells) == 1 and not cells[0].strip()):
@@ -165,9 +159,9 @@ def _columns(lines: Sequence[Sequence[str]], wanted: Mapping[str, str], name: st
         )
     picked = {key for key in wanted.values() if key}
     known = {key for key in picked if not NUMBER.fullmatch(key)} | set(LABELS)
-    # A number in line 1 that picks a column is its name only if words beside it stand above numbers.
-    words = picked & set(names) and len(lines) > 1 and _is_title(names, lines[1])
-    if any(map(_is_number, names)) and not known & set(names) and not words:
+    # A picked number in line 1 is a column's name only if the other cells are words above numbers.
+    titled = picked & set(names) and len(lines) > 1 and _is_title(names, lines[1])
+    if any(map(_is_number, names)) and not known & set(names) and not titled:
         return _Columns(tuple(str(k) for k in range(len(names))), headed=False)
     if "" in names:
         raise InputError(
@@ -178,9 +172,9 @@ def _columns(lines: Sequence[Sequence[str]], wanted: Mapping[str, str], name: st
 
 
 def _is_title(names: Sequence[str], below: Sequence[str]) -> bool:
-    """Return whether every cell that is no number is a word above a number."""
+    """Tell whether every cell that is no number is a word above a number."""
     words = [(cell, under) for cell, under in zip(names, below, strict=False) if not _is_number(cell)]
-    return bool(words) and all(WORD.fullmatch(cell) and _is_number(under) for cell, under in words)
+    return bool(words) and all(TITLE.fullmatch(cell) and _is_number(under) for cell, under in words)
 
 
 def _is_number(cell: str) -> bool:
@@ -192,7 +186,7 @@ def _arrays(
 ) -> tuple[Array, Array | None]:
     inputs, label = picked
     rows: list[Array] = []
-    words: list[str] = []
+    labels: list[str] = []
     numbers: list[int] = []
     count = len(columns.names)
     most = MAX_ARRAY_BYTES // (8 * len(inputs) + ROW_BYTES)
@@ -205,7 +199,7 @@ def _arrays(
         if len(rows) == most:
             raise InputError(f"{name}: has more than {most} lines of {len(inputs)} numbers; save fewer rows.")
         if label is not None:
-            words.append(cells[label].strip())
+            labels.append(cells[label].strip())
             numbers.append(number)
         rows.append(_numbers(cells if whole else [cells[k] for k in inputs], (number, inputs, columns), name))
     if not rows:
@@ -213,34 +207,34 @@ def _arrays(
     x = np.stack(rows) if inputs else np.zeros((len(rows), 0))
     if label is None:
         return x, None
-    y = _labels(words)
-    check_missing(y, f"{name}, {columns.said(label)}", numbers)
+    y = _labels(labels)
+    check_missing(y, f"{name}, {columns.described(label)}", numbers)
     return x, y
 
 
-def _numbers(cells: Sequence[str], place: tuple[int, Sequence[int], _Columns], name: str) -> Array:
+def _numbers(cells: Sequence[str], source: tuple[int, Sequence[int], _Columns], name: str) -> Array:
     """Return one row, as integers where all its cells are."""
-    if PLAIN.fullmatch("".join(cells)):
+    if ASCII_NUMBERS.fullmatch("".join(cells)):
         for kind in (int, float):
             try:
                 return np.array(list(map(kind, cells)), dtype=np.int64 if kind is int else np.float64)
             except (ValueError, OverflowError):
                 continue
-    number, inputs, columns = place
+    number, inputs, columns = source
     for cell, k in zip(cells, inputs, strict=True):
         if not _is_number(cell):
             found = f"holds {cell.strip()[:40]!r}, which is no number" if cell.strip() else "is empty"
             raise InputError(
-                f"{name}: line {number}, {columns.said(k)} {found}; expected a number, or pick the column of "
+                f"{name}: line {number}, {columns.described(k)} {found}; expected a number, or pick the column of "
                 "labels with #y=COLUMN."
             )
     return np.array(list(map(float, cells)), dtype=np.float64)
 
 
-def _labels(words: Sequence[str]) -> Array:
-    if all(map(_is_number, words)):
+def _labels(labels: Sequence[str]) -> Array:
+    if all(map(_is_number, labels)):
         try:
-            return np.array(list(map(int, words)), dtype=np.int64)
+            return np.array(list(map(int, labels)), dtype=np.int64)
         except (ValueError, OverflowError):
-            return np.array(list(map(float, words)), dtype=np.float64)
-    return np.array(words, dtype=np.str_)
+            return np.array(list(map(float, labels)), dtype=np.float64)
+    return np.array(labels, dtype=np.str_)

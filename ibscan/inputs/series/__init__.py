@@ -1,1 +1,1 @@
-"""A run folder to a Series: checkpoints found, inspected, held against each other, put in order."""
+"""Read a run folder to a Series: find checkpoints, inspect and compare them, put them in order."""

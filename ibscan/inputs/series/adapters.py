@@ -1,4 +1,4 @@
-"""Recognise checkpoints of adapters (LoRA and its kin): small tensors to be added to the weights of a base network."""
+"""Recognise checkpoints of adapters (such as LoRA): small tensors to add to the weights of a base network."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ibscan.inputs.files import small_text
 __all__ = ["adapters_alone", "adapters_sentence"]
 
 CONFIG = "adapter_config.json"
-# As PEFT, loralib, kohya, LyCORIS and diffusers name them, by a part of a dotted name or a word of one.
-NAMED = re.compile(
+# Part of a tensor name, as PEFT, loralib, kohya, LyCORIS and diffusers name adapters.
+ADAPTER = re.compile(
     r"(?:^|[._])(?:(?i:lora)(?:_[A-Za-z]\w*|[AB])?|ia3_\w+|hada_\w+|loha_\w+|lokr_\w+|dora_\w+|b?oft_\w+|vera_\w+|randlora_\w+|"
     r"fourierft_\w+|prompt_embeddings?|prompt_encoder|prefix_encoder|adaption_prompt|trainable_tokens_delta|"
     r"adapters?[._](?:\w+[._])*(?:down|up)\w*)(?:[._]|$)"
@@ -23,8 +23,8 @@ BASES = ("weight", "base_layer.weight", "linear.weight", "original.weight", "ori
 
 
 def adapters_sentence(checkpoint: Checkpoint) -> str:
-    """Return what is wrong with measuring a checkpoint that holds adapters as a network, or the empty string."""
-    name = _first(checkpoint)
+    """Return the message that refuses a checkpoint with adapters, or the empty string for one without."""
+    name = next((key for key in checkpoint.tensors if ADAPTER.search(key)), "")
     alone = adapters_alone(checkpoint)
     if not name and not alone:
         return ""
@@ -39,29 +39,27 @@ def adapters_sentence(checkpoint: Checkpoint) -> str:
 def adapters_alone(checkpoint: Checkpoint) -> bool:
     """Tell whether a checkpoint holds adapters without the weights they are added to."""
     keys = set(checkpoint.tensors)
-    found = [match for key in keys if (match := NAMED.search(key))]
+    found = [match for key in keys if (match := ADAPTER.search(key))]
     if found:
-        places = {match.string[: match.start()] for match in found}
-        return not any(f"{place}.{base}" in keys or (not place and base in keys) for place in places for base in BASES)
+        prefixes = {match.string[: match.start()] for match in found}
+        return not any(
+            f"{prefix}.{base}" in keys or (not prefix and base in keys) for prefix in prefixes for base in BASES
+        )
     if checkpoint.path.name.startswith("adapter_model."):
         return True
     targets = _targets(checkpoint)
-    # A merged model may keep the config of what was merged into it.
+    # A merged model may keep the config of its adapters.
     return bool(targets) and not any(key.endswith(f"{target}.weight") for key in keys for target in targets)
 
 
-def _first(checkpoint: Checkpoint) -> str:
-    return next((key for key in checkpoint.tensors if NAMED.search(key)), "")
-
-
 def _targets(checkpoint: Checkpoint) -> list[str]:
-    """Return the modules that the config beside a checkpoint says are adapted; none where it names none."""
+    """Return the adapted modules that the config beside a checkpoint names."""
     path = checkpoint.path.parent / CONFIG
     try:
         if not path.is_file():
             return []
-        told: Any = json.loads(small_text(path))
+        config: Any = json.loads(small_text(path))
     except (OSError, ValueError, RecursionError, InputError):
         return []
-    named = told.get("target_modules") if isinstance(told, dict) else None
+    named = config.get("target_modules") if isinstance(config, dict) else None
     return [one for one in named if isinstance(one, str)] if isinstance(named, list) else []

@@ -11,7 +11,7 @@ import torch
 
 from ibscan.core.records import Checkpoint, TensorInfo
 from ibscan.errors import CheckpointError
-from ibscan.inputs.files import FileChanged, snapshot, tried_twice
+from ibscan.inputs.files import FileChanged, retried, snapshot
 from ibscan.inputs.folder.numbers import (
     AxisNumbers,
     first_known,
@@ -22,23 +22,20 @@ from ibscan.inputs.folder.numbers import (
 from ibscan.inputs.folder.shards import SHARD, identity, is_index, read_index
 from ibscan.inputs.formats.format import Description, Wanted
 from ibscan.inputs.formats.recognise import file_format, is_conventional
-from ibscan.inputs.formats.state_dict import one_set, stripped_names, under
+from ibscan.inputs.formats.state_dict import below_prefix, selected_tensors, stripped_names
 from ibscan.inputs.series.discovery import weights_file
 
 __all__ = ["inspect_checkpoint", "load_tensors"]
 
-# Larger files are hashed in pieces, and then only what is needed is read, straight into tensors.
+# Larger files are hashed in pieces, and then read straight into tensors.
 STREAMED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class _Contents:
-    """What a checkpoint says of itself, its format, size in bytes and hash.
+    """The description of a checkpoint, its format, size in bytes and hash, the hashes of shards, stamps by file."""
 
-    Of several files, the hash of each is in `shards`; `stamps` are those of each file's snapshot.
-    """
-
-    said: Description
+    description: Description
     format: str
     size: int
     sha256: str
@@ -49,9 +46,9 @@ class _Contents:
 def inspect_checkpoint(
     path: Path, name: str, *, state_key: str | None = None, weights: str | None = None
 ) -> Checkpoint:
-    """Read what a checkpoint says of itself, without keeping its weights and without running anything in it.
+    """Describe a checkpoint without keeping its weights and without running anything in it.
 
-    The number inside the file wins over a sidecar, the sidecar over the name.
+    Numbers inside the file win over a sidecar, and a sidecar over the name.
 
     Args:
         path: The file, or a folder that is one checkpoint.
@@ -63,7 +60,7 @@ def inspect_checkpoint(
         The checkpoint; `epoch` and `step` are None where nothing states them, and `step_source` is then `order`.
 
     Raises:
-        CheckpointError: The file cannot be used; the sentence says why and what to do.
+        CheckpointError: The file cannot be used.
     """
     file = weights_file(path, name) if path.is_dir() else path
     if SHARD.search(file.name):
@@ -72,13 +69,13 @@ def inspect_checkpoint(
         )
     read = _sharded_contents if is_index(file.name) else _file_contents
     contents = read(file, name, Wanted(state_key, weights))
-    said = contents.said
-    names = stripped_names(list(said.tensors))
+    description = contents.description
+    names = stripped_names(list(description.tensors))
     for stored in names:
-        _refuse_dtype(stored, said.tensors[stored].dtype, name)
+        _refuse_dtype(stored, description.tensors[stored].dtype, name)
     parts = [part for part in name.split("/") if part]
-    alone = numbers_in_sidecar(file.parent, name) if is_conventional(file.name) else AxisNumbers()
-    found = first_known(said.numbers, alone, *(numbers_in_name(part) for part in reversed(parts[-2:])))
+    sidecar = numbers_in_sidecar(file.parent, name) if is_conventional(file.name) else AxisNumbers()
+    found = first_known(description.numbers, sidecar, *(numbers_in_name(part) for part in reversed(parts[-2:])))
     return Checkpoint(
         path=file,
         name=name,
@@ -89,9 +86,9 @@ def inspect_checkpoint(
         step=found.step,
         value=found.value,
         step_source=found.source,
-        tensors={clean: said.tensors[stored] for stored, clean in names.items()},
-        metadata=said.metadata,
-        state_key=said.state_key,
+        tensors={clean: description.tensors[stored] for stored, clean in names.items()},
+        metadata=description.metadata,
+        state_key=description.state_key,
         stored_names={clean: stored for stored, clean in names.items()},
         shards=contents.shards,
         stamps=contents.stamps,
@@ -102,33 +99,33 @@ def _file_contents(file: Path, name: str, wanted: Wanted) -> _Contents:
     def read() -> _Contents:
         with snapshot(file, name, whole=STREAMED_BYTES) as shot:
             format = file_format(shot, file, name)
-            said = format.describe(shot, name, wanted)
-            return _Contents(said, format.name, shot.size, shot.sha256, stamps={file: shot.stamp})
+            description = format.describe(shot, name, wanted)
+            return _Contents(description, format.name, shot.size, shot.sha256, stamps={file: shot.stamp})
 
-    return tried_twice(read)
+    return retried(read)
 
 
 def _sharded_contents(file: Path, name: str, wanted: Wanted) -> _Contents:
     """Describe every file that an index names, one at a time, and compare them with the index."""
     index = read_index(file, name)
     contents: list[_Contents] = []
-    holder: dict[str, str] = {}
+    shard_of: dict[str, str] = {}
     for shard, named in index.files.items():
-        where = _beside(name, shard)
+        where = _sibling_name(name, shard)
         found = _file_contents(shard, where, Wanted(""))
-        held = found.said.tensors
-        _check_shard(held, named, where, name)
-        twice = next((key for key in held if key in holder), None)
+        tensors_in_shard = found.description.tensors
+        _check_shard(tensors_in_shard, named, where, name)
+        twice = next((key for key in tensors_in_shard if key in shard_of), None)
         if twice is not None:
-            raise CheckpointError(f"{name}: {twice!r} is both in {holder[twice]} and in {where}; save it again.")
-        holder.update(dict.fromkeys(held, where))
+            raise CheckpointError(f"{name}: {twice!r} is both in {shard_of[twice]} and in {where}; save it again.")
+        shard_of.update(dict.fromkeys(tensors_in_shard, where))
         contents.append(found)
-    tensors = {key: info for one in contents for key, info in one.said.tensors.items()}
-    metadata = {key: word for one in contents for key, word in one.said.metadata.items()} | dict(index.metadata)
+    tensors = {key: info for one in contents for key, info in one.description.tensors.items()}
+    metadata = {key: word for one in contents for key, word in one.description.metadata.items()} | dict(index.metadata)
     shards = {shard: one.sha256 for shard, one in zip(index.files, contents, strict=True)}
-    numbers = first_known(numbers_in_metadata(metadata, name), *(one.said.numbers for one in contents))
+    numbers = first_known(numbers_in_metadata(metadata, name), *(one.description.numbers for one in contents))
     return _Contents(
-        Description(one_set(tensors, wanted, name), metadata, numbers, wanted.state_key or ""),
+        Description(selected_tensors(tensors, wanted, name), metadata, numbers, wanted.state_key or ""),
         f"{contents[0].format}, {len(contents)} shards",
         sum(one.size for one in contents),
         identity(shards.values()),
@@ -137,14 +134,14 @@ def _sharded_contents(file: Path, name: str, wanted: Wanted) -> _Contents:
     )
 
 
-def _beside(name: str, file: Path) -> str:
-    """Return the name in messages of a file in the same folder as the one called `name`."""
+def _sibling_name(name: str, file: Path) -> str:
+    """Return the name in messages of a file beside the one called `name`."""
     folder, slash, _ = name.rpartition("/")
     return f"{folder}{slash}{file.name}"
 
 
 def _check_shard(found: Mapping[str, TensorInfo], named: Sequence[str], where: str, name: str) -> None:
-    """Refuse a shard that does not hold exactly what the index says of it."""
+    """Refuse a shard that does not hold exactly the tensors that the index lists for it."""
     absent = next((key for key in named if key not in found), None)
     wanted = set(named)
     extra = next((key for key in found if key not in wanted), None)
@@ -154,7 +151,7 @@ def _check_shard(found: Mapping[str, TensorInfo], named: Sequence[str], where: s
 
 
 def _refuse_dtype(stored: str, dtype: str, name: str) -> None:
-    """Refuse complex and quantised tensors, and weights and biases of integers; integer buffers (counters) may stay."""
+    """Refuse complex and quantised tensors, and integer weights and biases, but not integer buffers (counters)."""
     floating = dtype.startswith(("float", "bfloat"))
     parameter = stored.rsplit(".", 1)[-1] in ("weight", "bias")
     if dtype.startswith(("complex", "q")) or (parameter and not floating):
@@ -164,13 +161,7 @@ def _refuse_dtype(stored: str, dtype: str, name: str) -> None:
 
 
 def load_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """Load the tensors of a checkpoint on the CPU, in their stored dtype, under the names the checkpoint lists.
-
-    Args:
-        checkpoint: As `inspect_checkpoint` or `read_series` returned it.
-
-    Returns:
-        Name to tensor, in the checkpoint's order.
+    """Load the tensors of a checkpoint on the CPU, in their stored dtype, in the order and under the names it lists.
 
     Raises:
         CheckpointError: The file is gone, changed since it was listed (after one more try), or does not load.
@@ -179,15 +170,15 @@ def load_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     if not checkpoint.shards:
         file = checkpoint.path
         known = stamps.get(file, ()), checkpoint.sha256
-        return _as_listed(_loaded(file, checkpoint.name, known, checkpoint.state_key), checkpoint)
+        return _checked_against_listing(_loaded_file(file, checkpoint.name, known, checkpoint.state_key), checkpoint)
     whole: dict[str, Any] = {}
     for shard, sha256 in checkpoint.shards.items():
-        whole |= _loaded(shard, _beside(checkpoint.name, shard), (stamps.get(shard, ()), sha256), "")
-    return _as_listed(under(whole, checkpoint.state_key), checkpoint)
+        whole |= _loaded_file(shard, _sibling_name(checkpoint.name, shard), (stamps.get(shard, ()), sha256), "")
+    return _checked_against_listing(below_prefix(whole, checkpoint.state_key), checkpoint)
 
 
-def _loaded(file: Path, name: str, known: tuple[tuple[int, ...], str], state_key: str) -> dict[str, Any]:
-    """Return the tensors of one file by stored name, if it still is the file of that stamp and hash."""
+def _loaded_file(file: Path, name: str, known: tuple[tuple[int, ...], str], state_key: str) -> dict[str, Any]:
+    """Return the tensors of one file by stored name, refusing a file that changed since it was hashed."""
 
     def read() -> dict[str, Any]:
         with snapshot(file, name, whole=STREAMED_BYTES, known=known) as shot:
@@ -197,10 +188,10 @@ def _loaded(file: Path, name: str, known: tuple[tuple[int, ...], str], state_key
                 )
             return dict(file_format(shot, file, name).load(shot, name, state_key))
 
-    return tried_twice(read)
+    return retried(read)
 
 
-def _as_listed(loaded: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+def _checked_against_listing(loaded: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     tensors = {clean: loaded[stored].detach() for stored, clean in stripped_names(list(loaded)).items()}
     for key, info in checkpoint.tensors.items():
         tensor = tensors.get(key)
@@ -209,7 +200,7 @@ def _as_listed(loaded: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, t
             raise CheckpointError(
                 f"{checkpoint.name}: {key!r} was listed as {info.shape} {info.dtype}, but {found} was loaded; refused."
             )
-        # The listing is our own reading of the pickle: check what torch made of it.
+        # The listing is our own reading of the pickle; torch must have read the same.
         if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
             raise CheckpointError(f"{checkpoint.name}: {key!r} claims more elements than are stored; refused.")
     return {key: tensors[key] for key in checkpoint.tensors}

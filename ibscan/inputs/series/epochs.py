@@ -7,8 +7,9 @@ import math
 import re
 from collections.abc import Sequence
 
-from ibscan.core.records import Checkpoint, Series
+from ibscan.core.records import Series
 from ibscan.errors import NothingMatched, UsageError
+from ibscan.inputs.series.ordering import axis_number
 
 __all__ = ["axis_values", "select_epochs"]
 
@@ -17,22 +18,9 @@ NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 
 
 def axis_values(series: Series) -> list[float]:
-    """Return each checkpoint's place on the series' axis: epoch, step, value, or the index where nothing is known.
-
-    Args:
-        series: The series.
-
-    Returns:
-        One number a checkpoint, in order.
-    """
-    return [_place(one, series.axis, index) for index, one in enumerate(series.checkpoints)]
-
-
-def _place(checkpoint: Checkpoint, axis: str, index: int) -> float:
-    if axis == "index":
-        return float(index)
-    number = {"epoch": checkpoint.epoch, "step": checkpoint.step}.get(axis, checkpoint.value)
-    return float(index) if number is None else float(number)
+    """Return the number of each checkpoint on the series' axis, or its index where it has none."""
+    numbers = [None if series.axis == "index" else axis_number(one, series.axis) for one in series.checkpoints]
+    return [float(index if number is None else number) for index, number in enumerate(numbers)]
 
 
 def select_epochs(series: Series, spec: str, *, partial: bool = False) -> Series:
@@ -42,10 +30,7 @@ def select_epochs(series: Series, spec: str, *, partial: bool = False) -> Series
         series: The series.
         spec: `start:stop:step` (parts optional; the stop is included; counted from the start, which is the first
             value where it is left out), `1,10,100`, `last`, or `log:50` (about 50, log-spaced, first and last kept).
-        partial: Whether a listed number that no checkpoint has may yet come: it is then said in a notice.
-
-    Returns:
-        The series with fewer checkpoints.
+        partial: Whether a listed number that no checkpoint has yet gives a notice instead of an error.
 
     Raises:
         UsageError: The selection cannot be read.
@@ -78,13 +63,13 @@ def select_epochs(series: Series, spec: str, *, partial: bool = False) -> Series
 
 
 def _absent(number: float, values: Sequence[float]) -> str:
-    """Return a number that is not there, with the nearest that is."""
+    """Format a number that no checkpoint has, with the nearest that one has."""
     nearest = min(values, key=lambda value: (abs(value - number), value), default=None)
     return _plain(number) + ("" if nearest is None else f" (the nearest is {_plain(nearest)})")
 
 
 def _skipped(series: Series) -> str:
-    """Return why the first checkpoint that cannot be used cannot: it may be the one asked for."""
+    """Return the reason of the first skipped checkpoint, which may be the one asked for."""
     others = f" (and {len(series.skipped) - 1} more)" if len(series.skipped) > 1 else ""
     return next((f" Skipped{others}: {reason}" for reason in series.skipped.values()), "")
 
@@ -94,7 +79,7 @@ def _plain(number: float) -> str:
 
 
 def _equal(a: float, b: float, spacing: float = 0.0) -> bool:
-    # Whole numbers are exact: steps have up to sixteen digits. Of a range, what adds up to nearly 0 is 0.
+    # Whole numbers compare exactly: steps have up to 16 digits. `spacing` lets rounded sums of a range equal 0.
     exact = a.is_integer() and b.is_integer()
     return a == b or (not exact and math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9 * spacing))
 
@@ -134,10 +119,8 @@ def _log_spaced(values: Sequence[float], count: int) -> list[int]:
     if not positive or len(values) <= count:
         return list(range(len(values)))[-count:] if not positive else list(range(len(values)))
     low, high = math.log(min(positive)), math.log(max(positive))
-    targets = (
-        [math.exp(low + (high - low) * k / max(count - 1, 1)) for k in range(count)] if count > 1 else [max(positive)]
-    )
+    targets = [math.exp(low + (high - low) * k / (count - 1)) for k in range(count)] if count > 1 else [max(positive)]
     nearest = {min(range(len(values)), key=lambda i, t=t: abs(values[i] - t)) for t in targets}  # type: ignore[misc]
-    # A series usually starts at 0, which no logarithm reaches and every plot wants.
+    # A series usually starts at 0, which has no logarithm and belongs in every plot.
     first = {0} if count > 1 and values[0] <= 0 else set()
     return sorted(nearest | first)

@@ -1,4 +1,4 @@
-"""Read `ibscan.toml`, in which a series describes itself."""
+"""Read the manifest `ibscan.toml` of a series."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ WORDS: dict[type[Any], str] = {str: "a string", dict: "a table"}
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `ibscan.toml` says; absent parts are None or empty.
+    """The entries of `ibscan.toml`; absent ones are None or empty.
 
-    `probe_path` is resolved and absolute, or `module:callable`; `probe_selection` is what follows its `#`.
+    `probe_path` is resolved and absolute, or `module:callable`; `probe_selection` is the text after its `#`.
     """
 
     path: Path
@@ -45,14 +45,9 @@ class Manifest:
 
 
 def read_manifest(folder: Path, *, trust: bool) -> Manifest | None:
-    """Read `ibscan.toml` of a run folder.
+    """Read `ibscan.toml` of a run folder, or return None without one.
 
-    Args:
-        folder: The folder of the checkpoints.
-        trust: Whether a probe outside the folder, or one that is code, is allowed (`--trust`).
-
-    Returns:
-        The manifest, or None where there is no such file.
+    With `trust` (`--trust`), a probe may be code, or lie outside the folder.
 
     Raises:
         UsageError: Unknown key, wrong type, broken TOML.
@@ -110,14 +105,14 @@ def _check_entry(path: Path, table: str, key: str, value: Any) -> None:  # noqa:
 
 
 def _probe_path(folder: Path, file: str, selection: str, path: Path, *, trust: bool) -> Path:
-    """Return where the probe is: a file inside the folder; anything else, code above all, with trust alone."""
+    """Return the probe's path: a file in the folder; anything else, above all code, only with `trust`."""
     inside = folder / file
-    # A module is no path; a file of code is one, whatever stands behind its colon.
+    # `module:callable` is no path, but `path.py:callable` holds one.
     if is_code(file) and not exists(str(inside)) and not file.rpartition(":")[0].endswith(".py"):
         found = Path(file)
     else:
         found = _inside(folder, file, path, trust=trust)
-    # As it will be read: no spelling of a path may come out as code.
+    # As it will be read later: no spelling of a path may turn out to be code.
     spec = split_spec(f"{found}#{selection}" if selection else str(found))[0]
     if not trust and (is_code(spec) or (is_code(file) and not exists(str(inside)))):
         raise InputError(

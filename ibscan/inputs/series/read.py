@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +20,10 @@ from ibscan.inputs.folder.shards import is_index, named_files
 from ibscan.inputs.formats.recognise import accepted, is_conventional
 from ibscan.inputs.series.checkpoint import inspect_checkpoint
 from ibscan.inputs.series.discovery import Candidate, Found, found_in_folder
-from ibscan.inputs.series.duplicates import is_placed, of_one_architecture, without_copies
+from ibscan.inputs.series.duplicates import is_numbered, of_one_architecture, without_copies
 from ibscan.inputs.series.epochs import axis_values, select_epochs
 from ibscan.inputs.series.manifest import Manifest
-from ibscan.inputs.series.ordering import in_order, refuse_doubles
+from ibscan.inputs.series.ordering import ordered, refuse_repeated
 
 __all__ = ["axis_values", "read_series", "select_epochs"]
 
@@ -45,53 +46,56 @@ def read_series(
 ) -> Series:
     """Find, inspect and order the checkpoints of one run or sweep.
 
-    Ordered by epoch if all have one, else by step if all have one, else by what most have; a sweep by its own value.
-    Several checkpoints within one epoch are ordered by step. What has no such number is left out, or, where its name
-    says that it is the start (`init`, `untrained`, ...), at 0. Where few have a number the order is that of names, with
-    numbers counted (10 after 2).
+    The axis is the epoch if all have one, else the step if all have one, else the number that most have; of a sweep,
+    its value. Several checkpoints within one epoch are ordered by step. A checkpoint without the number is left out,
+    or put at 0 if its name says it is the start (`init`, `untrained`, ...). If few have a number, the order is that of
+    names, with numbers counted (10 after 2).
 
     Args:
         paths: One directory; or files, and folders that are one checkpoint each.
-        manifest: The series' own description; its pattern and axis are honoured.
+        manifest: Its pattern and axis are used.
         state_key: Which set of tensors, where a file holds several.
         weights: `raw` or `ema`, where a file holds both.
-        exclude: Paths that are no checkpoints: the probe in use, the output.
+        exclude: Paths that are no checkpoints (the probe in use, the output).
         inspect: Reads one checkpoint, with the arguments of `inspect_checkpoint`.
 
     Returns:
-        The series. What could not be used is in `skipped` with the reason; sentences for the user are in `notices`.
+        The series, with reasons by name of unusable checkpoints in `skipped`, and messages to the user in `notices`.
 
     Raises:
         NothingMatched: A folder with no checkpoint in it.
         InputError: A missing or unreadable path, a step that occurs twice, or nothing left that could be used.
     """
-    where, found = _found(paths, exclude, manifest)
+    pattern, axis = _pattern(manifest)
+    where, found = _find_candidates(paths, exclude, pattern)
     draft = _Draft(skipped=dict(found.skipped), notices=list(found.notices))
-    candidates = _matching(found.candidates, manifest, draft)
-    for candidate in candidates:
+    inspect = functools.partial(inspect, state_key=state_key, weights=weights)
+    for candidate in _matching(found.candidates, manifest, pattern, draft):
         try:
-            draft.checkpoints.append(_inspected(candidate, manifest, state_key, weights, inspect))
+            draft.checkpoints.append(_inspected(candidate, pattern, inspect))
         except CheckpointError as error:
             draft.skipped[candidate.name] = str(error)
     if not draft.checkpoints and not draft.skipped:
-        raise NothingMatched(_nothing(where, found, manifest))
+        raise NothingMatched(_nothing_found(where, found, manifest))
     if len(draft.checkpoints) == 1 and len(paths) == 1 and paths[0].is_dir():
         draft.checkpoints = [_named_by_folder(draft.checkpoints[0], paths[0])]
     draft.checkpoints, notices = without_copies(draft.checkpoints)
     draft.notices += notices
-    draft.checkpoints, odd, notices = of_one_architecture(draft.checkpoints)
-    draft.skipped |= odd
+    draft.checkpoints, other_reasons, notices = of_one_architecture(draft.checkpoints)
+    draft.skipped |= other_reasons
     draft.notices += notices
     if not draft.checkpoints:
         raise InputError(_all_skipped(where, draft.skipped))
-    described = "" if manifest is None else manifest.path.name
-    axis, draft.checkpoints, notices = in_order(draft.checkpoints, _stated_axis(manifest), described)
+    manifest_name = "" if manifest is None else manifest.path.name
+    axis, draft.checkpoints, notices = ordered(draft.checkpoints, axis, manifest_name)
     draft.notices += notices
-    refuse_doubles(draft.checkpoints, axis)
+    refuse_repeated(draft.checkpoints, axis)
     return Series(tuple(draft.checkpoints), axis, draft.skipped, tuple(draft.notices))
 
 
-def _found(paths: Sequence[Path], exclude: Sequence[Path], manifest: Manifest | None) -> tuple[str, Found]:
+def _find_candidates(
+    paths: Sequence[Path], exclude: Sequence[Path], pattern: re.Pattern[str] | None
+) -> tuple[str, Found]:
     for path in paths:
         try:
             path.stat()
@@ -99,65 +103,57 @@ def _found(paths: Sequence[Path], exclude: Sequence[Path], manifest: Manifest | 
             if len(paths) == 1 or isinstance(error, FileNotFoundError):
                 raise InputError(unreadable(path, str(path), error)) from None
     if len(paths) == 1 and paths[0].is_dir():
-        expression = _expression(manifest)
-        known = None if expression is None else lambda name: matches(expression, name) is not None
-        return str(paths[0]), found_in_folder(paths[0], exclude, known)
-    # Absolute but not resolved: keep the user's name for a link.
-    barred = {path.resolve() for path in exclude}
-    absolute = list(dict.fromkeys(path.absolute() for path in paths if not (exclude and path.resolve() in barred)))
+        in_pattern = None if pattern is None else lambda name: matches(pattern, name) is not None
+        return str(paths[0]), found_in_folder(paths[0], exclude, in_pattern)
+    # Not resolved: a link keeps its name.
+    excluded = {path.resolve() for path in exclude}
+    absolute = list(dict.fromkeys(path.absolute() for path in paths if not (exclude and path.resolve() in excluded)))
     parent = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else Path()
-    # A shell pattern such as *.safetensors* lists shards beside their index.
+    # A shell pattern such as *.safetensors* matches shards beside their index.
     shards = {file for path in absolute if is_index(path.name) for file in named_files(path)}
     candidates = [Candidate(path, path.relative_to(parent).as_posix()) for path in absolute if path not in shards]
     return "the paths given", Found(candidates=candidates)
 
 
-def _expression(manifest: Manifest | None) -> re.Pattern[str] | None:
-    if manifest is None or manifest.pattern is None:
-        return None
-    return compiled_pattern(manifest.pattern, str(manifest.path))[0]
+def _pattern(manifest: Manifest | None) -> tuple[re.Pattern[str] | None, str | None]:
+    """Return the compiled pattern of a manifest, and the axis that it names."""
+    if manifest is None:
+        return None, None
+    if manifest.pattern is None:
+        return None, manifest.axis
+    pattern, value_name = compiled_pattern(manifest.pattern, str(manifest.path))
+    return pattern, manifest.axis or value_name
 
 
-def _matching(candidates: Sequence[Candidate], manifest: Manifest | None, draft: _Draft) -> list[Candidate]:
-    expression = _expression(manifest)
-    if expression is None or manifest is None:
+def _matching(
+    candidates: Sequence[Candidate], manifest: Manifest | None, pattern: re.Pattern[str] | None, draft: _Draft
+) -> list[Candidate]:
+    if pattern is None or manifest is None:
         return list(candidates)
-    matching = [one for one in candidates if matches(expression, one.name)]
-    taken = {one.name for one in matching}
-    left = [one.name for one in candidates if one.name not in taken]
-    if left:
+    matching = [one for one in candidates if matches(pattern, one.name)]
+    names = {one.name for one in matching}
+    dropped = [one.name for one in candidates if one.name not in names]
+    if dropped:
         draft.notices.append(
-            f"{', '.join(left[:5])}{' ...' if len(left) > 5 else ''}: left out, as the pattern {manifest.pattern} "
-            "does not match."
+            f"{', '.join(dropped[:5])}{' ...' if len(dropped) > 5 else ''}: left out, as the pattern "
+            f"{manifest.pattern} does not match."
         )
     return matching
 
 
-def _inspected(
-    candidate: Candidate,
-    manifest: Manifest | None,
-    state_key: str | None,
-    weights: str | None,
-    inspect: Callable[..., Checkpoint],
-) -> Checkpoint:
-    checkpoint = inspect(candidate.path, candidate.name, state_key=state_key, weights=weights)
-    expression = _expression(manifest)
-    if expression is None:
+def _inspected(candidate: Candidate, pattern: re.Pattern[str] | None, inspect: Callable[..., Checkpoint]) -> Checkpoint:
+    checkpoint = inspect(candidate.path, candidate.name)
+    if pattern is None:
         return checkpoint
-    # The manifest's pattern wins over numbers in the file; numbers it does not name stay.
-    found = numbers_by_pattern(expression, candidate.name)
-    return dataclasses.replace(
-        checkpoint,
-        epoch=checkpoint.epoch if found.epoch is None else found.epoch,
-        step=checkpoint.step if found.step is None else found.step,
-        value=checkpoint.value if found.value is None else found.value,
-        step_source="pattern",
-    )
+    # The manifest's pattern wins over numbers in the file, which keep those it does not name.
+    found = numbers_by_pattern(pattern, candidate.name)
+    stated = {key: number for key in ("epoch", "step", "value") if (number := getattr(found, key)) is not None}
+    return dataclasses.replace(checkpoint, step_source="pattern", **stated)
 
 
 def _named_by_folder(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
-    """Return the one checkpoint of `checkpoint-500/`, whose own name says nothing, with what the folder's name says."""
-    if is_placed(checkpoint) or not is_conventional(checkpoint.name):
+    """Give a checkpoint with a usual file name and no number the numbers of its folder's name (`checkpoint-500/`)."""
+    if is_numbered(checkpoint) or not is_conventional(checkpoint.name):
         return checkpoint
     found = numbers_in_name(folder.resolve().name)
     if found.epoch is None and found.step is None:
@@ -165,7 +161,7 @@ def _named_by_folder(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     return dataclasses.replace(checkpoint, epoch=found.epoch, step=found.step, step_source=found.source)
 
 
-def _nothing(where: str, found: Found, manifest: Manifest | None) -> str:
+def _nothing_found(where: str, found: Found, manifest: Manifest | None) -> str:
     if found.candidates and manifest is not None and manifest.pattern is not None:
         count = len(found.candidates)
         return f"{where}: the pattern {manifest.pattern} of ibscan.toml matches none of {count} files; mend it."
@@ -180,10 +176,3 @@ def _all_skipped(where: str, skipped: Mapping[str, str]) -> str:
         return next(iter(skipped.values()))
     reasons = " ".join(list(skipped.values())[:2])
     return f"{where}: none of {len(skipped)} checkpoints can be used. First: {reasons}"
-
-
-def _stated_axis(manifest: Manifest | None) -> str | None:
-    if manifest is None:
-        return None
-    own = compiled_pattern(manifest.pattern, str(manifest.path))[1] if manifest.pattern is not None else None
-    return manifest.axis or own

@@ -1,4 +1,4 @@
-"""A run's folder while somebody's code runs: its files stay as they are, or the command stops and says what changed."""
+"""Guard the files of a run while user code runs: stop with a message if the code changed any."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from ibscan.inputs.series.duplicates import repeats
 
 __all__ = ["untouched"]
 
-# A folder of more files than that is not looked through to its end.
+# Most files looked at, and most named in a message.
 MOST_FILES, MOST_NAMED = 20_000, 5
-# What a training that goes on does not rewrite, beside numbered checkpoints.
-LASTING = (".py", ".toml", ".npz", ".npy", ".ipynb")
-# What a live progress line writes to the terminal is far less than so many bytes a second.
+# Files that a running training does not rewrite, besides numbered checkpoints.
+LASTING_SUFFIXES = (".py", ".toml", ".npz", ".npy", ".ipynb")
+# A live progress line writes fewer bytes a second to the terminal.
 TERMINAL_BYTES = 4096
-WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 @dataclass(frozen=True)
 class _Stamp:
-    """A file as the system has it; another one means other content."""
+    """Numbers of the file system that change with a file's content."""
 
     inode: int
     size: int
@@ -41,22 +41,22 @@ class _Stamp:
 
 @contextlib.contextmanager
 def untouched(paths: Sequence[Path], spec: str, option: str, *, growing: bool, proven: bool = False) -> Iterator[None]:
-    """Run the code that a spec names, if any, and hold files beside it and in the run's folders to what they were.
+    """Compare the files beside user code and in the run's folders before and after the code runs in the block.
 
-    Where a training goes on in the folder, it changes files too. It is told from the code by how much this process has
-    written meanwhile, where the system says so.
+    A training that goes on in the folder changes files too; the bytes that this process wrote meanwhile, where the
+    system reports them, tell the two apart.
 
     Args:
         paths: The run's folders, or files in them.
-        spec: `module:callable` or `path.py:callable`; there is nothing to hold where it is something else.
-        option: What named it, for a message.
-        growing: Checkpoints are awaited: files that come and go are not the code's.
-        proven: Blame the code for nothing but what this process is seen to do, since it runs for minutes, in which
-            others may change the folder: files opened for writing, moved and deleted, as Python's audit events tell,
-            and as many bytes written as a file holds, which is what libraries beside Python do.
+        spec: `module:callable` or `path.py:callable`; anything else needs no guard.
+        option: The option that named the spec, for messages.
+        growing: Checkpoints are awaited: ignore files that come and go.
+        proven: Blame the code only for what this process was seen to do, for code that runs for minutes: files opened
+            for writing, moved and deleted, by Python's audit events, and files no larger than the bytes written, for
+            libraries that write without Python.
 
     Raises:
-        InputError: Files were changed, deleted or added, with what the code raised, if it did.
+        InputError: Files were changed, deleted or added; with the code's own error, if any.
     """
     if not is_code(spec) or spec.startswith("mlp:"):
         yield
@@ -64,38 +64,40 @@ def untouched(paths: Sequence[Path], spec: str, option: str, *, growing: bool, p
     # The code may change to another directory.
     paths = [path.absolute() for path in paths]
     folders = {path if path.is_dir() else path.parent: True for path in paths}
-    place = spec.rpartition(":")[0]
-    files = [Path(place)] if place.endswith(".py") else [file for _, file in files_of(place)]
+    source = spec.rpartition(":")[0]
+    files = [Path(source)] if source.endswith(".py") else [file for _, file in files_of(source)]
     folders = {**{file.absolute().parent: False for file in files}, **folders}
-    before, written, began = _state(folders), _written(), time.monotonic()
+    before, written, started = _stamps(folders), _written(), time.monotonic()
     own_written = _written("thread-self")
-    deeds = _deeds()
+    log = _write_log()
 
     def changes() -> str:
-        wrote = _since(written, _written())
+        bytes_written = _since(written, _written())
         if proven:
-            spared = (wrote or 0) - int(TERMINAL_BYTES * (time.monotonic() - began))
-            wrote = max(spared, _since(own_written, _written("thread-self")) or 0, 0)
-        done = frozenset(deeds.paths) if proven else None
-        return _told(_changes(before, _state(folders), wrote, growing=growing, done=done), f"{option} {spec}")
+            beyond_terminal = (bytes_written or 0) - int(TERMINAL_BYTES * (time.monotonic() - started))
+            bytes_written = max(beyond_terminal, _since(own_written, _written("thread-self")) or 0, 0)
+        logged = frozenset(log.paths) if proven else None
+        return _message(
+            _changes(before, _stamps(folders), bytes_written, growing=growing, logged=logged), f"{option} {spec}"
+        )
 
     try:
-        with deeds.watched():
+        with log.watched():
             yield
     except IbscanError as error:
-        if said := changes():
+        if message := changes():
             kind = InputError if isinstance(error, InputError) else type(error)
-            raise kind(f"{error} {said}") from error
+            raise kind(f"{error} {message}") from error
         raise
-    if said := changes():
-        raise InputError(said)
+    if message := changes():
+        raise InputError(message)
 
 
-def _told(changes: Mapping[str, Sequence[str]], where: str) -> str:
+def _message(changes: Mapping[str, Sequence[str]], where: str) -> str:
     parts = []
-    for how, names in changes.items():
+    for change, names in changes.items():
         if names:
-            parts.append(f"{listed(names, MOST_NAMED)} {'was' if len(names) == 1 else 'were'} {how}")
+            parts.append(f"{listed(names, MOST_NAMED)} {'was' if len(names) == 1 else 'were'} {change}")
     if not parts:
         return ""
     return (
@@ -108,62 +110,57 @@ def _told(changes: Mapping[str, Sequence[str]], where: str) -> str:
 def _changes(
     before: Mapping[Path, _Stamp],
     after: Mapping[Path, _Stamp],
-    wrote: int | None,
+    bytes_written: int | None,
     *,
     growing: bool,
-    done: frozenset[str] | None,
+    logged: frozenset[str] | None,
 ) -> dict[str, list[str]]:
     """Return the names of files changed, deleted and added, where this process may have done it.
 
-    Args:
-        before: The files as they were.
-        after: The files as they are.
-        wrote: Bytes this process has written since, None where that is not known.
-        growing: Files that come and go are not the code's.
-        done: Files that this process opened for writing, moved or deleted, where nothing else is held against it but
-            the bytes written.
+    `bytes_written` is None if unknown. If `logged` is given (files that this process opened for writing, moved or
+    deleted), only these and the bytes written count.
     """
 
-    def ours(path: Path, was: _Stamp, now: _Stamp) -> bool:
-        if done is not None:
-            return os.path.realpath(path) in done or 0 < now.size <= (wrote or 0)
-        lasts = (is_claimed(path.name) and not repeats(path.name)) or path.suffix in LASTING
-        if wrote is None or (lasts and not growing):
-            return lasts or not growing
+    def is_ours(path: Path, was: _Stamp, now: _Stamp) -> bool:
+        if logged is not None:
+            return os.path.realpath(path) in logged or 0 < now.size <= (bytes_written or 0)
+        is_lasting = (is_claimed(path.name) and not repeats(path.name)) or path.suffix in LASTING_SUFFIXES
+        if bytes_written is None or (is_lasting and not growing):
+            return is_lasting or not growing
         # Logs grow at their end; a checkpoint is written whole.
-        longer = now.size > was.size and now.inode == was.inode and not is_claimed(path.name)
-        return wrote >= (now.size - was.size if longer else now.size)
+        has_grown = now.size > was.size and now.inode == was.inode and not is_claimed(path.name)
+        return bytes_written >= (now.size - was.size if has_grown else now.size)
 
     found: dict[str, list[str]] = {"changed": [], "deleted": [], "added": []}
     for path, now in sorted(after.items()):
         was = before.get(path)
         if was is None:
-            if done is not None:
-                found["added"] += [path.name] if ours(path, now, now) else []
-            elif not growing and (wrote is None or wrote >= now.size):
+            if logged is not None:
+                found["added"] += [path.name] if is_ours(path, now, now) else []
+            elif not growing and (bytes_written is None or bytes_written >= now.size):
                 found["added"].append(path.name)
-        elif was != now and ours(path, was, now):
+        elif was != now and is_ours(path, was, now):
             found["changed"].append(path.name)
     gone = sorted(path for path in before.keys() - after.keys() if not TEMPORARY.search(path.name))
-    if done is not None:
-        gone = [path for path in gone if os.path.realpath(path) in done]
-    found["deleted"] = [] if growing and done is None else [path.name for path in gone]
+    if logged is not None:
+        gone = [path for path in gone if os.path.realpath(path) in logged]
+    found["deleted"] = [] if growing and logged is None else [path.name for path in gone]
     return found
 
 
-def _state(folders: Mapping[Path, bool]) -> dict[Path, _Stamp]:
-    """Return the files of folders, and of those directly in them where that is said: a checkpoint may be a folder."""
+def _stamps(folders: Mapping[Path, bool]) -> dict[Path, _Stamp]:
+    """Return the stamps of files in folders, and in their subfolders where asked: a checkpoint may be a folder."""
     found: dict[Path, _Stamp] = {}
-    left = list(folders.items())
-    while left and len(found) < MOST_FILES:
-        folder, deeper = left.pop()
+    pending = list(folders.items())
+    while pending and len(found) < MOST_FILES:
+        folder, with_subfolders = pending.pop()
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith(".") or entry.name.endswith(".parts") or entry.name == "__pycache__":
                     continue
                 with contextlib.suppress(OSError):
                     if entry.is_dir(follow_symlinks=False):
-                        left += [(Path(entry.path), False)] if deeper else []
+                        pending += [(Path(entry.path), False)] if with_subfolders else []
                     elif entry.is_file():
                         stat = entry.stat()
                         found[Path(entry.path)] = _Stamp(stat.st_ino, stat.st_size, stat.st_mtime_ns)
@@ -171,15 +168,15 @@ def _state(folders: Mapping[Path, bool]) -> dict[Path, _Stamp]:
 
 
 @dataclass
-class _Deeds:
-    """The files that this process opens for writing, moves or deletes while it is watched, by their real paths."""
+class _WriteLog:
+    """A log of the real paths of files that this process opens for writing, moves or deletes."""
 
     paths: set[str] = field(default_factory=set)
     watching: int = 0
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Take note until the block ends; the notes of a block before it go."""
+        """Log anew until the block ends."""
         self.paths.clear()
         self.watching += 1
         try:
@@ -187,12 +184,12 @@ class _Deeds:
         finally:
             self.watching -= 1
 
-    def note(self, event: str, arguments: Sequence[object]) -> None:
-        """Take note of one of Python's audit events."""
+    def record(self, event: str, arguments: Sequence[object]) -> None:
+        """Log one of Python's audit events."""
         if not self.watching or event not in ("open", "os.remove", "os.rename", "os.truncate", "os.link"):
             return
-        flags = arguments[2] if event == "open" else WRITING
-        if isinstance(flags, int) and flags & WRITING:
+        flags = arguments[2] if event == "open" else WRITE_FLAGS
+        if isinstance(flags, int) and flags & WRITE_FLAGS:
             named = arguments[:2] if event in ("os.rename", "os.link") else arguments[:1]
             paths = [path for path in named if isinstance(path, str | bytes | os.PathLike)]
             with contextlib.suppress(OSError, ValueError):
@@ -200,11 +197,11 @@ class _Deeds:
 
 
 @functools.cache
-def _deeds() -> _Deeds:
-    """Return the one record of this process: an audit hook cannot be taken away again."""
-    deeds = _Deeds()
-    sys.addaudithook(deeds.note)
-    return deeds
+def _write_log() -> _WriteLog:
+    """Return the only log of this process: an audit hook cannot be removed."""
+    log = _WriteLog()
+    sys.addaudithook(log.record)
+    return log
 
 
 def _since(before: int | None, now: int | None) -> int | None:
@@ -212,10 +209,7 @@ def _since(before: int | None, now: int | None) -> int | None:
 
 
 def _written(of: str = "self") -> int | None:
-    """Return how many bytes this process, or thread, has written, to anything; and the children it waited for.
-
-    None where the system does not say.
-    """
+    """Return the bytes that this process (or thread) and its reaped children wrote, or None if unknown."""
     try:
         lines = Path(f"/proc/{of}/io").read_text("ascii").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("wchar:"))

@@ -12,7 +12,6 @@ from typing import TypeAlias, get_args
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from ibscan import views
 from ibscan.cli.options import PRINTED
 from ibscan.core.estimate import Estimate
 from ibscan.core.option import Setting
@@ -22,7 +21,6 @@ from ibscan.measures import VERBS, dimensions, measure_settings, quantities
 
 __all__ = [
     "Entry",
-    "columns",
     "default_of",
     "entries",
     "explained",
@@ -36,7 +34,9 @@ __all__ = [
 
 # Tables of the guide that explain words: the head of their first column, and what those words are. The words are the
 # code spans of the first cell, or its text; a mark in a table means the same as its status.
+HEAD = "word in a table's head"
 _TABLES: Mapping[str, str] = {
+    "table head": HEAD,
     "status": "status",
     "coordinate": "coordinate in the result file",
     "attribute": "attribute of a variable in the result file",
@@ -85,19 +85,8 @@ def sections() -> Mapping[str, tuple[str, str]]:
 
 @cache
 def entries() -> tuple[Entry, ...]:
-    """Return every word that is explained without a library of arrays: all but heads of tables."""
+    """Return every word that is explained."""
     return (*_variables(), *_dimensions(), *_options(), *_tabled())
-
-
-@cache
-def columns() -> tuple[Entry, ...]:
-    """Return the heads of the tables that scans print, and the marks in them; imports numpy and rich."""
-    marks = views.marks()
-    return tuple(
-        Entry((head,), "word in a table's head", (("meaning", meaning),), "reading")
-        for head, meaning in views.columns().items()
-        if head not in marks
-    )
 
 
 def explained(name: str) -> list[Entry]:
@@ -113,12 +102,12 @@ def explained(name: str) -> list[Entry]:
         return [entry for entry in found if entry.kind == "option"]
     # What only shares its symbol comes last.
     found.sort(key=lambda entry: name not in entry.names[:1])
-    return found or _called(name, columns()) or _made(name) or _in_words(name)
+    return found or _made(name) or _in_words(name)
 
 
 def near(name: str) -> list[str]:
     """Return up to five known names that look like one that is unknown."""
-    known = {one for entry in (*entries(), *columns()) for one in entry.names} | {*pages(), *sections()}
+    known = {one for entry in entries() for one in entry.names} | {*pages(), *sections()}
     plain: dict[str, str] = {}
     for one in sorted(known):
         plain.setdefault(_plain(one), one)
@@ -151,7 +140,7 @@ def _in_words(name: str) -> list[Entry]:
     found = _part(" ".join(words))
     if found or words in ([], [name]):
         return found
-    each = [_called(word, (*entries(), *columns())) or _part(word) for word in words]
+    each = [_called(word, entries()) or _part(word) for word in words]
     return [entry for part in each for entry in part] if all(each) else []
 
 
@@ -161,10 +150,10 @@ def _part(words: str) -> list[Entry]:
     def padded(text: str) -> str:
         return f" {' '.join(re.findall('[a-z0-9]+', text.casefold()))} "
 
-    listed = (columns(), [entry for entry in entries() if "symbol" in dict(entry.facts)])
     wanted = padded(words)
-    parts = ([entry for entry in among if wanted.strip() and wanted in padded(entry.names[0])] for among in listed)
-    return next((part for part in parts if part), [])
+    found = [entry for entry in entries() if wanted.strip() and wanted in padded(entry.names[0])]
+    heads = [entry for entry in found if entry.kind == HEAD]
+    return heads or [entry for entry in found if "symbol" in dict(entry.facts)]
 
 
 def _variables() -> Iterator[Entry]:
@@ -190,7 +179,7 @@ def _variables() -> Iterator[Entry]:
 
 def _dimensions() -> Iterator[Entry]:
     for dimension in dimensions().values():
-        chosen = f"--{dimension.option.replace('_', '-')}" if dimension.option else "the measure or the network"
+        chosen = dimension.flags or "the measure or the network"
         facts = (("meaning", dimension.meaning), ("unit", dimension.unit), ("decided by", chosen))
         yield Entry((dimension.name,), "dimension of the result file", facts, "files")
 

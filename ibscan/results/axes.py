@@ -57,7 +57,7 @@ KINDS: Mapping[str, str] = {
     "layer": "O",
     "layer_type": "O",
     "layer_width": "i",
-    **{dimension.name: dimension.kind for dimension in DIMENSIONS},
+    **{dimension.name: dimension.kind for dimension in DIMENSIONS.values()},
 }
 
 DESCRIPTIONS: Mapping[str, str] = {
@@ -71,7 +71,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "layer": "dotted path of the module, #2 for its second call",
     "layer_type": "kind of module",
     "layer_width": "units of the layer",
-    **{dimension.name: dimension.meaning for dimension in DIMENSIONS},
+    **{dimension.name: dimension.meaning for dimension in DIMENSIONS.values()},
 }
 
 

@@ -15,13 +15,13 @@ from ibscan.core.result import Result, Variable
 from ibscan.errors import InputError
 from ibscan.results.axes import AUXILIARY, KINDS
 
-__all__ = ["DIMENSIONS", "FORMAT_VERSION", "decoded"]
+__all__ = ["DIMENSION_NAMES", "FORMAT_VERSION", "decoded"]
 
 FORMAT_VERSION = 1
 
 # The names of dimensions once more, as JSON at the root. Other readers follow the references of the dimension scales;
 # on a damaged file that crashes the HDF5 library and with it the process.
-DIMENSIONS = "dimensions"
+DIMENSION_NAMES = "dimensions"
 
 # Deflate cannot shrink by more than 1032 : 1, so what claims more is not what a writer wrote.
 _DEFLATE_BOUND = 1040
@@ -80,7 +80,7 @@ def decoded(file: h5py.File, size: int, where: str) -> Result:
         raise InputError(
             f"{where}: has format {version}, written by a newer ibscan; this one reads up to {FORMAT_VERSION}. Upgrade."
         )
-    dimensions = json.loads(attrs.pop(DIMENSIONS, "{}"))
+    dimensions = json.loads(attrs.pop(DIMENSION_NAMES, "{}"))
     coordinates: dict[str, Variable] = {}
     variables: dict[str, Variable] = {}
     for name, dataset in _datasets(file, size, where):

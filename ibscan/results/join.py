@@ -14,15 +14,8 @@ from ibscan.core.estimate import Estimate, Status
 from ibscan.core.records import Array
 from ibscan.core.result import Result, Variable
 from ibscan.errors import UsageError
-from ibscan.results.axes import (
-    AGREEING,
-    AUXILIARY,
-    checkpoint_keys,
-    fill_value,
-    keys,
-    ordered,
-    strings,
-)
+from ibscan.results.axes import AGREEING, AUXILIARY, checkpoint_keys, fill_value, keys, ordered, strings
+from ibscan.results.bounds import without_broken_bounds
 from ibscan.results.coverage import ROUNDING, half_width, measured_cells
 
 __all__ = ["first_difference", "join", "joined"]
@@ -73,7 +66,7 @@ def join(old: Result, new: Result, *, replace: bool = False, tolerance: float | 
     old = _without_changed_checkpoints(_without_changed_variables(old, new, replace), new, replace)
     settings = _merged(old.settings, new.settings)
     union = _union(old, new, settings.get("layers"))
-    variables = _bounded(_united(old, new, union, tolerance))
+    variables = without_broken_bounds(_united(old, new, union, tolerance))
     used = {"checkpoint", "layer"} | {dim for variable in variables.values() for dim in variable.dims}
     coordinates = {name: v for name, v in union.coordinates.items() if set(v.dims) <= used}
     attrs = {**old.attrs, **new.attrs}
@@ -251,26 +244,6 @@ def _united(old: Result, new: Result, union: _Union, tolerance: float | None) ->
                 attrs["ancillary_variables"] = " ".join(companions)
             variables[name] = Variable(source.dims, values, attrs)
     return variables
-
-
-def _bounded(variables: dict[str, Variable]) -> dict[str, Variable]:
-    """Withdraw a bound of one run that a count of another, at a smaller threshold, exceeds."""
-    key = "rank_bound_weights"
-    state = Estimate.companion(key, "status")
-    if key not in variables or state not in variables:
-        return variables
-    bound, status = variables[key], variables[state]
-    broken = np.zeros(bound.values.shape, dtype=bool)
-    for rank in ("local_rank", "local_rank_rel"):
-        counts = variables.get(Estimate.companion(rank, Estimate.COMPANIONS["maximum"]))
-        if counts is not None:
-            broken |= (counts.values > bound.values[..., None]).any(-1)
-    values = np.where(broken, np.nan, bound.values)
-    codes = np.where(broken, Status.NOT_MEASURED, status.values).astype(np.int8)
-    return variables | {
-        key: dataclasses.replace(bound, values=values),
-        state: dataclasses.replace(status, values=codes),
-    }
 
 
 def _worse(old: Result, new: Result, key: str, union: _Union) -> Array:

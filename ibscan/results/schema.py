@@ -18,6 +18,7 @@ from ibscan.core.quantity import Dimension, Quantity
 from ibscan.core.records import Array, Checkpoint, Layer
 from ibscan.core.result import Result, Variable
 from ibscan.results.axes import DESCRIPTIONS, METRIC, fill_value, stored_text, strings
+from ibscan.results.bounds import without_broken_bounds
 from ibscan.results.store import FORMAT_VERSION
 
 __all__ = ["build"]
@@ -64,7 +65,7 @@ def build(
             places = _places(quantity, measure, estimate, lead, axes)
             measured = {"at": measure.at, "rows": int(quantity.rows(measure, rows)), **measure.attributes}
             variables.update(_family(quantity, estimate, places, measured))
-    variables.update(_metrics(checkpoints, variables))
+    variables = without_broken_bounds(variables | _metrics(checkpoints, variables))
     fixed = {"Conventions": "CF-1.11", "format": "ibscan", "format_version": FORMAT_VERSION}
     return Result(coordinates, variables, {**fixed, **_plain(attrs)})
 

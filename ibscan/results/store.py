@@ -17,7 +17,7 @@ from ibscan.core.atomic import write_whole
 from ibscan.core.result import Result, Variable
 from ibscan.errors import InputError, ResourceError, UsageError
 from ibscan.results.axes import AUXILIARY, stored_text
-from ibscan.results.decode import DIMENSIONS, FORMAT_VERSION, decoded
+from ibscan.results.decode import DIMENSION_NAMES, FORMAT_VERSION, decoded
 from ibscan.results.unsealed import read_apart
 
 __all__ = ["FORMAT_VERSION", "read", "write", "write_bytes"]
@@ -140,7 +140,7 @@ def _encoded(result: Result) -> bytes:
             _put_attribute(file.attrs, name, value)
         everything = {**result.coordinates, **result.variables}
         present = {name: variable for name, variable in everything.items() if variable.values.size}
-        _put_attribute(file.attrs, DIMENSIONS, json.dumps({name: variable.dims for name, variable in present.items()}))
+        _put_attribute(file.attrs, DIMENSION_NAMES, json.dumps({name: variable.dims for name, variable in present.items()}))
         datasets = {name: _put_dataset(file, name, variable) for name, variable in present.items()}
         scales = [name for name in result.coordinates if name in present and present[name].dims == (name,)]
         for name in scales:

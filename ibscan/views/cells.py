@@ -10,7 +10,7 @@ import numpy as np
 from ibscan.core.estimate import Status
 from ibscan.core.records import Array
 
-__all__ = ["MEANINGS", "formatted", "mark", "number", "trend"]
+__all__ = ["formatted", "mark", "number", "trend"]
 
 _MARKS = {
     Status.OK: "",
@@ -22,16 +22,6 @@ _MARKS = {
     Status.OUT_OF_MEMORY: "m",
     Status.UNRESOLVED: "?",
     Status.LOWER_BOUND: "+",
-}
-MEANINGS = {
-    Status.NOT_MEASURED: "not measured",
-    Status.SATURATED: "saturated: too close to its ceiling to tell anything apart",
-    Status.DEAD: "dead: the layer is constant over the probe",
-    Status.NONFINITE: "not finite: a NaN or infinity reaches the layer",
-    Status.FAILED: "failed",
-    Status.OUT_OF_MEMORY: "out of memory",
-    Status.UNRESOLVED: "unresolved: tolerance not reached within the budget",
-    Status.LOWER_BOUND: "lower bound",
 }
 _LEVELS = "▁▂▃▄▅▆▇█"
 _ASCII_LEVELS = "_.-=#"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from rich.console import Group as Stack
 
+from ibscan.core.quantity import DIMENSIONS
 from ibscan.core.records import Array
 from ibscan.core.result import Result
 from ibscan.errors import NothingMatched
@@ -25,15 +26,6 @@ _CHANNELS: dict[str, tuple[Channel, str]] = {
 _OVER = _RANKS | {name: channel.dim for name, (channel, _) in _CHANNELS.items()}
 # Information has one noise and one kind of cells unless more are typed: that is no curve.
 _FEWEST = {name: 1 if name in _RANKS else 2 for name in _OVER}
-_LEADS = {"noise": "noise", "rel_noise": "noise/rms", "binning": "cells"}
-_AGAINST = {"noise": "noise", "rel_noise": "relative noise", "binning": "cells"}
-_FINER = {
-    "eps": "--eps values on ibscan rank",
-    "rel_eps": "--rel-eps values on ibscan rank",
-    "noise": "--noise values on ibscan mi",
-    "rel_noise": "--rel-noise values on ibscan mi",
-    "binning": "--bins or --bin-width values on ibscan mi",
-}
 _MOST_COLUMNS = 4
 _FEW_POINTS = 8
 _COUNTED = "Mean over probe rows of the number of singular values of the Jacobian {of} above"
@@ -104,7 +96,7 @@ def curve_table(view: View, key: str, *, advise: bool = False) -> Stack:
         marks = None if one.statuses is None else one.statuses.T
         columns.append(Column((axis, checkpoints[checkpoint]), one.values.T, marks))
     if key in _RANKS:
-        threshold = _THRESHOLDS[key].format(eps=_lead(view, dim))
+        threshold = _THRESHOLDS[key].format(eps=view.eps)
         below = [f"{_COUNTED.format(of=derivative(view, key))} {threshold} In parentheses: units of the layer."]
         below += _errors(view, key, shown, order)
     else:
@@ -113,19 +105,19 @@ def curve_table(view: View, key: str, *, advise: bool = False) -> Stack:
     if len(shown) < view.size:
         below.append(f"{len(shown)} of {view.size} checkpoints shown (--all shows every one).")
     title = (_title(view, key), terms(view, key))
-    return by_parameter(view, title, (_lead(view, dim), labels), columns, below, widths=key in _RANKS)
+    return by_parameter(view, title, (_spelt(view, DIMENSIONS[dim].label), labels), columns, below, widths=key in _RANKS)
 
 
 def _title(view: View, key: str) -> str:
+    against = f"against {_spelt(view, DIMENSIONS[_OVER[key]].title)}"
     if key in _RANKS:
-        return f"local rank against {'relative ' if key == 'local_rank_rel' else ''}{_lead(view, _RANKS[key])}"
-    channel, _ = _CHANNELS[key]
+        return f"local rank {against}"
     symbol = name_of(str(view.result[key].attrs.get("symbol", "")), view.unicode)
-    return " ".join(part for part in (channel.label, symbol, "against", _AGAINST[channel.dim]) if part)
+    return " ".join(part for part in (_CHANNELS[key][0].label, symbol, against) if part)
 
 
-def _lead(view: View, dim: str) -> str:
-    return _LEADS.get(dim, view.eps)
+def _spelt(view: View, label: str) -> str:
+    return label.replace("eps", view.eps)
 
 
 def _order(values: Array) -> list[int]:
@@ -157,4 +149,5 @@ def _points(size: int, dim: str) -> list[str]:
     if size >= _FEW_POINTS:
         return []
     count = f"{size} point{'s' if size != 1 else ''}"
-    return [f"A curve of {count}: more {_FINER[dim]}, into the same file, make it finer."]
+    more = f"more {DIMENSIONS[dim].flags} values on ibscan {DIMENSIONS[dim].verb}"
+    return [f"A curve of {count}: {more}, into the same file, make it finer."]

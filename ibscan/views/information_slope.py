@@ -44,4 +44,12 @@ def _sheets(view: View) -> Iterator[Stack]:
     yield by_layer(view, (TABLE.title, under), groups, notes)
 
 
-TABLE = Table("slope of noisy information beside local rank", {}, _sheets)
+TABLE = Table(
+    "slope of noisy information beside local rank",
+    {},
+    _sheets,
+    {
+        "slope": "-dI(X; T+Z)/d ln noise, of the channel named behind it.",
+        "local rank": "Mean number of singular values of the Jacobian above {eps}.",
+    },
+)

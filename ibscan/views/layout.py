@@ -6,7 +6,7 @@ Shapes: C checkpoints, L layers, R rows of the table.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ibscan.core.estimate import Status
 from ibscan.core.records import Array
-from ibscan.views.cells import MEANINGS, formatted, mark, trend
+from ibscan.views.cells import formatted, mark, trend
 from ibscan.views.grid import TextColumn, TextGroup, panels
 from ibscan.views.view import View, is_measured, name_of, statuses
 
@@ -45,12 +45,13 @@ class Table:
     """Specify a table: its title, its own column heads with one sentence each, and how its sheets are made.
 
     `sheets` makes what is printed, by `by_checkpoint`, `by_layer` or `by_parameter`; nothing where nothing was
-    measured.
+    measured. `groups` explains the names of groups of columns, where these are no layers.
     """
 
     title: str
     heads: Mapping[str, str]
     sheets: Callable[[View], Iterable[Stack]]
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -232,8 +233,9 @@ def _legend(view: View, marked: Sequence[TextColumn], groups: Sequence[TextGroup
     """Explain the marks that occur, and no others."""
     cells = [text.strip() for one in (*marked, *(c for group in groups for c in group.columns)) for text in one.cells]
     seen: list[str] = []
-    for status, meaning in MEANINGS.items():
+    for status in Status:
         sign = mark(status, unicode=view.unicode)
-        if any(text == sign or (status is not Status.NOT_MEASURED and text.endswith(sign)) for text in cells):
-            seen.append(f"{sign} {meaning}")
+        alone = status is Status.NOT_MEASURED
+        if sign and any(text == sign or (not alone and text.endswith(sign)) for text in cells):
+            seen.append(f"{sign} {status.legend}")
     return ["; ".join(seen)] if seen else []

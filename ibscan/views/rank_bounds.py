@@ -52,4 +52,5 @@ TABLE = Table(
         "stable rank": "||W||_F^2/||W||_2^2.",
     },
     _sheets,
+    {"weights": "Ranks of the weights alone, which do not depend on {eps}."},
 )

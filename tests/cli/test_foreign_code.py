@@ -20,6 +20,7 @@ from ibscan.errors import InputError, OutOfMemory, ResourceError
 from ibscan.inputs.series import untouched as untouched_room
 from ibscan.inputs.series.untouched import untouched
 from ibscan.measures.clustering import Clustering
+from ibscan.results.coverage import statuses
 from ibscan.results.store import read
 
 NET = """
@@ -322,8 +323,7 @@ def test_cells_that_ask_for_more_memory_than_there_is(command: Run, run: Path, v
     assert done.code == 4, done.err
     assert " is out_of_memory: the model: memory ran out: " in done.err
     assert "(net.py, line " in done.err
-    statuses = [v.values for name, v in read(Path("r.h5")).variables.items() if name.endswith("_status")]
-    assert any((values == Status.OUT_OF_MEMORY).any() for values in statuses)
+    assert any((values == Status.OUT_OF_MEMORY).any() for values in statuses(read(Path("r.h5"))).values())
 
 
 def test_a_probe_that_asks_for_more_memory(command: Run, run: Path) -> None:

@@ -245,21 +245,29 @@ def test_inputs_are_left_as_they_were(synthetic: ModuleType) -> None:
     synthetic.assert_equal(new, synthetic.result([0, 1]))
 
 
-def test_a_bound_of_one_run_that_a_count_of_another_exceeds() -> None:
-    """A smaller threshold counts what the first run's bound left out: the bound goes, others stay."""
-    rank = (Quantity("local_rank", "LR_eps", "1", "singular values > eps", (EPS,)),)
+def ranked(eps: float, most: list[float], least: list[float], relative: float = np.nan) -> Result:
+    """Return a run on two layers: the largest count of local rank at `eps`, and the smallest rank of the weights."""
+    keys = ("local_rank", "local_rank_rel")
+    ranks = tuple(Quantity(key, "LR", "1", "count", (EPS,)) for key in keys)
     bound = (Quantity("rank_bound_weights", "min rank W", "1", "smallest rank"),)
     ok = np.zeros((1, 2), dtype=np.int8)
+    counts = [np.array(most).reshape(1, 2, 1), np.full((1, 2, 1), relative)]
+    found = {key: Estimate(one, ok[..., None], maximum=one) for key, one in zip(keys, counts, strict=True)}
+    outcomes: list[Any] = [
+        (Fake("rank", ranks, {"eps": (eps,)}), found, 9),
+        (Fake("weights", bound), {"rank_bound_weights": Estimate(np.array([least]), ok)}, 9),
+    ]
+    return build([checkpoint(1)], layers(("fc1", "fc2")), outcomes, attrs={})
 
-    def run(eps: float, most: list[float], least: list[float]) -> Result:
-        counts = np.array(most).reshape(1, 2, 1)
-        outcomes: list[Any] = [
-            (Fake("rank", rank, {"eps": (eps,)}), {"local_rank": Estimate(counts, ok[..., None], maximum=counts)}, 9),
-            (Fake("weights", bound), {"rank_bound_weights": Estimate(np.array([least]), ok)}, 9),
-        ]
-        return build([checkpoint(1)], layers(("fc1", "fc2")), outcomes, attrs={})
 
-    small, large = run(1e-9, [3.0, 2.0], [3.0, 2.0]), run(0.5, [2.0, 2.0], [2.0, 2.0])
+@pytest.mark.parametrize("run", [ranked(1e-9, [3.0, 3.0], [3.0, 2.0]), ranked(0.1, [1.0, 1.0], [3.0, 2.0], 2.5)])
+def test_a_bound_that_a_count_of_its_run_exceeds_is_not_measured(run: Result) -> None:
+    np.testing.assert_array_equal(run["rank_bound_weights"].values, [[3.0, np.nan]])
+    assert run["rank_bound_weights_status"].values.tolist() == [[Status.OK, Status.NOT_MEASURED]]
+
+
+def test_a_bound_of_one_run_that_a_count_of_another_exceeds_goes_and_others_stay() -> None:
+    small, large = ranked(1e-9, [3.0, 2.0], [3.0, 2.0]), ranked(0.5, [2.0, 2.0], [2.0, 2.0])
     found = join(small, large)
     np.testing.assert_array_equal(found["rank_bound_weights"].values, [[np.nan, 2.0]])
     assert found["rank_bound_weights_status"].values.tolist() == [[Status.NOT_MEASURED, Status.OK]]

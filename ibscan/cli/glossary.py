@@ -38,6 +38,7 @@ HEAD = "word in a table's head"
 _TABLES: Mapping[str, str] = {
     "table head": HEAD,
     "status": "status",
+    "symbol": "symbol in formulas",
     "coordinate": "coordinate in the result file",
     "attribute": "attribute of a variable in the result file",
     "exit code": "exit code",
@@ -128,7 +129,7 @@ def _made(name: str) -> list[Entry]:
     metric = re.fullmatch(r"metric_(?P<own>[A-Za-z0-9_]+?)(?P<status>_status)?", name)
     if metric is not None:
         meaning = f"{metric['own']}, as checkpoints state it in their metadata (ibscan.metric.{metric['own']})"
-        facts = (("meaning", f"status of {meaning}" if metric["status"] else meaning), ("stored along", "checkpoint"))
+        facts = (("meaning", f"status of {meaning}" if metric["status"] else meaning), ("dimensions", "checkpoint"))
         return [Entry((name,), "variable", facts, "training")]
     code = re.fullmatch(r"exit( code)? ([0-9]+)", name.casefold())
     return [] if code is None else _called(code[2], entries())
@@ -160,11 +161,11 @@ def _variables() -> Iterator[Entry]:
     for measure, quantity in quantities():
         dims = (*(("checkpoint", "layer") if quantity.per_layer else ("checkpoint",)), *quantity.dims)
         verbs = (*([measure.verb] if measure.verb else VERBS), "scan")
-        stored = ("stored along", ", ".join(dims)), ("measured by", ", ".join(f"ibscan {verb}" for verb in verbs))
-        said = (("source", quantity.source), ("what it does not say", quantity.caveat))
+        stored = ("dimensions", ", ".join(dims)), ("measured by", ", ".join(f"ibscan {verb}" for verb in verbs))
+        said = (("source", quantity.source), ("caveat", quantity.caveat))
         beside = {suffix: Estimate.companion(quantity.key, suffix) for suffix in quantity.companions}
         status = "" if quantity.counted else Estimate.companion(quantity.key, "status")
-        listed = ("stored beside it", ", ".join(name for name in (*beside.values(), status) if name))
+        listed = ("companions", ", ".join(name for name in (*beside.values(), status) if name))
         own: Facts = (("meaning", quantity.meaning), ("symbol", quantity.symbol), ("formula", quantity.formula))
         facts = (*own, ("unit", quantity.unit), *stored, listed, *said)
         yield Entry((quantity.key, quantity.symbol), "variable", facts, "variables")
@@ -180,7 +181,7 @@ def _variables() -> Iterator[Entry]:
 def _dimensions() -> Iterator[Entry]:
     for dimension in dimensions().values():
         chosen = dimension.flags or "the measure or the network"
-        facts = (("meaning", dimension.meaning), ("unit", dimension.unit), ("decided by", chosen))
+        facts = (("meaning", dimension.meaning), ("unit", dimension.unit), ("set by", chosen))
         yield Entry((dimension.name,), "dimension of the result file", facts, "files")
 
 
@@ -227,7 +228,7 @@ def _options() -> Iterator[Entry]:
             ("meaning", setting.help),
             ("default", default_of(setting)),
             ("repeatable", "yes" if setting.option.several else ""),
-            ("of", ", ".join(f"ibscan {verb}" for verb in verbs_of(flags[0]))),
+            ("commands", ", ".join(f"ibscan {verb}" for verb in verbs_of(flags[0]))),
             ("in Python", "" if setting in PRINTED else f"{setting.name}=..."),
         )
         yield Entry((*flags, setting.name), "option", facts, "options")
@@ -241,7 +242,7 @@ def _tabled() -> Iterator[Entry]:
                 heads = []
             elif not heads:
                 heads = _cells(line)
-            elif heads[0] in _TABLES and not line.startswith("|-"):
+            elif heads[0] in _TABLES and not set(line) <= set("|- "):
                 row = dict(zip(heads, _cells(line), strict=False))
                 named = [row[heads[0]], row.get(_ALSO_NAMES, "")]
                 names = tuple(name for cell in named for name in (_CODE.findall(cell) or [cell]) if name)

@@ -22,14 +22,13 @@ from ibscan.inputs.probes.read import find_probe
 from ibscan.inputs.series.checkpoint import load_tensors
 from ibscan.networks.resolve import chain_order
 from ibscan.numerics.memory import free_bytes
+from ibscan.results.export import COLUMNS as ROWS
 
 __all__ = ["COLUMNS", "listed"]
 
 COLUMNS: Mapping[str, str] = {
     "order": "Place of the checkpoint in the series, from 0.",
-    "epoch": "Epoch of the checkpoint; empty where unknown.",
-    "step": "Optimiser step of the checkpoint; empty where unknown.",
-    "value": "Coordinate of the checkpoint in a sweep; empty where the series is none.",
+    **{name: ROWS[name] for name in ("epoch", "step", "value")},
     "step_source": "Where epoch and step were found.",
     "size": "Size of the checkpoint's file in bytes.",
     "dtype": "Number formats of the tensors.",
@@ -38,7 +37,7 @@ COLUMNS: Mapping[str, str] = {
     "tensors": "How many tensors of weights the file holds.",
     "model": "Model the series states, or that --model names.",
     "chain": "Widths of the chain of Linear layers, from input to output.",
-    "checkpoint": "Path of the checkpoint relative to its series.",
+    "checkpoint": ROWS["checkpoint"],
     "skipped": "Why the file is no checkpoint of the series.",
     "layer": "Dotted name of the layer.",
     "kind": "Kind of module, such as Linear.",

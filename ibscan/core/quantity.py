@@ -53,9 +53,7 @@ class Dimension:
         return " or ".join(f"--{option.replace('_', '-')}" for option in self.options)
 
 
-EPS = Dimension(
-    "eps", "absolute threshold on singular values", label="eps", title="eps", options=("eps",), verb="rank"
-)
+EPS = Dimension("eps", "absolute threshold on singular values", label="eps", title="eps", options=("eps",), verb="rank")
 REL_EPS = Dimension(
     "rel_eps",
     "threshold relative to the row's largest singular value",

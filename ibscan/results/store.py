@@ -140,7 +140,9 @@ def _encoded(result: Result) -> bytes:
             _put_attribute(file.attrs, name, value)
         everything = {**result.coordinates, **result.variables}
         present = {name: variable for name, variable in everything.items() if variable.values.size}
-        _put_attribute(file.attrs, DIMENSION_NAMES, json.dumps({name: variable.dims for name, variable in present.items()}))
+        _put_attribute(
+            file.attrs, DIMENSION_NAMES, json.dumps({name: variable.dims for name, variable in present.items()})
+        )
         datasets = {name: _put_dataset(file, name, variable) for name, variable in present.items()}
         scales = [name for name in result.coordinates if name in present and present[name].dims == (name,)]
         for name in scales:

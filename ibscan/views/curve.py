@@ -105,7 +105,9 @@ def curve_table(view: View, key: str, *, advise: bool = False) -> Stack:
     if len(shown) < view.size:
         below.append(f"{len(shown)} of {view.size} checkpoints shown (--all shows every one).")
     title = (_title(view, key), terms(view, key))
-    return by_parameter(view, title, (_spelt(view, DIMENSIONS[dim].label), labels), columns, below, widths=key in _RANKS)
+    return by_parameter(
+        view, title, (_spelt(view, DIMENSIONS[dim].label), labels), columns, below, widths=key in _RANKS
+    )
 
 
 def _title(view: View, key: str) -> str:

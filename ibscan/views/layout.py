@@ -14,6 +14,7 @@ from rich.console import Group as Stack
 from rich.text import Text
 
 from ibscan.core.estimate import Status
+from ibscan.core.quantity import BINNING, NOISE, REL_NOISE
 from ibscan.core.records import Array
 from ibscan.views.cells import formatted, mark, trend
 from ibscan.views.grid import TextColumn, TextGroup, panels
@@ -26,15 +27,13 @@ HEADS: Mapping[str, str] = {
     "epoch": "Epoch of the checkpoint.",
     "step": "Optimiser step of the checkpoint.",
     "checkpoint": "Name of the checkpoint, where epoch or step is not known of all.",
-    "accuracy": "Share of probe rows the checkpoint's network decides rightly.",
+    "accuracy": "Share of probe rows whose label the network predicts.",
     "layer": "Name of the layer, in the order of first call.",
     "trend": "Course of the numbers above over all checkpoints, between the smallest and the largest of the column.",
     "ε": "Threshold: singular values above it are counted.",
     "eps": "Threshold: singular values above it are counted.",
-    "noise": "Standard deviation of the Gaussian noise per unit, in activation units.",
+    **{dimension.label: f"{dimension.meaning}." for dimension in (NOISE, REL_NOISE, BINNING)},
     "rms": "Noise is that many times the layer's root-mean-square distance from its mean.",
-    "noise/rms": "Standard deviation of the noise over the layer's root-mean-square distance from its mean.",
-    "cells": "How the activations of every unit were cut into cells.",
     "bins": "Number of equal cells over the range of every unit's activation.",
     "width": "Width of the cells every unit's activation is cut into.",
 }

@@ -121,7 +121,7 @@ def test_names_of_groups_of_columns_are_declared_as_heads_are() -> None:
 
 
 def test_every_variable_and_option_tells_what_is_asked_of_it() -> None:
-    wanted = {"formula", "unit", "what it does not say", "stored along"}
+    wanted = {"formula", "unit", "caveat", "dimensions"}
     for entry in entries():
         labels = {label for label, text in entry.facts if text}
         if entry.kind == "variable" and "symbol" in labels:
@@ -167,6 +167,11 @@ def test_a_heading_prints_its_section(command: Run) -> None:
     assert command("explain", *heading.split()).out == text
 
 
+@pytest.mark.parametrize("typed", ["exit codes", "exit code", "exit"])
+def test_the_beginning_of_a_heading_is_enough(typed: str, command: Run) -> None:
+    assert command("explain", typed).out == sections()["Exit codes"][1]
+
+
 def test_without_a_name_the_topics_are_listed(command: Run) -> None:
     done = command("explain")
     assert done.code == 0
@@ -188,6 +193,7 @@ def test_an_unknown_name_is_bad_usage_and_says_the_nearest(command: Run) -> None
         ("metric_loss_status", "variable"),
         ("noise 0.1", "word in a table's head"),
         ("SATURATED", "status"),
+        ("h(x)", "symbol in formulas"),
         ("rel-noise", "option"),
         ("--rel_noise", "option"),
     ],

@@ -14,7 +14,7 @@ __all__ = ["Estimate", "Status"]
 
 
 class Status(IntEnum):
-    """What a value means, or why there is none; stored as int8 beside every measured variable."""
+    """Whether a value can be used, and if not, why; stored as int8 beside every measured variable."""
 
     OK = 0
     NOT_MEASURED = 1
@@ -98,10 +98,10 @@ _TEXTS: Mapping[Status, tuple[str, str, str]] = {
 class Estimate:
     """Values with their uncertainty and status, arrays (C, L, *dims) or (C, *dims).
 
-    A NaN value never has the status OK. What stands beside the value is stored as a companion, a variable of its own
-    whose name ends in a suffix (`COMPANIONS`), and shares the status. Counted quantities have `status` None. `reasons`
-    says of some layers, by index, why their status is what it is; it is told to the user and not stored. How a field is
-    spelt in the name of a variable is known here and nowhere else.
+    A NaN never has the status OK. Every field beside `value` and `status` is stored as a companion: a variable whose
+    name ends in a suffix (`COMPANIONS`, the only place that spells them), and that shares the status. Counted
+    quantities have `status` None. `reasons` explains the status of some layers, by index, to the user; it is not
+    stored.
     """
 
     value: Array
@@ -141,7 +141,7 @@ class Estimate:
 
     @staticmethod
     def companion(key: str, suffix: str) -> str:
-        """Return the stored name of a companion of the quantity `key`, or of its `status`."""
+        """Return the stored name of a companion of the quantity `key`; `status` counts as one."""
         # Both sides of a noisy channel share their replicas, which carry no side in their name.
         return f"{key.removesuffix('_xt') if suffix in ('replicas', 'budget') else key}_{suffix}"
 
@@ -154,11 +154,11 @@ class Estimate:
 
     @staticmethod
     def sides(key: str) -> tuple[str, ...]:
-        """Return the keys of I(X;T) and I(T;Y) of one channel, given either; none for what is of no channel."""
+        """Return the keys of I(X;T) and I(T;Y) of a channel, given either of them; none for other quantities."""
         return (f"{key[:-3]}_xt", f"{key[:-3]}_ty") if key.endswith(("_xt", "_ty")) else ()
 
     def mapped(self, change: Callable[[Array], Array]) -> Estimate:
-        """Return the estimate with every array changed in the same way."""
+        """Apply a function to every array."""
         arrays = {name: getattr(self, name) for name in ("value", "status", *self.COMPANIONS)}
         kept: dict[str, Any] = {name: change(array) for name, array in arrays.items() if array is not None}
         return dataclasses.replace(self, **kept)

@@ -1,4 +1,4 @@
-"""Quantities and dimensions: what a stored number is, and what it runs over."""
+"""Quantities and dimensions: what a stored number means, and along what it varies."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ DIMENSIONS: Mapping[str, Dimension] = {
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a number is.
+    """What is measured: a variable of the result file.
 
     Args:
         key: Name of the variable in the file.

@@ -17,13 +17,11 @@ from ibscan.core.measure import Measure
 from ibscan.core.quantity import Dimension, Quantity
 from ibscan.core.records import Array, Checkpoint, Layer
 from ibscan.core.result import Result, Variable
-from ibscan.results.axes import DESCRIPTIONS, METRIC, fill_value, stored_text, strings
+from ibscan.results.axes import DESCRIPTIONS, METRIC, STATED_METRIC, fill_value, metric_value, stored_text, strings
 from ibscan.results.bounds import without_broken_bounds
 from ibscan.results.store import FORMAT_VERSION
 
 __all__ = ["build"]
-
-_METRIC = "ibscan.metric."
 
 
 def build(
@@ -206,11 +204,13 @@ def _status_attrs(key: str) -> dict[str, Any]:
 def _metrics(checkpoints: Sequence[Checkpoint], taken: Mapping[str, Variable]) -> dict[str, Variable]:
     """Return `metric_NAME` for the numbers that checkpoints carry in their metadata."""
     variables: dict[str, Variable] = {}
-    keys = sorted({key for c in checkpoints for key in c.metadata if key.startswith(_METRIC) and key != _METRIC})
+    keys = sorted(
+        {key for c in checkpoints for key in c.metadata if key.startswith(STATED_METRIC) and key != STATED_METRIC}
+    )
     for key in keys:
-        name = METRIC + re.sub(r"[^A-Za-z0-9_]", "_", key.removeprefix(_METRIC))
+        name = METRIC + re.sub(r"[^A-Za-z0-9_]", "_", key.removeprefix(STATED_METRIC))
         status_name = Estimate.companion(name, "status")
-        parsed = [_number(c.metadata.get(key)) for c in checkpoints]
+        parsed = [metric_value(c.metadata.get(key)) for c in checkpoints]
         # Two names may become one, or one the status of another; the first keeps the place.
         if {name, status_name} & {*variables, *taken} or all(number is None for number in parsed):
             continue
@@ -219,9 +219,9 @@ def _metrics(checkpoints: Sequence[Checkpoint], taken: Mapping[str, Variable]) -
             Status.NOT_MEASURED if v is None else Status.OK if math.isfinite(v) else Status.NONFINITE for v in parsed
         ]
         attrs = {
-            "long_name": f"{stored_text(key.removeprefix(_METRIC))}, from the checkpoint's metadata",
+            "long_name": f"{stored_text(key.removeprefix(STATED_METRIC))}, from the checkpoint's metadata",
             "units": "1",
-            "symbol": stored_text(key.removeprefix(_METRIC)),
+            "symbol": stored_text(key.removeprefix(STATED_METRIC)),
             "shown": 1,
             "_FillValue": float("nan"),
             "ancillary_variables": status_name,
@@ -229,13 +229,6 @@ def _metrics(checkpoints: Sequence[Checkpoint], taken: Mapping[str, Variable]) -
         variables[name] = Variable(("checkpoint",), values, attrs)
         variables[status_name] = Variable(("checkpoint",), np.array(codes, dtype=np.int8), _status_attrs(name))
     return variables
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return None if text is None or "_" in text else float(text)
-    except ValueError:
-        return None
 
 
 def _plain(attrs: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,6 @@ from rich.console import Group as Stack
 from rich.console import RenderableType
 
 from ibscan.core.result import Result
-from ibscan.core.text import near_names
-from ibscan.errors import UsageError
 from ibscan.views import specs
 from ibscan.views.curve import curve_tables
 from ibscan.views.head import head
@@ -51,11 +49,7 @@ def tables(
         UsageError: There is no such variable, or no such unit.
         NothingMatched: Curves are asked for, and there is none.
     """
-    if units not in ("nats", "bits"):
-        raise UsageError(f"units {units!r}: expected nats or bits.")
-    if variable is not None and variable not in result.variables:
-        near = near_names(variable, result.variables, 3, 0.5) or sorted(result.variables)
-        raise UsageError(f"--variable {variable!r}: the result has no such variable; it has {', '.join(near)}.")
+    result.check_shown(units, variable)
     view = View(result, units, every, max(1, width), unicode)
     if curve:
         return [head(view), *curve_tables(view)]

@@ -1,4 +1,4 @@
-"""One block of checkpoints, measured, as a result in the shape of the file."""
+"""Lay out the estimates of one block of checkpoints as a result."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def build(
     *,
     attrs: Mapping[str, Any],
 ) -> Result:
-    """Lay out what was measured on one block of checkpoints.
+    """Lay out what was measured on one block of checkpoints as a result.
 
     Measures that share a dimension (say `noise`) with different values get the union of them; what one did not
     measure there is `not_measured`.
@@ -79,7 +79,7 @@ def _checkpoint_coordinates(checkpoints: Sequence[Checkpoint]) -> dict[str, Vari
     columns: dict[str, Array] = {
         "checkpoint": np.arange(len(checkpoints), dtype=np.int64),
         "epoch": np.array([known(c.epoch) for c in checkpoints], dtype=np.float64),
-        # HDF5 holds 64 bits; a longer step is no step anyone took, and stays readable in the name.
+        # HDF5 holds 64 bits; a longer number is no step, and stays readable in the name.
         "step": np.array(
             [-1 if c.step is None or not 0 <= c.step < 2**63 else c.step for c in checkpoints], dtype=np.int64
         ),
@@ -211,7 +211,7 @@ def _metrics(checkpoints: Sequence[Checkpoint], taken: Mapping[str, Variable]) -
         name = METRIC + re.sub(r"[^A-Za-z0-9_]", "_", key.removeprefix(STATED_METRIC))
         status_name = Estimate.companion(name, "status")
         parsed = [metric_value(c.metadata.get(key)) for c in checkpoints]
-        # Two names may become one, or one the status of another; the first keeps the place.
+        # Two names may become the same, or one the status of another: keep the first.
         if {name, status_name} & {*variables, *taken} or all(number is None for number in parsed):
             continue
         values = np.array([float("nan") if v is None or not math.isfinite(v) else v for v in parsed])
@@ -232,7 +232,7 @@ def _metrics(checkpoints: Sequence[Checkpoint], taken: Mapping[str, Variable]) -
 
 
 def _plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return attributes as a file holds them: strings, integers, floats."""
+    """Convert attributes to what a file holds: strings, integers, floats."""
     plain: dict[str, Any] = {}
     for name, value in attrs.items():
         if isinstance(value, bool | int | np.bool_ | np.integer):

@@ -1,4 +1,4 @@
-"""`ibscan explain`: what a name means, in the terminal."""
+"""`ibscan explain`: print what a name means."""
 
 from __future__ import annotations
 
@@ -23,9 +23,6 @@ def explain(name: str) -> int:
 
     Args:
         name: A word of ibscan, or the name or a heading of a page of the guide; empty to list the topics.
-
-    Returns:
-        The exit code, 0.
 
     Raises:
         UsageError: There is no such name; the message has the nearest ones.

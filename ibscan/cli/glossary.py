@@ -1,4 +1,4 @@
-"""What every name means: variables, options and dimensions as declared, other words as the guide's tables have them."""
+"""Explain every name: variables, options and dimensions from their declarations, others from the guide's tables."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ __all__ = [
     "verbs_of",
 ]
 
-# Tables of the guide that explain words: the head of their first column, and what those words are. The words are the
-# code spans of the first cell, or its text; a mark in a table means the same as its status.
+# Tables of the guide that explain words, by the head of their first column, and the kind of these words. The words are
+# the code spans of the first cell, or else its text; a mark is another name of its status.
 HEAD = "word in a table's head"
 _TABLES: Mapping[str, str] = {
     "table head": HEAD,
@@ -58,7 +58,7 @@ Facts: TypeAlias = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Entry:
-    """One meaning of a word: its names, what kind of thing it is, labelled facts, and the page that says more."""
+    """One meaning of a word: its names, its kind, labelled facts, and the page of the guide on it."""
 
     names: tuple[str, ...]
     kind: str
@@ -91,7 +91,7 @@ def entries() -> tuple[Entry, ...]:
 
 
 def explained(name: str) -> list[Entry]:
-    """Return what a name means: one entry a meaning, none where it is unknown.
+    """Return the entries of a name, one for each meaning; none where it is unknown.
 
     Args:
         name: As typed: case, blanks and leading dashes do not matter, nor whether words are joined by - or _. Heads of
@@ -101,13 +101,13 @@ def explained(name: str) -> list[Entry]:
     found = _called(name, entries())
     if name.startswith("-") and name != "-":
         return [entry for entry in found if entry.kind == "option"]
-    # What only shares its symbol comes last.
+    # Entries that have the name as a symbol or mark come last.
     found.sort(key=lambda entry: name not in entry.names[:1])
     return found or _made(name) or _in_words(name)
 
 
 def near(name: str) -> list[str]:
-    """Return up to five known names that look like one that is unknown."""
+    """Return up to five known names similar to an unknown one."""
     known = {one for entry in entries() for one in entry.names} | {*pages(), *sections()}
     plain: dict[str, str] = {}
     for one in sorted(known):
@@ -125,7 +125,7 @@ def _called(name: str, among: Iterable[Entry]) -> list[Entry]:
 
 
 def _made(name: str) -> list[Entry]:
-    """Return what a name means that is made from a pattern: metrics of checkpoints, exit codes in words."""
+    """Explain names that follow a pattern: metrics of checkpoints, exit codes in words."""
     metric = re.fullmatch(r"metric_(?P<own>[A-Za-z0-9_]+?)(?P<status>_status)?", name)
     if metric is not None:
         meaning = f"{metric['own']}, as checkpoints state it in their metadata (ibscan.metric.{metric['own']})"
@@ -136,7 +136,7 @@ def _made(name: str) -> list[Entry]:
 
 
 def _in_words(name: str) -> list[Entry]:
-    """Return what the words of a table's head mean, numbers aside; nothing where one of them is unknown."""
+    """Explain the words of a table's head one by one, numbers aside; none where one of them is unknown."""
     words = [word for word in re.split(r"[\s,]+", name) if word and not _NUMBER.fullmatch(word)]
     found = _part(" ".join(words))
     if found or words in ([], [name]):
@@ -146,7 +146,7 @@ def _in_words(name: str) -> list[Entry]:
 
 
 def _part(words: str) -> list[Entry]:
-    """Return heads of tables, else variables, that some words are a part of."""
+    """Return the heads of tables, else the variables, that contain these words."""
 
     def padded(text: str) -> str:
         return f" {' '.join(re.findall('[a-z0-9]+', text.casefold()))} "
@@ -186,18 +186,18 @@ def _dimensions() -> Iterator[Entry]:
 
 
 def settings() -> tuple[Setting, ...]:
-    """Return every option of the command line: of a run, of the measures, of printing."""
+    """Return every option of the command line."""
     return (*run_settings(), *measure_settings(), *PRINTED)
 
 
 def typed(setting: Setting) -> tuple[tuple[str, ...], str]:
-    """Return the flags of an option, the long one first, and what stands for its value."""
+    """Return the flags of an option, the long one first, and the placeholder of its value."""
     flags = sorted((flag for declared in setting.flags for flag in declared.split("/")), key=lambda f: f[:2] != "--")
     return tuple(flags), setting.option.metavar or "|".join(get_args(setting.option.kind))
 
 
 def default_of(setting: Setting) -> str:
-    """Return the default of an option, empty where its help says what it is, and where it is nothing or a switch."""
+    """Return the default of an option; empty for switches, and where there is none or the help says it."""
     silent = setting.option.several or not setting.option.shown or isinstance(setting.default, bool | None)
     return "" if silent else str(setting.default)
 

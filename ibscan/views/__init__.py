@@ -1,4 +1,4 @@
-"""What a person sees of a result: tables, each one file and one line in `TABLES`, and a progress line.
+"""Tables of a result, each one file and one line in `TABLES`, and the progress line.
 
 To add a table, write `ibscan/views/NAME.py` with `TABLE = Table(title, heads, sheets)` (see `ibscan.views.layout`) and
 add NAME below. Rows, panels, units, marks, thinning and encodings are the layout's.
@@ -34,7 +34,7 @@ def specs() -> tuple[Table, ...]:
 
 
 def columns() -> Mapping[str, str]:
-    """Explain every column head and every name of a group of columns of all tables, each in one sentence.
+    """Return one sentence on every column head, and every name of a group of columns, of all tables.
 
     Heads are as printed, less their number: `noise 0.1 rms` consists of `noise` and `rms`. Heads that are the symbol of
     a quantity, such as `I(X; T+Z)`, are explained where the quantity is declared.

@@ -1,4 +1,4 @@
-"""Tables of a quantity against its threshold, noise or cells: those down, layers across, checkpoints under each."""
+"""Tables of a quantity against its parameter (eps, noise or cells), which runs down; layers and checkpoints across."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ibscan.core.records import Array
 from ibscan.core.result import Result
 from ibscan.errors import NothingMatched
 from ibscan.views.cells import number
-from ibscan.views.channels import CHANNELS, SIDES, Channel, channel_columns, closed, notes
+from ibscan.views.channels import CHANNELS, SIDES, Channel, channel_columns, notes, without_open_brackets
 from ibscan.views.layout import Column, by_parameter
 from ibscan.views.view import View, derivative, measured_indices, name_of, terms
 
@@ -36,13 +36,7 @@ _THRESHOLDS = {
 
 
 def curves(result: Result) -> tuple[str, ...]:
-    """List the quantities that are curves: over eps, noise, relative noise or cells.
-
-    Args:
-        result: Any.
-
-    Returns:
-        Those of local rank with a measured value, and those of information measured at two parameters or more.
+    """List the quantities that are curves: local rank where measured, and information at two parameters or more.
 
     Raises:
         NothingMatched: There is none.
@@ -58,13 +52,7 @@ def curves(result: Result) -> tuple[str, ...]:
 
 
 def curve_tables(view: View) -> list[Stack]:
-    """Return a table for each curve: first and last checkpoint, and up to two between.
-
-    Args:
-        view: The result and how it is shown; all checkpoints where it shows every one.
-
-    Returns:
-        Local rank over absolute and relative eps, information over noise and cells, as far as they were measured.
+    """Return a table for each curve of the result.
 
     Raises:
         NothingMatched: The result has no curve.
@@ -73,15 +61,12 @@ def curve_tables(view: View) -> list[Stack]:
 
 
 def curve_table(view: View, key: str, *, advise: bool = False) -> Stack:
-    """Return the table of one curve: its parameter down, and under every layer a column a checkpoint.
+    """Return the table of one curve: its parameter down, under every layer first, last and some checkpoints between.
 
     Args:
-        view: The result and how it is shown.
+        view: The result and how it is shown; with `every`, all checkpoints.
         key: A quantity that is a curve.
-        advise: Say of a curve of few points how it gets finer.
-
-    Returns:
-        The table.
+        advise: Say how a curve of few points gets finer.
     """
     dim, shown = _OVER[key], view.shown(_MOST_COLUMNS)
     values = view.result[dim].values
@@ -89,7 +74,7 @@ def curve_table(view: View, key: str, *, advise: bool = False) -> Stack:
     order = [index for index in _order(values) if index in known]
     labels = [name_of(v, view.unicode) if isinstance(v, str) else f"{v:g}" for v in values[order].tolist()]
     axis, checkpoints = view.axis
-    whole = Column((), closed(view, key), view.result.status(key)).of(..., order)
+    whole = Column((), without_open_brackets(view, key), view.result.status(key)).of(..., order)
     columns = []
     for checkpoint in shown:
         one = whole.of(checkpoint)  # (L, R)
@@ -137,7 +122,7 @@ def _order(values: Array) -> list[int]:
 
 
 def _errors(view: View, key: str, shown: Sequence[int], order: Sequence[int]) -> list[str]:
-    """Say how far off the values shown may be, rows taken as a sample."""
+    """Note the largest standard error of the values shown, rows taken as a sample."""
     errors = view.companion(key, "stderr")
     known = np.empty(0) if errors is None else errors[shown][..., order]
     known = known[np.isfinite(known)]
@@ -147,7 +132,7 @@ def _errors(view: View, key: str, shown: Sequence[int], order: Sequence[int]) ->
 
 
 def _points(size: int, dim: str) -> list[str]:
-    """Say how a curve of few points gets finer."""
+    """Note how a curve of few points gets finer."""
     if size >= _FEW_POINTS:
         return []
     count = f"{size} point{'s' if size != 1 else ''}"

@@ -1,4 +1,4 @@
-"""How any table is laid out: checkpoints, parameters or layers down, marks explained, notes below.
+"""Lay out tables: checkpoints, parameters or layers down, marks explained, notes below.
 
 Shapes: C checkpoints, L layers, R rows of the table.
 """
@@ -55,10 +55,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of numbers under every layer: heads from top to bottom, values and statuses (R, L).
-
-    What belongs to no layer has (R,).
-    """
+    """One column of numbers under every layer: heads from top to bottom, values and statuses (R, L), or (R,)."""
 
     heads: tuple[str, ...]
     values: Array
@@ -132,7 +129,7 @@ def by_parameter(
         widths: Show the units of every layer.
     """
     name, labels = rows
-    # As wide as in a table with a trend, though the course down such a column is no course of training.
+    # "trend" keeps the column as wide as in other tables; no trend is drawn, as rows are no course of training.
     lead = TextColumn((name,), tuple(labels), "trend" if len(labels) > 1 else "")
     groups = [
         TextGroup(layer, tuple(_text(view, one) for one in own))
@@ -168,7 +165,7 @@ def by_layer(
 
 
 def explained(heads: Mapping[str, str]) -> str:
-    """Join heads and what they mean to one note."""
+    """Join heads and their meanings into one note."""
     return " ".join(f"{head}: {meaning}" for head, meaning in heads.items())
 
 
@@ -190,7 +187,7 @@ def _is_empty(one: Column) -> bool:
 
 
 def _lead(view: View, rows: Sequence[int]) -> list[TextColumn]:
-    """Return the axis of the checkpoints shown, and how well each does on the probe."""
+    """Return the leading columns: the axis of the checkpoints shown, and accuracy on the probe."""
     name, labels = view.axis
     columns = [TextColumn((name,), tuple(labels[row] for row in rows), "trend" if view.size > 1 else "")]
     if is_measured(view, "probe_accuracy", "checkpoint"):
@@ -199,7 +196,7 @@ def _lead(view: View, rows: Sequence[int]) -> list[TextColumn]:
 
 
 def _text(view: View, one: Column, rows: Sequence[int] | None = None) -> TextColumn:
-    """Format a column (R,): every row without a trend, or the checkpoints shown with the trend over all."""
+    """Format a column (R,): all rows without a trend, or the rows given with the trend over all."""
     shown = one if rows is None else one.of(list(rows))
     texts = formatted(shown.values, shown.statuses, unicode=view.unicode)
     if rows is None:
@@ -218,7 +215,7 @@ def _sheet(
     notes: Sequence[str],
     marked: Sequence[TextColumn] = (),
 ) -> Stack:
-    """Return a table: title, panels, what marks of groups and `marked` columns mean, notes, and a blank line."""
+    """Return a table: title, panels, legend of the marks in groups and `marked` columns, notes, and a blank line."""
     separator = " · " if view.unicode else " - "
     return Stack(
         Text(separator.join(part for part in title if part), style="bold yellow", overflow="fold"),
@@ -229,7 +226,7 @@ def _sheet(
 
 
 def _legend(view: View, marked: Sequence[TextColumn], groups: Sequence[TextGroup]) -> list[str]:
-    """Explain the marks that occur, and no others."""
+    """Explain the marks that occur."""
     cells = [text.strip() for one in (*marked, *(c for group in groups for c in group.columns)) for text in one.cells]
     seen: list[str] = []
     for status in Status:

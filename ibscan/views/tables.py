@@ -1,4 +1,4 @@
-"""A result as tables that a person reads at a glance: layers across, checkpoints down."""
+"""Lay out a result as tables for printing."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def tables(
     """Lay out a result for printing: a head, and the tables of `TABLES` that have anything to show.
 
     Args:
-        result: What was measured.
+        result: Any.
         units: `nats`, or `bits` to convert what is in nat.
         every: Every checkpoint instead of about twelve, log-spaced, first and last among them.
         variable: One variable in place of the usual tables, histograms and spectra included.
-        curve: What was measured against its eps, noise or cells in their place.
+        curve: Curves over eps, noise or cells in place of the usual tables.
         width: Columns of the terminal; layers that do not fit go to further panels.
         unicode: Whether the terminal shows more than ASCII.
 

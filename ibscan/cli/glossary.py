@@ -86,8 +86,11 @@ def sections() -> Mapping[str, tuple[str, str]]:
 
 @cache
 def entries() -> tuple[Entry, ...]:
-    """Return every word that is explained."""
-    return (*_variables(), *_dimensions(), *_options(), *_tabled())
+    """Return every word that is explained; of the same words, facts and page once, as of several kinds."""
+    kinds: dict[tuple[tuple[str, ...], Facts, str], list[str]] = {}
+    for entry in (*_variables(), *_dimensions(), *_options(), *_tabled()):
+        kinds.setdefault((entry.names, entry.facts, entry.page), []).append(entry.kind)
+    return tuple(Entry(names, ", ".join(kind), facts, page) for (names, facts, page), kind in kinds.items())
 
 
 def explained(name: str) -> list[Entry]:

@@ -103,7 +103,7 @@ class Output:
             write_rows(rows, self.format, sys.stdout, columns)
             return
         from ibscan.views.console import console
-        from ibscan.views.tables import listing
+        from ibscan.views.listing import listing
 
         console(sys.stdout, color=self.color).print(listing(columns, rows))
 

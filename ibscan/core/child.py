@@ -80,11 +80,7 @@ class Child:
 
 @contextlib.contextmanager
 def started(command: Sequence[str]) -> Iterator[Child]:
-    """Start a child process, and end it with the block.
-
-    Args:
-        command: Arguments of Python: `-P -m MODULE`, and what the module takes.
-    """
+    """Start Python with some arguments (`-P -m MODULE ...`) as a child process, and end it with the block."""
     # The child imports from where this process does, but never from the working folder.
     folders = os.pathsep.join(folder for folder in sys.path if folder)
     process = subprocess.Popen(

@@ -134,12 +134,7 @@ def option(default: T | Callable[[], T], spec: Option) -> T:
 
 
 def settings_of(declaring: type, verbs: tuple[str, ...] = ()) -> tuple[Setting, ...]:
-    """Return the options of a dataclass in the order of its fields.
-
-    Args:
-        declaring: A dataclass some of whose fields are made by `option`.
-        verbs: The commands that have them.
-    """
+    """Return the options of a dataclass, fields made by `option`, in order; `verbs` are the commands that have them."""
     return tuple(
         Setting(
             field.name,

@@ -50,13 +50,7 @@ def natural(text: str) -> tuple[object, ...]:
 
 
 def near_names(name: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6) -> list[str]:
-    """Return the known names most like a mistyped one, the most similar first.
-
-    Args:
-        name: As it was typed.
-        known: The names there are.
-        most: How many to return at most.
-        cutoff: Least similarity, 0 to 1 (the ratio of `difflib`).
+    """Return the known names most like a mistyped one, the most similar first; `cutoff` is the ratio of `difflib`.
 
     Example:
         >>> near_names("thanh", ["relu", "tanh"]), near_names("gelu6", ["tanh"])

@@ -19,9 +19,6 @@ def without_broken_bounds(variables: Mapping[str, Variable]) -> dict[str, Variab
     """Mark the bound on local rank by weights as not measured where a count of local rank exceeds it.
 
     Only rounding can bring that about: at thresholds below that of a Jacobian nothing else is counted.
-
-    Args:
-        variables: Those of one result.
     """
     state = Estimate.companion(_BOUND, "status")
     if not {_BOUND, state} <= set(variables):

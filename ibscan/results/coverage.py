@@ -79,13 +79,8 @@ def covers(result: Result, row: int, measure: Measure, layers: Sequence[str]) ->
     """Tell whether a result has every cell that a measure would give for a checkpoint, precise enough.
 
     It does not where a cell is absent, failed, not finite, or (noisy values) wider than the tolerance while the budget
-    asked for is larger than the one it had.
-
-    Args:
-        result: Of the same identity.
-        row: Index of the checkpoint in it.
-        measure: What is asked for.
-        layers: Names of the layers asked for.
+    asked for is larger than the one it had. `row` is the checkpoint's index in the result, `layers` names those asked
+    for.
     """
     quantities = {quantity.key: quantity for quantity in measure.quantities}
     return all(_covers_variable(result, row, measure, quantities[key], layers) for key in measure.required_keys)

@@ -64,9 +64,6 @@ def decoded(file: h5py.File, size: int, where: str) -> Result:
         size: Its size in bytes, the bound for what it may claim to hold.
         where: Its name for messages.
 
-    Returns:
-        The checked result.
-
     Raises:
         InputError: The file is foreign, newer, or inconsistent. h5py's own exceptions pass through.
     """

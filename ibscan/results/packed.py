@@ -31,12 +31,7 @@ def packed(result: Result, key: str, files: Sequence[Path] = ()) -> bytes:
     """Pack a result, its key and the files of its checkpoints into the bytes of a part.
 
     An archive of arrays with a JSON header: HDF5 takes a tenth of a second for some hundred objects, longer than many a
-    checkpoint takes to measure.
-
-    Args:
-        result: What was measured.
-        key: Hash of the settings it was measured with.
-        files: The checkpoints' files, absolute.
+    checkpoint takes to measure. `key` is the hash of the settings it was measured with; `files` are absolute.
     """
     arrays: dict[str, Array] = {}
     header: dict[str, Any] = {

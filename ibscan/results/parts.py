@@ -167,10 +167,6 @@ def _gone(part: Part, hashes: Mapping[str, str]) -> list[bool]:
 def parts(output: Path, key: str) -> Iterator[Parts]:
     """Hold the lock of an output and its folder of parts, `FILE.parts/` beside it.
 
-    Args:
-        output: The result file.
-        key: Hash of everything that changes numbers.
-
     Yields:
         The parts. They stay when the block ends by an exception, or without `remove`; an empty folder goes.
 
@@ -195,11 +191,7 @@ def parts(output: Path, key: str) -> Iterator[Parts]:
 
 
 def check_output(path: Path, inputs: Sequence[Path]) -> None:
-    """Refuse an output that could not be written in the end, before anything is computed.
-
-    Args:
-        path: Where to write the result.
-        inputs: Files that are read, none of which may be overwritten.
+    """Refuse an output that could not be written in the end, or is one of the inputs, before anything is computed.
 
     Raises:
         UsageError: A folder, an input, something that is no result of ibscan, a newer one, or no place to write.

@@ -43,11 +43,6 @@ def contradiction(result: Result, checkpoints: Sequence[Checkpoint], classes: in
     chance: the network may have memorised). A loss is compared where no accuracy is stated. It is contradicted where
     it is below half of the loss of guessing, while the probe's loss is no better than guessing and its accuracy less
     than half way from chance to 1.
-
-    Args:
-        result: What was measured.
-        checkpoints: The series.
-        classes: Label values of the probe.
     """
     if "probe_accuracy" not in result or classes < 2:
         return None

@@ -28,14 +28,7 @@ class _Tally:
 
 
 def unresolved_sentences(result: Result, *, tolerance: float, max_replicas: int, max_draws: int) -> list[str]:
-    """Return a sentence on the unresolved values of each noisy channel.
-
-    Args:
-        result: Draws and replicas may be missing, as in older files.
-        tolerance: Half width asked for, nats.
-        max_replicas: Replicas allowed.
-        max_draws: Draws allowed.
-    """
+    """Return a sentence on the unresolved values of each noisy channel; older files lack draws and replicas."""
     tallies: dict[str, _Tally] = {}
     for key in result.quantities:
         channel = next((word for start, word in CHANNELS.items() if key.startswith(start)), None)

@@ -48,8 +48,8 @@ def formatted(values: Array, statuses: Array | None, *, unicode: bool) -> list[s
     """Format a column: the same decimals for all, three or four digits, status marks behind; align on the right.
 
     Args:
-        values: (C,) numbers.
-        statuses: (C,) codes, or None where there are none.
+        values: (R,) numbers.
+        statuses: (R,) codes, or None where there are none.
         unicode: Whether marks may be beyond ASCII.
     """
     codes = [Status.OK] * len(values) if statuses is None else [Status(code) for code in statuses.tolist()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,11 +113,7 @@ def noise_groups(
 ) -> list[tuple[str, list[Column]]]:
     """Return a group of columns for each channel, under heads that give the noise alone.
 
-    Args:
-        view: The result and how it is shown.
-        found: Columns of each channel.
-        values: Numbers to show in place of a quantity's, by its key.
-        prefix: Put before the name of the channel.
+    `values` by key replace a quantity's numbers; `prefix` is put before the name of the channel.
     """
 
     def shown(one: ChannelColumn) -> Column:
@@ -204,28 +200,38 @@ def largest_error(
 
     Of the layers given alone, and without values whose bracket is open.
     """
-    found: list[float] = []
-    rows, across = slice(-1 if last else 0, None), slice(None) if layers is None else layers
-    for one in columns:
-        errors = view.companion(one.key, "stderr")
-        if errors is not None:
-            known = np.where(np.isfinite(without_open_brackets(view, one.key)), errors, np.nan)[rows, across, one.index]
-            found += known[np.isfinite(known)].tolist()
-    return float(f"{max(found):.2g}") if found else None
+
+    def errors(key: str) -> Array | None:
+        found = view.companion(key, "stderr")
+        return None if found is None else np.where(np.isfinite(without_open_brackets(view, key)), found, np.nan)
+
+    return _largest(columns, errors, last, layers)
 
 
 def widest_bracket(view: View, columns: Sequence[ChannelColumn], *, last: bool = False) -> float | None:
     """Return the largest half width of the network channel's brackets, resolved values alone."""
-    found: list[float] = []
-    rows = slice(-1 if last else 0, None)
-    for one in columns:
-        low, high = view.companion(one.key, "lower"), view.companion(one.key, "upper")
-        if low is not None and high is not None and one.key.startswith(_NETWORK):
-            status = statuses(view, one.key)
-            ends = high - low if status is None else np.where(status == Status.UNRESOLVED, np.nan, high - low)
-            known = ends[rows, :, one.index]
-            found += (0.5 * known[np.isfinite(known)]).tolist()
-    return float(f"{max(found):.2g}") if found else None
+
+    def half_widths(key: str) -> Array | None:
+        low, high, status = view.companion(key, "lower"), view.companion(key, "upper"), statuses(view, key)
+        if low is None or high is None or not key.startswith(_NETWORK):
+            return None
+        return 0.5 * (high - low if status is None else np.where(status == Status.UNRESOLVED, np.nan, high - low))
+
+    return _largest(columns, half_widths, last)
+
+
+def _largest(
+    columns: Sequence[ChannelColumn],
+    of: Callable[[str], Array | None],
+    last: bool,
+    layers: Sequence[int] | None = None,
+) -> float | None:
+    """Return the largest finite value (C, L, P) of columns to two digits, of all checkpoints or the last."""
+    rows, across = slice(-1 if last else 0, None), slice(None) if layers is None else layers
+    arrays = ((of(one.key), one.index) for one in columns)
+    parts = [values[rows, across, index] for values, index in arrays if values is not None]
+    known = [float(part[np.isfinite(part)].max()) for part in parts if np.isfinite(part).any()]
+    return float(f"{max(known):.2g}") if known else None
 
 
 def _moving(view: View, binned: Sequence[ChannelColumn]) -> Iterator[str]:

@@ -8,15 +8,13 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, cast
 
 from rich.console import Console
 
 from ibscan.errors import Interrupted
 
 __all__ = ["console", "escaped", "is_terminal", "reader_may_leave", "unicode_ok"]
-
-Color = Literal["auto", "always", "never"]
 
 _GLYPHS = "▁▂▃▄▅▆▇█†─→≤×"
 

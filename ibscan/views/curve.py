@@ -63,10 +63,7 @@ def curve_tables(view: View) -> list[Stack]:
 def curve_table(view: View, key: str, *, advise: bool = False) -> Stack:
     """Return the table of one curve: its parameter down, under every layer first, last and some checkpoints between.
 
-    Args:
-        view: The result and how it is shown; with `every`, all checkpoints.
-        key: A quantity that is a curve.
-        advise: Say how a curve of few points gets finer.
+    `advise` adds how a curve of few points gets finer.
     """
     dim, shown = _OVER[key], view.shown(_MOST_COLUMNS)
     values = view.result[dim].values

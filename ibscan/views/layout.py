@@ -1,6 +1,7 @@
 """Lay out tables: checkpoints, parameters or layers down, marks explained, notes below.
 
-Shapes: C checkpoints, L layers, R rows of the table.
+Shapes: C checkpoints, L layers, R rows of the table. The makers of tables (`by_...`) take the title as parts (what the
+table is of, and under what terms), and notes to print below.
 """
 
 from __future__ import annotations
@@ -69,12 +70,7 @@ class Column:
 def column(view: View, name: str, heads: Sequence[str], *index: Any, values: Array | None = None) -> Column:  # noqa: ANN401
     """Return a column of a variable, a row a checkpoint.
 
-    Args:
-        view: The result and how it is shown.
-        name: The variable, whose statuses mark the numbers.
-        heads: From top to bottom.
-        *index: Along the variable's dimensions beyond checkpoint and layer.
-        values: Numbers to show in place of the variable's, in its shape.
+    `index` is along its dimensions beyond checkpoint and layer; `values` replace its numbers, in its shape.
     """
     numbers = view.values(name) if values is None else values
     return Column(tuple(heads), numbers, statuses(view, name)).of(..., *index)
@@ -91,13 +87,8 @@ def by_checkpoint(
 ) -> Stack:
     """Lay out a table with checkpoints down, thinned, and under every layer the columns; the trend below.
 
-    Args:
-        view: The result and how it is shown.
-        title: What the table is of, and under what terms.
-        columns: Numbers (C, L), or (C,).
-        notes: What needs saying below.
-        widths: Show the units of every layer.
-        skip_empty: Leave out columns of a layer in which nothing was measured, but for one.
+    Columns are (C, L) or (C,). `widths` shows the units of every layer; `skip_empty` leaves out columns of a layer in
+    which nothing was measured, but for one.
     """
     rows = view.shown()
     groups = [
@@ -120,13 +111,7 @@ def by_parameter(
 ) -> Stack:
     """Lay out a table with the values of a parameter down, and under every layer the columns.
 
-    Args:
-        view: The result and how it is shown.
-        title: What the table is of, and under what terms.
-        rows: Name of the parameter, and R labels.
-        columns: Numbers (R, L).
-        notes: What needs saying below.
-        widths: Show the units of every layer.
+    `rows` are the parameter's name and R labels; columns are (R, L). `widths` shows the units of every layer.
     """
     name, labels = rows
     # "trend" keeps the column as wide as in other tables; no trend is drawn, as rows are no course of training.
@@ -148,12 +133,7 @@ def by_layer(
 ) -> Stack:
     """Lay out a table of the last checkpoint, which its title names, with layers down.
 
-    Args:
-        view: The result and how it is shown.
-        title: What the table is of, and under what terms.
-        groups: Names, and columns of numbers (C, L).
-        notes: What needs saying below.
-        layers: Indices of those shown; None for all.
+    `groups` are names with columns (C, L); `layers` the indices of those shown, None for all.
     """
     names = view.result["layer"].values.tolist()
     chosen = list(range(len(names))) if layers is None else list(layers)

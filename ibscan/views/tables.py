@@ -13,10 +13,9 @@ from ibscan.views import specs
 from ibscan.views.curve import curve_tables
 from ibscan.views.head import head
 from ibscan.views.layout import by_checkpoint, column
-from ibscan.views.listing import listing
 from ibscan.views.view import View, name_of, terms, thinned
 
-__all__ = ["listing", "tables"]
+__all__ = ["tables"]
 
 _MOST_PARAMETERS = 12
 

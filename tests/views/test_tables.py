@@ -13,7 +13,8 @@ from rich.cells import cell_len
 from ibscan.core.estimate import Estimate, Status
 from ibscan.errors import UsageError
 from ibscan.views.console import console
-from ibscan.views.tables import listing, tables
+from ibscan.views.listing import listing
+from ibscan.views.tables import tables
 
 
 def shown(found: Any, width: int = 100, *, unicode: bool = True, **options: Any) -> str:

@@ -317,7 +317,7 @@ def test_code_that_asks_for_more_memory_than_there_is(command: Run, run: Path, r
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["cluster", "rank", "mi"])
-def test_cells_that_ask_for_more_memory_than_there_is(command: Run, run: Path, verb: str) -> None:
+def test_cells_that_ask_for_more_memory_than_there_is_have_that_status(command: Run, run: Path, verb: str) -> None:
     code(run, f"{FORWARD}if len(x) > 4:\n            {HUGE}")
     done = command(*given(model="run/net.py:Own", verb=verb))
     assert done.code == 4, done.err
@@ -326,7 +326,7 @@ def test_cells_that_ask_for_more_memory_than_there_is(command: Run, run: Path, v
     assert any((values == Status.OUT_OF_MEMORY).any() for values in statuses(read(Path("r.h5"))).values())
 
 
-def test_a_probe_that_asks_for_more_memory(command: Run, run: Path) -> None:
+def test_a_probe_that_asks_for_more_memory_than_there_is_ends_the_run(command: Run, run: Path) -> None:
     for text in (f"return {HUGE}", "return Odd()"):
         code(run, f"class Odd:\n    def __array__(self, *a, **k): return {HUGE}\ndef probe(): {text}")
         typed = given()

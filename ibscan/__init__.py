@@ -3,8 +3,8 @@
 Importing the package is cheap: torch comes in with the first name that needs it.
 """
 
-# Nothing but our own is imported beside it: under `python -m ibscan` it would be looked for in the working folder
-# first, until __main__ has taken that off the path.
+# No other library is imported here: under `python -m ibscan` the working folder, which may hold a file of its name,
+# is first on the path until __main__ has removed it.
 import importlib
 
 from ibscan._version import __version__
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "__version__", "cluster", "mi", "noisy", "rank", "save", "scan"]
 
-_ROOMS = dict.fromkeys(("Run", "cluster", "mi", "rank", "scan"), "ibscan.engine.run") | {
+_HOMES = dict.fromkeys(("Run", "cluster", "mi", "rank", "scan"), "ibscan.engine.run") | {
     "noisy": "ibscan.training.noisy",
     "save": "ibscan.training.save",
 }
 
 
 def __getattr__(name: str) -> "Any":  # noqa: ANN401 - a module's attribute may be anything
-    if name not in _ROOMS:
+    if name not in _HOMES:
         raise AttributeError(f"module 'ibscan' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_ROOMS[name]), name)
+    value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

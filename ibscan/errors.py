@@ -1,4 +1,4 @@
-"""What can go wrong, as a tree. Every leaf knows the exit code a command ends with.
+"""Exceptions, as a tree; each knows the exit code that a command ends with.
 
     IbscanError
     +-- UsageError        2   the command line, a config file, or an output that may not be written
@@ -8,10 +8,10 @@
     `-- ResourceError     6   memory, disk, or an output locked by another run
         `-- OutOfMemory       also a MemoryError: a cell that is measured gets it as a status
     Interrupted               a signal asked the run to stop (not an error: it is never swallowed)
-    Reached                   a pass through somebody's network has given all that was wanted (no error either)
+    Reached                   ends a forward pass early, when all that was wanted has been seen (no error either)
 
 A message is one or two sentences: where, what was expected, what was found, what to do. Names stand as the user typed
-them; escaping for the terminal is the business of whoever prints.
+them; whoever prints a message escapes it for the terminal.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class IbscanError(Exception):
-    """Anything ibscan reports to its user in a sentence instead of a traceback."""
+    """An error that ibscan reports in a sentence instead of a traceback."""
 
     exit_code = 1
 
@@ -64,16 +64,16 @@ class ResourceError(IbscanError):
 
 
 class OutOfMemory(ResourceError, MemoryError):  # noqa: N818 - as the status of a cell is called
-    """Memory did not suffice for somebody's code."""
+    """The user's code ran out of memory."""
 
     REMEDY = "Fewer rows (--samples), a smaller network, or a machine with more memory."
 
 
 class Interrupted(BaseException):
-    """A signal ended the run; carries its number so that the exit code can be 128 + number.
+    """A signal ended the run; carries its number, for the exit code 128 + number.
 
-    Derived from BaseException, like KeyboardInterrupt, so that no boundary that turns foreign exceptions into ours
-    can mistake it for one.
+    Derived from BaseException, like KeyboardInterrupt, so that code that converts exceptions of the user's code lets
+    it pass.
     """
 
     def __init__(self, signal_number: int) -> None:
@@ -82,7 +82,7 @@ class Interrupted(BaseException):
 
 
 class Reached(BaseException):
-    """Ends a forward pass early: all is seen that was wanted, or `cause` was raised by what looked at it.
+    """Ends a forward pass early: everything wanted was seen, or the code that looked at it raised `cause`.
 
     Derived from BaseException, so that a network that catches what it can (`except Exception`) does not catch it.
     """

@@ -1,1 +1,1 @@
-"""The command line: thin, the only place that prints; torch, scipy and h5py are imported inside commands alone."""
+"""The command line, the only place that prints; commands import torch, scipy and h5py when they run."""

@@ -1,4 +1,4 @@
-"""The verbs: options to a request, a request to the engine, its result to standard output."""
+"""The verbs: turn options into a request, run it, and print its result."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def explain(context: typer.Context) -> int:
     """What a name means: a variable, option, status, word in a table's head, exit code or topic of the guide."""
     from ibscan.cli.explain import explain as explained
 
-    # Not an argument of Typer's: those are read through a validation library that costs more time than all else here.
+    # Not an argument of Typer's, whose validation library would take most of the time.
     return explained(" ".join(context.args))
 
 

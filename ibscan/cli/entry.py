@@ -1,4 +1,4 @@
-"""The outermost frame: signals, errors to sentences, exit codes."""
+"""Run the command line: catch signals, turn errors into sentences and exit codes."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def main() -> None:
         # rich would leave colours out and keep bold, and with FORCE_COLOR writes both in the help that Typer prints.
         os.environ.pop("FORCE_COLOR", None)
         os.environ["TERM"] = "dumb"
-    # Not an option of Typer's: those are read through a validation library that costs a third of --help's time.
+    # Not an option of Typer's, whose validation library costs a third of --help's time.
     if sys.argv[1:] == ["--version"]:
         code = _printed(f"ibscan {__version__}")
     else:
         _catch_signals()
         code = exit_code(sys.argv[1:])
     if code in (128 + signal.SIGPIPE, RESOURCES):
-        # What is still buffered cannot be written either, and the interpreter would say so on its way out.
+        # Buffered output cannot be written either, and the interpreter would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
 def exit_code(arguments: list[str]) -> int:
-    """Carry out a command line; every error ends here, as a sentence on standard error.
+    """Carry out a command line; print any error as a sentence on standard error.
 
     Args:
         arguments: Without the program's name.
@@ -60,17 +60,17 @@ def exit_code(arguments: list[str]) -> int:
     except typer.Exit as leave:
         return leave.exit_code
     except Interrupted as stop:
-        if stop.signal_number == signal.SIGPIPE:  # whoever read standard output has left: nothing to say
+        if stop.signal_number == signal.SIGPIPE:  # the reader of standard output is gone
             return 128 + stop.signal_number
         again = shlex.join(["ibscan", *sys.argv[1:]])
         say(f"stopped by {signal.Signals(stop.signal_number).name}; finished checkpoints are kept. To go on: {again}")
         return 128 + stop.signal_number
     except SystemExit as leave:
-        # Typer's help is printed by rich, which ends the program so when whoever read standard output has left.
+        # rich, which prints Typer's help, exits so when the reader of standard output is gone.
         return 128 + signal.SIGPIPE if not arguments or {"-h", "--help"} & set(arguments) else int(leave.code or BUG)
     except IbscanError as error:
         if debug:
-            _trace()
+            _print_traceback()
         say(str(error))
         return error.exit_code
     except typer.TyperException as error:
@@ -78,10 +78,10 @@ def exit_code(arguments: list[str]) -> int:
         say(f"{said}{'' if said.endswith(('.', '?')) else '.'} See ibscan --help.")
         return error.exit_code
     except OSError as error:
-        return _said(error)
-    except Exception as error:  # noqa: BLE001 - the last frame: a mistake of ours ends in a sentence, not a traceback
+        return _disk_error(error)
+    except Exception as error:  # noqa: BLE001 - a bug of ours ends in a sentence too, not in a traceback
         if debug:
-            _trace()
+            _print_traceback()
         if is_out_of_memory(error):
             say("memory ran out; fewer rows (--samples) or a smaller network need less.")
             return RESOURCES
@@ -89,8 +89,8 @@ def exit_code(arguments: list[str]) -> int:
         return BUG
 
 
-def _trace() -> None:
-    # Messages hold names from files here too.
+def _print_traceback() -> None:
+    # Line by line through `say`, as messages may hold names from files.
     for line in traceback.format_exc().splitlines():
         say(line)
 
@@ -101,12 +101,12 @@ def _printed(line: str) -> int:
     except BrokenPipeError:
         return 128 + signal.SIGPIPE
     except OSError as error:
-        return _said(error)
+        return _disk_error(error)
     return 0
 
 
 def _replace_closed_streams() -> None:
-    # A process started with a stream closed has None there, which no library expects.
+    # A stream that was closed at the start is None, which no library expects.
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - open for as long as the process lives
@@ -118,11 +118,11 @@ def _invoked(arguments: list[str]) -> int:
     verb = group.commands.get(arguments[0]) if arguments and isinstance(group, TyperGroup) else None
     if verb is None:
         return group(arguments, prog_name="ibscan", standalone_mode=False) or 0
-    # Straight to the verb: parsing at the group first loads a validation library, a third of the time of --help.
+    # Call the verb directly: parsing by the group loads a validation library, a third of the time of --help.
     return verb(arguments[1:], prog_name=f"ibscan {arguments[0]}", standalone_mode=False) or 0
 
 
-def _said(error: OSError) -> int:
+def _disk_error(error: OSError) -> int:
     reason = "no space is left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
     say(f"{error.filename or 'standard output'}: {reason}.")
     return RESOURCES

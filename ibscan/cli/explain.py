@@ -1,4 +1,4 @@
-"""`ibscan explain`: what a name means, in the terminal."""
+"""`ibscan explain`: print what a name means."""
 
 from __future__ import annotations
 
@@ -24,11 +24,8 @@ def explain(name: str) -> int:
     Args:
         name: A word of ibscan, or the name or a heading of a page of the guide; empty to list the topics.
 
-    Returns:
-        The exit code, 0.
-
     Raises:
-        UsageError: Nothing is called so; the message has the nearest names.
+        UsageError: There is no such name; the message has the nearest ones.
     """
     texts, found = _meanings(name)
     with reader_may_leave():
@@ -53,11 +50,12 @@ def _meanings(name: str) -> tuple[list[str], list[Entry]]:
         return [pages()[key]], []
     texts, found = [], explained(name)
     if not found:
-        texts = [part for heading, (_, part) in sections().items() if heading.casefold() == key]
+        parts = {heading.casefold(): part for heading, (_, part) in sections().items()}
+        texts = [parts[key]] if key in parts else [part for heading, part in parts.items() if heading.startswith(key)]
     if not texts and not found:
         nearest = near(name)
         meant = f"; the nearest names are {', '.join(nearest)}" if nearest else ""
-        raise UsageError(f"explain {name!r}: nothing is called so{meant}. ibscan explain lists the topics.")
+        raise UsageError(f"explain {name!r}: there is no such name{meant}. ibscan explain lists the topics.")
     return texts, found
 
 

@@ -1,4 +1,4 @@
-"""What every name means: variables, options and dimensions as declared, other words as the guide's tables have them."""
+"""Explain every name: variables, options and dimensions from their declarations, others from the guide's tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import TypeAlias, get_args
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from ibscan import views
 from ibscan.cli.options import PRINTED
 from ibscan.core.estimate import Estimate
 from ibscan.core.option import Setting
@@ -22,7 +21,6 @@ from ibscan.measures import VERBS, dimensions, measure_settings, quantities
 
 __all__ = [
     "Entry",
-    "columns",
     "default_of",
     "entries",
     "explained",
@@ -34,10 +32,13 @@ __all__ = [
     "verbs_of",
 ]
 
-# Tables of the guide that explain words: the head of their first column, and what those words are. The words are the
-# code spans of the first cell, or its text; a mark in a table means the same as its status.
+# Tables of the guide that explain words, by the head of their first column, and the kind of these words. The words are
+# the code spans of the first cell, or else its text; a mark is another name of its status.
+HEAD = "word in a table's head"
 _TABLES: Mapping[str, str] = {
+    "table head": HEAD,
     "status": "status",
+    "symbol": "symbol in formulas",
     "coordinate": "coordinate in the result file",
     "attribute": "attribute of a variable in the result file",
     "exit code": "exit code",
@@ -57,7 +58,7 @@ Facts: TypeAlias = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Entry:
-    """One meaning of a word: its names, what kind of thing it is, labelled facts, and the page that says more."""
+    """One meaning of a word: its names, its kind, labelled facts, and the page of the guide on it."""
 
     names: tuple[str, ...]
     kind: str
@@ -85,23 +86,15 @@ def sections() -> Mapping[str, tuple[str, str]]:
 
 @cache
 def entries() -> tuple[Entry, ...]:
-    """Return every word that is explained without a library of arrays: all but heads of tables."""
-    return (*_variables(), *_dimensions(), *_options(), *_tabled())
-
-
-@cache
-def columns() -> tuple[Entry, ...]:
-    """Return the heads of the tables that scans print, and the marks in them; imports numpy and rich."""
-    marks = views.marks()
-    return tuple(
-        Entry((head,), "word in a table's head", (("meaning", meaning),), "reading")
-        for head, meaning in views.columns().items()
-        if head not in marks
-    )
+    """Return every word that is explained; of the same words, facts and page once, as of several kinds."""
+    kinds: dict[tuple[tuple[str, ...], Facts, str], list[str]] = {}
+    for entry in (*_variables(), *_dimensions(), *_options(), *_tabled()):
+        kinds.setdefault((entry.names, entry.facts, entry.page), []).append(entry.kind)
+    return tuple(Entry(names, ", ".join(kind), facts, page) for (names, facts, page), kind in kinds.items())
 
 
 def explained(name: str) -> list[Entry]:
-    """Return what a name means: one entry a meaning, none where it is unknown.
+    """Return the entries of a name, one for each meaning; none where it is unknown.
 
     Args:
         name: As typed: case, blanks and leading dashes do not matter, nor whether words are joined by - or _. Heads of
@@ -111,14 +104,14 @@ def explained(name: str) -> list[Entry]:
     found = _called(name, entries())
     if name.startswith("-") and name != "-":
         return [entry for entry in found if entry.kind == "option"]
-    # What only shares its symbol comes last.
+    # Entries that have the name as a symbol or mark come last.
     found.sort(key=lambda entry: name not in entry.names[:1])
-    return found or _called(name, columns()) or _made(name) or _in_words(name)
+    return found or _made(name) or _in_words(name)
 
 
 def near(name: str) -> list[str]:
-    """Return up to five known names that look like one that is unknown."""
-    known = {one for entry in (*entries(), *columns()) for one in entry.names} | {*pages(), *sections()}
+    """Return up to five known names similar to an unknown one."""
+    known = {one for entry in entries() for one in entry.names} | {*pages(), *sections()}
     plain: dict[str, str] = {}
     for one in sorted(known):
         plain.setdefault(_plain(one), one)
@@ -135,47 +128,47 @@ def _called(name: str, among: Iterable[Entry]) -> list[Entry]:
 
 
 def _made(name: str) -> list[Entry]:
-    """Return what a name means that is made from a pattern: metrics of checkpoints, exit codes in words."""
+    """Explain names that follow a pattern: metrics of checkpoints, exit codes in words."""
     metric = re.fullmatch(r"metric_(?P<own>[A-Za-z0-9_]+?)(?P<status>_status)?", name)
     if metric is not None:
         meaning = f"{metric['own']}, as checkpoints state it in their metadata (ibscan.metric.{metric['own']})"
-        facts = (("meaning", f"status of {meaning}" if metric["status"] else meaning), ("stored along", "checkpoint"))
+        facts = (("meaning", f"status of {meaning}" if metric["status"] else meaning), ("dimensions", "checkpoint"))
         return [Entry((name,), "variable", facts, "training")]
     code = re.fullmatch(r"exit( code)? ([0-9]+)", name.casefold())
     return [] if code is None else _called(code[2], entries())
 
 
 def _in_words(name: str) -> list[Entry]:
-    """Return what the words of a table's head mean, numbers aside; nothing where one of them is unknown."""
+    """Explain the words of a table's head one by one, numbers aside; none where one of them is unknown."""
     words = [word for word in re.split(r"[\s,]+", name) if word and not _NUMBER.fullmatch(word)]
     found = _part(" ".join(words))
     if found or words in ([], [name]):
         return found
-    each = [_called(word, (*entries(), *columns())) or _part(word) for word in words]
+    each = [_called(word, entries()) or _part(word) for word in words]
     return [entry for part in each for entry in part] if all(each) else []
 
 
 def _part(words: str) -> list[Entry]:
-    """Return heads of tables, else variables, that some words are a part of."""
+    """Return the heads of tables, else the variables, that contain these words."""
 
     def padded(text: str) -> str:
         return f" {' '.join(re.findall('[a-z0-9]+', text.casefold()))} "
 
-    listed = (columns(), [entry for entry in entries() if "symbol" in dict(entry.facts)])
     wanted = padded(words)
-    parts = ([entry for entry in among if wanted.strip() and wanted in padded(entry.names[0])] for among in listed)
-    return next((part for part in parts if part), [])
+    found = [entry for entry in entries() if wanted.strip() and wanted in padded(entry.names[0])]
+    heads = [entry for entry in found if entry.kind == HEAD]
+    return heads or [entry for entry in found if "symbol" in dict(entry.facts)]
 
 
 def _variables() -> Iterator[Entry]:
     for measure, quantity in quantities():
         dims = (*(("checkpoint", "layer") if quantity.per_layer else ("checkpoint",)), *quantity.dims)
         verbs = (*([measure.verb] if measure.verb else VERBS), "scan")
-        stored = ("stored along", ", ".join(dims)), ("measured by", ", ".join(f"ibscan {verb}" for verb in verbs))
-        said = (("source", quantity.source), ("what it does not say", quantity.caveat))
+        stored = ("dimensions", ", ".join(dims)), ("measured by", ", ".join(f"ibscan {verb}" for verb in verbs))
+        said = (("source", quantity.source), ("caveat", quantity.caveat))
         beside = {suffix: Estimate.companion(quantity.key, suffix) for suffix in quantity.companions}
         status = "" if quantity.counted else Estimate.companion(quantity.key, "status")
-        listed = ("stored beside it", ", ".join(name for name in (*beside.values(), status) if name))
+        listed = ("companions", ", ".join(name for name in (*beside.values(), status) if name))
         own: Facts = (("meaning", quantity.meaning), ("symbol", quantity.symbol), ("formula", quantity.formula))
         facts = (*own, ("unit", quantity.unit), *stored, listed, *said)
         yield Entry((quantity.key, quantity.symbol), "variable", facts, "variables")
@@ -190,24 +183,24 @@ def _variables() -> Iterator[Entry]:
 
 def _dimensions() -> Iterator[Entry]:
     for dimension in dimensions().values():
-        chosen = f"--{dimension.option.replace('_', '-')}" if dimension.option else "the measure or the network"
-        facts = (("meaning", dimension.meaning), ("unit", dimension.unit), ("decided by", chosen))
+        chosen = dimension.flags or "the measure or the network"
+        facts = (("meaning", dimension.meaning), ("unit", dimension.unit), ("set by", chosen))
         yield Entry((dimension.name,), "dimension of the result file", facts, "files")
 
 
 def settings() -> tuple[Setting, ...]:
-    """Return every option of the command line: of a run, of the measures, of printing."""
+    """Return every option of the command line."""
     return (*run_settings(), *measure_settings(), *PRINTED)
 
 
 def typed(setting: Setting) -> tuple[tuple[str, ...], str]:
-    """Return the flags of an option, the long one first, and what stands for its value."""
+    """Return the flags of an option, the long one first, and the placeholder of its value."""
     flags = sorted((flag for declared in setting.flags for flag in declared.split("/")), key=lambda f: f[:2] != "--")
     return tuple(flags), setting.option.metavar or "|".join(get_args(setting.option.kind))
 
 
 def default_of(setting: Setting) -> str:
-    """Return the default of an option, empty where its help says what it is, and where it is nothing or a switch."""
+    """Return the default of an option; empty for switches, and where there is none or the help says it."""
     silent = setting.option.several or not setting.option.shown or isinstance(setting.default, bool | None)
     return "" if silent else str(setting.default)
 
@@ -238,7 +231,7 @@ def _options() -> Iterator[Entry]:
             ("meaning", setting.help),
             ("default", default_of(setting)),
             ("repeatable", "yes" if setting.option.several else ""),
-            ("of", ", ".join(f"ibscan {verb}" for verb in verbs_of(flags[0]))),
+            ("commands", ", ".join(f"ibscan {verb}" for verb in verbs_of(flags[0]))),
             ("in Python", "" if setting in PRINTED else f"{setting.name}=..."),
         )
         yield Entry((*flags, setting.name), "option", facts, "options")
@@ -252,7 +245,7 @@ def _tabled() -> Iterator[Entry]:
                 heads = []
             elif not heads:
                 heads = _cells(line)
-            elif heads[0] in _TABLES and not line.startswith("|-"):
+            elif heads[0] in _TABLES and not set(line) <= set("|- "):
                 row = dict(zip(heads, _cells(line), strict=False))
                 named = [row[heads[0]], row.get(_ALSO_NAMES, "")]
                 names = tuple(name for cell in named for name in (_CODE.findall(cell) or [cell]) if name)

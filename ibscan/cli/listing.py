@@ -1,4 +1,4 @@
-"""`ibscan ls`: a series as it was understood."""
+"""`ibscan ls`: print a series as ibscan understands it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ from ibscan.inputs.probes.read import find_probe
 from ibscan.inputs.series.checkpoint import load_tensors
 from ibscan.networks.resolve import chain_order
 from ibscan.numerics.memory import free_bytes
+from ibscan.results.export import COLUMNS as ROWS
 
 __all__ = ["COLUMNS", "listed"]
 
 COLUMNS: Mapping[str, str] = {
     "order": "Place of the checkpoint in the series, from 0.",
-    "epoch": "Epoch of the checkpoint; empty where unknown.",
-    "step": "Optimiser step of the checkpoint; empty where unknown.",
-    "value": "Coordinate of the checkpoint in a sweep; empty where the series is none.",
+    **{name: ROWS[name] for name in ("epoch", "step", "value")},
     "step_source": "Where epoch and step were found.",
     "size": "Size of the checkpoint's file in bytes.",
     "dtype": "Number formats of the tensors.",
@@ -38,7 +37,7 @@ COLUMNS: Mapping[str, str] = {
     "tensors": "How many tensors of weights the file holds.",
     "model": "Model the series states, or that --model names.",
     "chain": "Widths of the chain of Linear layers, from input to output.",
-    "checkpoint": "Path of the checkpoint relative to its series.",
+    "checkpoint": ROWS["checkpoint"],
     "skipped": "Why the file is no checkpoint of the series.",
     "layer": "Dotted name of the layer.",
     "kind": "Kind of module, such as Linear.",
@@ -50,17 +49,13 @@ COLUMNS: Mapping[str, str] = {
 
 
 def listed(request: Request, output: Output) -> int:
-    """Print one row a checkpoint, those skipped last with the reason; with a probe also one row a layer.
-
-    Args:
-        request: Which checkpoints; with `probe` also what a scan of them would do.
-        output: Where to.
+    """Print one row a checkpoint, skipped files last with the reason; with a probe also one row a layer.
 
     Returns:
         The exit code: 4 where files were skipped, else 0.
 
     Raises:
-        IbscanError: With `probe`: what a scan would end with; the rows are printed before.
+        IbscanError: With a probe: the error that a scan would end with; the rows are printed before.
     """
     failure: IbscanError | None = None
     stated: Stated | None
@@ -79,7 +74,7 @@ def listed(request: Request, output: Output) -> int:
             failure = error
             series, stated = _read(request, output)
     rows = [*_rows(series, request, stated, output), *layers]
-    # One table of rows for programs; two for people, as the columns of one are empty in the other.
+    # One table for programs; two for people, as checkpoints and layers have different columns.
     parts = [rows] if output.format != "table" else [rows[: len(rows) - len(layers)], layers]
     for part in parts:
         if part:
@@ -90,7 +85,7 @@ def listed(request: Request, output: Output) -> int:
 
 
 def _read(request: Request, output: Output) -> tuple[Series, Stated | None]:
-    """Return the series, and the model where something states it."""
+    """Read the series, and the model where it is stated."""
     manifest = manifest_of(request.paths, trust=request.trust)
     exclude = [] if manifest is None or manifest.probe_path is None else [manifest.probe_path]
     folder = request.paths[0]
@@ -101,7 +96,7 @@ def _read(request: Request, output: Output) -> tuple[Series, Stated | None]:
     for notice in series.notices:
         output.notice(notice)
     try:
-        # Nothing is run here, so code that the series names may be named too.
+        # Trust is not needed: no code is run here.
         stated = stated_model(
             request.model, request.model_arg, manifest, series.checkpoints, trust=True, chain=request.chain
         )
@@ -112,7 +107,7 @@ def _read(request: Request, output: Output) -> tuple[Series, Stated | None]:
 
 
 def _obstacles(plan: Plan) -> dict[int, str]:
-    """Try one row of every Jacobian a scan would take; return why some layers would have none, by their index."""
+    """Compute every Jacobian of a scan at one row; return why some layers have none, by their index."""
     tried = next((measure for measure in plan.measures if measure.trial), None)
     if tried is None or plan.model.most is None:  # a chain's Jacobian is a product of matrices, and always there
         return {}
@@ -130,7 +125,7 @@ def _obstacles(plan: Plan) -> dict[int, str]:
 
 
 def _promise(plan: Plan, largest: int, obstacles: Mapping[int, str]) -> str:
-    """Return the sentence that says whether a scan would work, and what it would hold."""
+    """Say whether a scan would work, and how much memory it would hold."""
     held, free = BASE + weight_memory(plan) + largest, free_bytes(plan.device)
     names = ", ".join(repr(plan.model.names[layer]) for layer in obstacles)
     but = f" but for local_rank of {names} (see not_measured)" if obstacles else ""
@@ -143,7 +138,7 @@ def _promise(plan: Plan, largest: int, obstacles: Mapping[int, str]) -> str:
 
 
 def _layers(plan: Plan, obstacles: Mapping[int, str]) -> Iterator[dict[str, Any]]:
-    """Yield what a scan would measure at each layer reported, and what not and why."""
+    """Yield a row for each layer reported: what a scan would measure there, and what not and why."""
     measures = [measure for measure in plan.measures if any(q.per_layer for q in measure.quantities)]
     memory = layer_memory(plan)
     for k in plan.layers:

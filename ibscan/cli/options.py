@@ -1,4 +1,4 @@
-"""Options as Typer takes them: those of a request and its measures as declared, and what concerns printing."""
+"""Options for Typer: those of a request and its measures as declared, and those of printing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
 
 
 def _typed(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
-    """Return the parser that says in Typer's words what was typed wrong; a default is no text, and stays."""
+    """Wrap a parser so that its errors are Typer's; defaults, which are no text, are not parsed."""
 
     def parsed(text: Any) -> Any:  # noqa: ANN401 - of the option's kind
         try:
@@ -92,7 +92,7 @@ ALL_SETTINGS = (
     _printing("color", "auto", "NO_COLOR and FORCE_COLOR are respected.", kind=Literal["auto", "always", "never"]),
     _printing("debug", False, "Show tracebacks."),
 )
-# What concerns printing alone, and is no part of a request.
+# Options of printing, which are no part of a request.
 PRINTED = (*SHOW_SETTINGS, *PRINTING_SETTINGS, *ALL_SETTINGS)
 SHOW, PRINTING, ALL = (
     tuple(_parameter(setting) for setting in group) for group in (SHOW_SETTINGS, PRINTING_SETTINGS, ALL_SETTINGS)
@@ -100,7 +100,7 @@ SHOW, PRINTING, ALL = (
 
 
 def of_verb(verb: str) -> tuple[inspect.Parameter, ...]:
-    """Return the parameters of a verb that takes checkpoints: what finds them first, then what is measured and how."""
+    """Return the parameters of a verb that reads checkpoints: how to find them first, then what to measure and how."""
     run = [setting for setting in run_settings() if verb in setting.verbs]
     found, how = ([setting for setting in run if (setting.verbs == READING) is first] for first in (True, False))
     own = [setting for setting in measure_settings() if verb == "scan" or verb in setting.verbs]
@@ -110,7 +110,7 @@ def of_verb(verb: str) -> tuple[inspect.Parameter, ...]:
 
 
 def taking(*groups: Iterable[inspect.Parameter]) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Give a function of **options the signature that Typer reads its options from."""
+    """Decorate a function of **options with the signature that Typer reads."""
 
     def decorate(command: Callable[..., int]) -> Callable[..., int]:
         parameters = [parameter for group in groups for parameter in group]

@@ -1,4 +1,4 @@
-"""Where results and notices go: tables or rows on standard output, everything else on standard error."""
+"""Print results on standard output, as tables or rows, and everything else on standard error."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _LONGEST = 10_000
 
 
 def say(sentence: str) -> None:
-    """Print one line on standard error, whatever its encoding, names from files made harmless."""
+    """Print one line on standard error, in its encoding, with names from files escaped."""
     from ibscan.views.console import escaped
 
     stream = sys.stderr
     text = escaped(sentence)
-    if len(text) > _LONGEST:  # a name from a file may be megabytes long; what to do about it stands at the end
+    if len(text) > _LONGEST:  # a name from a file may be megabytes long; the remedy stands at the end
         text = f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 2 :]}"
     line = f"ibscan: {text}\n"
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    # Standard error may be full or gone: what cannot be said must not stop what is being measured.
+    # Standard error may be full or closed, which must not stop a measurement.
     with contextlib.suppress(OSError):
         stream.write(line.encode(encoding, "replace").decode(encoding))
         stream.flush()
@@ -50,7 +50,7 @@ class Output:
     progress_mode: str
 
     def notice(self, sentence: str) -> None:
-        """Say something on standard error, unless told to be quiet."""
+        """Print a sentence on standard error, unless quiet."""
         if not self.quiet:
             say(sentence)
 
@@ -103,45 +103,40 @@ class Output:
             write_rows(rows, self.format, sys.stdout, columns)
             return
         from ibscan.views.console import console
-        from ibscan.views.tables import listing
+        from ibscan.views.listing import listing
 
         console(sys.stdout, color=self.color).print(listing(columns, rows))
 
     @contextmanager
     def progress(self) -> Iterator[Reporting]:
-        """Yield a reporter whose progress line is gone from the screen at the end."""
-        reporting = Reporting(self)
-        try:
+        """Yield a reporter, and remove its progress line at the end."""
+        with contextlib.closing(Reporting(self)) as reporting:
             yield reporting
-        finally:
-            reporting.close()
 
 
 @dataclass
 class Reporting:
-    """Tells notices and progress on standard error."""
+    """Print notices and progress on standard error."""
 
     output: Output
-    _closing: list[Any] = field(default_factory=list)
+    _opened: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _bar: Progress | None = None
 
     def notice(self, sentence: str) -> None:
-        """Say a sentence."""
+        """Print a sentence, unless quiet."""
         self.output.notice(sentence)
 
     def problem(self, sentence: str) -> None:
-        """Say a sentence, quiet or not."""
+        """Print a sentence, quiet or not."""
         say(sentence)
 
     def started(self, total: int) -> None:
         """Open the progress line; nothing to do opens none."""
         from ibscan.views.progress import progress
 
-        self.close()  # of a folder that is followed, each look starts one
+        self.close()  # each poll of a folder that is followed starts one
         mode = "off" if self.output.quiet or not total else self.output.progress_mode
-        opened = progress(total, stream=sys.stderr, mode=mode)
-        self._bar = opened.__enter__()
-        self._closing.append(opened)
+        self._bar = self._opened.enter_context(progress(total, stream=sys.stderr, mode=mode))
 
     def advanced(self, name: str) -> None:
         """Count one more."""
@@ -150,9 +145,8 @@ class Reporting:
                 self._bar.advance(name)
 
     def close(self) -> None:
-        """Take the progress line off the screen."""
-        while self._closing:
-            self._closing.pop().__exit__(None, None, None)
+        """Remove the progress line."""
+        self._opened.close()
 
 
 def output_for(options: Mapping[str, Any]) -> Output:

@@ -1,1 +1,1 @@
-"""What every other room shares: nouns, text, child processes, whole files; importing one costs no torch."""
+"""What all other folders share: records, protocols, text, child processes, whole files; none of it imports torch."""

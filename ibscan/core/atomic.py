@@ -1,4 +1,4 @@
-"""Write whole files: a reader finds the old file or the new one, never a part of either."""
+"""Write whole files: a reader finds the old file or the new one, never a mixture or a part."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
     """
     temporary = temporary_name(path)
     try:
-        # Made with open(), not mkstemp(): the file shall have the permissions that the umask gives.
+        # Not mkstemp(), which ignores the umask's permissions.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(content)
@@ -41,7 +41,7 @@ def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """Return a new name beside a file for what is not whole yet; `stray_pattern` matches it."""
+    """Return a new name beside a file for its unfinished content; `stray_pattern` matches it."""
     return path.parent / f"{stray_pattern(path)[:-1]}{secrets.token_hex(6)}.tmp"
 
 
@@ -52,8 +52,8 @@ def stray_pattern(path: Path) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Wait for a folder's entries: without this a crash of the machine may bring the old one back."""
-    # Folders that may not be read, and some network file systems, refuse it; the rename itself is done.
+    """Flush a folder's entries to disk: otherwise a crash of the machine may bring the old file back."""
+    # Unreadable folders and some network file systems refuse it; the rename itself is done.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

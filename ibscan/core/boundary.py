@@ -1,6 +1,6 @@
-"""The one boundary to code that is not ours: whatever it raises is ours afterwards, and says where.
+"""The one boundary to the user's code: what it raises becomes one of our exceptions, which says where it happened.
 
-Every call into a user's code goes through `foreign`: importing it, building a model, loading weights, forward and
+Every call into the user's code goes through `foreign`: importing it, building a model, loading weights, forward and
 backward passes, reading what a probe's callable returned.
 """
 
@@ -25,9 +25,9 @@ __all__ = ["foreign", "is_installed", "is_out_of_memory", "ours"]
 LONGEST_MESSAGE, LONGEST_NAME = 300, 80
 PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
 STANDARD = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib"))
-# Frames that tell nothing of where the code went wrong.
+# Files of stack frames that do not show where the user's code failed.
 OURS = (PACKAGE, contextlib.__file__, importlib.__file__, "<frozen importlib")
-# How libraries say that they were refused memory, in exceptions that say nothing by their kind.
+# Messages by which libraries report a lack of memory in exceptions of a general kind.
 REFUSED = (
     "allocate memory",
     "not enough memory",
@@ -40,7 +40,7 @@ REFUSED = (
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception of Python, numpy or torch says that memory did not suffice."""
-    # torch is loaded if it can raise.
+    # torch cannot have raised anything where it is not loaded.
     if isinstance(error, (MemoryError, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError))):
         return True
     if isinstance(error, OSError):
@@ -51,18 +51,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def foreign(where: str, verb: str = "raised") -> Iterator[None]:
-    """Run somebody else's code: what it prints goes to standard error, what it raises becomes one sentence.
+    """Run the user's code: send what it prints to standard error, and turn what it raises into one sentence.
 
-    No byte code is written beside its files. Where it makes warnings, or numpy's floating-point faults, raise errors,
+    No byte code is written beside its files. If it changes how warnings or numpy's floating-point errors are raised,
     that is undone afterwards.
 
     Args:
-        where: What the code is, for a message: `the model`, `--probe data.py:probe`.
-        verb: What happened to it.
+        where: Names the code in a message: `the model`, `--probe data.py:probe`.
+        verb: What it did.
 
     Raises:
         OutOfMemory: It asked for more memory than there is.
-        InputError: It raised anything else, or exits. Interrupts and our own errors pass.
+        InputError: It raised anything else, or exited. Interrupts and our own errors pass.
     """
     kept, filters = sys.dont_write_bytecode, list(warnings.filters)
     numpy: Any = sys.modules.get("numpy")
@@ -73,8 +73,7 @@ def foreign(where: str, verb: str = "raised") -> Iterator[None]:
             yield
     except (IbscanError, Interrupted, Reached, KeyboardInterrupt):
         raise
-    # Anything may come from the code: SystemExit among it, by which a script without a main guard would end this
-    # program with its own exit code.
+    # SystemExit included: a script without a main guard would end this program with its own exit code.
     except BaseException as error:
         if is_out_of_memory(error):
             said = f"{where.removesuffix(':')}: memory ran out: {_sentence(error)}. {OutOfMemory.REMEDY}"
@@ -91,26 +90,26 @@ def foreign(where: str, verb: str = "raised") -> Iterator[None]:
 
 @contextlib.contextmanager
 def ours() -> Iterator[None]:
-    """Run code of ours that somebody's code calls: what it raises passes the boundary, and is not laid at their door.
+    """Run our code inside the user's: what it raises passes the boundary instead of being blamed on the user's code.
 
     Raises:
-        Reached: With what was raised as its cause, for whoever called the foreign code to raise again.
+        Reached: With the exception as its cause; whoever called the user's code raises that again.
     """
     try:
         yield
-    except Exception as error:  # raised again on the other side
+    except Exception as error:
         raise Reached(error) from error
 
 
 def is_installed(file: str) -> bool:
-    """Tell whether a file belongs to an installed library, to Python, or to this package: it is nobody's own code."""
+    """Tell whether a file belongs to an installed library, to Python, or to this package, and not to the user."""
     if {"site-packages", "dist-packages"} & set(Path(file).parts) or file.startswith("<"):
         return True
     return file.startswith((PACKAGE, *STANDARD))
 
 
 def _sentence(error: BaseException) -> str:
-    """Return the kind of an exception, its message in one line, and the line of the user's code it came through."""
+    """Describe an exception: kind, message in one line, and the last line of the user's code it came through."""
     said, name = " ".join(_text(error).split()), type(error).__name__
     shown = said if len(said) <= LONGEST_MESSAGE else f"{said[:LONGEST_MESSAGE]} ..."
     name = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]} ..."

@@ -1,4 +1,4 @@
-"""Run a reader of a foreign format in a child process: a crash or an endless loop in it costs one sentence.
+"""Read foreign formats in a child process, so that a crash or an endless loop there becomes one sentence here.
 
 On damaged files the HDF5 library and scipy's reader of MATLAB files end their process or never return, which no
 `except` catches. The child is a module of this package that answers on standard output: a line of JSON, and after it
@@ -21,7 +21,7 @@ from typing import Any
 __all__ = ["Child", "ChildEnded", "limit", "started", "tell"]
 
 
-class ChildEnded(Exception):  # noqa: N818 - says what happened; its caller makes a sentence of it
+class ChildEnded(Exception):  # noqa: N818 - names what happened; its caller makes a sentence of it
     """The child ended without an answer; `code` is its exit code, or minus the signal that ended it."""
 
     def __init__(self, code: int) -> None:
@@ -29,7 +29,7 @@ class ChildEnded(Exception):  # noqa: N818 - says what happened; its caller make
         self.code = code
 
     def reason(self, library: str) -> str:
-        """Return why, in words: its time was over, or `library` broke down."""
+        """Say why: it ran out of time, or `library` broke down."""
         if self.code == -getattr(signal, "SIGXCPU", 0):
             return "reading it does not come to an end"
         what = f"signal {-self.code}" if self.code < 0 else f"exit code {self.code}"
@@ -38,14 +38,14 @@ class ChildEnded(Exception):  # noqa: N818 - says what happened; its caller make
 
 @dataclass(frozen=True)
 class Child:
-    """A child process that is asked on its standard input and answers on its standard output."""
+    """A child process that reads requests from standard input and writes answers to standard output."""
 
     process: subprocess.Popen[bytes]
 
     def send(self, message: object, blob: bytes = b"") -> None:
         """Send a line of JSON, and bytes after it."""
         assert self.process.stdin is not None
-        # A child that is gone is noticed by the answer that does not come.
+        # That the child is gone shows when no answer comes.
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(message).encode() + b"\n" + blob)
             self.process.stdin.flush()
@@ -71,7 +71,7 @@ class Child:
         """
         assert self.process.stdout is not None
         while memory:
-            # Not readinto of the whole: a pipe gives what it holds.
+            # A pipe gives what it holds, which may be less than asked for.
             count = self.process.stdout.readinto(memory)  # type: ignore[attr-defined]
             if not count:
                 raise ChildEnded(self.process.wait())
@@ -80,21 +80,17 @@ class Child:
 
 @contextlib.contextmanager
 def started(command: Sequence[str]) -> Iterator[Child]:
-    """Start a child; it is ended with the block.
-
-    Args:
-        command: Arguments of Python: `-P -m MODULE`, and what the module takes.
-    """
-    # What this process imports from, the child shall import from; never from the working folder.
-    places = os.pathsep.join(place for place in sys.path if place)
+    """Start Python with some arguments (`-P -m MODULE ...`) as a child process, and end it with the block."""
+    # The child imports from where this process does, but never from the working folder.
+    folders = os.pathsep.join(folder for folder in sys.path if folder)
     process = subprocess.Popen(
         [sys.executable, *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        # No plugins of HDF5: the filters they would bring are refused anyway.
-        env={**os.environ, "PYTHONPATH": places, "HDF5_PLUGIN_PRELOAD": "::"},
-        # An interrupt from the terminal is for this process, which ends the child.
+        # No HDF5 plugins: the filters they would add are refused anyway.
+        env={**os.environ, "PYTHONPATH": folders, "HDF5_PLUGIN_PRELOAD": "::"},
+        # Ctrl-C shall reach this process alone, which ends the child.
         start_new_session=True,
     )
     try:
@@ -113,16 +109,16 @@ def tell(answer: object, blob: bytes | memoryview = b"") -> None:
 
 
 def limit(seconds: float, most_bytes: int, more_bytes: int | None = None) -> None:
-    """Let the system end this process, the child, where it takes longer or more memory; nothing on Windows.
+    """Limit the time and memory of this process, the child; do nothing on Windows.
 
     Args:
-        seconds: Of processor time, from now on.
-        most_bytes: Of address space, in all.
-        more_bytes: Of address space beyond what it has now, where the system says how much that is.
+        seconds: Processor time from now on.
+        most_bytes: Address space in all.
+        more_bytes: Address space beyond what it has now, where the system says how much that is.
     """
     try:
         import resource
-    except ImportError:  # not on Windows
+    except ImportError:
         return
     with contextlib.suppress(OSError, ValueError):
         used = resource.getrusage(resource.RUSAGE_SELF)
@@ -137,6 +133,6 @@ def _soft(most_bytes: int, more_bytes: int | None) -> int:
         return most_bytes
     try:
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
-    except (OSError, ValueError, IndexError):  # Linux alone has it
+    except (OSError, ValueError, IndexError):  # not Linux
         return most_bytes
     return min(most_bytes, pages * os.sysconf("SC_PAGE_SIZE") + more_bytes)

@@ -14,7 +14,7 @@ __all__ = ["Estimate", "Status"]
 
 
 class Status(IntEnum):
-    """What a value means, or why there is none; stored as int8 beside every measured variable."""
+    """Whether a value can be used, and if not, why; stored as int8 beside every measured variable."""
 
     OK = 0
     NOT_MEASURED = 1
@@ -27,21 +27,70 @@ class Status(IntEnum):
     LOWER_BOUND = 8
 
     @property
+    def legend(self) -> str:
+        """What stands below a table that has its mark."""
+        return _TEXTS[self][0]
+
+    @property
     def meaning(self) -> str:
-        """What it says of a cell, in a sentence."""
-        return _MEANINGS[self]
+        """What it says of a value, in full."""
+        return _TEXTS[self][1]
+
+    @property
+    def remedy(self) -> str:
+        """What the user can do about it; empty where nothing is to be done."""
+        return _TEXTS[self][2]
 
 
-_MEANINGS: Mapping[Status, str] = {
-    Status.OK: "The value is measured.",
-    Status.NOT_MEASURED: "There is no such number here: no labels, no noise at this layer, or nothing asked for it.",
-    Status.SATURATED: "The value is within 0.1 nat of H(X): more noise, wider cells or more rows are needed.",
-    Status.DEAD: "The layer is the same for every row, and tells nothing of them.",
-    Status.NONFINITE: "The layer, its Jacobian or its weight holds NaN or infinity.",
-    Status.FAILED: "A computation did not come to an end; running again tries again.",
-    Status.OUT_OF_MEMORY: "There was too little memory; running again tries again.",
-    Status.UNRESOLVED: "The value is there, but not within the tolerance, or rounding leaves it open.",
-    Status.LOWER_BOUND: "The truth may be larger: Jacobians were taken on random directions of the input alone.",
+# Legend, meaning and remedy; the guide's table of statuses is made from them.
+_TEXTS: Mapping[Status, tuple[str, str, str]] = {
+    Status.OK: ("ok", "the value is what it says, within its error", ""),
+    Status.NOT_MEASURED: (
+        "not measured",
+        "not asked for, or there is nothing to measure: no labels, no such channel at this layer, a bound that does "
+        "not hold in this network",
+        "`ibscan ls --probe PROBE` lists what is not measured at which layer, and why",
+    ),
+    Status.SATURATED: (
+        "saturated: too close to its ceiling to tell anything apart",
+        "within 0.1 nat of H(X), too near the ceiling to tell anything apart (for the network channel: the lower end "
+        "of its bracket is). The value stays. Not said where H(X) is below 0.2 nat. It does not mean that all "
+        "information is kept",
+        "a larger noise, wider cells, or more rows",
+    ),
+    Status.DEAD: (
+        "dead: the layer is constant over the probe",
+        "every unit is constant over the probe, but for the rounding of its own values; for rank: a zero Jacobian. "
+        "The value, 0, is right",
+        "look at the layer; `#` is the mark on a terminal without Unicode",
+    ),
+    Status.NONFINITE: (
+        "not finite: a NaN or infinity reaches the layer",
+        "a NaN or an infinity reaches the layer",
+        "look at the checkpoint: one such weight makes every layer after it so; counts as a failure",
+    ),
+    Status.FAILED: (
+        "failed",
+        "the layer cannot be differentiated, its declared derivative is not that of what is computed, or a "
+        "decomposition did not converge",
+        "standard error says why; everything else is measured; counts as a failure",
+    ),
+    Status.OUT_OF_MEMORY: (
+        "out of memory",
+        "memory ran out at this cell",
+        "fewer rows (`--samples`), fewer layers (`--layers`), a larger machine; counts as a failure",
+    ),
+    Status.UNRESOLVED: (
+        "unresolved: tolerance not reached within the budget",
+        "the tolerance was not reached within the budget; for rank: the count is within reach of rounding coarser than "
+        "float64",
+        "`--max-replicas`, `--max-draws`, a larger `--tolerance` or `--noise`; for rank: another eps",
+    ),
+    Status.LOWER_BOUND: (
+        "lower bound",
+        "counted on a subspace of the input (`--input-dims`): the true count is at least this",
+        "more `--input-dims`",
+    ),
 }
 
 
@@ -49,10 +98,10 @@ _MEANINGS: Mapping[Status, str] = {
 class Estimate:
     """Values with their uncertainty and status, arrays (C, L, *dims) or (C, *dims).
 
-    A NaN value never has the status OK. What stands beside the value is stored as a companion, a variable of its own
-    whose name ends in a suffix (`COMPANIONS`), and shares the status. Counted quantities have `status` None. `reasons`
-    says of some layers, by index, why their status is what it is; it is told to the user and not stored. How a field is
-    spelt in the name of a variable is known here and nowhere else.
+    A NaN never has the status OK. Every field beside `value` and `status` is stored as a companion: a variable whose
+    name ends in a suffix (`COMPANIONS`, the only place that spells them), and that shares the status. Counted
+    quantities have `status` None. `reasons` explains the status of some layers, by index, to the user; it is not
+    stored.
     """
 
     value: Array
@@ -92,7 +141,7 @@ class Estimate:
 
     @staticmethod
     def companion(key: str, suffix: str) -> str:
-        """Return the stored name of a companion of the quantity `key`, or of its `status`."""
+        """Return the stored name of a companion of the quantity `key`; `status` counts as one."""
         # Both sides of a noisy channel share their replicas, which carry no side in their name.
         return f"{key.removesuffix('_xt') if suffix in ('replicas', 'budget') else key}_{suffix}"
 
@@ -105,11 +154,11 @@ class Estimate:
 
     @staticmethod
     def sides(key: str) -> tuple[str, ...]:
-        """Return the keys of I(X;T) and I(T;Y) of one channel, given either; none for what is of no channel."""
+        """Return the keys of I(X;T) and I(T;Y) of a channel, given either of them; none for other quantities."""
         return (f"{key[:-3]}_xt", f"{key[:-3]}_ty") if key.endswith(("_xt", "_ty")) else ()
 
     def mapped(self, change: Callable[[Array], Array]) -> Estimate:
-        """Return the estimate with every array changed in the same way."""
+        """Apply a function to every array."""
         arrays = {name: getattr(self, name) for name in ("value", "status", *self.COMPANIONS)}
         kept: dict[str, Any] = {name: change(array) for name, array in arrays.items() if array is not None}
         return dataclasses.replace(self, **kept)

@@ -1,4 +1,4 @@
-"""The protocol of a measure, and what it is told when it is made, planned and carried out."""
+"""The protocol of a measure, and what it gets when it is made, planned and called."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Sizes:
 
 
 class Measure(Protocol):
-    """Frozen parameters plus one pure call; a measure is a frozen dataclass that inherits what is usual from here.
+    """Frozen parameters plus one pure call; a measure is a frozen dataclass that takes its defaults from here.
 
     Its parameters are fields made by `ibscan.core.option.option`. It is declared by its class and one line in
     `ibscan.measures.MEASURES`; importing its file may cost neither numpy nor torch, which its call imports.
@@ -65,17 +65,17 @@ class Measure(Protocol):
     name: ClassVar[str]
     verb: ClassVar[str]  # the command that carries it out, beside `scan`; empty for all
     quantities: ClassVar[tuple[Quantity, ...]]
-    required_keys: ClassVar[tuple[str, ...]]  # keys whose cells are there wherever the measure was carried out
-    channel: ClassVar[str] = ""  # by which --channel chooses it; empty where it is none of the noisy channels
+    required_keys: ClassVar[tuple[str, ...]]  # keys that every finished call has given
+    channel: ClassVar[str] = ""  # its name for --channel; empty unless it is a noisy channel
     draws: ClassVar[bool] = False  # whether numbers depend on the seed beyond the sample of rows
     source: ClassVar[str] = ""
     caveat: ClassVar[str] = ""  # what its numbers do not say
-    inapplicable: ClassVar[str] = ""  # why it says nothing of layers it does not apply to, for `ibscan ls`
+    inapplicable: ClassVar[str] = ""  # why it does not apply to some layers, for `ibscan ls`
     trial: ClassVar[str] = ""  # the quantity that `ibscan ls` tries on one row to see what cannot be measured
 
     @property
     def at(self) -> At:
-        """Where it looks: before or after the activation."""
+        """Whether it measures before or after the activation."""
         return "post"
 
     @property
@@ -90,25 +90,25 @@ class Measure(Protocol):
 
     @property
     def attributes(self) -> Mapping[str, str | int]:
-        """What is stored with every variable, and is the same in results that can be joined, beside place and rows."""
+        """Attributes of every variable, beside `at` and `rows`, in which results must agree to be joined."""
         return {}
 
     def applies_to(self, layer: Layer, names: Sequence[str]) -> bool:  # noqa: ARG002
-        """Return whether there is anything it can say of a layer; `names` are those of all, in order."""
+        """Tell whether it can measure a layer; `names` are those of all layers, in order."""
         return True
 
     def seconds(self, sizes: Sizes) -> float:
-        """Return how long it takes on one core beside the forward passes, about."""
+        """Estimate the seconds it takes on one core, forward passes aside."""
         ...
 
     def memory(self, layer: Layer, sizes: Sizes) -> int:
-        """Return the bytes it holds while it measures one layer."""
+        """Estimate the bytes it holds while it measures one layer."""
         return VALUE_COPIES * NUMBER * sizes.rows * layer.width
 
     def __call__(
         self, network: Network, probe: Probe, streams: RandomStreams, layers: Sequence[int] | None = None
     ) -> Mapping[str, Estimate]:
-        """Measure every stacked checkpoint; one Estimate for each quantity key, of all layers.
+        """Measure every stacked checkpoint; return one Estimate (C, L, ...) for each quantity key.
 
         Args:
             network: C checkpoints.

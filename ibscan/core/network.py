@@ -1,4 +1,4 @@
-"""What measures ask of a network: protocols as narrow as their users, and what goes through them."""
+"""What measures ask of a network: narrow protocols, and the values they pass."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class JacobianSpec:
-    """Which Jacobians are meant: of which layers, before or after the activation, and with respect to what.
+    """Choose Jacobians: of which layers, before or after the activation, and with respect to what.
 
     `origin` is the index of the layer whose post is the variable, None for the network's input. `layers` are those
     wanted, None for all. `directions` restricts the variable to a random orthonormal subspace of so many dimensions,
@@ -49,17 +49,17 @@ class JacobianSpec:
 
     @property
     def feeds(self) -> bool:
-        """Whether the norm of what feeds a layer bounds its rank: at pre, and on the whole input."""
+        """Whether the norm of the Jacobian of a layer's input bounds its rank: at pre, and on the whole input."""
         return self.at == "pre" and self.directions is None
 
 
 @dataclass(frozen=True)
 class Weight:
-    """The weight of a layer as matrices (C, out, in), float64, and how it makes the layer's map.
+    """The weight of a layer as matrices (C, out, in), float64, and how the layer applies it.
 
-    The map of one row consists of `positions` products with the matrix, each of its own part of what is fed: exactly
-    so, its singular values are those of the matrix `positions` times over, where `separate`; of overlapping parts
-    (patches), its rank is at most `positions` times that of the matrix. None where neither is so.
+    The layer multiplies `positions` parts of a row's input by the matrix. If these parts are `separate`, the singular
+    values of the whole map are those of the matrix, each `positions` times; if they overlap (patches), its rank is at
+    most `positions` times that of the matrix. `positions` is None where neither holds.
     """
 
     matrix: torch.Tensor
@@ -124,8 +124,8 @@ class DecidingNetwork(LayeredNetwork, Protocol):
     def scores(self, x: Array, visit: Scores) -> None:
         """Call visit(output, logits, rows) with (C, n, units) tensors, rows in blocks: the network's own output.
 
-        Of a softmax or a sigmoid the logits it is made of, one for one; None where they are in another order, or
-        normalised in parts. Of anything else the logits are the output itself.
+        `logits` are the inputs of a softmax or sigmoid, unit by unit; None where their order differs or the output is
+        normalised in parts. For any other output they are the output itself.
         """
         ...
 
@@ -149,7 +149,7 @@ class NoisyNetwork(LayeredNetwork, Protocol):
 
 
 class WeightedNetwork(LayeredNetwork, Protocol):
-    """A network that says which layers are their weight times what they are fed."""
+    """A network that knows which of its layers are affine in their input."""
 
     @property
     def plain(self) -> bool:
@@ -157,9 +157,9 @@ class WeightedNetwork(LayeredNetwork, Protocol):
         ...
 
     def affine(self, x: Array) -> tuple[bool, ...]:
-        """Return of every layer whether, on these rows, its pre is its weight times what it is fed, plus its bias.
+        """Tell for every layer whether, on these rows, its pre is its weight times its input, plus its bias.
 
-        Only then does its weight say anything of it. False for modules asked for by name.
+        Its weight bounds its rank only then. False for modules asked for by name.
         """
         ...
 
@@ -172,19 +172,19 @@ class DifferentiableNetwork(WeightedNetwork, Protocol):
     """A network whose layers have Jacobians."""
 
     def inputs_of(self, x: Array) -> int:
-        """Return how many numbers of a row are what Jacobians are with respect to: rows may hold masks and the like."""
+        """Count the numbers of a row that Jacobians are taken with respect to, which leaves out masks and the like."""
         ...
 
     def undefined(self, spec: JacobianSpec) -> Mapping[int, str]:
-        """Return the layers that have no derivative by the variable, with the reason."""
+        """Return the layers that cannot be differentiated with respect to the variable, with the reason."""
         ...
 
     def rounding(self, x: Array, spec: JacobianSpec) -> Mapping[int, float]:
-        """Return how far rounding may have moved Jacobians, in units of their norm, where they are not float64."""
+        """Bound the relative rounding error of Jacobians, by layer, where they are not float64."""
         ...
 
     def grams(self, x: Array, visit: VisitGram, spec: JacobianSpec) -> Mapping[int, str]:
-        """Call visit(layer, gram, rows) for every layer wanted: `numerics.spectra.counting.Gram`, the quick way.
+        """Call visit(layer, gram, rows) for every layer wanted, with a `numerics.spectra.counting.Gram`: the fast way.
 
         Blocks of rows may be visited side by side, each of a layer once. Returns the layers whose Jacobian cannot be
         computed, with the reason; some of their rows may have been visited.
@@ -209,4 +209,4 @@ class DifferentiableNetwork(WeightedNetwork, Protocol):
 
 
 class Network(DecidingNetwork, NoisyNetwork, DifferentiableNetwork, Protocol):
-    """All that any measure asks for: what chains and modules are."""
+    """Everything that any measure asks for; chains and modules implement it."""

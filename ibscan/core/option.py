@@ -1,4 +1,4 @@
-"""Options: what a parameter is called where people set it, how it is read and checked, and its default, once."""
+"""Options: how people set a parameter, how it is read and checked, and its default, declared once."""
 
 from __future__ import annotations
 
@@ -134,12 +134,7 @@ def option(default: T | Callable[[], T], spec: Option) -> T:
 
 
 def settings_of(declaring: type, verbs: tuple[str, ...] = ()) -> tuple[Setting, ...]:
-    """Return the options of a dataclass in the order of its fields.
-
-    Args:
-        declaring: A dataclass some of whose fields are made by `option`.
-        verbs: The commands that have them.
-    """
+    """Return the options of a dataclass, fields made by `option`, in order; `verbs` are the commands that have them."""
     return tuple(
         Setting(
             field.name,
@@ -154,7 +149,7 @@ def settings_of(declaring: type, verbs: tuple[str, ...] = ()) -> tuple[Setting, 
 
 
 def number(text: str) -> float:
-    """Read a number as a person writes it; `1_0`, which Python would take for 10, is none.
+    """Read a number; refuse `1_0`, which Python would take for 10.
 
     Raises:
         ValueError: It is none.
@@ -165,7 +160,7 @@ def number(text: str) -> float:
 
 
 def whole(text: str) -> int:
-    """Read a whole number; `1_0` is none.
+    """Read a whole number; refuse `1_0`.
 
     Raises:
         ValueError: It is none.

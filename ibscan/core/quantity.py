@@ -1,7 +1,8 @@
-"""Quantities and dimensions: what a stored number is, and what it runs over."""
+"""Quantities and dimensions: what a stored number means, and along what it varies."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +30,10 @@ class Dimension:
         meaning: What its coordinate says, stored as its `long_name`.
         kind: Of its coordinate, as numpy codes it: `f` numbers, `i` whole numbers, `O` text.
         unit: Of its coordinate.
-        label: Head of a table's column.
-        option: Keyword of the option that sets its values; empty where the measure or the network decides.
+        label: Head of the column of its values.
+        title: Its name in the title of a table.
+        options: Keywords of the options that set its values; none where the measure or the network decides.
+        verb: The command that measures at more of its values, given those options.
         first: Its first value where only the network decides how many there are.
     """
 
@@ -39,37 +42,64 @@ class Dimension:
     kind: str = "f"
     unit: str = "1"
     label: str = ""
-    option: str = ""
+    title: str = ""
+    options: tuple[str, ...] = ()
+    verb: str = ""
     first: int = 0
 
+    @property
+    def flags(self) -> str:
+        """The options as typed, `--bins or --bin-width`."""
+        return " or ".join(f"--{option.replace('_', '-')}" for option in self.options)
 
-EPS = Dimension("eps", "absolute threshold on singular values", label="eps", option="eps")
+
+EPS = Dimension("eps", "absolute threshold on singular values", label="eps", title="eps", options=("eps",), verb="rank")
 REL_EPS = Dimension(
-    "rel_eps", "threshold relative to the row's largest singular value", label="rel_eps", option="rel_eps"
+    "rel_eps",
+    "threshold relative to the row's largest singular value",
+    label="eps",
+    title="relative eps",
+    options=("rel_eps",),
+    verb="rank",
 )
 NOISE = Dimension(
     "noise",
     "standard deviation of the Gaussian noise per unit, in activation units",
     unit="activation units",
     label="noise",
-    option="noise",
+    title="noise",
+    options=("noise",),
+    verb="mi",
 )
 REL_NOISE = Dimension(
     "rel_noise",
     "standard deviation of the noise as a multiple of the layer's root-mean-square distance from its mean",
-    label="rel_noise",
-    option="rel_noise",
+    label="noise/rms",
+    title="relative noise",
+    options=("rel_noise",),
+    verb="mi",
 )
-BINNING = Dimension("binning", "how units were cut into cells", "O", label="binning", option="bins")
-COMPONENT = Dimension("component", "place of the singular value in descending order, from 1", "i", label="k", first=1)
-RANK_VALUE = Dimension("rank_value", "rank of a row's Jacobian, from 0", "i", label="rank")
-DISTANCE_BIN = Dimension("distance_bin", "index of the distance bin, from 0", "i", label="bin")
-DIMENSIONS = (EPS, REL_EPS, NOISE, REL_NOISE, BINNING, COMPONENT, RANK_VALUE, DISTANCE_BIN)
+BINNING = Dimension(
+    "binning",
+    "how units were cut into cells",
+    "O",
+    label="cells",
+    title="cells",
+    options=("bins", "bin_width"),
+    verb="mi",
+)
+COMPONENT = Dimension("component", "place of the singular value in descending order, from 1", "i", first=1)
+RANK_VALUE = Dimension("rank_value", "rank of a row's Jacobian, from 0", "i")
+DISTANCE_BIN = Dimension("distance_bin", "index of the distance bin, from 0", "i")
+DIMENSIONS: Mapping[str, Dimension] = {
+    dimension.name: dimension
+    for dimension in (EPS, REL_EPS, NOISE, REL_NOISE, BINNING, COMPONENT, RANK_VALUE, DISTANCE_BIN)
+}
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a number is.
+    """What is measured: a variable of the result file.
 
     Args:
         key: Name of the variable in the file.

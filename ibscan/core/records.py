@@ -1,4 +1,4 @@
-"""What is measured, and on what: Checkpoint, Series, Probe, Layer."""
+"""Records of what is measured, and on what: Checkpoint, Series, Probe, Layer."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def is_counter(name: str, shape: Sequence[int]) -> bool:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One saved state of the network: where it lies and what it says of itself, never its weights.
+    """One saved state of the network: where it lies and what its file states, but not its weights.
 
     `name` is the path relative to the series' folder, as tables show it. `value` is the coordinate of a sweep
     (say a loss weight), where the series is one. `tensors` maps state-dict names, wrapper prefixes already stripped,
@@ -139,10 +139,10 @@ class Probe:
 class Layer:
     """A called module whose output is measured: dotted name, kind (`Linear`, ...), width in units.
 
-    `width` counts the layer's own output (pre); what follows it may have another size (pooling). `post_range` is the
-    closed range of its post-activation where the network states one (tanh: (-1, 1)). In the network channel every layer
-    is noisy but those with `output`, which no other layer is fed by; `first` says that no noisy layer comes before it.
-    Modules that are layers only because they were asked for by name are not `noisy`, and come after all others.
+    `width` counts the layer's own output (pre); its post may have another size (pooling). `post_range` is the closed
+    range of its post-activation where the network states one (tanh: (-1, 1)). In the network channel a layer is noisy
+    unless it is an `output`, which no other layer consumes; `first` says that no noisy layer comes before it. Modules
+    that are layers only because they were asked for by name are not `noisy`, and come after all others.
     """
 
     name: str

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ibscan.core.estimate import Estimate
 from ibscan.core.records import Array
-
-if TYPE_CHECKING:
-    pass
+from ibscan.core.text import near_names
+from ibscan.errors import UsageError
 
 __all__ = ["Result", "Variable"]
 
@@ -55,6 +54,18 @@ class Result:
     def __contains__(self, name: object) -> bool:
         return name in self.variables or name in self.coordinates
 
+    def check_shown(self, units: str, variable: str | None) -> None:
+        """Check a unit, and a variable where one is named.
+
+        Raises:
+            UsageError: There is no such variable, or no such unit.
+        """
+        if units not in ("nats", "bits"):
+            raise UsageError(f"units {units!r}: expected nats or bits.")
+        if variable is not None and variable not in self.variables:
+            near = near_names(variable, self.variables, 3, 0.5) or sorted(self.quantities)
+            raise UsageError(f"--variable {variable!r}: the result has no such variable; it has {', '.join(near)}.")
+
     @property
     def settings(self) -> dict[str, Any]:
         """The `settings` attribute, decoded."""
@@ -68,7 +79,7 @@ class Result:
         return tuple(name for name in self.variables if name not in beside)
 
     def estimate(self, key: str) -> Estimate:
-        """Return a quantity with everything stored of it: errors, ends, extremes, draws and status.
+        """Return a quantity with all its companions: errors, bounds, extremes, draws and status.
 
         Args:
             key: Name of a quantity, such as `local_rank`; `quantities` lists them.
@@ -94,9 +105,9 @@ class Result:
         return Estimate(self.variables[key].values, **{"status": None, **beside})
 
     def companions(self, name: str) -> dict[str, Variable]:
-        """Return what stands beside a variable, by the field of `Estimate` it holds (`stderr`, ..., `status`).
+        """Return the companions of a variable, by the field of `Estimate` they hold (`stderr`, ..., `status`).
 
-        Companions share the status of their quantity. One of other dimensions, as foreign files may have, is left out.
+        A companion of other dimensions, as files made by other tools may have, is left out.
         """
         main = self[name]
         named = {Estimate.field_of(other): self.variables.get(other) for other in main.ancillary}

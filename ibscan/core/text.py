@@ -1,4 +1,4 @@
-"""Text that several rooms read or write: natural order, near names, short lists, and numbers as text."""
+"""Text: natural order, similar names, short lists, and numbers written as text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONGEST_NUMBER = 400
 
 
 def is_initial(name: str) -> bool:
-    """Tell whether a path's last two parts say that nothing was learned yet.
+    """Tell whether the last two parts of a path name an untrained state.
 
     Example:
         >>> is_initial("init.pt"), is_initial("random-weights/model.safetensors"), is_initial("initrd.pt")
@@ -30,7 +30,7 @@ def is_initial(name: str) -> bool:
 
 
 def by_name(name: str) -> tuple[int, tuple[object, ...]]:
-    """Return a sort key: names that say start come first, names that say end last, the others in natural order."""
+    """Return a sort key: names of untrained states first, of final ones last, others between in natural order."""
     return 0 if is_initial(name) else 2 if _says(name, FINAL) else 1, natural(name)
 
 
@@ -50,13 +50,7 @@ def natural(text: str) -> tuple[object, ...]:
 
 
 def near_names(name: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6) -> list[str]:
-    """Return the known names most like a mistyped one, the most similar first.
-
-    Args:
-        name: As it was typed.
-        known: The names there are.
-        most: How many to return at most.
-        cutoff: Least similarity, 0 to 1 (the ratio of `difflib`).
+    """Return the known names most like a mistyped one, the most similar first; `cutoff` is the ratio of `difflib`.
 
     Example:
         >>> near_names("thanh", ["relu", "tanh"]), near_names("gelu6", ["tanh"])
@@ -81,7 +75,7 @@ def first_line(error: BaseException, longest: int = 120) -> str:
 
 
 def text_number(text: str) -> int | float | None:
-    """Return the number a text is, also as `str` writes a tensor or a list of one, or None.
+    """Read a number, also as `str` writes a tensor or a list of one; return None where there is none.
 
     Example:
         >>> text_number(" 10"), text_number("3.0"), text_number("tensor([7], device='cuda:0')"), text_number("best")

@@ -22,7 +22,6 @@ from ibscan.core.streams import RandomStreams
 from ibscan.engine.models import Loaded
 from ibscan.errors import CheckpointError, OutOfMemory
 from ibscan.measures.driver import blank, misfortune
-from ibscan.measures.weight_bounds import withdrawn
 from ibscan.numerics.memory import keep_freed
 
 __all__ = ["Block", "blocks", "measured", "partition"]
@@ -146,10 +145,7 @@ def _finished(
         return Block((), (), (), {**skipped, **dict.fromkeys((checkpoint.name for checkpoint in read), str(error))})
     # The network has weights of its own by now.
     states.clear()
-    outcomes = list(_outcomes(network, measures, probe, seed, layers))
-    held = withdrawn({key: estimate for _, found, _ in outcomes for key, estimate in found.items()})
-    outcomes = [(measure, {key: held[key] for key in found}, rows) for measure, found, rows in outcomes]
-    return Block(read, network.layers, tuple(outcomes), skipped)
+    return Block(read, network.layers, tuple(_outcomes(network, measures, probe, seed, layers)), skipped)
 
 
 def _outcomes(

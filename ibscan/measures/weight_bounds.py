@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from ibscan.core.network import Weight, WeightedNetwork
 from ibscan.core.records import Array, Probe
 from ibscan.numerics.spectra.spectrum import finite_matrices, made_finite, numerical_rank, singular_values, stable_rank
 
-__all__ = ["weight_estimates", "withdrawn"]
+__all__ = ["weight_estimates"]
 
 # No activation here is steeper than gelu, whose slope is 1.13 at most.
 STEEPEST = 1.13
@@ -146,24 +146,3 @@ class _Weights:
             before = np.fmin(before, bound[:, k])
             known[:, k] = np.where(told, status[:, k], np.where(finite, Status.NOT_MEASURED, Status.NONFINITE))
         return bound, known
-
-
-def withdrawn(found: Mapping[str, Estimate]) -> dict[str, Estimate]:
-    """Return estimates without bounds that a count exceeds.
-
-    Only rounding can bring that about: at thresholds below that of a Jacobian nothing else is counted.
-
-    Args:
-        found: Estimates of the same checkpoints and layers, of several measures.
-    """
-    bound = found.get("rank_bound_weights")
-    if bound is None or bound.status is None:
-        return dict(found)
-    broken = np.zeros(bound.value.shape, dtype=bool)
-    for key in ("local_rank", "local_rank_rel"):
-        most = found[key].maximum if key in found else None
-        if most is not None and most.shape[-1]:
-            broken |= (most > bound.value[..., None]).any(-1)
-    value = np.where(broken, np.nan, bound.value)
-    status = np.where(broken, Status.NOT_MEASURED, bound.status).astype(np.int8)
-    return {**found, "rank_bound_weights": Estimate(value, status)}

@@ -1,1 +1,1 @@
-"""From estimates to one self-describing file, and from the file to rows."""
+"""Results: from estimates to one self-describing file, and from the file to rows."""

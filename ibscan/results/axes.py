@@ -1,8 +1,8 @@
-"""The dimensions of a result: what their coordinates are called, how they are ordered, what fills a gap."""
+"""The dimensions of a result: names, kinds and order of their coordinates, and fill values."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,13 @@ __all__ = [
     "DESCRIPTIONS",
     "KINDS",
     "METRIC",
+    "STATED_METRIC",
     "checkpoint_keys",
     "fill_value",
     "is_fill",
     "is_metric",
     "keys",
+    "metric_value",
     "ordered",
     "stored_text",
     "strings",
@@ -40,10 +42,10 @@ AUXILIARY: Mapping[str, str] = {
     "layer_width": "layer",
 }
 
-# How names of metrics begin: numbers that checkpoints carry in their metadata.
-METRIC = "metric_"
+# Prefixes of metrics, which training loops write beside the weights: of our variables, and of checkpoints' metadata.
+METRIC, STATED_METRIC = "metric_", "ibscan.metric."
 
-# Attributes of a variable in which results must agree to be joined, with the values of older files, which lack them.
+# Attributes of a variable in which results must agree to be joined, with their values for older files, which lack them.
 AGREEING: Mapping[str, str | int] = {"at": "", "rows": -1, "from": "input", "input_dims": 0}
 
 KINDS: Mapping[str, str] = {
@@ -57,7 +59,7 @@ KINDS: Mapping[str, str] = {
     "layer": "O",
     "layer_type": "O",
     "layer_width": "i",
-    **{dimension.name: dimension.kind for dimension in DIMENSIONS},
+    **{dimension.name: dimension.kind for dimension in DIMENSIONS.values()},
 }
 
 DESCRIPTIONS: Mapping[str, str] = {
@@ -71,13 +73,13 @@ DESCRIPTIONS: Mapping[str, str] = {
     "layer": "dotted path of the module, #2 for its second call",
     "layer_type": "kind of module",
     "layer_width": "units of the layer",
-    **{dimension.name: dimension.meaning for dimension in DIMENSIONS},
+    **{dimension.name: dimension.meaning for dimension in DIMENSIONS.values()},
 }
 
 
 def stored_text(text: str) -> str:
-    """Return text as a UTF-8 file can hold it: bytes that are no UTF-8, and NUL, become visible escapes."""
-    # HDF5 strings end at a NUL, and a file name of undecodable bytes reaches Python as lone surrogates.
+    """Return text as UTF-8 without NUL, at which HDF5 strings end; both become visible escapes."""
+    # A file name of undecodable bytes reaches Python as lone surrogates.
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -106,12 +108,20 @@ def is_fill(values: Array, fill: Any) -> Array:  # noqa: ANN401 - as above
 
 
 def is_metric(name: str) -> bool:
-    """Tell whether a variable is a number that the training loop wrote beside the weights, and not measured here."""
+    """Tell whether a variable was written by the training loop beside the weights, and not measured here."""
     return name.startswith(METRIC)
 
 
+def metric_value(text: str | None) -> float | None:
+    """Read a metric from a checkpoint's metadata; return None where it is no number."""
+    try:
+        return None if text is None or "_" in text else float(text)
+    except ValueError:
+        return None
+
+
 def checkpoint_keys(result: Result) -> list[tuple[str, str]]:
-    """Return what tells one checkpoint from another: (sha256, name)."""
+    """Return the identity of every checkpoint: (sha256, name)."""
     hashes, names = result["checkpoint_sha256"].values.tolist(), result["checkpoint_name"].values.tolist()
     return list(zip(hashes, names, strict=True))
 
@@ -123,18 +133,10 @@ def keys(result: Result, dimension: str) -> list[Hashable]:
 
 def ordered(coordinates: Mapping[str, Variable], rows: int) -> list[int]:
     """Return the order of checkpoints: by value, epoch or step, the first that all of them have, else by name."""
-
-    def column(name: str) -> Array:
-        return coordinates[name].values
-
-    names, hashes = column("checkpoint_name"), column("checkpoint_sha256")
-    leading: Sequence[Any] = [0] * rows
-    if np.isfinite(column("value")).all():
-        leading = column("value").tolist()
-    elif np.isfinite(column("epoch")).all():
-        leading = column("epoch").tolist()
-    elif (column("step") >= 0).all():
-        leading = column("step").tolist()
-    # Checkpoints of one epoch stand in the order of their steps, where all have one.
-    steps = column("step").tolist() if (column("step") >= 0).all() else [0] * rows
+    columns = {name: coordinates[name].values.tolist() for name, home in AUXILIARY.items() if home == "checkpoint"}
+    # Checkpoints of one epoch are ordered by step, where all have one.
+    steps: list[Any] = columns["step"] if all(step >= 0 for step in columns["step"]) else [0] * rows
+    known = (columns[name] for name in ("value", "epoch") if np.isfinite(coordinates[name].values).all())
+    leading = next(known, steps)
+    names, hashes = columns["checkpoint_name"], columns["checkpoint_sha256"]
     return sorted(range(rows), key=lambda row: (leading[row], steps[row], by_name(str(names[row])), hashes[row]))

@@ -1,4 +1,4 @@
-"""Whether a result has all that a part of a run has: the part is then of no more use."""
+"""Tell whether a result has everything that a part of a run has, so that the part can be deleted."""
 
 from __future__ import annotations
 
@@ -15,12 +15,7 @@ __all__ = ["holds"]
 
 
 def holds(held: Result, part: Result) -> list[bool]:
-    """Compare a part with a result: tell of each checkpoint whether all of its cells are there, as precise.
-
-    Args:
-        held: The result.
-        part: Of any settings.
-    """
+    """Tell for each checkpoint of a part whether the result `held` has all of its cells, at least as precise."""
     found = np.ones(len(checkpoint_keys(part)), dtype=bool)
     if first_difference(held, part.attrs) is not None:
         return [False] * len(found)
@@ -29,7 +24,7 @@ def holds(held: Result, part: Result) -> list[bool]:
         wanted = measured_cells(part, key)
         status = part.status(key)
         if status is not None:
-            # No run takes up a failed cell.
+            # A failed cell is measured again anyway.
             wanted &= ~np.isin(status, FAILURES)
         if key in theirs and _agree(held, part, key):
             wanted &= ~_known(held, part, key)
@@ -45,23 +40,23 @@ def _agree(held: Result, part: Result, key: str) -> bool:
 
 
 def _known(held: Result, part: Result, key: str) -> Array:
-    """Return where a result has a part's cells, no less precise, and tried with no smaller a budget."""
+    """Return where a result has a part's cells, at least as precise and with at least its budget."""
     indices = []
     for dim in part[key].dims:
         index = {value: k for k, value in enumerate(keys(held, dim))}
         indices.append(np.array([index.get(value, len(index)) for value in keys(part, dim)], dtype=np.intp))
 
     def at(values: Array, fill: float) -> Array:
-        # One entry more along every dimension stands for what the result does not have.
+        # One more entry along every dimension, for coordinates that the result lacks.
         padded = np.pad(values, [(0, 1)] * values.ndim, constant_values=fill)
         return np.asarray(padded[np.ix_(*indices)])
 
-    theirs, ours = held.estimate(key), part.estimate(key)
-    status = theirs.status
+    there, here = held.estimate(key), part.estimate(key)
+    status = there.status
     usable = measured_cells(held, key) if status is None else ~np.isin(status, (Status.NOT_MEASURED, *FAILURES))
     known = at(usable, False)
-    if theirs.stderr is not None and ours.stderr is not None:
+    if there.stderr is not None and here.stderr is not None:
         known &= ~(half_width(part, key) * (1 + ROUNDING) < at(half_width(held, key), np.nan))
-    if theirs.budget is not None and ours.budget is not None:
-        known &= ~(ours.budget > at(theirs.budget, np.nan))
+    if there.budget is not None and here.budget is not None:
+        known &= ~(here.budget > at(there.budget, np.nan))
     return known

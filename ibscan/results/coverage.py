@@ -1,4 +1,4 @@
-"""Find which cells of a result are measured already, and whether a measure may join it at all.
+"""Find which cells of a result are already measured, and whether a measure may be joined to it.
 
 A cell is one value: of a quantity, at a checkpoint, a layer and a parameter.
 """
@@ -30,9 +30,9 @@ __all__ = [
     "statuses",
 ]
 
-# A cell of these is measured again by the next run.
+# The next run measures cells with these statuses again.
 FAILURES = (Status.NONFINITE, Status.FAILED, Status.OUT_OF_MEMORY)
-# Errors that differ by no more than this share are those of one measurement, rounded in another way.
+# Errors that differ by less than this share are taken to be equal but for rounding.
 ROUNDING = 1e-6
 
 
@@ -42,9 +42,9 @@ def rows_of(result: Result) -> dict[tuple[str, str], int]:
 
 
 def statuses(result: Result) -> dict[str, Array]:
-    """Return the status array of each quantity that has one, but not those of metrics.
+    """Return the status array of each quantity that has one, metrics aside.
 
-    A metric that is not finite is what the training loop wrote, and no failure to measure.
+    A metric that is not finite was written so by the training loop, and is no failure to measure.
     """
     found = ((key, result.status(key)) for key in result.quantities if not is_metric(key))
     return {key: status for key, status in found if status is not None}
@@ -56,15 +56,10 @@ def failures(result: Result) -> int:
 
 
 def conflict(result: Result, measures: Sequence[Measure], rows: int) -> str | None:
-    """Say which quantity of the result was measured on other rows, or before or after the activation, than asked for.
+    """Return a clause on the first quantity that was measured under other terms than asked for, or None.
 
-    Args:
-        result: The file's.
-        measures: What is asked for.
-        rows: Rows of the whole probe.
-
-    Returns:
-        A clause naming the first difference, or None.
+    Terms are the rows, before or after the activation, and the measure's attributes; `rows` are those of the whole
+    probe.
     """
     for measure in measures:
         used = rows if measure.samples is None else min(rows, measure.samples)
@@ -81,17 +76,11 @@ def conflict(result: Result, measures: Sequence[Measure], rows: int) -> str | No
 
 
 def covers(result: Result, row: int, measure: Measure, layers: Sequence[str]) -> bool:
-    """Tell whether every cell that a measure would give for a checkpoint is there, measured, and precise enough.
+    """Tell whether a result has every cell that a measure would give for a checkpoint, precise enough.
 
-    Args:
-        result: The file's, of the same identity.
-        row: The checkpoint's index in it.
-        measure: What is asked for.
-        layers: Names of the layers asked for.
-
-    Returns:
-        False where a cell is absent, failed, not finite, or (noisy values) wider than the tolerance while the budget
-        asked for is larger than the one it had.
+    It does not where a cell is absent, failed, not finite, or (noisy values) wider than the tolerance while the budget
+    asked for is larger than the one it had. `row` is the checkpoint's index in the result, `layers` names those asked
+    for.
     """
     quantities = {quantity.key: quantity for quantity in measure.quantities}
     return all(_covers_variable(result, row, measure, quantities[key], layers) for key in measure.required_keys)
@@ -111,7 +100,7 @@ def _covers_variable(result: Result, row: int, measure: Measure, quantity: Quant
     status = result.status(key)
     if status is None:
         return bool(np.isfinite(result[key].values[at]).all())
-    # What belongs to the checkpoint alone may be not measurable at all, as accuracy is without labels.
+    # What belongs to the checkpoint alone may not be measurable at all, as accuracy without labels.
     retried = (Status.NOT_MEASURED, *FAILURES) if quantity.per_layer else FAILURES
     if np.isin(status[at], retried).any():
         return False
@@ -128,9 +117,9 @@ def _precise(result: Result, measure: Measure, key: str, at: Any, tolerance: flo
         width = np.fmax(width, 1.96 * _given(result, side, "stderr")[at])
         gap = np.fmax(gap, open_bracket(result, side)[at])
     budget = getattr(measure, "max_draws", 0)
-    # Draws do not depend on the run: with a budget that allows no further round a cell would come out as it is.
+    # Draws do not depend on the run: without budget for a further round the cell would stay as it is.
     round_of_draws = min(int(result[key].attrs["rows"]), budget // 2)
-    # The width of a cell that just met the tolerance may round to a little more here.
+    # A width that just met the tolerance may round to a little more here.
     most = tolerance * (1 + 1e-9)
     if found.budget is not None:
         # Do not retry a cell with the same or a smaller budget, whichever part of it was short.
@@ -148,12 +137,12 @@ def _given(result: Result, key: str, field: str) -> Array:
 
 
 def _is_bracketed(result: Result, key: str) -> bool:
-    """Tell whether a value is that of a channel whose ends close in on it: such a channel has a budget of replicas."""
+    """Tell whether a quantity is of a channel with a bracket: such a channel has a budget of replicas."""
     return any("budget" in result.companions(side) for side in Estimate.sides(key) if side in result)
 
 
 def open_bracket(result: Result, key: str) -> Array:
-    """Return half of what a value's bracket leaves open beside its 95 % interval; 0 where ends are other bounds."""
+    """Return by how much half the bracket exceeds the 95 % half width; 0 where ends are bounds of another kind."""
     if not _is_bracketed(result, key):
         return np.zeros(result[key].values.shape)
     ends = _given(result, key, "upper") - _given(result, key, "lower")
@@ -161,13 +150,13 @@ def open_bracket(result: Result, key: str) -> Array:
 
 
 def measured_cells(result: Result, key: str) -> Array:
-    """Return where there is anything of a quantity, failures included."""
+    """Return where a quantity was measured or failed."""
     status, values = result.status(key), result[key].values
     return ~is_fill(values, fill_value(values.dtype)) if status is None else status != Status.NOT_MEASURED
 
 
 def half_width(result: Result, key: str) -> Array:
-    """Return what is held against the tolerance: of the 95 % interval, and of the bracket where there is one."""
+    """Return the half width that the tolerance limits: of the 95 % interval, and of the bracket where there is one."""
     if not _is_bracketed(result, key):
         return np.asarray(1.96 * _given(result, key, "stderr"))
     # Both sides of a bracketed cell are resolved together or not at all.

@@ -1,4 +1,4 @@
-"""Decode an open HDF5 file to a result, checking every size and kind before it is used."""
+"""Decode an open HDF5 file to a result; check every size and kind before using it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ibscan.core.result import Result, Variable
 from ibscan.errors import InputError
 from ibscan.results.axes import AUXILIARY, KINDS
 
-__all__ = ["DIMENSIONS", "FORMAT_VERSION", "decoded"]
+__all__ = ["DIMENSION_NAMES", "FORMAT_VERSION", "decoded", "unreadable"]
 
 FORMAT_VERSION = 1
 
-# The names of dimensions once more, as JSON at the root. Other readers follow the references of the dimension scales;
-# on a damaged file that crashes the HDF5 library and with it the process.
-DIMENSIONS = "dimensions"
+# Attribute with the names of dimensions, as JSON: following the references of dimension scales, as other readers do,
+# crashes the HDF5 library, and with it the process, on a damaged file.
+DIMENSION_NAMES = "dimensions"
 
 # Deflate cannot shrink by more than 1032 : 1, so what claims more is not what a writer wrote.
 _DEFLATE_BOUND = 1040
@@ -64,9 +64,6 @@ def decoded(file: h5py.File, size: int, where: str) -> Result:
         size: Its size in bytes, the bound for what it may claim to hold.
         where: Its name for messages.
 
-    Returns:
-        The checked result.
-
     Raises:
         InputError: The file is foreign, newer, or inconsistent. h5py's own exceptions pass through.
     """
@@ -80,7 +77,7 @@ def decoded(file: h5py.File, size: int, where: str) -> Result:
         raise InputError(
             f"{where}: has format {version}, written by a newer ibscan; this one reads up to {FORMAT_VERSION}. Upgrade."
         )
-    dimensions = json.loads(attrs.pop(DIMENSIONS, "{}"))
+    dimensions = json.loads(attrs.pop(DIMENSION_NAMES, "{}"))
     coordinates: dict[str, Variable] = {}
     variables: dict[str, Variable] = {}
     for name, dataset in _datasets(file, size, where):
@@ -96,11 +93,19 @@ def decoded(file: h5py.File, size: int, where: str) -> Result:
     return result
 
 
+def unreadable(where: str, error: Exception) -> InputError:
+    """Turn what h5py raised on a file into a sentence."""
+    what = " ".join(str(error).split())[:200]
+    return InputError(
+        f"{where}: is not a readable result file of ibscan ({what}); expected whole HDF5 with format='ibscan'."
+    )
+
+
 def _datasets(file: h5py.File, size: int, where: str) -> Iterator[tuple[str, h5py.Dataset]]:
-    """Yield the root's datasets; whatever could lead out of the file, or claims more than it holds, is refused."""
+    """Yield the root's datasets; refuse links out of the file, and sizes that the file cannot hold."""
     stored = 0
     for name in file:
-        # The kind of link comes first: looking the object up would already follow it.
+        # Check the kind of link first: looking the object up would follow it.
         if not isinstance(file.get(name, getlink=True), h5py.HardLink):
             raise InputError(f"{where}: {name!r} is a link; a result of ibscan holds none, and none is followed.")
         dataset = file[name]
@@ -129,7 +134,7 @@ def _values(dataset: h5py.Dataset, size: int) -> Array:
         where = dataset.file.filename
         raise InputError(f"{where}: {dataset.name!r} has type {dataset.dtype}, expected numbers or text.")
     values = dataset[()]
-    # A NaN of 32 bits may be of the kind that signals.
+    # A 32-bit NaN may be a signalling one.
     with np.errstate(invalid="ignore"):
         native: Array = values.astype(
             np.float64 if kind == "f" else np.int8 if kind == "i" and width == 1 else np.int64
@@ -143,7 +148,7 @@ def _strings(dataset: h5py.Dataset, size: int) -> Array:
         raise InputError(f"{where}: {dataset.name!r} has text in {dataset.ndim} dimensions, expected 1.")
     listed: list[str] = []
     length = 0
-    # In blocks, with a running sum: a million elements may all point at the same megabyte of the file.
+    # Sum up block by block: a million elements may all point at the same megabyte of the file.
     for start in range(0, dataset.size, _STRING_BLOCK):
         block = dataset[start : start + _STRING_BLOCK]
         length += sum(len(item) for item in block)
@@ -178,9 +183,9 @@ def _attributes(owner: h5py.File | h5py.Dataset) -> dict[str, Any]:
 
 
 def _faults(result: Result) -> Iterator[str]:
-    """Yield what would make a reader of this result stumble."""
-    for name, kind in _ROOT_KINDS.items():
-        if not isinstance(result.attrs.get(name, kind()), kind):
+    """Yield what is wrong with a result, as clauses."""
+    for name, expected in _ROOT_KINDS.items():
+        if not isinstance(result.attrs.get(name, expected()), expected):
             yield f"attribute {name!r} is {result.attrs[name]!r}"
     for name in ("settings", "skipped"):
         if not isinstance(json.loads(result.attrs.get(name, "{}")), dict):
@@ -189,10 +194,8 @@ def _faults(result: Result) -> Iterator[str]:
         if home in (*result.coordinates, "checkpoint") and name not in result.coordinates:
             yield f"coordinate {name!r} is missing"
     for name, found in result.coordinates.items():
-        if (
-            found.dims != (AUXILIARY.get(name, name),)
-            or KINDS.get(name, found.values.dtype.kind) != found.values.dtype.kind
-        ):
+        kind = found.values.dtype.kind
+        if found.dims != (AUXILIARY.get(name, name),) or KINDS.get(name, kind) != kind:
             yield f"coordinate {name!r} is of another kind"
     for name, variable in {**result.coordinates, **result.variables}.items():
         if len(set(variable.dims)) != len(variable.dims):
@@ -200,8 +203,8 @@ def _faults(result: Result) -> Iterator[str]:
         for dimension, length in zip(variable.dims, variable.values.shape, strict=True):
             if dimension not in result.coordinates or len(result.coordinates[dimension].values) != length:
                 yield f"{name!r} does not fit dimension {dimension!r}"
-        for key, kind in _KINDS.items():
-            if not isinstance(variable.attrs.get(key, kind()), kind):
+        for key, expected in _KINDS.items():
+            if not isinstance(variable.attrs.get(key, expected()), expected):
                 yield f"attribute {key!r} of {name!r} is {variable.attrs[key]!r}"
     yield from _family_faults(result)
 

@@ -14,7 +14,6 @@ import numpy as np
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.records import Array
 from ibscan.core.result import Result
-from ibscan.core.text import near_names
 from ibscan.errors import UsageError
 from ibscan.results.axes import fill_value, is_fill
 
@@ -26,7 +25,7 @@ COLUMNS: Mapping[str, str] = {
     "step": "Optimiser step of the checkpoint; empty where unknown.",
     "value": "Coordinate of the checkpoint in a sweep; empty where the series is none.",
     "layer": "Dotted name of the layer; empty for what belongs to the whole network.",
-    "at": "Where the layer was looked at: pre or post, before or after its activation.",
+    "at": "Where the layer was measured: pre or post, before or after its activation.",
     "variable": "Name of the variable, as in the file.",
     "parameter": "Dimension the variable runs along beyond checkpoint and layer, such as eps or noise.",
     "parameter_value": "Value of that parameter: the threshold, the noise or the kind of cells.",
@@ -37,7 +36,7 @@ COLUMNS: Mapping[str, str] = {
     "unit": "Unit of result, se, lower and upper; 1 for plain numbers.",
     "status": "What the number means, or why there is none: ok, not_measured, saturated, dead, ...",
 }
-# What a spreadsheet takes for the start of a formula; some take the full-width forms of East Asian keyboards too.
+# Starts of a formula in a spreadsheet; some accept the full-width forms of East Asian keyboards too.
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 # Fields of Estimate that have a column of their own, and those that are variables of their own.
 _COLUMN_FIELDS = ("stderr", "lower", "upper")
@@ -60,11 +59,7 @@ def rows(result: Result, *, units: str = "nats", variable: str | None = None) ->
     Raises:
         UsageError: There is no such variable, or no such unit.
     """
-    if units not in ("nats", "bits"):
-        raise UsageError(f"units {units!r}: expected nats or bits.")
-    if variable is not None and variable not in result.variables:
-        near = near_names(variable, result.variables, 3, 0.5) or sorted(result.quantities)
-        raise UsageError(f"--variable {variable!r}: the result has no such variable; it has {', '.join(near)}.")
+    result.check_shown(units, variable)
     return _rows(result, units, variable)
 
 
@@ -107,14 +102,11 @@ def _rows(result: Result, units: str, variable: str | None) -> Iterator[dict[str
     listed = [variable] if variable is not None else _shown(result)
     blocks = [_block(result, name, units, everything=variable is not None) for name in listed]
     names = result["checkpoint_name"].values.tolist()
-    epochs = [_known(epoch) for epoch in result["epoch"].values.tolist()]
-    steps = [None if step < 0 else step for step in result["step"].values.tolist()]
-    values = [_known(value) for value in result["value"].values.tolist()]
-    for row, name in enumerate(names):
+    epochs, steps, values = (result[key].values.tolist() for key in ("epoch", "step", "value"))
+    for row, (name, epoch, step, value) in enumerate(zip(names, epochs, steps, values, strict=True)):
         # A whole epoch is a count and is printed as one.
-        epoch = epochs[row]
-        whole = int(epoch) if epoch is not None and epoch.is_integer() else epoch
-        lead = {"checkpoint": name, "epoch": whole, "step": steps[row], "value": values[row]}
+        whole = int(epoch) if epoch.is_integer() else _known(epoch)
+        lead = {"checkpoint": name, "epoch": whole, "step": None if step < 0 else step, "value": _known(value)}
         for block in blocks:
             for cells in _cells(block, row):
                 yield {**lead, **cells}
@@ -136,7 +128,7 @@ def _shown(result: Result) -> list[str]:
 
 @dataclass(frozen=True)
 class _Block:
-    """One variable, ready to be read row by row."""
+    """One variable, prepared for reading row by row; arrays are (C, ...)."""
 
     arrays: Mapping[str, Array]
     status: Array | None
@@ -170,7 +162,7 @@ def _block(result: Result, name: str, units: str, *, everything: bool) -> _Block
 
 
 def _cells(block: _Block, row: int) -> Iterator[dict[str, Any]]:
-    """Yield what stands in one checkpoint's row of a variable."""
+    """Yield the cells of a variable at one checkpoint."""
     columns = {key: values[row].ravel().tolist() for key, values in block.arrays.items()}
     status = None if block.status is None else block.status[row].ravel().tolist()
     hidden, empty = block.hidden[row].ravel().tolist(), block.empty[row].ravel().tolist()
@@ -200,27 +192,20 @@ def _json_value(value: Any) -> Any:  # noqa: ANN401 - a cell
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _text(value: Any) -> str:  # noqa: ANN401 - a cell
+def _tsv_cell(value: Any) -> str:  # noqa: ANN401 - a cell
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return repr(value) if isinstance(value, float) else str(value)
-
-
-def _escaped(text: str) -> str:
+    text = repr(value) if isinstance(value, float) else str(value)
     if text.isprintable() and "\\" not in text:
         return text
-    # The backslash too, so that an escape can be told from a name that looks like one.
+    # The backslash too: otherwise a name could look like an escape.
     return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in text)
 
 
-def _tsv_cell(value: Any) -> str:  # noqa: ANN401 - a cell
-    return _escaped(_text(value))
-
-
 def _csv_cell(value: Any) -> str:  # noqa: ANN401 - a cell
-    text = _escaped(_text(value))
+    text = _tsv_cell(value)
     if isinstance(value, str) and text.startswith(_FORMULA):
         text = f"'{text}"
     return f'"{text.replace(chr(34), chr(34) * 2)}"' if any(c in text for c in ',"') else text

@@ -1,4 +1,4 @@
-"""Join results: parts of a run, verbs of one file, a series that grew."""
+"""Join results: of the parts of a run, of several commands, of a series that grew."""
 
 from __future__ import annotations
 
@@ -14,15 +14,8 @@ from ibscan.core.estimate import Estimate, Status
 from ibscan.core.records import Array
 from ibscan.core.result import Result, Variable
 from ibscan.errors import UsageError
-from ibscan.results.axes import (
-    AGREEING,
-    AUXILIARY,
-    checkpoint_keys,
-    fill_value,
-    keys,
-    ordered,
-    strings,
-)
+from ibscan.results.axes import AGREEING, AUXILIARY, checkpoint_keys, fill_value, keys, ordered, strings
+from ibscan.results.bounds import without_broken_bounds
 from ibscan.results.coverage import ROUNDING, half_width, measured_cells
 
 __all__ = ["first_difference", "join", "joined"]
@@ -32,7 +25,7 @@ _WAY_OUT = "Write elsewhere with -o, or replace it with --force."
 
 @dataclass(frozen=True)
 class _Union:
-    """The united coordinates, and the index in them of every coordinate of either result, by dimension."""
+    """The united coordinates, and by dimension the index in them of every coordinate of either result."""
 
     coordinates: Mapping[str, Variable]
     old: Mapping[str, Array]
@@ -46,18 +39,18 @@ class _Union:
 
 
 def join(old: Result, new: Result, *, replace: bool = False, tolerance: float | None = None) -> Result:
-    """Unite two results; where both measured a cell, `new` wins, unless it failed to measure it.
+    """Unite two results; where both measured a cell, take `new`'s unless that failed.
 
     Cells in neither are NaN, `not_measured` or -1. Checkpoints are the same if hash and name agree; they are ordered
     by value, epoch, step or name, numeric parameters ascending, layers as `settings["layers"]` lists them.
 
     Args:
-        old: What is there.
-        new: What comes.
-        replace: Let `new` replace what contradicts it: the whole of `old` if the identity differs, else a variable
+        old: The result so far.
+        new: The result to add.
+        replace: Let `new` replace what contradicts it: all of `old` if the run's identity differs, else a variable
             with its companions, or the row of a checkpoint that changed.
-        tolerance: Keep an old value whose standard error is the smaller one; `unresolved` then says whether its 95 %
-            half width is beyond this tolerance.
+        tolerance: Keep an old value whose standard error is the smaller one, and mark it `unresolved` where its 95 %
+            half width exceeds this tolerance.
 
     Returns:
         The union, with the attributes of `new` and the settings of both.
@@ -73,7 +66,7 @@ def join(old: Result, new: Result, *, replace: bool = False, tolerance: float | 
     old = _without_changed_checkpoints(_without_changed_variables(old, new, replace), new, replace)
     settings = _merged(old.settings, new.settings)
     union = _union(old, new, settings.get("layers"))
-    variables = _bounded(_united(old, new, union, tolerance))
+    variables = without_broken_bounds(_united(old, new, union, tolerance))
     used = {"checkpoint", "layer"} | {dim for variable in variables.values() for dim in variable.dims}
     coordinates = {name: v for name, v in union.coordinates.items() if set(v.dims) <= used}
     attrs = {**old.attrs, **new.attrs}
@@ -88,7 +81,7 @@ def join(old: Result, new: Result, *, replace: bool = False, tolerance: float | 
 
 
 def joined(results: Sequence[Result]) -> Result | None:
-    """Join many results; pairwise as in a tournament, so that no array is copied more than log2(n) times."""
+    """Join n results pairwise, so that no array is copied more than log2(n) times."""
     level = list(results)
     while len(level) > 1:
         level = [join(*level[k : k + 2]) if k + 1 < len(level) else level[k] for k in range(0, len(level), 2)]
@@ -96,22 +89,19 @@ def joined(results: Sequence[Result]) -> Result | None:
 
 
 def first_difference(old: Result, new_attrs: Mapping[str, Any]) -> str | None:
-    """Say in what way a run is of another identity than a result.
+    """Return a clause on the first difference in identity between a result and a run, or None.
 
     Args:
-        old: The result there is.
+        old: The result so far.
         new_attrs: The root attributes of the run: model, probe_sha256, seed, and settings (JSON: dtype, layers, widths,
             weights, code).
-
-    Returns:
-        A clause naming the first difference and both values, or None.
     """
     settings = json.loads(new_attrs.get("settings", "{}"))
     pairs = [(name, old.attrs.get(name), new_attrs.get(name)) for name in ("model", "probe_sha256", "seed")]
     # A spec such as mlp:tanh fits many architectures, and a file may hold raw and averaged weights side by side.
     for name in ("dtype", "layers", "widths", "weights"):
         pairs.append((name, old.settings.get(name), settings.get(name)))
-    # Code may change under its name.
+    # Code may change while its name stays.
     pairs.append(("the model's code, by its SHA-256,", old.settings.get("code", ""), settings.get("code", "")))
     for name, there, here in pairs:
         if there != here:
@@ -120,7 +110,7 @@ def first_difference(old: Result, new_attrs: Mapping[str, Any]) -> str | None:
 
 
 def _without_changed_variables(old: Result, new: Result, replace: bool) -> Result:
-    """Drop the variables of `old` that were measured `at` elsewhere, on other rows, or have another form."""
+    """Drop the variables of `old` whose terms (`AGREEING`), dimensions or kind differ from `new`'s."""
     dropped: set[str] = set()
     for name in set(old.quantities) & set(new.quantities):
         before, after = old[name], new[name]
@@ -205,7 +195,7 @@ def _scale(dim: str, union: list[Any], source: Variable) -> Array:
 
 
 def _column(old: Result, new: Result, name: str, listed: list[list[Hashable]], union: list[Hashable]) -> Variable:
-    """Unite an auxiliary coordinate, as `new` knows it where it does."""
+    """Unite an auxiliary coordinate; prefer `new`'s values."""
     known: dict[Hashable, Any] = {}
     for result, present in zip((old, new), listed, strict=True):
         if name in result.coordinates:
@@ -217,16 +207,16 @@ def _column(old: Result, new: Result, name: str, listed: list[list[Hashable]], u
 
 
 def _united(old: Result, new: Result, union: _Union, tolerance: float | None) -> dict[str, Variable]:
-    theirs, ours = set(old.quantities), set(new.quantities)
+    old_keys, new_keys = set(old.quantities), set(new.quantities)
     variables: dict[str, Variable] = {}
     for key in dict.fromkeys([*old.quantities, *new.quantities]):
-        sources = [result[key] for result, there in ((old, theirs), (new, ours)) if key in there]
+        sources = [result[key] for result, there in ((old, old_keys), (new, new_keys)) if key in there]
         companions = list(dict.fromkeys(name for source in sources for name in source.ancillary))
         companions.sort(key=lambda name: Estimate.field_of(name) == "status")
-        measured = measured_cells(new, key) if key in ours else None
+        measured = measured_cells(new, key) if key in new_keys else None
         judged: dict[str, Array] = {}
         kept = np.zeros((), dtype=bool)
-        if measured is not None and key in theirs:
+        if measured is not None and key in old_keys:
             measured &= ~_worse(old, new, key, union)
             if tolerance is not None and all("stderr" in result.companions(key) for result in (old, new)):
                 keep, status = _more_precise(old, new, key, union, tolerance)
@@ -241,7 +231,7 @@ def _united(old: Result, new: Result, union: _Union, tolerance: float | None) ->
                 values[union.index(union.old, source.dims)] = old.variables[name].values
             if measured is not None:
                 index = union.index(union.new, source.dims)
-                # A companion that only `old` has belongs to the value replaced, and goes with it.
+                # A companion that only `old` has belongs to the replaced value, and is dropped with it.
                 arriving = new.variables[name].values if name in new.variables else fill
                 values[index] = np.where(measured, arriving, values[index])
                 if name in judged:
@@ -251,26 +241,6 @@ def _united(old: Result, new: Result, union: _Union, tolerance: float | None) ->
                 attrs["ancillary_variables"] = " ".join(companions)
             variables[name] = Variable(source.dims, values, attrs)
     return variables
-
-
-def _bounded(variables: dict[str, Variable]) -> dict[str, Variable]:
-    """Withdraw a bound of one run that a count of another, at a smaller threshold, exceeds."""
-    key = "rank_bound_weights"
-    state = Estimate.companion(key, "status")
-    if key not in variables or state not in variables:
-        return variables
-    bound, status = variables[key], variables[state]
-    broken = np.zeros(bound.values.shape, dtype=bool)
-    for rank in ("local_rank", "local_rank_rel"):
-        counts = variables.get(Estimate.companion(rank, Estimate.COMPANIONS["maximum"]))
-        if counts is not None:
-            broken |= (counts.values > bound.values[..., None]).any(-1)
-    values = np.where(broken, np.nan, bound.values)
-    codes = np.where(broken, Status.NOT_MEASURED, status.values).astype(np.int8)
-    return variables | {
-        key: dataclasses.replace(bound, values=values),
-        state: dataclasses.replace(status, values=codes),
-    }
 
 
 def _worse(old: Result, new: Result, key: str, union: _Union) -> Array:
@@ -284,14 +254,14 @@ def _worse(old: Result, new: Result, key: str, union: _Union) -> Array:
 
 
 def _more_precise(old: Result, new: Result, key: str, union: _Union, tolerance: float) -> tuple[Array, Array]:
-    """Return where `old` has the smaller error, of draws or of replicas, and its status at the tolerance."""
+    """Return where `old` has the smaller half width, and its status at the tolerance."""
     dims, fresh = new[key].dims, new.status(key)
     status = _on(union, dims, old.status(key), Status.NOT_MEASURED)
     error = _on(union, dims, half_width(old, key), np.nan)
     assert status is not None
     assert error is not None
     assert fresh is not None
-    # Of equals the newer, whose status and budget are those of the command at hand.
+    # Among equals the newer, whose status and budget are this command's.
     less = error * (1 + ROUNDING) < half_width(new, key)
     keep = np.isin(status, (Status.OK, Status.SATURATED, Status.UNRESOLVED)) & less
     if not Estimate.sides(key):  # the tolerance is that of information
@@ -310,12 +280,12 @@ def _on(union: _Union, dims: tuple[str, ...], values: Array | None, fill: float)
     return found
 
 
-# Parameters that add up when results join; every other list is one value of several numbers.
+# Lists of parameters, which are united when results join; any other list is a single value.
 _ADDED = ("eps", "rel_eps", "noise", "rel_noise", "bins", "widths")
 
 
 def _merged(old: Any, new: Any, name: str = "") -> Any:  # noqa: ANN401 - JSON
-    """Return the union of two settings: objects key by key, lists of parameters as sets, else the newer."""
+    """Unite two settings: objects key by key, lists of parameters as sets, else take the newer."""
     if isinstance(old, dict) and isinstance(new, dict):
         return {key: _merged(old.get(key, new.get(key)), new.get(key, old.get(key)), key) for key in {**old, **new}}
     if name in _ADDED and isinstance(old, list) and isinstance(new, list) and old != new:

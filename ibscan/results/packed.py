@@ -1,4 +1,4 @@
-"""A part of a run as one small file: quick to write, quick to read, worthless if a bit of it is wrong."""
+"""Pack a part of a run into one small file that is quick to write and to read; a damaged one is ignored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Part", "opened", "packed", "unpacked"]
 
 @dataclass(frozen=True)
 class Part:
-    """A part as it was read: the key of its settings, what was measured, and the files of its checkpoints if known."""
+    """A part as read: the key of its settings, the files of its checkpoints if known, and what was measured."""
 
     key: str
     files: tuple[Path, ...]
@@ -30,13 +30,8 @@ class Part:
 def packed(result: Result, key: str, files: Sequence[Path] = ()) -> bytes:
     """Pack a result, its key and the files of its checkpoints into the bytes of a part.
 
-    An archive of plain arrays and one JSON header: with some hundred objects an HDF5 file takes a tenth of a second
-    to write and to read again, which is longer than many a checkpoint takes to measure.
-
-    Args:
-        result: What was measured.
-        key: Of the settings it was measured with.
-        files: The checkpoints' files, absolute.
+    An archive of arrays with a JSON header: HDF5 takes a tenth of a second for some hundred objects, longer than many a
+    checkpoint takes to measure. `key` is the hash of the settings it was measured with; `files` are absolute.
     """
     arrays: dict[str, Array] = {}
     header: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Work in progress: finished checkpoints beside the output, and the lock that keeps a second run away."""
+"""Keep finished checkpoints beside the output, under a lock that keeps a second run out."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 class Parts:
     """The finished blocks of checkpoints of one run, one small file each, in `FILE.parts/`.
 
-    Made by `parts`, which holds the lock. `key` is the hash of everything that changes numbers but the choice of
-    checkpoints; a run takes up parts of its own key alone. `held` is what the output holds by now, and `series` the
-    checkpoints of the command that wrote it: they decide which parts can be deleted. `known` has the checkpoints of the
-    parts this run has read or written, so that these need not be opened again.
+    Made by `parts`, which holds the lock. `key` is the hash of everything that changes numbers, except the choice of
+    checkpoints; a run reuses parts of its own key alone. `held` is what the output holds by now, and `series` the
+    checkpoints of the command that wrote it: they decide which parts can be deleted. `known` lists the checkpoints of
+    the parts this run has read or written, so that these need not be opened again.
     """
 
     folder: Path
@@ -60,11 +60,7 @@ class Parts:
         return found
 
     def add(self, result: Result, files: Sequence[Path] = ()) -> None:
-        """Write finished checkpoints as one part.
-
-        Args:
-            result: What was measured.
-            files: The checkpoints' files.
+        """Write finished checkpoints, read from `files`, as one part.
 
         Raises:
             ResourceError: The disk is full.
@@ -75,18 +71,18 @@ class Parts:
         self.known[path] = checkpoint_keys(result)
 
     def begun(self) -> list[list[tuple[str, str]]]:
-        """Read which blocks, as (sha256, name) of their checkpoints, earlier runs of this key were measuring."""
+        """Read which blocks earlier runs of this key were measuring, as (sha256, name) of their checkpoints."""
         try:
             read = json.loads(self._record.read_bytes())
             return [[(str(sha), str(name)) for sha, name in block] for block in read]
         except (OSError, ValueError, TypeError):
-            # Without a record, or with a damaged one, blocks are cut anew, as of a new run.
+            # Without a valid record blocks are formed anew, as in a new run.
             return []
 
     def begin(self, blocks: Sequence[Sequence[tuple[str, str]]]) -> None:
         """Record the blocks this run measures, so that a run that resumes forms the same ones and gives the same bits.
 
-        Blocks of one checkpoint are the same whatever else was measured meanwhile, and need no record.
+        Blocks of a single checkpoint need no record.
         """
         before = self.begun()
         fresh = [list(block) for block in blocks if len(block) > 1 and list(block) not in before]
@@ -99,8 +95,8 @@ class Parts:
     def remove(self) -> None:
         """Delete the parts that no run can use: without `held` all of this key, else those whose numbers `held` has.
 
-        Parts of another command, or of other checkpoints, are finished work and stay until `held` has their numbers.
-        A part that is damaged, made by another version, or of checkpoints that are gone or have changed is of no use.
+        Parts of other commands or checkpoints are finished work and stay until `held` has their numbers. Parts that are
+        damaged, made by another version, or of checkpoints that were deleted or changed are of no use.
         """
         if self.held is None:
             for path in self._own():
@@ -147,7 +143,7 @@ class Parts:
 def _is_spent(
     part: Part | None, key: str, held: Result, ours: Collection[tuple[str, str]], hashes: Mapping[str, str]
 ) -> bool:
-    """Tell whether a part has nothing that a run could use and the result does not hold."""
+    """Tell whether no run could use a part, or the result has everything in it."""
     if part is None or part.result.attrs.get("ibscan_version") != held.attrs.get("ibscan_version"):
         return True
     if part.key == key and set(checkpoint_keys(part.result)) <= set(ours):
@@ -156,11 +152,11 @@ def _is_spent(
 
 
 def _gone(part: Part, hashes: Mapping[str, str]) -> list[bool]:
-    """Tell of each checkpoint of a part whether its file was deleted or has changed."""
+    """Tell for each checkpoint of a part whether its file was deleted or changed."""
     keys = checkpoint_keys(part.result)
     if len(part.files) != len(keys):
         return [False] * len(keys)
-    # A whole folder that is missing may be another machine's, or come back.
+    # A missing folder may be on another machine, or come back.
     return [
         hashes.get(str(path), sha) != sha or (not path.exists() and path.parent.is_dir())
         for path, (sha, _) in zip(part.files, keys, strict=True)
@@ -169,11 +165,7 @@ def _gone(part: Part, hashes: Mapping[str, str]) -> list[bool]:
 
 @contextmanager
 def parts(output: Path, key: str) -> Iterator[Parts]:
-    """Hold the lock of an output and its folder of parts.
-
-    Args:
-        output: The result file; the folder is `FILE.parts/` beside it.
-        key: Hash of everything that changes numbers.
+    """Hold the lock of an output and its folder of parts, `FILE.parts/` beside it.
 
     Yields:
         The parts. They stay when the block ends by an exception, or without `remove`; an empty folder goes.
@@ -199,11 +191,7 @@ def parts(output: Path, key: str) -> Iterator[Parts]:
 
 
 def check_output(path: Path, inputs: Sequence[Path]) -> None:
-    """Refuse an output that could not be written in the end, before anything is computed.
-
-    Args:
-        path: Where to write the result.
-        inputs: Files that are read, none of which may be overwritten.
+    """Refuse an output that could not be written in the end, or is one of the inputs, before anything is computed.
 
     Raises:
         UsageError: A folder, an input, something that is no result of ibscan, a newer one, or no place to write.
@@ -223,10 +211,10 @@ def check_output(path: Path, inputs: Sequence[Path]) -> None:
         except InputError as error:
             raise UsageError(f"{error} It is not overwritten; name another file with -o.") from error
     target = Path(os.path.realpath(path))
-    # Named as the output's own temporary files: should the process be killed just here, the next run deletes it.
+    # Named like the output's temporary files: if the process is killed here, the next run deletes it.
     trial = temporary_name(target)
     try:
-        # The output's own name is tried for its length, which the trial's cannot tell.
+        # Try the output's own name too, which may be too long.
         _name_fits(target)
         trial.touch(exist_ok=False)
         trial.unlink()
@@ -249,7 +237,7 @@ def _reason(error: Exception) -> str:
 
 
 def _locked(folder: Path, output: Path) -> int:
-    """Return the descriptor that holds the lock; closing it lets go."""
+    """Return the descriptor that holds the lock until it is closed."""
     if folder.is_symlink():
         raise UsageError(
             f"{folder}: is a link, and parts are kept in a folder of their own. Name another place with -o."
@@ -261,7 +249,7 @@ def _locked(folder: Path, output: Path) -> int:
         except FileNotFoundError:
             if not folder.parent.is_dir():
                 raise UsageError(f"{output}: its folder does not exist. Name another place with -o.") from None
-            continue  # the run before was just removing the folder
+            continue  # an ending run has just removed the folder
         except OSError as error:
             kind: type[IbscanError] = ResourceError if error.errno in _FULL else UsageError
             raise kind(f"{folder}: cannot be made or used ({_reason(error)}). Name another place with -o.") from error
@@ -275,7 +263,7 @@ def _locked(folder: Path, output: Path) -> int:
                     "Wait for it, or name another file with -o."
                 ) from error
         with contextlib.suppress(OSError):
-            # The run before may have removed the file between our opening and our locking it.
+            # An ending run may have removed the file after we opened it.
             if os.fstat(descriptor).st_ino == (folder / "lock").stat().st_ino:
                 return descriptor
         os.close(descriptor)
@@ -285,7 +273,7 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError:
-        # The folder was deleted meanwhile; that costs its parts, not the run.
+        # The folder was deleted meanwhile: its parts are lost, but the run can go on.
         return []
 
 

@@ -1,4 +1,4 @@
-"""One block of checkpoints, measured, as a result in the shape of the file."""
+"""Lay out the estimates of one block of checkpoints as a result."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from ibscan.core.measure import Measure
 from ibscan.core.quantity import Dimension, Quantity
 from ibscan.core.records import Array, Checkpoint, Layer
 from ibscan.core.result import Result, Variable
-from ibscan.results.axes import DESCRIPTIONS, METRIC, fill_value, stored_text, strings
+from ibscan.results.axes import DESCRIPTIONS, METRIC, STATED_METRIC, fill_value, metric_value, stored_text, strings
+from ibscan.results.bounds import without_broken_bounds
 from ibscan.results.store import FORMAT_VERSION
 
 __all__ = ["build"]
-
-_METRIC = "ibscan.metric."
 
 
 def build(
@@ -32,7 +31,7 @@ def build(
     *,
     attrs: Mapping[str, Any],
 ) -> Result:
-    """Lay out what was measured on one block of checkpoints.
+    """Lay out what was measured on one block of checkpoints as a result.
 
     Measures that share a dimension (say `noise`) with different values get the union of them; what one did not
     measure there is `not_measured`.
@@ -64,7 +63,7 @@ def build(
             places = _places(quantity, measure, estimate, lead, axes)
             measured = {"at": measure.at, "rows": int(quantity.rows(measure, rows)), **measure.attributes}
             variables.update(_family(quantity, estimate, places, measured))
-    variables.update(_metrics(checkpoints, variables))
+    variables = without_broken_bounds(variables | _metrics(checkpoints, variables))
     fixed = {"Conventions": "CF-1.11", "format": "ibscan", "format_version": FORMAT_VERSION}
     return Result(coordinates, variables, {**fixed, **_plain(attrs)})
 
@@ -80,7 +79,7 @@ def _checkpoint_coordinates(checkpoints: Sequence[Checkpoint]) -> dict[str, Vari
     columns: dict[str, Array] = {
         "checkpoint": np.arange(len(checkpoints), dtype=np.int64),
         "epoch": np.array([known(c.epoch) for c in checkpoints], dtype=np.float64),
-        # HDF5 holds 64 bits; a longer step is no step anyone took, and stays readable in the name.
+        # HDF5 holds 64 bits; a longer number is no step, and stays readable in the name.
         "step": np.array(
             [-1 if c.step is None or not 0 <= c.step < 2**63 else c.step for c in checkpoints], dtype=np.int64
         ),
@@ -206,12 +205,14 @@ def _status_attrs(key: str) -> dict[str, Any]:
 def _metrics(checkpoints: Sequence[Checkpoint], taken: Mapping[str, Variable]) -> dict[str, Variable]:
     """Return `metric_NAME` for the numbers that checkpoints carry in their metadata."""
     variables: dict[str, Variable] = {}
-    keys = sorted({key for c in checkpoints for key in c.metadata if key.startswith(_METRIC) and key != _METRIC})
+    keys = sorted(
+        {key for c in checkpoints for key in c.metadata if key.startswith(STATED_METRIC) and key != STATED_METRIC}
+    )
     for key in keys:
-        name = METRIC + re.sub(r"[^A-Za-z0-9_]", "_", key.removeprefix(_METRIC))
+        name = METRIC + re.sub(r"[^A-Za-z0-9_]", "_", key.removeprefix(STATED_METRIC))
         status_name = Estimate.companion(name, "status")
-        parsed = [_number(c.metadata.get(key)) for c in checkpoints]
-        # Two names may become one, or one the status of another; the first keeps the place.
+        parsed = [metric_value(c.metadata.get(key)) for c in checkpoints]
+        # Two names may become the same, or one the status of another: keep the first.
         if {name, status_name} & {*variables, *taken} or all(number is None for number in parsed):
             continue
         values = np.array([float("nan") if v is None or not math.isfinite(v) else v for v in parsed])
@@ -219,9 +220,9 @@ def _metrics(checkpoints: Sequence[Checkpoint], taken: Mapping[str, Variable]) -
             Status.NOT_MEASURED if v is None else Status.OK if math.isfinite(v) else Status.NONFINITE for v in parsed
         ]
         attrs = {
-            "long_name": f"{stored_text(key.removeprefix(_METRIC))}, from the checkpoint's metadata",
+            "long_name": f"{stored_text(key.removeprefix(STATED_METRIC))}, from the checkpoint's metadata",
             "units": "1",
-            "symbol": stored_text(key.removeprefix(_METRIC)),
+            "symbol": stored_text(key.removeprefix(STATED_METRIC)),
             "shown": 1,
             "_FillValue": float("nan"),
             "ancillary_variables": status_name,
@@ -231,15 +232,8 @@ def _metrics(checkpoints: Sequence[Checkpoint], taken: Mapping[str, Variable]) -
     return variables
 
 
-def _number(text: str | None) -> float | None:
-    try:
-        return None if text is None or "_" in text else float(text)
-    except ValueError:
-        return None
-
-
 def _plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return attributes as a file holds them: strings, integers, floats."""
+    """Convert attributes to what a file holds: strings, integers, floats."""
     plain: dict[str, Any] = {}
     for name, value in attrs.items():
         if isinstance(value, bool | int | np.bool_ | np.integer):

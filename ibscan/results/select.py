@@ -1,4 +1,4 @@
-"""Part of a result: some checkpoints, layers, parameters, variables."""
+"""Select part of a result: checkpoints, parameters, variables."""
 
 from __future__ import annotations
 
@@ -16,12 +16,7 @@ __all__ = ["arranged", "selected"]
 
 
 def arranged(result: Result, first: Sequence[str]) -> Result:
-    """Order the variables of a result as one command writes them: those named, others, metrics last.
-
-    Args:
-        result: Any; with every variable its companions follow.
-        first: Quantities, in order.
-    """
+    """Order variables as a single command writes them: the quantities `first`, others, metrics; companions follow."""
     order = {key: k for k, key in enumerate(first)}
     quantities = sorted(result.quantities, key=lambda key: order.get(key, len(order) + is_metric(key)))
     names = [name for key in quantities for name in (key, *result[key].ancillary) if name in result.variables]
@@ -35,16 +30,13 @@ def selected(
     variables: Collection[str] | None = None,
     coordinates: Mapping[str, Collection[Any]] | None = None,
 ) -> Result:
-    """Cut a result down to what is named; None keeps everything.
+    """Select what is named, in the order it had; None keeps everything, dimensions that no variable uses are dropped.
 
     Args:
-        result: Any.
+        result: The whole.
         checkpoints: (sha256, name) of those to keep.
-        variables: Measured variables to keep, companions and statuses come along.
+        variables: Variables to keep, with their companions.
         coordinates: Values to keep along a dimension, such as `{"eps": [0.01]}`.
-
-    Returns:
-        The cut result, in the order it had; dimensions no variable uses are gone.
     """
     keep: dict[str, Array] = {}
     if checkpoints is not None:
@@ -60,7 +52,7 @@ def selected(
         for name, scale in result.coordinates.items()
         if set(scale.dims) <= used and (name not in ("layer_type", "layer_width") or "layer" in used)
     }
-    if "checkpoint" in keep:  # the index counts what is there
+    if "checkpoint" in keep:  # number those kept anew
         index = scales["checkpoint"]
         scales["checkpoint"] = Variable(index.dims, np.arange(len(index.values)), index.attrs)
     return Result(scales, kept, result.attrs)

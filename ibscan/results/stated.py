@@ -1,4 +1,4 @@
-"""What checkpoints state of themselves, held against what was measured: the sign of a probe that is not theirs."""
+"""Compare accuracies and losses that checkpoints state with those measured: a mismatch is the sign of a wrong probe."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from ibscan.core.estimate import Status
 from ibscan.core.records import Checkpoint
 from ibscan.core.result import Result
+from ibscan.results.axes import STATED_METRIC, metric_value
 from ibscan.results.coverage import rows_of
 
 __all__ = ["contradiction"]
 
-_METRIC = "ibscan.metric."
-# Words a metric's name may consist of. `best` is not among them: it is of another checkpoint.
+# Words a metric's name may consist of; not `best`, which is that of another checkpoint.
 ACCURACY = {"acc", "accuracy"}
 LOSS = {"loss", "nll", "ce", "crossentropy"}
 TRAINED = {"train", "training"}
 SPLIT = {*TRAINED, "val", "valid", "validation", "test", "eval", "dev", "heldout", "epoch", "mean", "avg"}
 # Differences between splits and seeds are smaller than this.
 FAR = 0.2
-# A stated share above this is of a hundred.
+# A stated accuracy above this is a percentage.
 PERCENT = 1.5
 
 
@@ -36,18 +36,13 @@ class _Stated:
 
 
 def contradiction(result: Result, checkpoints: Sequence[Checkpoint], classes: int) -> str | None:
-    """Return a sentence on the checkpoint whose stated accuracy or loss the probe contradicts most, None where none is.
+    """Describe the checkpoint whose stated accuracy or loss the probe contradicts most; None where it contradicts none.
 
-    An accuracy is contradicted where the probe's is lower than every stated one by more than 0.2 and three standard
-    errors of so many rows (and, where only that of training data is stated, by more than half of what it is above
-    chance: a network may have learned by heart). A loss is looked at where no accuracy is stated. It is contradicted
-    where it is below half of that of guessing, while on the probe the loss is no better than guessing and the accuracy
-    less than half way from chance to 1.
-
-    Args:
-        result: What was measured.
-        checkpoints: The series.
-        classes: Label values of the probe.
+    An accuracy is contradicted where the probe's is lower than every stated one by more than 0.2 plus three standard
+    errors of that many rows (and, where only a training accuracy is stated, by more than half of its excess over
+    chance: the network may have memorised). A loss is compared where no accuracy is stated. It is contradicted where
+    it is below half of the loss of guessing, while the probe's loss is no better than guessing and its accuracy less
+    than half way from chance to 1.
     """
     if "probe_accuracy" not in result or classes < 2:
         return None
@@ -80,7 +75,7 @@ def contradiction(result: Result, checkpoints: Sequence[Checkpoint], classes: in
 
 
 def _accuracy_gap(stated: Sequence[_Stated], accuracy: float, rows: int, classes: int) -> tuple[float, str]:
-    """Return by how much an accuracy is contradicted, 0 where it is not, and in what words."""
+    """Return by how much an accuracy is contradicted, 0 where it is not, and say so."""
     nearest = min(stated, key=lambda one: one.value)
     gap = nearest.value - accuracy
     far = gap > FAR + 3.0 * math.sqrt(0.25 / rows)
@@ -101,7 +96,7 @@ def _loss_gap(stated: Sequence[_Stated], loss: float, accuracy: float, classes: 
 
 
 def _lost(accuracy: float, stated: float, classes: int) -> bool:
-    """Return whether more than half of what an accuracy is above chance is not there."""
+    """Tell whether an accuracy has less than half of the stated one's excess over chance."""
     chance = 1.0 / classes
     return accuracy - chance < 0.5 * (stated - chance)
 
@@ -112,7 +107,7 @@ def _measured(result: Result, name: str, row: int) -> float | None:
 
 
 def _words(key: str) -> set[str]:
-    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key.removeprefix(_METRIC)).lower()  # valLoss
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key.removeprefix(STATED_METRIC)).lower()  # valLoss
     name = re.sub(r"(top|acc|accuracy)[ _@-]*1(?![0-9])", " accuracy ", name)
     return {word for word in re.split(r"[^a-z0-9]+", name) if word}
 
@@ -125,19 +120,16 @@ def _stated(metadata: Mapping[str, str], kinds: set[str], percent: frozenset[str
         if value is None or not words & kinds or not words <= kinds | SPLIT:
             continue
         value = value / 100.0 if key in percent else value
-        found.append(_Stated(key.removeprefix(_METRIC), value, bool(words & TRAINED)))
+        found.append(_Stated(key.removeprefix(STATED_METRIC), value, bool(words & TRAINED)))
     return found
 
 
 def _percent(checkpoints: Sequence[Checkpoint]) -> frozenset[str]:
-    """Return the names under which any checkpoint has a share of a hundred."""
+    """Return the names under which any checkpoint states a percentage."""
     keys = {(key, text) for checkpoint in checkpoints for key, text in checkpoint.metadata.items()}
     return frozenset(key for key, text in keys if (_number(text) or 0.0) > PERCENT and _words(key) & ACCURACY)
 
 
 def _number(text: str) -> float | None:
-    try:
-        value = math.nan if "_" in text else float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+    value = metric_value(text)
+    return value if value is not None and math.isfinite(value) else None

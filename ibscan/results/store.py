@@ -1,4 +1,4 @@
-"""One result file: HDF5 in the shape of netCDF4, written whole or not at all."""
+"""Read and write the result file: HDF5 in the shape of netCDF4, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ibscan.core.atomic import write_whole
 from ibscan.core.result import Result, Variable
 from ibscan.errors import InputError, ResourceError, UsageError
 from ibscan.results.axes import AUXILIARY, stored_text
-from ibscan.results.decode import DIMENSIONS, FORMAT_VERSION, decoded
-from ibscan.results.unsealed import read_apart
+from ibscan.results.decode import DIMENSION_NAMES, FORMAT_VERSION, decoded, unreadable
+from ibscan.results.unsealed import read_in_child
 
 __all__ = ["FORMAT_VERSION", "read", "write", "write_bytes"]
 
@@ -29,22 +29,13 @@ _NOT_OURS_TO_WRITE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, e
 
 
 def write(result: Result, path: Path) -> None:
-    """Write a result so that a reader finds the old file or the new one, never a part of either.
-
-    Args:
-        result: What to write.
-        path: Exactly this file; a symbolic link is followed.
-
-    Raises:
-        UsageError: The place is a folder, does not exist or may not be written.
-        ResourceError: The disk is full or failed.
-    """
+    """Write a result with a seal at its end, as `write_bytes` does."""
     content = _encoded(result)
     write_bytes(content + _seal(hashlib.sha256(content).hexdigest()), path)
 
 
 def write_bytes(content: bytes, path: Path) -> None:
-    """Write bytes as a file, whole or not at all.
+    """Write bytes as a file: a reader finds the old file or the new one, never a part of either.
 
     Args:
         content: The file's bytes.
@@ -66,52 +57,43 @@ def write_bytes(content: bytes, path: Path) -> None:
 
 
 def read(path: Path) -> Result:
-    """Read a result, trusting nothing in it.
-
-    Args:
-        path: A file that `write` made, or something hostile that looks like it.
-
-    Returns:
-        The result, equal to the one written.
+    """Read a result, which may be damaged or hostile.
 
     Raises:
         InputError: The file is missing, damaged, foreign, or of a newer format.
     """
     try:
-        described = path.stat()
+        status = path.stat()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path}: cannot be read ({reason}); expected a result file of ibscan.") from error
-    if not stat.S_ISREG(described.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path}: is not a regular file; expected a result file of ibscan.")
     try:
-        intact = _is_intact(path, described.st_size)
+        intact = _is_intact(path, status.st_size)
         if intact is None:
-            return read_apart(path)
+            return read_in_child(path)
         if not intact:
             raise InputError(f"{path}: is damaged: its content does not have the SHA-256 written at its end.")
         with h5py.File(path, "r", locking=False) as file:
-            return decoded(file, described.st_size, str(path))
+            return decoded(file, status.st_size, str(path))
     except InputError:
         raise
     except Exception as error:
         # The boundary to foreign HDF5, on which h5py raises OSError, KeyError, RuntimeError, ValueError and more.
-        what = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{path}: is not a readable result file of ibscan ({what}); expected whole HDF5 with format='ibscan'."
-        ) from error
+        raise unreadable(str(path), error) from error
 
 
 def _seal(digest: str) -> bytes:
-    """Return the seal of a file: the hash of its HDF5 content, written behind it, where HDF5 does not look."""
+    """Return the seal of a file: the hash of its HDF5 content, appended where HDF5 does not look."""
     return f"\nibscan {digest}\n".encode()
 
 
 def _is_intact(path: Path, size: int) -> bool | None:
-    """Hold the content against the hash in the seal at its end; None where there is no seal (edited elsewhere).
+    """Compare the content with the hash in its seal; return None where there is no seal (edited by other tools).
 
-    Small datasets have no checksum of their own, and on damaged text the HDF5 library crashes: a flipped bit has to be
-    found before the library sees it.
+    Small datasets have no checksum, and damaged text crashes the HDF5 library: a flipped bit has to be found before the
+    library reads it.
 
     Raises:
         InputError: No HDF5 at all.
@@ -131,16 +113,15 @@ def _is_intact(path: Path, size: int) -> bool | None:
 
 
 def _encoded(result: Result) -> bytes:
-    """Return the file's bytes, made in memory.
-
-    On a full disk there is then one OSError instead of an HDF5 handle that cannot be closed.
-    """
+    """Encode a result in memory: on a full disk HDF5 would leave a handle that cannot be closed."""
     with h5py.File("result", "w", driver="core", backing_store=False, track_order=True) as file:
         for name, value in result.attrs.items():
             _put_attribute(file.attrs, name, value)
         everything = {**result.coordinates, **result.variables}
         present = {name: variable for name, variable in everything.items() if variable.values.size}
-        _put_attribute(file.attrs, DIMENSIONS, json.dumps({name: variable.dims for name, variable in present.items()}))
+        _put_attribute(
+            file.attrs, DIMENSION_NAMES, json.dumps({name: variable.dims for name, variable in present.items()})
+        )
         datasets = {name: _put_dataset(file, name, variable) for name, variable in present.items()}
         scales = [name for name in result.coordinates if name in present and present[name].dims == (name,)]
         for name in scales:

@@ -1,4 +1,4 @@
-"""Sentences on values whose tolerance was not reached: how many, what was spent on them, what would help."""
+"""Describe the values whose tolerance was not reached: how many, what was spent on them, what would help."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ibscan.core.result import Result
 __all__ = ["unresolved_sentences"]
 
 
-# Noisy channels by how their keys begin.
+# Noisy channels by the beginning of their keys.
 CHANNELS = {"mi_network": "network", "mi_readout": "read-out"}
 
 
@@ -28,14 +28,7 @@ class _Tally:
 
 
 def unresolved_sentences(result: Result, *, tolerance: float, max_replicas: int, max_draws: int) -> list[str]:
-    """Say of each noisy channel how many values are unresolved, what was spent on them, and what would help.
-
-    Args:
-        result: What was asked for; draws and replicas may be missing, as in older files.
-        tolerance: Half width asked for, nats.
-        max_replicas: Replicas allowed.
-        max_draws: Draws allowed.
-    """
+    """Return a sentence on the unresolved values of each noisy channel; older files lack draws and replicas."""
     tallies: dict[str, _Tally] = {}
     for key in result.quantities:
         channel = next((word for start, word in CHANNELS.items() if key.startswith(start)), None)

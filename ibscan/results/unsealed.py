@@ -15,27 +15,21 @@ import h5py
 from ibscan.core.child import ChildEnded, limit, started, tell
 from ibscan.core.result import Result
 from ibscan.errors import InputError
-from ibscan.results.decode import decoded
+from ibscan.results.decode import decoded, unreadable
 from ibscan.results.packed import packed, unpacked
 
-__all__ = ["read_apart"]
+__all__ = ["read_in_child"]
 
 MODULE = ("-P", "-m", "ibscan.results.unsealed")
-# Far beyond any result; a damaged file may send the library round in circles, or ask for all memory.
+# Far beyond any result; on a damaged file the library may loop for ever, or ask for all memory.
 SECONDS, BYTES = 60, 8 << 30
 
 
-def read_apart(path: Path) -> Result:
-    """Read a result in a child process, trusting nothing in it.
-
-    Args:
-        path: A regular file.
-
-    Returns:
-        The result.
+def read_in_child(path: Path) -> Result:
+    """Read a result in a child process.
 
     Raises:
-        InputError: Damaged, foreign or newer.
+        InputError: The file is damaged, foreign, or of a newer format.
     """
     with started((*MODULE, os.fspath(path.absolute()), os.fspath(path))) as child:
         try:
@@ -54,7 +48,7 @@ def read_apart(path: Path) -> Result:
 
 
 def main() -> None:
-    """Answer for the path in the arguments, which the second one names in messages."""
+    """Send the result at the path of the first argument; messages name it as the second argument does."""
     _, path, where = sys.argv
     limit(SECONDS, BYTES)
     try:
@@ -63,9 +57,7 @@ def main() -> None:
     except InputError as error:
         tell({"error": str(error)})
     except Exception as error:  # noqa: BLE001 - the boundary to foreign HDF5: h5py raises nearly anything
-        what = " ".join(str(error).split())[:200]
-        told = f"{where}: is not a readable result file of ibscan ({what}); expected whole HDF5 with format='ibscan'."
-        tell({"error": told})
+        tell({"error": str(unreadable(where, error))})
     else:
         tell({"bytes": len(answer)}, answer)
 

@@ -1,4 +1,4 @@
-"""What a person sees of a result: tables, each one file and one line in `TABLES`, and a progress line.
+"""Tables of a result, each one file and one line in `TABLES`, and the progress line.
 
 To add a table, write `ibscan/views/NAME.py` with `TABLE = Table(title, heads, sheets)` (see `ibscan.views.layout`) and
 add NAME below. Rows, panels, units, marks, thinning and encodings are the layout's.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ibscan.views.layout import Table
 
-__all__ = ["TABLES", "columns", "marks", "specs"]
+__all__ = ["TABLES", "columns", "specs"]
 
 # Modules of this package, in the order shown. Names, so that importing the package loads neither numpy nor rich.
 TABLES: tuple[str, ...] = (
@@ -35,20 +35,12 @@ def specs() -> tuple[Table, ...]:
 
 
 def columns() -> Mapping[str, str]:
-    """Explain every column head and every mark of all tables, each in one sentence.
+    """Return one sentence on every column head, and every name of a group of columns, of all tables.
 
     Heads are as printed, less their number: `noise 0.1 rms` consists of `noise` and `rms`. Heads that are the symbol of
     a quantity, such as `I(X; T+Z)`, are explained where the quantity is declared.
     """
     from ibscan.views.layout import HEADS
 
-    declared = (HEADS, *(table.heads for table in specs()))
-    heads = {head: meaning for heads in declared for head, meaning in heads.items()}
-    return {**{head: meaning.format(eps="eps", rows="probe") for head, meaning in heads.items()}, **marks()}
-
-
-def marks() -> Mapping[str, str]:
-    """Explain every mark behind a number, or in its place; an explanation begins with the name of the status."""
-    from ibscan.views.cells import MEANINGS, mark
-
-    return {mark(status, unicode=shown): said for status, said in MEANINGS.items() for shown in (True, False)}
+    declared = (HEADS, *(heads for table in specs() for heads in (table.heads, table.groups)))
+    return {head: text.format(eps="eps", rows="probe") for heads in declared for head, text in heads.items()}

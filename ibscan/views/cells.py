@@ -1,4 +1,4 @@
-"""Numbers as they stand in a table: aligned, marked with their status, and their trend in a few characters."""
+"""Format numbers for a table: aligned, marked with their status, and their trend in a few characters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from ibscan.core.estimate import Status
 from ibscan.core.records import Array
 
-__all__ = ["MEANINGS", "formatted", "mark", "number", "trend"]
+__all__ = ["formatted", "mark", "number", "trend"]
 
 _MARKS = {
     Status.OK: "",
@@ -22,16 +22,6 @@ _MARKS = {
     Status.OUT_OF_MEMORY: "m",
     Status.UNRESOLVED: "?",
     Status.LOWER_BOUND: "+",
-}
-MEANINGS = {
-    Status.NOT_MEASURED: "not measured",
-    Status.SATURATED: "saturated: too close to its ceiling to tell anything apart",
-    Status.DEAD: "dead: the layer is constant over the probe",
-    Status.NONFINITE: "not finite: a NaN or infinity reaches the layer",
-    Status.FAILED: "failed",
-    Status.OUT_OF_MEMORY: "out of memory",
-    Status.UNRESOLVED: "unresolved: tolerance not reached within the budget",
-    Status.LOWER_BOUND: "lower bound",
 }
 _LEVELS = "▁▂▃▄▅▆▇█"
 _ASCII_LEVELS = "_.-=#"
@@ -55,21 +45,18 @@ def number(value: float) -> str:
 
 
 def formatted(values: Array, statuses: Array | None, *, unicode: bool) -> list[str]:
-    """Return one column's cells: as many decimals for all, three or four digits, the status mark behind.
+    """Format a column: the same decimals for all, three or four digits, status marks behind; align on the right.
 
     Args:
-        values: (C,) numbers.
-        statuses: (C,) codes, or None where there are none.
+        values: (R,) numbers.
+        statuses: (R,) codes, or None where there are none.
         unicode: Whether marks may be beyond ASCII.
-
-    Returns:
-        C cells, to be aligned on the right.
     """
     codes = [Status.OK] * len(values) if statuses is None else [Status(code) for code in statuses.tolist()]
     listed = [float(value) for value in values.tolist()]
     decimals = _decimals(v for v, code in zip(listed, codes, strict=True) if code is not Status.NOT_MEASURED)
     marks = [mark(code, unicode=unicode) for code in codes]
-    # One space for all where one cell is marked, so that digits stay below digits.
+    # Where one cell has a mark, the others get a space, so that digits are aligned.
     blank = " " if any(m and not math.isnan(v) for m, v in zip(marks, listed, strict=True)) else ""
     cells: list[str] = []
     for value, code, sign in zip(listed, codes, marks, strict=True):
@@ -81,15 +68,12 @@ def formatted(values: Array, statuses: Array | None, *, unicode: bool) -> list[s
 
 
 def trend(values: Array, length: int, *, unicode: bool) -> str:
-    """Return the course of values as one line of levels between their smallest and largest.
+    """Draw values as a line of levels between smallest and largest; empty where fewer than two are finite.
 
     Args:
         values: (C,) numbers in order; NaN leaves a gap.
         length: Characters at most; more values are averaged in pieces.
         unicode: Block elements, or ASCII.
-
-    Returns:
-        The line, empty where fewer than two values are finite.
     """
     if np.isfinite(values).sum() < 2:
         return ""
@@ -100,23 +84,19 @@ def trend(values: Array, length: int, *, unicode: bool) -> str:
     low, span = min(known), max(known) - min(known)
     levels = _LEVELS if unicode else _ASCII_LEVELS
 
+    # A constant is drawn low: its height says nothing.
+    constant = span <= 1e-9 * max(abs(low), abs(low + span))
+
     def level(mean: float) -> str:
         if math.isnan(mean):
             return " "
-        # A constant is drawn low: its height says nothing.
-        return (
-            levels[0] if span <= 1e-9 * max(abs(low), abs(low + span)) else levels[_step(mean, low, span, len(levels))]
-        )
+        return levels[0 if constant else min(int((mean - low) / span * len(levels)), len(levels) - 1)]
 
     return "".join(level(mean) for mean in means)
 
 
-def _step(mean: float, low: float, span: float, levels: int) -> int:
-    return min(int((mean - low) / span * levels), levels - 1)
-
-
 def _decimals(values: Iterable[float]) -> int | None:
-    """Return the decimals that give the largest value three to four digits; None where they would not fit."""
+    """Return how many decimals give the largest value three to four digits; None for %g format."""
     magnitudes = [abs(value) for value in values if math.isfinite(value)]
     largest = max(magnitudes, default=0.0)
     if largest >= _MOST_DIGITS or 0 < largest < 0.01:
@@ -129,6 +109,6 @@ def _decimals(values: Iterable[float]) -> int | None:
 def _fixed(value: float, decimals: int | None) -> str:
     if not math.isfinite(value):
         return f"{value}"
-    # In a column of hundreds a value of 0.004 would otherwise read as nothing at all.
+    # In a column of hundreds a value of 0.004 would otherwise be shown as 0.
     small = decimals is None or 0 < abs(value) < 10.0 ** (1 - decimals)
     return f"{value:.3g}" if small else f"{value:.{decimals}f}"

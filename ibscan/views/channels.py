@@ -1,9 +1,9 @@
-"""The channels of mutual information, noisy or binned: their variables, column heads, and the notes below them."""
+"""The channels of mutual information, noisy or binned: their variables, column heads, and notes below tables."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +22,13 @@ __all__ = [
     "Channel",
     "ChannelColumn",
     "channel_columns",
-    "closed",
-    "inputs",
+    "input_entropy",
     "largest_error",
     "measured_at",
     "noise_groups",
     "notes",
     "widest_bracket",
+    "without_open_brackets",
 ]
 
 HEADS: Mapping[str, str] = {
@@ -68,7 +68,7 @@ NOISY = (
         "distance from its mean; in activation units it differs by layer and checkpoint (--variable noise_absolute).",
     ),
 )
-# What is told of a channel, and may be a table and a curve.
+# Quantities of a channel that have a table or a curve.
 SIDES = ("xt", "ty", "slope")
 CHANNELS = (*NOISY, Channel("binned", "binned", "binning"))
 _NETWORK = "mi_network_"
@@ -91,15 +91,9 @@ class ChannelColumn:
 
 
 def channel_columns(view: View, channel: Channel, side: str) -> list[ChannelColumn]:
-    """List the columns of a quantity, one for each value of its parameter at which anything was measured.
+    """List the columns of a side (`xt`, `ty` or `slope`), one for each parameter at which anything was measured.
 
-    Args:
-        view: The result and how it is shown.
-        channel: Where noise was added, or cells cut.
-        side: `xt`, `ty` or `slope`.
-
-    Returns:
-        Columns whose heads name channel, quantity and parameter; none where nothing was measured.
+    Their heads name channel, quantity and parameter.
     """
     key = channel.variable(side)
     found = measured_indices(view, key, channel.dim)
@@ -117,24 +111,15 @@ def noise_groups(
     values: Mapping[str, Array] | None = None,
     prefix: str = "",
 ) -> list[tuple[str, list[Column]]]:
-    """Return a group of columns for each channel, under heads that say the noise alone.
+    """Return a group of columns for each channel, under heads that give the noise alone.
 
-    Args:
-        view: The result and how it is shown.
-        found: Columns of each channel.
-        values: Numbers to show in place of a quantity's, by its key.
-        prefix: Put before the name of the channel.
+    `values` by key replace a quantity's numbers; `prefix` is put before the name of the channel.
     """
-    return [
-        (
-            prefix + columns[0].channel.label,
-            [
-                column(view, one.key, one.heads[-1].split(" ", 1), one.index, values=(values or {}).get(one.key))
-                for one in columns
-            ],
-        )
-        for columns in found
-    ]
+
+    def shown(one: ChannelColumn) -> Column:
+        return column(view, one.key, one.heads[-1].split(" ", 1), one.index, values=(values or {}).get(one.key))
+
+    return [(prefix + columns[0].channel.label, [shown(one) for one in columns]) for columns in found]
 
 
 def _parameter(view: View, channel: Channel, index: int) -> str:
@@ -145,22 +130,17 @@ def _parameter(view: View, channel: Channel, index: int) -> str:
 
 
 def measured_at(view: View, columns: Sequence[ChannelColumn], *, unit: bool = True) -> str:
-    """Say under what terms columns were measured: those of the first, and of channels that have others."""
+    """Return the terms of the first column, and those of channels that differ from it."""
     first = terms(view, columns[0].key, unit=False)
     others = {one.channel.label: terms(view, one.key, unit=False) for one in columns}
     listed = [f"{label} {other}" for label, other in others.items() if other != first]
     return "; ".join((terms(view, columns[0].key, unit=unit), *listed))
 
 
-def closed(view: View, key: str) -> Array:
-    """Return the values of a quantity, less those of the network channel whose bracket is open: they can be anything.
+def without_open_brackets(view: View, key: str) -> Array:
+    """Return values (C, L, P) in the unit asked for, NaN where the network channel's bracket is open.
 
-    Args:
-        view: The result and how it is shown.
-        key: A quantity over (checkpoint, layer, parameter).
-
-    Returns:
-        (C, L, P) in the unit asked for, NaN where the bracket is open.
+    Such a value can be anything.
     """
     values, status, result = view.values(key), statuses(view, key), view.result
     ends = result.companions(key)
@@ -173,15 +153,7 @@ def closed(view: View, key: str) -> Array:
 
 
 def notes(view: View, columns: Sequence[ChannelColumn]) -> list[str]:
-    """Return what needs saying below columns of one side.
-
-    Args:
-        view: The result and how it is shown.
-        columns: At least one.
-
-    Returns:
-        What the channels are, how exact the values, and above what none can be.
-    """
+    """Return the notes below columns of one side: what the channels are, how exact the values, and their ceiling."""
     side = columns[0].side
     binned = [one for one in columns if one.channel.dim == "binning"]
     found = list(dict.fromkeys(one.channel.note for one in columns if one.channel.note))
@@ -201,12 +173,12 @@ def notes(view: View, columns: Sequence[ChannelColumn]) -> list[str]:
 
 def _is_open_somewhere(view: View, one: ChannelColumn) -> bool:
     status = statuses(view, one.key)
-    missing = np.isnan(closed(view, one.key))
+    missing = np.isnan(without_open_brackets(view, one.key))
     return status is not None and bool((missing & (status == Status.UNRESOLVED))[..., one.index].any())
 
 
-def inputs(view: View, key: str) -> tuple[float, bool]:
-    """Return H(X) in nats, above which no I(X;T) can be, and whether it is known: else it is that of distinct rows."""
+def input_entropy(view: View, key: str) -> tuple[float, bool]:
+    """Return H(X) in nats, the ceiling of I(X;T), and whether it is known; otherwise rows are taken as distinct."""
     known = view.result.settings.get("input_entropy")
     if isinstance(known, int | float) and math.isfinite(known):
         return float(known), True
@@ -214,7 +186,7 @@ def inputs(view: View, key: str) -> tuple[float, bool]:
 
 
 def _ceiling(view: View, key: str) -> str:
-    entropy, known = inputs(view, key)
+    entropy, known = input_entropy(view, key)
     bound = quantity_of(entropy / (math.log(2) if view.unit(key) == "bit" else 1.0), view.unit(key))
     if known:
         return f"Ceiling: H(X) = {bound}."
@@ -226,34 +198,44 @@ def largest_error(
 ) -> float | None:
     """Return the largest standard error of columns to two digits, of all checkpoints or the last; None without any.
 
-    Values that are not shown because their bracket is open do not count, nor layers other than those given.
+    Of the layers given alone, and without values whose bracket is open.
     """
-    found: list[float] = []
-    rows, across = slice(-1 if last else 0, None), slice(None) if layers is None else layers
-    for one in columns:
-        errors = view.companion(one.key, "stderr")
-        if errors is not None:
-            known = np.where(np.isfinite(closed(view, one.key)), errors, np.nan)[rows, across, one.index]
-            found += known[np.isfinite(known)].tolist()
-    return float(f"{max(found):.2g}") if found else None
+
+    def errors(key: str) -> Array | None:
+        found = view.companion(key, "stderr")
+        return None if found is None else np.where(np.isfinite(without_open_brackets(view, key)), found, np.nan)
+
+    return _largest(columns, errors, last, layers)
 
 
 def widest_bracket(view: View, columns: Sequence[ChannelColumn], *, last: bool = False) -> float | None:
-    """Return how far the ends of the network channel's brackets are from its values, where those are resolved."""
-    found: list[float] = []
-    rows = slice(-1 if last else 0, None)
-    for one in columns:
-        low, high = view.companion(one.key, "lower"), view.companion(one.key, "upper")
-        if low is not None and high is not None and one.key.startswith(_NETWORK):
-            status = statuses(view, one.key)
-            ends = high - low if status is None else np.where(status == Status.UNRESOLVED, np.nan, high - low)
-            known = ends[rows, :, one.index]
-            found += (0.5 * known[np.isfinite(known)]).tolist()
-    return float(f"{max(found):.2g}") if found else None
+    """Return the largest half width of the network channel's brackets, resolved values alone."""
+
+    def half_widths(key: str) -> Array | None:
+        low, high, status = view.companion(key, "lower"), view.companion(key, "upper"), statuses(view, key)
+        if low is None or high is None or not key.startswith(_NETWORK):
+            return None
+        return 0.5 * (high - low if status is None else np.where(status == Status.UNRESOLVED, np.nan, high - low))
+
+    return _largest(columns, half_widths, last)
+
+
+def _largest(
+    columns: Sequence[ChannelColumn],
+    of: Callable[[str], Array | None],
+    last: bool,
+    layers: Sequence[int] | None = None,
+) -> float | None:
+    """Return the largest finite value (C, L, P) of columns to two digits, of all checkpoints or the last."""
+    rows, across = slice(-1 if last else 0, None), slice(None) if layers is None else layers
+    arrays = ((of(one.key), one.index) for one in columns)
+    parts = [values[rows, across, index] for values, index in arrays if values is not None]
+    known = [float(part[np.isfinite(part)].max()) for part in parts if np.isfinite(part).any()]
+    return float(f"{max(known):.2g}") if known else None
 
 
 def _moving(view: View, binned: Sequence[ChannelColumn]) -> Iterator[str]:
-    """Say where cells changed their width along the series, so that values do not compare."""
+    """Note cells whose width changed along the series, so that values cannot be compared."""
     name = "mi_binned_width"
     if not is_measured(view, name, "binning"):
         return
@@ -270,12 +252,13 @@ def _moving(view: View, binned: Sequence[ChannelColumn]) -> Iterator[str]:
 
 
 def _factor(widths: Array) -> float:
-    """Return by how much the width of cells changed between checkpoints, in the layer where it did most."""
+    """Return the ratio of largest to smallest width (C, L) over checkpoints, in the layer where it is largest."""
     known = [column[np.isfinite(column)] for column in widths.T]
     return max((column.max() / column.min() for column in known if len(column) and column.min() > 0), default=1.0)
 
 
 def _outside(view: View, binned: Sequence[ChannelColumn]) -> Iterator[str]:
+    """Note cells at the ends of the range that hold values beyond it."""
     name = "mi_binned_outside"
     if not is_measured(view, name, "binning"):
         return

@@ -1,4 +1,4 @@
-"""The table of clustering: how classes gather in every layer."""
+"""The table of clustering: how close rows of a class are, in every layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The screen as it is: with colour or without, narrow, not UTF-8, or not there at all."""
+"""Consoles for any stream: with colour or without, narrow, not UTF-8, or closed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, cast
 
 from rich.console import Console
 
@@ -16,17 +16,15 @@ from ibscan.errors import Interrupted
 
 __all__ = ["console", "escaped", "is_terminal", "reader_may_leave", "unicode_ok"]
 
-Color = Literal["auto", "always", "never"]
-
 _GLYPHS = "▁▂▃▄▅▆▇█†─→≤×"
 
 
 @contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """Turn a broken pipe into the end of the program, before rich or Typer end it with a code of their own.
+    """Turn a broken pipe into an interrupt, before rich or Typer end the program with another exit code.
 
     Raises:
-        Interrupted: Whoever read the stream has left.
+        Interrupted: The reader of the stream is gone.
     """
     try:
         yield
@@ -35,8 +33,8 @@ def reader_may_leave() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Forgiving:
-    """A stream that writes what its encoding cannot express as escapes, where rich would raise."""
+class _Escaping:
+    """A stream that writes characters its encoding lacks as escapes, where rich would raise."""
 
     stream: IO[str]
 
@@ -70,11 +68,11 @@ def console(stream: IO[str], *, color: str = "auto", width: int | None = None) -
         width: Columns; None asks COLUMNS, then the terminal.
 
     Returns:
-        The console. Without colour it writes no escape sequence whatever, bold included.
+        The console; without colour it writes no escape sequence at all, not even for bold.
     """
     colored = color == "always" or (color == "auto" and _wants_color(stream))
     return Console(
-        file=cast(IO[str], _Forgiving(stream)),
+        file=cast(IO[str], _Escaping(stream)),
         force_terminal=colored,
         force_jupyter=False,
         color_system="standard" if colored else None,
@@ -88,13 +86,7 @@ def console(stream: IO[str], *, color: str = "auto", width: int | None = None) -
 
 
 def escaped(text: str) -> str:
-    r"""Return text for one line of a terminal: control and escape characters visible.
-
-    Args:
-        text: A name or a message, of whatever origin.
-
-    Returns:
-        The text; what is not printable (newlines, escape codes, direction marks, undecodable bytes) as `\x1b`, ...
+    r"""Escape what is not printable (newlines, escape codes, direction marks, undecodable bytes) as `\x1b`, ...
 
     Example:
         >>> print(escaped("a\x1b[31m\nb"))

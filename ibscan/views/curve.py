@@ -1,4 +1,4 @@
-"""Tables of a quantity against its threshold, noise or cells: those down, layers across, checkpoints under each."""
+"""Tables of a quantity against its parameter (eps, noise or cells), which runs down; layers and checkpoints across."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from rich.console import Group as Stack
 
+from ibscan.core.quantity import DIMENSIONS
 from ibscan.core.records import Array
 from ibscan.core.result import Result
 from ibscan.errors import NothingMatched
 from ibscan.views.cells import number
-from ibscan.views.channels import CHANNELS, SIDES, Channel, channel_columns, closed, notes
+from ibscan.views.channels import CHANNELS, SIDES, Channel, channel_columns, notes, without_open_brackets
 from ibscan.views.layout import Column, by_parameter
 from ibscan.views.view import View, derivative, measured_indices, name_of, terms
 
@@ -25,15 +26,6 @@ _CHANNELS: dict[str, tuple[Channel, str]] = {
 _OVER = _RANKS | {name: channel.dim for name, (channel, _) in _CHANNELS.items()}
 # Information has one noise and one kind of cells unless more are typed: that is no curve.
 _FEWEST = {name: 1 if name in _RANKS else 2 for name in _OVER}
-_LEADS = {"noise": "noise", "rel_noise": "noise/rms", "binning": "cells"}
-_AGAINST = {"noise": "noise", "rel_noise": "relative noise", "binning": "cells"}
-_FINER = {
-    "eps": "--eps values on ibscan rank",
-    "rel_eps": "--rel-eps values on ibscan rank",
-    "noise": "--noise values on ibscan mi",
-    "rel_noise": "--rel-noise values on ibscan mi",
-    "binning": "--bins or --bin-width values on ibscan mi",
-}
 _MOST_COLUMNS = 4
 _FEW_POINTS = 8
 _COUNTED = "Mean over probe rows of the number of singular values of the Jacobian {of} above"
@@ -44,13 +36,7 @@ _THRESHOLDS = {
 
 
 def curves(result: Result) -> tuple[str, ...]:
-    """List the quantities that are curves: over eps, noise, relative noise or cells.
-
-    Args:
-        result: Any.
-
-    Returns:
-        Those of local rank with a measured value, and those of information measured at two parameters or more.
+    """List the quantities that are curves: local rank where measured, and information at two parameters or more.
 
     Raises:
         NothingMatched: There is none.
@@ -66,13 +52,7 @@ def curves(result: Result) -> tuple[str, ...]:
 
 
 def curve_tables(view: View) -> list[Stack]:
-    """Return a table for each curve: first and last checkpoint, and up to two between.
-
-    Args:
-        view: The result and how it is shown; all checkpoints where it shows every one.
-
-    Returns:
-        Local rank over absolute and relative eps, information over noise and cells, as far as they were measured.
+    """Return a table for each curve of the result.
 
     Raises:
         NothingMatched: The result has no curve.
@@ -81,15 +61,9 @@ def curve_tables(view: View) -> list[Stack]:
 
 
 def curve_table(view: View, key: str, *, advise: bool = False) -> Stack:
-    """Return the table of one curve: its parameter down, and under every layer a column a checkpoint.
+    """Return the table of one curve: its parameter down, under every layer first, last and some checkpoints between.
 
-    Args:
-        view: The result and how it is shown.
-        key: A quantity that is a curve.
-        advise: Say of a curve of few points how it gets finer.
-
-    Returns:
-        The table.
+    `advise` adds how a curve of few points gets finer.
     """
     dim, shown = _OVER[key], view.shown(_MOST_COLUMNS)
     values = view.result[dim].values
@@ -97,14 +71,14 @@ def curve_table(view: View, key: str, *, advise: bool = False) -> Stack:
     order = [index for index in _order(values) if index in known]
     labels = [name_of(v, view.unicode) if isinstance(v, str) else f"{v:g}" for v in values[order].tolist()]
     axis, checkpoints = view.axis
-    whole = Column((), closed(view, key), view.result.status(key)).of(..., order)
+    whole = Column((), without_open_brackets(view, key), view.result.status(key)).of(..., order)
     columns = []
     for checkpoint in shown:
         one = whole.of(checkpoint)  # (L, R)
         marks = None if one.statuses is None else one.statuses.T
         columns.append(Column((axis, checkpoints[checkpoint]), one.values.T, marks))
     if key in _RANKS:
-        threshold = _THRESHOLDS[key].format(eps=_lead(view, dim))
+        threshold = _THRESHOLDS[key].format(eps=view.eps)
         below = [f"{_COUNTED.format(of=derivative(view, key))} {threshold} In parentheses: units of the layer."]
         below += _errors(view, key, shown, order)
     else:
@@ -113,19 +87,21 @@ def curve_table(view: View, key: str, *, advise: bool = False) -> Stack:
     if len(shown) < view.size:
         below.append(f"{len(shown)} of {view.size} checkpoints shown (--all shows every one).")
     title = (_title(view, key), terms(view, key))
-    return by_parameter(view, title, (_lead(view, dim), labels), columns, below, widths=key in _RANKS)
+    return by_parameter(
+        view, title, (_spelt(view, DIMENSIONS[dim].label), labels), columns, below, widths=key in _RANKS
+    )
 
 
 def _title(view: View, key: str) -> str:
+    against = f"against {_spelt(view, DIMENSIONS[_OVER[key]].title)}"
     if key in _RANKS:
-        return f"local rank against {'relative ' if key == 'local_rank_rel' else ''}{_lead(view, _RANKS[key])}"
-    channel, _ = _CHANNELS[key]
+        return f"local rank {against}"
     symbol = name_of(str(view.result[key].attrs.get("symbol", "")), view.unicode)
-    return " ".join(part for part in (channel.label, symbol, "against", _AGAINST[channel.dim]) if part)
+    return " ".join(part for part in (_CHANNELS[key][0].label, symbol, against) if part)
 
 
-def _lead(view: View, dim: str) -> str:
-    return _LEADS.get(dim, view.eps)
+def _spelt(view: View, label: str) -> str:
+    return label.replace("eps", view.eps)
 
 
 def _order(values: Array) -> list[int]:
@@ -143,7 +119,7 @@ def _order(values: Array) -> list[int]:
 
 
 def _errors(view: View, key: str, shown: Sequence[int], order: Sequence[int]) -> list[str]:
-    """Say how far off the values shown may be, rows taken as a sample."""
+    """Note the largest standard error of the values shown, rows taken as a sample."""
     errors = view.companion(key, "stderr")
     known = np.empty(0) if errors is None else errors[shown][..., order]
     known = known[np.isfinite(known)]
@@ -153,8 +129,9 @@ def _errors(view: View, key: str, shown: Sequence[int], order: Sequence[int]) ->
 
 
 def _points(size: int, dim: str) -> list[str]:
-    """Say how a curve of few points gets finer."""
+    """Note how a curve of few points gets finer."""
     if size >= _FEW_POINTS:
         return []
     count = f"{size} point{'s' if size != 1 else ''}"
-    return [f"A curve of {count}: more {_FINER[dim]}, into the same file, make it finer."]
+    more = f"more {DIMENSIONS[dim].flags} values on ibscan {DIMENSIONS[dim].verb}"
+    return [f"A curve of {count}: {more}, into the same file, make it finer."]

@@ -64,4 +64,4 @@ def _meaning(view: View, key: str) -> str:
 
 
 # Titles are those that quantities declare.
-TABLE = Table("", {"rel_eps": "Threshold, relative to the largest singular value."}, _sheets)
+TABLE = Table("", {}, _sheets)

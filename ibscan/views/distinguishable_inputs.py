@@ -1,4 +1,4 @@
-"""The table of exp(I(X;T)), at the last checkpoint: how many inputs every noisy channel can distinguish."""
+"""The table of exp(I(X;T)) at the last checkpoint: how many inputs each noisy channel can distinguish."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rich.console import Group as Stack
 from ibscan.views.channels import (
     NOISY,
     channel_columns,
-    closed,
-    inputs,
+    input_entropy,
     largest_error,
     measured_at,
     noise_groups,
     widest_bracket,
+    without_open_brackets,
 )
 from ibscan.views.layout import Table, by_layer
 from ibscan.views.view import View
@@ -26,19 +26,19 @@ __all__ = ["TABLE"]
 
 
 def _sheets(view: View) -> Iterator[Stack]:
-    """Yield a sheet where a noisy I(X;T) was measured; its numbers do not depend on the unit asked for."""
+    """Yield a sheet where a noisy I(X;T) was measured; its numbers are the same in nats and bits."""
     view = replace(view, units="nats")
     found = [columns for channel in NOISY if (columns := channel_columns(view, channel, "xt"))]
     if not found:
         return
     every = [one for columns in found for one in columns]
-    entropy, known = inputs(view, every[0].key)
+    entropy, known = input_entropy(view, every[0].key)
     most = f"of {math.exp(entropy):.6g}" if known else f"of at most {math.exp(entropy):.6g}"
     notes = [f"exp(I(X;T)): how many inputs the channel tells apart, {most}; where it is 1, none from any other."]
     error, bracket = (of(view, every, last=True) for of in (largest_error, widest_bracket))
     # An exponential of a foreign file's numbers may overflow.
     with np.errstate(over="ignore"):
-        counts = {one.key: np.exp(closed(view, one.key)) for one in every}
+        counts = {one.key: np.exp(without_open_brackets(view, one.key)) for one in every}
         if error is not None:
             notes.append(f"Standard errors up to {100 * np.expm1(error):.2g} % of the number.")
         if bracket is not None:

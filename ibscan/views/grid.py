@@ -1,4 +1,4 @@
-"""Columns of text under heads of several lines, in as many panels as the width asks for; nothing is ever cut."""
+"""Lay out columns of text under heads of several lines, in as many panels as the width requires; cut nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def panels(lead: Sequence[TextColumn], groups: Sequence[TextGroup], *, width: in
 
     Args:
         lead: Columns repeated in every panel.
-        groups: What is shown, in order; all columns have the same number of cells and heads.
+        groups: In order; all columns have the same number of cells and heads.
         width: Characters across the terminal.
         unicode: Whether rules may use line drawing.
 
@@ -61,13 +61,13 @@ def panels(lead: Sequence[TextColumn], groups: Sequence[TextGroup], *, width: in
 
 
 def _needed(group: TextGroup) -> int:
-    """Return the characters a group takes across, the gap before it included."""
+    """Return the width of a group, including the gap before it."""
     inner = sum(column.width for column in group.columns) + len(_GAP) * (len(group.columns) - 1)
     return len(_GAP) + max(inner, cell_len(group.name))
 
 
 def _split(groups: Sequence[TextGroup], room: int) -> Iterator[TextGroup]:
-    """Yield groups, those too wide for any panel in pieces that fit."""
+    """Split groups that are too wide for any panel into pieces that fit."""
     for group in groups:
         piece: tuple[TextColumn, ...] = ()
         for column in group.columns:
@@ -96,7 +96,7 @@ def _panel(lead: Sequence[TextColumn], groups: Sequence[TextGroup], unicode: boo
     if any(group.name for group in groups):
         text.append(names.rstrip() + "\n", style="bold")
     for level in range(heads):
-        # Short heads stand at the bottom, next to the numbers.
+        # Heads of fewer lines are aligned at the bottom.
         entries = [
             column.heads[level - heads + len(column.heads)] if level >= heads - len(column.heads) else ""
             for column, _ in columns
@@ -114,7 +114,7 @@ def _panel(lead: Sequence[TextColumn], groups: Sequence[TextGroup], unicode: boo
 
 
 def _listed(lead: Sequence[TextColumn], groups: Sequence[TextGroup]) -> Text:
-    """Return one value a line, for widths in which no table fits; long words fold."""
+    """Return one value a line, for widths in which no table fits."""
     text = Text(overflow="fold")
     for row in range(len(lead[0].cells)):
         text.append(", ".join(" ".join((*column.heads, column.cells[row])) for column in lead) + "\n", style="bold")

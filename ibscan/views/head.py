@@ -1,4 +1,4 @@
-"""The block above all tables: series, model and probe, and by accuracy and loss whether they belong together."""
+"""The block above all tables: series, model, probe, accuracy and loss."""
 
 from __future__ import annotations
 
@@ -17,14 +17,7 @@ _MOST_SKIPPED = 3
 
 
 def head(view: View) -> Text:
-    """Return the block above the tables.
-
-    Args:
-        view: The result and how it is shown.
-
-    Returns:
-        Series, model, probe, first and last accuracy and loss, and what was left out.
-    """
+    """Return the block above the tables: series, model, probe, first and last accuracy and loss, skipped files."""
     arrow = " → " if view.unicode else " -> "
     attrs = view.result.attrs
     axis, labels = view.axis

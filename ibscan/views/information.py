@@ -1,4 +1,4 @@
-"""Tables of mutual information of one side: noisy channels and binning side by side, none without its name."""
+"""Tables of I(X;T) or I(T;Y): noisy channels and binning side by side."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import groupby
 
 from rich.console import Group as Stack
 
-from ibscan.views.channels import CHANNELS, ChannelColumn, channel_columns, closed, measured_at, notes
+from ibscan.views.channels import CHANNELS, ChannelColumn, channel_columns, measured_at, notes, without_open_brackets
 from ibscan.views.curve import curve_table
 from ibscan.views.layout import by_checkpoint, column
 from ibscan.views.view import View
@@ -15,21 +15,15 @@ from ibscan.views.view import View
 __all__ = ["information_sheets"]
 
 _MOST_COLUMNS = 4
-# More values of one parameter read better as a curve than as so many tables, or as one so wide.
+# More values of one parameter are easier to read as a curve.
 _MOST_VALUES = 4
 
 
 def information_sheets(view: View, side: str, title: str) -> Iterator[Stack]:
-    """Yield the tables of I(X;T), or of I(T;Y), as far as it was measured.
+    """Yield the tables of a side (`xt` or `ty`), as far as it was measured.
 
-    Args:
-        view: The result and how it is shown.
-        side: `xt` or `ty`.
-        title: Of each.
-
-    Yields:
-        One table; with several noises one for each noise, one for noise relative to the layer, and one for the binned
-        values. What was measured at more than four noises, or in more than four kinds of cells, is a curve over them.
+    One table; or, with more than four columns, one for each noise, one for noise relative to the layer, and one for
+    binned values. A channel with more than four noises or kinds of cells gets a curve over them.
     """
     found = [columns for channel in CHANNELS if (columns := channel_columns(view, channel, side))]
     few = sorted((one for columns in found if len(columns) <= _MOST_VALUES for one in columns), key=_part)
@@ -39,12 +33,12 @@ def information_sheets(view: View, side: str, title: str) -> Iterator[Stack]:
         if columns in curves:
             yield curve_table(view, columns[0].key)
             continue
-        values = {one.key: closed(view, one.key) for one in columns}
+        values = {one.key: without_open_brackets(view, one.key) for one in columns}
         shown = [column(view, one.key, one.heads, one.index, values=values[one.key]) for one in columns]
         yield by_checkpoint(view, (title, measured_at(view, columns)), shown, notes(view, columns))
 
 
 def _part(one: ChannelColumn) -> tuple[int, int]:
-    """Return what columns of one table share, in the order of tables: a noise, or any relative noise, or any cells."""
+    """Return the sort key that columns of one table share: one noise, all relative noises, or all cells."""
     dims = list(dict.fromkeys(channel.dim for channel in CHANNELS))
     return dims.index(one.channel.dim), one.index if one.channel.dim == "noise" else 0

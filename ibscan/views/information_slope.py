@@ -1,4 +1,4 @@
-"""The table of the slope of noisy information beside local rank, which it tends to, at the last checkpoint."""
+"""The table of the slope of noisy information beside its limit, local rank, at the last checkpoint."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _NOTE = (
 
 
 def _sheets(view: View) -> Iterator[Stack]:
-    """Yield a sheet where both were measured alike: before or after the activation, and on the whole input."""
+    """Yield a sheet where both were measured at the same place, and on the whole input."""
     ranks = measured_indices(view, "local_rank", "eps")
     attrs = view.result["local_rank"].attrs if ranks else {}
-    # The slope at post is not the limit of a rank at pre, of one from a layer, or of one on a subspace.
+    # The slope at post does not tend to a rank at pre, from a layer, or on a subspace.
     whole = attrs.get("from", "input") == "input" and attrs.get("input_dims", 0) == 0
     found = [columns for channel in NOISY if (columns := channel_columns(view, channel, "slope"))]
     of = [view.result[columns[0].key].attrs for columns in found]
@@ -44,4 +44,12 @@ def _sheets(view: View) -> Iterator[Stack]:
     yield by_layer(view, (TABLE.title, under), groups, notes)
 
 
-TABLE = Table("slope of noisy information beside local rank", {}, _sheets)
+TABLE = Table(
+    "slope of noisy information beside local rank",
+    {},
+    _sheets,
+    {
+        "slope": "-dI(X; T+Z)/d ln noise, of the channel named behind it.",
+        "local rank": "Mean number of singular values of the Jacobian above {eps}.",
+    },
+)

@@ -1,12 +1,13 @@
-"""How any table is laid out: checkpoints, parameters or layers down, marks explained, notes below.
+"""Lay out tables: checkpoints, parameters or layers down, marks explained, notes below.
 
-Shapes: C checkpoints, L layers, R rows of the table.
+Shapes: C checkpoints, L layers, R rows of the table. The makers of tables (`by_...`) take the title as parts (what the
+table is of, and under what terms), and notes to print below.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from rich.console import Group as Stack
 from rich.text import Text
 
 from ibscan.core.estimate import Status
+from ibscan.core.quantity import BINNING, NOISE, REL_NOISE
 from ibscan.core.records import Array
-from ibscan.views.cells import MEANINGS, formatted, mark, trend
+from ibscan.views.cells import formatted, mark, trend
 from ibscan.views.grid import TextColumn, TextGroup, panels
 from ibscan.views.view import View, is_measured, name_of, statuses
 
@@ -26,15 +28,13 @@ HEADS: Mapping[str, str] = {
     "epoch": "Epoch of the checkpoint.",
     "step": "Optimiser step of the checkpoint.",
     "checkpoint": "Name of the checkpoint, where epoch or step is not known of all.",
-    "accuracy": "Share of probe rows the checkpoint's network decides rightly.",
+    "accuracy": "Share of probe rows whose label the network predicts.",
     "layer": "Name of the layer, in the order of first call.",
     "trend": "Course of the numbers above over all checkpoints, between the smallest and the largest of the column.",
     "ε": "Threshold: singular values above it are counted.",
     "eps": "Threshold: singular values above it are counted.",
-    "noise": "Standard deviation of the Gaussian noise per unit, in activation units.",
+    **{dimension.label: f"{dimension.meaning}." for dimension in (NOISE, REL_NOISE, BINNING)},
     "rms": "Noise is that many times the layer's root-mean-square distance from its mean.",
-    "noise/rms": "Standard deviation of the noise over the layer's root-mean-square distance from its mean.",
-    "cells": "How the activations of every unit were cut into cells.",
     "bins": "Number of equal cells over the range of every unit's activation.",
     "width": "Width of the cells every unit's activation is cut into.",
 }
@@ -45,20 +45,18 @@ class Table:
     """Specify a table: its title, its own column heads with one sentence each, and how its sheets are made.
 
     `sheets` makes what is printed, by `by_checkpoint`, `by_layer` or `by_parameter`; nothing where nothing was
-    measured.
+    measured. `groups` explains the names of groups of columns, where these are no layers.
     """
 
     title: str
     heads: Mapping[str, str]
     sheets: Callable[[View], Iterable[Stack]]
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of numbers under every layer: heads from top to bottom, values and statuses (R, L).
-
-    What belongs to no layer has (R,).
-    """
+    """One column of numbers under every layer: heads from top to bottom, values and statuses (R, L), or (R,)."""
 
     heads: tuple[str, ...]
     values: Array
@@ -72,12 +70,7 @@ class Column:
 def column(view: View, name: str, heads: Sequence[str], *index: Any, values: Array | None = None) -> Column:  # noqa: ANN401
     """Return a column of a variable, a row a checkpoint.
 
-    Args:
-        view: The result and how it is shown.
-        name: The variable, whose statuses mark the numbers.
-        heads: From top to bottom.
-        *index: Along the variable's dimensions beyond checkpoint and layer.
-        values: Numbers to show in place of the variable's, in its shape.
+    `index` is along its dimensions beyond checkpoint and layer; `values` replace its numbers, in its shape.
     """
     numbers = view.values(name) if values is None else values
     return Column(tuple(heads), numbers, statuses(view, name)).of(..., *index)
@@ -95,14 +88,8 @@ def by_checkpoint(
 ) -> Stack:
     """Lay out a table with checkpoints down, thinned, and under every layer the columns; the trend below.
 
-    Args:
-        view: The result and how it is shown.
-        title: What the table is of, and under what terms.
-        columns: Numbers (C, L), or (C,).
-        notes: What needs saying below.
-        widths: Show the units of every layer.
-        skip_empty: Leave out columns of a layer in which nothing was measured, but for one.
-        layers: Indices of those shown; None for all.
+    Columns are (C, L) or (C,). `widths` shows the units of every layer; `skip_empty` leaves out columns of a layer in
+    which nothing was measured, but for one; `layers` lists the indices of those shown, None for all.
     """
     rows = view.shown()
     groups = [
@@ -126,16 +113,10 @@ def by_parameter(
 ) -> Stack:
     """Lay out a table with the values of a parameter down, and under every layer the columns.
 
-    Args:
-        view: The result and how it is shown.
-        title: What the table is of, and under what terms.
-        rows: Name of the parameter, and R labels.
-        columns: Numbers (R, L).
-        notes: What needs saying below.
-        widths: Show the units of every layer.
+    `rows` are the parameter's name and R labels; columns are (R, L). `widths` shows the units of every layer.
     """
     name, labels = rows
-    # As wide as in a table with a trend, though the course down such a column is no course of training.
+    # "trend" keeps the column as wide as in other tables; no trend is drawn, as rows are no course of training.
     lead = TextColumn((name,), tuple(labels), "trend" if len(labels) > 1 else "")
     groups = [
         TextGroup(layer, tuple(_text(view, one) for one in own))
@@ -154,12 +135,7 @@ def by_layer(
 ) -> Stack:
     """Lay out a table of the last checkpoint, which its title names, with layers down.
 
-    Args:
-        view: The result and how it is shown.
-        title: What the table is of, and under what terms.
-        groups: Names, and columns of numbers (C, L).
-        notes: What needs saying below.
-        layers: Indices of those shown; None for all.
+    `groups` are names with columns (C, L); `layers` the indices of those shown, None for all.
     """
     names = view.result["layer"].values.tolist()
     chosen = list(range(len(names))) if layers is None else list(layers)
@@ -171,7 +147,7 @@ def by_layer(
 
 
 def explained(heads: Mapping[str, str]) -> str:
-    """Join heads and what they mean to one note."""
+    """Join heads and their meanings into one note."""
     return " ".join(f"{head}: {meaning}" for head, meaning in heads.items())
 
 
@@ -193,7 +169,7 @@ def _is_empty(one: Column) -> bool:
 
 
 def _lead(view: View, rows: Sequence[int]) -> list[TextColumn]:
-    """Return the axis of the checkpoints shown, and how well each does on the probe."""
+    """Return the leading columns: the axis of the checkpoints shown, and accuracy on the probe."""
     name, labels = view.axis
     columns = [TextColumn((name,), tuple(labels[row] for row in rows), "trend" if view.size > 1 else "")]
     if is_measured(view, "probe_accuracy", "checkpoint"):
@@ -202,7 +178,7 @@ def _lead(view: View, rows: Sequence[int]) -> list[TextColumn]:
 
 
 def _text(view: View, one: Column, rows: Sequence[int] | None = None) -> TextColumn:
-    """Format a column (R,): every row without a trend, or the checkpoints shown with the trend over all."""
+    """Format a column (R,): all rows without a trend, or the rows given with the trend over all."""
     shown = one if rows is None else one.of(list(rows))
     texts = formatted(shown.values, shown.statuses, unicode=view.unicode)
     if rows is None:
@@ -221,7 +197,7 @@ def _sheet(
     notes: Sequence[str],
     marked: Sequence[TextColumn] = (),
 ) -> Stack:
-    """Return a table: title, panels, what marks of groups and `marked` columns mean, notes, and a blank line."""
+    """Return a table: title, panels, legend of the marks in groups and `marked` columns, notes, and a blank line."""
     separator = " · " if view.unicode else " - "
     return Stack(
         Text(separator.join(part for part in title if part), style="bold yellow", overflow="fold"),
@@ -232,11 +208,12 @@ def _sheet(
 
 
 def _legend(view: View, marked: Sequence[TextColumn], groups: Sequence[TextGroup]) -> list[str]:
-    """Explain the marks that occur, and no others."""
+    """Explain the marks that occur."""
     cells = [text.strip() for one in (*marked, *(c for group in groups for c in group.columns)) for text in one.cells]
     seen: list[str] = []
-    for status, meaning in MEANINGS.items():
+    for status in Status:
         sign = mark(status, unicode=view.unicode)
-        if any(text == sign or (status is not Status.NOT_MEASURED and text.endswith(sign)) for text in cells):
-            seen.append(f"{sign} {meaning}")
+        alone = status is Status.NOT_MEASURED
+        if sign and any(text == sign or (not alone and text.endswith(sign)) for text in cells):
+            seen.append(f"{sign} {status.legend}")
     return ["; ".join(seen)] if seen else []

@@ -1,4 +1,4 @@
-"""Rows that are no result's, as a table: what `ls` shows."""
+"""Tables of other rows than a result's: what `ls` shows."""
 
 from __future__ import annotations
 
@@ -19,14 +19,11 @@ _NEVER_HOISTED = ("checkpoint", "skipped", "layer", "not_measured")
 
 
 def listing(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> RenderableType:
-    """Return rows as a table; what is the same in all of them is said once below it.
+    """Lay out rows as a table; give what all rows share once, below it.
 
     Args:
-        columns: Columns in order.
-        rows: Mappings; a column absent or None is left empty. An empty column is not shown.
-
-    Returns:
-        A renderable; cells fold where the terminal is narrow.
+        columns: Columns in order; empty ones are not shown.
+        rows: Mappings; a column absent or None is left empty.
     """
     cells = [{name: _cell(row.get(name)) for name in columns} for row in rows]
     distinct = {name: {row[name] for row in cells} - {""} for name in columns}

@@ -1,4 +1,4 @@
-"""How far a scan is: a live line on a terminal, now and then a plain line elsewhere."""
+"""Report progress: a live line on a terminal, now and then a plain line elsewhere."""
 
 from __future__ import annotations
 
@@ -34,11 +34,7 @@ class Progress:
     said: float = field(default_factory=time.monotonic)
 
     def advance(self, name: str) -> None:
-        """Count one more checkpoint.
-
-        Args:
-            name: The one just finished.
-        """
+        """Count one more checkpoint, the one of that name."""
         self.done += 1
         if self.live is not None and self.task is not None:
             self.live.update(self.task, advance=1, description=self._pace(), name=escaped(name))
@@ -47,7 +43,7 @@ class Progress:
             self.say(f"{self.done} of {self.total} checkpoints, {self._pace()} ({escaped(name)})")
 
     def say(self, sentence: str) -> None:
-        """Write one plain line; a stream that is gone is no reason to stop measuring."""
+        """Write one plain line; ignore a closed stream, which is no reason to stop measuring."""
         encoding = getattr(self.stream, "encoding", None) or "utf-8"
         with contextlib.suppress(OSError, ValueError):
             self.stream.write(f"ibscan: {sentence}\n".encode(encoding, "backslashreplace").decode(encoding))
@@ -62,7 +58,7 @@ class Progress:
 
 @contextmanager
 def progress(total: int, *, stream: IO[str], mode: str) -> Iterator[Progress]:
-    """Report progress while the block runs; on a terminal nothing of it is left at the end.
+    """Report progress while the block runs; clear the live line of a terminal at its end.
 
     Args:
         total: Checkpoints to do.
@@ -71,13 +67,13 @@ def progress(total: int, *, stream: IO[str], mode: str) -> Iterator[Progress]:
             every 30 s. `on` also says, in place of a live line, when it starts and ends.
 
     Yields:
-        What to tell each finished checkpoint, by `advance(name)`.
+        The reporter, whose `advance(name)` is to be called for each finished checkpoint.
     """
     if mode == "off":
         yield Progress(total, stream)
         return
     screen = console(stream)
-    # A live line moves the cursor by escapes; where no escape is wanted there are plain lines.
+    # A live line needs escape sequences; without them print plain lines.
     if not (is_terminal(stream) and screen.is_terminal):
         reporter = Progress(total, stream, plain=True)
         if mode == "on":
@@ -97,7 +93,7 @@ def progress(total: int, *, stream: IO[str], mode: str) -> Iterator[Progress]:
         transient=True,
         refresh_per_second=4,
         redirect_stdout=False,
-        # A notice written meanwhile then appears above the line instead of in the middle of it.
+        # So that a notice appears above the line instead of in the middle of it.
         redirect_stderr=stream is sys.stderr,
     )
     with live:

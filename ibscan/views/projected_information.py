@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Group as Stack
 
 from ibscan.core.estimate import Status
-from ibscan.views.channels import NOISY, PROJECTED, channel_columns, inputs, largest_error
+from ibscan.views.channels import NOISY, PROJECTED, channel_columns, input_entropy, largest_error
 from ibscan.views.layout import Table, by_layer, column
 from ibscan.views.view import View, is_measured, quantity_of, statuses, terms
 
@@ -24,7 +24,7 @@ _NOTE = (
 
 
 def _sheets(view: View) -> Iterator[Stack]:
-    """Yield a sheet of the layers that were projected, beside the read-out value where there is one."""
+    """Yield a sheet of the projected layers, beside the read-out value where there is one."""
     columns = channel_columns(view, PROJECTED, "xt")
     part, tail, components = (PROJECTED.variable(end) for end in ("xt", "tail", "components"))
     if not columns or not is_measured(view, tail, "noise"):
@@ -34,7 +34,7 @@ def _sheets(view: View) -> Iterator[Stack]:
     layers = np.flatnonzero(known[-1].any(1)).tolist()
     if not layers:
         return
-    ceiling = inputs(view, part)[0] / (math.log(2) if view.unit(part) == "bit" else 1.0)
+    ceiling = input_entropy(view, part)[0] / (math.log(2) if view.unit(part) == "bit" else 1.0)
     bound = np.minimum(view.values(part) + view.values(tail), ceiling)
     beside = {one.index: one for one in channel_columns(view, _READOUT, "xt")}
     counted = is_measured(view, components, "noise")

@@ -1,4 +1,4 @@
-"""The table of local rank beside what bounds it, at the last checkpoint: layers down, thresholds across."""
+"""The table of local rank beside its bounds, at the last checkpoint: layers down, thresholds across."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ALONE = {"rank_bound_weights": ("least", "rank"), "weight_stable_rank": ("stabl
 
 
 def _sheets(view: View) -> Iterator[Stack]:
-    """Yield a sheet where ranks of weights were measured, and local rank is that of the input Jacobian."""
+    """Yield a sheet where ranks of weights and of the input Jacobian were measured."""
     result = view.result
     both = is_measured(view, "local_rank", "eps") and is_measured(view, "weight_rank", "eps")
     if not both or result["local_rank"].attrs.get("from", "input") != "input":
@@ -52,4 +52,5 @@ TABLE = Table(
         "stable rank": "||W||_F^2/||W||_2^2.",
     },
     _sheets,
+    {"weights": "Ranks of the weights alone, which do not depend on {eps}."},
 )

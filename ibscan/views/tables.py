@@ -1,4 +1,4 @@
-"""A result as tables that a person reads at a glance: layers across, checkpoints down."""
+"""Lay out a result as tables for printing."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ from rich.console import Group as Stack
 from rich.console import RenderableType
 
 from ibscan.core.result import Result
-from ibscan.core.text import near_names
-from ibscan.errors import UsageError
 from ibscan.views import specs
 from ibscan.views.curve import curve_tables
 from ibscan.views.head import head
 from ibscan.views.layout import by_checkpoint, column
-from ibscan.views.listing import listing
 from ibscan.views.view import View, name_of, terms, thinned
 
-__all__ = ["listing", "tables"]
+__all__ = ["tables"]
 
 _MOST_PARAMETERS = 12
 
@@ -36,11 +33,11 @@ def tables(
     """Lay out a result for printing: a head, and the tables of `TABLES` that have anything to show.
 
     Args:
-        result: What was measured.
+        result: Any.
         units: `nats`, or `bits` to convert what is in nat.
         every: Every checkpoint instead of about twelve, log-spaced, first and last among them.
         variable: One variable in place of the usual tables, histograms and spectra included.
-        curve: What was measured against its eps, noise or cells in their place.
+        curve: Curves over eps, noise or cells in place of the usual tables.
         width: Columns of the terminal; layers that do not fit go to further panels.
         unicode: Whether the terminal shows more than ASCII.
 
@@ -51,11 +48,7 @@ def tables(
         UsageError: There is no such variable, or no such unit.
         NothingMatched: Curves are asked for, and there is none.
     """
-    if units not in ("nats", "bits"):
-        raise UsageError(f"units {units!r}: expected nats or bits.")
-    if variable is not None and variable not in result.variables:
-        near = near_names(variable, result.variables, 3, 0.5) or sorted(result.variables)
-        raise UsageError(f"--variable {variable!r}: the result has no such variable; it has {', '.join(near)}.")
+    result.check_shown(units, variable)
     view = View(result, units, every, max(1, width), unicode)
     if curve:
         return [head(view), *curve_tables(view)]

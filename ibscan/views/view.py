@@ -1,4 +1,4 @@
-"""A result and how it is shown: which checkpoints, along which axis, in which unit, for which terminal."""
+"""A result and how it is shown: its checkpoints, axis, unit and terminal."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class View:
         return len(self.result["checkpoint"].values)
 
     def shown(self, most: int = _MOST_ROWS) -> list[int]:
-        """Choose the checkpoints shown: all, or at most so many, spread evenly over the logarithm of the axis."""
+        """Choose the checkpoints shown: all, or at most `most`, spread evenly over the logarithm of the axis."""
         values = self.axis_values
         return list(range(self.size)) if self.every else thinned(self.size if values is None else values, most)
 
@@ -63,7 +63,7 @@ class View:
 
     @property
     def axis_name(self) -> str:
-        """Name of the series' axis, `epoch` where the result does not say."""
+        """Name of the series' axis, by default `epoch`."""
         axis = self.result.settings.get("axis")
         return axis if isinstance(axis, str) and axis else "epoch"
 
@@ -106,18 +106,18 @@ def _coordinate(value: float) -> str:
 
 
 def name_of(text: str, unicode: bool) -> str:
-    """Return a name from a file as one line that the terminal can show."""
+    """Escape a name from a file for one line of the terminal."""
     safe = escaped(text)
     return safe if unicode else safe.encode("ascii", "backslashreplace").decode("ascii")
 
 
 def quantity_of(value: float, unit: str) -> str:
-    """Return a number with its unit."""
+    """Format a number with its unit."""
     return f"{number(value)} {unit}".strip()
 
 
 def is_measured(view: View, name: str, *own: str) -> bool:
-    """Tell whether a variable of these dimensions beyond (checkpoint, layer) is there, and any value measured."""
+    """Tell whether a variable has exactly these dimensions beyond (checkpoint, layer), and any value measured."""
     dims = ("checkpoint",) if own == (_WHOLE,) else ("checkpoint", "layer", *own)
     # A foreign file may have a variable of a known name and of other dimensions.
     if name not in view.result.variables or view.result[name].dims != dims:
@@ -127,7 +127,7 @@ def is_measured(view: View, name: str, *own: str) -> bool:
 
 
 def statuses(view: View, name: str) -> Array | None:
-    """Return a variable's statuses; of a count, which has none, -1 is not measured."""
+    """Return a variable's statuses; those of a count, which stores none, follow from -1, not measured."""
     status, values = view.result.status(name), view.result[name].values
     if status is None and values.dtype.kind in "iu":
         return np.where(values < 0, Status.NOT_MEASURED, Status.OK)
@@ -149,7 +149,7 @@ def measured_indices(view: View, name: str, own: str) -> list[int]:
 
 
 def terms(view: View, name: str, *, unit: bool = True) -> str:
-    """Say under what terms a variable was measured: unit, before or after the activation, directions, rows."""
+    """Describe how a variable was measured: unit, before or after the activation, directions, rows."""
     attrs = view.result[name].attrs
     parts = [view.unit(name)] if unit else []
     parts += [f"at {name_of(attrs['at'], view.unicode)}"] if attrs.get("at") else []

@@ -108,7 +108,7 @@ def test_the_same_chain_from_python_and_the_manifest(command: Run, run: Path) ->
         (["--state-key", "encoder"], 0, ""),
     ],
 )
-def test_chains_that_cannot_be(command: Run, run: Path, options: list[str], code: int, words: str) -> None:
+def test_chains_that_cannot_be_are_refused(command: Run, run: Path, options: list[str], code: int, words: str) -> None:
     (run.parent / "net.py").write_text("from torch import nn\ndef build():\n    return nn.Linear(6, 5)\n")
     typed = [option.format(run.parent / "net.py") for option in options]
     done = command(
@@ -123,7 +123,7 @@ def test_a_chain_of_code_in_python(run: Path) -> None:
         ibscan.cluster(run, model=f"{run.parent / 'net.py'}:build", chain="encoder.*")
 
 
-def test_adapters_alone(command: Run, tmp_path: Path) -> None:
+def test_adapters_alone_are_no_network(command: Run, tmp_path: Path) -> None:
     shapes = {"fc1.lora_A": (2, 6), "fc1.lora_B": (8, 2), "fc2.lora_A": (2, 8), "fc2.lora_B": (3, 2)}
     folder = tmp_path / "run/checkpoint-500"
     put_torch(folder / "adapter_model.bin", {f"{key}.weight": torch.ones(shape) for key, shape in shapes.items()})

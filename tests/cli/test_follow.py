@@ -303,7 +303,7 @@ def test_a_listed_epoch_may_yet_come(follow: Follow, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_taken_up_again(follow: Follow, folder: Path) -> None:
+def test_a_stopped_run_that_follows_goes_on_where_it_was(follow: Follow, folder: Path) -> None:
     def stop() -> None:
         raise Interrupted(2)
 
@@ -354,7 +354,7 @@ def test_what_cannot_be_followed_is_refused_in_a_sentence(
     assert clock.now == (600 if code == 5 else 0)
 
 
-def test_no_probe_and_no_folder(command: Run, folder: Path) -> None:
+def test_following_needs_a_probe_and_a_folder(command: Run, folder: Path) -> None:
     (folder / "probe.npz").unlink()
     done = command("rank", folder, "--follow")
     assert done.code == 3

@@ -20,6 +20,7 @@ from ibscan.errors import InputError, OutOfMemory, ResourceError
 from ibscan.inputs.series import untouched as untouched_room
 from ibscan.inputs.series.untouched import untouched
 from ibscan.measures.clustering import Clustering
+from ibscan.results.coverage import statuses
 from ibscan.results.store import read
 
 NET = """
@@ -316,17 +317,16 @@ def test_code_that_asks_for_more_memory_than_there_is(command: Run, run: Path, r
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["cluster", "rank", "mi"])
-def test_cells_that_ask_for_more_memory_than_there_is(command: Run, run: Path, verb: str) -> None:
+def test_cells_that_ask_for_more_memory_than_there_is_have_that_status(command: Run, run: Path, verb: str) -> None:
     code(run, f"{FORWARD}if len(x) > 4:\n            {HUGE}")
     done = command(*given(model="run/net.py:Own", verb=verb))
     assert done.code == 4, done.err
     assert " is out_of_memory: the model: memory ran out: " in done.err
     assert "(net.py, line " in done.err
-    statuses = [v.values for name, v in read(Path("r.h5")).variables.items() if name.endswith("_status")]
-    assert any((values == Status.OUT_OF_MEMORY).any() for values in statuses)
+    assert any((values == Status.OUT_OF_MEMORY).any() for values in statuses(read(Path("r.h5"))).values())
 
 
-def test_a_probe_that_asks_for_more_memory(command: Run, run: Path) -> None:
+def test_a_probe_that_asks_for_more_memory_than_there_is_ends_the_run(command: Run, run: Path) -> None:
     for text in (f"return {HUGE}", "return Odd()"):
         code(run, f"class Odd:\n    def __array__(self, *a, **k): return {HUGE}\ndef probe(): {text}")
         typed = given()

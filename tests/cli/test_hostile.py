@@ -107,7 +107,7 @@ def test_an_odd_input_gets_its_code_and_its_sentence(command: Run, place: Path, 
     row.check(carried_out(command, place, row), place)
 
 
-def test_the_canary_would_sing(tmp_path: Path) -> None:
+def test_running_the_hostile_pickle_would_be_noticed(tmp_path: Path) -> None:
     import pickle
 
     pickle.loads(make.plain_pickle(make.Evil(tmp_path / "canary")))

@@ -243,7 +243,7 @@ def undo_ignored() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def test_a_process_of_its_own(long_series: Path, output: Path) -> None:
+def test_an_interrupt_ends_a_process_that_imports_or_works(long_series: Path, output: Path) -> None:
     """As a user starts it: an interrupt while it still imports, and one in the middle of the work."""
     typed = [sys.executable, "-m", "ibscan", *map(str, scanning(long_series, output))]
     for parts, code in ((0, (130, -signal.SIGINT)), (1, (130,))):
@@ -280,7 +280,9 @@ def test_parts_are_taken_up_not_measured_again(
     assert_same(output, quick_unbroken)
 
 
-def test_two_runs_on_one_output(command: Run, server: Server, long_series: Path, unbroken: Path, output: Path) -> None:
+def test_a_second_run_on_one_output_is_refused(
+    command: Run, server: Server, long_series: Path, unbroken: Path, output: Path
+) -> None:
     first = server.start(*scanning(long_series, output))
     wait_for_parts(first, output, 1)
     for name in (output, output.parent / ".." / "out" / "r.h5"):
@@ -311,7 +313,7 @@ def test_a_followed_folder(
 
 
 @pytest.mark.parametrize("share", [0.5, 1.5], ids=["part", "result"])
-def test_files_that_may_not_grow(
+def test_a_limit_on_the_size_of_files_ends_the_run_and_keeps_its_parts(
     command: Run, server: Server, quick: tuple[object, ...], quick_unbroken: Path, output: Path, share: float
 ) -> None:
     """A limit on the size of files, below that of a part or between that and the result's, stands for a full disk."""

@@ -125,7 +125,7 @@ def test_weights_must_fit_the_model(command: Run, residual: Path, tmp_path: Path
     assert "depth" in done.err
 
 
-def test_a_probe_that_does_not_fit(command: Run, residual: Path, tmp_path: Path) -> None:
+def test_a_probe_that_does_not_fit_is_refused(command: Run, residual: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "wrong.npy", np.zeros((4, 5)))
     done = command("rank", residual, *model(), "-p", tmp_path / "wrong.npy", "-o", tmp_path / "r.h5")
     assert done.code == 3

@@ -181,7 +181,7 @@ def test_a_lightning_module_and_the_network_in_it(command: Run, tmp_path: Path) 
     assert [row["result"] for row in done.rows()] == rows[0]
 
 
-def test_wrappers_on_both_sides(command: Run, tmp_path: Path) -> None:
+def test_wrappers_on_both_sides_are_stripped(command: Run, tmp_path: Path) -> None:
     run = tmp_path / "run"
     residual = {f"module.{k}.module.{p}": t for key, t in trained(1).items() for k, p in [key.split(".")]}
     put_torch(run / "step-1.pt", residual)
@@ -244,7 +244,7 @@ def test_one_odd_checkpoint_first_or_last_is_partial(command: Run, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["run-kl{}.safetensors", "kl={}/model.safetensors"])
-def test_a_sweep_along_its_own_axis(command: Run, name: str, tmp_path: Path) -> None:
+def test_a_sweep_is_ordered_along_its_own_axis(command: Run, name: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for seed, value in enumerate(("-1", "0", "1e-3", "0.5")):
         put_safetensors(run / name.format(value), trained(seed))

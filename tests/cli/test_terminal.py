@@ -118,7 +118,7 @@ def test_rows_through_a_pipe_are_whole(hostile: Path, changed: dict[str, str]) -
 
 
 @pytest.mark.slow
-def test_a_reader_that_leaves(long: Path) -> None:
+def test_a_reader_that_leaves_ends_the_command_silently(long: Path) -> None:
     for line in (
         f"show {long} | head -n 1",
         f"export {long} --json | true",
@@ -263,7 +263,7 @@ def test_quiet_still_says_why_a_run_is_partial(command: Run, series: Path, tmp_p
     assert done.err.count("epoch-00003.safetensors") == 1
 
 
-def test_standard_input_among_other_paths(command: Run, series: Path, tmp_path: Path) -> None:
+def test_standard_input_may_stand_among_other_paths(command: Run, series: Path, tmp_path: Path) -> None:
     first, second, third, *_ = sorted(series.glob("*.safetensors"))
     done = command("rank", "-", third, "-o", tmp_path / "r.h5", stdin=f"{first}\n{second}\n")
     assert done.code == 0, done.err

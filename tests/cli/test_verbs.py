@@ -108,7 +108,7 @@ def test_what_was_asked_is_printed_not_all_of_the_file(command: Run, series: Pat
 
 
 @pytest.mark.slow
-def test_identity_is_kept(command: Run, series: Path, tmp_path: Path) -> None:
+def test_runs_of_another_identity_are_refused_and_change_nothing(command: Run, series: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.h5"
     command("rank", series, "-o", out)
     before = out.read_bytes()
@@ -276,7 +276,7 @@ def test_show_and_export_give_what_the_scan_gave(command: Run, series: Path, tmp
     assert "singular_value" in spectrum.out
 
 
-def test_other_layers_and_post(command: Run, series: Path, tmp_path: Path) -> None:
+def test_layers_are_chosen_by_name_and_others_join_later(command: Run, series: Path, tmp_path: Path) -> None:
     done = command("rank", series, "--at", "post", "--layers", "[24]", "-o", tmp_path / "r.h5")
     assert done.code == 0
     assert {row["at"] for row in done.rows() if row["variable"] == "local_rank"} == {"post"}

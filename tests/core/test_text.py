@@ -25,7 +25,7 @@ def test_numbers_of_any_length_are_ordered() -> None:
 
 
 @pytest.mark.parametrize(("typed", "near"), [("rnak", ["rank"]), ("zzz", []), ("RANK", [])])
-def test_a_mistyped_name_has_its_nearest(typed: str, near: list[str]) -> None:
+def test_a_mistyped_name_has_its_nearest_names(typed: str, near: list[str]) -> None:
     assert near_names(typed, ["rank", "tree"]) == near
 
 

@@ -29,7 +29,7 @@ def test_what_was_joined_is_held(synthetic: ModuleType) -> None:
     assert holds(join(others, synthetic.result([1])), part) == [False, True]
 
 
-def test_a_cell_that_is_missing_or_failed(synthetic: ModuleType) -> None:
+def test_a_result_in_which_a_cell_is_missing_or_failed_does_not_hold_it(synthetic: ModuleType) -> None:
     part = synthetic.result([0, 1])
     for status in (Status.NOT_MEASURED, Status.FAILED, Status.OUT_OF_MEMORY):
         held = changed(part, "mi_readout_xt_status", (1, 0, 0), status)
@@ -39,7 +39,7 @@ def test_a_cell_that_is_missing_or_failed(synthetic: ModuleType) -> None:
         assert holds(held, held) == [True, True]
 
 
-def test_a_less_precise_cell_does_not_do(synthetic: ModuleType) -> None:
+def test_a_result_with_a_less_precise_cell_does_not_hold_it(synthetic: ModuleType) -> None:
     part = synthetic.result([0, 1])
     error = float(part["mi_readout_xt_se"].values[0, 0, 0])
     assert holds(changed(part, "mi_readout_xt_se", (0, 0, 0), 1.01 * error), part) == [False, True]
@@ -48,7 +48,7 @@ def test_a_less_precise_cell_does_not_do(synthetic: ModuleType) -> None:
     assert holds(changed(part, "mi_readout_xt_se", (0, 0, 0), error * (1 + 1e-12)), part) == [True, True]
 
 
-def test_other_places_parameters_and_variables(synthetic: ModuleType) -> None:
+def test_a_part_measured_elsewhere_is_not_held(synthetic: ModuleType) -> None:
     part = synthetic.result([0])
     for name in ("local_rank", "mi_readout_xt", "distance_within"):
         less = selected(part, variables=[main for main in part.variables if not main.startswith(name)])
@@ -61,7 +61,7 @@ def test_other_places_parameters_and_variables(synthetic: ModuleType) -> None:
     assert holds(dataclasses.replace(part, variables=moved), part) == [False]
 
 
-def test_another_identity(synthetic: ModuleType) -> None:
+def test_a_part_of_another_identity_is_not_held(synthetic: ModuleType) -> None:
     part = synthetic.result([0])
     for attrs in ({"seed": 99}, {"settings": json.dumps({**part.settings, "dtype": "other"})}):
         assert holds(dataclasses.replace(part, attrs={**part.attrs, **attrs}), part) == [False]

@@ -28,7 +28,7 @@ def test_columns_are_those_of_the_interface() -> None:
     )
 
 
-def test_scalars_by_default(synthetic: ModuleType) -> None:
+def test_rows_are_scalars_unless_a_variable_is_named(synthetic: ModuleType) -> None:
     found = synthetic.result(range(2))
     listed = list(rows(found))
     variables = {row["variable"] for row in listed}
@@ -165,7 +165,7 @@ HOSTILE = (
 
 
 @pytest.mark.parametrize("format", ["tsv", "csv", "jsonl"])
-def test_hostile_names(synthetic: ModuleType, format: str) -> None:
+def test_hostile_names_are_written_as_escapes(synthetic: ModuleType, format: str) -> None:
     checkpoints = [synthetic.checkpoint(i, name=name) for i, name in enumerate(HOSTILE)]
     found = synthetic.result(checkpoints, ["fit"], names=["a"])
     text = written(found, format, variable="probe_accuracy")
@@ -195,7 +195,7 @@ def test_numbers_are_never_taken_for_formulas() -> None:
 
 
 @pytest.mark.parametrize("format", ["tsv", "csv", "jsonl"])
-def test_a_stream_of_ascii(synthetic: ModuleType, format: str) -> None:
+def test_a_stream_of_ascii_gets_escapes(synthetic: ModuleType, format: str) -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
     found = synthetic.result([synthetic.checkpoint(0, name="caf\u00e9")], ["fit"], names=["a"])

@@ -39,7 +39,7 @@ def test_a_truncated_file_is_refused(path: Path, share: float) -> None:
     refused(path)
 
 
-def test_random_bytes_and_text(path: Path) -> None:
+def test_random_bytes_and_text_are_refused(path: Path) -> None:
     path.write_bytes(np.random.default_rng(0).bytes(5000))
     refused(path)
     path.write_text("checkpoint\tepoch\n")
@@ -66,7 +66,7 @@ def test_a_damaged_seal_is_damage_and_a_missing_one_is_none(path: Path, syntheti
     synthetic.assert_equal(read(path), synthetic.result(range(2)))
 
 
-def test_foreign_and_newer(path: Path) -> None:
+def test_foreign_and_newer_files_are_refused(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file.attrs["format_version"] = 2
     assert "newer" in refused(path)

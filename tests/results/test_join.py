@@ -15,7 +15,6 @@ from support.synthetic import Fake, checkpoint, layers
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.quantity import EPS, Quantity
 from ibscan.core.result import Result
-from ibscan.core.text import natural
 from ibscan.errors import UsageError
 from ibscan.results.join import first_difference, join
 from ibscan.results.schema import build
@@ -164,12 +163,7 @@ def test_checkpoints_are_ordered_by_what_all_of_them_have(synthetic: ModuleType,
         assert found["checkpoint"].values.tolist() == [0, 1, 2]
 
 
-def test_natural_order() -> None:
-    names = ["e10", "e2", "e", "e02b", "10", "9", "e" + "9" * 5000]
-    assert sorted(names, key=natural) == ["9", "10", "e", "e2", "e02b", "e10", "e" + "9" * 5000]
-
-
-def test_a_checkpoint_that_changed(synthetic: ModuleType) -> None:
+def test_a_checkpoint_that_changed_joins_by_force_alone(synthetic: ModuleType) -> None:
     old = synthetic.result(range(3))
     new = synthetic.result([synthetic.checkpoint(1, sha="f" * 64)], ["fit"])
     with pytest.raises(UsageError, match=r"epoch-1\.safetensors.*--force"):
@@ -185,7 +179,7 @@ def test_a_checkpoint_that_changed(synthetic: ModuleType) -> None:
     [{"model": "mlp:relu"}, {"probe_sha256": "q" * 64}, {"seed": 1}, {"settings": {"dtype": "float32"}}],
     ids=lambda change: next(iter(change)),
 )
-def test_another_identity(synthetic: ModuleType, change: dict[str, object]) -> None:
+def test_results_of_another_identity_join_by_force_alone(synthetic: ModuleType, change: dict[str, object]) -> None:
     old, new = synthetic.result([0]), synthetic.result([1], **change)
     name = "dtype" if "settings" in change else next(iter(change))
     clause = first_difference(old, new.attrs)
@@ -196,11 +190,11 @@ def test_another_identity(synthetic: ModuleType, change: dict[str, object]) -> N
     synthetic.assert_equal(join(old, new, replace=True), new)
 
 
-def test_the_same_identity(synthetic: ModuleType) -> None:
+def test_time_and_device_are_no_part_of_the_identity(synthetic: ModuleType) -> None:
     assert first_difference(synthetic.result([0]), synthetic.attributes(created_at="later", device="cuda")) is None
 
 
-def test_a_measure_on_other_rows(synthetic: ModuleType) -> None:
+def test_a_measure_on_other_rows_joins_by_force_alone(synthetic: ModuleType) -> None:
     old, new = synthetic.result([0]), synthetic.result([0], ["readout"], rows=32)
     with pytest.raises(UsageError, match=r"mi_readout_\w+ cannot be joined: its rows is 64 there and 32 now"):
         join(old, new)
@@ -215,7 +209,7 @@ def test_a_measure_on_other_rows(synthetic: ModuleType) -> None:
     assert replaced["noise"].values.tolist() == [0.2]
 
 
-def test_attributes_and_settings(synthetic: ModuleType) -> None:
+def test_attributes_are_the_newer_and_settings_are_united(synthetic: ModuleType) -> None:
     one = {"measures": {"a": {"noise": [0.1, 0.5], "samples": 64}, "b": {"x": 1}}}
     two = {"measures": {"a": {"noise": [0.02, 0.5], "samples": 32}}, "channels": ["readout"]}
     old = synthetic.result(
@@ -245,21 +239,29 @@ def test_inputs_are_left_as_they_were(synthetic: ModuleType) -> None:
     synthetic.assert_equal(new, synthetic.result([0, 1]))
 
 
-def test_a_bound_of_one_run_that_a_count_of_another_exceeds() -> None:
-    """A smaller threshold counts what the first run's bound left out: the bound goes, others stay."""
-    rank = (Quantity("local_rank", "LR_eps", "1", "singular values > eps", (EPS,)),)
+def ranked(eps: float, most: list[float], least: list[float], relative: float = np.nan) -> Result:
+    """Return a run on two layers: the largest count of local rank at `eps`, and the smallest rank of the weights."""
+    keys = ("local_rank", "local_rank_rel")
+    ranks = tuple(Quantity(key, "LR", "1", "count", (EPS,)) for key in keys)
     bound = (Quantity("rank_bound_weights", "min rank W", "1", "smallest rank"),)
     ok = np.zeros((1, 2), dtype=np.int8)
+    counts = [np.array(most).reshape(1, 2, 1), np.full((1, 2, 1), relative)]
+    found = {key: Estimate(one, ok[..., None], maximum=one) for key, one in zip(keys, counts, strict=True)}
+    outcomes: list[Any] = [
+        (Fake("rank", ranks, {"eps": (eps,)}), found, 9),
+        (Fake("weights", bound), {"rank_bound_weights": Estimate(np.array([least]), ok)}, 9),
+    ]
+    return build([checkpoint(1)], layers(("fc1", "fc2")), outcomes, attrs={})
 
-    def run(eps: float, most: list[float], least: list[float]) -> Result:
-        counts = np.array(most).reshape(1, 2, 1)
-        outcomes: list[Any] = [
-            (Fake("rank", rank, {"eps": (eps,)}), {"local_rank": Estimate(counts, ok[..., None], maximum=counts)}, 9),
-            (Fake("weights", bound), {"rank_bound_weights": Estimate(np.array([least]), ok)}, 9),
-        ]
-        return build([checkpoint(1)], layers(("fc1", "fc2")), outcomes, attrs={})
 
-    small, large = run(1e-9, [3.0, 2.0], [3.0, 2.0]), run(0.5, [2.0, 2.0], [2.0, 2.0])
+@pytest.mark.parametrize("run", [ranked(1e-9, [3.0, 3.0], [3.0, 2.0]), ranked(0.1, [1.0, 1.0], [3.0, 2.0], 2.5)])
+def test_a_bound_that_a_count_of_its_run_exceeds_is_not_measured(run: Result) -> None:
+    np.testing.assert_array_equal(run["rank_bound_weights"].values, [[3.0, np.nan]])
+    assert run["rank_bound_weights_status"].values.tolist() == [[Status.OK, Status.NOT_MEASURED]]
+
+
+def test_a_bound_of_one_run_that_a_count_of_another_exceeds_goes_and_others_stay() -> None:
+    small, large = ranked(1e-9, [3.0, 2.0], [3.0, 2.0]), ranked(0.5, [2.0, 2.0], [2.0, 2.0])
     found = join(small, large)
     np.testing.assert_array_equal(found["rank_bound_weights"].values, [[np.nan, 2.0]])
     assert found["rank_bound_weights_status"].values.tolist() == [[Status.NOT_MEASURED, Status.OK]]

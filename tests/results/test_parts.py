@@ -120,7 +120,7 @@ def test_a_folder_taken_away_costs_parts_only(tmp_path: Path) -> None:
         kept.remove()
 
 
-def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_good_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*_: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -141,7 +141,7 @@ def test_leftovers_of_killed_writes_are_cleaned(tmp_path: Path) -> None:
         assert other.exists()
 
 
-def test_a_place_that_is_no_folder(tmp_path: Path) -> None:
+def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.h5.parts").write_text("a file")
     with pytest.raises(UsageError, match="cannot be made"), parts(tmp_path / "r.h5", "key"):
         pass
@@ -184,7 +184,7 @@ def test_outputs_that_are_refused(synthetic: ModuleType, tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission(tmp_path: Path) -> None:
+def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(UsageError, match="cannot be written"):
         check_output(tmp_path / "closed" / "r.h5", [])

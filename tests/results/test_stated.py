@@ -50,7 +50,7 @@ def said(
         {"train_acc": 0.99, "val_acc": 0.95},
     ],
 )
-def test_an_accuracy_that_is_not_there(stated: Mapping[str, float]) -> None:
+def test_a_stated_accuracy_that_the_probe_lacks_is_said(stated: Mapping[str, float]) -> None:
     sentence = said([stated], 0.12)
     assert sentence is not None
     assert sentence.startswith("epoch-0.safetensors states ")
@@ -104,7 +104,7 @@ def test_a_stated_loss_that_differs_is_said(stated: Any, accuracy: Any, loss: An
         assert "loss 0.1, and the loss on the probe is 5" in sentence
 
 
-def test_one_sentence_for_all() -> None:
+def test_one_sentence_names_the_worst_and_counts_the_others() -> None:
     """The worst is named, the others counted; a share of a hundred is one at every checkpoint."""
     stated = [{"acc": 0.9}, {"acc": 60.0}, {"acc": 98.0}, {}]
     sentence = said(stated, [0.1, 0.1, 0.1, 0.1])
@@ -113,6 +113,6 @@ def test_one_sentence_for_all() -> None:
     assert sentence.endswith(" So it is at 2 checkpoints.")
 
 
-def test_without_labels() -> None:
+def test_nothing_is_said_without_labels() -> None:
     assert said([{"accuracy": 0.97}], np.nan, np.nan, classes=0) is None
     assert contradiction(build([checkpoint(1)], layers(), [], attrs={}), [checkpoint(1)], 3) is None

@@ -38,7 +38,7 @@ def test_what_is_written_is_read_again(synthetic: ModuleType, tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["r.h5"]
 
 
-def test_round_trip_of_hostile_names(synthetic: ModuleType, tmp_path: Path) -> None:
+def test_hostile_names_come_back_as_escapes(synthetic: ModuleType, tmp_path: Path) -> None:
     checkpoints = [synthetic.checkpoint(i, name=name) for i, name in enumerate(HOSTILE)]
     result = synthetic.result(checkpoints, names=HOSTILE, model=HOSTILE[1])
     write(result, tmp_path / "r.h5")
@@ -188,7 +188,7 @@ def test_permissions_are_those_of_the_umask_and_links_are_followed(synthetic: Mo
     assert stat.S_IMODE((tmp_path / "real.h5").stat().st_mode) == 0o640
 
 
-def test_names_as_long_as_the_file_system_allows(synthetic: ModuleType, tmp_path: Path) -> None:
+def test_names_as_long_as_the_file_system_allows_are_written(synthetic: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / ("r" * 252 + ".h5")
     write(synthetic.result([0]), path)
     synthetic.assert_equal(read(path), synthetic.result([0]))
@@ -200,7 +200,7 @@ def test_bytes_are_replaced_whole(tmp_path: Path) -> None:
     assert (tmp_path / "f").read_bytes() == b"new"
 
 
-def test_missing_and_unreadable(tmp_path: Path) -> None:
+def test_missing_and_unreadable_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no\.h5"):
         read(tmp_path / "no.h5")
     with pytest.raises(InputError):

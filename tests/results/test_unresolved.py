@@ -60,7 +60,7 @@ def test_several_cells_say_the_least_and_the_most() -> None:
     assert "with 1 to 4,096 replicas and 512 draws, of" in sentence
 
 
-def test_one_replica_and_one_cell() -> None:
+def test_one_replica_and_one_cell_are_singular() -> None:
     (sentence,) = said(result(mi_network_xt=network([OPEN], [1], [2])))
     assert sentence.startswith("1 cell of the network channel is unresolved")
     assert "with 1 replica and 2 draws" in sentence

@@ -10,12 +10,14 @@ from pathlib import Path
 from ibscan.cli.commands import app
 from ibscan.cli.glossary import default_of, settings, typed, verbs_of
 from ibscan.cli.listing import COLUMNS as LISTED
-from ibscan.core.estimate import Estimate
+from ibscan.core.estimate import Estimate, Status
 from ibscan.core.option import INPUT, MEASURE, MODEL, OUTPUT, PRECISION, Setting
 from ibscan.core.quantity import Quantity
 from ibscan.measures import MEASURES, dimensions, quantities
 from ibscan.results.axes import AUXILIARY, DESCRIPTIONS
 from ibscan.results.export import COLUMNS as EXPORTED
+from ibscan.views import columns
+from ibscan.views.cells import mark
 
 PAGES = Path(str(files("ibscan"))) / "guide"
 REGION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -89,11 +91,29 @@ def coordinates() -> str:
     return table(("coordinate", "meaning"), ((f"`{name}`", DESCRIPTIONS[name]) for name in (*INDICES, *AUXILIARY)))
 
 
+def heads() -> str:
+    """Return the words in the heads of tables; those that mean the same share a row."""
+    words: dict[str, list[str]] = {}
+    for head, meaning in columns().items():
+        words.setdefault(meaning, []).append(f"`{head}`")
+    return table(("table head", "meaning"), ((", ".join(same), meaning) for meaning, same in words.items()))
+
+
 def companions() -> str:
     """Return what stands beside a variable."""
     said = {suffix: f"{text.removesuffix(' the')} the value" for suffix, text in Estimate.MEANINGS.items()}
     rows = ((f"`NAME_{suffix}`", said[suffix]) for suffix in Estimate.COMPANIONS.values())
     return table(("companion", "meaning"), rows)
+
+
+def statuses() -> str:
+    """Return every status: its code and mark, what it says, and what to do."""
+    rows = []
+    for status in Status:
+        signs = dict.fromkeys(mark(status, unicode=unicode) for unicode in (True, False))
+        shown = ", ".join(f"`{sign}`" for sign in signs if sign)
+        rows.append((f"`{status.name.lower()}`", str(int(status)), shown, status.meaning, status.remedy))
+    return table(("status", "code", "mark", "meaning", "what to do"), rows)
 
 
 def rows() -> str:
@@ -133,6 +153,8 @@ REGIONS: Mapping[str, Callable[[], str]] = {
     "dimensions": dimension_table,
     "coordinates": coordinates,
     "companions": companions,
+    "heads": heads,
+    "statuses": statuses,
     "rows": rows,
     "ls": listed,
 }

@@ -21,7 +21,7 @@ from ibscan.views.cells import formatted, number, trend
         ([-0.25, 0.1], ["-0.250", "0.100"]),
     ],
 )
-def test_three_or_four_digits(values: list[float], expected: list[str]) -> None:
+def test_numbers_of_a_column_have_three_or_four_digits(values: list[float], expected: list[str]) -> None:
     assert formatted(np.array(values), None, unicode=True) == expected
 
 

@@ -112,7 +112,7 @@ def test_escaped_text_is_printable(text: str, expected: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
-def test_a_real_terminal() -> None:
+def test_a_real_terminal_gets_styles() -> None:
     controller, terminal = pty.openpty()
     with os.fdopen(terminal, "w", encoding="utf-8") as stream:
         assert is_terminal(stream)

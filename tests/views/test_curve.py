@@ -216,7 +216,7 @@ def test_show_prints_the_curve_of_a_run(command: Run, series: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_rows_of_the_curve_alone(command: Run, series: Path, tmp_path: Path) -> None:
+def test_a_pipe_gets_the_rows_of_the_curve_alone(command: Run, series: Path, tmp_path: Path) -> None:
     every = command("scan", series, "-o", tmp_path / "r.h5").rows()
     piped = command("show", tmp_path / "r.h5", "--curve")
     assert piped.code == 0, piped.err
@@ -229,7 +229,7 @@ def test_rows_of_the_curve_alone(command: Run, series: Path, tmp_path: Path) -> 
     assert {json.loads(line)["parameter"] for line in lines} == {"eps", "rel_eps"}
 
 
-def test_refusals(command: Run, series: Path, tmp_path: Path) -> None:
+def test_a_result_without_a_curve_is_refused(command: Run, series: Path, tmp_path: Path) -> None:
     command("cluster", series, "-o", tmp_path / "r.h5")
     for form in ("table", "tsv", "jsonl"):
         bare = command("show", tmp_path / "r.h5", "--curve", "--format", form)

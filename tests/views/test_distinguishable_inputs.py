@@ -82,6 +82,6 @@ def test_how_many_there_are_is_a_bound_where_rows_may_repeat(synthetic: ModuleTy
     assert "of at most 60000;" in text
 
 
-def test_none_without_a_noisy_channel(synthetic: ModuleType) -> None:
+def test_there_is_no_table_without_a_noisy_channel(synthetic: ModuleType) -> None:
     for bare in (["binned"], ["rank"], ["slope"]):
         assert not [b for b in synthetic.printed(synthetic.result(range(2), bare)) if b[0].startswith(TITLE)]

@@ -42,7 +42,7 @@ def test_relative_noise_is_a_column_that_says_so(synthetic: ModuleType) -> None:
     assert label[4].split()[-3:] == ["noise", "0.1", "rms"]
 
 
-def test_relative_noise_alone(synthetic: ModuleType) -> None:
+def test_relative_noise_alone_has_no_note_on_absolute_noise(synthetic: ModuleType) -> None:
     table = synthetic.printed(synthetic.result(range(2), ["relative"]))[1]
     assert not any(line.startswith("read-out: ") for line in table)
     assert any(line.startswith("read-out, noise R rms") for line in table)

@@ -61,7 +61,7 @@ def test_off_is_silent(clock: Clock) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(3, "3 s"), (119.6, "2 min 00 s"), (3599, "59 min 59 s"), (7260, "2 h 01 min")]
 )
-def test_durations(seconds: float, text: str) -> None:
+def test_durations_are_in_seconds_minutes_or_hours(seconds: float, text: str) -> None:
     assert module._duration(seconds) == text
 
 
@@ -88,7 +88,7 @@ def test_a_terminal_shows_it_and_is_clean_afterwards() -> None:
 
 
 @pytest.mark.parametrize("columns", ["1", "7", "30"])
-def test_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+def test_a_narrow_terminal_shows_progress(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     on_a_terminal()
 

@@ -34,7 +34,7 @@ def tables_of(synthetic: ModuleType, found: Result, width: int = 80, **options: 
     return [block for block in synthetic.printed(found, width, **options) if block[0].startswith(TITLE)]
 
 
-def test_the_table(synthetic: ModuleType) -> None:
+def test_the_table_shows_parts_tails_and_bounds(synthetic: ModuleType) -> None:
     found = projected(synthetic)
     assert tables_of(synthetic, found) == [
         [
@@ -75,7 +75,7 @@ def test_nothing_is_cut(synthetic: ModuleType, width: int) -> None:
     assert not table or all(cell in joined for cell in ("3.250", "0.500", "3.750", "3.500", "64"))
 
 
-def test_none_where_no_layer_is_wide(synthetic: ModuleType) -> None:
+def test_there_is_no_table_where_no_layer_is_wide(synthetic: ModuleType) -> None:
     found = projected(synthetic)
     found["mi_readout_projected_xt_status"].values[...] = Status.NOT_MEASURED
     assert not tables_of(synthetic, found)

@@ -33,7 +33,7 @@ def tables_of(synthetic: ModuleType, found: Result, width: int = 80, **options: 
     return [block for block in synthetic.printed(found, width, **options) if block[0].startswith(TITLE)]
 
 
-def test_the_table(synthetic: ModuleType) -> None:
+def test_the_table_shows_slopes_beside_ranks(synthetic: ModuleType) -> None:
     found = both(synthetic, rows=32)
     synthetic.marked(found, "mi_readout_slope", (-1, 1, 1), Status.UNRESOLVED)
     assert tables_of(synthetic, found) == [
@@ -59,7 +59,7 @@ def test_the_table(synthetic: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_units_and_letters(synthetic: ModuleType, width: int) -> None:
+def test_units_do_not_change_it_and_ascii_fits(synthetic: ModuleType, width: int) -> None:
     found = both(synthetic)
     (table,) = tables_of(synthetic, found, width)
     assert tables_of(synthetic, found, width, units="bits") == [table]
@@ -77,7 +77,7 @@ def test_nothing_false_stands_beside_it(synthetic: ModuleType) -> None:
         assert synthetic.printed(found, variable="mi_readout_slope")[1][0].startswith("mi_readout_slope · ")
 
 
-def test_neither_alone(synthetic: ModuleType) -> None:
+def test_neither_slope_nor_rank_alone_has_a_table(synthetic: ModuleType) -> None:
     for name in ("local_rank", "mi_readout_slope"):
         found = both(synthetic)
         found["mi_readout_rel_slope_status"].values[...] = Status.NOT_MEASURED

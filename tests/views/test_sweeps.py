@@ -49,7 +49,7 @@ def test_four_noises_have_a_table_each_and_more_a_curve(synthetic: ModuleType) -
     ]
 
 
-def test_a_sweep_in_the_usual_tables(synthetic: ModuleType) -> None:
+def test_a_sweep_is_a_curve_among_the_usual_tables(synthetic: ModuleType) -> None:
     (curve,) = tables_of(synthetic.printed(swept(synthetic, measures=["readout"]), 80), "read-out I(X; T+Z)")
     assert curve == [
         "read-out I(X; T+Z) against noise · nat, at post, 64 probe rows",

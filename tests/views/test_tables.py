@@ -13,7 +13,8 @@ from rich.cells import cell_len
 from ibscan.core.estimate import Estimate, Status
 from ibscan.errors import UsageError
 from ibscan.views.console import console
-from ibscan.views.tables import listing, tables
+from ibscan.views.listing import listing
+from ibscan.views.tables import tables
 
 
 def shown(found: Any, width: int = 100, *, unicode: bool = True, **options: Any) -> str:
@@ -197,7 +198,7 @@ def test_a_layer_wider_than_the_terminal_is_split(synthetic: ModuleType) -> None
     "name",
     ["distance_within", "singular_value", "mi_readout_xt_se", "local_rank_status", "metric_loss", "mi_binned_cells"],
 )
-def test_one_variable(synthetic: ModuleType, name: str) -> None:
+def test_one_variable_is_thinned_and_shown_alone(synthetic: ModuleType, name: str) -> None:
     wide = synthetic.Fake("clustering", synthetic.CLUSTER, {"distance_bin": range(100)})
     found = synthetic.result(range(3), ["rank", "readout", "binned", wide])
     text = shown(found, 80, variable=name)
@@ -206,14 +207,16 @@ def test_one_variable(synthetic: ModuleType, name: str) -> None:
     assert "local rank ·" not in text
 
 
-def test_an_unknown_variable(synthetic: ModuleType) -> None:
+def test_an_unknown_variable_names_the_nearest(synthetic: ModuleType) -> None:
     with pytest.raises(UsageError, match="nc1"):
         tables(synthetic.result([0]), variable="nc11", width=80)
 
 
 @pytest.mark.parametrize("epochs", [[0], [0, 1]])
 @pytest.mark.parametrize("measure", ["rank", "readout", "binned", "cluster", "fit", "network"])
-def test_one_measure_alone(synthetic: ModuleType, epochs: list[int], measure: str) -> None:
+def test_one_measure_alone_has_a_trend_where_there_are_several_checkpoints(
+    synthetic: ModuleType, epochs: list[int], measure: str
+) -> None:
     text = shown(synthetic.result(epochs, [measure]))
     assert ("trend" in text) == (len(epochs) > 1 and measure != "fit")
 

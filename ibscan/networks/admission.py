@@ -12,10 +12,10 @@ from ibscan.core.boundary import foreign
 from ibscan.core.records import Array
 from ibscan.errors import InputError
 from ibscan.networks.module import Module
-from ibscan.networks.packing import Packing, fed
-from ibscan.networks.trace.graph import Taps
-from ibscan.networks.trace.recording import recorded
-from ibscan.networks.trace.replay import settled
+from ibscan.networks.packing import Packing, model_inputs
+from ibscan.networks.trace.graph import Trace
+from ibscan.networks.trace.recording import record
+from ibscan.networks.trace.replay import forward_context
 
 __all__ = ["traced_network"]
 
@@ -52,26 +52,26 @@ def traced_network(
         # Moved and not copied where it is there already.
         model = model.to(device)
     try:
-        taps = _taps(model, fed(rows.to(device), packing, dtype), extra)
+        trace = _trace(model, model_inputs(rows.to(device), packing, dtype), extra)
     except InputError as error:
-        if dtype is torch.float64 and _runs(model, fed(rows.to(device), packing, torch.float32), extra):
+        if dtype is torch.float64 and _runs(model, model_inputs(rows.to(device), packing, torch.float32), extra):
             model.to(dtype)
             raise InputError(f"{error} It runs in float32: add --dtype float32.") from None
         raise
-    network = Module(model, taps, device, dtype, packing)
+    network = Module(model, trace, device, dtype, packing)
     _check_function(network, rows.to(device))
     return network
 
 
-def _taps(model: nn.Module, given: tuple[torch.Tensor, dict[str, torch.Tensor]], extra: Sequence[str]) -> Taps:
+def _trace(model: nn.Module, given: tuple[torch.Tensor, dict[str, torch.Tensor]], extra: Sequence[str]) -> Trace:
     rows, named = given
-    with torch.no_grad(), foreign("the model"), settled(rows.dtype):
-        return recorded(model.to(rows.dtype), rows, extra, named=named)
+    with torch.no_grad(), foreign("the model"), forward_context(rows.dtype):
+        return record(model.to(rows.dtype), rows, extra, named=named)
 
 
 def _runs(model: nn.Module, given: tuple[torch.Tensor, dict[str, torch.Tensor]], extra: Sequence[str]) -> bool:
     try:
-        _taps(model, given, extra)
+        _trace(model, given, extra)
     except InputError:
         return False
     return True
@@ -86,8 +86,8 @@ def _check_function(network: Module, rows: torch.Tensor) -> None:
             found[at, layer] = value.clone()
             return value
 
-        taps = network.taps
-        wanted = [*network.at(taps.pre, partial(keep, "pre")), *network.at(taps.post, partial(keep, "post"))]
+        trace = network.trace
+        wanted = [*network.at(trace.pre, partial(keep, "pre")), *network.at(trace.post, partial(keep, "post"))]
         with torch.no_grad():
             output = network.passed(block, wanted)
         assert output is not None

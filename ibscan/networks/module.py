@@ -14,12 +14,12 @@ from ibscan.core.boundary import foreign, ours
 from ibscan.core.network import JacobianSpec, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
 from ibscan.core.records import Array, Layer
 from ibscan.networks.affine import affine_calls, weight_of
-from ibscan.networks.jacobians.differentiated import Differentiated
-from ibscan.networks.jacobians.shaken import ROWS
-from ibscan.networks.jacobians.sweeps import as_gram, counted, decomposed
-from ibscan.networks.packing import Packing, fed
-from ibscan.networks.trace.graph import INPUT, LAYERS, Place, Taps
-from ibscan.networks.trace.replay import Reached, Tapper, settled, tapped
+from ibscan.networks.jacobians.layer_jacobians import LayerJacobians
+from ibscan.networks.jacobians.rounding import ROWS
+from ibscan.networks.jacobians.sweeps import as_gram, layer_factors, layer_grams
+from ibscan.networks.packing import Packing, model_inputs
+from ibscan.networks.trace.graph import INPUT, LAYERS, Place, Trace
+from ibscan.networks.trace.replay import Hook, Reached, Replay, forward_context
 from ibscan.networks.trace.trees import main_tensor
 from ibscan.numerics.tiling import aligned, cuts
 
@@ -38,14 +38,14 @@ NOISY_BUDGET = 2**22
 class Module:
     """One checkpoint of an nn.Module that answers for every layer it calls.
 
-    `model` is in eval mode, without gradients, on `device` in `dtype`; `taps` says where its layers are; `packing` how
+    `model` is in eval mode, without gradients, on `device` in `dtype`; `trace` says where its layers are; `packing` how
     rows hold what it is fed beside x, where it is. `exact` makes the same network in float64, whose derivatives
     are taken in place of its own; None where this one is in float64, or cannot run in that. `tried` keeps what stands
     in the way of sweeps, so that each is tried once.
     """
 
     model: nn.Module
-    taps: Taps
+    trace: Trace
     device: torch.device
     dtype: torch.dtype
     packing: Packing | None = None
@@ -60,7 +60,7 @@ class Module:
     @property
     def layers(self) -> tuple[Layer, ...]:
         """Layers in the order of first call, then modules asked for by name."""
-        return self.taps.layers
+        return self.trace.layers
 
     @property
     def size(self) -> int:
@@ -70,17 +70,17 @@ class Module:
     @property
     def output(self) -> str:
         """What makes the network's output."""
-        return self.taps.output
+        return self.trace.output
 
     @property
     def hidden(self) -> int | None:
         """The last hidden layer."""
-        return self.taps.head.hidden
+        return self.trace.head.hidden
 
     @property
     def plain(self) -> bool:
         """Whether every layer is fed by the one before it alone, and by nothing that lies beside x."""
-        return self.taps.plain and self.packing is None
+        return self.trace.plain and self.packing is None
 
     def inputs_of(self, x: Array) -> int:
         """Return how many numbers of a row are the input: what is fed by name is not."""
@@ -115,7 +115,7 @@ class Module:
                     visit(layer, pre, post, rows)
                 return value
 
-            self.passed(block, [*self.at(self.taps.pre, keep), *self.at(self.taps.post, tell)])
+            self.passed(block, [*self.at(self.trace.pre, keep), *self.at(self.trace.post, tell)])
 
     def scores(self, x: Array, visit: Scores) -> None:
         """Call visit(output, logits, rows) for every block of rows, (1, n, units) each, float64.
@@ -125,7 +125,7 @@ class Module:
             visit: Is given the network's output, the logits it is made of (itself, where it is no softmax or sigmoid;
                 None where they are not in its order), and the rows as a slice.
         """
-        head = self.taps.head
+        head = self.trace.head
         for rows, block in self._blocks(x, ACTIVATION_BUDGET // self._widest(x)):
             held: list[torch.Tensor] = []
 
@@ -167,9 +167,9 @@ class Module:
                 found.append(value.to(torch.float64, copy=True))
                 raise Reached
 
-            others = [k for k in self.taps.noisy if k != layer]
+            others = [k for k in self.trace.noisy if k != layer]
             # The wanted layer first: another may have its post at the same place.
-            wanted = [*self.at(self.taps.post, keep, [layer]), *self.at(self.taps.post, add, others)]
+            wanted = [*self.at(self.trace.post, keep, [layer]), *self.at(self.trace.post, add, others)]
             # Every replica of every row is a row of one batch.
             self.passed(rows.expand(len(block), *rows.shape).flatten(0, 1), wanted)
             yield block, found[0].reshape(1, len(block), len(x), -1)
@@ -184,10 +184,10 @@ class Module:
             return self.precise.affine(x)
         held: list[list[bool]] = []
         for _, block in self._blocks(x, ACTIVATION_BUDGET // self._widest(x)):
-            given, named = fed(block, self.packing, self.dtype)
-            with torch.no_grad(), foreign("the model"), settled(self.dtype):
+            given, named = model_inputs(block, self.packing, self.dtype)
+            with torch.no_grad(), foreign("the model"), forward_context(self.dtype):
                 held.append(affine_calls(self.model, partial(self.model, given, **named)))
-        called = tuple(all(call < len(one) and one[call] for one in held) for call in self.taps.calls)
+        called = tuple(all(call < len(one) and one[call] for one in held) for call in self.trace.calls)
         return called + (False,) * (len(self.layers) - len(called))
 
     def weight(self, layer: int) -> Weight | None:
@@ -200,7 +200,7 @@ class Module:
 
     def undefined(self, spec: JacobianSpec) -> Mapping[int, str]:
         """Return the layers that depend on the input through ids alone, where that is the variable."""
-        return dict.fromkeys(sorted(self.taps.ids), BY_ID) if spec.origin is None else {}
+        return dict.fromkeys(sorted(self.trace.ids), BY_ID) if spec.origin is None else {}
 
     def grams(self, x: Array, visit: VisitGram, spec: JacobianSpec) -> Mapping[int, str]:
         """Call visit(layer, gram, rows) for every layer wanted, from one sweep a group of layers.
@@ -220,8 +220,8 @@ class Module:
         if self.exact is not None:
             return self.precise.grams(x, visit, spec)
         failed: dict[int, str] = {}
-        asked = Differentiated(self, x, spec)
-        for sweep, size, rows, found in asked.swept({}, counted, failed):
+        asked = LayerJacobians(self, x, spec)
+        for sweep, size, rows, found in asked.blocks({}, layer_grams, failed):
             finite = asked.finite(rows, sweep.layers)
             count = len(sweep.layers)
             for layer, values, positive, whole in zip(sweep.layers, found[:count], found[count:], finite, strict=True):
@@ -248,12 +248,12 @@ class Module:
         if self.exact is not None:
             return self.precise.jacobians(x, visit, spec)
         failed: dict[int, str] = {}
-        asked = Differentiated(self, x, spec)
-        for sweep, _, rows, found in asked.swept(asked.feeds(), decomposed, failed):
+        asked = LayerJacobians(self, x, spec)
+        for sweep, _, rows, found in asked.blocks(asked.input_widths(), layer_factors, failed):
             finite = asked.finite(rows, sweep.layers)
             for layer, jacobian, whole in zip(sweep.layers, found, finite, strict=False):
                 known = jacobian if bool(whole.all()) else torch.where(whole[:, None, None], jacobian, torch.nan)
-                visit(layer, known.unsqueeze(0), sweep.fed_factor(layer, found), rows)
+                visit(layer, known.unsqueeze(0), sweep.input_factor(layer, found), rows)
         return failed
 
     def spectral_norms(self, x: Array, spec: JacobianSpec) -> Array:
@@ -263,7 +263,7 @@ class Module:
         """
         if self.exact is not None:
             return self.precise.spectral_norms(x, spec)
-        return Differentiated(self, x, spec).norms()[None]
+        return LayerJacobians(self, x, spec).norms()[None]
 
     def rounding(self, x: Array, spec: JacobianSpec) -> Mapping[int, float]:
         """Return how far rounding may have moved Jacobians, in units of their norm, of layers coarser than float64.
@@ -274,7 +274,7 @@ class Module:
         """
         if self.exact is not None:
             return self.precise.rounding(x, spec)
-        return Differentiated(self, x[:ROWS], spec).rounding(self._widest(x))
+        return LayerJacobians(self, x[:ROWS], spec).rounding(self._widest(x))
 
     def rows(self, x: Array) -> torch.Tensor:
         """Return probe rows as the model is given them: on the device, and in its dtype unless they are packed."""
@@ -297,31 +297,31 @@ class Module:
             assert given is not None
             return given[1].reshape(value.shape).clone()
 
-        at: list[tuple[Place, Tapper]] = [] if given is None else [(given[0], put)]
+        at: list[tuple[Place, Hook]] = [] if given is None else [(given[0], put)]
         self.passed(block, [*at, *((place, partial(keep, place)) for place in dict.fromkeys(places))])
         return [found[place] for place in places]
 
     def at(
         self,
         places: Sequence[Place],
-        tapper: Callable[[int, torch.Tensor], torch.Tensor],
+        hook: Callable[[int, torch.Tensor], torch.Tensor],
         layers: Sequence[int] | None = None,
-    ) -> list[tuple[Place, Tapper]]:
-        """Return each layer's place with a tapper that is told the layer."""
-        return [(places[k], partial(tapper, k)) for k in (range(len(places)) if layers is None else layers)]
+    ) -> list[tuple[Place, Hook]]:
+        """Return each layer's place with a hook that is told the layer."""
+        return [(places[k], partial(hook, k)) for k in (range(len(places)) if layers is None else layers)]
 
-    def passed(self, block: torch.Tensor, at: Sequence[tuple[Place, Tapper]]) -> torch.Tensor | None:
-        """Run the model on a block of rows; None where a tapper has seen enough."""
-        tappers: dict[Place, Tapper] = {}
-        for place, tapper in at:
-            tappers[place] = _in_turn(tappers[place], tapper) if place in tappers else tapper
+    def passed(self, block: torch.Tensor, at: Sequence[tuple[Place, Hook]]) -> torch.Tensor | None:
+        """Run the model on a block of rows; None where a hook has seen enough."""
+        hooks: dict[Place, Hook] = {}
+        for place, hook in at:
+            hooks[place] = _in_turn(hooks[place], hook) if place in hooks else hook
         try:
-            x, named = fed(block, self.packing, self.dtype)
-            x = tappers.pop(INPUT)(x) if INPUT in tappers else x
-            tapping = tapped(self.taps.operations, self.model, x, tappers)
-            with foreign("the model"), settled(self.dtype), tapping:
+            x, named = model_inputs(block, self.packing, self.dtype)
+            x = hooks.pop(INPUT)(x) if INPUT in hooks else x
+            replay = Replay(self.trace.operations, self.model, x, hooks)
+            with foreign("the model"), forward_context(self.dtype), replay:
                 result = main_tensor(self.model(x, **named))
-            tapping.finish()
+            replay.finish()
         except Reached as end:
             if end.cause is not None:
                 raise end.cause from None
@@ -346,5 +346,5 @@ def _kept(value: torch.Tensor, rows: int) -> torch.Tensor:
     return _by_row(value.to(torch.float64, copy=True), rows).unsqueeze(0)
 
 
-def _in_turn(first: Tapper, then: Tapper) -> Tapper:
+def _in_turn(first: Hook, then: Hook) -> Hook:
     return lambda value: then(first(value))

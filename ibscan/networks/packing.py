@@ -16,7 +16,7 @@ from torch import nn
 
 from ibscan.core.records import Array
 
-__all__ = ["Packing", "fed", "named_arguments"]
+__all__ = ["Packing", "model_inputs", "named_arguments"]
 
 DTYPES = {"b": torch.bool, "i": torch.int64, "u": torch.int64}
 
@@ -52,7 +52,7 @@ class Packing:
         return np.concatenate([part.reshape(len(x), -1).astype(np.float64) for part in parts], axis=1)
 
 
-def fed(
+def model_inputs(
     rows: torch.Tensor, packing: Packing | None, dtype: torch.dtype
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return what a model is given of some rows: x and what it takes by name, copies that it may change in place.

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from ibscan.errors import UsageError
-from ibscan.networks.trace.graph import Place, Taps
-from ibscan.networks.trace.recording import recorded
-from ibscan.networks.trace.replay import tapped
+from ibscan.networks.trace.graph import Place, Trace
+from ibscan.networks.trace.recording import record
+from ibscan.networks.trace.replay import Replay
 
 __all__ = ["noisy"]
 
@@ -79,8 +79,8 @@ class _NoisyPasses:
     """
 
     noise: float
-    taps: Taps | None = None
-    running: list[tapped | None] = field(default_factory=list)
+    trace: Trace | None = None
+    running: list[Replay | None] = field(default_factory=list)
 
     def add(self, value: torch.Tensor) -> torch.Tensor:
         """Return a post with its noise."""
@@ -94,14 +94,14 @@ class _NoisyPasses:
         x = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)), None)
         if x is None:
             raise UsageError("ibscan.noisy: the model was called without a tensor; expected its rows.")
-        if self.taps is None:
+        if self.trace is None:
             self.running.append(None)
             try:
-                self.taps = _recorded(module, x, args, kwargs)
+                self.trace = _recorded(module, x, args, kwargs)
             finally:
                 self.running.pop()
-        at: dict[Place, Any] = {self.taps.post[layer]: self.add for layer in self.taps.noisy}
-        mode = tapped(self.taps.operations, module, x, at)
+        at: dict[Place, Any] = {self.trace.post[layer]: self.add for layer in self.trace.noisy}
+        mode = Replay(self.trace.operations, module, x, at)
         self.running.append(mode)
         mode.__enter__()  # type: ignore[no-untyped-call]
 
@@ -115,19 +115,19 @@ class _NoisyPasses:
                 mode.finish()
 
 
-def _recorded(model: nn.Module, x: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Taps:
+def _recorded(model: nn.Module, x: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
     modes = {module: module.training for module in model.modules()}
     try:
         for module in modes:
             # Not by eval(), which a model may have made to do more than this.
             module.training = False
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.no_grad():
-            # Cloned: a model may change its input in place.
-            rows = x.clone()
-            args = tuple(rows if a is x else a for a in args)
-            kwargs = {key: rows if a is x else a for key, a in kwargs.items()}
             # Without the hooks of this very block, which would record without end.
-            return recorded(model, rows, run=lambda: model.forward(*args, **kwargs))
+            def run(rows: torch.Tensor) -> Any:  # noqa: ANN401
+                positional = (rows if a is x else a for a in args)
+                return model.forward(*positional, **{key: rows if a is x else a for key, a in kwargs.items()})
+
+            return record(model, x, run=run)
     finally:
         for module, training in modes.items():
             module.training = training

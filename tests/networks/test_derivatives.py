@@ -31,7 +31,7 @@ from ibscan.measures.local_rank import LocalRank
 from ibscan.networks import chain as chain_module
 from ibscan.networks.admission import traced_network
 from ibscan.networks.chain import Chain
-from ibscan.networks.jacobians import differentiated, sweeps
+from ibscan.networks.jacobians import layer_jacobians, sweeps
 from ibscan.networks.jacobians.derivatives import Outputs
 from ibscan.networks.module import Module
 from ibscan.numerics.memory import LEAST, available_floats
@@ -401,16 +401,17 @@ def limit(monkeypatch: pytest.MonkeyPatch, budget: Mapping[str, float], size: in
 def test_budgets_do_not_matter(name: str, budget: str, at: At, monkeypatch: pytest.MonkeyPatch) -> None:
     network, x, jacobians = case(name, 4)
     limit(monkeypatch, BUDGETS[budget], sum(jacobian[0].numel() for jacobian in jacobians[at]))
-    swept, paired, triangle = (
-        spied(monkeypatch, *of) for of in ((differentiated, "swept"), (sweeps, "paired"), (sweeps, "triangle"))
+    sweeps_run, by_blocks, factors = (
+        spied(monkeypatch, *of)
+        for of in ((layer_jacobians, "run_sweep"), (sweeps, "gram_by_blocks"), (sweeps, "qr_factor"))
     )
     passes = spied(monkeypatch, torch.func, "vmap")
     assert_routes(network, x, jacobians[at], at)
     assert len(passes) > 4  # one for each of two calls, twice, without these budgets
     if "ROW_BUDGET" in BUDGETS[budget]:
-        assert len(swept) > 4
+        assert len(sweeps_run) > 4
         wide = any(jacobian.shape[1] > jacobian.shape[2] for jacobian in jacobians[at])
-        assert bool(paired) == bool(triangle) == wide
+        assert bool(by_blocks) == bool(factors) == wide
 
 
 def no_forward_mode(monkeypatch: pytest.MonkeyPatch) -> Any:

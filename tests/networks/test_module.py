@@ -586,10 +586,10 @@ def test_modules_without_shapes_and_states_that_are_no_tensors() -> None:
 
 
 def test_taps_of_one_checkpoint_serve_the_next() -> None:
-    """As a series is measured: recorded once, then other weights under the same taps."""
+    """As a series is measured: recorded once, then other weights under the same trace."""
     x = rows_of(5, 3)
     first = network_of(small(), x)
     torch.manual_seed(9)
     other = small().double().eval().requires_grad_(False)
-    network = Module(other, first.taps, CPU, torch.float64)
+    network = Module(other, first.trace, CPU, torch.float64)
     torch.testing.assert_close(walked(network, x)[0][1], other[:3](torch.from_numpy(x)), rtol=1e-12, atol=0)

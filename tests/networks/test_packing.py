@@ -21,7 +21,7 @@ from ibscan.inputs.probes.read import read_probe
 from ibscan.measures.driver import input_weights
 from ibscan.networks.admission import traced_network
 from ibscan.networks.module import Module
-from ibscan.networks.packing import Packing, fed, named_arguments
+from ibscan.networks.packing import Packing, model_inputs, named_arguments
 
 CPU = torch.device("cpu")
 ROWS, WORDS, UNITS = 5, 4, 3
@@ -86,7 +86,7 @@ def test_rows_are_given_back_as_they_were() -> None:
     named |= {"many": np.array([[2**53, -(2**53)]] * ROWS), "small": np.ones((ROWS, 2, 2), np.uint8)}
     packing = Packing.of(x, named)
     rows = torch.as_tensor(packing.packed(x, named))
-    found, others = fed(rows, packing, torch.float32)
+    found, others = model_inputs(rows, packing, torch.float32)
     assert found.dtype == others["gain"].dtype == torch.float32
     assert (found.numpy() == x.astype(np.float32)).all()
     assert {name: value.dtype for name, value in others.items() if name != "gain"} == {
@@ -95,7 +95,7 @@ def test_rows_are_given_back_as_they_were() -> None:
     for name in ("attention_mask", "keep", "many", "small"):
         assert (others[name].numpy() == named[name]).all()
     found += 1
-    assert fed(rows, packing, torch.float64)[0].numpy().tolist() == x.tolist()
+    assert model_inputs(rows, packing, torch.float64)[0].numpy().tolist() == x.tolist()
 
 
 @pytest.mark.parametrize("budget", [1, 60, 2**22])
@@ -200,7 +200,7 @@ def test_a_noisy_walk_is_fed_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_enters_beside_the_layers_ends_what_holds_of_chains() -> None:
     # b is fed by a alone, but its post by the gain too: nothing bounds what it says of (x, gain) by what a does.
     net, _ = network()
-    assert net.taps.plain
+    assert net.trace.plain
     assert not net.plain
 
 

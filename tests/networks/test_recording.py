@@ -21,8 +21,8 @@ from ibscan.core.network import JacobianSpec
 from ibscan.errors import InputError
 from ibscan.networks.admission import traced_network
 from ibscan.networks.module import Module
-from ibscan.networks.trace.recording import recorded
-from ibscan.networks.trace.replay import tapped
+from ibscan.networks.trace.recording import record
+from ibscan.networks.trace.replay import Replay
 
 relu, tanh, sigmoid = torch.relu, torch.tanh, torch.sigmoid
 CPU = torch.device("cpu")
@@ -433,8 +433,8 @@ def test_a_branch_that_is_not_used() -> None:
         },
         a=linear, b=linear, unused=linear, never=linear, outputs={"unused", "b"},
     )  # fmt: skip
-    assert network.taps.untapped == (("never", "it is never called on the probe"),)
-    assert network.taps.noisy == (0,)
+    assert network.trace.unmeasured == (("never", "it is never called on the probe"),)
+    assert network.trace.noisy == (0,)
 
 
 def test_a_straight_through_branch() -> None:
@@ -501,7 +501,7 @@ def test_a_transformer_layer() -> None:
 
     block = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
     network = check(forward, expected, shape=(3, 4), embed=linear, block=block, head=linear)
-    assert dict(network.taps.untapped) == {
+    assert dict(network.trace.unmeasured) == {
         "block.self_attn.in_proj_weight": "its weights are used by multi_head_attention_forward without a layer being "
         "called",
         "block.self_attn.out_proj": "its weights are used by multi_head_attention_forward without the layer being "
@@ -543,7 +543,7 @@ def test_a_product_with_weights_that_are_no_layer(product: Callable[..., Any], n
     network = network_of(model, x)
     rows = torch.from_numpy(x)
     torch.testing.assert_close(walked(network, x)["a"][1], relu(model.a(rows)), rtol=1e-12, atol=0)
-    assert network.taps.untapped == (("c", f"its weights are used by {name} without a layer being called"),)
+    assert network.trace.unmeasured == (("c", f"its weights are used by {name} without a layer being called"),)
 
 
 def test_recurrence_by_hand_and_by_module() -> None:
@@ -577,7 +577,7 @@ def test_a_layer_that_does_not_depend_on_the_rows() -> None:
     )
     network = network_of(model, x)
     assert [layer.name for layer in network.layers] == ["a", "b"]
-    assert network.taps.untapped == (("bias", "its output does not depend on the probe's rows"),)
+    assert network.trace.unmeasured == (("bias", "its output does not depend on the probe's rows"),)
     bias = model.bias(torch.ones(1, 4, dtype=torch.float64))
     torch.testing.assert_close(
         walked(network, x)["a"][1], relu(model.a(torch.from_numpy(x))) + bias, rtol=1e-12, atol=0
@@ -624,7 +624,7 @@ def test_layers_within_a_layer_are_part_of_it() -> None:
     )  # fmt: skip
     assert [k.kind for k in network.layers] == ["LowRank", "LowRank"]
     inside = "it is called inside another layer, and counts as part of that"
-    assert network.taps.untapped == tuple((f"{a}.{b}", inside) for a in "ab" for b in ("down", "up"))
+    assert network.trace.unmeasured == tuple((f"{a}.{b}", inside) for a in "ab" for b in ("down", "up"))
 
     def outside(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         h = m.a.down(x)
@@ -854,7 +854,7 @@ def test_named_modules_come_last_and_change_nothing() -> None:
         ("block.1", "BatchNorm1d", False, False, False),
         ("block", "Sequential", False, False, False),
     ]
-    assert network.taps.noisy == bare.taps.noisy == (0, 1)
+    assert network.trace.noisy == bare.trace.noisy == (0, 1)
     assert (network.output, network.plain) == (bare.output, bare.plain)
     found, rows = walked(network, x), torch.from_numpy(x)
     stem = tanh(model.stem(rows))
@@ -900,7 +900,7 @@ def on_the_sign(s: Net, x: torch.Tensor) -> torch.Tensor:
     return s.b(relu(s.a(x))) if x.sum() > 0 else s.b(tanh(s.a(x)))
 
 
-def routed(s: Net, x: torch.Tensor) -> torch.Tensor:
+def choose_modes(s: Net, x: torch.Tensor) -> torch.Tensor:
     """The same operations with other weights: a mixture of experts."""
     return s.b(relu((s.a if x.sum() > 0 else s.c)(x)))
 
@@ -920,7 +920,7 @@ def one_more(s: Net, x: torch.Tensor) -> torch.Tensor:
     return h if x.sum() > 0 else tanh(h)
 
 
-@pytest.mark.parametrize("forward", [on_the_sign, routed, early_exit, later_exit, one_more])
+@pytest.mark.parametrize("forward", [on_the_sign, choose_modes, early_exit, later_exit, one_more])
 def test_a_way_that_depends_on_the_data_is_refused(forward: Callable[..., Any]) -> None:
     model, _ = made(forward, a=linear, b=linear, c=linear)
     x = np.ones((3, 4))
@@ -984,7 +984,7 @@ def test_a_single_row_that_is_squeezed() -> None:
 
 
 def test_a_pass_lets_go_of_what_it_has_seen() -> None:
-    """Flat memory: a tapped pass keeps no tensor alive that the model has dropped."""
+    """Flat memory: a Replay pass keeps no tensor alive that the model has dropped."""
 
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         for _ in range(30):
@@ -993,11 +993,11 @@ def test_a_pass_lets_go_of_what_it_has_seen() -> None:
 
     model, x = made(forward, a=linear)
     model.double()
-    taps = recorded(model, torch.from_numpy(x))
+    trace = record(model, torch.from_numpy(x))
     rows = torch.from_numpy(x)
-    with torch.no_grad(), tapped(taps.operations, model, rows, {}) as mode:
+    with torch.no_grad(), Replay(trace.operations, model, rows, {}) as mode:
         model(rows)
-    assert len(taps.operations) == 61
+    assert len(trace.operations) == 61
     assert len(mode.known) <= 3
 
 

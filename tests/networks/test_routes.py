@@ -22,7 +22,7 @@ from ibscan.core.records import At
 from ibscan.core.streams import RandomStreams
 from ibscan.measures.local_rank import LocalRank
 from ibscan.networks.admission import traced_network
-from ibscan.networks.jacobians.shaken import expected
+from ibscan.networks.jacobians.rounding import expected_rounding
 from ibscan.networks.module import Module
 
 CPU = torch.device("cpu")
@@ -529,8 +529,8 @@ def test_the_rounding_said_is_more_than_there_is(depth: int, act: type[Any], see
 
 
 def test_what_rounding_is_expected_grows_with_sums_and_depth() -> None:
-    assert expected(1e-7, 1, 1) == pytest.approx(6e-7)
-    assert expected(1e-7, 400, 1) < expected(1e-7, 400, 16) == pytest.approx(4 * 44e-7)
+    assert expected_rounding(1e-7, 1, 1) == pytest.approx(6e-7)
+    assert expected_rounding(1e-7, 400, 1) < expected_rounding(1e-7, 400, 16) == pytest.approx(4 * 44e-7)
 
 
 # Ids -----------------------------------------------------------------------------------------------------------------

@@ -10,21 +10,21 @@ from dataclasses import dataclass, replace
 import torch
 
 from ibscan.core.boundary import foreign
-from ibscan.networks.trace.replay import settled
+from ibscan.networks.trace.replay import forward_context
 from ibscan.numerics.spectra.spectrum import finite_matrices, made_finite
 from ibscan.numerics.tiling import cuts
 
 __all__ = [
     "Outputs",
-    "exact_norms",
-    "full",
+    "full_jacobians",
     "gram",
+    "gram_by_blocks",
+    "gram_from_gradients",
     "grams",
-    "paired",
-    "pulled",
+    "norms_from_gradients",
+    "qr_factor",
     "spectral_norms",
-    "summed",
-    "triangle",
+    "vjp",
 ]
 
 # Power iteration ends when no row's estimate grows by more than this share, or after so many steps.
@@ -75,7 +75,7 @@ class Outputs:
         return [tangents.to(torch.float64).permute(1, 2, 0) for tangents in found]
 
 
-def full(outputs: Outputs, *, reverse: bool = False) -> list[torch.Tensor]:
+def full_jacobians(outputs: Outputs, *, reverse: bool = False) -> list[torch.Tensor]:
     """Return J of every layer, (n, D, directions), float64.
 
     Args:
@@ -119,7 +119,7 @@ def gram(jacobian: torch.Tensor) -> torch.Tensor:
     return jacobian @ jacobian.mT if jacobian.shape[-2] <= jacobian.shape[-1] else jacobian.mT @ jacobian
 
 
-def paired(outputs: Outputs, most: int) -> list[torch.Tensor]:
+def gram_by_blocks(outputs: Outputs, most: int) -> list[torch.Tensor]:
     """Return J^T J of a layer too wide for its J to be held, (n, directions, directions), by pairs of blocks.
 
     Then whether J is not zero, (n,).
@@ -142,8 +142,8 @@ def paired(outputs: Outputs, most: int) -> list[torch.Tensor]:
     return [whole, positive]
 
 
-def summed(outputs: Outputs, most: int) -> list[torch.Tensor]:
-    """Return what `paired` does, from gradients: J^T J gathered slice by slice of the units."""
+def gram_from_gradients(outputs: Outputs, most: int) -> list[torch.Tensor]:
+    """Return what `gram_by_blocks` does, from gradients: J^T J gathered slice by slice of the units."""
     whole = _zeros(outputs, outputs.size, outputs.size)
     positive = torch.zeros(outputs.rows, dtype=torch.bool, device=whole.device)
     for units in _slices(outputs, most):
@@ -153,7 +153,7 @@ def summed(outputs: Outputs, most: int) -> list[torch.Tensor]:
     return [whole, positive]
 
 
-def triangle(outputs: Outputs, most: int, *, reverse: bool = False) -> torch.Tensor:
+def qr_factor(outputs: Outputs, most: int, *, reverse: bool = False) -> torch.Tensor:
     """Return R of J = Q R for a layer too wide for its J to be held, (n, directions, directions): its singular values.
 
     Units come in slices, each with a sweep of its own, and R takes up one after the other.
@@ -198,12 +198,12 @@ def spectral_norms(outputs: Outputs, start: torch.Tensor) -> list[torch.Tensor]:
             before, estimate = estimate, image.to(torch.float64).norm(dim=1)
             if bool((estimate <= before * (1.0 + GROWTH)).all()):
                 break
-            direction = pulled(outputs, k, outputs.variable, image / _lengths(image))
+            direction = vjp(outputs, k, outputs.variable, image / _lengths(image))
         found.append(estimate)
     return found
 
 
-def exact_norms(outputs: Outputs, most: int) -> list[torch.Tensor]:
+def norms_from_gradients(outputs: Outputs, most: int) -> list[torch.Tensor]:
     """Return what `spectral_norms` does, from gradients: of J J^T, gathered by pairs of slices of the units.
 
     Args:
@@ -224,7 +224,7 @@ def exact_norms(outputs: Outputs, most: int) -> list[torch.Tensor]:
     return [torch.where(finite, largest, torch.nan)]
 
 
-def pulled(outputs: Outputs, layer: int, rows: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+def vjp(outputs: Outputs, layer: int, rows: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
     """Return J^T of a seed for each row, of the variable's shape: one pass back, as training makes it.
 
     That takes up what functional transforms do not: functions with a backward of their own, and checkpointed segments,
@@ -241,7 +241,7 @@ def pulled(outputs: Outputs, layer: int, rows: torch.Tensor, seed: torch.Tensor)
     """
     leaf = rows.detach().clone().requires_grad_()
     # A checkpointed segment is run again on the way back.
-    with foreign("the model"), torch.enable_grad(), settled(leaf.dtype):
+    with foreign("the model"), torch.enable_grad(), forward_context(leaf.dtype):
         value = outputs.values(leaf)[layer]
         if value.requires_grad:
             torch.autograd.backward([value], [seed.to(value)])
@@ -264,7 +264,7 @@ def _reversed(outputs: Outputs, layer: int, units: slice) -> torch.Tensor:
         repeated = outputs.variable.repeat(len(chosen), *[1] * (outputs.variable.ndim - 1))
         seed = torch.zeros(len(repeated), outputs.widths[layer], dtype=repeated.dtype, device=repeated.device)
         seed[torch.arange(len(seed), device=seed.device), chosen.repeat_interleave(outputs.rows)] = 1.0
-        gradient = pulled(outputs, layer, repeated, seed)
+        gradient = vjp(outputs, layer, repeated, seed)
         parts.append(_projected(outputs, gradient.view(len(chosen), outputs.rows, -1).to(torch.float64)))
     return torch.cat(parts).transpose(0, 1)
 

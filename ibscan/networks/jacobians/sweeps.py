@@ -9,12 +9,29 @@ from typing import Literal, TypeAlias
 import torch
 
 from ibscan.core.boundary import is_out_of_memory
-from ibscan.networks.jacobians.derivatives import Outputs, full, gram, grams, paired, summed, triangle
+from ibscan.networks.jacobians.derivatives import (
+    Outputs,
+    full_jacobians,
+    gram,
+    gram_by_blocks,
+    gram_from_gradients,
+    grams,
+    qr_factor,
+)
 from ibscan.numerics.memory import available_floats
 from ibscan.numerics.spectra.counting import Gram, rounding
 from ibscan.numerics.tiling import cuts
 
-__all__ = ["Sweep", "as_gram", "counted", "decomposed", "grouped", "room_for", "routed", "swept"]
+__all__ = [
+    "Sweep",
+    "as_gram",
+    "choose_modes",
+    "group_layers",
+    "layer_factors",
+    "layer_grams",
+    "memory_budget",
+    "run_sweep",
+]
 
 # `reverse`: from gradients, for few and narrow layers, and where forward mode does not lead. `plain`: from gradients as
 # training has them, what the model detaches left detached, for what cannot bear anything else.
@@ -37,14 +54,14 @@ LEAST, MOST = 1e-120, 1e120
 class Sweep:
     """Layers whose Jacobians are found together.
 
-    `layers` are those wanted, `widths` their sizes on one row and then those of what feeds some of them; `fed` maps a
-    layer to the place of what feeds it in `widths`, to None where that is the variable itself. `mode` says how they are
+    `widths` are the sizes on one row of the layers wanted, then those of the inputs of some of them; `input_index` maps
+    a layer to the index of its input in `widths`, to None where that is the variable itself. `mode` says how they are
     found.
     """
 
     layers: tuple[int, ...]
     widths: tuple[int, ...]
-    fed: Mapping[int, int | None] = field(default_factory=dict)
+    input_index: Mapping[int, int | None] = field(default_factory=dict)
     mode: Mode = "forward"
 
     @property
@@ -52,35 +69,37 @@ class Sweep:
         """Whether they come from gradients."""
         return self.mode != "forward"
 
-    def part(self, layers: Sequence[int], mode: Mode, *, fed_too: bool = True) -> Sweep:
+    def part(self, layers: Sequence[int], mode: Mode, *, with_inputs: bool = True) -> Sweep:
         """Return the sweep of some of the layers, with what feeds them or without."""
         own = [self.widths[self.layers.index(layer)] for layer in layers]
-        fed: dict[int, int | None] = {layer: self.fed[layer] for layer in layers if fed_too and layer in self.fed}
+        fed: dict[int, int | None] = {
+            layer: self.input_index[layer] for layer in layers if with_inputs and layer in self.input_index
+        }
         for layer, place in fed.items():
             if place is not None:
                 fed[layer] = len(own)
                 own.append(self.widths[place])
         return Sweep(tuple(layers), tuple(own), fed, mode)
 
-    def fed_factor(self, layer: int, found: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    def input_factor(self, layer: int, found: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """Return a factor of the Jacobian of what feeds a layer, (1, n, s, k), None where that is not known."""
-        if layer not in self.fed:
+        if layer not in self.input_index:
             return None
-        place = self.fed[layer]
+        place = self.input_index[layer]
         if place is None:
             return torch.ones(1, 1, 1, 1, dtype=found[0].dtype, device=found[0].device)
         # Beside a layer too wide to be held there is nothing else.
         return found[place].unsqueeze(0) if place < len(found) else None
 
 
-def grouped(widths: Mapping[int, int], feeds: Mapping[int, int | None], size: int, room: int) -> Iterator[Sweep]:
+def group_layers(widths: Mapping[int, int], feeds: Mapping[int, int | None], size: int, budget: int) -> Iterator[Sweep]:
     """Yield sweeps of as many layers, in order, as may be held together for one row.
 
     Args:
         widths: Size on one row of every layer wanted.
         feeds: Of the layers fed by one before them alone the size of what feeds them; None for the variable itself.
         size: Directions.
-        room: Numbers that may be held.
+        budget: Numbers that may be held.
     """
 
     def made(layers: Sequence[int]) -> Sweep:
@@ -92,7 +111,7 @@ def grouped(widths: Mapping[int, int], feeds: Mapping[int, int | None], size: in
 
     group: list[int] = []
     for layer in widths:
-        if group and size * sum(made([*group, layer]).widths) > room:
+        if group and size * sum(made([*group, layer]).widths) > budget:
             yield made(group)
             group = []
         group.append(layer)
@@ -100,16 +119,16 @@ def grouped(widths: Mapping[int, int], feeds: Mapping[int, int | None], size: in
         yield made(group)
 
 
-def routed(sweep: Sweep, obstacle: Callable[[Sweep], str]) -> tuple[list[Sweep], dict[int, str]]:
+def choose_modes(sweep: Sweep, differentiation_failure: Callable[[Sweep], str]) -> tuple[list[Sweep], dict[int, str]]:
     """Return sweeps of the layers of one that can be differentiated, by modes that can, and of the others the reason.
 
     As it is where that works; else every layer is tried by each mode.
 
     Args:
         sweep: Which layers, and the mode that costs less.
-        obstacle: Tries a sweep: what stands in its way, or the empty string.
+        differentiation_failure: Tries a sweep: what stands in its way, or the empty string.
     """
-    if not obstacle(sweep):
+    if not differentiation_failure(sweep):
         return [sweep], {}
     modes: tuple[Mode, ...] = ("reverse", "forward", "plain") if sweep.reverse else ("forward", "reverse", "plain")
     # What feeds a layer may be out of reach where the layer is not; its bound is then left out.
@@ -118,22 +137,22 @@ def routed(sweep: Sweep, obstacle: Callable[[Sweep], str]) -> tuple[list[Sweep],
     for layer in sweep.layers:
         said: dict[Mode, str] = {}
         for mode, fed in ways:
-            said[mode] = obstacle(sweep.part([layer], mode, fed_too=fed))
+            said[mode] = differentiation_failure(sweep.part([layer], mode, with_inputs=fed))
             if not said[mode]:
                 ways[mode, fed].append(layer)
                 break
         else:
             # What training would meet tells more than what other modes lack.
             reasons[layer] = said["plain"]
-    return [sweep.part(layers, mode, fed_too=fed) for (mode, fed), layers in ways.items() if layers], reasons
+    return [sweep.part(layers, mode, with_inputs=fed) for (mode, fed), layers in ways.items() if layers], reasons
 
 
-def swept(
+def run_sweep(
     sweep: Sweep,
     rows: int,
     outputs: Callable[[Sweep, slice, int], Outputs],
     compute: Callable[[Outputs], list[torch.Tensor]],
-    room: int,
+    budget: int,
 ) -> Iterator[tuple[slice, list[torch.Tensor]]]:
     """Yield (rows, what is computed of their outputs) in blocks that fit; halved where memory runs out all the same.
 
@@ -142,12 +161,12 @@ def swept(
         rows: How many there are.
         outputs: The layers' values on some rows, with so many tangents a pass.
         compute: What is wanted of them.
-        room: Numbers that may be held.
+        budget: Numbers that may be held.
     """
     first = outputs(sweep, slice(0, 1), 1)
     device = first.variable.device.type
-    block = max(1, min(BLOCK_BUDGET[device], room) // (first.size * sum(sweep.widths)))
-    passed = min(PASS_BUDGET[device], room) // (min(block, rows) * max(sweep.widths))
+    block = max(1, min(BLOCK_BUDGET[device], budget) // (first.size * sum(sweep.widths)))
+    passed = min(PASS_BUDGET[device], budget) // (min(block, rows) * max(sweep.widths))
     tangents = max(1, min(TANGENTS, passed))
     left = cuts(0, rows, block)[::-1]
     while left:
@@ -172,26 +191,26 @@ def swept(
             left.append(part)
 
 
-def counted(sweep: Sweep, room: int, outputs: Outputs) -> list[torch.Tensor]:
+def layer_grams(sweep: Sweep, budget: int, outputs: Outputs) -> list[torch.Tensor]:
     """Return the smaller Gram matrix of every layer's Jacobian, then of each whether a row's Jacobian is not zero.
 
     Of a layer too wide for its Jacobian to be held, by pairs of blocks of directions.
     """
-    wide = _too_wide(sweep, outputs, room)
+    wide = _too_wide(sweep, outputs, budget)
     if sweep.reverse:
-        return summed(outputs, room) if wide else [*_grams_of(full(outputs, reverse=True))]
-    return paired(outputs, room) if wide else grams(outputs)
+        return gram_from_gradients(outputs, budget) if wide else [*_grams_of(full_jacobians(outputs, reverse=True))]
+    return gram_by_blocks(outputs, budget) if wide else grams(outputs)
 
 
-def decomposed(sweep: Sweep, room: int, outputs: Outputs) -> list[torch.Tensor]:
+def layer_factors(sweep: Sweep, budget: int, outputs: Outputs) -> list[torch.Tensor]:
     """Return every layer's Jacobian, or of one too wide for that a triangle in its stead, and those of what feeds."""
-    if _too_wide(sweep, outputs, room):
-        return [triangle(_first(outputs), room, reverse=sweep.reverse)]
-    return full(outputs, reverse=sweep.reverse)
+    if _too_wide(sweep, outputs, budget):
+        return [qr_factor(_first(outputs), budget, reverse=sweep.reverse)]
+    return full_jacobians(outputs, reverse=sweep.reverse)
 
 
 def as_gram(values: torch.Tensor, positive: torch.Tensor, size: int, finite: torch.Tensor) -> Gram:
-    """Return Gram matrices (n, m, m) as what is counted from: no bound for numbers whose squares are not exact.
+    """Return Gram matrices (n, m, m) as what is layer_grams from: no bound for numbers whose squares are not exact.
 
     Args:
         values: Gram matrices.
@@ -212,15 +231,15 @@ def _grams_of(jacobians: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
     yield from (jacobian.flatten(1).any(1) for jacobian in jacobians)
 
 
-def room_for(device: torch.device) -> int:
+def memory_budget(device: torch.device) -> int:
     """Return how many numbers the Jacobians of one row may take."""
     return available_floats(device, ROW_BUDGET[device.type])
 
 
-def _too_wide(sweep: Sweep, outputs: Outputs, room: int) -> bool:
+def _too_wide(sweep: Sweep, outputs: Outputs, budget: int) -> bool:
     """Whether a layer, alone in its sweep, has more units than directions and a Jacobian that cannot be held."""
     width = outputs.widths[0]
-    return len(sweep.layers) == 1 and width > outputs.size and width * outputs.size * outputs.rows > room
+    return len(sweep.layers) == 1 and width > outputs.size and width * outputs.size * outputs.rows > budget
 
 
 def _first(outputs: Outputs) -> Outputs:

@@ -12,7 +12,7 @@ from torch import nn
 
 from ibscan.core.records import Layer
 
-__all__ = ["INPUT", "LAYERS", "UNSEEN", "Graph", "Head", "Operation", "Place", "Taps"]
+__all__ = ["INPUT", "LAYERS", "UNSEEN", "Graph", "Head", "Operation", "Place", "Trace"]
 
 # An output of an operation: its number, and which of its tensors.
 Place: TypeAlias = tuple[int, int]
@@ -23,14 +23,22 @@ LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 @dataclass(frozen=True)
-class Taps:
+class Trace:
     """A recorded pass: its operations in order with the parameters they take, and where the layers' pre and post are.
 
-    `output` names what makes the network's output, and `head` says more of it; `plain` says that every layer is fed by
-    the one before it alone; `untapped` lists layers that are none here, with the reason. `calls` numbers the layers
-    among all calls of a Linear or Conv; `fed` is the place of what feeds the first layer, `INPUT` where that is the
-    input in another shape, None where there is no one place. `ids` are the layers that depend on the input through
-    ids alone; `units` is the rounding of the coarsest numbers that a layer's pre, and its post, are made of.
+    Attributes:
+        operations: Labels of the operations on activity, in order.
+        layers: Layers in the order of call, then modules asked for by name.
+        pre: Where each layer's pre is.
+        post: Where each layer's post is.
+        output: Name of the operation that makes the network's output.
+        plain: Whether the input of every layer is the post of the one before it.
+        unmeasured: Layers that cannot be measured, with the reason.
+        calls: Index of each layer among all calls of a Linear or Conv.
+        first_input: Where the first layer's input is: `INPUT` if it is x in another shape, None if it has several.
+        head: The output and its logits.
+        ids: Layers that depend on the input through indices of embeddings alone.
+        units: Of each layer's pre and post, the relative rounding of the coarsest numbers on the way to them.
     """
 
     operations: tuple[str, ...]
@@ -39,9 +47,9 @@ class Taps:
     post: tuple[Place, ...]
     output: str
     plain: bool
-    untapped: tuple[tuple[str, str], ...]
+    unmeasured: tuple[tuple[str, str], ...]
     calls: tuple[int, ...]
-    fed: Place | None
+    first_input: Place | None
     head: Head
     ids: frozenset[int] = frozenset()
     units: tuple[tuple[float, float], ...] = ()
@@ -97,3 +105,9 @@ class Graph:
     extra: list[tuple[str, nn.Module, int]] = field(default_factory=list)
     inner: set[int] = field(default_factory=set)  # calls within other calls
     products: dict[int, str] = field(default_factory=dict)  # id of a parameter: the operation that took it
+    entries: dict[int, Place] = field(default_factory=dict)  # nodes out of unseen code: the place of the operand
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of the operations in order, aliases left out."""
+        return tuple(op.label for op in self.operations if op.label)

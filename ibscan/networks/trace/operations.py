@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -13,16 +13,22 @@ from ibscan.networks.trace.trees import Function, Tree, tensors
 
 __all__ = [
     "CONSTANT",
-    "PRODUCTS",
+    "Constants",
+    "Entries",
     "address",
+    "constant_hashes",
+    "entries_of",
+    "entry_label",
     "in_place",
     "is_default",
+    "is_product",
     "leading",
     "made",
     "operands",
     "operation_label",
     "operation_name",
     "parameter_names",
+    "tensor_hash",
     "unit",
 ]
 
@@ -36,6 +42,12 @@ CONSTANT = (
     "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like",
     "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor",
 )  # fmt: skip
+# Between the label of an operation and the positions of its operands that come out of unseen code.
+ENTRY = " from unseen code: "
+# Hashes of operands that are no activity, by position, by number and label of their operation.
+Constants: TypeAlias = dict[tuple[int, str], dict[int, int]]
+# Where activity comes out of unseen code: number of the operation, its label, the positions of the operands.
+Entries: TypeAlias = Mapping[int, tuple[str, tuple[int, ...]]]
 # What takes of a second tensor its shape, type or device alone.
 ALIKE = ("to", "type_as", "view_as", "reshape_as", "expand_as")
 
@@ -57,6 +69,35 @@ def operation_name(func: Function) -> str:
 def operation_label(name: str, given: Sequence[torch.Tensor], parameters: Mapping[int, str]) -> str:
     """Return an operation's name and the names of the parameters it takes: two layers of a kind are two operations."""
     return " ".join([name, *(parameters[id(t)] for t in given if id(t) in parameters)])
+
+
+def is_product(name: str, given: Sequence[torch.Tensor]) -> bool:
+    """Return whether an operation multiplies by a parameter."""
+    return name.startswith(PRODUCTS) and any(isinstance(tensor, nn.Parameter) for tensor in given)
+
+
+def entry_label(label: str, positions: Sequence[int]) -> str:
+    """Return the label of an operation whose operands at some positions come out of unseen code."""
+    return f"{label}{ENTRY}{' '.join(str(k) for k in positions)}"
+
+
+def entries_of(labels: Sequence[str]) -> Entries:
+    """Return where activity comes out of unseen code in a recorded pass."""
+    split = ((number, *label.partition(ENTRY)) for number, label in enumerate(labels))
+    return {number: (label, tuple(int(k) for k in rest.split())) for number, label, found, rest in split if found}
+
+
+def constant_hashes(given: Mapping[int, torch.Tensor]) -> dict[int, int]:
+    """Return hashes of the operands that are no activity, by their positions; parameters are left out."""
+    return {k: tensor_hash(tensor) for k, tensor in given.items() if not isinstance(tensor, nn.Parameter)}
+
+
+def tensor_hash(tensor: torch.Tensor) -> int:
+    """Return a hash of a tensor's shape and numbers, the same of 0 and -0."""
+    dense = tensor.detach() if tensor.layout is torch.strided else tensor.detach().to_dense()
+    real = torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
+    numbers = real.to(torch.float64) + 0.0
+    return hash((tuple(tensor.shape), numbers.cpu().contiguous().numpy().tobytes()))
 
 
 def made(name: str, args: Sequence[Any], result: Tree) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Forward passes after the recorded one: tapped where the layers are, and differentiable throughout."""
+"""Forward passes after the recorded one: Replay where the layers are, and differentiable throughout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from ibscan.errors import InputError, Reached
 from ibscan.networks.trace.graph import Place
 from ibscan.networks.trace.operations import (
     CONSTANT,
+    entries_of,
     in_place,
+    is_product,
     made,
     operands,
     operation_label,
@@ -24,16 +26,15 @@ from ibscan.networks.trace.operations import (
     parameter_names,
 )
 from ibscan.networks.trace.trees import Function, Tree, mapped, replaced, tensors
-from ibscan.networks.trace.unfollowed import entries_of, entry
 
-__all__ = ["Reached", "Tapper", "attached", "settled", "tapped"]
+__all__ = ["Hook", "IgnoreDetach", "Reached", "Replay", "forward_context"]
 
 # Given a tensor at a place, what goes on in its stead.
-Tapper: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+Hook: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 @contextlib.contextmanager
-def settled(dtype: torch.dtype) -> Iterator[None]:
+def forward_context(dtype: torch.dtype) -> Iterator[None]:
     """Run a model with attention in its plain form, and tensors that it makes (a first state, a buffer) in its dtype.
 
     Args:
@@ -48,7 +49,7 @@ def settled(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(kept)
 
 
-class tapped(TorchFunctionMode):  # noqa: N801 - used as a context manager
+class Replay(TorchFunctionMode):
     """A pass in which tensors at given places are seen, and may be replaced, by a function each.
 
     Args:
@@ -61,14 +62,12 @@ class tapped(TorchFunctionMode):  # noqa: N801 - used as a context manager
         InputError: The pass takes another way than the recorded one.
     """
 
-    def __init__(
-        self, operations: Sequence[str], model: nn.Module, x: torch.Tensor, at: Mapping[Place, Tapper]
-    ) -> None:
+    def __init__(self, operations: Sequence[str], model: nn.Module, x: torch.Tensor, at: Mapping[Place, Hook]) -> None:
         super().__init__()
         self.operations = operations
-        self.at: dict[int, dict[int, Tapper]] = {}
-        for (operation, slot), tapper in at.items():
-            self.at.setdefault(operation, {})[slot] = tapper
+        self.at: dict[int, dict[int, Hook]] = {}
+        for (operation, slot), hook in at.items():
+            self.at.setdefault(operation, {})[slot] = hook
         # Activity, and what goes on in its stead, or None: a value that is its own key would never be freed.
         self.known: MutableMapping[torch.Tensor, torch.Tensor | None] = WeakTensorKeyDictionary()
         self.known[x] = None
@@ -88,11 +87,12 @@ class tapped(TorchFunctionMode):  # noqa: N801 - used as a context manager
         given = operands(name, args, kwargs)
         known = [t for t in given if t in self.known]
         label = operation_label(name, given, self.parameters) if known or self.entries else ""
-        if not known and label in self.entries:
-            # Activity again, out of code that is not followed.
-            known = [given[k] for k in self.entries[label]]
-            self.known.update(dict.fromkeys(known))
-            label = entry(label, self.entries[label])
+        entry, positions = self.entries.get(self.count, ("", ()))
+        if positions and label == entry and (known or is_product(name, given)):
+            label = self.operations[self.count]
+            for k in positions:
+                self._enter(given[k], (self.count, ~k))
+            known = [t for t in given if t in self.known]
         if any(self.known[t] is not None for t in known):
             # A tensor that was replaced may still be at hand under its old name (an in-place activation's input).
             args, kwargs = self._current(args), self._current(kwargs)
@@ -113,6 +113,14 @@ class tapped(TorchFunctionMode):  # noqa: N801 - used as a context manager
                 self.known[tensor] = fresh
                 result = replaced(result, tensor, fresh)
         return result
+
+    def _enter(self, tensor: torch.Tensor, place: Place) -> None:
+        """Follow a tensor that comes out of unseen code, and show it to the hook of its place."""
+        if tensor not in self.known:
+            self.known[tensor] = None
+        hook = self.at.get(place[0], {}).get(place[1])
+        if hook is not None:
+            hook(tensor)
 
     def finish(self) -> None:
         """Hold the pass, now at its end, against the recorded one.
@@ -140,7 +148,7 @@ class tapped(TorchFunctionMode):  # noqa: N801 - used as a context manager
         return mapped(tree, self._current)
 
 
-class attached(TorchFunctionMode):  # noqa: N801 - used as a context manager
+class IgnoreDetach(TorchFunctionMode):
     """A pass through which derivatives flow as through the function it computes, whatever the model detaches.
 
     A detached branch, and one under no_grad or in inference mode, depends on the input like any other.

@@ -139,7 +139,7 @@ def test_a_table_of_constants_is_no_activity() -> None:
     model = Biased().double().eval().requires_grad_(False)
     taken = traced_network(model, probe().x[:3], (), device=torch.device("cpu"), dtype=torch.float64)
     assert [layer.name for layer in taken.layers] == ["a", "b", "c"]
-    assert taken.taps.untapped == (("d", "its output does not depend on the probe's rows"),)
+    assert taken.trace.unmeasured == (("d", "its output does not depend on the probe's rows"),)
 
 
 def test_an_output_that_is_the_same_for_all_rows_is_refused() -> None:

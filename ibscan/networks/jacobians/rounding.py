@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ibscan.networks.jacobians.derivatives import Outputs, full
+from ibscan.networks.jacobians.derivatives import Outputs, full_jacobians
 from ibscan.networks.trace.operations import in_place, operation_name, unit
 from ibscan.networks.trace.trees import Function, Tree, replaced, tensors
 
-__all__ = ["ROWS", "expected", "moved", "shaken"]
+__all__ = ["ROWS", "RoundingNoise", "expected_rounding", "rounding_effect"]
 
 # What changes no number.
 VIEWS = {
@@ -28,7 +28,7 @@ VIEWS = {
 ROWS, SAFETY = 3, 10.0
 
 
-class shaken(TorchFunctionMode):  # noqa: N801 - used as a context manager
+class RoundingNoise(TorchFunctionMode):
     """A pass in which every operation's numbers are off by as much as their rounding, each by its own draw.
 
     Args:
@@ -63,7 +63,7 @@ class shaken(TorchFunctionMode):  # noqa: N801 - used as a context manager
         return result
 
 
-def expected(coarsest: float, widest: int, operations: int) -> float:
+def expected_rounding(coarsest: float, widest: int, operations: int) -> float:
     """Return how far rounding may move a Jacobian, in units of its norm, where nothing amplifies it.
 
     Errors of sums, and those of one operation after the other, add up like random walks.
@@ -76,16 +76,18 @@ def expected(coarsest: float, widest: int, operations: int) -> float:
     return coarsest * (4.0 + 2.0 * math.sqrt(widest)) * math.sqrt(max(1, operations))
 
 
-def moved(outputs: Outputs, *, reverse: bool) -> list[torch.Tensor]:
+def rounding_effect(outputs: Outputs, *, reverse: bool) -> list[torch.Tensor]:
     """Return how far shaking moves each layer's Jacobian, in units of its norm: (1,) each, the worst row's."""
 
     def off(variable: torch.Tensor) -> list[torch.Tensor]:
-        with shaken(0):
+        with RoundingNoise(0):
             return outputs.values(variable)
 
     found = []
     for still, other in zip(
-        full(outputs, reverse=reverse), full(replace(outputs, values=off), reverse=reverse), strict=True
+        full_jacobians(outputs, reverse=reverse),
+        full_jacobians(replace(outputs, values=off), reverse=reverse),
+        strict=True,
     ):
         norm = still.flatten(1).norm(dim=1)
         share = (other - still).flatten(1).norm(dim=1) / torch.where(norm > 0.0, norm, 1.0)

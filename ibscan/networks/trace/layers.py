@@ -10,9 +10,9 @@ from torch import nn
 from ibscan.core.records import Layer
 from ibscan.errors import InputError
 from ibscan.networks.activations import ACTIVATIONS
-from ibscan.networks.trace.graph import INPUT, LAYERS, UNSEEN, Graph, Head, Operation, Place, Taps
+from ibscan.networks.trace.graph import INPUT, LAYERS, UNSEEN, Graph, Head, Operation, Place, Trace
 
-__all__ = ["taps_of"]
+__all__ = ["locate_layers"]
 
 # What changes neither the values nor their range.
 NEUTRAL = {
@@ -32,7 +32,7 @@ POOLING = {
 }  # fmt: skip
 
 
-def taps_of(model: nn.Module, graph: Graph, main: int, ends: set[int], lying: set[int]) -> Taps:
+def locate_layers(model: nn.Module, graph: Graph, main: int, ends: set[int], not_row_first: set[int]) -> Trace:
     """Read the layers off a recorded pass.
 
     Args:
@@ -40,7 +40,7 @@ def taps_of(model: nn.Module, graph: Graph, main: int, ends: set[int], lying: se
         graph: The pass.
         main: The node of the network's output.
         ends: Nodes of all that the model returned.
-        lying: Nodes that do not have the rows first, and are no place for a post.
+        not_row_first: Nodes that do not have the rows first, and are no place for a post.
 
     Returns:
         Where the layers are.
@@ -58,7 +58,7 @@ def taps_of(model: nn.Module, graph: Graph, main: int, ends: set[int], lying: se
     starts = [graph.calls[k][2] for k in outer]
     fed = [{n for op in graph.operations if op.layer == k for n in op.inputs} - _made_in(graph, k) for k in outer]
     reach = [_reached(graph, start) for start in starts]
-    end_of = partial(_post, graph, live=_live(graph, ends), lying=lying, ends=ends)
+    end_of = partial(_post, graph, live=_live(graph, ends), not_row_first=not_row_first, ends=ends)
     post = [end_of(start) for start in starts]
     if main in reach[-1] and graph.places[main] is not None:
         post[-1] = main
@@ -70,14 +70,14 @@ def taps_of(model: nn.Module, graph: Graph, main: int, ends: set[int], lying: se
     starts += [start for _, _, start in graph.extra]
     post += [end_of(start) for _, _, start in graph.extra]
     layers += _other_modules(graph, layers, post)
-    return Taps(
+    return Trace(
         tuple(op.label for op in graph.operations if op.label),
         tuple(layers),
         tuple(_place(graph, start, layer.name) for start, layer in zip(starts, layers, strict=True)),
         tuple(_place(graph, node, layer.name) for node, layer in zip(post, layers, strict=True)),
         name,
         plain,
-        tuple(_untapped(model, graph)),
+        tuple(_unmeasured(model, graph)),
         tuple(outer),
         _fed_place(graph, fed[0]),
         head,
@@ -160,13 +160,13 @@ def _region(graph: Graph, start: int) -> set[int]:
     return found
 
 
-def _post(graph: Graph, start: int, live: set[int], lying: set[int], ends: set[int]) -> int:
+def _post(graph: Graph, start: int, live: set[int], not_row_first: set[int], ends: set[int]) -> int:
     """Return the last node computed from `start` alone through which all that is used of it passes."""
     region = _region(graph, start)
     used = ends | {
         n for op in graph.operations if not set(op.outputs) & region and set(op.outputs) & live for n in op.inputs
     }
-    for node in sorted((region & live) - lying, reverse=True):
+    for node in sorted((region & live) - not_row_first, reverse=True):
         around = _reached(graph, start, node, region) & region & live
         if not around & used:
             return node
@@ -266,7 +266,7 @@ def _numbered(paths: Sequence[str]) -> list[str]:
     return names
 
 
-def _untapped(model: nn.Module, graph: Graph) -> Iterator[tuple[str, str]]:
+def _unmeasured(model: nn.Module, graph: Graph) -> Iterator[tuple[str, str]]:
     alone = {path for k, (path, _, _) in enumerate(graph.calls) if k not in graph.inner}
     measured = {path for k, (path, _, node) in enumerate(graph.calls) if k not in graph.inner and node >= 0}
     inner = {graph.calls[k][0] for k in graph.inner}

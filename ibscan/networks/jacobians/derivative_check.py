@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 
 from ibscan.errors import InputError
-from ibscan.networks.jacobians.derivatives import Outputs, pulled
-from ibscan.networks.jacobians.shaken import shaken
+from ibscan.networks.jacobians.derivatives import Outputs, vjp
+from ibscan.networks.jacobians.rounding import RoundingNoise
 
-__all__ = ["obstacle"]
+__all__ = ["differentiation_failure"]
 
 NOT_THE_FUNCTIONS = (
     "the derivative its operations declare is not that of what they compute, by central differences on a row (a "
@@ -29,7 +29,7 @@ COARSE, COARSE_SHARE = 1e-10, 0.3
 COARSEST = 1e-5
 
 
-def obstacle(outputs: Outputs, *, reverse: bool, unit: float) -> str:
+def differentiation_failure(outputs: Outputs, *, reverse: bool, unit: float) -> str:
     """Return why a mode does not give the derivatives of some layers, the empty string where it does.
 
     A direction's image is held against central differences. Where the two disagree at a row they may still agree beside
@@ -89,7 +89,7 @@ def _gradient(outputs: Outputs, layer: int) -> tuple[torch.Tensor, torch.Tensor]
     """Return random weights of a layer's units, (D,), and the gradient of their sum."""
     draws = torch.Generator().manual_seed(layer)
     weights = torch.randn(outputs.widths[layer], generator=draws, dtype=torch.float64).to(outputs.variable)
-    return weights.to(torch.float64), pulled(outputs, layer, outputs.variable, weights.unsqueeze(0))
+    return weights.to(torch.float64), vjp(outputs, layer, outputs.variable, weights.unsqueeze(0))
 
 
 def _differences(
@@ -107,7 +107,7 @@ def _differences(
             found = [torch.full((1, width), torch.nan) for width in outputs.widths]
         return [value[0].to(torch.float64) for value in found]
 
-    with shaken(0):
+    with RoundingNoise(0):
         other = values(0.0)
     still = values(0.0)
     # Rounding inside may be much more than that of the values themselves.

@@ -1,4 +1,4 @@
-"""Networks with parts that torch does not show, numpy and scripted code, against twins made of torch alone."""
+"""Networks with numpy or scripted code inside give the numbers of twins made of torch alone."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.network import NetworkInformation
 from ibscan.networks.admission import traced_network
 from ibscan.networks.module import Module
+from ibscan.networks.packing import Packing
+from ibscan.training.noisy import noisy
 
 Part = Callable[[torch.Tensor], torch.Tensor]
 ROWS = 24
@@ -145,3 +147,199 @@ def test_a_table_of_constants_is_no_activity() -> None:
 def test_an_output_that_is_the_same_for_all_rows_is_refused() -> None:
     with pytest.raises(InputError, match="does not depend on its input"):
         network(nothing, nothing, lambda x: torch.from_numpy(np.ones(x.shape)))
+
+
+def twice(part: Part, net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Unseen code two times, one after the other."""
+    return net.c(torch.tanh(net.b(part(part(torch.tanh(net.a(x)))))))
+
+
+def shared(part: Part, net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """One layer called on what is followed, then on what comes out of unseen code."""
+    h = torch.tanh(net.s(torch.tanh(net.a(x))))
+    return net.c(torch.tanh(net.b(torch.tanh(net.s(part(h))))))
+
+
+def shared_first_unseen(part: Part, net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """One layer called twice, both times on what comes out of unseen code."""
+    h = torch.tanh(net.s(part(torch.tanh(net.a(x)))))
+    return net.c(torch.tanh(net.b(torch.tanh(net.s(part(h))))))
+
+
+def keywords(part: Part, net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A product whose operands are given by name, the weight first."""
+    h = part(torch.tanh(net.a(input=x)))
+    p = nn.functional.linear(weight=net.d.weight, bias=net.d.bias, input=h)
+    return net.c(torch.tanh(net.b(input=torch.tanh(p))))
+
+
+def residual(part: Part, net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Unseen code in a branch that is added to one that is followed."""
+    h = torch.tanh(net.a(x))
+    return net.c(torch.tanh(net.b(h + part(torch.tanh(net.s(h))))))
+
+
+def read_twice(part: Part, net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A post that a layer and unseen code read, then a visible operation on it."""
+    h = torch.tanh(net.a(x))
+    return net.c(torch.tanh(net.b(torch.relu(h)) + net.e(part(h))))
+
+
+def two_heads(part: Part, net: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A head called before the unseen code, which does not read it."""
+    h = torch.tanh(net.a(x))
+    other = net.d(h)
+    return net.c(torch.tanh(net.b(part(h)))), other
+
+
+def in_place(part: Part, net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A model that changes its rows."""
+    x.mul_(0.5)
+    return net.c(torch.tanh(net.b(part(torch.relu_(net.a(x))))))
+
+
+SHAPES = [twice, shared, shared_first_unseen, keywords, residual, read_twice, two_heads, in_place]
+
+
+class Shaped(nn.Module):
+    """Layers, called as a function says."""
+
+    def __init__(self, forward: Callable[..., object], part: Part) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 7), nn.Linear(7, 3)
+        self.s, self.d, self.e = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 7)
+        self.shape, self.part = forward, part
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.shape(self.part, self, x)
+
+
+def shaped(forward: Callable[..., object], part: Part, dtype: torch.dtype = torch.float64) -> Module:
+    model = Shaped(forward, part).to(dtype).eval().requires_grad_(False)
+    return traced_network(model, probe().x[:3], (), device=torch.device("cpu"), dtype=dtype)
+
+
+def sine_behind_a_product(x: torch.Tensor) -> torch.Tensor:
+    """The twin of unseen code, no part of the post before it either: a product with a parameter comes first."""
+    return sine(nn.functional.linear(x, nn.Parameter(torch.eye(8, dtype=x.dtype), requires_grad=False)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("way", UNSEEN)
+@pytest.mark.parametrize("forward", SHAPES)
+def test_layers_and_noise_around_unseen_code_are_those_of_the_twin(
+    forward: Callable[..., object], way: str, dtype: torch.dtype
+) -> None:
+    given, twin = shaped(forward, UNSEEN[way], dtype), shaped(forward, sine_behind_a_product, dtype)
+    assert given.layers == twin.layers
+    assert (given.hidden, given.output, given.trace.noisy) == (twin.hidden, twin.output, twin.trace.noisy)
+
+    def normals(layer: int, replica: int) -> np.ndarray:
+        return np.random.default_rng([layer, replica]).standard_normal((ROWS, given.layers[layer].width))
+
+    for layer in range(len(given.layers)):
+        drawn, expected = (
+            [values for _, values in one.noisy_walk(probe().x, layer, 0.3, normals, range(2))] for one in (given, twin)
+        )
+        torch.testing.assert_close(drawn, expected, rtol=1e-5, atol=1e-5)
+
+
+def traced(model: nn.Module, x: np.ndarray, **named: np.ndarray) -> Module:
+    packing = Packing.of(x, named) if named else None
+    rows = x if packing is None else packing.packed(x, named)
+    model = model.double().eval().requires_grad_(False)
+    return traced_network(model, rows, (), device=torch.device("cpu"), dtype=torch.float64, packing=packing)
+
+
+class Fed(nn.Module):
+    """Two layers with an array beside x that goes through numpy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.d = nn.Linear(5, 5)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        mask = torch.from_numpy((np.arange(5)[None] < lengths.numpy()).astype(float))
+        h = torch.from_numpy(np.tanh(self.a(x).numpy())) * mask
+        return self.b(h + self.d(mask))
+
+
+def test_an_array_beside_x_is_no_activity_in_numpy_either() -> None:
+    rng = np.random.default_rng(0)
+    network = traced(Fed(), rng.standard_normal((3, 4)), lengths=np.array([[1], [3], [5]]))
+    assert [(layer.name, layer.first, layer.output) for layer in network.layers] == [
+        ("a", True, False),
+        ("b", False, True),
+    ]
+    assert network.trace.unmeasured == (("d", "its output does not depend on the probe's rows"),)
+
+
+class Columns(nn.Module):
+    """Whole numbers, each column with a range of its own, looked up in numpy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ids = x.long().numpy()
+        tables = np.linspace(-1.0, 1.0, 9), np.array([0.5, -0.5])
+        looked_up = np.stack([table[ids[:, k]] for k, table in enumerate(tables)], axis=1)
+        return self.b(torch.tanh(self.a(torch.from_numpy(looked_up).to(x))))
+
+
+def test_whole_numbers_with_a_range_a_column_are_followed_through_a_table() -> None:
+    x = np.array([[8.0, 1.0], [3.0, 0.0], [5.0, 1.0]])
+    network = traced(Columns(), x)
+    assert [layer.name for layer in network.layers] == ["a", "b"]
+    rank = dict(measured(LocalRank(), network, Probe(x, None, (), "", ""), RandomStreams(0)))["local_rank"]
+    assert rank.status is not None
+    assert not (rank.status == Status.OK).any()
+
+
+class Particular(nn.Module):
+    """A model that runs on rows in one order alone, beside an array that belongs to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.d = nn.Linear(4, 5), nn.Linear(5, 3), nn.Linear(1, 5)
+
+    def forward(self, x: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+        if not torch.equal(x.amax(1, keepdim=True), largest):
+            raise ValueError("not the largest numbers of these rows")
+        return self.b(torch.tanh(self.a(x) + self.d(largest)))
+
+
+def test_a_model_that_refuses_rows_in_another_order_is_measured_all_the_same() -> None:
+    x = np.random.default_rng(0).standard_normal((3, 4))
+    network = traced(Particular(), x, largest=x.max(1, keepdims=True))
+    assert [layer.name for layer in network.layers] == ["a", "b"]
+
+
+def test_random_numbers_without_an_effect_are_no_activity() -> None:
+    def forward(part: Part, net: nn.Module, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+        return net.c(torch.tanh(net.b(torch.tanh(net.a(x)) + 0.0 * net.s(torch.randn(8, dtype=x.dtype)))))
+
+    network = shaped(forward, nothing)
+    assert [layer.name for layer in network.layers] == ["a", "b", "c"]
+    assert network.plain
+
+
+def test_a_single_row_is_followed_through_unseen_code() -> None:
+    model = Net(nothing, sine_by_numpy, nothing)
+    assert [layer.name for layer in traced(model, probe().x[:1]).layers] == ["a", "b", "c"]
+
+
+def test_training_puts_noise_behind_scripted_code_too() -> None:
+    seen, scripted = (Shaped(residual, part).double().eval() for part in (sine_behind_a_product, sine_scripted))
+    x = torch.from_numpy(probe().x)
+    outputs = []
+    for model in (seen, scripted):
+        torch.manual_seed(0)
+        with noisy(model, 0.2):
+            outputs.append(model(x))
+    torch.testing.assert_close(*outputs)
+    outputs[1].sum().backward()
+    assert all(p.grad is not None for p in (scripted.a.weight, scripted.s.weight, scripted.b.weight))

@@ -11,6 +11,7 @@ from torch import nn
 from ibscan.core.boundary import foreign
 from ibscan.core.records import Array
 from ibscan.errors import InputError
+from ibscan.networks.hooked import layer_hooks
 from ibscan.networks.module import Module
 from ibscan.networks.packing import Packing, model_inputs
 from ibscan.networks.trace.graph import Trace
@@ -87,9 +88,9 @@ def _check_function(network: Module, rows: torch.Tensor) -> None:
             return value
 
         trace = network.trace
-        wanted = [*network.at(trace.pre, partial(keep, "pre")), *network.at(trace.post, partial(keep, "post"))]
+        hooks = [*layer_hooks(trace.pre, partial(keep, "pre")), *layer_hooks(trace.post, partial(keep, "post"))]
         with torch.no_grad():
-            output = network.passed(block, wanted)
+            output = network.hooked.run(block, hooks)
         assert output is not None
         return [output, *(found[at, layer] for layer in range(len(network.layers)) for at in ("pre", "post"))]
 

@@ -430,7 +430,7 @@ def no_forward_mode(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("budget", [{}, {"TANGENTS": 2}, {"BLOCK_BUDGET": 0.001, "PASS_BUDGET": 1}])
 def test_narrow_layers_by_reverse_mode(name: str, budget: Mapping[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     network, x, jacobians = case(name)
-    network = dataclasses.replace(network, tried={})
+    network = dataclasses.replace(network, failures={})
     limit(monkeypatch, budget, sum(jacobian[0].numel() for jacobian in jacobians["pre"]))
     asked = no_forward_mode(monkeypatch)
     for at in ("pre", "post"):

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ibscan.core.network import JacobianSpec
 from ibscan.errors import InputError
+from ibscan.networks import hooked
 from ibscan.networks import module as module_module
 from ibscan.networks.admission import traced_network
 from ibscan.networks.jacobians import sweeps as sweeps_module
@@ -248,7 +249,7 @@ def test_operations_without_a_forward_derivative(
     network = network_of(model, x)
     with pytest.raises(NotImplementedError):
         torch.func.jvp(model, (torch.from_numpy(x),), (torch.from_numpy(x),))
-    monkeypatch.setattr(module_module, "ACTIVATION_BUDGET", budget)
+    monkeypatch.setattr(hooked, "ACTIVATION_BUDGET", budget)
     rows, h = torch.from_numpy(x), 1e-5
     steps = h * torch.eye(4, dtype=torch.float64)
     for at in ("pre", "post"):
@@ -315,7 +316,7 @@ def test_the_row_block_of_a_walk_does_not_matter(budget: int, monkeypatch: pytes
     x = rows_of(9, *shape)
     network = network_of(model, x)
     whole = walked(network, x)
-    monkeypatch.setattr(module_module, "ACTIVATION_BUDGET", budget)
+    monkeypatch.setattr(hooked, "ACTIVATION_BUDGET", budget)
     blocks = []
     network.walk(x, lambda layer, _pre, _post, rows: blocks.append(rows.start) if layer == 0 else None)
     assert len(blocks) > 1

@@ -100,7 +100,7 @@ def test_rows_are_given_back_as_they_were() -> None:
 
 @pytest.mark.parametrize("budget", [1, 60, 2**22])
 def test_values_are_those_of_the_model(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ibscan.networks.module.ACTIVATION_BUDGET", budget)
+    monkeypatch.setattr("ibscan.networks.hooked.ACTIVATION_BUDGET", budget)
     net, packed = network()
     x, order = torch.as_tensor(drawn()[0]), np.random.default_rng(3).permutation(ROWS)
     names = [layer.name for layer in net.layers]

@@ -149,50 +149,50 @@ def test_an_output_that_is_the_same_for_all_rows_is_refused() -> None:
         network(nothing, nothing, lambda x: torch.from_numpy(np.ones(x.shape)))
 
 
-def twice(part: Part, net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def twice(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tensor:
     """Unseen code two times, one after the other."""
     return net.c(torch.tanh(net.b(part(part(torch.tanh(net.a(x)))))))
 
 
-def shared(part: Part, net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def shared(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tensor:
     """One layer called on what is followed, then on what comes out of unseen code."""
     h = torch.tanh(net.s(torch.tanh(net.a(x))))
     return net.c(torch.tanh(net.b(torch.tanh(net.s(part(h))))))
 
 
-def shared_first_unseen(part: Part, net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def shared_first_unseen(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tensor:
     """One layer called twice, both times on what comes out of unseen code."""
     h = torch.tanh(net.s(part(torch.tanh(net.a(x)))))
     return net.c(torch.tanh(net.b(torch.tanh(net.s(part(h))))))
 
 
-def keywords(part: Part, net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def keywords(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tensor:
     """A product whose operands are given by name, the weight first."""
     h = part(torch.tanh(net.a(input=x)))
     p = nn.functional.linear(weight=net.d.weight, bias=net.d.bias, input=h)
     return net.c(torch.tanh(net.b(input=torch.tanh(p))))
 
 
-def residual(part: Part, net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def residual(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tensor:
     """Unseen code in a branch that is added to one that is followed."""
     h = torch.tanh(net.a(x))
     return net.c(torch.tanh(net.b(h + part(torch.tanh(net.s(h))))))
 
 
-def read_twice(part: Part, net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def read_twice(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tensor:
     """A post that a layer and unseen code read, then a visible operation on it."""
     h = torch.tanh(net.a(x))
     return net.c(torch.tanh(net.b(torch.relu(h)) + net.e(part(h))))
 
 
-def two_heads(part: Part, net: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def two_heads(part: Part, net: Shaped, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A head called before the unseen code, which does not read it."""
     h = torch.tanh(net.a(x))
     other = net.d(h)
     return net.c(torch.tanh(net.b(part(h)))), other
 
 
-def in_place(part: Part, net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def in_place(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tensor:
     """A model that changes its rows."""
     x.mul_(0.5)
     return net.c(torch.tanh(net.b(part(torch.relu_(net.a(x))))))
@@ -319,7 +319,7 @@ def test_a_model_that_refuses_rows_in_another_order_is_measured_all_the_same() -
 
 
 def test_random_numbers_without_an_effect_are_no_activity() -> None:
-    def forward(part: Part, net: nn.Module, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+    def forward(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
         return net.c(torch.tanh(net.b(torch.tanh(net.a(x)) + 0.0 * net.s(torch.randn(8, dtype=x.dtype)))))
 
     network = shaped(forward, nothing)

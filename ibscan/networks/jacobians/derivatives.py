@@ -1,4 +1,4 @@
-"""Jacobians of functions given as code, row by row: by forward or reverse mode, whole or as Gram matrices."""
+"""Compute Jacobians row by row, in forward or reverse mode, whole, as Gram matrices, or as QR factors."""
 
 from __future__ import annotations
 
@@ -34,11 +34,15 @@ STEPS = 300
 
 @dataclass(frozen=True)
 class Outputs:
-    """Values of some layers as a function of a variable, rows independent of one another.
+    """Values of some layers as a function of a variable, row by row.
 
-    `values` maps the variable (n, ...) to the values (n, D) of each layer, whose D are `widths`. `columns` gives the
-    directions of a part as (b, 1, ...), of which there are `size`: the unit vectors, or the basis of a subspace.
-    `tangents` is how many are carried through one pass.
+    Attributes:
+        values: Maps the variable (n, ...) to the values (n, D) of each layer.
+        variable: Rows at which to differentiate, (n, ...).
+        widths: D of each layer.
+        columns: Returns a slice of the directions as (b, 1, ...): unit vectors, or the basis of a subspace.
+        size: Number of directions.
+        tangents: Directions carried through one pass.
     """
 
     values: Callable[[torch.Tensor], list[torch.Tensor]]
@@ -54,11 +58,11 @@ class Outputs:
         return len(self.variable)
 
     def parts(self, start: int = 0, stop: int | None = None) -> list[slice]:
-        """Return the directions from `start` to `stop` in parts."""
+        """Return the directions from `start` to `stop` in slices of one pass each."""
         return cuts(start, self.size if stop is None else stop, self.tangents)
 
     def images(self, part: slice) -> list[torch.Tensor]:
-        """Return J v of every layer for the directions of a part, (n, D, b): one pass in forward mode.
+        """Return J v of every layer for a slice of the directions, (n, D, b): one pass in forward mode.
 
         Raises:
             InputError: An operation has no forward derivative, or none under vmap.
@@ -69,7 +73,7 @@ class Outputs:
             tangents: list[torch.Tensor] = torch.func.jvp(self.values, (self.variable,), (tangent,))[1]
             return tangents
 
-        # Rules for derivatives are foreign code too: any operation may lack one, a model's own may raise anything.
+        # Any operation may lack a forward derivative, and the model's own may raise anything.
         with foreign("the model"), _quiet():
             found = torch.func.vmap(image)(self.columns(part).to(self.variable))
         return [tangents.to(torch.float64).permute(1, 2, 0) for tangents in found]
@@ -80,8 +84,8 @@ def full_jacobians(outputs: Outputs, *, reverse: bool = False) -> list[torch.Ten
 
     Args:
         outputs: What is differentiated.
-        reverse: From the gradients of the layers' units: for a few narrow layers, or where an operation has no forward
-            derivative, or none under vmap.
+        reverse: Whether to take gradients of the layers' units: for a few narrow layers, or where an operation has no
+            forward derivative, or none under vmap.
     """
     if reverse:
         return [_reversed(outputs, k, slice(0, width)) for k, width in enumerate(outputs.widths)]
@@ -93,13 +97,10 @@ def full_jacobians(outputs: Outputs, *, reverse: bool = False) -> list[torch.Ten
 
 
 def grams(outputs: Outputs) -> list[torch.Tensor]:
-    """Return the smaller Gram matrix of the J of every layer, (n, m, m), then of each whether J is not zero, (n,).
+    """Return the smaller Gram matrix of each layer's J, (n, m, m), then for each layer whether J is not zero, (n,).
 
-    J J^T is gathered direction by direction. J^T J, of a layer with more units than there are directions, needs all
-    pairs of them, and J is held.
-
-    Args:
-        outputs: What is differentiated.
+    J J^T is summed direction by direction. J^T J, of a layer with more units than directions, needs all pairs of
+    directions, and J is held.
     """
     outer = [width <= outputs.size for width in outputs.widths]
     held = [_zeros(outputs, w, w if o else outputs.size) for w, o in zip(outputs.widths, outer, strict=True)]
@@ -119,18 +120,18 @@ def gram(jacobian: torch.Tensor) -> torch.Tensor:
     return jacobian @ jacobian.mT if jacobian.shape[-2] <= jacobian.shape[-1] else jacobian.mT @ jacobian
 
 
-def gram_by_blocks(outputs: Outputs, most: int) -> list[torch.Tensor]:
-    """Return J^T J of a layer too wide for its J to be held, (n, directions, directions), by pairs of blocks.
+def gram_by_blocks(outputs: Outputs, budget: int) -> list[torch.Tensor]:
+    """Return J^T J of one layer too wide for its J to be held, (n, directions, directions), and whether J is not zero.
 
-    Then whether J is not zero, (n,).
+    Pairs of blocks of directions are multiplied.
 
     Args:
         outputs: One layer.
-        most: Numbers that may be held.
+        budget: Numbers that may be held in memory.
     """
     whole = _zeros(outputs, outputs.size, outputs.size)
     positive = torch.zeros(outputs.rows, dtype=torch.bool, device=whole.device)
-    for left in cuts(0, outputs.size, most // (outputs.rows * outputs.widths[0])):
+    for left in cuts(0, outputs.size, budget // (outputs.rows * outputs.widths[0])):
         held = _zeros(outputs, outputs.widths[0], left.stop - left.start)
         for part in outputs.parts(left.start, left.stop):
             held[..., part.start - left.start : part.stop - left.start] = outputs.images(part)[0]
@@ -142,32 +143,32 @@ def gram_by_blocks(outputs: Outputs, most: int) -> list[torch.Tensor]:
     return [whole, positive]
 
 
-def gram_from_gradients(outputs: Outputs, most: int) -> list[torch.Tensor]:
-    """Return what `gram_by_blocks` does, from gradients: J^T J gathered slice by slice of the units."""
+def gram_from_gradients(outputs: Outputs, budget: int) -> list[torch.Tensor]:
+    """Return what `gram_by_blocks` does, from gradients: J^T J summed over slices of the units."""
     whole = _zeros(outputs, outputs.size, outputs.size)
     positive = torch.zeros(outputs.rows, dtype=torch.bool, device=whole.device)
-    for units in _slices(outputs, most):
+    for units in _slices(outputs, budget):
         held = _reversed(outputs, 0, units)
         positive |= held.flatten(1).any(1)
         whole += held.mT @ held
     return [whole, positive]
 
 
-def qr_factor(outputs: Outputs, most: int, *, reverse: bool = False) -> torch.Tensor:
-    """Return R of J = Q R for a layer too wide for its J to be held, (n, directions, directions): its singular values.
+def qr_factor(outputs: Outputs, budget: int, *, reverse: bool = False) -> torch.Tensor:
+    """Return R of J = Q R, (n, directions, directions), for one layer too wide for its J to be held.
 
-    Units come in slices, each with a sweep of its own, and R takes up one after the other.
+    R has the singular values of J. It is updated with one slice of the units after the other.
 
     Args:
         outputs: One layer.
-        most: Numbers that may be held.
-        reverse: From gradients.
+        budget: Numbers that may be held in memory.
+        reverse: Whether to take gradients.
 
     Source:
         Demmel, Grigori, Hoemmen and Langou 2012, sequential TSQR.
     """
     upper = _zeros(outputs, 0, outputs.size)
-    for units in _slices(outputs, most):
+    for units in _slices(outputs, budget):
         if reverse:
             held = _reversed(outputs, 0, units)
         else:
@@ -181,7 +182,7 @@ def qr_factor(outputs: Outputs, most: int, *, reverse: bool = False) -> torch.Te
 def spectral_norms(outputs: Outputs, start: torch.Tensor) -> list[torch.Tensor]:
     """Return the largest singular value of every layer's J on the whole variable, (n,) each, by power iteration.
 
-    Approached from below; the last step's growth is under 1e-9, or 300 steps were taken.
+    A lower bound: iteration stops when it grows by less than 1e-9, or after 300 steps.
 
     Args:
         outputs: What is differentiated; its directions play no part.
@@ -203,17 +204,17 @@ def spectral_norms(outputs: Outputs, start: torch.Tensor) -> list[torch.Tensor]:
     return found
 
 
-def norms_from_gradients(outputs: Outputs, most: int) -> list[torch.Tensor]:
-    """Return what `spectral_norms` does, from gradients: of J J^T, gathered by pairs of slices of the units.
+def norms_from_gradients(outputs: Outputs, budget: int) -> list[torch.Tensor]:
+    """Return what `spectral_norms` does, from gradients: by the eigenvalues of J J^T, from pairs of slices of units.
 
     Args:
         outputs: One layer; its directions play no part.
-        most: Numbers that may be held.
+        budget: Numbers that may be held in memory.
     """
     size, width = outputs.variable[0].numel(), outputs.widths[0]
     whole = replace(outputs, size=size)
     products = _zeros(outputs, width, width)
-    slices = cuts(0, width, most // (2 * outputs.rows * size))
+    slices = cuts(0, width, budget // (2 * outputs.rows * size))
     for k, left in enumerate(slices):
         held = _reversed(whole, 0, left)
         for right in slices[k:]:
@@ -225,22 +226,22 @@ def norms_from_gradients(outputs: Outputs, most: int) -> list[torch.Tensor]:
 
 
 def vjp(outputs: Outputs, layer: int, rows: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
-    """Return J^T of a seed for each row, of the variable's shape: one pass back, as training makes it.
+    """Return J^T u for each row, of the variable's shape, by one backward pass as in training.
 
-    That takes up what functional transforms do not: functions with a backward of their own, and checkpointed segments,
-    which insist on accumulated gradients. What nothing flows back to has a gradient of zero.
+    Unlike functional transforms, it supports custom autograd functions and checkpointed segments, which insist on
+    accumulated gradients. Without a path to the variable, the gradient is zero.
 
     Args:
         outputs: What is differentiated.
         layer: Which of its layers.
         rows: Values of the variable, (m, ...), a multiple of the rows.
-        seed: What the values' gradient is, (m, D).
+        seed: u, the gradient of the values, (m, D).
 
     Raises:
         InputError: An operation has no derivative.
     """
     leaf = rows.detach().clone().requires_grad_()
-    # A checkpointed segment is run again on the way back.
+    # A checkpointed segment is run again in the backward pass.
     with foreign("the model"), torch.enable_grad(), forward_context(leaf.dtype):
         value = outputs.values(leaf)[layer]
         if value.requires_grad:
@@ -248,16 +249,15 @@ def vjp(outputs: Outputs, layer: int, rows: torch.Tensor, seed: torch.Tensor) ->
     return torch.zeros_like(rows) if leaf.grad is None else leaf.grad
 
 
-def _slices(outputs: Outputs, most: int) -> list[slice]:
-    """Return the units of a layer in slices whose J can be held."""
-    return cuts(0, outputs.widths[0], most // (outputs.rows * outputs.size))
+def _slices(outputs: Outputs, budget: int) -> list[slice]:
+    """Return slices of the units of a layer whose J can be held."""
+    return cuts(0, outputs.widths[0], budget // (outputs.rows * outputs.size))
 
 
 def _reversed(outputs: Outputs, layer: int, units: slice) -> torch.Tensor:
-    """Return rows of J from the gradients of a layer's units.
+    """Return the rows of J for some units, from gradients.
 
-    Rows of the variable are repeated for every unit; vmap is left out, as torch's rules for it may be wrong for rare
-    operations (cdist).
+    The variable is repeated for every unit instead of using vmap, whose rules are wrong for rare operations (cdist).
     """
     parts = []
     for chosen in torch.split(torch.arange(units.start, units.stop, device=outputs.variable.device), outputs.tangents):
@@ -270,7 +270,7 @@ def _reversed(outputs: Outputs, layer: int, units: slice) -> torch.Tensor:
 
 
 def _projected(outputs: Outputs, gradients: torch.Tensor) -> torch.Tensor:
-    """Return gradients (..., d) along the directions."""
+    """Return gradients (..., d) projected on the directions."""
     if outputs.size == gradients.shape[-1]:
         return gradients
     columns = [outputs.columns(part).flatten(1).to(gradients) for part in outputs.parts()]
@@ -288,7 +288,7 @@ def _lengths(rows: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide a warning of torch's own rules, loaded when a forward derivative is first asked for."""
+    """Hide a warning that torch emits when a forward derivative is first asked for."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch.jit.script. is deprecated", DeprecationWarning)
         yield

@@ -1,7 +1,4 @@
-"""A recorded forward pass as a graph, and where the layers of a network are in it.
-
-Nodes are tensors that depend on the input, numbered; operations make nodes of nodes.
-"""
+"""A recorded forward pass as a graph: its nodes are tensors that depend on the input."""
 
 from __future__ import annotations
 
@@ -14,10 +11,10 @@ from ibscan.core.records import Layer
 
 __all__ = ["INPUT", "LAYERS", "UNSEEN", "Graph", "Head", "Operation", "Place", "Trace"]
 
-# An output of an operation: its number, and which of its tensors.
+# One output of an operation: number of the operation, index of the output.
 Place: TypeAlias = tuple[int, int]
 INPUT = (-1, 0)
-# What stands for a part of the pass that is not followed.
+# Name of the operation that stands for unseen code.
 UNSEEN = "unseen"
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
@@ -62,10 +59,13 @@ class Trace:
 
 @dataclass(frozen=True)
 class Head:
-    """What makes the network's output of so many `units`, and the last hidden layer before it, None where none is.
+    """The network's output.
 
-    `logits` is where the numbers are of which the output is a softmax or a sigmoid, one for one. `raw` says that it is
-    no softmax or sigmoid, in whatever order, so that it may stand for logits itself.
+    Attributes:
+        units: Numbers of one row.
+        hidden: The last hidden layer before it, None if there is no single one.
+        logits: Where the logits are if the output is their softmax or sigmoid, in the same order.
+        raw: Whether the output is no softmax or sigmoid, and can itself be read as logits.
     """
 
     units: int
@@ -76,7 +76,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Operation:
-    """What makes nodes, `outputs`, of nodes, `inputs`."""
+    """An operation that computes the nodes `outputs` from the nodes `inputs`."""
 
     name: str
     inputs: tuple[int, ...]
@@ -88,22 +88,25 @@ class Operation:
 
     @property
     def kind(self) -> str:
-        """Its name, without the underscore of its in-place form."""
+        """Its name without the underscore of the in-place form."""
         return self.name if self.name.endswith("__") else self.name.rstrip("_")
 
 
 @dataclass
 class Graph:
-    """Nodes are numbered; 0 is the input. `places` says where each came from, None for an alias."""
+    """Numbered nodes and the operations between them; node 0 is the input.
+
+    `places` has the place of each node, None for an alias and for what unseen code makes.
+    """
 
     operations: list[Operation] = field(default_factory=list)
     places: list[Place | None] = field(default_factory=lambda: [INPUT])
     sizes: list[int] = field(default_factory=lambda: [0])  # numbers of one row
     lengths: list[int] = field(default_factory=lambda: [0])  # of the first dimension
-    units: list[float] = field(default_factory=lambda: [0.0])  # relative rounding of its numbers, 0 of whole ones
+    units: list[float] = field(default_factory=lambda: [0.0])  # relative rounding, 0 of integers
     calls: list[tuple[str, nn.Module, int]] = field(default_factory=list)  # layer path, module, node of its output
     extra: list[tuple[str, nn.Module, int]] = field(default_factory=list)
-    inner: set[int] = field(default_factory=set)  # calls within other calls
+    inner: set[int] = field(default_factory=set)  # calls within other layer calls
     products: dict[int, str] = field(default_factory=dict)  # id of a parameter: the operation that took it
     entries: dict[int, Place] = field(default_factory=dict)  # nodes out of unseen code: the place of the operand
 

@@ -28,11 +28,11 @@ from ibscan.networks.trace.operations import (
     is_default,
     is_product,
     leading,
-    made,
     operands,
     operation_label,
     operation_name,
     parameter_names,
+    results_of,
     unit,
 )
 from ibscan.networks.trace.trees import Function, Tree, replaced, tensors
@@ -89,7 +89,7 @@ class Recorder(TorchFunctionMode):
             self.constants.setdefault((self.count, label), constant_hashes(constants))
         before = [self.nodes[t] for t in given if t in self.nodes]
         result = func(*args, **kwargs)
-        results = made(name, args, result)
+        results = results_of(name, args, result)
         if not before or not results or name in CONSTANT:
             return result
         graph, outputs = self.graph, []

@@ -998,7 +998,7 @@ def test_a_pass_lets_go_of_what_it_has_seen() -> None:
     with torch.no_grad(), Replay(trace.operations, model, rows, {}) as mode:
         model(rows)
     assert len(trace.operations) == 61
-    assert len(mode.known) <= 3
+    assert len(mode.activity) <= 3
 
 
 def test_recording_leaves_no_hook() -> None:

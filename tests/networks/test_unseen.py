@@ -343,3 +343,17 @@ def test_training_puts_noise_behind_scripted_code_too() -> None:
     torch.testing.assert_close(*outputs)
     outputs[1].sum().backward()
     assert all(p.grad is not None for p in (scripted.a.weight, scripted.s.weight, scripted.b.weight))
+
+
+class NumpyLinear(nn.Linear):
+    """A layer whose product is made in numpy."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(x.numpy() @ self.weight.numpy().T + self.bias.numpy())
+
+
+def test_a_layer_made_in_numpy_is_named_with_the_reason() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), NumpyLinear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    network = traced(model, probe().x[:3])
+    assert [layer.name for layer in network.layers] == ["0", "4"]
+    assert network.trace.unmeasured == (("2", "its output is made by code that calls no function of torch"),)

@@ -107,6 +107,7 @@ class Graph:
     calls: list[tuple[str, nn.Module, int]] = field(default_factory=list)  # layer path, module, node of its output
     extra: list[tuple[str, nn.Module, int]] = field(default_factory=list)
     inner: set[int] = field(default_factory=set)  # calls within other layer calls
+    opaque: set[int] = field(default_factory=set)  # calls whose outputs are made by unseen code
     products: dict[int, str] = field(default_factory=dict)  # id of a parameter: the operation that took it
     entries: dict[int, Place] = field(default_factory=dict)  # nodes out of unseen code: the place of the operand
 

@@ -30,8 +30,6 @@ POOLING = {
     "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "avg_pool1d",
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "mean", "boolean_dispatch",
 }  # fmt: skip
-# Said of layers without a followed output in a model with unseen code.
-UNKNOWN = ", or is made by code that calls no function of torch"
 
 
 def locate_layers(model: nn.Module, graph: Graph, main: int, ends: set[int], not_row_first: set[int]) -> Trace:
@@ -270,7 +268,7 @@ def _numbered(paths: Sequence[str]) -> list[str]:
 def _unmeasured(model: nn.Module, graph: Graph) -> Iterator[tuple[str, str]]:
     alone = {path for k, (path, _, _) in enumerate(graph.calls) if k not in graph.inner}
     measured = {path for k, (path, _, node) in enumerate(graph.calls) if k not in graph.inner and node >= 0}
-    inner = {graph.calls[k][0] for k in graph.inner}
+    inner, opaque = ({graph.calls[k][0] for k in calls} for calls in (graph.inner, graph.opaque))
     modules = list(model.named_modules())
     # The product with the matrix of a tied embedding belongs to the output layer.
     shared = {id(p) for path, module in modules if path in measured for p in module.parameters(recurse=False)}
@@ -279,8 +277,10 @@ def _unmeasured(model: nn.Module, graph: Graph) -> Iterator[tuple[str, str]]:
             continue
         own = [(key, p) for key, p in module.named_parameters(recurse=False) if id(p) not in shared]
         taken = {key: graph.products[id(p)] for key, p in own if id(p) in graph.products}
-        if path in alone:
-            yield path, f"its output does not depend on the probe's rows{UNKNOWN if graph.entries else ''}"
+        if path in opaque:
+            yield path, "its output is made by code that calls no function of torch"
+        elif path in alone:
+            yield path, "its output does not depend on the probe's rows"
         elif path in inner:
             yield path, "it is called inside another layer, and counts as part of that"
         elif taken and not isinstance(module, LAYERS):

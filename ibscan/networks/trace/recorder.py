@@ -33,6 +33,7 @@ from ibscan.networks.trace.operations import (
     operation_name,
     parameter_names,
     results_of,
+    tensor_hash,
     unit,
 )
 from ibscan.networks.trace.trees import Function, Tree, replaced, tensors
@@ -53,6 +54,8 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.entries = entries
         self.constants: Constants = {}
+        # Of calls of layers, hashes of the outputs that are no activity.
+        self.outputs: dict[int, list[int]] = {}
         self.graph = Graph()
         self.nodes: MutableMapping[torch.Tensor, int] = WeakTensorKeyDictionary()
         self.nodes[x] = 0
@@ -161,7 +164,9 @@ def watch(model: nn.Module, recorder: Recorder, extra: Sequence[str]) -> Iterato
         recorder.inside.append(len(graph.calls) - 1)
 
     def left(path: str, module: nn.Module, output: Tree) -> None:
-        graph.calls[recorder.inside.pop()] = (path, module, _node_of(recorder, output))
+        call = recorder.inside.pop()
+        graph.calls[call] = (path, module, _node_of(recorder, output))
+        recorder.outputs[call] = [tensor_hash(t) for t in tensors(output) if t not in recorder.nodes]
 
     def passed(path: str, module: nn.Module, output: Tree) -> None:
         graph.extra.append((path, module, _node_of(recorder, output)))

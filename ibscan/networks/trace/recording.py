@@ -81,6 +81,7 @@ def _record_all(model: nn.Module, x: torch.Tensor, extra: Sequence[str], run: Ru
     entries: dict[int, tuple[str, tuple[int, ...]]] = {}
     while True:
         recorder, result = _record_pass(model, x, extra, run, entries)
+        graph = recorder.graph
         try:
             with foreign("the model"):
                 other, changed = _record_pass(model, other_rows(x), extra, run, entries)
@@ -89,12 +90,12 @@ def _record_all(model: nn.Module, x: torch.Tensor, extra: Sequence[str], run: Ru
             break
         varying = first_varying(recorder.constants, other.constants)
         if varying is None or varying[0] in entries:
+            graph.opaque = {k for k, hashes in recorder.outputs.items() if other.outputs.get(k, hashes) != hashes}
             main = main_tensor(result)
             if main not in recorder.nodes and tensor_hash(main) != tensor_hash(main_tensor(changed)):
                 recorder.enter(main, (recorder.count, -1))
             break
         entries[varying[0]] = varying[1:]
-    graph = recorder.graph
     if graph.entries:
         read = unseen_inputs(model, graph, run, x)
         graph.operations = [

@@ -1,4 +1,4 @@
-"""Whether a model can be measured: one pass recorded, and checked to be a function of each row alone."""
+"""Trace a model, and check that it can be measured: that it is a deterministic function of each row alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ibscan.networks.trace.replay import forward_context
 
 __all__ = ["traced_network"]
 
-# Two passes over the same rows, or one row alone and among others, may differ by rounding.
+# Relative difference by rounding allowed between two passes over the same rows.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
@@ -33,7 +33,7 @@ def traced_network(
     dtype: torch.dtype,
     packing: Packing | None = None,
 ) -> Module:
-    """Run the model on a few rows, check that it is a function of each of them alone, and return it as a network.
+    """Trace a model on a few rows, check that it is a function of each row alone, and return it as a network.
 
     Args:
         model: Loaded, in eval mode.
@@ -41,16 +41,16 @@ def traced_network(
         extra: Paths of modules to measure beside the layers.
         device: Where.
         dtype: Of the forward pass.
-        packing: How the rows hold what the model is fed beside x.
+        packing: How the rows hold the arguments beside x.
 
     Raises:
         InputError: The model raises on these rows, is random, or mixes rows.
     """
     rows = torch.as_tensor(x)
-    if len(rows) == 1:  # a row is seen to be independent of others beside another
+    if len(rows) == 1:  # the check needs a second row
         rows = torch.cat([rows, rows])
     with foreign("the model"):
-        # Moved and not copied where it is there already.
+        # Moved in place, not copied.
         model = model.to(device)
     try:
         trace = _trace(model, model_inputs(rows.to(device), packing, dtype), extra)
@@ -80,7 +80,7 @@ def _runs(model: nn.Module, given: tuple[torch.Tensor, dict[str, torch.Tensor]],
 
 def _check_function(network: Module, rows: torch.Tensor) -> None:
     def values(block: torch.Tensor) -> list[torch.Tensor]:
-        """Return the output, then every layer's pre and post, a row for each row."""
+        """Return the output, then every layer's pre and post."""
         found: dict[tuple[str, int], torch.Tensor] = {}
 
         def keep(at: str, layer: int, value: torch.Tensor) -> torch.Tensor:
@@ -121,7 +121,7 @@ def _check_function(network: Module, rows: torch.Tensor) -> None:
 
 
 def _close(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
-    # What follows a layer may be truth values, or places.
+    # A post may be boolean or integer.
     a, b = (one if one.is_floating_point() or one.is_complex() else one.to(torch.float64) for one in (a, b))
     scale = float(torch.nan_to_num(a).abs().max()) if a.numel() else 0.0
     tolerance = ROUNDING[dtype]

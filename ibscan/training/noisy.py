@@ -1,4 +1,4 @@
-"""The noisy network of Goldfeld et al. for training: noise after every hidden layer of a model, for a while."""
+"""Train a model as the noisy network of Goldfeld et al.: with noise after every hidden layer."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ __all__ = ["noisy"]
 
 @contextlib.contextmanager
 def noisy(model: nn.Module, noise: float) -> Iterator[nn.Module]:
-    """Make every forward pass of a model, inside the block, one of the noisy network.
+    """Add noise to the hidden layers in every forward pass of a model inside the block.
 
     Gaussian noise, fresh for every pass, row, layer and unit, is added to the post of every hidden layer, where all
-    that consumes it sees it; the output layers stay without. Gradients pass through. The model keeps its mode: dropout
-    and batch norm do in training what they do. Before the first pass the model is run once on that pass's rows, in eval
-    mode and without gradients, to find its layers; torch's random state is as it was after that.
+    its consumers see it; output layers get none. Gradients flow through. The model keeps its mode, training or eval.
+    Before the first pass the model is run on that pass's rows, in eval mode and without gradients, to find its layers;
+    torch's random state is restored after that.
 
     Args:
         model: Any nn.Module that is called with its rows first.
         noise: Standard deviation, > 0, activation units.
 
     Yields:
-        The model. After the block no trace is left on it.
+        The model. After the block it is as it was.
 
     Raises:
         UsageError: The noise is no finite number > 0, or the model is compiled or spread over devices.
@@ -73,9 +73,9 @@ def noisy(model: nn.Module, noise: float) -> Iterator[nn.Module]:
 
 @dataclass
 class _NoisyPasses:
-    """Hooks that put noise on a model's passes.
+    """Hooks that add noise to a model's passes.
 
-    `running` has one entry for every call of the model that goes on, None while the layers are being found.
+    `running` has one entry for every unfinished call of the model, None while the layers are being found.
     """
 
     noise: float
@@ -87,7 +87,7 @@ class _NoisyPasses:
         return value + self.noise * torch.randn_like(value)
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Begin a pass; the first one finds the layers."""
+        """Start a pass; the first one finds the layers."""
         if self.running:  # a model that calls itself is one pass
             self.running.append(self.running[-1])
             return
@@ -107,7 +107,7 @@ class _NoisyPasses:
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401, ARG002 - torch's hook
         """End a pass, also one that an exception ended."""
-        # Nothing runs where the pass failed before it began.
+        # Empty if the pass failed before it started.
         mode = self.running.pop() if self.running else None
         if mode is not None and mode not in self.running:
             mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
@@ -119,10 +119,10 @@ def _recorded(model: nn.Module, x: torch.Tensor, args: tuple[Any, ...], kwargs: 
     modes = {module: module.training for module in model.modules()}
     try:
         for module in modes:
-            # Not by eval(), which a model may have made to do more than this.
+            # Not eval(), which a model may override.
             module.training = False
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.no_grad():
-            # Without the hooks of this very block, which would record without end.
+            # forward() skips the hooks of this block, which would record without end.
             def run(rows: torch.Tensor) -> Any:  # noqa: ANN401
                 positional = (rows if a is x else a for a in args)
                 return model.forward(*positional, **{key: rows if a is x else a for key, a in kwargs.items()})

@@ -89,7 +89,7 @@ def placed(place: int, part: Part) -> list[Part]:
 
 @pytest.mark.parametrize("way", UNSEEN)
 @pytest.mark.parametrize("place", [0, 1, 2], ids=["before", "between", "after"])
-def test_what_needs_no_derivative_is_what_the_twin_gives(way: str, place: int) -> None:
+def test_measures_without_derivatives_equal_those_of_the_twin(way: str, place: int) -> None:
     # What unseen code makes of a layer is part of no post: noise is added before it.
     noisy = () if place == 1 else (NetworkInformation(noise=(0.3,), max_replicas=64, max_draws=256),)
     for measure in (ProbeFit(), Clustering(), *noisy):
@@ -108,7 +108,7 @@ def test_what_needs_no_derivative_is_what_the_twin_gives(way: str, place: int) -
 
 @pytest.mark.parametrize("way", UNSEEN)
 @pytest.mark.parametrize("place", [0, 1, 2], ids=["before", "between", "after"])
-def test_layers_that_no_derivative_leads_to_are_failed_and_the_others_counted(way: str, place: int) -> None:
+def test_layers_behind_unseen_code_are_failed_and_the_others_counted(way: str, place: int) -> None:
     given, twin = found(LocalRank(), *placed(place, UNSEEN[way])), found(LocalRank(), *placed(place, sine))
     beyond = slice(3) if way == "scripted" else slice({0: 0, 1: 1, 2: 3}[place])
     key = "local_rank"
@@ -121,13 +121,13 @@ def test_layers_that_no_derivative_leads_to_are_failed_and_the_others_counted(wa
         assert set(given[key].reasons or {}) == set(range(beyond.stop, 3))
 
 
-def test_the_loss_is_not_taken_of_numbers_of_which_nobody_knows_that_they_are_logits() -> None:
+def test_the_loss_is_not_measured_if_logits_are_unknown() -> None:
     fit = found(ProbeFit(), *placed(2, sine_by_numpy))
     assert fit["probe_loss"].status == Status.NOT_MEASURED
     assert fit["probe_accuracy"].status == Status.OK
 
 
-def test_a_table_of_constants_is_no_activity() -> None:
+def test_a_layer_on_constants_is_reported() -> None:
     class Biased(Net):
         def __init__(self) -> None:
             super().__init__(nothing, nothing, nothing)
@@ -290,7 +290,7 @@ class Columns(nn.Module):
         return self.b(torch.tanh(self.a(torch.from_numpy(looked_up).to(x))))
 
 
-def test_whole_numbers_with_a_range_a_column_are_followed_through_a_table() -> None:
+def test_indices_with_a_range_for_each_column_are_followed_through_numpy() -> None:
     x = np.array([[8.0, 1.0], [3.0, 0.0], [5.0, 1.0]])
     network = traced(Columns(), x)
     assert [layer.name for layer in network.layers] == ["a", "b"]
@@ -312,7 +312,7 @@ class Particular(nn.Module):
         return self.b(torch.tanh(self.a(x) + self.d(largest)))
 
 
-def test_a_model_that_refuses_rows_in_another_order_is_measured_all_the_same() -> None:
+def test_a_model_that_refuses_rows_in_another_order_is_measured() -> None:
     x = np.random.default_rng(0).standard_normal((3, 4))
     network = traced(Particular(), x, largest=x.max(1, keepdims=True))
     assert [layer.name for layer in network.layers] == ["a", "b"]

@@ -42,8 +42,8 @@ class Module:
         device: Where it is.
         dtype: Of the forward pass.
         packing: How rows hold the arguments beside x; None where there are none.
-        exact: Makes the same network in float64, whose derivatives are taken; None where this one is in float64, or
-            cannot run in that.
+        exact: Makes the same network in float64, whose derivatives are taken; None if this one is in float64, or
+            cannot be.
         failures: Why sweeps tried before cannot be differentiated, the empty string where they can.
     """
 
@@ -232,7 +232,7 @@ class Module:
     def jacobians(self, x: Array, visit: VisitFactor, spec: JacobianSpec) -> Mapping[int, str]:
         """Call visit(layer, J, factor, rows), J = d layer / d variable (1, n, D, directions), float64.
 
-        Of a layer too wide for J to be held, the triangle of its QR decomposition.
+        If a layer is too wide for J to be held in memory, J is replaced by R of its QR decomposition.
 
         Args:
             x: Probe rows, shape (N, ...).

@@ -97,7 +97,7 @@ class _NoisyPasses:
         if self.trace is None:
             self.running.append(None)
             try:
-                self.trace = _recorded(module, x, args, kwargs)
+                self.trace = _trace(module, x, args, kwargs)
             finally:
                 self.running.pop()
         at: dict[Place, Any] = {self.trace.post[layer]: self.add for layer in self.trace.noisy}
@@ -115,18 +115,19 @@ class _NoisyPasses:
                 mode.finish()
 
 
-def _recorded(model: nn.Module, x: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+def _trace(model: nn.Module, x: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
     modes = {module: module.training for module in model.modules()}
     try:
         for module in modes:
             # Not eval(), which a model may override.
             module.training = False
-        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.no_grad():
-            # forward() skips the hooks of this block, which would record without end.
-            def run(rows: torch.Tensor) -> Any:  # noqa: ANN401
-                positional = (rows if a is x else a for a in args)
-                return model.forward(*positional, **{key: rows if a is x else a for key, a in kwargs.items()})
 
+        # forward() skips the hooks of this block, which would record without end.
+        def run(rows: torch.Tensor) -> Any:  # noqa: ANN401
+            positional = (rows if a is x else a for a in args)
+            return model.forward(*positional, **{key: rows if a is x else a for key, a in kwargs.items()})
+
+        with torch.no_grad():
             return record(model, x, run=run)
     finally:
         for module, training in modes.items():

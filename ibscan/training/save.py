@@ -54,7 +54,7 @@ def save(
     written again, as when training is run again; a file of another one is never replaced.
 
     Args:
-        folder: Where the run's checkpoints lie; made if absent.
+        folder: Where the run's checkpoints are; made if absent.
         model: The network; its state dict is stored as it is, on the CPU.
         epoch: Epochs of training so far; 0 before the first.
         step: Optimiser steps so far. One of epoch, step and value is needed.
@@ -168,10 +168,10 @@ def _refuse_another(path: Path, metadata: Mapping[str, str], tensors: Mapping[st
     if not path.exists():
         return
     try:
-        with safe_open(path, "pt") as held:
-            there = held.metadata() or {}
+        with safe_open(path, "pt") as file:
+            there = file.metadata() or {}
             # Slices give shapes without reading the tensors.
-            shapes = {name: tuple(held.get_slice(name).get_shape()) for name in held.keys()}  # noqa: SIM118 - no mapping
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError):
         # A file of this name that is no checkpoint was left by a crash.
         return

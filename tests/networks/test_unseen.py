@@ -327,6 +327,16 @@ def test_random_numbers_without_an_effect_are_no_activity() -> None:
     assert network.plain
 
 
+def test_random_numbers_without_an_effect_are_not_read_by_unseen_code() -> None:
+    def forward(part: Part, net: Shaped, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = torch.tanh(net.a(x))
+        other = net.d(h)
+        return net.c(torch.tanh(net.b(part(h) + 0.0 * torch.rand(8, dtype=x.dtype)))), other
+
+    given, twin = shaped(forward, sine_by_numpy), shaped(forward, sine_behind_a_product)
+    assert given.layers == twin.layers
+
+
 def test_a_single_row_is_followed_through_unseen_code() -> None:
     model = Net(nothing, sine_by_numpy, nothing)
     assert [layer.name for layer in traced(model, probe().x[:1]).layers] == ["a", "b", "c"]

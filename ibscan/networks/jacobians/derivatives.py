@@ -103,16 +103,16 @@ def grams(outputs: Outputs) -> list[torch.Tensor]:
     directions, and J is held.
     """
     outer = [width <= outputs.size for width in outputs.widths]
-    held = [_zeros(outputs, w, w if o else outputs.size) for w, o in zip(outputs.widths, outer, strict=True)]
-    positive = [torch.zeros(outputs.rows, dtype=torch.bool, device=whole.device) for whole in held]
+    results = [_zeros(outputs, w, w if o else outputs.size) for w, o in zip(outputs.widths, outer, strict=True)]
+    positive = [torch.zeros(outputs.rows, dtype=torch.bool, device=whole.device) for whole in results]
     for part in outputs.parts():
         for k, image in enumerate(outputs.images(part)):
             positive[k] |= image.flatten(1).any(1)
             if outer[k]:
-                held[k] += image @ image.mT
+                results[k] += image @ image.mT
             else:
-                held[k][..., part] = image
-    return [*(whole if summed else gram(whole) for summed, whole in zip(outer, held, strict=True)), *positive]
+                results[k][..., part] = image
+    return [*(whole if one else gram(whole) for one, whole in zip(outer, results, strict=True)), *positive]
 
 
 def gram(jacobian: torch.Tensor) -> torch.Tensor:
@@ -132,13 +132,13 @@ def gram_by_blocks(outputs: Outputs, budget: int) -> list[torch.Tensor]:
     whole = _zeros(outputs, outputs.size, outputs.size)
     positive = torch.zeros(outputs.rows, dtype=torch.bool, device=whole.device)
     for left in cuts(0, outputs.size, budget // (outputs.rows * outputs.widths[0])):
-        held = _zeros(outputs, outputs.widths[0], left.stop - left.start)
+        block = _zeros(outputs, outputs.widths[0], left.stop - left.start)
         for part in outputs.parts(left.start, left.stop):
-            held[..., part.start - left.start : part.stop - left.start] = outputs.images(part)[0]
-        positive |= held.flatten(1).any(1)
-        whole[:, left, left] = held.mT @ held
+            block[..., part.start - left.start : part.stop - left.start] = outputs.images(part)[0]
+        positive |= block.flatten(1).any(1)
+        whole[:, left, left] = block.mT @ block
         for right in outputs.parts(left.stop):
-            product = held.mT @ outputs.images(right)[0]
+            product = block.mT @ outputs.images(right)[0]
             whole[:, left, right], whole[:, right, left] = product, product.mT
     return [whole, positive]
 
@@ -148,9 +148,9 @@ def gram_from_gradients(outputs: Outputs, budget: int) -> list[torch.Tensor]:
     whole = _zeros(outputs, outputs.size, outputs.size)
     positive = torch.zeros(outputs.rows, dtype=torch.bool, device=whole.device)
     for units in _slices(outputs, budget):
-        held = _reversed(outputs, 0, units)
-        positive |= held.flatten(1).any(1)
-        whole += held.mT @ held
+        block = _reversed(outputs, 0, units)
+        positive |= block.flatten(1).any(1)
+        whole += block.mT @ block
     return [whole, positive]
 
 
@@ -170,12 +170,12 @@ def qr_factor(outputs: Outputs, budget: int, *, reverse: bool = False) -> torch.
     upper = _zeros(outputs, 0, outputs.size)
     for units in _slices(outputs, budget):
         if reverse:
-            held = _reversed(outputs, 0, units)
+            block = _reversed(outputs, 0, units)
         else:
-            held = _zeros(outputs, units.stop - units.start, outputs.size)
+            block = _zeros(outputs, units.stop - units.start, outputs.size)
             for part in outputs.parts():
-                held[..., part] = outputs.images(part)[0][:, units]
-        upper = torch.linalg.qr(torch.cat((upper, held), 1), mode="r").R
+                block[..., part] = outputs.images(part)[0][:, units]
+        upper = torch.linalg.qr(torch.cat((upper, block), 1), mode="r").R
     return upper
 
 
@@ -216,9 +216,9 @@ def norms_from_gradients(outputs: Outputs, budget: int) -> list[torch.Tensor]:
     products = _zeros(outputs, width, width)
     slices = cuts(0, width, budget // (2 * outputs.rows * size))
     for k, left in enumerate(slices):
-        held = _reversed(whole, 0, left)
+        block = _reversed(whole, 0, left)
         for right in slices[k:]:
-            product = held @ (held if right is left else _reversed(whole, 0, right)).mT
+            product = block @ (block if right is left else _reversed(whole, 0, right)).mT
             products[:, left, right], products[:, right, left] = product, product.mT
     finite = finite_matrices(products)
     largest = torch.linalg.eigvalsh(made_finite(products, finite))[:, -1].clamp(min=0.0).sqrt()

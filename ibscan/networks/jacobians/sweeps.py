@@ -55,7 +55,7 @@ class Sweep:
     """Layers whose Jacobians are computed together.
 
     `widths` are the sizes on one row of the layers wanted, then those of the inputs of some of them; `input_index` maps
-    a layer to the index of its input in `widths`, to None where that is the variable itself. `mode` is how they are
+    a layer to the index of its input in `widths`, or to None if it is the variable itself. `mode` is how they are
     differentiated.
     """
 

@@ -276,17 +276,17 @@ def _unmeasured(model: nn.Module, graph: Graph) -> Iterator[tuple[str, str]]:
         if path in measured:
             continue
         own = [(key, p) for key, p in module.named_parameters(recurse=False) if id(p) not in shared]
-        taken = {key: graph.products[id(p)] for key, p in own if id(p) in graph.products}
+        used = {key: graph.products[id(p)] for key, p in own if id(p) in graph.products}
         if path in opaque:
             yield path, "its output is made by code that calls no function of torch"
         elif path in alone:
             yield path, "its output does not depend on the probe's rows"
         elif path in inner:
             yield path, "it is called inside another layer, and counts as part of that"
-        elif taken and not isinstance(module, LAYERS):
-            key, name = next(iter(taken.items()))
+        elif used and not isinstance(module, LAYERS):
+            key, name = next(iter(used.items()))
             yield f"{path}.{key}".lstrip("."), f"its weights are used by {name} without a layer being called"
-        elif taken:
-            yield path, f"its weights are used by {next(iter(taken.values()))} without the layer being called"
+        elif used:
+            yield path, f"its weights are used by {next(iter(used.values()))} without the layer being called"
         elif isinstance(module, LAYERS):
             yield path, "it is never called on the probe"

@@ -16,26 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ibscan.errors import InputError
+from ibscan.networks.trace import operations as ops
 from ibscan.networks.trace.graph import LAYERS, UNSEEN, Graph, Operation, Place
-from ibscan.networks.trace.operations import (
-    CONSTANT,
-    Constants,
-    Entries,
-    address,
-    constant_hashes,
-    entry_label,
-    in_place,
-    is_default,
-    is_product,
-    leading,
-    operands,
-    operation_label,
-    operation_name,
-    parameter_names,
-    results_of,
-    tensor_hash,
-    unit,
-)
 from ibscan.networks.trace.trees import Function, Tree, replaced, tensors
 
 __all__ = ["Recorder", "watch"]
@@ -50,22 +32,22 @@ class Recorder(TorchFunctionMode):
         entries: Where activity comes out of unseen code.
     """
 
-    def __init__(self, model: nn.Module, x: torch.Tensor, entries: Entries) -> None:
+    def __init__(self, model: nn.Module, x: torch.Tensor, entries: ops.Entries) -> None:
         super().__init__()
         self.entries = entries
-        self.constants: Constants = {}
+        self.constants: ops.Constants = {}
         # Of calls of layers, hashes of the outputs that are no activity.
         self.outputs: dict[int, list[int]] = {}
         self.graph = Graph()
         self.nodes: MutableMapping[torch.Tensor, int] = WeakTensorKeyDictionary()
         self.nodes[x] = 0
-        self.graph.units[0] = unit(x)
+        self.graph.units[0] = ops.unit(x)
         self.rows = len(x)
-        self.parameters = parameter_names(model)
+        self.parameters = ops.parameter_names(model)
         self.inside: list[int] = []
         self.aliases: list[Operation] = []
         self.count = 0
-        # Storages changed in place, by address; held, so that no other tensor gets their address.
+        # Storages changed in place, by address; kept alive, so that no other tensor gets their address.
         self.changed: dict[int, torch.UntypedStorage] = {}
 
     def __torch_function__(
@@ -76,24 +58,24 @@ class Recorder(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Tree:
         kwargs = kwargs or {}
-        name = operation_name(func)
-        given = operands(name, args, kwargs)
+        name = ops.operation_name(func)
+        given = ops.operands(name, args, kwargs)
         self._refuse_stale(given)
-        label = operation_label(name, given, self.parameters)
-        product = is_product(name, given)
-        if (product or any(t in self.nodes for t in given)) and name not in CONSTANT:
+        label = ops.operation_label(name, given, self.parameters)
+        product = ops.is_product(name, given)
+        if (product or any(t in self.nodes for t in given)) and name not in ops.CONSTANT:
             entry, positions = self.entries.get(self.count, ("", ()))
             if label == entry:
                 for k in positions:
                     self.enter(given[k], (self.count, ~k))
-                label = entry_label(label, positions)
+                label = ops.entry_label(label, positions)
             constants = {k: t for k, t in enumerate(given) if t not in self.nodes}
             # Of several products with one label before the same operation, the first counts.
-            self.constants.setdefault((self.count, label), constant_hashes(constants))
+            self.constants.setdefault((self.count, label), ops.constant_hashes(constants))
         before = [self.nodes[t] for t in given if t in self.nodes]
         result = func(*args, **kwargs)
-        results = results_of(name, args, result)
-        if not before or not results or name in CONSTANT:
+        results = ops.results_of(name, args, result)
+        if not before or not results or name in ops.CONSTANT:
             return result
         graph, outputs = self.graph, []
         weights = [t for t in given if isinstance(t, nn.Parameter)] if product else []
@@ -101,8 +83,8 @@ class Recorder(TorchFunctionMode):
         joins = bool(weights)
         for slot, tensor in enumerate(results):
             changes = any(tensor is t for t in given)
-            if changes and not in_place(name, kwargs):
-                # Dropout in eval mode returns its very input, in training it does not: two nodes, two tensors.
+            if changes and not ops.in_place(name, kwargs):
+                # Dropout returns its input itself in eval mode alone: make it two tensors, for two nodes.
                 changes, fresh = False, tensor.view_as(tensor)
                 result, tensor = replaced(result, tensor, fresh), fresh
             joins = joins or (changes and tensor not in self.nodes)
@@ -110,7 +92,7 @@ class Recorder(TorchFunctionMode):
             if changes:
                 self._aliased(tensor, outputs[-1])
         layer = self.inside[0] if self.inside else None
-        default = is_default(func, name, args, kwargs)
+        default = ops.is_default(func, name, args, kwargs)
         graph.operations.append(Operation(name, tuple(before), tuple(outputs), layer, default, joins, label))
         self.count += 1
         graph.operations += self.aliases
@@ -127,8 +109,8 @@ class Recorder(TorchFunctionMode):
     def _node(self, tensor: torch.Tensor, place: Place | None) -> int:
         self.graph.places.append(place)
         self.graph.sizes.append(tensor.numel() // self.rows)
-        self.graph.lengths.append(leading(tensor))
-        self.graph.units.append(unit(tensor))
+        self.graph.lengths.append(ops.leading(tensor))
+        self.graph.units.append(ops.unit(tensor))
         self.nodes[tensor] = len(self.graph.places) - 1
         return len(self.graph.places) - 1
 
@@ -136,7 +118,7 @@ class Recorder(TorchFunctionMode):
         """Give a new node to every other tensor that an in-place operation changed through a common storage."""
         storage = tensor.untyped_storage()
         self.changed[storage.data_ptr()] = storage
-        others = [t for t in self.nodes if t is not tensor and address(t) == storage.data_ptr()]
+        others = [t for t in self.nodes if t is not tensor and ops.address(t) == storage.data_ptr()]
         base = tensor._base
         if base is not None and base not in self.nodes:
             others.append(base)
@@ -145,7 +127,7 @@ class Recorder(TorchFunctionMode):
             self.aliases.append(Operation("alias", before, (self._node(other, None),)))
 
     def _refuse_stale(self, given: Sequence[torch.Tensor]) -> None:
-        if self.changed and any(t not in self.nodes and address(t) in self.changed for t in given):
+        if self.changed and any(t not in self.nodes and ops.address(t) in self.changed for t in given):
             raise InputError(
                 "the model writes what depends on its input into a tensor through a view of it, which cannot be "
                 "followed; write to the tensor itself."
@@ -166,7 +148,7 @@ def watch(model: nn.Module, recorder: Recorder, extra: Sequence[str]) -> Iterato
     def left(path: str, module: nn.Module, output: Tree) -> None:
         call = recorder.inside.pop()
         graph.calls[call] = (path, module, _node_of(recorder, output))
-        recorder.outputs[call] = [tensor_hash(t) for t in tensors(output) if t not in recorder.nodes]
+        recorder.outputs[call] = [ops.tensor_hash(t) for t in tensors(output) if t not in recorder.nodes]
 
     def passed(path: str, module: nn.Module, output: Tree) -> None:
         graph.extra.append((path, module, _node_of(recorder, output)))

@@ -38,7 +38,7 @@ def record(
         x: A few rows, shape (n, ...).
         extra: Paths of modules to measure although they are no Linear or Conv; they come after the layers.
         named: What the model takes besides, by the names of its arguments, one entry a row.
-        run: How to run it on rows, where that is more than model(x, **named).
+        run: Runs the model on rows, if not by model(x, **named).
 
     Returns:
         The recorded pass.
@@ -51,7 +51,7 @@ def record(
         The README, "Any network: layers, pre and post".
     """
     named = named or {}
-    recorder, result = _record_all(model, x, extra, run or partial(_call, model, named))
+    recorder, result = _record_all(model, x, extra, partial(_same_draws, run or partial(_call, model, named)))
     graph, main = recorder.graph, main_tensor(result)
     if main not in recorder.nodes:
         raise InputError(
@@ -62,7 +62,7 @@ def record(
         if node < 0:
             raise InputError(f"'{path}' returns nothing that depends on the probe's rows; expected a tensor.")
     ends = {recorder.nodes[t] for t in tensors(result) if t in recorder.nodes}
-    # Where noise is added is the same however a tensor lies; what is measured is measured row by row.
+    # Measures need the rows first; `run` is given by training, which adds noise whatever the layout.
     not_row_first = set() if run is not None else _not_row_first(model, graph, x, named)
     trace = locate_layers(model, graph, recorder.nodes[main], ends, not_row_first)
     found = dependence(graph, whole=bool((x == x.round()).all()))
@@ -76,6 +76,12 @@ def _call(model: nn.Module, named: Mapping[str, torch.Tensor], rows: torch.Tenso
     return model(rows, **{name: value.clone() for name, value in named.items()})
 
 
+def _same_draws(run: Run, rows: torch.Tensor) -> Tree:
+    # What is random does not depend on the input: every pass starts from the same random state.
+    with torch.random.fork_rng(devices=[rows.device] if rows.is_cuda else []):
+        return run(rows)
+
+
 def _record_all(model: nn.Module, x: torch.Tensor, extra: Sequence[str], run: Run) -> tuple[Recorder, Tree]:
     """Record a pass, through unseen code too: entry after entry, until two passes over different rows agree."""
     entries: dict[int, tuple[str, tuple[int, ...]]] = {}
@@ -86,7 +92,7 @@ def _record_all(model: nn.Module, x: torch.Tensor, extra: Sequence[str], run: Ru
             with foreign("the model"):
                 other, changed = _record_pass(model, other_rows(x), extra, run, entries)
         except InputError:
-            # Rows in another order may not fit what the model is given beside them.
+            # Rows in another order may not fit the named arguments.
             break
         varying = first_varying(recorder.constants, other.constants)
         if varying is None or varying[0] in entries:
@@ -111,9 +117,7 @@ def _record_pass(
     """Run the model once on a copy of the rows; return what was recorded, and its result."""
     rows = x.clone()
     recorder = Recorder(model, rows, entries)
-    # The same draws in every pass: what is random does not depend on the input.
-    forked = torch.random.fork_rng(devices=[x.device] if x.is_cuda else [])
-    with forked, watch(model, recorder, extra), recorder:
+    with watch(model, recorder, extra), recorder:
         return recorder, run(rows)
 
 

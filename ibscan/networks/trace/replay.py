@@ -13,18 +13,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ibscan.errors import InputError, Reached
+from ibscan.networks.trace import operations as ops
 from ibscan.networks.trace.graph import Place
-from ibscan.networks.trace.operations import (
-    CONSTANT,
-    entries_of,
-    in_place,
-    is_product,
-    operands,
-    operation_label,
-    operation_name,
-    parameter_names,
-    results_of,
-)
 from ibscan.networks.trace.trees import Function, Tree, mapped, replaced, tensors
 
 __all__ = ["Hook", "IgnoreDetach", "Reached", "Replay", "forward_context"]
@@ -73,8 +63,8 @@ class Replay(TorchFunctionMode):
         # Activity, with its replacement or None: a value that is its own key would never be freed.
         self.activity: MutableMapping[torch.Tensor, torch.Tensor | None] = WeakTensorKeyDictionary()
         self.activity[x] = None
-        self.parameters = parameter_names(model)
-        self.entries = entries_of(operations)
+        self.parameters = ops.parameter_names(model)
+        self.entries = ops.entries_of(operations)
         self.count = 0
 
     def __torch_function__(
@@ -85,12 +75,12 @@ class Replay(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Tree:
         kwargs = kwargs or {}
-        name = operation_name(func)
-        given = operands(name, args, kwargs)
+        name = ops.operation_name(func)
+        given = ops.operands(name, args, kwargs)
         active = [t for t in given if t in self.activity]
-        label = operation_label(name, given, self.parameters) if active or self.entries else ""
+        label = ops.operation_label(name, given, self.parameters) if active or self.entries else ""
         entry, positions = self.entries.get(self.count, ("", ()))
-        if positions and label == entry and (active or is_product(name, given)):
+        if positions and label == entry and (active or ops.is_product(name, given)):
             label = self.operations[self.count]
             for k in positions:
                 self._enter(given[k], (self.count, ~k))
@@ -99,12 +89,12 @@ class Replay(TorchFunctionMode):
             # The model may still hold a tensor that was replaced (the input of an in-place activation).
             args, kwargs = self._current(args), self._current(kwargs)
         result = func(*args, **kwargs)
-        results = results_of(name, args, result)
-        if not active or not results or name in CONSTANT:
+        results = ops.results_of(name, args, result)
+        if not active or not results or name in ops.CONSTANT:
             return result
         self._follow(label)
         hooks = self.hooks.get(self.count - 1, {})
-        changes = in_place(name, kwargs)
+        changes = ops.in_place(name, kwargs)
         for slot, tensor in enumerate(results):
             fresh = hooks[slot](tensor) if slot in hooks else tensor
             base = tensor._base if changes else None
@@ -164,7 +154,7 @@ class IgnoreDetach(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Tree:
         with torch.inference_mode(False), torch.enable_grad():
-            if operation_name(func) in ("detach", "data.__get__"):
+            if ops.operation_name(func) in ("detach", "data.__get__"):
                 given = next(tensors((args, kwargs or {})))
                 return given.view_as(given)
             return func(*args, **(kwargs or {}))

@@ -73,8 +73,8 @@ def unseen_inputs(model: nn.Module, graph: Graph, run: Run, x: torch.Tensor) -> 
     before = hashes(x, {place: partial(keep, place) for place in places.values() if place != INPUT})
     sources: dict[int, set[int]] = {node: set() for node in graph.entries}
     for node, place in places.items():
-        made = [places[n] for op in graph.operations if node in op.inputs for n in op.outputs if n in places]
-        hooks: dict[Place, Hook] = {one: partial(_instead, kept[one]) for one in made if one in kept}
+        children = [places[n] for op in graph.operations if node in op.inputs for n in op.outputs if n in places]
+        hooks: dict[Place, Hook] = {one: partial(_instead, kept[one]) for one in children if one in kept}
         if place != INPUT:
             hooks[place] = _changed
         try:
@@ -83,8 +83,8 @@ def unseen_inputs(model: nn.Module, graph: Graph, run: Run, x: torch.Tensor) -> 
         except InputError:
             # A model that cannot run on other numbers has read them.
             after = {}
-        for made_by_unseen, read in sources.items():
-            if node < made_by_unseen and after.get(made_by_unseen) != before[made_by_unseen]:
+        for entered, read in sources.items():
+            if node < entered and after.get(entered) != before[entered]:
                 read.add(node)
     return {node: read or {0} for node, read in sources.items()}
 

@@ -82,10 +82,8 @@ class Outputs:
 def full_jacobians(outputs: Outputs, *, reverse: bool = False) -> list[torch.Tensor]:
     """Return J of every layer, (n, D, directions), float64.
 
-    Args:
-        outputs: What is differentiated.
-        reverse: Whether to take gradients of the layers' units: for a few narrow layers, or where an operation has no
-            forward derivative, or none under vmap.
+    `reverse` takes gradients of the layers' units: for a few narrow layers, or where an operation has no forward
+    derivative, or none under vmap.
     """
     if reverse:
         return [_reversed(outputs, k, slice(0, width)) for k, width in enumerate(outputs.widths)]
@@ -123,11 +121,7 @@ def gram(jacobian: torch.Tensor) -> torch.Tensor:
 def gram_by_blocks(outputs: Outputs, budget: int) -> list[torch.Tensor]:
     """Return J^T J of one layer too wide for its J to be held, (n, directions, directions), and whether J is not zero.
 
-    Pairs of blocks of directions are multiplied.
-
-    Args:
-        outputs: One layer.
-        budget: Numbers that may be held in memory.
+    Pairs of blocks of directions, of at most `budget` numbers, are multiplied.
     """
     whole = _zeros(outputs, outputs.size, outputs.size)
     positive = torch.zeros(outputs.rows, dtype=torch.bool, device=whole.device)
@@ -157,12 +151,8 @@ def gram_from_gradients(outputs: Outputs, budget: int) -> list[torch.Tensor]:
 def qr_factor(outputs: Outputs, budget: int, *, reverse: bool = False) -> torch.Tensor:
     """Return R of J = Q R, (n, directions, directions), for one layer too wide for its J to be held.
 
-    R has the singular values of J. It is updated with one slice of the units after the other.
-
-    Args:
-        outputs: One layer.
-        budget: Numbers that may be held in memory.
-        reverse: Whether to take gradients.
+    R has the singular values of J. It is updated with one slice of the units, of at most `budget` numbers, after the
+    other.
 
     Source:
         Demmel, Grigori, Hoemmen and Langou 2012, sequential TSQR.
@@ -182,11 +172,8 @@ def qr_factor(outputs: Outputs, budget: int, *, reverse: bool = False) -> torch.
 def spectral_norms(outputs: Outputs, start: torch.Tensor) -> list[torch.Tensor]:
     """Return the largest singular value of every layer's J on the whole variable, (n,) each, by power iteration.
 
-    A lower bound: iteration stops when it grows by less than 1e-9, or after 300 steps.
-
-    Args:
-        outputs: What is differentiated; its directions play no part.
-        start: A direction, of the shape of one row of the variable.
+    A lower bound: iteration stops when it grows by less than 1e-9, or after 300 steps. `start` is a direction, of the
+    shape of one row of the variable.
     """
     found = []
     for k in range(len(outputs.widths)):
@@ -205,12 +192,7 @@ def spectral_norms(outputs: Outputs, start: torch.Tensor) -> list[torch.Tensor]:
 
 
 def norms_from_gradients(outputs: Outputs, budget: int) -> list[torch.Tensor]:
-    """Return what `spectral_norms` does, from gradients: by the eigenvalues of J J^T, from pairs of slices of units.
-
-    Args:
-        outputs: One layer; its directions play no part.
-        budget: Numbers that may be held in memory.
-    """
+    """Return what `spectral_norms` does, from gradients: by the eigenvalues of J J^T, from pairs of slices of units."""
     size, width = outputs.variable[0].numel(), outputs.widths[0]
     whole = replace(outputs, size=size)
     products = _zeros(outputs, width, width)

@@ -107,11 +107,7 @@ class LayerJacobians:
         return found
 
     def rounding(self, widest: int) -> dict[int, float]:
-        """Return how far rounding may have moved Jacobians, in units of their norm, of layers coarser than float64.
-
-        Args:
-            widest: Number of terms in the longest sums.
-        """
+        """Return how far rounding may have moved Jacobians, in units of their norm, of layers coarser than float64."""
         trace = self.network.trace
         units = [units[self.spec.at == "post"] for units in trace.units]
         coarse = tuple(k for k in self.wanted if units[k] > torch.finfo(torch.float64).eps)

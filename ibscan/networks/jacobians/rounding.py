@@ -66,12 +66,8 @@ class RoundingNoise(TorchFunctionMode):
 def expected_rounding(coarsest: float, widest: int, operations: int) -> float:
     """Return how far rounding may move a Jacobian, in units of its norm, if nothing amplifies it.
 
-    Errors within sums, and of successive operations, add up like random walks.
-
-    Args:
-        coarsest: Relative rounding of the coarsest numbers.
-        widest: Number of terms in the longest sums.
-        operations: Number of successive operations.
+    Errors within sums of up to `widest` terms, and of successive operations, add up like random walks. `coarsest` is
+    the relative rounding of the coarsest numbers.
     """
     return coarsest * (4.0 + 2.0 * math.sqrt(widest)) * math.sqrt(max(1, operations))
 

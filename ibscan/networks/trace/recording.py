@@ -40,9 +40,6 @@ def record(
         named: What the model takes besides, by the names of its arguments, one entry a row.
         run: Runs the model on rows, if not by model(x, **named).
 
-    Returns:
-        The recorded pass.
-
     Raises:
         InputError: No layer is called, an output that holds no tensor of the input, or in-place changes that cannot
             be followed.

@@ -166,6 +166,15 @@ def shared_first_unseen(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tenso
     return net.c(torch.tanh(net.b(torch.tanh(net.s(part(h))))))
 
 
+def shared_with_constants(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tensor:
+    """One layer called on constants, then on what comes out of unseen code, then on constants again."""
+    h, ones = torch.tanh(net.a(x)), torch.ones(8, dtype=x.dtype)
+    h = part(h)
+    bias = net.s(ones)
+    h = net.s(h) + bias + net.s(0.5 * ones)
+    return net.c(torch.tanh(net.b(torch.tanh(h))))
+
+
 def keywords(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tensor:
     """A product whose operands are given by name, the weight first."""
     h = part(torch.tanh(net.a(input=x)))
@@ -198,7 +207,17 @@ def in_place(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tensor:
     return net.c(torch.tanh(net.b(part(torch.relu_(net.a(x))))))
 
 
-SHAPES = [twice, shared, shared_first_unseen, keywords, residual, read_twice, two_heads, in_place]
+SHAPES = [
+    twice,
+    shared,
+    shared_first_unseen,
+    shared_with_constants,
+    keywords,
+    residual,
+    read_twice,
+    two_heads,
+    in_place,
+]
 
 
 class Shaped(nn.Module):

@@ -14,7 +14,7 @@ from ibscan.networks.trace.trees import Function, Tree, tensors
 __all__ = [
     "CONSTANT",
     "Constants",
-    "Entries",
+    "Entry",
     "address",
     "constant_hashes",
     "entries_of",
@@ -44,10 +44,12 @@ CONSTANT = (
 )  # fmt: skip
 # Between the label of an operation and the positions of its operands that come out of unseen code.
 ENTRY = " from unseen code: "
-# Hashes of operands that are no activity, by position, by number and label of their operation.
-Constants: TypeAlias = dict[tuple[int, str], dict[int, int]]
-# Where activity comes out of unseen code: number of the operation, its label, the positions of the operands.
-Entries: TypeAlias = Mapping[int, tuple[str, tuple[int, ...]]]
+# Hashes of operands that are no activity, by position, by number and label of their operation, and how many operations
+# with this label there were before it since the last on activity.
+Constants: TypeAlias = dict[tuple[int, str, int], dict[int, int]]
+# Where activity comes out of unseen code, by the number of the operation: its label, how many with this label to skip
+# since the last operation on activity, the positions of the operands.
+Entry: TypeAlias = tuple[str, int, tuple[int, ...]]
 # Operations that use only shape, dtype or device of their second tensor.
 ALIKE = ("to", "type_as", "view_as", "reshape_as", "expand_as")
 
@@ -76,15 +78,20 @@ def is_product(name: str, given: Sequence[torch.Tensor]) -> bool:
     return name.startswith(PRODUCTS) and any(isinstance(tensor, nn.Parameter) for tensor in given)
 
 
-def entry_label(label: str, positions: Sequence[int]) -> str:
-    """Return the label of an operation whose operands at some positions come out of unseen code."""
-    return f"{label}{ENTRY}{' '.join(str(k) for k in positions)}"
+def entry_label(entry: Entry) -> str:
+    """Return the label of an operation at which activity comes out of unseen code."""
+    label, skipped, positions = entry
+    return f"{label}{ENTRY}{' '.join(map(str, positions))}{f', skipping {skipped}' if skipped else ''}"
 
 
-def entries_of(labels: Sequence[str]) -> Entries:
-    """Return where activity comes out of unseen code in a recorded pass."""
-    split = ((number, *label.partition(ENTRY)) for number, label in enumerate(labels))
-    return {number: (label, tuple(int(k) for k in rest.split())) for number, label, found, rest in split if found}
+def entries_of(labels: Sequence[str]) -> dict[int, Entry]:
+    """Return where activity comes out of unseen code in a recorded pass, by the number of the operation."""
+    found = {}
+    for number, (label, entry, rest) in enumerate(label.partition(ENTRY) for label in labels):
+        if entry:
+            positions, _, skipped = rest.partition(", skipping ")
+            found[number] = (label, int(skipped or 0), tuple(map(int, positions.split())))
+    return found
 
 
 def constant_hashes(given: Mapping[int, torch.Tensor]) -> dict[int, int]:

@@ -7,6 +7,7 @@ training mode and under torch.func's transforms.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -32,10 +33,11 @@ class Recorder(TorchFunctionMode):
         entries: Where activity comes out of unseen code.
     """
 
-    def __init__(self, model: nn.Module, x: torch.Tensor, entries: ops.Entries) -> None:
+    def __init__(self, model: nn.Module, x: torch.Tensor, entries: Mapping[int, ops.Entry]) -> None:
         super().__init__()
         self.entries = entries
         self.constants: ops.Constants = {}
+        self.repeats: Counter[tuple[int, str]] = Counter()
         # Of calls of layers, hashes of the outputs that are no activity.
         self.outputs: dict[int, list[int]] = {}
         self.graph = Graph()
@@ -64,14 +66,16 @@ class Recorder(TorchFunctionMode):
         label = ops.operation_label(name, given, self.parameters)
         product = ops.is_product(name, given)
         if (product or any(t in self.nodes for t in given)) and name not in ops.CONSTANT:
-            entry, positions = self.entries.get(self.count, ("", ()))
-            if label == entry:
-                for k in positions:
+            skipped = self.repeats[self.count, label]
+            self.repeats[self.count, label] += 1
+            entry = self.entries.get(self.count)
+            key = (self.count, label, skipped)
+            if entry is not None and entry[:2] == (label, skipped):
+                for k in entry[2]:
                     self.enter(given[k], (self.count, ~k))
-                label = ops.entry_label(label, positions)
+                label = ops.entry_label(entry)
             constants = {k: t for k, t in enumerate(given) if t not in self.nodes}
-            # Of several products with one label before the same operation, the first counts.
-            self.constants.setdefault((self.count, label), ops.constant_hashes(constants))
+            self.constants[key] = ops.constant_hashes(constants)
         before = [self.nodes[t] for t in given if t in self.nodes]
         result = func(*args, **kwargs)
         results = ops.results_of(name, args, result)

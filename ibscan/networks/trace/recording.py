@@ -14,7 +14,7 @@ from ibscan.errors import InputError
 from ibscan.networks.trace.dependence import dependence
 from ibscan.networks.trace.graph import INPUT, UNSEEN, Graph, Place, Trace
 from ibscan.networks.trace.layers import locate_layers
-from ibscan.networks.trace.operations import Entries, leading, tensor_hash
+from ibscan.networks.trace.operations import Entry, leading, tensor_hash
 from ibscan.networks.trace.recorder import Recorder, watch
 from ibscan.networks.trace.replay import Replay
 from ibscan.networks.trace.trees import Tree, main_tensor, tensors
@@ -81,7 +81,7 @@ def _same_draws(run: Run, rows: torch.Tensor) -> Tree:
 
 def _record_all(model: nn.Module, x: torch.Tensor, extra: Sequence[str], run: Run) -> tuple[Recorder, Tree]:
     """Record a pass, through unseen code too: entry after entry, until two passes over different rows agree."""
-    entries: dict[int, tuple[str, tuple[int, ...]]] = {}
+    entries: dict[int, Entry] = {}
     while True:
         recorder, result = _record_pass(model, x, extra, run, entries)
         graph = recorder.graph
@@ -98,7 +98,7 @@ def _record_all(model: nn.Module, x: torch.Tensor, extra: Sequence[str], run: Ru
             if main not in recorder.nodes and tensor_hash(main) != tensor_hash(main_tensor(changed)):
                 recorder.enter(main, (recorder.count, -1))
             break
-        entries[varying[0]] = varying[1:]
+        entries[varying[0]] = varying[1]
     if graph.entries:
         read = unseen_inputs(model, graph, run, x)
         graph.operations = [
@@ -109,7 +109,7 @@ def _record_all(model: nn.Module, x: torch.Tensor, extra: Sequence[str], run: Ru
 
 
 def _record_pass(
-    model: nn.Module, x: torch.Tensor, extra: Sequence[str], run: Run, entries: Entries
+    model: nn.Module, x: torch.Tensor, extra: Sequence[str], run: Run, entries: Mapping[int, Entry]
 ) -> tuple[Recorder, Tree]:
     """Run the model once on a copy of the rows; return what was recorded, and its result."""
     rows = x.clone()

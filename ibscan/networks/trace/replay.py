@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias
 
@@ -65,6 +66,7 @@ class Replay(TorchFunctionMode):
         self.activity[x] = None
         self.parameters = ops.parameter_names(model)
         self.entries = ops.entries_of(operations)
+        self.repeats: Counter[int] = Counter()
         self.count = 0
 
     def __torch_function__(
@@ -79,12 +81,14 @@ class Replay(TorchFunctionMode):
         given = ops.operands(name, args, kwargs)
         active = [t for t in given if t in self.activity]
         label = ops.operation_label(name, given, self.parameters) if active or self.entries else ""
-        entry, positions = self.entries.get(self.count, ("", ()))
-        if positions and label == entry and (active or ops.is_product(name, given)):
-            label = self.operations[self.count]
-            for k in positions:
-                self._enter(given[k], (self.count, ~k))
-            active = [t for t in given if t in self.activity]
+        entry = self.entries.get(self.count)
+        if entry is not None and label == entry[0] and (active or ops.is_product(name, given)):
+            if self.repeats[self.count] == entry[1]:
+                label = self.operations[self.count]
+                for k in entry[2]:
+                    self._enter(given[k], (self.count, ~k))
+                active = [t for t in given if t in self.activity]
+            self.repeats[self.count] += 1
         if any(self.activity[t] is not None for t in active):
             # The model may still hold a tensor that was replaced (the input of an in-place activation).
             args, kwargs = self._current(args), self._current(kwargs)

@@ -16,7 +16,7 @@ from torch import nn
 from ibscan.core.boundary import foreign
 from ibscan.errors import InputError
 from ibscan.networks.trace.graph import INPUT, Graph, Place
-from ibscan.networks.trace.operations import Constants, tensor_hash
+from ibscan.networks.trace.operations import Constants, Entry, tensor_hash
 from ibscan.networks.trace.replay import Hook, Replay
 from ibscan.networks.trace.trees import Tree, main_tensor
 
@@ -32,13 +32,13 @@ def other_rows(x: torch.Tensor) -> torch.Tensor:
     return x.flatten().roll(1).reshape(x.shape) if torch.equal(rolled, x) else rolled
 
 
-def first_varying(once: Constants, again: Constants) -> tuple[int, str, tuple[int, ...]] | None:
-    """Return the first operation with operands that differ between two passes: number, label, operands' positions."""
-    for (number, label), hashes in once.items():
-        others = again.get((number, label), hashes)
+def first_varying(once: Constants, again: Constants) -> tuple[int, Entry] | None:
+    """Return the first operation with operands that differ between two passes, and its number."""
+    for (number, label, skipped), hashes in once.items():
+        others = again.get((number, label, skipped), hashes)
         positions = tuple(k for k, value in hashes.items() if others.get(k, value) != value)
         if positions:
-            return number, label, positions
+            return number, (label, skipped, positions)
     return None
 
 

@@ -194,6 +194,14 @@ def read_twice(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tensor:
     return net.c(torch.tanh(net.b(torch.relu(h)) + net.e(part(h))))
 
 
+def compared(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tensor:
+    """What comes out of unseen code is compared before it is used."""
+    h = torch.tanh(net.a(x))
+    p = part(h)
+    assert not torch.equal(h, p)
+    return net.c(torch.tanh(net.b(h + p)))
+
+
 def two_heads(part: Part, net: Shaped, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A head called before the unseen code, which does not read it."""
     h = torch.tanh(net.a(x))
@@ -215,6 +223,7 @@ SHAPES = [
     keywords,
     residual,
     read_twice,
+    compared,
     two_heads,
     in_place,
 ]

@@ -65,20 +65,23 @@ class Recorder(TorchFunctionMode):
         self._refuse_stale(given)
         label = ops.operation_label(name, given, self.parameters)
         product = ops.is_product(name, given)
+        key, hashes = (self.count, label, 0), {}
         if (product or any(t in self.nodes for t in given)) and name not in ops.CONSTANT:
             skipped = self.repeats[self.count, label]
             self.repeats[self.count, label] += 1
             entry = self.entries.get(self.count)
-            key = (self.count, label, skipped)
+            key = self.count, label, skipped
             if entry is not None and entry[:2] == (label, skipped):
                 for k in entry[2]:
                     self.enter(given[k], (self.count, ~k))
                 label = ops.entry_label(entry)
-            constants = {k: t for k, t in enumerate(given) if t not in self.nodes}
-            self.constants[key] = ops.constant_hashes(constants)
+            # Before the operation, which may change them in place.
+            hashes = ops.constant_hashes({k: t for k, t in enumerate(given) if t not in self.nodes})
         before = [self.nodes[t] for t in given if t in self.nodes]
         result = func(*args, **kwargs)
         results = ops.results_of(name, args, result)
+        if hashes and results:
+            self.constants[key] = hashes
         if not before or not results or name in ops.CONSTANT:
             return result
         graph, outputs = self.graph, []

@@ -29,7 +29,7 @@ from ibscan.networks.module import Module
 from ibscan.networks.packing import Packing
 from ibscan.networks.resolve import chain_order, left_out, parse_spec
 from ibscan.networks.stacked import stacked_chain
-from ibscan.networks.trace.graph import Taps
+from ibscan.networks.trace.graph import Trace
 
 __all__ = ["Loaded", "Model", "globbed", "model_of"]
 
@@ -107,20 +107,20 @@ def model_of(
         fed = fed_beside(model, probe)
         packing = fed.packing(probe.x)
         network, extra = _recorded(model, probe, fed, globs, device, dtype)
-        taps, exact = network.taps, None
+        trace, exact = network.trace, None
         if dtype is not torch.float64:
             again = weighted(first, state)
-            exact = _exact_taps(again, fed.rows(probe.x, FEW_ROWS), extra, device, taps, packing)
+            exact = _exact_trace(again, fed.rows(probe.x, FEW_ROWS), extra, device, trace, packing)
         del state
 
     def one(pairs: Sequence[Loaded]) -> Network:
         ((checkpoint, state),) = pairs
         double = None if exact is None else partial(_exactly, weighted, checkpoint, state, exact, device, packing)
-        return Module(weighted(checkpoint, state).to(device, dtype), taps, device, dtype, packing, double)
+        return Module(weighted(checkpoint, state).to(device, dtype), trace, device, dtype, packing, double)
 
     later = guard if guard is nullcontext else partial(guard, proven=True)
-    features, outputs = probe.x[0].size, taps.head.units
-    return Model(stated, features, outputs, taps.layers, 1, one, taps.untapped, maker.code, fed, later)
+    features, outputs = probe.x[0].size, trace.head.units
+    return Model(stated, features, outputs, trace.layers, 1, one, trace.unmeasured, maker.code, fed, later)
 
 
 def _weighted(maker: Maker, checkpoint: Checkpoint, state: Mapping[str, torch.Tensor]) -> nn.Module:
@@ -156,32 +156,32 @@ def _recorded(
     return (record(model, rows, extra) if extra else network), extra
 
 
-def _exact_taps(
+def _exact_trace(
     model: nn.Module,
     rows: Array,
     extra: Sequence[str],
     device: torch.device,
-    like: Taps,
+    like: Trace,
     packing: Packing | None,
-) -> Taps | None:
+) -> Trace | None:
     """Return where the layers are in float64, None where the model does not run in that, or not alike."""
     try:
-        taps = traced_network(model, rows, extra, device=device, dtype=torch.float64, packing=packing).taps
+        trace = traced_network(model, rows, extra, device=device, dtype=torch.float64, packing=packing).trace
     except InputError:
         return None
-    sizes = [[(layer.name, layer.width) for layer in one.layers] for one in (taps, like)]
-    return taps if sizes[0] == sizes[1] else None
+    sizes = [[(layer.name, layer.width) for layer in one.layers] for one in (trace, like)]
+    return trace if sizes[0] == sizes[1] else None
 
 
 def _exactly(
     weighted: Callable[[Checkpoint, Mapping[str, torch.Tensor]], nn.Module],
     checkpoint: Checkpoint,
     state: Mapping[str, torch.Tensor],
-    taps: Taps,
+    trace: Trace,
     device: torch.device,
     packing: Packing | None,
 ) -> Module:
-    return Module(weighted(checkpoint, state).to(device, torch.float64), taps, device, torch.float64, packing)
+    return Module(weighted(checkpoint, state).to(device, torch.float64), trace, device, torch.float64, packing)
 
 
 def globbed(name: str, globs: Sequence[str]) -> bool:

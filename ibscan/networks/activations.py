@@ -1,4 +1,4 @@
-"""The activations a chain may have: value, slope, and the range their definition states."""
+"""The activations of a chain: value, slope, range."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ ROOT_TWO_PI = math.sqrt(2.0 * math.pi)
 class Activation:
     """An elementwise activation with torch's default parameters.
 
-    `slope` agrees with torch's autograd, its convention at kinks included (relu'(0) = 0). `span` is the closed range
-    of values where the definition states a finite one.
+    `slope` agrees with torch's autograd, also at kinks (relu'(0) = 0). `span` is the closed range of values, None if
+    it is not bounded.
     """
 
     name: str
@@ -60,7 +60,7 @@ def _elu_slope(p: torch.Tensor) -> torch.Tensor:
 
 
 def _leaky_relu_slope(p: torch.Tensor) -> torch.Tensor:
-    # Of plain numbers torch.where makes float32, whose 0.01 is wrong in the eighth digit.
+    # torch.where of Python floats is float32, whose 0.01 is wrong in the eighth digit.
     one = torch.ones_like(p)
     return torch.where(p > 0.0, one, 0.01 * one)
 

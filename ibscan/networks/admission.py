@@ -1,4 +1,4 @@
-"""Whether a model can be measured: one pass recorded, and checked to be a function of each row alone."""
+"""Trace a model, and check that it can be measured: that it is a deterministic function of each row alone."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from torch import nn
 from ibscan.core.boundary import foreign
 from ibscan.core.records import Array
 from ibscan.errors import InputError
+from ibscan.networks.hooked import layer_hooks
 from ibscan.networks.module import Module
-from ibscan.networks.packing import Packing, fed
-from ibscan.networks.trace.graph import Taps
-from ibscan.networks.trace.recording import recorded
-from ibscan.networks.trace.replay import settled
+from ibscan.networks.packing import Packing, model_inputs
+from ibscan.networks.trace.graph import Trace
+from ibscan.networks.trace.recording import record
+from ibscan.networks.trace.replay import forward_context
 
 __all__ = ["traced_network"]
 
-# Two passes over the same rows, or one row alone and among others, may differ by rounding.
+# Relative difference by rounding allowed between two passes over the same rows.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
@@ -32,7 +33,7 @@ def traced_network(
     dtype: torch.dtype,
     packing: Packing | None = None,
 ) -> Module:
-    """Run the model on a few rows, check that it is a function of each of them alone, and return it as a network.
+    """Trace a model on a few rows, check that it is a function of each row alone, and return it as a network.
 
     Args:
         model: Loaded, in eval mode.
@@ -40,38 +41,38 @@ def traced_network(
         extra: Paths of modules to measure beside the layers.
         device: Where.
         dtype: Of the forward pass.
-        packing: How the rows hold what the model is fed beside x.
+        packing: How the rows hold the arguments beside x.
 
     Raises:
         InputError: The model raises on these rows, is random, or mixes rows.
     """
     rows = torch.as_tensor(x)
-    if len(rows) == 1:  # a row is seen to be independent of others beside another
+    if len(rows) == 1:  # the check needs a second row
         rows = torch.cat([rows, rows])
     with foreign("the model"):
-        # Moved and not copied where it is there already.
+        # Moved in place, not copied.
         model = model.to(device)
     try:
-        taps = _taps(model, fed(rows.to(device), packing, dtype), extra)
+        trace = _trace(model, model_inputs(rows.to(device), packing, dtype), extra)
     except InputError as error:
-        if dtype is torch.float64 and _runs(model, fed(rows.to(device), packing, torch.float32), extra):
+        if dtype is torch.float64 and _runs(model, model_inputs(rows.to(device), packing, torch.float32), extra):
             model.to(dtype)
             raise InputError(f"{error} It runs in float32: add --dtype float32.") from None
         raise
-    network = Module(model, taps, device, dtype, packing)
+    network = Module(model, trace, device, dtype, packing)
     _check_function(network, rows.to(device))
     return network
 
 
-def _taps(model: nn.Module, given: tuple[torch.Tensor, dict[str, torch.Tensor]], extra: Sequence[str]) -> Taps:
+def _trace(model: nn.Module, given: tuple[torch.Tensor, dict[str, torch.Tensor]], extra: Sequence[str]) -> Trace:
     rows, named = given
-    with torch.no_grad(), foreign("the model"), settled(rows.dtype):
-        return recorded(model.to(rows.dtype), rows, extra, named=named)
+    with torch.no_grad(), foreign("the model"), forward_context(rows.dtype):
+        return record(model.to(rows.dtype), rows, extra, named=named)
 
 
 def _runs(model: nn.Module, given: tuple[torch.Tensor, dict[str, torch.Tensor]], extra: Sequence[str]) -> bool:
     try:
-        _taps(model, given, extra)
+        _trace(model, given, extra)
     except InputError:
         return False
     return True
@@ -79,17 +80,17 @@ def _runs(model: nn.Module, given: tuple[torch.Tensor, dict[str, torch.Tensor]],
 
 def _check_function(network: Module, rows: torch.Tensor) -> None:
     def values(block: torch.Tensor) -> list[torch.Tensor]:
-        """Return the output, then every layer's pre and post, a row for each row."""
+        """Return the output, then every layer's pre and post."""
         found: dict[tuple[str, int], torch.Tensor] = {}
 
         def keep(at: str, layer: int, value: torch.Tensor) -> torch.Tensor:
             found[at, layer] = value.clone()
             return value
 
-        taps = network.taps
-        wanted = [*network.at(taps.pre, partial(keep, "pre")), *network.at(taps.post, partial(keep, "post"))]
+        trace = network.trace
+        hooks = [*layer_hooks(trace.pre, partial(keep, "pre")), *layer_hooks(trace.post, partial(keep, "post"))]
         with torch.no_grad():
-            output = network.passed(block, wanted)
+            output = network.hooked.run(block, hooks)
         assert output is not None
         return [output, *(found[at, layer] for layer in range(len(network.layers)) for at in ("pre", "post"))]
 
@@ -120,7 +121,7 @@ def _check_function(network: Module, rows: torch.Tensor) -> None:
 
 
 def _close(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
-    # What follows a layer may be truth values, or places.
+    # A post may be boolean or integer.
     a, b = (one if one.is_floating_point() or one.is_complex() else one.to(torch.float64) for one in (a, b))
     scale = float(torch.nan_to_num(a).abs().max()) if a.numel() else 0.0
     tolerance = ROUNDING[dtype]

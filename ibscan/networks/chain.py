@@ -1,8 +1,8 @@
-"""A plain chain of Linear layers, weights stacked over checkpoints, Jacobian in closed form."""
+"""A plain chain of Linear layers, weights stacked over checkpoints, Jacobians in closed form."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,9 +22,9 @@ __all__ = ["Chain"]
 ACTIVATION_BUDGET = 2**24
 FACTOR_BUDGET = 2**23
 NOISY_BUDGET = 2**21
-# Of the Gram sweep, whose blocks run side by side on a CPU; a GPU needs large ones to be busy.
+# Blocks of the Gram sweep run side by side on a CPU; a GPU needs large ones to be busy.
 SWEEP_BUDGET = {"cpu": 2**22, "cuda": 2**28}
-# Of a subspace's basis made at a time.
+# Columns of a subspace's basis made at a time.
 COLUMNS = 256
 
 
@@ -32,9 +32,13 @@ COLUMNS = 256
 class Chain:
     """C chains of one architecture: p_1 = W_1 x + b_1, p_{l+1} = W_{l+1} phi(p_l) + b_{l+1}.
 
-    `weights` holds (C, out, in), `biases` (C, 1, out) or None where a layer has none, both in the dtype of the
-    forward pass; what is visited is float64. `exact` is the same chain in float64, whose derivatives are those of this
-    one; None where that is this one itself.
+    Attributes:
+        layers: Layers in order.
+        weights: (C, out, in) each, in the dtype of the forward pass.
+        biases: (C, 1, out) each, None where a layer has none.
+        activation: Name of phi.
+        output: Name of the last layer's activation.
+        exact: The same chain in float64, whose derivatives are taken; None if this one is in float64.
     """
 
     layers: tuple[Layer, ...]
@@ -51,12 +55,12 @@ class Chain:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.weights[0].device
 
     @property
     def plain(self) -> bool:
-        """Every layer is fed by the one before it alone."""
+        """Always True: the input of every layer is the post of the one before."""
         return True
 
     @property
@@ -85,7 +89,7 @@ class Chain:
 
         Args:
             x: Probe rows, shape (N, ...), flattened here.
-            visit: Is given the layer's index, pre and post of shape (C, n, D), float64, and the rows as a slice.
+            visit: Takes the layer's index, pre and post of shape (C, n, D), float64, and the rows as a slice.
         """
         for rows in cuts(0, len(x), ACTIVATION_BUDGET // (self.size * self._widest())):
             for layer, pre, post in self._forward(self._block(x, rows)):
@@ -96,7 +100,7 @@ class Chain:
 
         Args:
             x: Probe rows, shape (N, ...), flattened here.
-            visit: Is given the output, its logits (itself, but where it is a softmax or a sigmoid), and the rows.
+            visit: Takes the output, its logits (the output itself if that is no softmax or sigmoid), and the rows.
         """
 
         def last(layer: int, pre: torch.Tensor, post: torch.Tensor, rows: slice) -> None:
@@ -106,7 +110,7 @@ class Chain:
         self.walk(x, last)
 
     def affine(self, x: Array) -> tuple[bool, ...]:  # noqa: ARG002 - on any rows
-        """Every layer is its weight times what it is fed, plus its bias."""
+        """Return True for every layer: its pre is its weight times its input plus its bias."""
         return (True,) * len(self.layers)
 
     def weight(self, layer: int) -> Weight:
@@ -128,11 +132,11 @@ class Chain:
 
         Args:
             x: Probe rows, shape (N, ...), flattened here.
-            visit: Is given the layer's index, its Gram matrices and the rows as a slice; blocks side by side.
+            visit: Takes the layer's index, its Gram matrices and the rows as a slice; called in parallel.
             spec: Which Jacobians.
 
         Returns:
-            Nothing: all have one.
+            Nothing: every layer has a derivative.
 
         Source:
             Patel and Shwartz-Ziv 2024, section 2.
@@ -143,21 +147,21 @@ class Chain:
         if end < 0:
             return {}
         factor, start = self._first(spec)
-        begun = started(factor)
+        initial = started(factor)
         weights = {layer: self.weights[layer].to(torch.float64) for layer in range(start + 1, end + 1)}
         norms = {k: spectral_norm(made_finite(weight, finite_matrices(weight))) for k, weight in weights.items()}
 
         def swept(rows: slice) -> None:
-            state = begun
+            state = initial
             for layer, pre, post in self._forward(self._block(x, rows), start):
-                # The slope of relu at a NaN is 0, a number like any other: what is not finite must not end there.
+                # relu'(NaN) = 0 would hide a NaN, so track finiteness explicitly.
                 state = replace(state, finite=state.finite & _finite_rows(pre))
                 slope = self._slope(layer, pre.to(torch.float64), state.finite)
                 if spec.wants(layer):
                     if spec.at == "pre":
                         visit(layer, state.counted(shared=layer == start), rows)
                     else:
-                        visit(layer, self._posted(state, slope, post).counted(), rows)
+                        visit(layer, self._at_post(state, slope, post).counted(), rows)
                 if layer == end:
                     break
                 assert slope is not None
@@ -168,16 +172,16 @@ class Chain:
 
     @torch.inference_mode()  # without counting versions and views, a tenth of the time of so many short operations
     def jacobians(self, x: Array, visit: VisitFactor, spec: JacobianSpec) -> Mapping[int, str]:
-        """Call visit(layer, factor, fed, rows) with a matrix that has the singular values of the layer's Jacobian.
+        """Call visit(layer, factor, input_factor, rows): matrices with the singular values of the Jacobians.
 
         Args:
             x: Probe rows, shape (N, ...), flattened here.
-            visit: Is given the layer's index, a factor of shape (C, n, D, k), or (C, 1, D, k) where it is the same
-                for every row, float64, a factor of the Jacobian of what feeds the layer, and the rows as a slice.
+            visit: Takes the layer's index, a factor of its Jacobian of shape (C, n, D, k), or (C, 1, D, k) if it is
+                the same for every row, float64, a factor of the Jacobian of its input, and the rows as a slice.
             spec: Which Jacobians.
 
         Returns:
-            Nothing: all have one.
+            Nothing: every layer has a derivative.
 
         Source:
             Patel and Shwartz-Ziv 2024, section 2; the first layer's row space is factored out once for all rows.
@@ -189,26 +193,27 @@ class Chain:
             return {}
         first, start = self._first(spec)
         for rows in self._cuts(len(x), first, FACTOR_BUDGET):
-            factor, fed = first.unsqueeze(1), torch.ones(self.size, 1, 1, 1, dtype=torch.float64, device=self.device)
+            factor = first.unsqueeze(1)
+            input_factor = torch.ones(self.size, 1, 1, 1, dtype=torch.float64, device=self.device)
             for layer, pre, post in self._forward(self._block(x, rows), start):
                 finite = _finite_rows(pre)
                 slope = self._slope(layer, pre.to(torch.float64), finite)
                 if not bool(finite.all()):
                     factor = torch.where(finite[..., None, None], factor, torch.nan)
                 if spec.wants(layer):
-                    shown = factor if spec.at == "pre" else self._after(factor, slope, post)
-                    visit(layer, shown, fed if spec.feeds else None, rows)
+                    at_layer = factor if spec.at == "pre" else self._factor_at_post(factor, slope, post)
+                    visit(layer, at_layer, input_factor if spec.feeds else None, rows)
                 if layer == end:
                     break
                 assert slope is not None
-                factor, fed = exactly_on(factor, slope, self.weights[layer + 1].to(torch.float64))
+                factor, input_factor = exactly_on(factor, slope, self.weights[layer + 1].to(torch.float64))
         return {}
 
     def spectral_norms(self, x: Array, spec: JacobianSpec) -> Array:
         """Return the largest singular value of every layer's Jacobian on the whole input, (C, L, n)."""
         found = np.full((self.size, len(self.layers), len(x)), np.nan)
 
-        def note(layer: int, factor: torch.Tensor, fed: torch.Tensor | None, rows: slice) -> None:  # noqa: ARG001
+        def note(layer: int, factor: torch.Tensor, _: torch.Tensor | None, rows: slice) -> None:
             finite = finite_matrices(factor)
             norms = spectral_norm(made_finite(factor, finite))
             found[:, layer, rows] = torch.where(finite, norms, torch.nan).cpu().numpy()
@@ -219,7 +224,7 @@ class Chain:
     def noisy_walk(
         self, x: Array, layer: int, noise: float, normals: Normals, replicas: range
     ) -> Iterator[tuple[range, torch.Tensor]]:
-        """Yield (replicas, S) in blocks of replicas, S of shape (C, R, n, D): the layer's post before its own noise.
+        """Yield (replicas, S) in blocks of replicas, S of shape (C, K, n, D): the layer's post before its own noise.
 
         Args:
             x: Probe rows, shape (n, ...), flattened here.
@@ -232,7 +237,7 @@ class Chain:
             Goldfeld et al. 2019, section 2: T_l = f_l(T_{l-1}) + Z_l.
         """
         rows = aligned(x.reshape(len(x), -1)).to(self.device, self.weights[0].dtype)
-        # What feeds the first noise is the same in every replica.
+        # The first layer is the same in every replica.
         clean = self._layer(0, rows.expand(self.size, *rows.shape))[1]
         widest = max(one.width for one in self.layers[: layer + 1])
         size = max(1, NOISY_BUDGET // (self.size * len(x) * widest))
@@ -254,32 +259,29 @@ class Chain:
             if layer >= start:
                 yield layer, pre, post
 
-    def _layer(self, layer: int, fed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _layer(self, layer: int, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         weight, bias = self.weights[layer], self.biases[layer]
-        pre = fed @ weight.mT if bias is None else torch.baddbmm(bias, fed, weight.mT)
-        return pre, self._value(layer)(pre)
-
-    def _value(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        pre = values @ weight.mT if bias is None else torch.baddbmm(bias, values, weight.mT)
         name = self._activation(layer)
-        return _softmax if name == "softmax" else ACTIVATIONS[name].value
+        return pre, torch.softmax(pre, dim=-1) if name == "softmax" else ACTIVATIONS[name].value(pre)
 
     def _activation(self, layer: int) -> str:
         return self.activation if layer + 1 < len(self.layers) else self.output
 
     def _slope(self, layer: int, pre: torch.Tensor, finite: torch.Tensor) -> torch.Tensor | None:
-        """Return the slopes, zero at rows that are not finite; None for softmax, which has none of its own."""
+        """Return the slopes, zero at rows that are not finite; None for softmax, which is not elementwise."""
         name = self._activation(layer)
         if name == "softmax":
             return None
         slope = ACTIVATIONS[name].slope(pre)
         return slope if bool(finite.all()) else torch.where(finite.unsqueeze(-1), slope, 0.0)
 
-    def _after(self, factor: torch.Tensor, slope: torch.Tensor | None, post: torch.Tensor) -> torch.Tensor:
+    def _factor_at_post(self, factor: torch.Tensor, slope: torch.Tensor | None, post: torch.Tensor) -> torch.Tensor:
         if slope is None:
             return softmax_carried(post.to(torch.float64), factor)
         return slope.unsqueeze(-1) * factor
 
-    def _posted(self, state: Carried, slope: torch.Tensor | None, post: torch.Tensor) -> Carried:
+    def _at_post(self, state: Carried, slope: torch.Tensor | None, post: torch.Tensor) -> Carried:
         if slope is None:
             post = torch.where(state.finite.unsqueeze(-1), post.to(torch.float64), 0.0)
             # diag(q) - q q^T is a covariance matrix of numbers in [0, 1].
@@ -287,7 +289,7 @@ class Chain:
         return carried_post(state, slope.unsqueeze(-1) * state.factor, slope.abs().amax(-1).square())
 
     def _first(self, spec: JacobianSpec) -> tuple[torch.Tensor, int]:
-        """Return a factor of the Jacobian of the first layer after the origin, (C, d, k), and which layer that is."""
+        """Return a factor of the Jacobian of the first layer after the origin, (C, d, k), and that layer's index."""
         start = 0 if spec.origin is None else spec.origin + 1
         weight = self.weights[start].to(torch.float64)
         if spec.directions is not None and spec.basis is not None:
@@ -311,11 +313,7 @@ class Chain:
 
 
 def _finite_rows(pre: torch.Tensor) -> torch.Tensor:
-    """Return which rows are finite, (C, n); a sum that is finite says so of all."""
+    """Return which rows are finite, (C, n); a finite sum proves it for all at once."""
     if bool(torch.isfinite(pre.sum())):
         return torch.ones(pre.shape[:-1], dtype=torch.bool, device=pre.device)
     return torch.isfinite(pre).all(-1)
-
-
-def _softmax(p: torch.Tensor) -> torch.Tensor:
-    return torch.softmax(p, dim=-1)

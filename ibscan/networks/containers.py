@@ -1,4 +1,4 @@
-"""Where the layers of a file lie: in one container, which may be a chain, or in several, never joined by guess."""
+"""Find the containers that the layers of a file are in: one may be a chain, several are never joined by guess."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Iterable, Sequence
 
 __all__ = ["common_module", "numbered_alike", "separate_parts"]
 
-# Lists of blocks with one layer each (`layers.0.linear`) are lists of layers.
+# Lists with one layer in each item (`layers.0.linear`) count as lists of layers.
 SEQUENCES = ("layers", "layer", "blocks", "block", "hidden", "hidden_layers", "linears", "fcs", "stages")
-# What lies in lists of these names stands side by side, be it a single layer each.
+# Items of lists with these names are alternatives, not a chain, even if each is a single layer.
 SIDE_BY_SIDE = re.compile(
     r"(sub_?)?(models|nets|networks|mlps)|members?|ensembles?|estimators_?|(base_?)?learners|experts|heads|critics|actors|"
     r"agents|policies|branches|towers|replicas|copies|students|teachers|generators|discriminators|decoders|encoders|"
     r"probes|tasks|seeds|runs|folds|\w*_(models|nets|networks|heads|experts|critics|members)"
 )
-# So do single layers that are numbered under one of these words: `q1` and `q2`, `q1_fc1` and `q2_fc1`, `head_0`, ...
+# So are layers numbered under one of these words: `q1` and `q2`, `q1_fc1` and `q2_fc1`, `head_0`, ...
 NUMBERED = re.compile(
     r"(?:^|_)(models?|members?|estimators?|learners?|experts?|heads?|critics?|actors?|agents?|policy|branch|tower|replica|"
     r"student|teacher|generator|discriminator|task|qf?|q_?net)[_-]?(\d+)(?=_|$)"
 )
-# Nor is one of these fed by the other.
+# Names of parts that do not form a chain with each other.
 ROLES = (
     {"actor", "critic"},
     {"policy", "value", "pi", "vf", "v", "advantage"},
@@ -36,10 +36,10 @@ ROLES = (
 
 
 def separate_parts(layers: Iterable[str]) -> list[str]:
-    """Return the containers that a file's layers lie in where those are no one chain; empty where they may be one.
+    """Return the containers of a file's layers if they cannot be one chain, an empty list if they may be.
 
-    Layers form one container if they lie in one module, or besides it in modules it is part of: `layers.0`, `layers.2`
-    and `out`; `model.net.0`, `model.net.2` and `model.head`.
+    Layers may be one chain if they are in one module and its parents: `layers.0`, `layers.2` and `out`; `model.net.0`,
+    `model.net.2` and `model.head`.
 
     Args:
         layers: Dotted names, in the file's order.
@@ -59,33 +59,33 @@ def separate_parts(layers: Iterable[str]) -> list[str]:
         return _below(_common(sorted(parents)), paths)
     for parent in sorted(parents, key=len):
         children = _below(parent, paths)
-        listed = parent and SIDE_BY_SIDE.fullmatch(parent[-1].lower()) and not _spaced(children)
-        if len(children) > 1 and (listed or _numbered(children)):
+        alternatives = parent and SIDE_BY_SIDE.fullmatch(parent[-1].lower()) and not _spaced(children)
+        if len(children) > 1 and (alternatives or _numbered(children)):
             return children
-        if any(len(_said(children, roles)) > 1 for roles in ROLES):
+        if any(len(_roles_in(children, roles)) > 1 for roles in ROLES):
             return children
     return []
 
 
 def numbered_alike(layers: Iterable[str]) -> bool:
-    """Tell whether the containers of layers differ in their numbers alone."""
+    """Return whether the names of the layers' containers differ in numbers alone."""
     return len({re.sub(r"\d+", "#", name.rpartition(".")[0]) for name in layers}) == 1
 
 
 def common_module(layers: Iterable[str]) -> str:
-    """Return the innermost module that all layers lie in (`model` of a LightningModule), '' for the network itself."""
+    """Return the innermost module that contains all layers (`model` of a LightningModule), '' for the network."""
     return ".".join(_common(sorted(tuple(name.split("."))[:-1] for name in layers)))
 
 
 def _merged(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Return the paths with `layers.0.linear`, where it is all that is in `layers.0`, as `layers.0`."""
-    held: dict[tuple[str, ...], int] = {}
+    """Shorten `layers.0.linear` to `layers.0` where it is the only layer in `layers.0`."""
+    count: dict[tuple[str, ...], int] = {}
     for path in paths:
         for depth in range(len(path)):
-            held[path[:depth]] = held.get(path[:depth], 0) + 1
+            count[path[:depth]] = count.get(path[:depth], 0) + 1
 
     def alone(path: tuple[str, ...]) -> bool:
-        return len(path) > 2 and path[-2].isdecimal() and path[-3].lower() in SEQUENCES and held[path[:-1]] == 1
+        return len(path) > 2 and path[-2].isdecimal() and path[-3].lower() in SEQUENCES and count[path[:-1]] == 1
 
     return [path[:-1] if alone(path) else path for path in paths]
 
@@ -97,13 +97,13 @@ def _common(paths: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def _below(parent: tuple[str, ...], paths: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return the dotted names of what lies in a module, in the order of the paths."""
+    """Return the dotted names of a module's children, in the order of the paths."""
     depth = len(parent)
     return list(dict.fromkeys(".".join(path[: depth + 1]) for path in paths if path[:depth] == parent))
 
 
 def _spaced(names: Sequence[str]) -> bool:
-    """Tell whether numbers leave gaps throughout (0, 2, 4), as where activations lie between the layers of a chain."""
+    """Return whether numbers have gaps throughout (0, 2, 4), as in a chain with activations between the layers."""
     numbers = [name.rpartition(".")[2] for name in names]
     if not all(number.isdecimal() and len(number) < 10 for number in numbers):
         return False
@@ -112,7 +112,7 @@ def _spaced(names: Sequence[str]) -> bool:
 
 
 def _numbered(names: Sequence[str]) -> bool:
-    """Tell whether a word for what stands side by side has several numbers."""
+    """Return whether one of the words of `NUMBERED` has several numbers."""
     found: dict[str, set[str]] = {}
     for name in names:
         for word, number in NUMBERED.findall(name.rpartition(".")[2].lower()):
@@ -120,8 +120,8 @@ def _numbered(names: Sequence[str]) -> bool:
     return any(len(numbers) > 1 for numbers in found.values())
 
 
-def _said(names: Sequence[str], roles: set[str]) -> set[str]:
-    """Return which of the roles the last parts of names say."""
+def _roles_in(names: Sequence[str], roles: set[str]) -> set[str]:
+    """Return the roles that the last parts of names contain."""
     last = [name.rpartition(".")[2].lower() for name in names]
     words = [{word.replace("_", ""), *re.split(r"[_\-\d]+", word)} for word in last]
-    return {role for said in words for role in roles & said}
+    return {role for found in words for role in roles & found}

@@ -1,4 +1,4 @@
-"""A model made by somebody's code, with a checkpoint's weights."""
+"""Build a model by the user's code, and load a checkpoint's weights into it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ibscan.errors import CheckpointError, InputError
 
 __all__ = ["built", "loaded"]
 
-# By name, as their modules are dear to import: torch.compile's and torch.optim.swa_utils'.
+# Wrappers of torch.compile and torch.optim.swa_utils, by name: their modules are slow to import.
 UNWRAPPED = ("OptimizedModule", "AveragedModel")
 
 
@@ -23,7 +23,7 @@ def built(build: Callable[[], Any]) -> nn.Module:
     """Return the model a callable makes, unwrapped from torch.compile, DataParallel and AveragedModel, in eval mode.
 
     Args:
-        build: Makes the model; what is random in it has a fixed seed.
+        build: Makes the model; it is run with a fixed seed.
 
     Raises:
         InputError: It returns no nn.Module.
@@ -51,22 +51,22 @@ def loaded(
     *,
     saved: Mapping[str, str] | None = None,
 ) -> nn.Module:
-    """Return the model with a checkpoint's weights, every one of them and no other.
+    """Return the model with a checkpoint's weights, all of them and no others.
 
-    The names in the file count first, then those without wrapper prefixes, then both sides' without; and where all
-    names begin alike (`model.` of a LightningModule), without that too. What is loaded always fits name by name.
-    Names the model itself has for one tensor (tied embeddings) may stand for one another.
+    Names are matched as in the file, then without wrapper prefixes in the file, then without them in the model too; a
+    prefix that all names share (`model.` of a LightningModule) is tried without as well. All names must match. Names
+    that the model has for one tensor (tied embeddings) are interchangeable.
 
     Args:
         build: Makes the model.
         state: Tensors by state-dict name, wrapper prefixes stripped.
-        stored: Those names to the names in the file: a real submodule called `module` survives if only these fit.
+        stored: State-dict names to names in the file, for models with a real submodule called `module`.
         name: The checkpoint, for a message.
-        saved: The model's own names by others it may be saved under, which count only if all then fit.
+        saved: Other names it may be saved under, to the model's own.
 
     Raises:
         InputError: Names or shapes do not fit.
-        CheckpointError: Tensors differ that the model has as one: another checkpoint's may not.
+        CheckpointError: Tensors differ that the model ties to one.
     """
     model = built(build)
     with foreign("the model"):
@@ -83,7 +83,7 @@ def loaded(
     if shapes != wanted:
         raise InputError(_misfit(name, shapes, wanted) + _part(original, wanted))
     with foreign("the model"):
-        # Code makes single precision, which would round what was saved in double.
+        # Models are built in single precision, which would round weights saved in double.
         if any(tensor.dtype is torch.float64 for tensor in fitting.values()):
             model.double()
         model.load_state_dict(dict(fitting), strict=True)
@@ -93,7 +93,7 @@ def loaded(
 def _fitting(
     state: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...]], tied: Sequence[Sequence[str]], name: str
 ) -> Mapping[str, torch.Tensor] | None:
-    """Return the tensors under the names the model has for them, or None where they are not the same names."""
+    """Return the tensors under the model's names for them, None if the names do not match."""
     bare = {_bare(key): key for key in wanted}
     while state:
         stripped = {_bare(key): tensor for key, tensor in state.items()}
@@ -114,7 +114,7 @@ def _bare(key: str) -> str:
 
 
 def _tied(own: Mapping[str, torch.Tensor]) -> list[list[str]]:
-    """Return the names under which the model has one and the same tensor, where it has several for it."""
+    """Return the groups of names that the model has for one tensor."""
     names: dict[int, list[str]] = {}
     for key, tensor in own.items():
         names.setdefault(id(tensor), []).append(key)
@@ -124,7 +124,7 @@ def _tied(own: Mapping[str, torch.Tensor]) -> list[list[str]]:
 def _completed(
     state: Mapping[str, torch.Tensor], tied: Sequence[Sequence[str]], name: str
 ) -> Mapping[str, torch.Tensor]:
-    """Return the tensors with those left out that are another one under a second name: safetensors files hold one."""
+    """Return the tensors with all names of tied ones: safetensors files hold one name each."""
     found = dict(state)
     for keys in tied:
         present = [key for key in keys if key in state]
@@ -159,7 +159,7 @@ def _misfit(name: str, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str
 
 
 def _part(stored: Collection[str], wanted: Collection[str]) -> str:
-    """Return the sentence that names the part of a file whose names are the model's, or the empty string."""
+    """Return a sentence that names the prefix under which the file has the model's names, or the empty string."""
     first = next(iter(wanted), "")
     ends = [key.removesuffix(f".{first}") for key in stored if key.endswith(f".{first}")]
     prefix = next((end for end in ends if all(f"{end}.{key}" in stored for key in wanted)), None)

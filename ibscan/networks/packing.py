@@ -1,6 +1,6 @@
-"""Rows of several arrays in one: what a model is fed by name (masks, lengths) travels behind the numbers of x.
+"""Pack named arguments of a model (masks, lengths) behind the numbers of x, row by row.
 
-So they are sampled, cut, repeated and compared along with their row by whoever knows nothing of them.
+So they are sampled, cut, repeated and compared along with their row everywhere.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ from torch import nn
 
 from ibscan.core.records import Array
 
-__all__ = ["Packing", "fed", "named_arguments"]
+__all__ = ["Packing", "model_inputs", "named_arguments"]
 
 DTYPES = {"b": torch.bool, "i": torch.int64, "u": torch.int64}
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How rows (N, K) are made up: the shape of one row of x, then name, shape of one row and dtype of the others.
+    """The parts of packed rows.
 
-    Floats are fed in the dtype of the forward pass, integers as int64, booleans as they are.
+    Attributes:
+        x: Shape of one row of x.
+        named: Name, shape of one row, and kind of dtype of the other arrays. The model gets floats in the dtype of the
+            forward pass, integers as int64, booleans as they are.
     """
 
     x: tuple[int, ...]
@@ -33,7 +36,7 @@ class Packing:
 
     @staticmethod
     def of(x: Array, named: Mapping[str, Array]) -> Packing:
-        """Return how rows of x and the arrays fed by name, one entry a row, are packed."""
+        """Return the packing of x and of named arrays with one entry a row."""
         return Packing(x.shape[1:], tuple((name, array.shape[1:], array.dtype.kind) for name, array in named.items()))
 
     @property
@@ -42,7 +45,7 @@ class Packing:
         return math.prod(self.x)
 
     def packed(self, x: Array, named: Mapping[str, Array]) -> Array:
-        """Return the rows, (N, K) float64.
+        """Return packed rows, (N, numbers of a row), float64.
 
         Args:
             x: Rows (N, ...).
@@ -52,14 +55,14 @@ class Packing:
         return np.concatenate([part.reshape(len(x), -1).astype(np.float64) for part in parts], axis=1)
 
 
-def fed(
+def model_inputs(
     rows: torch.Tensor, packing: Packing | None, dtype: torch.dtype
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Return what a model is given of some rows: x and what it takes by name, copies that it may change in place.
+    """Return x and the named arguments that a model is called with: copies, which it may change in place.
 
     Args:
-        rows: Rows of x (n, ...), or packed, (n, K).
-        packing: How they are packed, None where they are x alone.
+        rows: Rows of x (n, ...), or packed, (n, numbers of a row).
+        packing: How they are packed, None if they are x alone.
         dtype: Of the forward pass.
     """
     if packing is None:
@@ -74,9 +77,9 @@ def fed(
 
 
 def named_arguments(model: nn.Module) -> set[str]:
-    """Return the arguments of a model's forward that can be given by name, its first one aside."""
+    """Return the names of the arguments of a model's forward, the first one left out."""
     try:
         parameters = list(inspect.signature(model.forward).parameters.values())
-    except (TypeError, ValueError):  # built in C, or says nothing of itself
+    except (TypeError, ValueError):  # built in C, or without a signature
         return set()
     return {one.name for one in parameters[1:] if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}

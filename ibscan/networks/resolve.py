@@ -1,4 +1,4 @@
-"""A model spec and a checkpoint's tensors to a network."""
+"""Read a model spec, and find the order of the layers of a chain from names and shapes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ibscan.networks.containers import common_module, numbered_alike, separate_p
 
 __all__ = ["ChainSpec", "chain_order", "left_out", "parse_spec"]
 
-# Steps of the search for the one order that fits; a chain of a hundred numbered layers takes a hundred.
+# Steps of the search for an order that fits; a chain of a hundred numbered layers takes a hundred.
 LARGEST_SEARCH = 20_000
-# What comes first where a suggested order may be any.
+# Containers that come first, and last, in a suggested order.
 EARLIER = re.compile(r"enc(oder)?(?![a-z])|feature|backbone|trunk|body|stem|embed|input|generator")
 LATER = re.compile(r"dec(oder)?(?![a-z])|classifier|head|output|discriminator|critic")
-# What single layers of a container are called that come first or last of it, whatever else their shapes allow.
+# Layers that come first, and last, in their container if their shapes allow several orders.
 FIRST = re.compile(r"(^|_)(in|inp|input|stem|embed|embedding|first)(_|$)")
 LAST = re.compile(r"(^|_)(out|output|head|classifier|final|last|logits|readout)(_|$)")
-# Names that a message repeats.
+# Names listed in a message.
 MOST_LISTED = 6
 
 
@@ -41,13 +41,13 @@ class ChainSpec:
 
 
 def parse_spec(spec: str) -> ChainSpec:
-    """Read `mlp:ACT` or `mlp:ACT:OUT`.
+    """Parse `mlp:ACT` or `mlp:ACT:OUT`.
 
     Args:
-        spec: As typed, or as the series states it.
+        spec: As typed, or as stored with the checkpoints.
 
     Returns:
-        The spec, its output `identity` where none is named.
+        The spec; its output is `identity` if none is named.
 
     Raises:
         UsageError: An unknown activation, or another form.
@@ -75,11 +75,11 @@ def parse_spec(spec: str) -> ChainSpec:
 
 
 def chain_order(tensors: Mapping[str, TensorInfo], globs: Sequence[str] = (), key: str = "") -> tuple[str, ...]:
-    """Recognise a chain of Linear layers from names and shapes alone.
+    """Find the order of a chain of Linear layers from names and shapes alone.
 
-    Layers whose names differ only in their numbers keep natural order; layers of different stems (`fc1`, `out`) are
-    placed by their shapes, and where those allow several orders by words such as `input` and `out`. Where that leaves
-    more than one order, or the layers lie in several containers, the chain is refused: it never guesses.
+    Layers whose names differ only in numbers keep their natural order; others (`fc1`, `out`) are ordered by their
+    shapes, and if those allow several orders by words such as `input` and `out`. If more than one order remains, or
+    the layers are in several containers, the chain is refused.
 
     Args:
         tensors: State-dict names to shape and dtype.
@@ -104,7 +104,7 @@ def chain_order(tensors: Mapping[str, TensorInfo], globs: Sequence[str] = (), ke
 
 
 def left_out(tensors: Mapping[str, TensorInfo], order: Sequence[str]) -> tuple[str, ...]:
-    """Return what no layer of a chain takes: layers, and a container whole as a glob."""
+    """Return the layers that are not in a chain; a container without any of the chain as one glob."""
     taken = {f"{name}.{part}" if name else part for name in order for part in ("weight", "bias")}
     kept = {name[:k] for name in order for k in range(len(name)) if name[k] == "."}
     found: dict[str, None] = {}
@@ -148,7 +148,7 @@ def _matching(owners: Iterable[str], glob: str) -> list[str]:
 
 
 def _linears(tensors: Mapping[str, TensorInfo], key: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the weights of a file of Linear layers by the layer's name, in the file's order.
+    """Return the weight shapes of a file's Linear layers by layer name, in the file's order.
 
     Raises:
         InputError: A tensor is part of no Linear layer, or there is none.
@@ -180,7 +180,7 @@ def _one_order(
     tensors: Mapping[str, TensorInfo],
     typed: str = "",
 ) -> tuple[str, ...]:
-    """Return the one order in which layers feed one another, group after group."""
+    """Return the only order in which each layer fits the next, group after group."""
     budget = iter(range(LARGEST_SEARCH))
     found = _grouped(groups, weights, None, budget)
     first, second = next(found, None), next(found, None)
@@ -208,7 +208,7 @@ def _one_order(
 
 
 def _placed(names: Sequence[str], first: re.Pattern[str], last: re.Pattern[str]) -> list[list[str]]:
-    """Return layers in up to three groups, by words for what comes first and last."""
+    """Split layers into those with a word for the first, the others, and those with a word for the last."""
     groups: tuple[list[str], ...] = ([], [], [])
     for name in names:
         word = name.rpartition(".")[2].lower()
@@ -231,7 +231,7 @@ def _grouped(
 
 
 def _several(parts: Sequence[str], tensors: Mapping[str, TensorInfo], key: str) -> str:
-    """Return the refusal of layers in several containers, with the commands that say what they are."""
+    """Return the message that refuses layers in several containers, with the options that choose among them."""
     command = _command(parts, tensors)
     take = f"--state-key {_joined(key, parts[0])} takes one alone"
     say = f"--chain '{command}' says that each feeds the next" if command else "--chain takes a part of them"
@@ -243,8 +243,8 @@ def _several(parts: Sequence[str], tensors: Mapping[str, TensorInfo], key: str) 
 
 
 def _command(parts: Sequence[str], tensors: Mapping[str, TensorInfo]) -> str:
-    """Return globs that name containers in an order in which each feeds the next, or nothing if there is none."""
-    # Files may list containers by the alphabet, decoder first.
+    """Return globs of the containers in an order in which each fits the next, the empty string if there is none."""
+    # Files may list containers alphabetically, decoder first.
     ranked = sorted(parts, key=lambda part: bool(LATER.search(part)) - bool(EARLIER.search(part)))
     globs = [part if f"{part}.weight" in tensors else f"{part}.*" for part in ranked]
     orders = list(itertools.permutations(globs)) if len(parts) < 5 else [tuple(globs)]
@@ -272,8 +272,7 @@ def _orders(
     done: tuple[str, ...],
     budget: Iterator[int],
 ) -> Iterator[tuple[str, ...]]:
-    # Depth first over "which stem gives the next layer"; the caller asks for two answers at most. Names of a large
-    # model that is no chain would make this endless: every step is paid from the budget.
+    # Depth first over "which stem has the next layer". The budget ends the search for a large model that is no chain.
     if next(budget, None) is None:
         return
     if not any(stems):

@@ -1,4 +1,4 @@
-"""Make one chain of the tensors of several checkpoints."""
+"""Stack the tensors of several checkpoints into one chain."""
 
 from __future__ import annotations
 
@@ -29,15 +29,12 @@ def stacked_chain(
         order: Layer names in order of call, as `chain_order` gives them.
         states: One mapping from state-dict name to tensor for each checkpoint.
         device: Where to measure.
-        dtype: Of the forward pass; what is measured is float64 all the same.
-
-    Returns:
-        The network.
+        dtype: Of the forward pass; results are float64.
     """
 
     def stack(key: str) -> torch.Tensor:
         cast = [state[key].to(dtype).contiguous().unsqueeze(0) for state in states]
-        # One alone is large, and is not copied once more.
+        # A single checkpoint may be large: do not copy it.
         return (torch.cat(cast) if len(cast) > 1 else cast[0]).to(device)
 
     prefixes = [f"{name}." if name else "" for name in order]

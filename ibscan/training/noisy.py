@@ -1,4 +1,4 @@
-"""The noisy network of Goldfeld et al. for training: noise after every hidden layer of a model, for a while."""
+"""Train a model as the noisy network of Goldfeld et al.: with noise after every hidden layer."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ import torch
 from torch import nn
 
 from ibscan.errors import UsageError
-from ibscan.networks.trace.graph import Place, Taps
-from ibscan.networks.trace.recording import recorded
-from ibscan.networks.trace.replay import tapped
+from ibscan.networks.trace.graph import Place, Trace
+from ibscan.networks.trace.recording import record
+from ibscan.networks.trace.replay import Replay
 
 __all__ = ["noisy"]
 
 
 @contextlib.contextmanager
 def noisy(model: nn.Module, noise: float) -> Iterator[nn.Module]:
-    """Make every forward pass of a model, inside the block, one of the noisy network.
+    """Add noise to the hidden layers in every forward pass of a model inside the block.
 
     Gaussian noise, fresh for every pass, row, layer and unit, is added to the post of every hidden layer, where all
-    that consumes it sees it; the output layers stay without. Gradients pass through. The model keeps its mode: dropout
-    and batch norm do in training what they do. Before the first pass the model is run once on that pass's rows, in eval
-    mode and without gradients, to find its layers; torch's random state is as it was after that.
+    its consumers see it; output layers get none. Gradients flow through. The model keeps its mode, training or eval.
+    Before the first pass the model is run on that pass's rows, in eval mode and without gradients, to find its layers;
+    torch's random state is restored after that.
 
     Args:
         model: Any nn.Module that is called with its rows first.
         noise: Standard deviation, > 0, activation units.
 
     Yields:
-        The model. After the block no trace is left on it.
+        The model. After the block it is as it was.
 
     Raises:
         UsageError: The noise is no finite number > 0, or the model is compiled or spread over devices.
@@ -73,41 +73,41 @@ def noisy(model: nn.Module, noise: float) -> Iterator[nn.Module]:
 
 @dataclass
 class _NoisyPasses:
-    """Hooks that put noise on a model's passes.
+    """Hooks that add noise to a model's passes.
 
-    `running` has one entry for every call of the model that goes on, None while the layers are being found.
+    `running` has one entry for every unfinished call of the model, None while the layers are being found.
     """
 
     noise: float
-    taps: Taps | None = None
-    running: list[tapped | None] = field(default_factory=list)
+    trace: Trace | None = None
+    running: list[Replay | None] = field(default_factory=list)
 
     def add(self, value: torch.Tensor) -> torch.Tensor:
         """Return a post with its noise."""
         return value + self.noise * torch.randn_like(value)
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Begin a pass; the first one finds the layers."""
+        """Start a pass; the first one finds the layers."""
         if self.running:  # a model that calls itself is one pass
             self.running.append(self.running[-1])
             return
         x = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)), None)
         if x is None:
             raise UsageError("ibscan.noisy: the model was called without a tensor; expected its rows.")
-        if self.taps is None:
+        if self.trace is None:
             self.running.append(None)
             try:
-                self.taps = _recorded(module, x, args, kwargs)
+                self.trace = _trace(module, x, args, kwargs)
             finally:
                 self.running.pop()
-        at: dict[Place, Any] = {self.taps.post[layer]: self.add for layer in self.taps.noisy}
-        mode = tapped(self.taps.operations, module, x, at)
+        at: dict[Place, Any] = {self.trace.post[layer]: self.add for layer in self.trace.noisy}
+        mode = Replay(self.trace.operations, module, x, at)
         self.running.append(mode)
         mode.__enter__()  # type: ignore[no-untyped-call]
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401, ARG002 - torch's hook
         """End a pass, also one that an exception ended."""
-        # Nothing runs where the pass failed before it began.
+        # Empty if the pass failed before it started.
         mode = self.running.pop() if self.running else None
         if mode is not None and mode not in self.running:
             mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
@@ -115,19 +115,20 @@ class _NoisyPasses:
                 mode.finish()
 
 
-def _recorded(model: nn.Module, x: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Taps:
+def _trace(model: nn.Module, x: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
     modes = {module: module.training for module in model.modules()}
     try:
         for module in modes:
-            # Not by eval(), which a model may have made to do more than this.
+            # Not eval(), which a model may override.
             module.training = False
-        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.no_grad():
-            # Cloned: a model may change its input in place.
-            rows = x.clone()
-            args = tuple(rows if a is x else a for a in args)
-            kwargs = {key: rows if a is x else a for key, a in kwargs.items()}
-            # Without the hooks of this very block, which would record without end.
-            return recorded(model, rows, run=lambda: model.forward(*args, **kwargs))
+
+        # forward() skips the hooks of this block, which would record without end.
+        def run(rows: torch.Tensor) -> Any:  # noqa: ANN401
+            positional = (rows if a is x else a for a in args)
+            return model.forward(*positional, **{key: rows if a is x else a for key, a in kwargs.items()})
+
+        with torch.no_grad():
+            return record(model, x, run=run)
     finally:
         for module, training in modes.items():
             module.training = training

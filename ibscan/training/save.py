@@ -54,7 +54,7 @@ def save(
     written again, as when training is run again; a file of another one is never replaced.
 
     Args:
-        folder: Where the run's checkpoints lie; made if absent.
+        folder: Where the run's checkpoints are; made if absent.
         model: The network; its state dict is stored as it is, on the CPU.
         epoch: Epochs of training so far; 0 before the first.
         step: Optimiser steps so far. One of epoch, step and value is needed.
@@ -110,13 +110,7 @@ def _numbers(numbers: Mapping[str, float | None], metrics: Mapping[str, float]) 
 
 
 def inferred_spec(model: nn.Module) -> str:
-    """Read `mlp:ACT:OUT` off an `nn.Sequential` of Linear layers and one kind of known activation.
-
-    Args:
-        model: The network.
-
-    Returns:
-        The spec.
+    """Return the spec `mlp:ACT:OUT` of an `nn.Sequential` of Linear layers and one kind of known activation.
 
     Raises:
         UsageError: The model is anything else; the sentence says which module did not fit.
@@ -124,11 +118,11 @@ def inferred_spec(model: nn.Module) -> str:
     names: list[str] = []
     for position, module in enumerate(model.children() if isinstance(model, nn.Sequential) else [model]):
         name = "linear" if isinstance(module, nn.Linear) else MODULE_NAMES.get(type(module), "")
-        # An activation with other parameters (nn.LeakyReLU(0.2)) prints differently, and is another function.
+        # An activation with other parameters, such as nn.LeakyReLU(0.2), has another repr.
         plain = isinstance(module, nn.Linear | nn.ReLU) or not name or repr(module) == repr(type(module)())
         plain |= isinstance(module, nn.Softmax) and module.dim in (-1, 1)
         if not name or not plain:
-            # Of a whole network only its kind: the rest would fill the screen.
+            # Only the class of a nested network, whose repr would fill the screen.
             kind = type(module).__name__ if any(module.children()) else repr(module)
             raise UsageError(
                 f"ibscan.save: module {position} is {kind}, and only an nn.Sequential of Linear layers and known "
@@ -139,7 +133,7 @@ def inferred_spec(model: nn.Module) -> str:
     last = len(names) - 1 - names[::-1].index("linear") if "linear" in names else -1
     hidden, output = names[:last], names[last + 1 :]
     kinds = set(hidden) - {"linear"}
-    # Between two Linear layers exactly one activation; "linear linear" would be an identity in between.
+    # Exactly one activation between two Linear layers.
     alternates = all((a == "linear") != (b == "linear") for a, b in zip(hidden, names[1 : last + 1], strict=False))
     if last < 0 or len(kinds) > 1 or len(output) > 1 or not alternates or names[0] != "linear":
         raise UsageError(
@@ -164,27 +158,27 @@ def _number(name: str, number: float) -> str:
 
 def _stem(epoch: float | None, step: int | None, value: float | None) -> str:
     place = f"epoch-{_label(epoch)}" if epoch is not None else f"step-{_label(step)}" if step is not None else ""
-    # Members of a sweep all end at the same epoch.
+    # Members of a sweep have the same epoch.
     own = "" if value is None else f"value={repr(float(value) + 0.0).removesuffix('.0')}"
     return "-".join(part for part in (place, own) if part)
 
 
 def _refuse_another(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuse to replace what is not an earlier save of the same network at the same place."""
+    """Refuse to replace a file unless it is an earlier save of the same network at the same epoch or step."""
     if not path.exists():
         return
     try:
-        with safe_open(path, "pt") as held:
-            there = held.metadata() or {}
-            # A slice is looked at, not read.
-            shapes = {name: tuple(held.get_slice(name).get_shape()) for name in held.keys()}  # noqa: SIM118 - no mapping
+        with safe_open(path, "pt") as file:
+            there = file.metadata() or {}
+            # Slices give shapes without reading the tensors.
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError):
-        # A file of this name that is no checkpoint is what a crash left of one.
+        # A file of this name that is no checkpoint was left by a crash.
         return
     wanted = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in ("epoch", "step", "value", "noise", "model"):
         before, now = there.get(f"ibscan.{name}", ""), metadata.get(f"ibscan.{name}", "")
-        # Code may be named in several ways; two activations are two networks.
+        # The same code may be named in several ways, but another activation is another network.
         coded = name == "model" and not (before.startswith("mlp:") and now.startswith("mlp:"))
         if before != now and not coded:
             raise UsageError(_another(path, f"{name} {before or 'unknown'}", f"{name} {now or 'unknown'}"))
@@ -207,7 +201,7 @@ def _label(number: float) -> str:
 
 
 def _ordered(blob: bytes) -> bytes:
-    # The library writes metadata in an order that changes from run to run; sorted, equal states give equal hashes.
+    # The library writes metadata in random order; sorted, equal states give equal hashes.
     (length,) = struct.unpack("<Q", blob[:8])
     header = json.loads(blob[8 : 8 + length])
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()

@@ -26,14 +26,14 @@ def autograd_slope(name: str, p: torch.Tensor) -> torch.Tensor:
     return torch.autograd.grad(ACTIVATION[name](p).sum(), p)[0]
 
 
-def test_activations_are_known_by_their_names() -> None:
+def test_activations_are_named_as_in_torch() -> None:
     assert set(ACTIVATIONS) == set(ACTIVATION) - {"softmax"}
     assert set(OUTPUTS) == set(ACTIVATION)
     assert all(name == activation.name for name, activation in ACTIVATIONS.items())
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_values_are_torch_functionals(name: str) -> None:
+def test_values_equal_torchs_functions(name: str) -> None:
     for p in (GRID, torch.tensor([-800.0, -30, 19.9, 20.0, 20.1, 800], dtype=torch.float64)):
         torch.testing.assert_close(ACTIVATIONS[name].value(p), ACTIVATION[name](p), rtol=1e-14, atol=0)
 
@@ -45,12 +45,12 @@ def test_slopes_agree_with_autograd(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["relu", "leaky_relu", "elu", "identity"])
-def test_conventions_at_the_kink(name: str) -> None:
+def test_slopes_at_kinks_equal_autograd(name: str) -> None:
     zero = torch.zeros(1, dtype=torch.float64)
     assert torch.equal(ACTIVATIONS[name].slope(zero), autograd_slope(name, zero))
 
 
-def test_softplus_beyond_its_threshold() -> None:
+def test_softplus_is_the_identity_above_its_threshold() -> None:
     """torch switches to the identity above 20: slope exactly 1 there, the sigmoid at and below it."""
     p = torch.tensor([19.999, 20.0, 20.001, 25.0, 700.0], dtype=torch.float64)
     slope = ACTIVATIONS["softplus"].slope(p)
@@ -74,7 +74,7 @@ def test_saturated_slopes_keep_their_digits(name: str, p: float) -> None:
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_slopes_are_finite_far_out(name: str) -> None:
+def test_slopes_are_finite_for_large_arguments(name: str) -> None:
     """e^{2p} overflows at 400 and p^2/2 at 1e200: neither may turn a slope into NaN."""
     p = torch.tensor([-1e200, -800.0, -400.0, 400.0, 800.0, 1e200], dtype=torch.float64)
     limit = {"tanh": (0, 0), "sigmoid": (0, 0), "leaky_relu": (0.01, 1), "identity": (1, 1)}.get(name, (0, 1))
@@ -82,7 +82,7 @@ def test_slopes_are_finite_far_out(name: str) -> None:
     torch.testing.assert_close(ACTIVATIONS[name].slope(p), expected, rtol=1e-12, atol=1e-100)
 
 
-def test_spans_are_those_of_the_definitions() -> None:
+def test_spans_are_the_ranges_of_the_activations() -> None:
     """The closed range where the definition states a finite one: methods.md section 3."""
     assert {name: a.span for name, a in ACTIVATIONS.items() if a.span is not None} == {
         "tanh": (-1.0, 1.0),

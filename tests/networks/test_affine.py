@@ -157,7 +157,7 @@ def rows_of(*shape: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", [*OTHER, *PLAIN])
-def test_only_a_plain_linear_is_its_weight_times_its_input(name: str, dtype: torch.dtype) -> None:
+def test_only_a_plain_linear_is_affine(name: str, dtype: torch.dtype) -> None:
     """Not measured, and nothing after it is bounded; the layer before is untouched."""
     torch.manual_seed(1)
     x = rows_of(9, 5)
@@ -192,14 +192,14 @@ def test_only_a_plain_linear_is_its_weight_times_its_input(name: str, dtype: tor
         (Overridden(2, 4, 3), False),
     ],
 )
-def test_only_a_plain_convolution_is_its_weight_times_its_input(layer: nn.Module, holds: bool) -> None:
+def test_only_a_plain_convolution_is_affine(layer: nn.Module, holds: bool) -> None:
     x = rows_of(3, 2, 6, 6)
     model = nn.Sequential(layer, nn.Flatten(), nn.LazyLinear(2))
     model(torch.zeros(1, 2, 6, 6))
     assert taken(model, x).affine(x) == (holds, True)
 
 
-def test_it_is_every_row_that_counts() -> None:
+def test_a_layer_is_affine_only_if_it_is_so_on_every_row() -> None:
     """A layer that clips is plain on rows that it does not clip, and only on those."""
     x = 0.01 * rows_of(40, 4)
     network = taken(nn.Sequential(Clipping(4, 3), nn.Linear(3, 2)), x)
@@ -208,7 +208,7 @@ def test_it_is_every_row_that_counts() -> None:
     assert network.affine(x) == (False, True)
 
 
-def test_it_is_every_checkpoint_that_counts() -> None:
+def test_a_layer_is_checked_in_every_checkpoint() -> None:
     """An addition of rank 0 is none: the same architecture, another answer."""
     x = rows_of(4, 4)
     for size in (0.0, 1.0):
@@ -217,7 +217,7 @@ def test_it_is_every_checkpoint_that_counts() -> None:
         assert taken(nn.Sequential(layer, nn.Linear(3, 2)), x).affine(x) == (size == 0.0, True)
 
 
-def test_calls_are_told_apart() -> None:
+def test_every_call_of_a_layer_is_checked_alone() -> None:
     """One layer called twice, a layer within a layer, and one that is fed no row: each has its own answer."""
 
     class Within(nn.Linear):
@@ -238,7 +238,7 @@ def test_calls_are_told_apart() -> None:
     assert network.affine(x) == (False, True, False, True)
 
 
-def test_a_chain_is_all_weights() -> None:
+def test_every_layer_of_a_chain_is_affine() -> None:
     network = chain_of([random_chain((4, 3, 2), 1)])
     assert network.affine(rows_of(2, 4)) == (True, True)
 
@@ -253,7 +253,7 @@ def test_a_chain_is_all_weights() -> None:
         lambda x: x.view(-1, 2, 3).mT.flatten(1),
     ],
 )
-def test_what_comes_before_the_first_layer_counts(before: Callable[..., Any]) -> None:
+def test_operations_before_the_first_layer_are_part_of_its_jacobian(before: Callable[..., Any]) -> None:
     """The first layer is fed what the model makes of the input: its Jacobian is not the weight, and no row's is."""
     torch.manual_seed(3)
     a, b = nn.Linear(6, 5).double(), nn.Linear(5, 4).double()

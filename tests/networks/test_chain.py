@@ -72,7 +72,7 @@ def assert_same_map(factor: torch.Tensor, jacobian: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("activation", HIDDEN)
-def test_walk_is_the_definition(activation: str) -> None:
+def test_walk_visits_pre_and_post_as_defined(activation: str) -> None:
     weights, biases = random_chain((6, 9, 4, 3), 1)
     x = rows_of(11, 6)
     network = network_of([(weights, biases)], activation)
@@ -85,7 +85,7 @@ def test_walk_is_the_definition(activation: str) -> None:
 
 
 @pytest.mark.parametrize("output", sorted(ACTIVATION))
-def test_an_output_activation_changes_values_and_jacobians_as_it_should(output: str) -> None:
+def test_an_output_activation_is_part_of_the_last_post_and_its_jacobian(output: str) -> None:
     weights, biases = random_chain((5, 4, 3), 2)
     x = rows_of(7, 5)
     network = network_of([(weights, biases)], "tanh", output)
@@ -102,7 +102,7 @@ def test_an_output_activation_changes_values_and_jacobians_as_it_should(output: 
 @pytest.mark.slow
 @pytest.mark.parametrize("widths", [(12, 7, 5, 3), (2, 8, 6, 4), (6, 2, 9, 3), (4, 1, 5)])
 @pytest.mark.parametrize("activation", HIDDEN)
-def test_factors_against_autograd(widths: tuple[int, ...], activation: str) -> None:
+def test_factors_agree_with_autograd(widths: tuple[int, ...], activation: str) -> None:
     bias = activation != "relu"
     weights, biases = random_chain(widths, len(activation), bias=bias, scale=2.0)
     x = rows_of(5, widths[0], 3)
@@ -117,7 +117,7 @@ def test_factors_against_autograd(widths: tuple[int, ...], activation: str) -> N
 
 
 @pytest.mark.parametrize("activation", ["leaky_relu", "elu", "softplus"])
-def test_factors_far_from_the_kink(activation: str) -> None:
+def test_factors_agree_with_autograd_for_large_pre_activations(activation: str) -> None:
     """Pre-activations of +-100: beyond softplus' threshold of 20, deep in elu's flat side."""
     weights, biases = random_chain((3, 6, 5), 7, scale=60.0)
     x = rows_of(6, 3, 5)
@@ -127,7 +127,7 @@ def test_factors_far_from_the_kink(activation: str) -> None:
 
 @pytest.mark.parametrize("p", [5.0, 15.0, 30.0])
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_saturated_tanh_has_the_right_slope(p: float, sign: int) -> None:
+def test_the_jacobian_of_saturated_tanh_keeps_twelve_digits(p: float, sign: int) -> None:
     """d tanh(w x) / dx = w / cosh(w x)^2: relative 1e-12 at |w x| = 30, where 1 - tanh^2 is 0 in float64."""
     weights, biases = [torch.tensor([[2.0]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)], [None, None]
     network = network_of([(weights, biases)])
@@ -138,7 +138,7 @@ def test_saturated_tanh_has_the_right_slope(p: float, sign: int) -> None:
 
 
 @pytest.mark.parametrize("activation", SMOOTH)
-def test_singular_values_against_central_differences(activation: str) -> None:
+def test_singular_values_agree_with_central_differences(activation: str) -> None:
     """Step 1e-5: truncation h^2 and rounding 1e-16 / h both near 1e-10; hence 1e-8 of the largest value."""
     weights, biases = random_chain((4, 6, 5), 3)
     x, h = rows_of(3, 4, 1), 1e-5
@@ -159,7 +159,7 @@ def test_singular_values_against_central_differences(activation: str) -> None:
 
 
 @pytest.mark.parametrize("widths", [(9, 5, 4), (3, 5, 4)])
-def test_three_stacked_equal_one_at_a_time(widths: tuple[int, int, int]) -> None:
+def test_three_stacked_checkpoints_equal_each_alone(widths: tuple[int, int, int]) -> None:
     chains = [random_chain(widths, seed) for seed in range(3)]
     x = rows_of(8, widths[0])
     stacked = network_of(chains, "tanh", "softmax")
@@ -177,7 +177,7 @@ def test_three_stacked_equal_one_at_a_time(widths: tuple[int, int, int]) -> None
 
 
 @pytest.mark.parametrize("budget", [1, 100, 300])
-def test_the_row_block_does_not_matter(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_row_blocks_changes_nothing(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     chains = [random_chain((6, 8, 5, 3), seed) for seed in range(2)]
     x = rows_of(23, 6)
     network = network_of(chains, "relu", "softmax")
@@ -229,7 +229,7 @@ def test_float32_forward_stays_within_1e_5() -> None:
         assert (near - sigma).abs().max() < 1e-5 * sigma.max()
 
 
-def test_float32_weights_are_taken_as_they_are() -> None:
+def test_float32_weights_are_not_rounded_again() -> None:
     """Checkpoints are float32 as a rule: measured in float64 they are the same numbers, not re-rounded."""
     weights, biases = random_chain((5, 4, 3), 5)
     weights, biases = [w.float() for w in weights], [b.float() for b in biases]
@@ -241,7 +241,7 @@ def test_float32_weights_are_taken_as_they_are() -> None:
     torch.testing.assert_close(walked(network, x)[1][0][0], expected[1][0], rtol=1e-12, atol=1e-14)
 
 
-def test_ranges_of_the_activation() -> None:
+def test_layers_have_the_range_of_their_activation() -> None:
     """Hidden tanh states [-1, 1], softmax [0, 1], identity nothing: methods.md section 3."""
     chains = [random_chain((4, 3, 3), 1)]
     assert [layer.post_range for layer in network_of(chains, "tanh", "softmax").layers] == [(-1.0, 1.0), (0.0, 1.0)]
@@ -258,7 +258,7 @@ def test_rows_of_images_are_flattened() -> None:
     assert torch.equal(flat[1][0], image[1][0])
 
 
-def test_one_linear_layer() -> None:
+def test_one_linear_layer_is_a_chain() -> None:
     weights, biases = random_chain((4, 3), 8)
     x = rows_of(5, 4)
     network = network_of([(weights, biases)], "relu", "softmax")

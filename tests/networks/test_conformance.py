@@ -155,7 +155,7 @@ def test_every_measure_agrees_on_chain_and_module(measure: str, activation: str,
 @pytest.mark.slow
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("spoil", [0, 1, 2])
-def test_weights_that_are_not_finite(measure: str, spoil: int) -> None:
+def test_chain_and_module_agree_on_weights_that_are_not_finite(measure: str, spoil: int) -> None:
     chain, modules = pair("relu", "softmax", spoil)
     expected = MEASURES[measure](chain, probe(), RandomStreams(0))
     bad = [np.any(one.status == Status.NONFINITE) for one in expected.values() if one.status is not None]
@@ -165,7 +165,7 @@ def test_weights_that_are_not_finite(measure: str, spoil: int) -> None:
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_without_labels_or_biases(measure: str) -> None:
+def test_chain_and_module_agree_without_labels_or_biases(measure: str) -> None:
     unlabelled = probe_of(probe().x)
     chain, modules = networks((6, 4, 3), "tanh", "identity", unlabelled.x, bias=False)
     expected = MEASURES[measure](chain, unlabelled, RandomStreams(3))
@@ -174,7 +174,7 @@ def test_without_labels_or_biases(measure: str) -> None:
 
 
 @pytest.mark.parametrize("measure", ["binned", "readout", "network", "clustering", "fit"])
-def test_one_logit_for_two_classes(measure: str) -> None:
+def test_chain_and_module_agree_on_one_logit_for_two_classes(measure: str) -> None:
     two = probe(classes=2)
     for output in ("identity", "sigmoid"):
         chain, modules = networks((6, 4, 1), "relu", output, two.x)

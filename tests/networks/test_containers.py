@@ -114,7 +114,7 @@ def test_no_chain_is_offered_where_none_fits() -> None:
         chain_order(found)
 
 
-def test_the_offered_order_is_that_of_the_words() -> None:
+def test_the_suggested_order_follows_words_for_first_and_last() -> None:
     """Files may list containers by the alphabet, and an autoencoder fits either way round."""
     found = tensors(("decoder.0", 4, 2), ("decoder.2", 6, 4), ("encoder.0", 4, 6), ("encoder.2", 2, 4))
     with pytest.raises(InputError, match=r"--chain 'encoder\.\*,decoder\.\*'"):
@@ -139,13 +139,15 @@ CODER = ("encoder.0", "encoder.2", "decoder.0", "decoder.2")
         (["e*.0", "e*.2", "d*"], CODER, ("loss.*",)),
     ],
 )
-def test_the_order_said_is_taken(globs: list[str], order: tuple[str, ...], left: tuple[str, ...]) -> None:
+def test_the_order_of_the_globs_is_the_order_of_the_chain(
+    globs: list[str], order: tuple[str, ...], left: tuple[str, ...]
+) -> None:
     found = {**AUTO, "epoch": TensorInfo((), "int64")}
     assert chain_order(found, globs) == order
     assert left_out(found, order) == left
 
 
-def test_what_a_chain_leaves_out_may_be_anything() -> None:
+def test_layers_outside_the_chain_may_be_of_any_kind() -> None:
     found = {**AUTO, "log_std": TensorInfo((2,), "float32"), "norm.weight": TensorInfo((2,), "float32")}
     order = chain_order(found, ["encoder.*", "decoder.*"])
     assert order == CODER
@@ -164,35 +166,35 @@ def test_what_a_chain_leaves_out_may_be_anything() -> None:
         (["encoder.*", "loss.*"], InputError, r"--chain encoder\.\*,loss\.\*.*in that order|both fit"),
     ],
 )
-def test_orders_that_cannot_be(globs: list[str], error: type[Exception], words: str) -> None:
+def test_impossible_orders_are_refused(globs: list[str], error: type[Exception], words: str) -> None:
     found = AUTO if "loss.*" not in globs else {**AUTO, **tensors(("loss.scale", 2, 3))}
     with pytest.raises(error, match=words):
         chain_order(found, globs)
 
 
-def test_an_order_said_settles_what_shapes_leave_open() -> None:
+def test_a_stated_order_decides_between_orders_that_fit() -> None:
     with pytest.raises(InputError, match="--chain 'down,up'"):
         chain_order(square("up", "down"))
     assert chain_order(square("up", "down"), ["up", "down"]) == ("up", "down")
 
 
-def test_blocks_that_are_named_together_keep_the_order_of_their_numbers() -> None:
+def test_blocks_of_one_glob_keep_the_order_of_their_numbers() -> None:
     names = [f"blocks.{k}.{name}" for k in range(12) for name in ("fc1", "fc2")]
     assert chain_order(square(*reversed(names)), ["blocks.*"]) == tuple(names)
 
 
-def test_other_tensors_beside_several_containers() -> None:
+def test_other_tensors_beside_several_containers_are_refused() -> None:
     found = {**square("actor.0", "actor.2", "critic.0", "critic.2"), "log_std": TensorInfo((2,), "float32")}
     with pytest.raises(InputError, match=r"'log_std'.*--state-key actor\."):
         chain_order(found)
 
 
-def test_counts_beside_the_weights_are_no_layers() -> None:
+def test_counters_beside_the_weights_are_no_layers() -> None:
     found = {**square("fc1", "fc2"), "epoch": TensorInfo((), "int64"), "global_step": TensorInfo((1,), "int64")}
     assert chain_order(found) == ("fc1", "fc2")
 
 
-def test_what_all_names_begin_with_may_be_left_out_of_globs() -> None:
+def test_globs_may_omit_a_prefix_of_all_names() -> None:
     found = {f"model.{name}": info for name, info in AUTO.items()}
     order = tuple(f"model.{name}" for name in CODER)
     assert chain_order(found, ["encoder.*", "decoder.*"]) == order

@@ -31,7 +31,7 @@ from ibscan.measures.local_rank import LocalRank
 from ibscan.networks import chain as chain_module
 from ibscan.networks.admission import traced_network
 from ibscan.networks.chain import Chain
-from ibscan.networks.jacobians import differentiated, sweeps
+from ibscan.networks.jacobians import layer_jacobians, sweeps
 from ibscan.networks.jacobians.derivatives import Outputs
 from ibscan.networks.module import Module
 from ibscan.numerics.memory import LEAST, available_floats
@@ -398,19 +398,20 @@ def limit(monkeypatch: pytest.MonkeyPatch, budget: Mapping[str, float], size: in
 @pytest.mark.parametrize("at", ["pre", "post"])
 @pytest.mark.parametrize("name", ["wide", "transposed", "cell"])
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_budgets_do_not_matter(name: str, budget: str, at: At, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_budgets_change_no_jacobian(name: str, budget: str, at: At, monkeypatch: pytest.MonkeyPatch) -> None:
     network, x, jacobians = case(name, 4)
     limit(monkeypatch, BUDGETS[budget], sum(jacobian[0].numel() for jacobian in jacobians[at]))
-    swept, paired, triangle = (
-        spied(monkeypatch, *of) for of in ((differentiated, "swept"), (sweeps, "paired"), (sweeps, "triangle"))
+    sweeps_run, by_blocks, factors = (
+        spied(monkeypatch, *of)
+        for of in ((layer_jacobians, "run_sweep"), (sweeps, "gram_by_blocks"), (sweeps, "qr_factor"))
     )
     passes = spied(monkeypatch, torch.func, "vmap")
     assert_routes(network, x, jacobians[at], at)
     assert len(passes) > 4  # one for each of two calls, twice, without these budgets
     if "ROW_BUDGET" in BUDGETS[budget]:
-        assert len(swept) > 4
+        assert len(sweeps_run) > 4
         wide = any(jacobian.shape[1] > jacobian.shape[2] for jacobian in jacobians[at])
-        assert bool(paired) == bool(triangle) == wide
+        assert bool(by_blocks) == bool(factors) == wide
 
 
 def no_forward_mode(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -427,9 +428,11 @@ def no_forward_mode(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("name", ["conv2d", "multihead", "encoder"])
 @pytest.mark.parametrize("budget", [{}, {"TANGENTS": 2}, {"BLOCK_BUDGET": 0.001, "PASS_BUDGET": 1}])
-def test_narrow_layers_by_reverse_mode(name: str, budget: Mapping[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_narrow_layers_in_reverse_mode_agree_with_autograd(
+    name: str, budget: Mapping[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     network, x, jacobians = case(name)
-    network = dataclasses.replace(network, tried={})
+    network = dataclasses.replace(network, failures={})
     limit(monkeypatch, budget, sum(jacobian[0].numel() for jacobian in jacobians["pre"]))
     asked = no_forward_mode(monkeypatch)
     for at in ("pre", "post"):
@@ -440,7 +443,9 @@ def test_narrow_layers_by_reverse_mode(name: str, budget: Mapping[str, float], m
 
 
 @pytest.mark.parametrize("budget", [{}, {"TANGENTS": 3}, {"BLOCK_BUDGET": 0.1}, {"ROW_BUDGET": 0.1}])
-def test_without_a_forward_derivative(budget: Mapping[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_without_forward_mode_are_differentiated_by_gradients(
+    budget: Mapping[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """cdist has none, and torch's vmap of it is wrong: the oracle does without."""
     torch.manual_seed(0)
     centres = torch.randn(1, 6, 4, dtype=torch.float64)
@@ -455,7 +460,7 @@ def test_without_a_forward_derivative(budget: Mapping[str, float], monkeypatch: 
         torch.func.jvp(model, (torch.from_numpy(x),), (torch.from_numpy(x),))
 
 
-def test_chains_in_blocks_of_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chains_in_blocks_of_one_row_give_the_same_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """As they are where layers are wide: what is counted of one block is not of the next."""
     monkeypatch.setattr(chain_module, "SWEEP_BUDGET", dict.fromkeys(chain_module.SWEEP_BUDGET, 1))
     weights, biases = random_chain((6, 8, 5), 1, scale=1.5)
@@ -495,7 +500,7 @@ def limited(monkeypatch: pytest.MonkeyPatch, rows: Any, tangents: Any, error: An
 @pytest.mark.parametrize(
     ("rows", "tangents", "largest"), [(3, 99, (2, 5)), (1, 99, (1, 5)), (1, 2, (1, 2)), (1, 1, (1, 1))]
 )
-def test_memory_that_runs_out(
+def test_blocks_are_halved_when_memory_runs_out(
     rows: int, tangents: int, largest: tuple[int, int], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, x, jacobians = case("wide")
@@ -507,7 +512,7 @@ def test_memory_that_runs_out(
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize(("most", "layers"), [(2, None), (1, None), (4, (1,)), (1, (1,))])
-def test_memory_that_runs_out_inside_the_model(
+def test_blocks_are_halved_when_memory_runs_out_inside_the_model(
     most: int, layers: tuple[int] | None, error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By reverse mode, where one layer is wanted, units are rows."""
@@ -527,7 +532,9 @@ def test_memory_that_runs_out_inside_the_model(
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_a_layer_beyond_all_memory(error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_beyond_all_memory_has_that_status_and_other_measures_go_on(
+    error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network, x, _ = case("wide")
     assert not limited(monkeypatch, 0, 0, ERRORS[error])
     one = Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | {"name": "a"})
@@ -552,7 +559,7 @@ def memory(monkeypatch: pytest.MonkeyPatch, **said: str) -> None:
     monkeypatch.setattr(Path, "read_text", read_text)
 
 
-def test_numbers_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_available_floats_are_a_power_of_two_within_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def free(kilobytes: int, **group: str) -> list[int]:
         memory(monkeypatch, meminfo=f"MemTotal: 1 kB\nMemAvailable:  {kilobytes} kB\n", **group)
         return [available_floats(CPU, most) for most in (1, 1000, LEAST, 3 * LEAST, 2**27, 3 * 2**40)]
@@ -601,7 +608,7 @@ def scaled(
     "factors", [(1e-170, 1, 1), (1e140, 1, 1), (1e-170, 1e300, 1e-50), (1, 1e-61, 1), (1e59, 10, 1e3)]
 )
 @pytest.mark.parametrize("at", ["pre", "post"])
-def test_numbers_of_any_size(factors: tuple[float, float, float], at: At) -> None:
+def test_counts_do_not_depend_on_the_scale_of_weights(factors: tuple[float, float, float], at: At) -> None:
     model, values, chain = scaled(factors)
     x = rows_of(6, 6)
     jacobians = oracle(model, values, x, at)
@@ -612,7 +619,7 @@ def test_numbers_of_any_size(factors: tuple[float, float, float], at: At) -> Non
 
 @pytest.mark.parametrize("kind", ["module", "chain"])
 @pytest.mark.parametrize("measure", [LocalRank(spectrum_rows=1), LocalRank(eps=(0.1,), rel_eps=(), spectrum_rows=1)])
-def test_dead_layers_need_no_decomposition(kind: str, measure: LocalRank, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_layers_are_not_decomposed(kind: str, measure: LocalRank, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 40 rows one is decomposed, for its spectrum: of the first layer, of the second, and of the third."""
     model, values, chain = scaled((1, 1, 1), dead=(0,))
     x = np.abs(rows_of(40, 6))
@@ -661,7 +668,7 @@ ACTIVATIONS = {"tanh": tanh, "relu": relu, "gelu": f.gelu, "sigmoid": sigmoid, "
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_the_bound_of_random_networks_is_honest(seed: int) -> None:
+def test_error_bounds_of_random_networks_hold(seed: int) -> None:
     g = np.random.default_rng(seed)
     widths = [int(w) for w in g.integers(2, 24, g.integers(2, 6))]
     name, at, x = g.choice(list(ACTIVATIONS)), g.choice(["pre", "post"]), rows_of(6, widths[0], seed=seed)
@@ -691,6 +698,6 @@ def test_the_bound_of_random_networks_is_honest(seed: int) -> None:
 
 @pytest.mark.parametrize("at", ["pre", "post"])
 @pytest.mark.parametrize("name", NETS)
-def test_the_bound_is_honest(name: str, at: At) -> None:
+def test_error_bounds_hold(name: str, at: At) -> None:
     network, x, jacobians = case(name)
     bounded(network, x, jacobians[at], at)

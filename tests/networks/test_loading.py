@@ -31,14 +31,14 @@ def test_double_precision_is_kept() -> None:
 
 
 @pytest.mark.parametrize("name", ["embed.weight", "head.weight"])
-def test_one_of_two_tied_names_is_enough(name: str) -> None:
+def test_one_of_two_tied_names_loads_both(name: str) -> None:
     weight = torch.randn(4, 3)
     found = load(Tied, {name: weight, "head.bias": torch.zeros(4)})
     assert torch.equal(found.embed.weight, weight)
     assert found.head.weight is found.embed.weight
 
 
-def test_tied_names_say_the_same_or_are_refused() -> None:
+def test_tied_names_with_different_tensors_are_refused() -> None:
     state = {"embed.weight": torch.ones(4, 3), "head.weight": torch.ones(4, 3), "head.bias": torch.zeros(4)}
     assert torch.equal(load(Tied, state).embed.weight, torch.ones(4, 3))
     with pytest.raises(InputError, match=r"'embed.weight' and 'head.weight' differ"):
@@ -47,20 +47,20 @@ def test_tied_names_say_the_same_or_are_refused() -> None:
         load(Tied, {"head.bias": torch.zeros(4)})
 
 
-def test_other_names_count_only_if_all_then_fit() -> None:
+def test_other_names_are_used_only_if_all_fit() -> None:
     state = {"old.weight": torch.ones(4, 3), "head.bias": torch.zeros(4)}
     assert torch.equal(load(Tied, state, **{"old.weight": "embed.weight"}).embed.weight, torch.ones(4, 3))
     with pytest.raises(InputError, match=r"1 unexpected, such as 'old.weight'"):
         load(Tied, {**state, "embed.weight": torch.ones(4, 3)}, **{"old.weight": "embed.weight"})
 
 
-def test_a_count_beside_the_weights_is_no_part_of_the_model() -> None:
+def test_a_counter_that_the_model_lacks_is_ignored() -> None:
     state = {**nn.Linear(3, 2).state_dict(), "epoch": torch.tensor(4)}
     found: Any = loaded(lambda: nn.Linear(3, 2), state, {key: key for key in state}, "a.pt")
     assert found.weight.equal(state["weight"])
 
 
-def test_a_buffer_of_the_models_own_that_is_called_so_is_loaded() -> None:
+def test_a_counter_that_the_model_has_is_loaded() -> None:
     def build() -> nn.Linear:
         model = nn.Linear(3, 2)
         model.register_buffer("step", torch.tensor(0))

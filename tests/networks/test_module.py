@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ibscan.core.network import JacobianSpec
 from ibscan.errors import InputError
+from ibscan.networks import hooked
 from ibscan.networks import module as module_module
 from ibscan.networks.admission import traced_network
 from ibscan.networks.jacobians import sweeps as sweeps_module
@@ -194,7 +195,7 @@ def test_jacobians_are_those_of_autograd(net: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("net", "budget"), [(shared, 1), (recurrent, 1), (shared, 60), (residual, 200), (convolutional, 2000)]
 )
-def test_groups_of_layers_and_blocks_of_rows_do_not_matter(
+def test_groups_of_layers_and_blocks_of_rows_change_no_jacobian(
     net: Callable[..., Any], budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, _, shape = net()
@@ -239,7 +240,7 @@ def no_batching_rule(s: Net, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("forward", [no_forward_rule, no_batching_rule])
 @pytest.mark.parametrize("budget", [1, 2**22])
-def test_operations_without_a_forward_derivative(
+def test_operations_without_forward_mode_have_jacobians(
     forward: Callable[..., Any], budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against central differences, step 1e-5: rounding and truncation near 1e-10; torch's vmap of cdist is wrong."""
@@ -248,7 +249,7 @@ def test_operations_without_a_forward_derivative(
     network = network_of(model, x)
     with pytest.raises(NotImplementedError):
         torch.func.jvp(model, (torch.from_numpy(x),), (torch.from_numpy(x),))
-    monkeypatch.setattr(module_module, "ACTIVATION_BUDGET", budget)
+    monkeypatch.setattr(hooked, "ACTIVATION_BUDGET", budget)
     rows, h = torch.from_numpy(x), 1e-5
     steps = h * torch.eye(4, dtype=torch.float64)
     for at in ("pre", "post"):
@@ -281,7 +282,7 @@ def through_data(s: Net, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("forward", [detached, without_grad, in_inference_mode, through_data])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_what_is_detached_for_training_has_its_derivative(
+def test_detached_parts_are_differentiated(
     forward: Callable[..., Any], reverse: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A frozen trunk under no_grad still maps the input: its Jacobian is not zero."""
@@ -310,12 +311,12 @@ def test_a_row_that_is_not_finite_spoils_no_other() -> None:
 
 
 @pytest.mark.parametrize("budget", [1, 40, 100])
-def test_the_row_block_of_a_walk_does_not_matter(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_row_block_of_a_walk_changes_nothing(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _, shape = convolutional()
     x = rows_of(9, *shape)
     network = network_of(model, x)
     whole = walked(network, x)
-    monkeypatch.setattr(module_module, "ACTIVATION_BUDGET", budget)
+    monkeypatch.setattr(hooked, "ACTIVATION_BUDGET", budget)
     blocks = []
     network.walk(x, lambda layer, _pre, _post, rows: blocks.append(rows.start) if layer == 0 else None)
     assert len(blocks) > 1
@@ -360,7 +361,9 @@ def noised(
 
 @pytest.mark.parametrize("net", [shared, residual])
 @pytest.mark.parametrize("budget", [1, 50, 2**20])
-def test_a_noisy_walk_is_the_definition(net: Callable[..., Any], budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_noisy_walk_adds_noise_as_defined(
+    net: Callable[..., Any], budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Noise at every hidden post, seen by all that takes it; blocks of replicas do not matter."""
     monkeypatch.setattr(module_module, "NOISY_BUDGET", budget)
     model, _, shape = net()
@@ -425,19 +428,19 @@ def test_a_model_that_draws_random_numbers_is_refused() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
-def test_a_model_that_mixes_rows(rows: int) -> None:
+def test_a_model_that_mixes_rows_is_refused(rows: int) -> None:
     norm = nn.BatchNorm1d(4, track_running_stats=False)
     parts: dict[str, Any] = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "norm": norm}
     refused(lambda s, x: s.b(s.norm(s.a(x))), "mixes the rows", rows=rows, **parts)
     refused(lambda s, x: s.a(x) - s.a(x).sum(0), "mixes the rows", rows=rows)
 
 
-def test_a_model_whose_hidden_layer_alone_mixes_rows() -> None:
+def test_a_model_with_a_hidden_layer_that_mixes_rows_is_refused() -> None:
     parts: dict[str, Any] = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)}
     refused(lambda s, x: s.b((lambda h: h - h.mean(0))(s.a(x))) * 0, "'a' .*mixes the rows", **parts)
 
 
-def test_what_a_model_raises_becomes_a_sentence() -> None:
+def test_exceptions_of_a_model_become_input_errors() -> None:
     def raising(error: Any) -> Callable[..., Any]:
         return lambda *_: (_ for _ in ()).throw(error)
 
@@ -458,7 +461,7 @@ def test_what_a_model_raises_becomes_a_sentence() -> None:
         network_of(Net(raising(MemoryError()), a=nn.Linear(4, 4)), rows_of(3, 4))
 
 
-def test_what_a_model_prints_goes_to_standard_error() -> None:
+def test_prints_of_a_model_go_to_standard_error() -> None:
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         print("noise on standard output")
         sys.stdout.write("more")
@@ -475,7 +478,7 @@ def test_what_a_model_prints_goes_to_standard_error() -> None:
     assert "noise on standard output" in err.getvalue()
 
 
-def test_a_model_for_float32_alone() -> None:
+def test_a_model_that_runs_in_float32_alone_gets_that_advice() -> None:
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         return s.a(x @ torch.eye(4, dtype=torch.float32))  # whatever x is
 
@@ -485,7 +488,7 @@ def test_a_model_for_float32_alone() -> None:
     assert "--dtype" not in str(refused(lambda s, x: s.a(x @ torch.eye(5)), "raised RuntimeError"))
 
 
-def test_tensors_that_a_model_makes_are_of_its_own_dtype() -> None:
+def test_tensors_created_in_the_model_have_its_dtype() -> None:
     x = rows_of(3, 4)
     for dtype in (torch.float64, torch.float32):
         network_of(Net(lambda s, x: s.a(x @ torch.eye(4)), a=nn.Linear(4, 4)), x, dtype=dtype)
@@ -518,12 +521,12 @@ def test_a_built_model_is_in_eval_mode_and_draws_nothing() -> None:
 
 
 @pytest.mark.parametrize("wrong", [lambda: lambda x: x, lambda: None, lambda: {"a": 1}, lambda: nn.Linear])
-def test_what_is_no_module(wrong: Callable[..., Any]) -> None:
+def test_a_callable_that_returns_no_module_is_refused(wrong: Callable[..., Any]) -> None:
     with pytest.raises(InputError, match=r"callable returned a \w+; expected an nn\.Module"):
         built(wrong)
 
 
-def test_loading_takes_every_tensor() -> None:
+def test_loading_sets_every_tensor() -> None:
     tensors = state()
     tensors["1.running_mean"] += 3  # a buffer
     model = loaded(small, tensors, {}, "a.pt")
@@ -532,13 +535,13 @@ def test_loading_takes_every_tensor() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
-def test_wrapper_prefixes(prefix: str) -> None:
+def test_wrapper_prefixes_are_stripped(prefix: str) -> None:
     """The series strips them, and says what the file has."""
     tensors = state()
     loaded(small, tensors, {key: prefix + key for key in tensors}, "a.pt")
 
 
-def test_a_submodule_that_is_called_module() -> None:
+def test_a_submodule_called_module_is_loaded() -> None:
     def build() -> Any:
         return Net(lambda s, x: s.module(x), module=small())
 
@@ -550,7 +553,7 @@ def test_a_submodule_that_is_called_module() -> None:
     assert all(torch.equal(tensor, full[key]) for key, tensor in model.state_dict().items())
 
 
-def test_tensors_that_do_not_fit() -> None:
+def test_tensors_that_do_not_fit_are_refused() -> None:
     wide = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))
     tensors = state()
     cases = [
@@ -569,7 +572,7 @@ def test_tensors_that_do_not_fit() -> None:
             loaded(small, given, {}, "a.pt")
 
 
-def test_modules_without_shapes_and_states_that_are_no_tensors() -> None:
+def test_lazy_modules_and_states_that_are_no_tensors_are_refused() -> None:
     with pytest.raises(InputError, match="the model raised ValueError: Attempted to use an uninitialized parameter"):
         loaded(lambda: nn.LazyLinear(3), {"weight": torch.zeros(3, 4), "bias": torch.zeros(3)}, {}, "a.pt")
 
@@ -585,11 +588,11 @@ def test_modules_without_shapes_and_states_that_are_no_tensors() -> None:
         loaded(lambda: Stateful(3, 2), tensors, {}, "a.pt")
 
 
-def test_taps_of_one_checkpoint_serve_the_next() -> None:
-    """As a series is measured: recorded once, then other weights under the same taps."""
+def test_the_trace_of_one_checkpoint_serves_the_next() -> None:
+    """As a series is measured: recorded once, then other weights under the same trace."""
     x = rows_of(5, 3)
     first = network_of(small(), x)
     torch.manual_seed(9)
     other = small().double().eval().requires_grad_(False)
-    network = Module(other, first.taps, CPU, torch.float64)
+    network = Module(other, first.trace, CPU, torch.float64)
     torch.testing.assert_close(walked(network, x)[0][1], other[:3](torch.from_numpy(x)), rtol=1e-12, atol=0)

@@ -21,7 +21,7 @@ from ibscan.inputs.probes.read import read_probe
 from ibscan.measures.driver import input_weights
 from ibscan.networks.admission import traced_network
 from ibscan.networks.module import Module
-from ibscan.networks.packing import Packing, fed, named_arguments
+from ibscan.networks.packing import Packing, model_inputs, named_arguments
 
 CPU = torch.device("cpu")
 ROWS, WORDS, UNITS = 5, 4, 3
@@ -81,12 +81,12 @@ def plainly(layer: str, at: Any) -> Callable[[torch.Tensor, int], torch.Tensor]:
     return value
 
 
-def test_rows_are_given_back_as_they_were() -> None:
+def test_packed_rows_are_unpacked_unchanged() -> None:
     x, named = drawn()
     named |= {"many": np.array([[2**53, -(2**53)]] * ROWS), "small": np.ones((ROWS, 2, 2), np.uint8)}
     packing = Packing.of(x, named)
     rows = torch.as_tensor(packing.packed(x, named))
-    found, others = fed(rows, packing, torch.float32)
+    found, others = model_inputs(rows, packing, torch.float32)
     assert found.dtype == others["gain"].dtype == torch.float32
     assert (found.numpy() == x.astype(np.float32)).all()
     assert {name: value.dtype for name, value in others.items() if name != "gain"} == {
@@ -95,12 +95,12 @@ def test_rows_are_given_back_as_they_were() -> None:
     for name in ("attention_mask", "keep", "many", "small"):
         assert (others[name].numpy() == named[name]).all()
     found += 1
-    assert fed(rows, packing, torch.float64)[0].numpy().tolist() == x.tolist()
+    assert model_inputs(rows, packing, torch.float64)[0].numpy().tolist() == x.tolist()
 
 
 @pytest.mark.parametrize("budget", [1, 60, 2**22])
-def test_values_are_those_of_the_model(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ibscan.networks.module.ACTIVATION_BUDGET", budget)
+def test_values_of_packed_rows_are_those_of_the_model(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ibscan.networks.hooked.ACTIVATION_BUDGET", budget)
     net, packed = network()
     x, order = torch.as_tensor(drawn()[0]), np.random.default_rng(3).permutation(ROWS)
     names = [layer.name for layer in net.layers]
@@ -167,7 +167,7 @@ def test_jacobians_are_of_x_alone(
         assert norms[0, layer, row] == pytest.approx(float(expected[0]), rel=1e-6)
 
 
-def test_jacobians_from_a_layer_hold_what_is_fed() -> None:
+def test_jacobians_from_a_layer_keep_the_named_arguments() -> None:
     net, packed = network()
     _, named = drawn()
     found: dict[int, torch.Tensor] = {}
@@ -181,7 +181,7 @@ def test_jacobians_from_a_layer_hold_what_is_fed() -> None:
         assert torch.allclose(torch.linalg.svdvals(found[2][row]), torch.linalg.svdvals(exact), atol=1e-12)
 
 
-def test_a_noisy_walk_is_fed_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_noisy_walk_repeats_the_named_arguments_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ibscan.networks.module.NOISY_BUDGET", 200)
     net, packed = network()
     _, named = drawn()
@@ -197,14 +197,14 @@ def test_a_noisy_walk_is_fed_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None
             assert torch.allclose(values[0, k], expected, rtol=1e-12)
 
 
-def test_what_enters_beside_the_layers_ends_what_holds_of_chains() -> None:
+def test_a_network_with_named_arguments_is_not_plain() -> None:
     # b is fed by a alone, but its post by the gain too: nothing bounds what it says of (x, gain) by what a does.
     net, _ = network()
-    assert net.taps.plain
+    assert net.trace.plain
     assert not net.plain
 
 
-def test_single_precision_is_the_models_and_not_the_masks() -> None:
+def test_float32_rounds_the_model_and_not_its_masks() -> None:
     found = []
     for dtype in (torch.float32, torch.float64):
         net, packed = network(dtype)
@@ -215,7 +215,7 @@ def test_single_precision_is_the_models_and_not_the_masks() -> None:
     assert 0 < float((found[0] - found[1]).abs().max()) < 1e-5
 
 
-def test_a_model_that_mixes_rows_by_what_it_is_fed_is_refused() -> None:
+def test_a_model_that_mixes_rows_of_named_arguments_is_refused() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -230,7 +230,7 @@ def test_a_model_that_mixes_rows_by_what_it_is_fed_is_refused() -> None:
         traced_network(Mixed().double(), packing.packed(x, named), (), device=CPU, dtype=torch.float64, packing=packing)
 
 
-def test_arguments_by_name() -> None:
+def test_named_arguments_are_read_from_the_signature() -> None:
     assert named_arguments(model()) == {"attention_mask", "gain", "keep"}
     assert named_arguments(nn.Linear(2, 2)) == set()
 
@@ -250,7 +250,7 @@ def stored(folder: Path, **arrays: Any) -> str:
     return str(folder / "probe.npz")
 
 
-def test_what_is_fed_and_what_is_not_is_said(tmp_path: Path) -> None:
+def test_notices_tell_which_arrays_the_model_gets(tmp_path: Path) -> None:
     spec = stored(tmp_path, y=np.arange(ROWS), lengths=np.ones(ROWS), keep=np.ones(3), labels2=np.ones(2))
     probe, _ = read_probe(spec, {})
     found = fed_beside(model(), probe)
@@ -279,13 +279,13 @@ def test_what_is_fed_and_what_is_not_is_said(tmp_path: Path) -> None:
         ({"gain": np.ones((ROWS, 1), complex)}, "gain.*complex"),
     ],
 )
-def test_what_cannot_be_fed_is_refused(arrays: dict[str, np.ndarray], words: str, tmp_path: Path) -> None:
+def test_arrays_that_cannot_be_arguments_are_refused(arrays: dict[str, np.ndarray], words: str, tmp_path: Path) -> None:
     probe, _ = read_probe(stored(tmp_path, **arrays), {})
     with pytest.raises(InputError, match=words):
         fed_beside(model(), probe)
 
 
-def test_what_is_fed_is_found_beside_its_own_inputs(tmp_path: Path) -> None:
+def test_named_arguments_are_found_beside_x(tmp_path: Path) -> None:
     x, named = drawn()
     arrays: dict[str, Any] = {f"train/{name}": value[:4] for name, value in {"x": x, **named}.items()}
     arrays |= {f"test/{name}": value for name, value in {"x": x, **named}.items()}
@@ -296,7 +296,7 @@ def test_what_is_fed_is_found_beside_its_own_inputs(tmp_path: Path) -> None:
         assert (found.arrays["gain"] == named["gain"][:rows]).all()
 
 
-def test_rows_that_differ_in_what_is_fed_are_two_inputs(tmp_path: Path) -> None:
+def test_rows_with_different_arguments_are_different_inputs(tmp_path: Path) -> None:
     x = np.ones((6, 2))
     np.savez(tmp_path / "a.npz", x=x, gain=np.array([[1.0], [1], [1], [2], [2], [3]]))
     probe, _ = read_probe(str(tmp_path / "a.npz"), {})
@@ -332,7 +332,7 @@ class Wrong(Net):
 """
 
 
-def test_a_whole_scan_is_of_the_network_that_is_fed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_measures_the_network_with_its_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(SOURCE)
     space: dict[Any, Any] = {}

@@ -21,8 +21,8 @@ from ibscan.core.network import JacobianSpec
 from ibscan.errors import InputError
 from ibscan.networks.admission import traced_network
 from ibscan.networks.module import Module
-from ibscan.networks.trace.recording import recorded
-from ibscan.networks.trace.replay import tapped
+from ibscan.networks.trace.recording import record
+from ibscan.networks.trace.replay import Replay
 
 relu, tanh, sigmoid = torch.relu, torch.tanh, torch.sigmoid
 CPU = torch.device("cpu")
@@ -218,7 +218,7 @@ def test_a_plain_chain_is_found_however_it_is_written(case: str) -> None:
     check(forward, expected, **settings)
 
 
-def test_a_sequential() -> None:
+def test_layers_of_a_sequential_are_found() -> None:
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(6, 5), nn.Tanh(), nn.Dropout(), nn.Linear(5, 3), nn.Softmax(-1)
     ).double()
@@ -242,7 +242,7 @@ def test_one_linear_is_a_network() -> None:
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_convolutions_with_what_follows_them(inplace: bool) -> None:
+def test_a_convolutions_post_includes_norm_activation_and_pooling(inplace: bool) -> None:
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = s.pool(s.act(s.bn(s.a(x))))
         return s.c(s.act(s.b(h)).flatten(1).reshape(len(x), -1).view(len(x), 8))
@@ -260,7 +260,7 @@ def test_convolutions_with_what_follows_them(inplace: bool) -> None:
     assert [layer.kind for layer in network.layers] == ["Conv2d", "Conv2d", "Linear"]
 
 
-def test_convolutions_of_every_kind() -> None:
+def test_convolutions_of_every_kind_are_layers() -> None:
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = functional.avg_pool1d(tanh(s.a(x)), 2)
         k = sigmoid(s.b(h)).unsqueeze(2).unsqueeze(3)
@@ -281,7 +281,7 @@ def test_convolutions_of_every_kind() -> None:
 # Joins ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_residual_sum() -> None:
+def test_a_post_ends_before_a_residual_sum() -> None:
     def expected(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         h = tanh(m.a(x))
         k = relu(m.b(h))
@@ -294,7 +294,7 @@ def test_a_residual_sum() -> None:
     check(forward, expected, a=linear, b=linear, c=linear)
 
 
-def test_a_residual_sum_in_place() -> None:
+def test_a_post_ends_before_an_in_place_residual_sum() -> None:
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         y = s.b(functional.relu(s.a(x), inplace=True))
         y += x
@@ -307,7 +307,7 @@ def test_a_residual_sum_in_place() -> None:
     check(forward, expected, a=linear, b=linear, c=linear)
 
 
-def test_preactivation_blocks() -> None:
+def test_in_preactivation_blocks_the_summed_layers_have_bare_posts() -> None:
     """What is summed is the layer's bare output; norm and activation belong to the branch."""
 
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
@@ -331,7 +331,7 @@ def test_preactivation_blocks() -> None:
     check(forward, expected, n1=nn.BatchNorm1d(4), n2=nn.BatchNorm1d(4), **modules)
 
 
-def test_the_last_post_is_the_output_though_it_joins() -> None:
+def test_the_last_post_is_the_output_even_after_a_join() -> None:
     check(
         lambda s, x: tanh(x + s.b(relu(s.a(x)))),
         lambda m, x: {
@@ -342,7 +342,7 @@ def test_the_last_post_is_the_output_though_it_joins() -> None:
     )  # fmt: skip
 
 
-def test_squeeze_and_excite() -> None:
+def test_posts_around_squeeze_and_excite_end_where_paths_part() -> None:
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = functional.silu(s.bn(s.a(x)))
         return s.d((h * sigmoid(s.c(relu(s.b(h.mean((2, 3), keepdim=True)))))).flatten(1))
@@ -363,7 +363,7 @@ def test_squeeze_and_excite() -> None:
     check(forward, expected, shape=(1, 3, 3), bn=nn.BatchNorm2d(3), **modules)
 
 
-def test_two_heads_of_one_trunk() -> None:
+def test_two_heads_of_one_trunk_are_two_output_layers() -> None:
     """The first is the output, and what it is named after; the last called is a head of its own."""
 
     def forward(s: Net, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -377,7 +377,7 @@ def test_two_heads_of_one_trunk() -> None:
     check(forward, expected, trunk=linear, mu=linear, logvar=linear, outputs={"mu", "logvar"})
 
 
-def test_concatenated_branches() -> None:
+def test_posts_end_before_branches_are_concatenated() -> None:
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         return s.c(torch.cat([relu(s.a(x)), tanh(s.b(x)), x], 1))
 
@@ -388,7 +388,7 @@ def test_concatenated_branches() -> None:
     check(forward, expected, a=linear, b=linear, c=lambda: linear(12, 3), first={"a", "b"})
 
 
-def test_parallel_branches_of_one_layer_alone() -> None:
+def test_branches_of_one_layer_that_join_again_are_part_of_its_post() -> None:
     """Both are computed from the layer alone, and all that is used passes their concatenation."""
     check(
         lambda s, x: s.b((lambda h: torch.cat([relu(h), -relu(-h)], 1))(s.a(x))),
@@ -400,7 +400,7 @@ def test_parallel_branches_of_one_layer_alone() -> None:
     )  # fmt: skip
 
 
-def test_a_layer_used_twice_stops_where_its_ways_part() -> None:
+def test_a_post_ends_where_paths_part() -> None:
     def expected(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         h = m.a(x)
         return {"a": (h, h), "b": (m.b(relu(h)), m.b(relu(h))), "c": (m.c(m.b(relu(h)) + tanh(h)),) * 2}
@@ -408,7 +408,7 @@ def test_a_layer_used_twice_stops_where_its_ways_part() -> None:
     check(lambda s, x: (lambda h: s.c(s.b(relu(h)) + tanh(h)))(s.a(x)), expected, a=linear, b=linear, c=linear)
 
 
-def test_a_returned_feature_is_used() -> None:
+def test_a_post_ends_at_a_returned_feature() -> None:
     """The feature list holds the activation before dropout and pooling: nothing after it is on every way."""
     check(
         lambda s, x: (lambda h: (s.b(functional.avg_pool1d(h, 2)), [h]))(relu(s.a(x))),
@@ -417,7 +417,7 @@ def test_a_returned_feature_is_used() -> None:
     )  # fmt: skip
 
 
-def test_a_branch_that_is_not_used() -> None:
+def test_unused_branches_are_ignored() -> None:
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = relu(s.a(x))
         s.unused(tanh(h))
@@ -433,11 +433,11 @@ def test_a_branch_that_is_not_used() -> None:
         },
         a=linear, b=linear, unused=linear, never=linear, outputs={"unused", "b"},
     )  # fmt: skip
-    assert network.taps.untapped == (("never", "it is never called on the probe"),)
-    assert network.taps.noisy == (0,)
+    assert network.trace.unmeasured == (("never", "it is never called on the probe"),)
+    assert network.trace.noisy == (0,)
 
 
-def test_a_straight_through_branch() -> None:
+def test_detached_branches_count_as_paths() -> None:
     """z + (q - z).detach(): a detached way is a way."""
 
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
@@ -451,7 +451,7 @@ def test_a_straight_through_branch() -> None:
 # Attention, recurrence, inner layers ---------------------------------------------------------------------------------
 
 
-def test_attention_by_hand() -> None:
+def test_projections_of_attention_by_hand_are_layers() -> None:
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         q, k, v = s.q(x), s.k(x), s.v(x)
         weight = torch.softmax(q @ k.mT / 2.0, -1)
@@ -468,7 +468,7 @@ def test_attention_by_hand() -> None:
     assert [layer.width for layer in network.layers] == [12, 12, 12, 2]
 
 
-def test_heads_by_one_layer_stop_where_they_meet() -> None:
+def test_the_post_of_a_joint_projection_is_the_attended_value() -> None:
     """q, k and v of one Linear are computed from it alone, up to the attended values."""
 
     def attended(h: torch.Tensor) -> torch.Tensor:
@@ -482,7 +482,7 @@ def test_heads_by_one_layer_stop_where_they_meet() -> None:
     )  # fmt: skip
 
 
-def test_a_transformer_layer() -> None:
+def test_all_linear_layers_of_a_transformer_layer_are_found() -> None:
     """In eval mode torch would take a way of its own through one fused operation, and no layer would be called."""
 
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
@@ -501,7 +501,7 @@ def test_a_transformer_layer() -> None:
 
     block = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
     network = check(forward, expected, shape=(3, 4), embed=linear, block=block, head=linear)
-    assert dict(network.taps.untapped) == {
+    assert dict(network.trace.unmeasured) == {
         "block.self_attn.in_proj_weight": "its weights are used by multi_head_attention_forward without a layer being "
         "called",
         "block.self_attn.out_proj": "its weights are used by multi_head_attention_forward without the layer being "
@@ -509,7 +509,7 @@ def test_a_transformer_layer() -> None:
     }  # fmt: skip
 
 
-def test_attention_as_a_module() -> None:
+def test_attention_as_a_module_ends_a_post() -> None:
     """Its projections are no called layers: it ends a region as a layer does.
 
     It puts words before rows at once, and what is measured is measured row by row: the post stays where rows are first.
@@ -537,16 +537,16 @@ def test_attention_as_a_module() -> None:
         (lambda h, c: torch.addmm(torch.zeros(4, dtype=h.dtype), h, c), "addmm"),
     ],
 )
-def test_a_product_with_weights_that_are_no_layer(product: Callable[..., Any], name: str) -> None:
+def test_a_product_with_a_bare_parameter_is_reported(product: Callable[..., Any], name: str) -> None:
     model, x = made(lambda s, x: s.b(tanh(product(relu(s.a(x)), s.c))), a=linear, b=linear)
     model.c = nn.Parameter(torch.eye(4, dtype=torch.float64) * 2)
     network = network_of(model, x)
     rows = torch.from_numpy(x)
     torch.testing.assert_close(walked(network, x)["a"][1], relu(model.a(rows)), rtol=1e-12, atol=0)
-    assert network.taps.untapped == (("c", f"its weights are used by {name} without a layer being called"),)
+    assert network.trace.unmeasured == (("c", f"its weights are used by {name} without a layer being called"),)
 
 
-def test_recurrence_by_hand_and_by_module() -> None:
+def test_layers_of_recurrent_networks_are_found() -> None:
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = torch.zeros(len(x), 4, dtype=x.dtype)
         for t in range(2):
@@ -570,14 +570,14 @@ def test_recurrence_by_hand_and_by_module() -> None:
         check(by_module, expected, shape=(2, 4), w=linear, rnn=kind(4, 4, batch_first=True), out=linear)
 
 
-def test_a_layer_that_does_not_depend_on_the_rows() -> None:
+def test_a_layer_that_does_not_depend_on_the_rows_is_reported() -> None:
     """Weights made by a layer from a constant (position biases, hypernetworks) make no layer of the probe's rows."""
     model, x = made(
         lambda s, x: s.b(relu(s.a(x)) + s.bias(torch.ones(1, 4, dtype=x.dtype))), a=linear, b=linear, bias=linear
     )
     network = network_of(model, x)
     assert [layer.name for layer in network.layers] == ["a", "b"]
-    assert network.taps.untapped == (("bias", "its output does not depend on the probe's rows"),)
+    assert network.trace.unmeasured == (("bias", "its output does not depend on the probe's rows"),)
     bias = model.bias(torch.ones(1, 4, dtype=torch.float64))
     torch.testing.assert_close(
         walked(network, x)["a"][1], relu(model.a(torch.from_numpy(x))) + bias, rtol=1e-12, atol=0
@@ -585,7 +585,7 @@ def test_a_layer_that_does_not_depend_on_the_rows() -> None:
 
 
 @pytest.mark.parametrize("shared", ["called twice", "registered twice", "in a loop"])
-def test_a_layer_called_twice(shared: str) -> None:
+def test_a_layer_called_twice_is_two_layers(shared: str) -> None:
     layer = linear()
     modules: dict[str, Any] = {"a": layer} | ({"b": layer} if shared == "registered twice" else {}) | {"out": linear}
 
@@ -624,7 +624,7 @@ def test_layers_within_a_layer_are_part_of_it() -> None:
     )  # fmt: skip
     assert [k.kind for k in network.layers] == ["LowRank", "LowRank"]
     inside = "it is called inside another layer, and counts as part of that"
-    assert network.taps.untapped == tuple((f"{a}.{b}", inside) for a in "ab" for b in ("down", "up"))
+    assert network.trace.unmeasured == tuple((f"{a}.{b}", inside) for a in "ab" for b in ("down", "up"))
 
     def outside(m: Net, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         h = m.a.down(x)
@@ -705,7 +705,7 @@ def test_changes_through_a_view_are_refused(forward: Callable[..., Any]) -> None
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_an_older_view_of_what_is_changed_in_place(in_place: bool) -> None:
+def test_a_post_ends_where_an_older_view_of_its_tensor_starts(in_place: bool) -> None:
     """The view is used after the change, and beside the tensor: the post is where both start."""
 
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
@@ -766,7 +766,7 @@ RETURNED = {
 
 
 @pytest.mark.parametrize("wrap", RETURNED.values(), ids=RETURNED)
-def test_containers(wrap: Callable[..., Any] | type[Any]) -> None:
+def test_outputs_in_containers_are_found(wrap: Callable[..., Any] | type[Any]) -> None:
     expected, settings = two(tanh)
     check(lambda s, x: (lambda h: wrap(h, s.b(h)))(tanh(s.a(x))), expected, **settings)
 
@@ -781,7 +781,7 @@ def test_containers(wrap: Callable[..., Any] | type[Any]) -> None:
         (lambda y: y.sum(), "shape"),
     ],
 )
-def test_what_is_no_output(wrap: Callable[..., Any], message: str) -> None:
+def test_results_without_an_output_are_refused(wrap: Callable[..., Any], message: str) -> None:
     model, x = made(lambda s, x: wrap(s.a(x)), a=linear)
     with pytest.raises(InputError, match=message):
         network_of(model, x)
@@ -809,7 +809,7 @@ OUTPUTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_the_name_of_the_output(name: str) -> None:
+def test_the_output_is_named_after_its_activation(name: str) -> None:
     for f in OUTPUTS[name]:
         model, x = made(lambda s, x, f=f: f(s.b(relu(s.a(x)))), a=linear, b=linear)
         if isinstance(f, nn.Module):
@@ -831,7 +831,9 @@ def test_the_name_of_the_output(name: str) -> None:
         (lambda h: tanh(relu(h) * sigmoid(h)), (-1.0, 1.0)),
     ],
 )
-def test_the_range_of_a_post(f: Callable[..., Any] | nn.Tanh, span: tuple[float, float] | None) -> None:
+def test_a_post_has_the_range_of_its_activation(
+    f: Callable[..., Any] | nn.Tanh, span: tuple[float, float] | None
+) -> None:
     model, x = made(lambda s, x: s.b(f(s.a(x))), a=linear, b=linear)
     assert network_of(model, x).layers[0].post_range == span
 
@@ -854,7 +856,7 @@ def test_named_modules_come_last_and_change_nothing() -> None:
         ("block.1", "BatchNorm1d", False, False, False),
         ("block", "Sequential", False, False, False),
     ]
-    assert network.taps.noisy == bare.taps.noisy == (0, 1)
+    assert network.trace.noisy == bare.trace.noisy == (0, 1)
     assert (network.output, network.plain) == (bare.output, bare.plain)
     found, rows = walked(network, x), torch.from_numpy(x)
     stem = tanh(model.stem(rows))
@@ -877,7 +879,7 @@ def test_a_named_module_at_the_post_of_a_layer_is_before_that_layers_noise() -> 
     torch.testing.assert_close(own[0, 2], tanh(model.stem(torch.from_numpy(x))), rtol=1e-12, atol=1e-14)
 
 
-def test_a_named_module_that_does_nothing() -> None:
+def test_a_named_module_that_passes_x_on_is_refused() -> None:
     model, x = made(
         lambda s, x: s.b(s.after(s.a(s.before(x)))), a=linear, b=linear, before=nn.Identity(), after=nn.Identity()
     )
@@ -886,7 +888,7 @@ def test_a_named_module_that_does_nothing() -> None:
         network_of(model, x, ("before",))
 
 
-def test_a_named_module_called_twice() -> None:
+def test_a_named_module_called_twice_is_two_layers() -> None:
     model, x = made(lambda s, x: s.b(s.act(s.a(s.act(x)))), a=linear, b=linear, act=nn.Tanh())
     network = network_of(model, x, ("act",))
     assert [k.name for k in network.layers] == ["a", "b", "act", "act#2"]
@@ -900,7 +902,7 @@ def on_the_sign(s: Net, x: torch.Tensor) -> torch.Tensor:
     return s.b(relu(s.a(x))) if x.sum() > 0 else s.b(tanh(s.a(x)))
 
 
-def routed(s: Net, x: torch.Tensor) -> torch.Tensor:
+def choose_modes(s: Net, x: torch.Tensor) -> torch.Tensor:
     """The same operations with other weights: a mixture of experts."""
     return s.b(relu((s.a if x.sum() > 0 else s.c)(x)))
 
@@ -920,8 +922,8 @@ def one_more(s: Net, x: torch.Tensor) -> torch.Tensor:
     return h if x.sum() > 0 else tanh(h)
 
 
-@pytest.mark.parametrize("forward", [on_the_sign, routed, early_exit, later_exit, one_more])
-def test_a_way_that_depends_on_the_data_is_refused(forward: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("forward", [on_the_sign, choose_modes, early_exit, later_exit, one_more])
+def test_a_path_that_depends_on_the_data_is_refused(forward: Callable[..., Any]) -> None:
     model, _ = made(forward, a=linear, b=linear, c=linear)
     x = np.ones((3, 4))
     network = network_of(model, x)
@@ -935,7 +937,7 @@ def test_a_way_that_depends_on_the_data_is_refused(forward: Callable[..., Any]) 
             network.jacobians(-x, lambda *_: None, JacobianSpec("post"))
 
 
-def test_the_message_names_the_step() -> None:
+def test_the_message_names_the_first_step_that_differs() -> None:
     model, _ = made(later_exit, a=linear, b=linear)
     network = network_of(model, np.ones((3, 4)))
     with pytest.raises(InputError, match=r"step 5 is its end, and was linear b\.weight b\.bias"):
@@ -948,7 +950,7 @@ def test_a_loop_over_rows_is_refused() -> None:
         network_of(model, x)
 
 
-def test_words_before_rows_are_refused() -> None:
+def test_sequence_first_tensors_are_refused() -> None:
     """Sequences first, as attention had it for long: right for one row, silently another layout for many."""
     for rows in (1, 3, 5):
         model, x = made(lambda s, x: s.b(relu(s.a(x.transpose(0, 1)))).mean(0), (3, 4), rows, a=linear, b=linear)
@@ -956,7 +958,7 @@ def test_words_before_rows_are_refused() -> None:
             network_of(model, x)
 
 
-def test_parts_of_rows_as_rows() -> None:
+def test_parts_of_rows_may_be_the_first_dimension() -> None:
     """Patches and frames are folded into the batch: a row's are all its own."""
 
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
@@ -975,7 +977,7 @@ def test_parts_of_rows_as_rows() -> None:
     torch.testing.assert_close(found[0, 1], m.b(h).mean(1), rtol=1e-12, atol=1e-14)
 
 
-def test_a_single_row_that_is_squeezed() -> None:
+def test_a_single_row_that_is_squeezed_is_measured() -> None:
     model, x = made(lambda s, x: s.b(relu(s.a(x))).squeeze(), a=linear, b=lambda: linear(4, 1))
     network = network_of(model, x)
     whole = walked(network, x)["b"][1]
@@ -983,8 +985,8 @@ def test_a_single_row_that_is_squeezed() -> None:
     torch.testing.assert_close(walked(network, x[:1])["b"][1], whole[:1], rtol=1e-12, atol=0)
 
 
-def test_a_pass_lets_go_of_what_it_has_seen() -> None:
-    """Flat memory: a tapped pass keeps no tensor alive that the model has dropped."""
+def test_a_pass_keeps_no_tensor_alive() -> None:
+    """Flat memory: a Replay pass keeps no tensor alive that the model has dropped."""
 
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         for _ in range(30):
@@ -993,12 +995,12 @@ def test_a_pass_lets_go_of_what_it_has_seen() -> None:
 
     model, x = made(forward, a=linear)
     model.double()
-    taps = recorded(model, torch.from_numpy(x))
+    trace = record(model, torch.from_numpy(x))
     rows = torch.from_numpy(x)
-    with torch.no_grad(), tapped(taps.operations, model, rows, {}) as mode:
+    with torch.no_grad(), Replay(trace.operations, model, rows, {}) as mode:
         model(rows)
-    assert len(taps.operations) == 61
-    assert len(mode.known) <= 3
+    assert len(trace.operations) == 61
+    assert len(mode.activity) <= 3
 
 
 def test_recording_leaves_no_hook() -> None:
@@ -1012,7 +1014,7 @@ def test_recording_leaves_no_hook() -> None:
         assert not module._forward_pre_hooks
 
 
-def test_a_model_without_layers() -> None:
+def test_a_model_without_layers_is_refused() -> None:
     model, x = made(lambda _, x: tanh(x))
     with pytest.raises(InputError, match="no Linear or Conv"):
         network_of(model, x)

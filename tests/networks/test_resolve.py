@@ -43,13 +43,13 @@ def test_a_misspelling_is_named_as_typed() -> None:
         parse_spec("mlp:tahn")
 
 
-def test_natural_order_of_numbers() -> None:
+def test_numbered_layers_are_in_natural_order() -> None:
     """fc2 comes before fc10, whatever the order of the file."""
     layers = [(f"fc{k}", 4, 4) for k in range(1, 12)]
     assert chain_order(tensors(*layers[::-1])) == tuple(f"fc{k}" for k in range(1, 12))
 
 
-def test_sequential_names() -> None:
+def test_names_of_a_sequential_are_a_chain() -> None:
     assert chain_order(tensors(("net.4", 2, 5), ("net.0", 7, 12), ("net.2", 5, 7))) == ("net.0", "net.2", "net.4")
 
 
@@ -58,7 +58,7 @@ def test_different_stems_are_placed_by_shape() -> None:
     assert chain_order(tensors(("decoder", 9, 3), ("encoder", 3, 8))) == ("encoder", "decoder")
 
 
-def test_a_bare_linear_and_no_bias() -> None:
+def test_a_bare_linear_without_bias_is_a_chain() -> None:
     assert chain_order(tensors(("", 3, 4))) == ("",)
     assert chain_order(tensors(("a1", 3, 4), ("a2", 2, 3), bias=False)) == ("a1", "a2")
 
@@ -87,5 +87,5 @@ def test_what_is_no_chain_is_refused(found: Mapping[str, TensorInfo]) -> None:
 
 
 @pytest.mark.parametrize("name", ["²", "fc²", "fc" + "9" * 5000, "٣"])
-def test_layer_names_with_odd_digits(name: str) -> None:
+def test_layer_names_may_have_unusual_digits(name: str) -> None:
     assert chain_order({f"{name}.weight": TensorInfo((2, 3), "float32")}) == (name,)

@@ -22,7 +22,7 @@ from ibscan.core.records import At
 from ibscan.core.streams import RandomStreams
 from ibscan.measures.local_rank import LocalRank
 from ibscan.networks.admission import traced_network
-from ibscan.networks.jacobians.shaken import expected
+from ibscan.networks.jacobians.rounding import expected_rounding
 from ibscan.networks.module import Module
 
 CPU = torch.device("cpu")
@@ -77,7 +77,7 @@ RECURRENT: dict[str, Any] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("outputs", [3, 25])
 @pytest.mark.parametrize("name", RECURRENT)
-def test_recurrent_networks(name: str, outputs: int) -> None:
+def test_counts_of_recurrent_layers_agree_with_autograd(name: str, outputs: int) -> None:
     torch.manual_seed(0)
     kind, options = RECURRENT[name]
     width = options.get("proj_size", 6) * (2 if options.get("bidirectional") else 1)
@@ -138,7 +138,7 @@ LOOPS: dict[str, Any] = {
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("name", LOOPS)
-def test_recurrent_networks_in_use(name: str) -> None:
+def test_recurrent_networks_of_all_kinds_are_measured(name: str) -> None:
     torch.manual_seed(0)
     forward, parts = LOOPS[name]
     first = {"batch_first": True} if name != "sequence first inside" else {}
@@ -225,7 +225,7 @@ class InPlace(torch.autograd.Function):
 @pytest.mark.slow
 @pytest.mark.parametrize("outputs", [3, 13])
 @pytest.mark.parametrize("function", [Old, Once, New, NewForward, OwnVmap, InPlace], ids=lambda f: f.__name__)
-def test_functions_with_a_derivative_of_their_own(function: type[Any], outputs: int) -> None:
+def test_custom_autograd_functions_are_differentiated(function: type[Any], outputs: int) -> None:
     torch.manual_seed(0)
     model = Net(lambda s, x: s.b(function.apply(s.a(x))), a=line(6, 8), b=line(8, outputs))
     assert_counts(model, rows_of(4, 6))
@@ -277,7 +277,7 @@ class Broken(Straight):
 )  # fmt: skip
 @pytest.mark.parametrize("beside", [0.0, 1.0])
 @pytest.mark.parametrize("outputs", [3, 13])
-def test_a_wrong_derivative_is_no_number(function: type[Any], said: str, beside: float, outputs: int) -> None:
+def test_a_wrong_derivative_is_failed(function: type[Any], said: str, beside: float, outputs: int) -> None:
     """Alone, or beside a path that is right: the layer after it is failed, the one before it is measured."""
     torch.manual_seed(0)
     model = Net(lambda s, x: s.b(function.apply(h := s.a(x)) + beside * h), a=line(6, 8), b=line(8, outputs))
@@ -291,7 +291,7 @@ def test_a_wrong_derivative_is_no_number(function: type[Any], said: str, beside:
     assert said in found["local_rank"].reasons[1]
 
 
-def test_operations_of_a_library() -> None:
+def test_custom_operators_are_measured_or_failed_with_the_reason() -> None:
     """Registered with a derivative, and without: the first leaves no doubt, the second says what is missing."""
 
     @torch.library.custom_op("ibscan_tests::bend", mutates_args=())
@@ -319,7 +319,7 @@ unasked = pytest.mark.filterwarnings("ignore:None of the inputs have requires_gr
 
 @unasked
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointed_segments(reentrant: bool) -> None:
+def test_checkpointed_segments_are_differentiated(reentrant: bool) -> None:
     torch.manual_seed(0)
     parts = nn.Sequential(line(6, 8), nn.Tanh(), line(8, 8), nn.ReLU())
 
@@ -348,7 +348,7 @@ def of_its_data(s: Net, x: torch.Tensor, bend: Callable[..., Any]) -> torch.Tens
 
 @pytest.mark.parametrize("forward", [detached, without_gradients, of_its_data])
 @pytest.mark.parametrize("bend", [lambda h: h / (1 + h.abs()), Old.apply], ids=["plain", "own"])
-def test_what_is_detached_counts_by_any_route(forward: Callable[..., Any], bend: Callable[..., Any]) -> None:
+def test_detached_parts_are_differentiated_in_every_mode(forward: Callable[..., Any], bend: Callable[..., Any]) -> None:
     """Forward mode, and where a function of the model's own leaves gradients alone."""
     torch.manual_seed(0)
     model = Net(lambda s, x: forward(s, x, bend), a=line(6, 8), b=line(8, 3))
@@ -361,7 +361,7 @@ def test_what_is_detached_counts_by_any_route(forward: Callable[..., Any], bend:
 
 
 @unasked
-def test_what_is_detached_where_it_cannot_be_seen_is_failed() -> None:
+def test_parts_detached_in_a_checkpointed_segment_are_failed() -> None:
     torch.manual_seed(0)
 
     def segment(s: Net, x: torch.Tensor) -> torch.Tensor:
@@ -379,7 +379,7 @@ def written_into(s: Net, x: torch.Tensor) -> torch.Tensor:
     return s.b(h)
 
 
-def test_in_place_operations_and_attention() -> None:
+def test_in_place_operations_and_attention_are_differentiated() -> None:
     torch.manual_seed(0)
     assert_counts(Net(written_into, a=line(6, 8), b=line(8, 3)), rows_of(4, 6))
 
@@ -411,7 +411,7 @@ image[:, :, 2:6, 2:6] = np.random.default_rng(0).random((3, 1, 4, 4))
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("outputs", [2, 9])
-def test_ordinary_networks_raise_no_alarm(forward: Callable[..., Any], x: np.ndarray, outputs: int) -> None:
+def test_ordinary_networks_pass_the_derivative_check(forward: Callable[..., Any], x: np.ndarray, outputs: int) -> None:
     torch.manual_seed(0)
     with torch.no_grad():
         conv = nn.Conv2d(1, 2, 3, bias=False).double()
@@ -425,7 +425,7 @@ def test_ordinary_networks_raise_no_alarm(forward: Callable[..., Any], x: np.nda
 # A subspace, and other variables -------------------------------------------------------------------------------------
 
 
-def test_norms_where_forward_mode_does_not_lead() -> None:
+def test_spectral_norms_without_forward_mode_agree_with_autograd() -> None:
     """By gradients, of all of the variable, whatever the subspace; in slices of units too."""
     torch.manual_seed(0)
     model = Net(lambda s, x: s.b(Old.apply(s.a(x))), a=line(6, 8), b=line(8, 5))  # type: ignore[no-untyped-call]
@@ -486,7 +486,7 @@ COARSE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("at", ["pre", "post"])
 @pytest.mark.parametrize("name", COARSE)
-def test_a_count_that_rounding_reaches_is_not_known(name: str, at: At) -> None:
+def test_a_count_within_rounding_is_not_ok(name: str, at: At) -> None:
     """What has the status ok is right, and thresholds far above the rounding have it."""
     dtype, cast, fine, unit = COARSE[name]
     after = torch.tanh if at == "post" else lambda h: h
@@ -511,7 +511,7 @@ def test_a_count_that_rounding_reaches_is_not_known(name: str, at: At) -> None:
 @pytest.mark.parametrize("depth", [1, 6])
 @pytest.mark.parametrize("act", [nn.Tanh, nn.ReLU, nn.GELU])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_rounding_said_is_more_than_there_is(depth: int, act: type[Any], seed: int) -> None:
+def test_the_estimated_rounding_is_an_upper_bound(depth: int, act: type[Any], seed: int) -> None:
     torch.manual_seed(seed)
     parts = [part for _ in range(depth) for part in (line(24, 24), act())]
     model = nn.Sequential(*parts, line(24, 24)).eval().requires_grad_(False)
@@ -528,9 +528,9 @@ def test_the_rounding_said_is_more_than_there_is(depth: int, act: type[Any], see
     assert bound < 1e-3
 
 
-def test_what_rounding_is_expected_grows_with_sums_and_depth() -> None:
-    assert expected(1e-7, 1, 1) == pytest.approx(6e-7)
-    assert expected(1e-7, 400, 1) < expected(1e-7, 400, 16) == pytest.approx(4 * 44e-7)
+def test_expected_rounding_grows_with_sums_and_depth() -> None:
+    assert expected_rounding(1e-7, 1, 1) == pytest.approx(6e-7)
+    assert expected_rounding(1e-7, 400, 1) < expected_rounding(1e-7, 400, 16) == pytest.approx(4 * 44e-7)
 
 
 # Ids -----------------------------------------------------------------------------------------------------------------
@@ -555,7 +555,7 @@ USED_AS_IDS: dict[str, Any] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", USED_AS_IDS)
-def test_there_is_no_derivative_by_an_id(name: str) -> None:
+def test_layers_behind_indices_have_no_derivative(name: str) -> None:
     torch.manual_seed(0)
     parts = {"e": nn.Embedding(20, 4), "r": nn.LSTM(4, 4, batch_first=True), "a": line(4, 8), "b": line(8, 3)}
     model = Net(lambda s, x: s.b(s.a(USED_AS_IDS[name](s, x)).tanh().mean(1)), **parts)
@@ -589,7 +589,7 @@ whole = np.random.default_rng(0).integers(0, 20, (5, 6)).astype(float)
         (lambda s, x: s.b(s.a(x) + TABLE.repeat(1, 2)[x[:, 0].long()]), whole, Status.OK),  # some of each
     ],
 )  # fmt: skip
-def test_a_derivative_of_zero_is_no_missing_one(forward: Callable[..., Any], x: np.ndarray, status: int) -> None:
+def test_a_derivative_of_zero_is_not_missing(forward: Callable[..., Any], x: np.ndarray, status: int) -> None:
     torch.manual_seed(0)
     found = ranks(network_of(Net(forward, a=line(6, 8), b=line(8, 3)), x), x)["local_rank"]
     assert (found.status[0, -1] == status).all()

@@ -80,7 +80,7 @@ def assert_no_trace(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("net", [chain, residual])
-def test_the_noise_is_that_of_the_measured_network(net: Callable[..., Any]) -> None:
+def test_noise_is_added_as_in_the_measured_network(net: Callable[..., Any]) -> None:
     """Mean and covariance of the output over many passes, in both: four standard errors of 20,000 draws each."""
     model, x, draws, noise = net().eval(), rows(2), 20_000, 0.5
     with torch.no_grad(), ibscan.noisy(model, noise):
@@ -133,7 +133,7 @@ def test_noise_is_normal_independent_over_rows_units_layers_and_passes() -> None
     assert (z[1:] * z[:-1]).mean(0).abs().max() <= 4 / math.sqrt(n)  # row after row
 
 
-def test_the_output_has_no_noise_and_everything_that_takes_a_layer_sees_the_same() -> None:
+def test_the_output_has_no_noise_and_all_consumers_of_a_layer_see_the_same() -> None:
     seen: dict[Any, Any] = {}
     model, x = residual(), rows()
     model.b.register_forward_pre_hook(lambda _, given: seen.__setitem__("b", given[0]))
@@ -147,7 +147,7 @@ def test_the_output_has_no_noise_and_everything_that_takes_a_layer_sees_the_same
     assert (seen["b"] != relu(model.a(x))).all()
 
 
-def test_dropout_between_a_layer_and_one_of_its_uses() -> None:
+def test_noise_stays_before_dropout_on_one_of_two_paths() -> None:
     """In eval mode dropout returns its very input; in training it does not, and the other use must have noise too."""
 
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
@@ -227,7 +227,7 @@ def test_running_statistics_move_as_without_noise() -> None:
     assert all(module.training for module in noised.modules())
 
 
-def test_training_flags_stay_as_they_were_one_by_one() -> None:
+def test_training_flags_of_all_modules_are_restored() -> None:
     model = normalised().train()
     model[1].eval()  # a frozen norm
     before = model[1].running_mean.clone()
@@ -237,7 +237,7 @@ def test_training_flags_stay_as_they_were_one_by_one() -> None:
     assert torch.equal(model[1].running_mean, before)
 
 
-def test_recording_asks_no_model_to_change_itself() -> None:
+def test_recording_does_not_call_eval() -> None:
     """Adapters merge their weights when they are told to evaluate."""
 
     class Merging(nn.Linear):
@@ -253,7 +253,7 @@ def test_recording_asks_no_model_to_change_itself() -> None:
     assert Merging.told == 0
 
 
-def test_the_random_state() -> None:
+def test_recording_restores_the_random_state() -> None:
     """Recording draws nothing; a pass draws for its noise; the same seed gives the same pass."""
     model, x = normalised().eval(), rows()
     state = torch.get_rng_state()
@@ -277,7 +277,7 @@ def test_the_random_state() -> None:
     assert torch.equal(torch.rand(1), ahead)
 
 
-def test_other_batch_sizes_and_evaluation_within_the_block() -> None:
+def test_other_batch_sizes_and_eval_mode_work_within_the_block() -> None:
     model = normalised().train()
     with ibscan.noisy(model, 0.1):
         for n in (5, 2, 17):
@@ -293,7 +293,7 @@ def test_other_batch_sizes_and_evaluation_within_the_block() -> None:
     assert torch.equal(model(rows(3)), model(rows(3)))
 
 
-def test_keyword_inputs_and_further_tensors() -> None:
+def test_keyword_and_further_arguments_are_passed_on() -> None:
     def forward(s: Net, mask: torch.Tensor, *, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
         return s.b(tanh(s.a(x)) * scale) * mask
 
@@ -309,7 +309,7 @@ def test_keyword_inputs_and_further_tensors() -> None:
         model("text")
 
 
-def test_the_input_is_left_as_it_is() -> None:
+def test_the_input_is_not_changed() -> None:
     """By the pass that records: what the model itself does to it, it does once."""
     model = Net(lambda s, x: s.b(tanh(s.a(x.mul_(2)))), a=nn.Linear(3, 3), b=nn.Linear(3, 1)).double()
     x = rows()
@@ -322,7 +322,7 @@ def test_the_input_is_left_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("net", [chain, residual, normalised])
-def test_no_trace_after_the_block(net: Callable[..., Any]) -> None:
+def test_no_hook_remains_after_the_block(net: Callable[..., Any]) -> None:
     model = net().eval()
     before, x = traces(model), rows()
     out = model(x)
@@ -338,7 +338,7 @@ def test_no_trace_after_the_block(net: Callable[..., Any]) -> None:
     assert torch.equal(copied(x), out)
 
 
-def test_no_trace_after_an_exception_in_the_block() -> None:
+def test_no_hook_remains_after_an_exception_in_the_block() -> None:
     model = chain()
     before = traces(model)
 
@@ -353,7 +353,7 @@ def test_no_trace_after_an_exception_in_the_block() -> None:
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_no_trace_after_an_exception_in_the_forward_pass(first: bool) -> None:
+def test_no_hook_remains_after_an_exception_in_the_forward_pass(first: bool) -> None:
     """In the pass that records, or in a later one; the block goes on after either."""
     model = residual().eval()
     before, x = traces(model), rows()
@@ -368,7 +368,7 @@ def test_no_trace_after_an_exception_in_the_forward_pass(first: bool) -> None:
     assert_no_trace(model, before)
 
 
-def test_an_exception_deep_in_the_model() -> None:
+def test_an_exception_deep_in_the_model_ends_the_pass() -> None:
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = relu(s.a(x))
         if s.broken:
@@ -390,7 +390,7 @@ def test_an_exception_deep_in_the_model() -> None:
 
 
 @pytest.mark.parametrize("more", [True, False])
-def test_a_pass_that_takes_another_way_is_refused(more: bool) -> None:
+def test_a_pass_along_another_path_is_refused(more: bool) -> None:
     """Also one that is shorter than the recorded one, whose last layers would go without a word."""
 
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
@@ -408,7 +408,7 @@ def test_a_pass_that_takes_another_way_is_refused(more: bool) -> None:
     assert_no_trace(short, traces(short))
 
 
-def test_the_model_is_let_go() -> None:
+def test_the_model_is_freed_after_the_block() -> None:
     model = chain()
     gone = weakref.ref(model)
     with ibscan.noisy(model, 0.1):
@@ -421,7 +421,7 @@ def test_the_model_is_let_go() -> None:
 # Several models ------------------------------------------------------------------------------------------------------
 
 
-def test_two_models_at_once() -> None:
+def test_two_models_at_once_have_their_own_noise() -> None:
     """An encoder and a decoder, each with its own noise."""
     encoder, decoder = chain().eval(), nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 3)).double().eval()
     x = rows(2).repeat_interleave(4000, 0)
@@ -442,7 +442,7 @@ def test_two_models_at_once() -> None:
         assert_no_trace(model, was)
 
 
-def test_a_model_within_another() -> None:
+def test_a_model_within_another_has_its_own_noise() -> None:
     """The inner model's noise is the inner block's own; the outer one measures around it, or says it cannot."""
     inner = chain().eval()
     outer = nn.Sequential(inner, nn.Tanh(), nn.Linear(2, 1)).double().eval()
@@ -455,7 +455,7 @@ def test_a_model_within_another() -> None:
     assert_no_trace(outer, before)
 
 
-def test_one_model_twice_at_once() -> None:
+def test_two_blocks_on_one_model_are_refused() -> None:
     model = chain()
     before = traces(model)
     with pytest.raises(InputError, match="another way"), ibscan.noisy(model, 0.1), ibscan.noisy(model, 0.2):
@@ -463,7 +463,7 @@ def test_one_model_twice_at_once() -> None:
     assert_no_trace(model, before)
 
 
-def test_a_model_that_calls_itself() -> None:
+def test_a_model_that_calls_itself_is_one_pass() -> None:
     """One pass, one noise a layer."""
 
     def forward(s: Net, x: torch.Tensor, depth: int = 1) -> torch.Tensor:
@@ -482,7 +482,7 @@ def test_a_model_that_calls_itself() -> None:
 
 
 @pytest.mark.parametrize("noise", [0, -1.0, math.nan, math.inf, True, "0.1", None, torch.tensor(0.1)])
-def test_what_is_no_noise(noise: Any) -> None:
+def test_noise_that_is_no_positive_number_is_refused(noise: Any) -> None:
     model = chain()
     before = traces(model)
     with pytest.raises(UsageError, match="expected a finite number > 0"), ibscan.noisy(model, noise):
@@ -491,7 +491,7 @@ def test_what_is_no_noise(noise: Any) -> None:
 
 
 @pytest.mark.parametrize("noise", [1, 0.5, np.float32(0.5), np.float64(0.5)])
-def test_numbers_of_every_kind(noise: float) -> None:
+def test_noise_may_be_a_number_of_any_kind(noise: float) -> None:
     model = chain()
     with ibscan.noisy(model, noise):
         assert (model(rows()) != model(rows())).all()

@@ -1,1 +1,1 @@
-"""Jacobians of recorded passes: how layers are differentiated, in what blocks, how exactly."""
+"""Differentiate the layers of a traced model: modes, blocks, checks, rounding."""

@@ -1,4 +1,4 @@
-"""Jacobians of functions given as code, row by row: by forward or reverse mode, whole or as Gram matrices."""
+"""Compute Jacobians row by row, in forward or reverse mode, whole, as Gram matrices, or as QR factors."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from dataclasses import dataclass, replace
 import torch
 
 from ibscan.core.boundary import foreign
-from ibscan.networks.trace.replay import settled
+from ibscan.networks.trace.replay import forward_context
 from ibscan.numerics.spectra.spectrum import finite_matrices, made_finite
 from ibscan.numerics.tiling import cuts
 
 __all__ = [
     "Outputs",
-    "exact_norms",
-    "full",
+    "full_jacobians",
     "gram",
+    "gram_by_blocks",
+    "gram_from_gradients",
     "grams",
-    "paired",
-    "pulled",
+    "norms_from_gradients",
+    "qr_factor",
     "spectral_norms",
-    "summed",
-    "triangle",
+    "vjp",
 ]
 
 # Power iteration ends when no row's estimate grows by more than this share, or after so many steps.
@@ -34,11 +34,15 @@ STEPS = 300
 
 @dataclass(frozen=True)
 class Outputs:
-    """Values of some layers as a function of a variable, rows independent of one another.
+    """Values of some layers as a function of a variable, row by row.
 
-    `values` maps the variable (n, ...) to the values (n, D) of each layer, whose D are `widths`. `columns` gives the
-    directions of a part as (b, 1, ...), of which there are `size`: the unit vectors, or the basis of a subspace.
-    `tangents` is how many are carried through one pass.
+    Attributes:
+        values: Maps the variable (n, ...) to the values (n, D) of each layer.
+        variable: Rows at which to differentiate, (n, ...).
+        widths: D of each layer.
+        columns: Returns a slice of the directions as (b, 1, ...): unit vectors, or the basis of a subspace.
+        size: Number of directions.
+        tangents: Directions carried through one pass.
     """
 
     values: Callable[[torch.Tensor], list[torch.Tensor]]
@@ -54,11 +58,11 @@ class Outputs:
         return len(self.variable)
 
     def parts(self, start: int = 0, stop: int | None = None) -> list[slice]:
-        """Return the directions from `start` to `stop` in parts."""
+        """Return the directions from `start` to `stop` in slices of one pass each."""
         return cuts(start, self.size if stop is None else stop, self.tangents)
 
     def images(self, part: slice) -> list[torch.Tensor]:
-        """Return J v of every layer for the directions of a part, (n, D, b): one pass in forward mode.
+        """Return J v of every layer for a slice of the directions, (n, D, b): one pass in forward mode.
 
         Raises:
             InputError: An operation has no forward derivative, or none under vmap.
@@ -69,19 +73,17 @@ class Outputs:
             tangents: list[torch.Tensor] = torch.func.jvp(self.values, (self.variable,), (tangent,))[1]
             return tangents
 
-        # Rules for derivatives are foreign code too: any operation may lack one, a model's own may raise anything.
+        # Any operation may lack a forward derivative, and the model's own may raise anything.
         with foreign("the model"), _quiet():
             found = torch.func.vmap(image)(self.columns(part).to(self.variable))
         return [tangents.to(torch.float64).permute(1, 2, 0) for tangents in found]
 
 
-def full(outputs: Outputs, *, reverse: bool = False) -> list[torch.Tensor]:
+def full_jacobians(outputs: Outputs, *, reverse: bool = False) -> list[torch.Tensor]:
     """Return J of every layer, (n, D, directions), float64.
 
-    Args:
-        outputs: What is differentiated.
-        reverse: From the gradients of the layers' units: for a few narrow layers, or where an operation has no forward
-            derivative, or none under vmap.
+    `reverse` takes gradients of the layers' units: for a few narrow layers, or where an operation has no forward
+    derivative, or none under vmap.
     """
     if reverse:
         return [_reversed(outputs, k, slice(0, width)) for k, width in enumerate(outputs.widths)]
@@ -93,25 +95,22 @@ def full(outputs: Outputs, *, reverse: bool = False) -> list[torch.Tensor]:
 
 
 def grams(outputs: Outputs) -> list[torch.Tensor]:
-    """Return the smaller Gram matrix of the J of every layer, (n, m, m), then of each whether J is not zero, (n,).
+    """Return the smaller Gram matrix of each layer's J, (n, m, m), then for each layer whether J is not zero, (n,).
 
-    J J^T is gathered direction by direction. J^T J, of a layer with more units than there are directions, needs all
-    pairs of them, and J is held.
-
-    Args:
-        outputs: What is differentiated.
+    J J^T is summed direction by direction. J^T J, of a layer with more units than directions, needs all pairs of
+    directions, and J is held.
     """
     outer = [width <= outputs.size for width in outputs.widths]
-    held = [_zeros(outputs, w, w if o else outputs.size) for w, o in zip(outputs.widths, outer, strict=True)]
-    positive = [torch.zeros(outputs.rows, dtype=torch.bool, device=whole.device) for whole in held]
+    results = [_zeros(outputs, w, w if o else outputs.size) for w, o in zip(outputs.widths, outer, strict=True)]
+    positive = [torch.zeros(outputs.rows, dtype=torch.bool, device=whole.device) for whole in results]
     for part in outputs.parts():
         for k, image in enumerate(outputs.images(part)):
             positive[k] |= image.flatten(1).any(1)
             if outer[k]:
-                held[k] += image @ image.mT
+                results[k] += image @ image.mT
             else:
-                held[k][..., part] = image
-    return [*(whole if summed else gram(whole) for summed, whole in zip(outer, held, strict=True)), *positive]
+                results[k][..., part] = image
+    return [*(whole if one else gram(whole) for one, whole in zip(outer, results, strict=True)), *positive]
 
 
 def gram(jacobian: torch.Tensor) -> torch.Tensor:
@@ -119,73 +118,62 @@ def gram(jacobian: torch.Tensor) -> torch.Tensor:
     return jacobian @ jacobian.mT if jacobian.shape[-2] <= jacobian.shape[-1] else jacobian.mT @ jacobian
 
 
-def paired(outputs: Outputs, most: int) -> list[torch.Tensor]:
-    """Return J^T J of a layer too wide for its J to be held, (n, directions, directions), by pairs of blocks.
+def gram_by_blocks(outputs: Outputs, budget: int) -> list[torch.Tensor]:
+    """Return J^T J of one layer too wide for its J to be held, (n, directions, directions), and whether J is not zero.
 
-    Then whether J is not zero, (n,).
-
-    Args:
-        outputs: One layer.
-        most: Numbers that may be held.
+    Pairs of blocks of directions, of at most `budget` numbers, are multiplied.
     """
     whole = _zeros(outputs, outputs.size, outputs.size)
     positive = torch.zeros(outputs.rows, dtype=torch.bool, device=whole.device)
-    for left in cuts(0, outputs.size, most // (outputs.rows * outputs.widths[0])):
-        held = _zeros(outputs, outputs.widths[0], left.stop - left.start)
+    for left in cuts(0, outputs.size, budget // (outputs.rows * outputs.widths[0])):
+        block = _zeros(outputs, outputs.widths[0], left.stop - left.start)
         for part in outputs.parts(left.start, left.stop):
-            held[..., part.start - left.start : part.stop - left.start] = outputs.images(part)[0]
-        positive |= held.flatten(1).any(1)
-        whole[:, left, left] = held.mT @ held
+            block[..., part.start - left.start : part.stop - left.start] = outputs.images(part)[0]
+        positive |= block.flatten(1).any(1)
+        whole[:, left, left] = block.mT @ block
         for right in outputs.parts(left.stop):
-            product = held.mT @ outputs.images(right)[0]
+            product = block.mT @ outputs.images(right)[0]
             whole[:, left, right], whole[:, right, left] = product, product.mT
     return [whole, positive]
 
 
-def summed(outputs: Outputs, most: int) -> list[torch.Tensor]:
-    """Return what `paired` does, from gradients: J^T J gathered slice by slice of the units."""
+def gram_from_gradients(outputs: Outputs, budget: int) -> list[torch.Tensor]:
+    """Return what `gram_by_blocks` does, from gradients: J^T J summed over slices of the units."""
     whole = _zeros(outputs, outputs.size, outputs.size)
     positive = torch.zeros(outputs.rows, dtype=torch.bool, device=whole.device)
-    for units in _slices(outputs, most):
-        held = _reversed(outputs, 0, units)
-        positive |= held.flatten(1).any(1)
-        whole += held.mT @ held
+    for units in _slices(outputs, budget):
+        block = _reversed(outputs, 0, units)
+        positive |= block.flatten(1).any(1)
+        whole += block.mT @ block
     return [whole, positive]
 
 
-def triangle(outputs: Outputs, most: int, *, reverse: bool = False) -> torch.Tensor:
-    """Return R of J = Q R for a layer too wide for its J to be held, (n, directions, directions): its singular values.
+def qr_factor(outputs: Outputs, budget: int, *, reverse: bool = False) -> torch.Tensor:
+    """Return R of J = Q R, (n, directions, directions), for one layer too wide for its J to be held.
 
-    Units come in slices, each with a sweep of its own, and R takes up one after the other.
-
-    Args:
-        outputs: One layer.
-        most: Numbers that may be held.
-        reverse: From gradients.
+    R has the singular values of J. It is updated with one slice of the units, of at most `budget` numbers, after the
+    other.
 
     Source:
         Demmel, Grigori, Hoemmen and Langou 2012, sequential TSQR.
     """
     upper = _zeros(outputs, 0, outputs.size)
-    for units in _slices(outputs, most):
+    for units in _slices(outputs, budget):
         if reverse:
-            held = _reversed(outputs, 0, units)
+            block = _reversed(outputs, 0, units)
         else:
-            held = _zeros(outputs, units.stop - units.start, outputs.size)
+            block = _zeros(outputs, units.stop - units.start, outputs.size)
             for part in outputs.parts():
-                held[..., part] = outputs.images(part)[0][:, units]
-        upper = torch.linalg.qr(torch.cat((upper, held), 1), mode="r").R
+                block[..., part] = outputs.images(part)[0][:, units]
+        upper = torch.linalg.qr(torch.cat((upper, block), 1), mode="r").R
     return upper
 
 
 def spectral_norms(outputs: Outputs, start: torch.Tensor) -> list[torch.Tensor]:
     """Return the largest singular value of every layer's J on the whole variable, (n,) each, by power iteration.
 
-    Approached from below; the last step's growth is under 1e-9, or 300 steps were taken.
-
-    Args:
-        outputs: What is differentiated; its directions play no part.
-        start: A direction, of the shape of one row of the variable.
+    A lower bound: iteration stops when it grows by less than 1e-9, or after 300 steps. `start` is a direction, of the
+    shape of one row of the variable.
     """
     found = []
     for k in range(len(outputs.widths)):
@@ -198,79 +186,73 @@ def spectral_norms(outputs: Outputs, start: torch.Tensor) -> list[torch.Tensor]:
             before, estimate = estimate, image.to(torch.float64).norm(dim=1)
             if bool((estimate <= before * (1.0 + GROWTH)).all()):
                 break
-            direction = pulled(outputs, k, outputs.variable, image / _lengths(image))
+            direction = vjp(outputs, k, outputs.variable, image / _lengths(image))
         found.append(estimate)
     return found
 
 
-def exact_norms(outputs: Outputs, most: int) -> list[torch.Tensor]:
-    """Return what `spectral_norms` does, from gradients: of J J^T, gathered by pairs of slices of the units.
-
-    Args:
-        outputs: One layer; its directions play no part.
-        most: Numbers that may be held.
-    """
+def norms_from_gradients(outputs: Outputs, budget: int) -> list[torch.Tensor]:
+    """Return what `spectral_norms` does, from gradients: by the eigenvalues of J J^T, from pairs of slices of units."""
     size, width = outputs.variable[0].numel(), outputs.widths[0]
     whole = replace(outputs, size=size)
     products = _zeros(outputs, width, width)
-    slices = cuts(0, width, most // (2 * outputs.rows * size))
+    slices = cuts(0, width, budget // (2 * outputs.rows * size))
     for k, left in enumerate(slices):
-        held = _reversed(whole, 0, left)
+        block = _reversed(whole, 0, left)
         for right in slices[k:]:
-            product = held @ (held if right is left else _reversed(whole, 0, right)).mT
+            product = block @ (block if right is left else _reversed(whole, 0, right)).mT
             products[:, left, right], products[:, right, left] = product, product.mT
     finite = finite_matrices(products)
     largest = torch.linalg.eigvalsh(made_finite(products, finite))[:, -1].clamp(min=0.0).sqrt()
     return [torch.where(finite, largest, torch.nan)]
 
 
-def pulled(outputs: Outputs, layer: int, rows: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
-    """Return J^T of a seed for each row, of the variable's shape: one pass back, as training makes it.
+def vjp(outputs: Outputs, layer: int, rows: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+    """Return J^T u for each row, of the variable's shape, by one backward pass as in training.
 
-    That takes up what functional transforms do not: functions with a backward of their own, and checkpointed segments,
-    which insist on accumulated gradients. What nothing flows back to has a gradient of zero.
+    Unlike functional transforms, it supports custom autograd functions and checkpointed segments, which insist on
+    accumulated gradients. Without a path to the variable, the gradient is zero.
 
     Args:
         outputs: What is differentiated.
         layer: Which of its layers.
         rows: Values of the variable, (m, ...), a multiple of the rows.
-        seed: What the values' gradient is, (m, D).
+        seed: u, the gradient of the values, (m, D).
 
     Raises:
         InputError: An operation has no derivative.
     """
     leaf = rows.detach().clone().requires_grad_()
-    # A checkpointed segment is run again on the way back.
-    with foreign("the model"), torch.enable_grad(), settled(leaf.dtype):
+    # A checkpointed segment is run again in the backward pass.
+    with foreign("the model"), torch.enable_grad(), forward_context(leaf.dtype):
         value = outputs.values(leaf)[layer]
         if value.requires_grad:
             torch.autograd.backward([value], [seed.to(value)])
     return torch.zeros_like(rows) if leaf.grad is None else leaf.grad
 
 
-def _slices(outputs: Outputs, most: int) -> list[slice]:
-    """Return the units of a layer in slices whose J can be held."""
-    return cuts(0, outputs.widths[0], most // (outputs.rows * outputs.size))
+def _slices(outputs: Outputs, budget: int) -> list[slice]:
+    """Return slices of the units of a layer whose J can be held."""
+    return cuts(0, outputs.widths[0], budget // (outputs.rows * outputs.size))
 
 
 def _reversed(outputs: Outputs, layer: int, units: slice) -> torch.Tensor:
-    """Return rows of J from the gradients of a layer's units.
+    """Return the rows of J for some units, from gradients.
 
-    Rows of the variable are repeated for every unit; vmap is left out, as torch's rules for it may be wrong for rare
-    operations (cdist).
+    The variable is repeated for every unit instead of using vmap, whose rules are wrong for rare operations (cdist).
     """
     parts = []
     for chosen in torch.split(torch.arange(units.start, units.stop, device=outputs.variable.device), outputs.tangents):
         repeated = outputs.variable.repeat(len(chosen), *[1] * (outputs.variable.ndim - 1))
         seed = torch.zeros(len(repeated), outputs.widths[layer], dtype=repeated.dtype, device=repeated.device)
         seed[torch.arange(len(seed), device=seed.device), chosen.repeat_interleave(outputs.rows)] = 1.0
-        gradient = pulled(outputs, layer, repeated, seed)
+        gradient = vjp(outputs, layer, repeated, seed)
         parts.append(_projected(outputs, gradient.view(len(chosen), outputs.rows, -1).to(torch.float64)))
     return torch.cat(parts).transpose(0, 1)
 
 
 def _projected(outputs: Outputs, gradients: torch.Tensor) -> torch.Tensor:
-    """Return gradients (..., d) along the directions."""
+    """Return gradients (..., d) projected on the directions."""
     if outputs.size == gradients.shape[-1]:
         return gradients
     columns = [outputs.columns(part).flatten(1).to(gradients) for part in outputs.parts()]
@@ -288,7 +270,7 @@ def _lengths(rows: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide a warning of torch's own rules, loaded when a forward derivative is first asked for."""
+    """Hide a warning that torch emits when a forward derivative is first asked for."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch.jit.script. is deprecated", DeprecationWarning)
         yield

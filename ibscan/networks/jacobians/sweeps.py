@@ -1,4 +1,4 @@
-"""Forward-mode sweeps over a module: which layers go together, in what blocks of rows, and what is made of them."""
+"""Plan and run sweeps over a model's layers: which layers together, in which mode, in what blocks of rows."""
 
 from __future__ import annotations
 
@@ -9,145 +9,165 @@ from typing import Literal, TypeAlias
 import torch
 
 from ibscan.core.boundary import is_out_of_memory
-from ibscan.networks.jacobians.derivatives import Outputs, full, gram, grams, paired, summed, triangle
+from ibscan.networks.jacobians.derivatives import (
+    Outputs,
+    full_jacobians,
+    gram,
+    gram_by_blocks,
+    gram_from_gradients,
+    grams,
+    qr_factor,
+)
 from ibscan.numerics.memory import available_floats
 from ibscan.numerics.spectra.counting import Gram, rounding
 from ibscan.numerics.tiling import cuts
 
-__all__ = ["Sweep", "as_gram", "counted", "decomposed", "grouped", "room_for", "routed", "swept"]
+__all__ = [
+    "Sweep",
+    "as_gram",
+    "choose_modes",
+    "group_layers",
+    "layer_factors",
+    "layer_grams",
+    "memory_budget",
+    "run_sweep",
+]
 
-# `reverse`: from gradients, for few and narrow layers, and where forward mode does not lead. `plain`: from gradients as
-# training has them, what the model detaches left detached, for what cannot bear anything else.
+# `reverse`: gradients, for few and narrow layers, and where forward mode fails. `plain`: gradients as in training,
+# where what the model detaches stays detached, if all else fails.
 Mode: TypeAlias = Literal["forward", "reverse", "plain"]
 # Directions of the input carried through one pass.
 TANGENTS = 256
-# Numbers the Jacobians of one row may hold, the values of one pass at its widest layer, and several rows' Jacobians:
-# less where memory is short. A CPU takes blocks of more than 32 MiB anew each time, and the system clears them; a GPU
-# needs larger ones to be busy.
+# Numbers held by the Jacobians of one row, by one pass at its widest layer, and by the Jacobians of a block of rows;
+# less where memory is short. On a CPU blocks over 32 MiB are allocated and cleared anew each time; a GPU needs larger
+# ones to be busy.
 ROW_BUDGET = {"cpu": 2**27, "cuda": 2**31}
 PASS_BUDGET = {"cpu": 2**22, "cuda": 2**29}
 BLOCK_BUDGET = {"cpu": 2**22, "cuda": 2**28}
-# A unit's gradient costs as much as so many directions in forward mode.
+# Cost of a unit's gradient, in directions of forward mode.
 GRADIENT_COST = 2
-# Squares of numbers beyond these leave the range in which they are exact to rounding.
+# Norms of Gram matrices outside this range may have under- or overflowed.
 LEAST, MOST = 1e-120, 1e120
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Layers whose Jacobians are found together.
+    """Layers whose Jacobians are computed together.
 
-    `layers` are those wanted, `widths` their sizes on one row and then those of what feeds some of them; `fed` maps a
-    layer to the place of what feeds it in `widths`, to None where that is the variable itself. `mode` says how they are
-    found.
+    `widths` are the sizes on one row of the layers wanted, then those of the inputs of some of them; `input_index` maps
+    a layer to the index of its input in `widths`, or to None if it is the variable itself. `mode` is how they are
+    differentiated.
     """
 
     layers: tuple[int, ...]
     widths: tuple[int, ...]
-    fed: Mapping[int, int | None] = field(default_factory=dict)
+    input_index: Mapping[int, int | None] = field(default_factory=dict)
     mode: Mode = "forward"
 
     @property
     def reverse(self) -> bool:
-        """Whether they come from gradients."""
+        """Whether the mode takes gradients."""
         return self.mode != "forward"
 
-    def part(self, layers: Sequence[int], mode: Mode, *, fed_too: bool = True) -> Sweep:
-        """Return the sweep of some of the layers, with what feeds them or without."""
+    def part(self, layers: Sequence[int], mode: Mode, *, with_inputs: bool = True) -> Sweep:
+        """Return the sweep of some of the layers, with or without the layers' inputs."""
         own = [self.widths[self.layers.index(layer)] for layer in layers]
-        fed: dict[int, int | None] = {layer: self.fed[layer] for layer in layers if fed_too and layer in self.fed}
-        for layer, place in fed.items():
-            if place is not None:
-                fed[layer] = len(own)
-                own.append(self.widths[place])
-        return Sweep(tuple(layers), tuple(own), fed, mode)
+        input_index: dict[int, int | None] = {}
+        for layer in layers if with_inputs else ():
+            if layer in self.input_index:
+                index = self.input_index[layer]
+                input_index[layer] = None if index is None else len(own)
+                own += [] if index is None else [self.widths[index]]
+        return Sweep(tuple(layers), tuple(own), input_index, mode)
 
-    def fed_factor(self, layer: int, found: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        """Return a factor of the Jacobian of what feeds a layer, (1, n, s, k), None where that is not known."""
-        if layer not in self.fed:
+    def input_factor(self, layer: int, found: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        """Return a factor of the Jacobian of a layer's input, (1, n, s, k), None if it was not computed."""
+        if layer not in self.input_index:
             return None
-        place = self.fed[layer]
-        if place is None:
+        index = self.input_index[layer]
+        if index is None:
             return torch.ones(1, 1, 1, 1, dtype=found[0].dtype, device=found[0].device)
-        # Beside a layer too wide to be held there is nothing else.
-        return found[place].unsqueeze(0) if place < len(found) else None
+        # A layer too wide to be held is computed without its input.
+        return found[index].unsqueeze(0) if index < len(found) else None
 
 
-def grouped(widths: Mapping[int, int], feeds: Mapping[int, int | None], size: int, room: int) -> Iterator[Sweep]:
-    """Yield sweeps of as many layers, in order, as may be held together for one row.
+def group_layers(
+    widths: Mapping[int, int], input_widths: Mapping[int, int | None], size: int, budget: int
+) -> Iterator[Sweep]:
+    """Yield sweeps of as many layers, in order, as fit into memory together for one row.
 
     Args:
         widths: Size on one row of every layer wanted.
-        feeds: Of the layers fed by one before them alone the size of what feeds them; None for the variable itself.
-        size: Directions.
-        room: Numbers that may be held.
+        input_widths: Size of the inputs of layers that have a single one; None if it is the variable itself.
+        size: Number of directions.
+        budget: Numbers that may be held in memory.
     """
 
-    def made(layers: Sequence[int]) -> Sweep:
-        fed = [layer for layer in layers if feeds.get(layer) is not None]
-        places: dict[int, int | None] = {layer: None for layer in layers if layer in feeds}
-        places.update({layer: len(layers) + k for k, layer in enumerate(fed)})
-        sizes = (*(widths[k] for k in layers), *(feeds[k] or 0 for k in fed))
-        return Sweep(tuple(layers), sizes, places, "reverse" if GRADIENT_COST * sum(sizes) < size else "forward")
+    def sweep(layers: Sequence[int]) -> Sweep:
+        inputs = [layer for layer in layers if input_widths.get(layer) is not None]
+        indices: dict[int, int | None] = {layer: None for layer in layers if layer in input_widths}
+        indices.update({layer: len(layers) + k for k, layer in enumerate(inputs)})
+        sizes = (*(widths[k] for k in layers), *(input_widths[k] or 0 for k in inputs))
+        return Sweep(tuple(layers), sizes, indices, "reverse" if GRADIENT_COST * sum(sizes) < size else "forward")
 
     group: list[int] = []
     for layer in widths:
-        if group and size * sum(made([*group, layer]).widths) > room:
-            yield made(group)
+        if group and size * sum(sweep([*group, layer]).widths) > budget:
+            yield sweep(group)
             group = []
         group.append(layer)
     if group:
-        yield made(group)
+        yield sweep(group)
 
 
-def routed(sweep: Sweep, obstacle: Callable[[Sweep], str]) -> tuple[list[Sweep], dict[int, str]]:
-    """Return sweeps of the layers of one that can be differentiated, by modes that can, and of the others the reason.
+def choose_modes(sweep: Sweep, failure: Callable[[Sweep], str]) -> tuple[list[Sweep], dict[int, str]]:
+    """Return sweeps, in modes that work, of the layers that can be differentiated, and the reasons for the others.
 
-    As it is where that works; else every layer is tried by each mode.
+    The sweep itself if that works; otherwise every layer is tried in each mode.
 
     Args:
         sweep: Which layers, and the mode that costs less.
-        obstacle: Tries a sweep: what stands in its way, or the empty string.
+        failure: Tries a sweep; returns why it fails, or the empty string.
     """
-    if not obstacle(sweep):
+    if not failure(sweep):
         return [sweep], {}
     modes: tuple[Mode, ...] = ("reverse", "forward", "plain") if sweep.reverse else ("forward", "reverse", "plain")
-    # What feeds a layer may be out of reach where the layer is not; its bound is then left out.
-    ways: dict[tuple[Mode, bool], list[int]] = {(mode, fed): [] for fed in (True, False) for mode in modes}
+    # If only the layer's input cannot be differentiated, its bound on the rank is left out.
+    ways: dict[tuple[Mode, bool], list[int]] = {(mode, inputs): [] for inputs in (True, False) for mode in modes}
     reasons: dict[int, str] = {}
     for layer in sweep.layers:
         said: dict[Mode, str] = {}
-        for mode, fed in ways:
-            said[mode] = obstacle(sweep.part([layer], mode, fed_too=fed))
+        for mode, inputs in ways:
+            said[mode] = failure(sweep.part([layer], mode, with_inputs=inputs))
             if not said[mode]:
-                ways[mode, fed].append(layer)
+                ways[mode, inputs].append(layer)
                 break
         else:
-            # What training would meet tells more than what other modes lack.
+            # The error that training would raise is the most telling.
             reasons[layer] = said["plain"]
-    return [sweep.part(layers, mode, fed_too=fed) for (mode, fed), layers in ways.items() if layers], reasons
+    return [sweep.part(layers, mode, with_inputs=inputs) for (mode, inputs), layers in ways.items() if layers], reasons
 
 
-def swept(
+def run_sweep(
     sweep: Sweep,
     rows: int,
     outputs: Callable[[Sweep, slice, int], Outputs],
     compute: Callable[[Outputs], list[torch.Tensor]],
-    room: int,
+    budget: int,
 ) -> Iterator[tuple[slice, list[torch.Tensor]]]:
-    """Yield (rows, what is computed of their outputs) in blocks that fit; halved where memory runs out all the same.
+    """Yield (rows, result) for blocks of rows that fit into memory; a block is halved if memory runs out.
 
     Args:
         sweep: Which layers.
-        rows: How many there are.
-        outputs: The layers' values on some rows, with so many tangents a pass.
-        compute: What is wanted of them.
-        room: Numbers that may be held.
+        rows: Number of rows.
+        outputs: Returns the layers' values on some rows, for a number of tangents a pass.
+        compute: Computes the result from them.
+        budget: Numbers that may be held in memory.
     """
     first = outputs(sweep, slice(0, 1), 1)
     device = first.variable.device.type
-    block = max(1, min(BLOCK_BUDGET[device], room) // (first.size * sum(sweep.widths)))
-    passed = min(PASS_BUDGET[device], room) // (min(block, rows) * max(sweep.widths))
+    block = max(1, min(BLOCK_BUDGET[device], budget) // (first.size * sum(sweep.widths)))
+    passed = min(PASS_BUDGET[device], budget) // (min(block, rows) * max(sweep.widths))
     tangents = max(1, min(TANGENTS, passed))
     left = cuts(0, rows, block)[::-1]
     while left:
@@ -160,7 +180,7 @@ def swept(
                 raise
         else:
             yield part, found
-            # Whoever still holds the list must not hold a block's Jacobians beside the next one's.
+            # Free this block's Jacobians before the next block's, even if the caller keeps the list.
             found.clear()
             continue
         torch.cuda.empty_cache()
@@ -172,31 +192,29 @@ def swept(
             left.append(part)
 
 
-def counted(sweep: Sweep, room: int, outputs: Outputs) -> list[torch.Tensor]:
-    """Return the smaller Gram matrix of every layer's Jacobian, then of each whether a row's Jacobian is not zero.
-
-    Of a layer too wide for its Jacobian to be held, by pairs of blocks of directions.
-    """
-    wide = _too_wide(sweep, outputs, room)
+def layer_grams(sweep: Sweep, budget: int, outputs: Outputs) -> list[torch.Tensor]:
+    """Return the smaller Gram matrix of every layer's Jacobian, then for each layer whether it is not zero, by row."""
+    wide = _too_wide(sweep, outputs, budget)
     if sweep.reverse:
-        return summed(outputs, room) if wide else [*_grams_of(full(outputs, reverse=True))]
-    return paired(outputs, room) if wide else grams(outputs)
+        return gram_from_gradients(outputs, budget) if wide else _grams_of(full_jacobians(outputs, reverse=True))
+    return gram_by_blocks(outputs, budget) if wide else grams(outputs)
 
 
-def decomposed(sweep: Sweep, room: int, outputs: Outputs) -> list[torch.Tensor]:
-    """Return every layer's Jacobian, or of one too wide for that a triangle in its stead, and those of what feeds."""
-    if _too_wide(sweep, outputs, room):
-        return [triangle(_first(outputs), room, reverse=sweep.reverse)]
-    return full(outputs, reverse=sweep.reverse)
+def layer_factors(sweep: Sweep, budget: int, outputs: Outputs) -> list[torch.Tensor]:
+    """Return the Jacobians of the layers and then of their inputs; of a layer too wide, the QR factor alone."""
+    if _too_wide(sweep, outputs, budget):
+        alone = replace(outputs, widths=outputs.widths[:1], values=lambda x: outputs.values(x)[:1])
+        return [qr_factor(alone, budget, reverse=sweep.reverse)]
+    return full_jacobians(outputs, reverse=sweep.reverse)
 
 
 def as_gram(values: torch.Tensor, positive: torch.Tensor, size: int, finite: torch.Tensor) -> Gram:
-    """Return Gram matrices (n, m, m) as what is counted from: no bound for numbers whose squares are not exact.
+    """Return Gram matrices with bounds on their error: infinite where squares under- or overflow.
 
     Args:
-        values: Gram matrices.
+        values: Gram matrices (n, m, m).
         positive: Whether J is not zero, (n,), which an underflow would hide.
-        size: Length of the sums they are made of.
+        size: Number of terms in their sums.
         finite: Whether the layer's values are finite, (n,).
     """
     norm = values.flatten(1).norm(dim=1)
@@ -207,21 +225,16 @@ def as_gram(values: torch.Tensor, positive: torch.Tensor, size: int, finite: tor
     return Gram(whole.unsqueeze(0), error.unsqueeze(0), one.unsqueeze(0), finite.unsqueeze(0))
 
 
-def _grams_of(jacobians: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-    yield from map(gram, jacobians)
-    yield from (jacobian.flatten(1).any(1) for jacobian in jacobians)
+def _grams_of(jacobians: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [*map(gram, jacobians), *(jacobian.flatten(1).any(1) for jacobian in jacobians)]
 
 
-def room_for(device: torch.device) -> int:
-    """Return how many numbers the Jacobians of one row may take."""
+def memory_budget(device: torch.device) -> int:
+    """Return how many numbers the Jacobians of one row may hold."""
     return available_floats(device, ROW_BUDGET[device.type])
 
 
-def _too_wide(sweep: Sweep, outputs: Outputs, room: int) -> bool:
-    """Whether a layer, alone in its sweep, has more units than directions and a Jacobian that cannot be held."""
+def _too_wide(sweep: Sweep, outputs: Outputs, budget: int) -> bool:
+    """Return whether a layer, alone in its sweep, has more units than directions and too large a Jacobian to hold."""
     width = outputs.widths[0]
-    return len(sweep.layers) == 1 and width > outputs.size and width * outputs.size * outputs.rows > room
-
-
-def _first(outputs: Outputs) -> Outputs:
-    return replace(outputs, widths=outputs.widths[:1], values=lambda x: outputs.values(x)[:1])
+    return len(sweep.layers) == 1 and width > outputs.size and width * outputs.size * outputs.rows > budget

@@ -1,1 +1,1 @@
-"""One recorded forward pass: its operations, the graph they make, and how it is run again."""
+"""Record a forward pass as a graph of operations, find the layers in it, and run it again with hooks."""

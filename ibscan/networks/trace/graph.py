@@ -1,7 +1,4 @@
-"""A recorded forward pass as a graph, and where the layers of a network are in it.
-
-Nodes are tensors that depend on the input, numbered; operations make nodes of nodes.
-"""
+"""A recorded forward pass as a graph: its nodes are tensors that depend on the input."""
 
 from __future__ import annotations
 
@@ -12,25 +9,33 @@ from torch import nn
 
 from ibscan.core.records import Layer
 
-__all__ = ["INPUT", "LAYERS", "UNSEEN", "Graph", "Head", "Operation", "Place", "Taps"]
+__all__ = ["INPUT", "LAYERS", "UNSEEN", "Graph", "Head", "Operation", "Place", "Trace"]
 
-# An output of an operation: its number, and which of its tensors.
+# One output of an operation: number of the operation, index of the output.
 Place: TypeAlias = tuple[int, int]
 INPUT = (-1, 0)
-# What stands for a part of the pass that is not followed.
+# Name of the operation that stands for unseen code.
 UNSEEN = "unseen"
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 @dataclass(frozen=True)
-class Taps:
+class Trace:
     """A recorded pass: its operations in order with the parameters they take, and where the layers' pre and post are.
 
-    `output` names what makes the network's output, and `head` says more of it; `plain` says that every layer is fed by
-    the one before it alone; `untapped` lists layers that are none here, with the reason. `calls` numbers the layers
-    among all calls of a Linear or Conv; `fed` is the place of what feeds the first layer, `INPUT` where that is the
-    input in another shape, None where there is no one place. `ids` are the layers that depend on the input through
-    ids alone; `units` is the rounding of the coarsest numbers that a layer's pre, and its post, are made of.
+    Attributes:
+        operations: Labels of the operations on activity, in order.
+        layers: Layers in the order of call, then modules asked for by name.
+        pre: Where each layer's pre is.
+        post: Where each layer's post is.
+        output: Name of the operation that makes the network's output.
+        plain: Whether the input of every layer is the post of the one before it.
+        unmeasured: Layers that cannot be measured, with the reason.
+        calls: Index of each layer among all calls of a Linear or Conv.
+        first_input: Where the first layer's input is: `INPUT` if it is x in another shape, None if it has several.
+        head: The output and its logits.
+        ids: Layers that depend on the input through indices of embeddings alone.
+        units: Of each layer's pre and post, the relative rounding of the coarsest numbers on the way to them.
     """
 
     operations: tuple[str, ...]
@@ -39,9 +44,9 @@ class Taps:
     post: tuple[Place, ...]
     output: str
     plain: bool
-    untapped: tuple[tuple[str, str], ...]
+    unmeasured: tuple[tuple[str, str], ...]
     calls: tuple[int, ...]
-    fed: Place | None
+    first_input: Place | None
     head: Head
     ids: frozenset[int] = frozenset()
     units: tuple[tuple[float, float], ...] = ()
@@ -54,10 +59,13 @@ class Taps:
 
 @dataclass(frozen=True)
 class Head:
-    """What makes the network's output of so many `units`, and the last hidden layer before it, None where none is.
+    """The network's output.
 
-    `logits` is where the numbers are of which the output is a softmax or a sigmoid, one for one. `raw` says that it is
-    no softmax or sigmoid, in whatever order, so that it may stand for logits itself.
+    Attributes:
+        units: Numbers of one row.
+        hidden: The last hidden layer before it, None if there is no single one.
+        logits: Where the logits are if the output is their softmax or sigmoid, in the same order.
+        raw: Whether the output is no softmax or sigmoid, and can itself be read as logits.
     """
 
     units: int
@@ -68,7 +76,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Operation:
-    """What makes nodes, `outputs`, of nodes, `inputs`."""
+    """An operation that computes the nodes `outputs` from the nodes `inputs`."""
 
     name: str
     inputs: tuple[int, ...]
@@ -80,20 +88,30 @@ class Operation:
 
     @property
     def kind(self) -> str:
-        """Its name, without the underscore of its in-place form."""
+        """Its name without the underscore of the in-place form."""
         return self.name if self.name.endswith("__") else self.name.rstrip("_")
 
 
 @dataclass
 class Graph:
-    """Nodes are numbered; 0 is the input. `places` says where each came from, None for an alias."""
+    """Numbered nodes and the operations between them; node 0 is the input.
+
+    `places` has the place of each node, None for an alias and for what unseen code makes.
+    """
 
     operations: list[Operation] = field(default_factory=list)
     places: list[Place | None] = field(default_factory=lambda: [INPUT])
     sizes: list[int] = field(default_factory=lambda: [0])  # numbers of one row
     lengths: list[int] = field(default_factory=lambda: [0])  # of the first dimension
-    units: list[float] = field(default_factory=lambda: [0.0])  # relative rounding of its numbers, 0 of whole ones
+    units: list[float] = field(default_factory=lambda: [0.0])  # relative rounding, 0 of integers
     calls: list[tuple[str, nn.Module, int]] = field(default_factory=list)  # layer path, module, node of its output
     extra: list[tuple[str, nn.Module, int]] = field(default_factory=list)
-    inner: set[int] = field(default_factory=set)  # calls within other calls
+    inner: set[int] = field(default_factory=set)  # calls within other layer calls
+    opaque: set[int] = field(default_factory=set)  # calls whose outputs are made by unseen code
     products: dict[int, str] = field(default_factory=dict)  # id of a parameter: the operation that took it
+    entries: dict[int, Place] = field(default_factory=dict)  # nodes out of unseen code: the place of the operand
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of the operations in order, aliases left out."""
+        return tuple(op.label for op in self.operations if op.label)

@@ -1,8 +1,9 @@
-"""Forward passes after the recorded one: tapped where the layers are, and differentiable throughout."""
+"""Run a model again along its recorded pass, with hooks at places and derivatives through everything."""
 
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias
 
@@ -13,28 +14,19 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ibscan.errors import InputError, Reached
+from ibscan.networks.trace import operations as ops
 from ibscan.networks.trace.graph import Place
-from ibscan.networks.trace.operations import (
-    CONSTANT,
-    in_place,
-    made,
-    operands,
-    operation_label,
-    operation_name,
-    parameter_names,
-)
 from ibscan.networks.trace.trees import Function, Tree, mapped, replaced, tensors
-from ibscan.networks.trace.unfollowed import entries_of, entry
 
-__all__ = ["Reached", "Tapper", "attached", "settled", "tapped"]
+__all__ = ["Hook", "IgnoreDetach", "Reached", "Replay", "forward_context"]
 
-# Given a tensor at a place, what goes on in its stead.
-Tapper: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+# Takes the tensor at a place, and returns the one that the model goes on with.
+Hook: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 @contextlib.contextmanager
-def settled(dtype: torch.dtype) -> Iterator[None]:
-    """Run a model with attention in its plain form, and tensors that it makes (a first state, a buffer) in its dtype.
+def forward_context(dtype: torch.dtype) -> Iterator[None]:
+    """Use torch's plain attention, and create new tensors (a first state, a buffer) in the model's dtype.
 
     Args:
         dtype: Of the forward pass.
@@ -48,32 +40,33 @@ def settled(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(kept)
 
 
-class tapped(TorchFunctionMode):  # noqa: N801 - used as a context manager
-    """A pass in which tensors at given places are seen, and may be replaced, by a function each.
+class Replay(TorchFunctionMode):
+    """A pass along a recorded one, in which hooks see, and may replace, the tensors at given places.
 
     Args:
-        operations: Those of the recorded pass; another sequence is refused.
+        operations: Labels of the recorded pass; a pass with others is refused.
         model: What is run.
-        x: The pass's own input tensor.
-        at: What to call at which place; it returns the tensor that goes on.
+        x: The input tensor of this pass.
+        hooks: What to call at which place.
 
     Raises:
         InputError: The pass takes another way than the recorded one.
     """
 
     def __init__(
-        self, operations: Sequence[str], model: nn.Module, x: torch.Tensor, at: Mapping[Place, Tapper]
+        self, operations: Sequence[str], model: nn.Module, x: torch.Tensor, hooks: Mapping[Place, Hook]
     ) -> None:
         super().__init__()
         self.operations = operations
-        self.at: dict[int, dict[int, Tapper]] = {}
-        for (operation, slot), tapper in at.items():
-            self.at.setdefault(operation, {})[slot] = tapper
-        # Activity, and what goes on in its stead, or None: a value that is its own key would never be freed.
-        self.known: MutableMapping[torch.Tensor, torch.Tensor | None] = WeakTensorKeyDictionary()
-        self.known[x] = None
-        self.parameters = parameter_names(model)
-        self.entries = entries_of(operations)
+        self.hooks: dict[int, dict[int, Hook]] = {}
+        for (operation, slot), hook in hooks.items():
+            self.hooks.setdefault(operation, {})[slot] = hook
+        # Activity, with its replacement or None: a value that is its own key would never be freed.
+        self.activity: MutableMapping[torch.Tensor, torch.Tensor | None] = WeakTensorKeyDictionary()
+        self.activity[x] = None
+        self.parameters = ops.parameter_names(model)
+        self.entries = ops.entries_of(operations)
+        self.repeats: Counter[int] = Counter()
         self.count = 0
 
     def __torch_function__(
@@ -84,47 +77,58 @@ class tapped(TorchFunctionMode):  # noqa: N801 - used as a context manager
         kwargs: Mapping[str, Any] | None = None,
     ) -> Tree:
         kwargs = kwargs or {}
-        name = operation_name(func)
-        given = operands(name, args, kwargs)
-        known = [t for t in given if t in self.known]
-        label = operation_label(name, given, self.parameters) if known or self.entries else ""
-        if not known and label in self.entries:
-            # Activity again, out of code that is not followed.
-            known = [given[k] for k in self.entries[label]]
-            self.known.update(dict.fromkeys(known))
-            label = entry(label, self.entries[label])
-        if any(self.known[t] is not None for t in known):
-            # A tensor that was replaced may still be at hand under its old name (an in-place activation's input).
+        name = ops.operation_name(func)
+        given = ops.operands(name, args, kwargs)
+        active = [t for t in given if t in self.activity]
+        label = ops.operation_label(name, given, self.parameters) if active or self.entries else ""
+        entry = self.entries.get(self.count)
+        if entry is not None and label == entry[0] and (active or ops.is_product(name, given)):
+            if self.repeats[self.count] == entry[1]:
+                label = self.operations[self.count]
+                for k in entry[2]:
+                    self._enter(given[k], (self.count, ~k))
+                active = [t for t in given if t in self.activity]
+            self.repeats[self.count] += 1
+        if any(self.activity[t] is not None for t in active):
+            # The model may still hold a tensor that was replaced (the input of an in-place activation).
             args, kwargs = self._current(args), self._current(kwargs)
         result = func(*args, **kwargs)
-        results = made(name, args, result)
-        if not known or not results or name in CONSTANT:
+        results = ops.results_of(name, args, result)
+        if not active or not results or name in ops.CONSTANT:
             return result
         self._follow(label)
-        here = self.at.get(self.count - 1, {})
-        changes = in_place(name, kwargs)
+        hooks = self.hooks.get(self.count - 1, {})
+        changes = ops.in_place(name, kwargs)
         for slot, tensor in enumerate(results):
-            fresh = here[slot](tensor) if slot in here else tensor
+            fresh = hooks[slot](tensor) if slot in hooks else tensor
             base = tensor._base if changes else None
-            if base is not None and base not in self.known:
-                self.known[base] = None
-            self.known[fresh] = None
+            if base is not None and base not in self.activity:
+                self.activity[base] = None
+            self.activity[fresh] = None
             if fresh is not tensor:
-                self.known[tensor] = fresh
+                self.activity[tensor] = fresh
                 result = replaced(result, tensor, fresh)
         return result
 
+    def _enter(self, tensor: torch.Tensor, place: Place) -> None:
+        """Follow a tensor that comes out of unseen code, and show it to the hook of its place."""
+        if tensor not in self.activity:
+            self.activity[tensor] = None
+        hook = self.hooks.get(place[0], {}).get(place[1])
+        if hook is not None:
+            hook(tensor)
+
     def finish(self) -> None:
-        """Hold the pass, now at its end, against the recorded one.
+        """Compare the finished pass with the recorded one.
 
         Raises:
-            InputError: It has done less.
+            InputError: It has fewer operations.
         """
         if self.count < len(self.operations):
             self._follow("its end")
 
     def _follow(self, label: str) -> None:
-        """Count an operation."""
+        """Compare an operation with the recorded one, and count it."""
         recorded = self.operations[self.count] if self.count < len(self.operations) else "its end"
         self.count += 1
         if recorded != label:
@@ -135,15 +139,15 @@ class tapped(TorchFunctionMode):  # noqa: N801 - used as a context manager
 
     def _current(self, tree: Tree) -> Tree:
         if isinstance(tree, torch.Tensor):
-            fresh = self.known.get(tree)
+            fresh = self.activity.get(tree)
             return tree if fresh is None else fresh
         return mapped(tree, self._current)
 
 
-class attached(TorchFunctionMode):  # noqa: N801 - used as a context manager
-    """A pass through which derivatives flow as through the function it computes, whatever the model detaches.
+class IgnoreDetach(TorchFunctionMode):
+    """A pass whose derivatives are those of the function it computes: what the model detaches is not.
 
-    A detached branch, and one under no_grad or in inference mode, depends on the input like any other.
+    Branches that are detached, under no_grad or in inference mode depend on the input like any other.
     """
 
     def __torch_function__(
@@ -154,7 +158,7 @@ class attached(TorchFunctionMode):  # noqa: N801 - used as a context manager
         kwargs: Mapping[str, Any] | None = None,
     ) -> Tree:
         with torch.inference_mode(False), torch.enable_grad():
-            if operation_name(func) in ("detach", "data.__get__"):
+            if ops.operation_name(func) in ("detach", "data.__get__"):
                 given = next(tensors((args, kwargs or {})))
                 return given.view_as(given)
             return func(*args, **(kwargs or {}))

@@ -1,4 +1,4 @@
-"""Tensors in containers of any kind: what functions and models take and return."""
+"""Find and replace tensors in nested containers: what functions and models take and return."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ibscan.errors import InputError
 
 __all__ = ["Function", "Tree", "main_tensor", "mapped", "replaced", "tensors"]
 
-# What a function or a model takes and returns: tensors in containers of any kind.
+# Tensors in nested containers.
 Tree: TypeAlias = Any
 Function: TypeAlias = Callable[..., Any]
 
 
 def main_tensor(result: Tree) -> torch.Tensor:
-    """Return the network's output: the tensor, what is called `logits`, or the first tensor there is.
+    """Return the network's output: the result's `logits`, else its first tensor.
 
     Raises:
-        InputError: There is none.
+        InputError: There is no tensor.
     """
     found = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
     if isinstance(found, torch.Tensor):
@@ -52,7 +52,7 @@ def _parts(tree: Tree) -> Iterable[Any]:
 
 
 def mapped(tree: Tree, change: Callable[[Any], Any]) -> Tree:
-    """Return a tuple, list or dict with every part changed; anything else as it is."""
+    """Apply a function to every part of a tuple, list or dict; return anything else as it is."""
     if isinstance(tree, dict):
         return {key: change(value) for key, value in tree.items()}
     if type(tree) in (tuple, list):
@@ -61,7 +61,7 @@ def mapped(tree: Tree, change: Callable[[Any], Any]) -> Tree:
 
 
 def replaced(result: Tree, old: torch.Tensor, new: torch.Tensor) -> Tree:
-    """Return an operation's result with one tensor in another's place."""
+    """Return an operation's result with one tensor replaced by another."""
     if result is old:
         return new
     if isinstance(result, tuple) and type(result) is not tuple:  # torch's own named results

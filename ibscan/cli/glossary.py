@@ -19,18 +19,7 @@ from ibscan.core.text import near_names
 from ibscan.engine.request import run_settings
 from ibscan.measures import VERBS, dimensions, measure_settings, quantities
 
-__all__ = [
-    "Entry",
-    "default_of",
-    "entries",
-    "explained",
-    "near",
-    "pages",
-    "sections",
-    "settings",
-    "typed",
-    "verbs_of",
-]
+__all__ = ["Entry", "default_of", "entries", "explained", "near", "pages", "sections", "settings", "typed", "verbs_of"]
 
 # Tables of the guide that explain words, by the head of their first column, and the kind of these words. The words are
 # the code spans of the first cell, or else its text; a mark is another name of its status.

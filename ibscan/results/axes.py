@@ -84,7 +84,7 @@ def stored_text(text: str) -> str:
 
 
 def strings(values: Iterable[str]) -> Array:
-    """Return an object array of strings, one-dimensional whatever the values are."""
+    """Return a one-dimensional object array of strings."""
     listed = [stored_text(value) for value in values]
     array = np.empty(len(listed), dtype=object)
     array[:] = listed

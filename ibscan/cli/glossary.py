@@ -101,6 +101,8 @@ def explained(name: str) -> list[Entry]:
 def near(name: str) -> list[str]:
     """Return up to five known names similar to an unknown one."""
     known = {one for entry in entries() for one in entry.names} | {*pages(), *sections()}
+    if name.startswith("-"):
+        known = {one for one in known if one.startswith("-")}
     plain: dict[str, str] = {}
     for one in sorted(known):
         plain.setdefault(_plain(one), one)

@@ -19,18 +19,7 @@ from ibscan.core.text import near_names
 from ibscan.engine.request import run_settings
 from ibscan.measures import VERBS, dimensions, measure_settings, quantities
 
-__all__ = [
-    "Entry",
-    "default_of",
-    "entries",
-    "explained",
-    "near",
-    "pages",
-    "sections",
-    "settings",
-    "typed",
-    "verbs_of",
-]
+__all__ = ["Entry", "default_of", "entries", "explained", "near", "pages", "sections", "settings", "typed", "verbs_of"]
 
 # Tables of the guide that explain words, by the head of their first column, and the kind of these words. The words are
 # the code spans of the first cell, or else its text; a mark is another name of its status.
@@ -112,6 +101,8 @@ def explained(name: str) -> list[Entry]:
 def near(name: str) -> list[str]:
     """Return up to five known names similar to an unknown one."""
     known = {one for entry in entries() for one in entry.names} | {*pages(), *sections()}
+    if name.startswith("-"):
+        known = {one for one in known if one.startswith("-")}
     plain: dict[str, str] = {}
     for one in sorted(known):
         plain.setdefault(_plain(one), one)

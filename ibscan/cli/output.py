@@ -131,7 +131,7 @@ class Reporting:
         say(sentence)
 
     def started(self, total: int) -> None:
-        """Open the progress line; nothing to do opens none."""
+        """Open the progress line, unless there is nothing to do."""
         from ibscan.views.progress import progress
 
         self.close()  # each poll of a folder that is followed starts one

@@ -102,7 +102,7 @@ def started(command: Sequence[str]) -> Iterator[Child]:
 
 
 def tell(answer: object, blob: bytes | memoryview = b"") -> None:
-    """Answer, in the child: a line of JSON, and bytes after it."""
+    """Send an answer from the child: a line of JSON, and bytes after it."""
     sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
     sys.stdout.buffer.write(blob)
     sys.stdout.buffer.flush()

@@ -28,7 +28,7 @@ class Status(IntEnum):
 
     @property
     def legend(self) -> str:
-        """What stands below a table that has its mark."""
+        """What the legend of a table says."""
         return _TEXTS[self][0]
 
     @property
@@ -136,7 +136,7 @@ class Estimate:
         "replicas": "noisy passes of one input (1 where its density is exact) behind the",
         "budget": "replicas times draws allowed for the",
     }
-    # Numbers of draws and passes, whatever the unit of the value.
+    # Counts of draws and passes, which do not have the unit of the value.
     UNITLESS: ClassVar[frozenset[str]] = frozenset({"draws", "replicas", "budget"})
 
     @staticmethod

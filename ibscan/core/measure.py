@@ -16,17 +16,17 @@ __all__ = ["Measure", "Situation", "Sizes"]
 
 # Bytes of a float64.
 NUMBER = 8
-# Copies of a layer's values: as passed, collected, distinct, decomposed, in the order of their tree, and a draw each.
+# Copies of a layer's values held at once: passed, collected, distinct, decomposed, ordered as a tree, and drawn.
 VALUE_COPIES = 12
 
 
 @dataclass(frozen=True)
 class Situation:
-    """What is known when the options of a measure become its parameters.
+    """What the parameters of a measure are made from, beside its options.
 
     `chosen` are the layers asked for, `inputs` how many numbers a row of the probe has, `stacked` says that any number
-    of checkpoints is one network (a chain), `given` holds the options of measures that were set, `notice` tells the
-    user a sentence.
+    of checkpoints is one network (a chain), `given` holds the options of measures that were set, `notice` prints
+    a sentence for the user.
     """
 
     series: Series

@@ -77,8 +77,8 @@ Normals: TypeAlias = "Callable[[int, int], Array]"
 class LayeredNetwork(Protocol):
     """C checkpoints of one architecture that answer questions about every layer (C = 1 for large ones).
 
-    What is visited is float64 whatever `dtype` the forward pass ran in, lives on `device`, and is not kept: a
-    visitor reduces or clones. Layers are named by their index in `layers`, the order of first call.
+    Tensors given to a visitor are float64 whatever the `dtype` of the forward pass, on `device`, and reused afterwards:
+    a visitor reduces or clones them. Layers are named by their index in `layers`, the order of first call.
     """
 
     @property
@@ -94,6 +94,11 @@ class LayeredNetwork(Protocol):
     @property
     def device(self) -> torch.device:
         """Where tensors live."""
+        ...
+
+    @property
+    def plain(self) -> bool:
+        """Whether every layer has the one before it as its only input, so that the data-processing inequality holds."""
         ...
 
     def alone(self, checkpoint: int) -> Self:
@@ -118,7 +123,7 @@ class DecidingNetwork(LayeredNetwork, Protocol):
 
     @property
     def hidden(self) -> int | None:
-        """Index of the last hidden layer, None where there is none, or no one last layer that makes the output."""
+        """Index of the last hidden layer; None where there is none, or several layers make the output."""
         ...
 
     def scores(self, x: Array, visit: Scores) -> None:
@@ -133,11 +138,6 @@ class DecidingNetwork(LayeredNetwork, Protocol):
 class NoisyNetwork(LayeredNetwork, Protocol):
     """A network that can be run with Gaussian noise after its hidden layers."""
 
-    @property
-    def plain(self) -> bool:
-        """Whether every layer is fed by the one before it alone, so that data processing holds along them."""
-        ...
-
     def noisy_walk(
         self, x: Array, layer: int, noise: float, normals: Normals, replicas: range
     ) -> Iterator[tuple[range, torch.Tensor]]:
@@ -150,11 +150,6 @@ class NoisyNetwork(LayeredNetwork, Protocol):
 
 class WeightedNetwork(LayeredNetwork, Protocol):
     """A network that knows which of its layers are affine in their input."""
-
-    @property
-    def plain(self) -> bool:
-        """Whether every layer is fed by the one before it alone, so that data processing holds along them."""
-        ...
 
     def affine(self, x: Array) -> tuple[bool, ...]:
         """Tell for every layer whether, on these rows, its pre is its weight times its input, plus its bias.

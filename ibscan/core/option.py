@@ -49,14 +49,14 @@ class Option:
         kind: Type of one value, where neither its default nor `parse` says it.
         several: Whether it may be repeated; the value is then a tuple.
         parse: Reads one value as typed; raises ValueError.
-        read: Makes of the whole value, typed or called, what is kept; gets the flag first, raises UsageError.
-        check: Raises UsageError of one value that is none; gets the flag first.
-        against: Raises UsageError where options given, by name, contradict each other.
+        read: Converts the whole value, typed or passed in Python; gets the flag first, raises UsageError.
+        check: Raises UsageError where one value is not allowed; gets the flag first.
+        against: Raises UsageError where the options given, by name, contradict each other.
         settle: Makes the parameter of the value (the default where none was given), once checkpoints and model are
             known: see `ibscan.core.measure.Situation`.
-        nothing: What an empty sequence would lack, where it may not be empty.
+        nothing: For a sequence that may not be empty: what an empty one lacks, for the message.
         shown: Whether the help adds the default itself, as it does of single values.
-        place: Where it stands among the options of a verb; smaller numbers first.
+        place: Its rank among the options of a verb; smaller numbers first.
         verbs: Commands that have it, where they are not those of the class it is declared in.
     """
 
@@ -93,7 +93,7 @@ class Setting:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """As typed, `--on/--off` for a switch that has both."""
+        """Flags as declared to Typer, `--on/--off` for a switch that has both."""
         return self.option.flags or (f"--{self.name.replace('_', '-')}",)
 
     @property
@@ -103,24 +103,28 @@ class Setting:
 
     @property
     def help(self) -> str:
-        """Sentences, the default filled in."""
+        """The help text, with the default filled in."""
         values = self.default if isinstance(self.default, tuple) else (self.default,)
         text = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
         return self.option.help.replace("{default}", text)
 
     @property
     def kind(self) -> Any:  # noqa: ANN401 - a type
-        """Type of one value, as the help shows it; text unless said otherwise."""
+        """Type of one value; text where neither option nor default says it."""
         single = isinstance(self.default, bool | int | float | str)
         return self.option.kind or (type(self.default) if single else str)
 
     @property
     def initial(self) -> Any:  # noqa: ANN401 - of the option's kind
-        """What the command line starts from: None where the default is the measure's to choose."""
+        """Default of the command line: None where the measure chooses it."""
         return None if self.option.several or not self.option.shown else self.default
 
     def checked(self, value: Any) -> None:  # noqa: ANN401 - whatever was given
-        """Raise UsageError where the value is none of this option's."""
+        """Check a value.
+
+        Raises:
+            UsageError: The option does not take it.
+        """
         if self.option.check is not None and not (value is None and self.initial is None):
             for one in value if self.option.several else (value,):
                 self.option.check(self.flag, one)

@@ -28,9 +28,9 @@ __all__ = [
 ]
 
 At: TypeAlias = Literal["pre", "post"]
-# What DataParallel and DDP, torch.compile, FSDP and activation checkpointing put into the names of what they wrap.
+# Parts of tensor names added by DataParallel and DDP, torch.compile, FSDP and activation checkpointing.
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# Names under which training states how far it is, epoch first; the last is what DeepSpeed writes.
+# Names of the counters of epochs (first) and steps in checkpoints; the last is DeepSpeed's.
 COUNTERS = ("epoch", "step", "global_step", "iter", "iter_num", "iteration", "global_steps")
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"  # in quotes: numpy is not imported here
 
@@ -56,8 +56,8 @@ class Checkpoint:
     (say a loss weight), where the series is one. `tensors` maps state-dict names, wrapper prefixes already stripped,
     to shape and dtype, in stored order; `stored_names` maps those names to the ones in the file. Where the weights lie
     in several files, `shards` maps each to its SHA-256, `sha256` is that of them together, and `path` is their index.
-    `stamps` is what the system says of each file while it is unchanged, so that it need not be hashed again; empty
-    where that cannot be told.
+    `stamps` are the file system's marks of each unchanged file, so that it need not be hashed again; empty where it has
+    none that are reliable.
     """
 
     path: Path
@@ -91,7 +91,7 @@ class Series:
     notices: tuple[str, ...] = ()
 
     def without(self, done: Callable[[Checkpoint], bool]) -> Series:
-        """Return the series less the checkpoints for which `done` holds: this is all that resuming is."""
+        """Return the series less the checkpoints for which `done` holds: all that resuming needs."""
         return dataclasses.replace(self, checkpoints=tuple(c for c in self.checkpoints if not done(c)))
 
 

@@ -1,4 +1,4 @@
-"""Named arrays that know what they are."""
+"""Results: named arrays with dimensions and attributes."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Variable:
 
     @property
     def ancillary(self) -> tuple[str, ...]:
-        """Names of the variables that stand beside this one: its companions, then its status."""
+        """Names of its companions, then of its status."""
         return tuple(str(self.attrs.get("ancillary_variables", "")).split())
 
 
 @dataclass(frozen=True)
 class Result:
-    """Named arrays that know what they are: what is written to, and read from, one HDF5 file.
+    """The content of one result file: named arrays with dimensions and attributes.
 
     `coordinates` holds the dimension scales (a variable named like its dimension) and the auxiliary coordinates
     (`epoch`, `layer_width`, ...); `variables` what was measured, with companions and statuses: `result["local_rank"]`
@@ -74,7 +74,7 @@ class Result:
 
     @property
     def quantities(self) -> tuple[str, ...]:
-        """Names of the variables that are no companion and no status of another."""
+        """Names of the variables that are not companions or statuses of others."""
         beside = {other for variable in self.variables.values() for other in variable.ancillary}
         return tuple(name for name in self.variables if name not in beside)
 

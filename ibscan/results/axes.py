@@ -84,7 +84,7 @@ def stored_text(text: str) -> str:
 
 
 def strings(values: Iterable[str]) -> Array:
-    """Return an object array of strings, one-dimensional whatever the values are."""
+    """Return a one-dimensional object array of strings."""
     listed = [stored_text(value) for value in values]
     array = np.empty(len(listed), dtype=object)
     array[:] = listed
@@ -133,10 +133,11 @@ def keys(result: Result, dimension: str) -> list[Hashable]:
 
 def ordered(coordinates: Mapping[str, Variable], rows: int) -> list[int]:
     """Return the order of checkpoints: by value, epoch or step, the first that all of them have, else by name."""
-    columns = {name: coordinates[name].values.tolist() for name, home in AUXILIARY.items() if home == "checkpoint"}
+    names = ("value", "epoch", "step", "checkpoint_name", "checkpoint_sha256")
+    columns = {name: coordinates[name].values.tolist() for name in names}
     # Checkpoints of one epoch are ordered by step, where all have one.
     steps: list[Any] = columns["step"] if all(step >= 0 for step in columns["step"]) else [0] * rows
     known = (columns[name] for name in ("value", "epoch") if np.isfinite(coordinates[name].values).all())
     leading = next(known, steps)
-    names, hashes = columns["checkpoint_name"], columns["checkpoint_sha256"]
-    return sorted(range(rows), key=lambda row: (leading[row], steps[row], by_name(str(names[row])), hashes[row]))
+    labels, hashes = columns["checkpoint_name"], columns["checkpoint_sha256"]
+    return sorted(range(rows), key=lambda row: (leading[row], steps[row], by_name(str(labels[row])), hashes[row]))

@@ -50,7 +50,7 @@ def rows(result: Result, *, units: str = "nats", variable: str | None = None) ->
     Args:
         result: What to lay out.
         units: `nats`, or `bits` to convert every value in nat with its errors and bounds.
-        variable: One variable, whatever it is; also its cells that were not measured. By default the scalars of every
+        variable: Any one variable, with its cells that were not measured. By default the scalars of every
             layer and checkpoint that were measured, with `se`, `lower`, `upper` beside them.
 
     Yields:

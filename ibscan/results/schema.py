@@ -134,7 +134,7 @@ def _axes(outcomes: Sequence[tuple[Measure, Mapping[str, Estimate], int]]) -> di
 def _axis(dimension: Dimension, values: list[Any]) -> Array:
     if isinstance(values[0], str):
         return strings(values)
-    # A noise typed as 1 is the same dimension as one typed as 0.5.
+    # A noise given as the integer 1 is a float like 0.5.
     return np.asarray(values, dtype=np.int64 if dimension.kind == "i" else np.float64)
 
 
@@ -202,7 +202,7 @@ def _status_attrs(key: str) -> dict[str, Any]:
     }
 
 
-def _metrics(checkpoints: Sequence[Checkpoint], taken: Mapping[str, Variable]) -> dict[str, Variable]:
+def _metrics(checkpoints: Sequence[Checkpoint], present: Mapping[str, Variable]) -> dict[str, Variable]:
     """Return `metric_NAME` for the numbers that checkpoints carry in their metadata."""
     variables: dict[str, Variable] = {}
     keys = sorted(
@@ -213,7 +213,7 @@ def _metrics(checkpoints: Sequence[Checkpoint], taken: Mapping[str, Variable]) -
         status_name = Estimate.companion(name, "status")
         parsed = [metric_value(c.metadata.get(key)) for c in checkpoints]
         # Two names may become the same, or one the status of another: keep the first.
-        if {name, status_name} & {*variables, *taken} or all(number is None for number in parsed):
+        if {name, status_name} & {*variables, *present} or all(number is None for number in parsed):
             continue
         values = np.array([float("nan") if v is None or not math.isfinite(v) else v for v in parsed])
         codes = [

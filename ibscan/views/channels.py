@@ -86,7 +86,7 @@ class ChannelColumn:
 
     @property
     def key(self) -> str:
-        """The quantity."""
+        """Name of the variable shown."""
         return self.channel.variable(self.side)
 
 
@@ -105,11 +105,7 @@ def channel_columns(view: View, channel: Channel, side: str) -> list[ChannelColu
 
 
 def noise_groups(
-    view: View,
-    found: Sequence[Sequence[ChannelColumn]],
-    *,
-    values: Mapping[str, Array] | None = None,
-    prefix: str = "",
+    view: View, found: Sequence[Sequence[ChannelColumn]], *, values: Mapping[str, Array] | None = None, prefix: str = ""
 ) -> list[tuple[str, list[Column]]]:
     """Return a group of columns for each channel, under heads that give the noise alone.
 
@@ -221,10 +217,7 @@ def widest_bracket(view: View, columns: Sequence[ChannelColumn], *, last: bool =
 
 
 def _largest(
-    columns: Sequence[ChannelColumn],
-    of: Callable[[str], Array | None],
-    last: bool,
-    layers: Sequence[int] | None = None,
+    columns: Sequence[ChannelColumn], of: Callable[[str], Array | None], last: bool, layers: Sequence[int] | None = None
 ) -> float | None:
     """Return the largest finite value (C, L, P) of columns to two digits, of all checkpoints or the last."""
     rows, across = slice(-1 if last else 0, None), slice(None) if layers is None else layers

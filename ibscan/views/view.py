@@ -93,7 +93,7 @@ class View:
 
     @property
     def eps(self) -> str:
-        """The sign of a threshold."""
+        """How eps is written on this terminal."""
         return "ε" if self.unicode else "eps"
 
     def _converted(self, variable: Variable) -> Array:

@@ -17,7 +17,7 @@ from ibscan.errors import NothingMatched, UsageError
 if TYPE_CHECKING:
     from ibscan.engine.request import Request
 
-__all__ = ["app"]
+__all__ = ["HELP", "app"]
 
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -93,19 +93,6 @@ def export(**options: Any) -> int:  # noqa: ANN401
     options["format"] = "tsv" if options["format"] == "auto" else options["format"]
     output_for(options).result(read(options["result"]))
     return 0
-
-
-@app.command(
-    context_settings={**HELP, "ignore_unknown_options": True, "allow_extra_args": True},
-    options_metavar="[NAME]",
-    epilog="Example: ibscan explain mi_readout_xt",
-)
-def explain(context: typer.Context) -> int:
-    """What a name means: a variable, option, status, word in a table's head, exit code or topic of the guide."""
-    from ibscan.cli.explain import explain as explained
-
-    # Not an argument of Typer's, whose validation library would take most of the time.
-    return explained(" ".join(context.args))
 
 
 def _scanned(verb: str, options: Mapping[str, Any]) -> int:

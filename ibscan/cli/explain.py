@@ -5,17 +5,32 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
+import typer
+
+from ibscan.cli.commands import HELP, app
 from ibscan.cli.glossary import Entry, explained, near, pages, sections
 from ibscan.errors import UsageError
 from ibscan.views.console import console, is_terminal, reader_may_leave, unicode_ok
 
-__all__ = ["explain"]
+__all__ = ["command", "explain"]
 
 _HOW = (
     "ibscan explain NAME explains any variable of a result file (mi_readout_xt, mi_readout_xt_se), option (--noise), "
     "word in the head of a table (network, trend), status or mark (saturated, '*'), column of rows, dimension, "
     "coordinate, verb, exit code (4), or one of these topics:"
 )
+
+
+@app.command(
+    context_settings={**HELP, "ignore_unknown_options": True, "allow_extra_args": True},
+    name="explain",
+    options_metavar="[NAME]",
+    epilog="Example: ibscan explain mi_readout_xt",
+)
+def command(context: typer.Context) -> int:
+    """What a name means: a variable, option, status, word in a table's head, exit code or topic of the guide."""
+    # Not an argument of Typer's, whose validation library would take most of the time.
+    return explain(" ".join(context.args))
 
 
 def explain(name: str) -> int:

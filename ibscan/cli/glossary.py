@@ -12,6 +12,7 @@ from typing import TypeAlias, get_args
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from ibscan.cli.commands import app
 from ibscan.cli.options import PRINTED
 from ibscan.core.estimate import Estimate
 from ibscan.core.option import Setting
@@ -198,8 +199,6 @@ def default_of(setting: Setting) -> str:
 
 @cache
 def _commands() -> Mapping[str, TyperCommand]:
-    from ibscan.cli.commands import app
-
     group = get_command(app)
     assert isinstance(group, TyperGroup)
     return {name: command for name, command in group.commands.items() if isinstance(command, TyperCommand)}

@@ -202,6 +202,7 @@ def test_names_are_found_as_people_write_them(typed: str, kind: str) -> None:
     assert kind in {entry.kind for entry in explained(typed)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["", "methods", "mi_readout_xt_se", "--noise", "saturated", "4", "epoch"])
 def test_explaining_imports_no_heavy_library(name: str) -> None:
     code = (
@@ -217,6 +218,7 @@ def test_explaining_imports_no_heavy_library(name: str) -> None:
     assert done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [40, 80, 120])
 def test_on_a_terminal_pages_and_words_keep_within_its_width_and_have_no_escapes_under_no_color(columns: int) -> None:
     for name in ("statuses", "mi_readout_xt"):

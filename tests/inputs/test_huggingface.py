@@ -237,6 +237,7 @@ def test_token_ids_are_measured_except_for_local_rank(command: Run, tmp_path: Pa
     assert all("local_rank" not in row["measures"] for row in told)
 
 
+@pytest.mark.slow
 def test_rows_that_are_neither_ids_nor_embeddings_are_refused(command: Run, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "run", TEXT, text_state())
     np.save(tmp_path / "x.npy", np.full((6, 2), 0.5))

@@ -253,6 +253,7 @@ def sine_behind_a_product(x: torch.Tensor) -> torch.Tensor:
     return sine(nn.functional.linear(x, nn.Parameter(torch.eye(8, dtype=x.dtype), requires_grad=False)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("way", UNSEEN)
 @pytest.mark.parametrize("forward", SHAPES)

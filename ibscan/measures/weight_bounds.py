@@ -12,7 +12,7 @@ from ibscan.core.network import Weight, WeightedNetwork
 from ibscan.core.records import Array, Probe
 from ibscan.numerics.spectra.spectrum import finite_matrices, made_finite, numerical_rank, singular_values, stable_rank
 
-__all__ = ["weight_estimates", "withdrawn"]
+__all__ = ["weight_estimates", "without_exceeded_bounds"]
 
 # No activation here is steeper than gelu, whose slope is 1.13 at most.
 STEEPEST = 1.13
@@ -148,7 +148,7 @@ class _Weights:
         return bound, known
 
 
-def withdrawn(found: Mapping[str, Estimate]) -> dict[str, Estimate]:
+def without_exceeded_bounds(found: Mapping[str, Estimate]) -> dict[str, Estimate]:
     """Return estimates without bounds that a count exceeds.
 
     Only rounding can bring that about: at thresholds below that of a Jacobian nothing else is counted.

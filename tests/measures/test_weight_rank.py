@@ -25,7 +25,7 @@ from ibscan.core.estimate import Estimate, Status
 from ibscan.core.records import At
 from ibscan.core.streams import RandomStreams
 from ibscan.measures.local_rank import LocalRank
-from ibscan.measures.weight_bounds import withdrawn
+from ibscan.measures.weight_bounds import without_exceeded_bounds
 from ibscan.measures.weight_rank import WeightRank
 from ibscan.networks import chain as chain_module
 from ibscan.networks.admission import traced_network
@@ -404,11 +404,11 @@ def test_bounds_that_a_count_exceeds_are_withdrawn() -> None:
     bound = Estimate(np.array([[3.0, 2.0, 2.0]]), ok)
     rank = Estimate(np.array([[[2.5], [2.5], [1.0]]]), ok[..., None], maximum=np.array([[[3.0], [3.0], [1.0]]]))
     relative = dataclasses.replace(rank, maximum=np.array([[[1.0], [1.0], [np.nan]]]))
-    found = withdrawn({"rank_bound_weights": bound, "local_rank": rank, "local_rank_rel": relative})
+    found = without_exceeded_bounds({"rank_bound_weights": bound, "local_rank": rank, "local_rank_rel": relative})
     np.testing.assert_array_equal(found["rank_bound_weights"].value, [[3.0, np.nan, 2.0]])
     assert found["rank_bound_weights"].status.tolist() == [[Status.OK, Status.NOT_MEASURED, Status.OK]]
     assert found["local_rank"] is rank
-    assert withdrawn({"local_rank": rank}) == {"local_rank": rank}
+    assert without_exceeded_bounds({"local_rank": rank}) == {"local_rank": rank}
 
 
 # Statuses ----------------------------------------------------------------------------------------------------------

@@ -75,13 +75,13 @@ def changed_names(stored: Result, result: Result) -> list[str]:
 
 
 def changed_checkpoint(stored: Result, checkpoints: Sequence[Checkpoint]) -> str | None:
-    """Return a message about a checkpoint whose content changed_names since it was measured, or None."""
+    """Return a message about a checkpoint whose content changed since it was measured, or None."""
     hashes = {name: sha for sha, name in rows_of(stored)}
     for checkpoint in checkpoints:
         before = hashes.get(checkpoint.name, checkpoint.sha256)
         if before != checkpoint.sha256:
             return (
-                f"checkpoint {checkpoint.name} has changed_names, its SHA-256 is {before[:12]}... there and "
+                f"checkpoint {checkpoint.name} has changed, its SHA-256 is {before[:12]}... there and "
                 f"{checkpoint.sha256[:12]}... now"
             )
     return None

@@ -18,7 +18,7 @@ from ibscan.core.records import Array, Checkpoint, Layer, Probe
 from ibscan.core.streams import RandomStreams
 from ibscan.engine.models import Loaded
 from ibscan.errors import CheckpointError, OutOfMemory
-from ibscan.measures.driver import blank, misfortune
+from ibscan.measures.driver import blank_estimates, failure_status
 from ibscan.measures.weight_bounds import without_exceeded_bounds
 from ibscan.numerics.memory import keep_freed
 
@@ -201,14 +201,14 @@ def _layer_by_layer(
     """Return the estimates of each layer measured alone, after an `error`, so that it costs only the layer it is of."""
     wanted = range(len(network.layers)) if layers is None else layers
     if len(wanted) == 1 or not any(quantity.per_layer for quantity in measure.quantities):
-        return _without_values(measure, network, misfortune(error), dict.fromkeys(wanted, _reason(error)))
+        return _without_values(measure, network, failure_status(error), dict.fromkeys(wanted, _reason(error)))
     found: dict[int, Mapping[str, Estimate]] = {}
     failed: set[int] = set()
     for layer in wanted:
         try:
             found[layer] = measured(measure, network, sample, streams, [layer])
         except (MemoryError, RuntimeError) as own:
-            found[layer] = _without_values(measure, network, misfortune(own), {layer: _reason(own)})
+            found[layer] = _without_values(measure, network, failure_status(own), {layer: _reason(own)})
             failed.add(layer)
     per_layer = {quantity.key: quantity.per_layer for quantity in measure.quantities}
     # Some quantities are returned only if they apply: do not add them for a layer that failed.
@@ -246,7 +246,7 @@ def _without_values(
     """Return NaN and the status for every quantity of known shape; the first one a layer has gets the reasons."""
     per_layer = {quantity.key: quantity.per_layer for quantity in measure.quantities}
     found = {}
-    for key, estimate in blank(measure, network, status).items():
+    for key, estimate in blank_estimates(measure, network, status).items():
         own = reasons if per_layer[key] and estimate.status is not None else {}
         found[key] = Estimate(estimate.value, estimate.status, reasons=own or None)
         reasons = {} if own else reasons

@@ -230,8 +230,8 @@ def test_a_search_that_misses_the_farthest_pair(kind: Any, share: Any, monkeypat
     """The pairs are counted again up to the largest distance that the first count met."""
     points, labels = layer_like(kind, np.random.default_rng(5))
     expected = distance_histogram(points, labels)
-    found = distances._far
-    monkeypatch.setattr(distances, "_far", lambda rows: share * found(rows))
+    found = distances._largest_found
+    monkeypatch.setattr(distances, "_largest_found", lambda rows: share * found(rows))
     result = distance_histogram(points, labels)
     assert torch.equal(result.edges, expected.edges)
     assert torch.equal(result.within, expected.within)

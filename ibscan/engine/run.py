@@ -16,18 +16,9 @@ from typing import Any
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.records import Checkpoint
 from ibscan.core.result import Result
+from ibscan.engine import resume
 from ibscan.engine.plan import Plan, planned, skip_sentence
 from ibscan.engine.request import PARTIAL, Reporter, Request, Silent, requested, run_settings
-from ibscan.engine.resume import (
-    changed_names,
-    finished_parts,
-    is_unchanged,
-    kept_rows,
-    remaining,
-    renamed,
-    resumed_blocks,
-    stored_result,
-)
 from ibscan.engine.scan import Block, blocks, partition
 from ibscan.engine.watch import polls
 from ibscan.errors import InputError, UsageError
@@ -212,20 +203,22 @@ def _update_file(
 ) -> tuple[Result | None, dict[str, str]]:
     """Measure what the output does not hold and this run has not `measured` (updated in place), and write the file."""
     # Read under the lock: another run may be finishing this very file.
-    on_disk = stored_result(request, plan)
-    stored = None if on_disk is None else renamed(on_disk, plan.series.checkpoints)
-    left, waiting = remaining(request, plan, stored)
+    on_disk = resume.stored_result(request, plan)
+    stored = None if on_disk is None else resume.renamed(on_disk, plan.series.checkpoints)
+    left, waiting = resume.remaining(request, plan, stored)
     kept = dataclasses.replace(store, key=plan.part_key())
-    finished = finished_parts(kept, left) if request.resume else {}
+    finished = resume.finished_parts(kept, left) if request.resume else {}
     waiting = [c for c in waiting if (c.sha256, c.name) not in measured]
-    cut = resumed_blocks(kept.begun() if request.resume else (), plan.series.checkpoints, waiting, partial(_cut, left))
+    cut = resume.resumed_blocks(
+        kept.begun() if request.resume else (), plan.series.checkpoints, waiting, partial(_cut, left)
+    )
     kept.begin([[(c.sha256, c.name) for c in block] for block in cut])
     found, skipped = _measure_blocks(left, cut, finished, kept.add, reporter)
     measured.update(key for part in found for key in rows_of(part))
     result = joined(found)
     if stored is not None:
         # While training goes on, a checkpoint that changed replaces its earlier rows.
-        for name in changed_names(stored, result) if request.follow and result is not None else ():
+        for name in resume.changed_names(stored, result) if request.follow and result is not None else ():
             reporter.notice(f"{name}: has changed since it was measured, so it was measured again.")
         replace, tolerance = request.force or request.follow, request.option("tolerance") if request.resume else None
         result = stored if result is None else join(stored, result, replace=replace, tolerance=tolerance)
@@ -239,7 +232,7 @@ def _update_file(
         result = _with_run_attrs(result, plan, skipped if final else {})
         if not final:
             result = dataclasses.replace(result, attrs={**result.attrs, "complete": 0})
-        if on_disk is None or found or not is_unchanged(on_disk, result):
+        if on_disk is None or found or not resume.is_unchanged(on_disk, result):
             write(result, output)
     # Even if nothing was measured: a run that died after writing the file left its parts behind.
     dataclasses.replace(kept, held=result, series=plan.series.checkpoints).remove()
@@ -275,7 +268,7 @@ def _measure_blocks(
         return [], {}
     # A block with one checkpoint missing is measured again: the last bits depend on what is stacked together.
     ready = [all((c.sha256, c.name) in finished for c in block) for block in cut]
-    found = [part for block, done in zip(cut, ready, strict=True) if done for part in kept_rows(block, finished)]
+    found = [part for block, done in zip(cut, ready, strict=True) if done for part in resume.kept_rows(block, finished)]
     todo = [block for block, done in zip(cut, ready, strict=True) if not done]
     reporter.started(sum(len(block) for block in todo))
     skipped: dict[str, str] = {}

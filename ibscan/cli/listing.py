@@ -109,7 +109,7 @@ def _read(request: Request, output: Output) -> tuple[Series, Stated | None]:
 def _obstacles(plan: Plan) -> dict[int, str]:
     """Compute every Jacobian of a scan at one row; return why some layers have none, by their index."""
     tried = next((measure for measure in plan.measures if measure.trial), None)
-    if tried is None or plan.model.most is None:  # a chain's Jacobian is a product of matrices, and always there
+    if tried is None or plan.model.max_stacked is None:  # a chain's Jacobian is a product of matrices, and always there
         return {}
     first, seed = plan.series.checkpoints[0], plan.attrs["seed"]
     network = plan.model.network([(first, load_tensors(first))])

@@ -1,1 +1,1 @@
-"""From a request to a result: inputs found, networks made, cells measured, files written."""
+"""Turn a request into a result: find the inputs, build the networks, run the measures, write the file."""

@@ -1,4 +1,4 @@
-"""Which measures a request asks for, and with which parameters."""
+"""Choose the measures of a request and settle their parameters."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ __all__ = ["measures_of", "stored_settings"]
 
 
 def measures_of(request: Request, situation: Situation, rows: int) -> tuple[Measure, ...]:
-    """Return the measures of a verb with the parameters asked for, or the usual ones.
+    """Return the measures of a verb with the parameters given, or their defaults.
 
     Args:
         request: What the user asks for.
-        situation: What is known of checkpoints and model; told which measures do not use the whole probe unasked.
-        rows: Of the probe.
+        situation: Checkpoints, model and options; its `notice` says which measures use only part of the probe.
+        rows: Number of probe rows.
 
     Raises:
         UsageError: An option contradicts the checkpoints.
-        NothingMatched: An option names a layer that there is not.
+        NothingMatched: An option names a layer that does not exist.
     """
     channels = request.options.get("channel")
     measures = tuple(
-        _made(measure, situation)
+        _with_parameters(measure, situation)
         for measure in MEASURES
         if measure.verb in ("", request.verb) or request.verb == "scan"
         if not (measure.channel and channels) or measure.channel in channels
     )
-    unasked = request.options.get("samples") is None
-    limits = {measure.samples for measure in measures if unasked and measure.samples is not None}
+    by_default = request.options.get("samples") is None
+    limits = {measure.samples for measure in measures if by_default and measure.samples is not None}
     for size in sorted(limit for limit in limits if 0 < limit < rows):
         names = ", ".join(measure.name for measure in measures if measure.samples == size)
         situation.notice(f"{names}: measured on {size} of the probe's {rows} rows; --samples all takes every row.")
     return measures
 
 
-def _made(measure: type[Measure], situation: Situation) -> Measure:
+def _with_parameters(measure: type[Measure], situation: Situation) -> Measure:
     parameters: dict[str, Any] = {}
     for setting in settings_of(measure):
         value = situation.given.get(setting.name, setting.default)
@@ -56,22 +56,21 @@ def _made(measure: type[Measure], situation: Situation) -> Measure:
 def stored_settings(
     request: Request, series: Series, model: Model, probe: Probe, measures: Sequence[Measure]
 ) -> dict[str, Any]:
-    """Return what results to be joined agree in, and what each measure was told."""
+    """Return what two results must agree in to be joined, and the parameters of every measure."""
     settings: dict[str, Any] = {
         "dtype": request.dtype,
         "axis": series.axis,
-        # Modules asked for by name are no part of what the network is.
+        # Modules added by --layers do not identify the network.
         "layers": [layer.name for layer in model.layers if layer.noisy],
         "widths": [model.inputs, *(layer.width for layer in model.layers if layer.noisy)],
         "weights": series.checkpoints[0].state_key,
         "code": model.code,
-        "measures": {measure.name: _parameters(measure) for measure in measures},
+        "measures": {
+            measure.name: {field.name: getattr(measure, field.name) for field in fields(measure)}  # type: ignore[arg-type]
+            for measure in measures
+        },
     }
     noisy = [measure for measure in measures if measure.channel]
     if noisy:
         settings["input_entropy"] = input_weights(probe.sampled(noisy[0].samples, request.seed))[1]
     return settings
-
-
-def _parameters(measure: Measure) -> dict[str, Any]:
-    return {field.name: getattr(measure, field.name) for field in fields(measure)}  # type: ignore[arg-type]

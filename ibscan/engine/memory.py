@@ -1,4 +1,4 @@
-"""How much memory a scan would hold, layer by layer: an estimate from the sizes of what is kept at once."""
+"""Estimate how much memory a scan needs, layer by layer, from the sizes of the arrays it holds at once."""
 
 from __future__ import annotations
 
@@ -12,22 +12,19 @@ from ibscan.networks.jacobians import sweeps
 
 __all__ = ["BASE", "layer_memory", "weight_memory"]
 
-# Python, torch, scipy and h5py without any data, bytes; and the blocks all layers share.
+# Bytes of Python, torch, scipy and h5py without any data, and of the blocks that all layers share.
 BASE = 350 * 2**20
 
 
 def layer_memory(plan: Plan) -> list[int]:
-    """Return for every layer of the model the bytes a scan holds while it measures it, without what it always holds.
+    """Return the bytes a scan holds while it measures each layer, beside `BASE` and the weights.
 
-    Values of all rows of one layer are there at once; Jacobians come in blocks of rows, of one row at least.
-
-    Args:
-        plan: What would be measured.
+    A layer's values of all rows are held at once; Jacobians come in blocks of at least one row.
 
     Returns:
-        Bytes, one number a layer; within a factor of two or so of what is seen.
+        Bytes, one number for each of the L layers, right within a factor of about two.
     """
-    model, stacked = plan.model, plan.model.most is None
+    model, stacked = plan.model, plan.model.max_stacked is None
     budget = chain.FACTOR_BUDGET if stacked else sweeps.BLOCK_BUDGET[plan.device.type]
     # A chain's first Jacobian is its first weight.
     inputs = min(model.inputs, model.layers[0].width) if stacked else model.inputs
@@ -39,10 +36,6 @@ def layer_memory(plan: Plan) -> list[int]:
 
 
 def weight_memory(plan: Plan) -> int:
-    """Return the bytes that the weights of what is measured at a time take: as read, and as the network's own.
-
-    Args:
-        plan: What would be measured.
-    """
+    """Return the bytes of one checkpoint's weights, held twice: as read, and in the network."""
     tensors = plan.series.checkpoints[0].tensors.values()
     return 2 * NUMBER * sum(math.prod(info.shape) for info in tensors)

@@ -1,4 +1,4 @@
-"""Find what states the model: the command, the manifest, the checkpoints' metadata or a `config.json` beside them."""
+"""Find the model's spec: on the command line, in the manifest, in checkpoint metadata, or in a `config.json`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ __all__ = ["Stated", "chain_globs", "stated_model"]
 
 @dataclass(frozen=True)
 class Stated:
-    """A model as it is stated: `mlp:ACT:OUT`, `hf:CLASS` with entries of its config, or a callable with arguments.
+    """The spec of a model: `mlp:ACT:OUT`, `hf:CLASS` with config entries, or a callable with arguments.
 
-    `chain` has the globs of `--chain`; what they come to, the layers in their order, is part of a result's identity.
+    `chain` has the globs of `--chain`. They are not part of `str()`, which identifies a result: the layers they give,
+    in order, are stored with it instead.
     """
 
     spec: str
@@ -30,10 +31,10 @@ class Stated:
     chain: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        # A file is the same wherever one stands; its content is told apart by its hash.
-        place, _, name = self.spec.rpartition(":")
-        spec = f"{Path(place).name}:{name}" if place.endswith(".py") else self.spec
-        # A manifest's arguments may be dates, which JSON has no form for.
+        # The folder of a file does not identify it: its content does, and has a hash.
+        file, _, name = self.spec.rpartition(":")
+        spec = f"{Path(file).name}:{name}" if file.endswith(".py") else self.spec
+        # `default=str`: arguments in a manifest may be dates, which JSON cannot hold.
         return f"{spec} {json.dumps(self.arguments, sort_keys=True, default=str)}" if self.arguments else spec
 
 
@@ -46,15 +47,15 @@ def stated_model(
     trust: bool,
     chain: str | None = None,
 ) -> Stated:
-    """Return the model: as typed, as the manifest has it, as metadata state it, or as `config.json` beside it does.
+    """Return the model's spec: from `--model`, else the manifest, else metadata, else a `config.json`.
 
     Args:
         typed: `--model`, or None.
-        arguments: `--model-arg`; they replace those of the manifest one by one.
-        manifest: Beside the checkpoints, if there is one.
+        arguments: `--model-arg`; each replaces the manifest's of the same name.
+        manifest: The manifest beside the checkpoints, or None.
         checkpoints: The series.
         trust: Whether code named by files may run.
-        chain: `--chain`, or None; it replaces that of the manifest.
+        chain: `--chain`, or None; it replaces the manifest's.
 
     Raises:
         UsageError: Nothing states the activation, the checkpoints contradict one another, the spec is unknown, a
@@ -91,8 +92,8 @@ def stated_model(
 
 
 def _found_spec(checkpoints: Sequence[Checkpoint]) -> str | None:
-    """Return the model that the checkpoints' metadata or a `config.json` beside them state, None where neither does."""
-    specs = {_metadata_spec(checkpoint) for checkpoint in checkpoints}
+    """Return the spec in the checkpoints' metadata, `hf` if a `config.json` lies beside them, else None."""
+    specs = {_metadata_spec(checkpoint.metadata) for checkpoint in checkpoints}
     if len(specs) > 1:
         raise UsageError(
             f"the checkpoints name different models: {', '.join(sorted(str(s) for s in specs))}. "
@@ -124,7 +125,7 @@ def _untrusted(stated: str, first: Checkpoint) -> str:
 
 
 def chain_globs(chain: str | None) -> tuple[str, ...]:
-    """Return the globs of `--chain` in order, none where it was not given.
+    """Return the globs of `--chain` in order, none if it was not given.
 
     Raises:
         UsageError: One of them is empty.
@@ -135,8 +136,7 @@ def chain_globs(chain: str | None) -> tuple[str, ...]:
     return globs
 
 
-def _metadata_spec(checkpoint: Checkpoint) -> str | None:
-    metadata = checkpoint.metadata
+def _metadata_spec(metadata: Mapping[str, str]) -> str | None:
     if "ibscan.model" in metadata:
         return metadata["ibscan.model"]
     if "activation" not in metadata:

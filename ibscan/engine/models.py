@@ -1,4 +1,4 @@
-"""Make networks of checkpoints by the model that was stated."""
+"""Build networks from checkpoints, by the model's spec."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from ibscan.core.network import Network
 from ibscan.core.records import Array, Checkpoint, Layer, Probe
-from ibscan.engine.feeding import Fed, fed_beside
+from ibscan.engine.extra_inputs import ExtraInputs, extra_inputs
 from ibscan.engine.model_spec import Stated
 from ibscan.errors import InputError
 from ibscan.inputs.code.hf_config import config_beside
@@ -33,7 +33,7 @@ from ibscan.networks.trace.graph import Trace
 
 __all__ = ["Loaded", "Model", "globbed", "model_of"]
 
-# Rows on which a model is run once to see what it does.
+# Rows on which a model is traced.
 FEW_ROWS = 3
 # A checkpoint with its tensors.
 Loaded: TypeAlias = tuple[Checkpoint, Mapping[str, torch.Tensor]]
@@ -41,28 +41,28 @@ Loaded: TypeAlias = tuple[Checkpoint, Mapping[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Model:
-    """A model that fits the series and the probe: its layers, and the way from checkpoints to a network.
+    """A model that fits the series and the probe: its layers, and how to make a network of checkpoints.
 
-    `inputs` counts the numbers of a row, `outputs` those of the network's output; `most` says how many checkpoints one
-    network may hold; `untapped` lists layers that cannot be measured, with the reason; `code` is the hash of the file
-    that makes it, if one does; `fed` are the arrays of the probe that it takes by name; `guard` is put around all that
-    runs this code.
+    `inputs` is the size of a row, `outputs` that of the network's output. A network holds at most `max_stacked`
+    checkpoints, any number if None. `untapped` lists layers that cannot be measured, with the reason. `code` is the
+    hash of the file the model comes from, if any. `extra` has the probe arrays that it takes by name. `guard` goes
+    around everything that runs its code.
     """
 
     stated: Stated
     inputs: int
     outputs: int
     layers: tuple[Layer, ...]
-    most: int | None
+    max_stacked: int | None
     network: Callable[[Sequence[Loaded]], Network]
     untapped: tuple[tuple[str, str], ...] = ()
     code: str = ""
-    fed: Fed = field(default_factory=Fed)
+    extra: ExtraInputs = field(default_factory=ExtraInputs)
     guard: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def names(self) -> list[str]:
-        """Layers as they are reported."""
+        """Names of the layers."""
         return [layer.name for layer in self.layers]
 
 
@@ -77,126 +77,114 @@ def model_of(
     run_script: bool = False,
     guard: Callable[..., AbstractContextManager[None]] = nullcontext,
 ) -> Model:
-    """Hold a model against the first checkpoint and the probe.
+    """Build the model of the first checkpoint and check that the probe fits it.
 
     Args:
-        stated: The model.
+        stated: The model's spec.
         first: The series' first checkpoint; the others have the same architecture.
         probe: What it will be measured on.
         globs: `--layers`; one that matches no layer may match other modules, which are then measured too.
-        device: Where.
+        device: Where the network runs.
         dtype: Of the forward pass.
         run_script: Also run code that trains or writes files when it is imported.
-        guard: Put around every piece of somebody's code that runs; takes `proven` where that is for minutes.
-
-    Returns:
-        The model.
+        guard: Goes around every call of the user's code; with `proven=True` while checkpoints are measured.
 
     Raises:
-        InputError: The tensors do not form it, or the probe does not fit it.
+        InputError: The tensors do not form the model, or the probe does not fit it.
     """
     if stated.spec.startswith("mlp:"):
         return _chain(stated, first, probe, device, dtype)
     with guard():
         maker = _maker(stated, first, run_script=run_script)
 
-    weighted = partial(_weighted, maker)
+    with_weights = partial(_with_weights, maker)
     state = load_tensors(first)
     with guard():
-        model = weighted(first, state)
-        fed = fed_beside(model, probe)
-        packing = fed.packing(probe.x)
-        network, extra = _recorded(model, probe, fed, globs, device, dtype)
-        trace, exact = network.trace, None
+        model = with_weights(first, state)
+        extra = extra_inputs(model, probe)
+        packing = extra.packing(probe.x)
+        network, modules = _traced(model, probe, extra, globs, device, dtype)
+        trace, exact_trace = network.trace, None
         if dtype is not torch.float64:
-            again = weighted(first, state)
-            exact = _exact_trace(again, fed.rows(probe.x, FEW_ROWS), extra, device, trace, packing)
+            again = with_weights(first, state)
+            exact_trace = _float64_trace(again, extra.rows(probe.x, FEW_ROWS), modules, device, trace, packing)
         del state
 
-    def one(pairs: Sequence[Loaded]) -> Network:
+    def network_of(pairs: Sequence[Loaded]) -> Network:
         ((checkpoint, state),) = pairs
-        double = None if exact is None else partial(_exactly, weighted, checkpoint, state, exact, device, packing)
-        return Module(weighted(checkpoint, state).to(device, dtype), trace, device, dtype, packing, double)
+
+        def in_float64() -> Module:
+            assert exact_trace is not None
+            return Module(
+                with_weights(checkpoint, state).to(device, torch.float64), exact_trace, device, torch.float64, packing
+            )
+
+        double = None if exact_trace is None else in_float64
+        return Module(with_weights(checkpoint, state).to(device, dtype), trace, device, dtype, packing, double)
 
     later = guard if guard is nullcontext else partial(guard, proven=True)
     features, outputs = probe.x[0].size, trace.head.units
-    return Model(stated, features, outputs, trace.layers, 1, one, trace.unmeasured, maker.code, fed, later)
+    return Model(stated, features, outputs, trace.layers, 1, network_of, trace.unmeasured, maker.code, extra, later)
 
 
-def _weighted(maker: Maker, checkpoint: Checkpoint, state: Mapping[str, torch.Tensor]) -> nn.Module:
+def _with_weights(maker: Maker, checkpoint: Checkpoint, state: Mapping[str, torch.Tensor]) -> nn.Module:
     """Make the model with the weights of a checkpoint."""
     try:
         return loaded(maker.build, state, checkpoint.stored_names, checkpoint.name, saved=maker.names)
     except InputError as error:
-        # Code may be adapters and nothing else; where it is not, this is what is wrong.
+        # Code may know how to load adapters alone; if it failed, missing base weights are the likely cause.
         if adapters_alone(checkpoint):
             raise InputError(f"{adapters_sentence(checkpoint)} As it is: {error}") from None
         raise
 
 
-def _recorded(
-    model: nn.Module, probe: Probe, fed: Fed, globs: Sequence[str], device: torch.device, dtype: torch.dtype
+def _traced(
+    model: nn.Module, probe: Probe, extra: ExtraInputs, globs: Sequence[str], device: torch.device, dtype: torch.dtype
 ) -> tuple[Module, list[str]]:
-    """Return the network, and the other modules that globs name where they match no layer."""
-    rows = fed.rows(probe.x, FEW_ROWS)
-    record = partial(traced_network, device=device, dtype=dtype, packing=fed.packing(probe.x))
+    """Return the network, and the modules that globs name which match no layer."""
+    rows = extra.rows(probe.x, FEW_ROWS)
+    trace = partial(traced_network, device=device, dtype=dtype, packing=extra.packing(probe.x))
     try:
-        network = record(model, rows, ())
+        network = trace(model, rows, ())
     except InputError as error:
-        if not fed.arrays:
+        if not extra.arrays:
             raise
         file, selection = split_spec(probe.source)
-        without = ",".join(part for part in (selection, *(f"{key}=" for key in fed.keys.values())) if part)
+        without = ",".join(part for part in (selection, *(f"{key}=" for key in extra.keys.values())) if part)
         raise InputError(
-            f"{error} The model was fed the probe's {', '.join(fed.keys.values())} beside x; to leave that out, give "
+            f"{error} The model was fed the probe's {', '.join(extra.keys.values())} beside x; to leave that out, give "
             f"{file}#{without}."
         ) from error
     unmatched = [glob for glob in globs if not any(globbed(layer.name, [glob]) for layer in network.layers)]
-    extra = [path for path, _ in model.named_modules() if path and unmatched and globbed(path, unmatched)]
-    return (record(model, rows, extra) if extra else network), extra
+    modules = [path for path, _ in model.named_modules() if path and unmatched and globbed(path, unmatched)]
+    return (trace(model, rows, modules) if modules else network), modules
 
 
-def _exact_trace(
-    model: nn.Module,
-    rows: Array,
-    extra: Sequence[str],
-    device: torch.device,
-    like: Trace,
-    packing: Packing | None,
+def _float64_trace(
+    model: nn.Module, rows: Array, modules: Sequence[str], device: torch.device, like: Trace, packing: Packing | None
 ) -> Trace | None:
-    """Return where the layers are in float64, None where the model does not run in that, or not alike."""
+    """Return the trace of the model traced in float64, None if it does not run in float64 or has other layers there."""
     try:
-        trace = traced_network(model, rows, extra, device=device, dtype=torch.float64, packing=packing).trace
+        trace = traced_network(model, rows, modules, device=device, dtype=torch.float64, packing=packing).trace
     except InputError:
         return None
     sizes = [[(layer.name, layer.width) for layer in one.layers] for one in (trace, like)]
     return trace if sizes[0] == sizes[1] else None
 
 
-def _exactly(
-    weighted: Callable[[Checkpoint, Mapping[str, torch.Tensor]], nn.Module],
-    checkpoint: Checkpoint,
-    state: Mapping[str, torch.Tensor],
-    trace: Trace,
-    device: torch.device,
-    packing: Packing | None,
-) -> Module:
-    return Module(weighted(checkpoint, state).to(device, torch.float64), trace, device, torch.float64, packing)
-
-
 def globbed(name: str, globs: Sequence[str]) -> bool:
-    """Return whether a layer's name matches one of the globs; no globs match every name."""
+    """Return whether a layer's name matches one of the globs; without globs every name does."""
     return not globs or any(fnmatch.fnmatchcase(name, glob) for glob in globs)
 
 
 def _maker(stated: Stated, first: Checkpoint, *, run_script: bool) -> Maker:
-    """Return what makes the model, however it is stated."""
+    """Return the maker of a model of transformers, or of a callable."""
     where = f"--model {stated.spec}"
     kind, _, name = stated.spec.partition(":")
     if kind == "hf":
         config = {**(config_beside(first) or {}), **stated.arguments}
-        found: Maker = called(partial(library_model, config, name, first.tensors, where), {}, where)
-        return replace(found, build=partial(called, found.build, {}, where))
+        maker: Maker = called(partial(library_model, config, name, first.tensors, where), {}, where)
+        return replace(maker, build=partial(called, maker.build, {}, where))
     function = named_callable(stated.spec, "--model", run_script=run_script)
     return Maker(partial(called, function, stated.arguments, where), code_hash(stated.spec))
 
@@ -208,7 +196,7 @@ def _chain(stated: Stated, first: Checkpoint, probe: Probe, device: torch.device
     except InputError as error:
         raise InputError(f"{first.name}: {error}") from None
     absent = tuple((name, "no glob of --chain takes it") for name in left_out(first.tensors, order))
-    # Its layers and shapes without its numbers.
+    # Layers and shapes are all that is needed here: no tensor is read.
     state = {name: torch.empty(info.shape, device="meta") for name, info in first.tensors.items()}
     chain = stacked_chain(spec, order, [state], device=torch.device("meta"), dtype=dtype)
     features = probe.x[0].size
@@ -224,7 +212,7 @@ def _chain(stated: Stated, first: Checkpoint, probe: Probe, device: torch.device
         chain.layers[-1].width,
         chain.layers,
         None,
-        lambda loaded: stack([state for _, state in loaded]),
+        lambda pairs: stack([state for _, state in pairs]),
         absent,
-        fed=fed_beside(None, probe),
+        extra=extra_inputs(None, probe),
     )

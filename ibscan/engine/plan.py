@@ -1,4 +1,4 @@
-"""A request understood: inputs found, read and held against each other, before anything is computed."""
+"""Plan a scan: find, read and check everything a request names, before anything is computed."""
 
 from __future__ import annotations
 
@@ -44,17 +44,13 @@ __all__ = [
     "skip_sentence",
 ]
 
-# Seconds of one core that a block may take by its estimate. A block may take three times that, and as much, about 30 s,
-# is lost when a run is killed.
+# Estimated seconds of one core a block may take. It may take three times as long, so a killed run loses about 30 s.
 BLOCK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be computed, on what.
-
-    `layers` are the indices of those to report; `folder` says that the series is a whole folder.
-    """
+    """What will be computed, on what: `layers` are the indices of those to report, `folder` if one folder was named."""
 
     series: Series
     probe: Probe
@@ -71,12 +67,12 @@ class Plan:
 
     @property
     def most(self) -> int:
-        """How many checkpoints may be stacked: few where each takes its time, as a killed run loses a whole block."""
-        return self.model.most or max(1, int(BLOCK_SECONDS // self.seconds))
+        """How many checkpoints a block may stack: few of slow ones, as a killed run loses its block."""
+        return self.model.max_stacked or max(1, int(BLOCK_SECONDS // self.seconds))
 
     @property
     def seconds(self) -> float:
-        """How long one checkpoint of a chain takes on one core, about, from the sizes of the work alone."""
+        """Estimated seconds for one checkpoint of a chain on one core, from the sizes of the work alone."""
         return sum(seconds(measure, self.sizes(measure)) for measure in self.measures)
 
     def sizes(self, measure: Measure) -> Sizes:
@@ -86,8 +82,8 @@ class Plan:
         return Sizes([layers[k] for k in self.layers], layers, self.model.inputs, self.rows(measure), weights)
 
     def part_key(self) -> str:
-        """Return the hash of everything that changes numbers, the checkpoint itself excepted."""
-        # What tables go by changes no number, and may change as a folder grows.
+        """Return the hash of everything that changes numbers, except the checkpoint itself."""
+        # The axis changes no number, and may change as a folder grows.
         settings = {name: value for name, value in json.loads(self.attrs["settings"]).items() if name != "axis"}
         science = {
             "identity": [self.attrs[name] for name in ("model", "probe_sha256", "seed", "ibscan_version")],
@@ -100,7 +96,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class ResolvedInputs:
-    """What a request names beside checkpoints; `exclude` lists files that are never taken for one."""
+    """What a request names beside checkpoints; `exclude` lists files that are never read as checkpoints."""
 
     device: torch.device
     manifest: Manifest | None
@@ -110,7 +106,7 @@ class ResolvedInputs:
 
 
 def resolved_inputs(request: Request) -> ResolvedInputs:
-    """Find and check what can be checked without a checkpoint.
+    """Find the device, manifest and probe, and check the output, before any checkpoint is read.
 
     Raises:
         UsageError: There is no such device, or the output may not be written.
@@ -126,10 +122,10 @@ def resolved_inputs(request: Request) -> ResolvedInputs:
 
 
 def probe_of(request: Request, resolved: ResolvedInputs) -> tuple[Probe, tuple[str, ...]]:
-    """Return the probe and sentences about it.
+    """Read the probe; return it with notices about it.
 
     Raises:
-        InputError: There is none, or it cannot be used.
+        InputError: There is no probe, or it cannot be used.
     """
     if resolved.probe is None:
         raise InputError(
@@ -142,14 +138,7 @@ def probe_of(request: Request, resolved: ResolvedInputs) -> tuple[Probe, tuple[s
 
 
 def planned(request: Request, reporter: Reporter) -> Plan:
-    """Read and check everything a request names.
-
-    Args:
-        request: What the user asks for.
-        reporter: Told what was skipped, sampled or left out.
-
-    Returns:
-        The plan.
+    """Read and check everything a request names; `reporter` hears what was skipped, sampled or left out.
 
     Raises:
         UsageError: The request contradicts itself or the inputs, or the output may not be written.
@@ -169,18 +158,15 @@ def plan_of(
     read: tuple[Probe, Sequence[str]],
     before: Plan | None = None,
 ) -> Plan:
-    """Hold a series and a probe against a request.
+    """Make the plan for a series and a probe.
 
     Args:
         request: What the user asks for.
-        reporter: Told what was skipped, sampled or left out.
-        resolved: As `resolved_inputs` found it.
+        reporter: Hears what was skipped, sampled or left out.
+        resolved: From `resolved_inputs`.
         series: The checkpoints.
-        read: As `probe_of` returned it.
-        before: A plan for the same folder, whose model is taken over where the architecture stayed.
-
-    Returns:
-        The plan.
+        read: From `probe_of`.
+        before: An earlier plan for the same folder, whose model is reused if the architecture is the same.
 
     Raises:
         IbscanError: As `planned`.
@@ -190,21 +176,21 @@ def plan_of(
         reporter.notice(sentence)
     for name, reason in series.skipped.items():
         reporter.problem(skip_sentence(name, reason))
-    found = request.model, request.model_arg, resolved.manifest, series.checkpoints
-    stated = stated_model(*found, trust=request.trust, chain=request.chain)
+    sources = request.model, request.model_arg, resolved.manifest, series.checkpoints
+    stated = stated_model(*sources, trust=request.trust, chain=request.chain)
     if before is not None and (stated, _architecture(series)) == (before.model.stated, _architecture(before.series)):
         model = before.model
     else:
-        series, model = _modelled(request, reporter, series, stated, probe, device)
-    probe = model.fed.probed(probe)
+        series, model = _first_usable_model(request, reporter, series, stated, probe, device)
+    probe = model.extra.applied_to(probe)
     chosen = _chosen(request, reporter, series, model)
     if probe.y is not None and len(probe.labels) not in (model.outputs, 2 if model.outputs == 1 else model.outputs):
         reporter.notice(
             f"accuracy is measured only where the output fits the labels: the probe has {len(probe.labels)} label "
             f"values, the network's output {model.outputs} units."
         )
-    known = series, model.layers, chosen, model.inputs, model.most is None
-    measures = measures_of(request, Situation(*known, request.options, reporter.notice), len(probe.x))
+    facts = series, model.layers, chosen, model.inputs, model.max_stacked is None
+    measures = measures_of(request, Situation(*facts, request.options, reporter.notice), len(probe.x))
     attrs = {
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "ibscan_version": __version__,
@@ -224,13 +210,13 @@ def plan_of(
 
 
 def _chosen(request: Request, reporter: Reporter, series: Series, model: Model) -> tuple[int, ...]:
-    """Return the indices of the layers asked for, and say which others are not measured.
+    """Return the indices of the layers that `--layers` matches, and report those that cannot be measured.
 
     Raises:
         InputError: A layer has no units.
-        NothingMatched: No layer is asked for.
+        NothingMatched: No layer matches.
     """
-    for sentence in model.fed.notices:
+    for sentence in model.extra.notices:
         reporter.notice(sentence)
     for layer in model.layers:
         if not layer.width:
@@ -246,13 +232,13 @@ def _chosen(request: Request, reporter: Reporter, series: Series, model: Model) 
 
 
 def manifest_of(paths: Sequence[Path], *, trust: bool) -> Manifest | None:
-    """Return the manifest beside the checkpoints: in the folder, or in the one folder all files lie in.
+    """Read the manifest in the folder given, or in the one folder that holds all files given; None if there is none.
 
     Raises:
-        InputError: A path that none can be.
+        InputError: A path is malformed, or the manifest cannot be used.
     """
     for path in paths:
-        # Names from standard input may be of any length and hold any byte; the rest is found out by whoever reads them.
+        # Names from standard input may be of any length and hold any byte. Missing files are reported by the readers.
         try:
             path.stat()
         except ValueError as error:
@@ -271,7 +257,7 @@ def series_of(
     exclude: Sequence[Path],
     inspect: Callable[..., Checkpoint] = inspect_checkpoint,
 ) -> Series:
-    """Return the series a request names, `--epochs` applied."""
+    """Read the series a request names and select its `--epochs`."""
     series = read_series(
         request.paths,
         manifest=manifest,
@@ -280,14 +266,14 @@ def series_of(
         exclude=exclude,
         inspect=inspect,
     )
-    # Of a folder that is followed what is asked for may yet come.
+    # partial: in a folder that is followed, epochs asked for may come later.
     return series if request.epochs is None else select_epochs(series, request.epochs, partial=request.follow)
 
 
-def _modelled(
+def _first_usable_model(
     request: Request, reporter: Reporter, series: Series, stated: Stated, probe: Probe, device: torch.device
 ) -> tuple[Series, Model]:
-    """Return the model, and the series less first checkpoints that went away, or changed, since it was listed."""
+    """Build the model from the first checkpoint that can still be read; return the series without those before it."""
     while True:
         first, *rest = series.checkpoints
         try:
@@ -309,7 +295,7 @@ def _architecture(series: Series) -> tuple[Any, ...]:
 
 
 def skip_sentence(name: str, reason: str) -> str:
-    """Return what is said of a checkpoint left out; most reasons name it already."""
+    """Return the message for a checkpoint left out; most reasons begin with its name already."""
     return f"skipped: {reason}" if reason.startswith(name) else f"skipped {name}: {reason}"
 
 
@@ -321,7 +307,7 @@ def _folder(paths: Sequence[Path]) -> Path | None:
 
 
 def _probe_source(request: Request, manifest: Manifest | None) -> tuple[str | None, dict[str, Any]]:
-    # What the manifest says of scale and mean belongs to the probe it names, not to another one typed.
+    # The manifest's scale and mean belong to the probe it names, not to one given by --probe.
     if request.probe is not None:
         return request.probe, dict(request.probe_arg)
     arguments = {**(manifest.probe_arguments if manifest is not None else {}), **request.probe_arg}

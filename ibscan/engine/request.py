@@ -1,4 +1,4 @@
-"""What a user may ask for: one frozen description, checked once, whether it was typed or called."""
+"""The request of a user, checked once, whether it comes from the command line or from Python."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["IDLE_SECONDS", "PARTIAL", "Reporter", "Request", "Silent", "requeste
 # Exit code of a command that did part of what was asked.
 PARTIAL = 4
 Verb = Literal["rank", "mi", "cluster", "scan"]
-# How long a folder that is followed may have nothing new: longer than most epochs take.
+# Default of --idle: longer than most epochs take.
 IDLE_SECONDS = 600.0
 SCANNING = (*VERBS, "scan")
 READING = (*SCANNING, "ls")
@@ -69,12 +69,12 @@ def _arguments(kind: str) -> Callable[[str, Any], Any]:
 
 @dataclass(frozen=True)
 class Request:
-    """Everything a scan verb may be told.
+    """Everything a user can ask of a scan verb.
 
-    What concerns the run as a whole is a field; `options` holds those of the measures that were given, by keyword.
+    Options of the run as a whole are fields; `options` holds the options of measures that were given, by keyword.
 
     Raises:
-        UsageError: A value out of its range, named as the option that sets it.
+        UsageError: A value is out of range; the message names the option.
     """
 
     verb: Verb
@@ -208,11 +208,11 @@ class Request:
     def __post_init__(self) -> None:
         for setting in run_settings():
             setting.checked(getattr(self, setting.field))
-        measured = measure_settings()
-        for setting in measured:
+        of_measures = measure_settings()
+        for setting in of_measures:
             if setting.name in self.options:
                 setting.checked(self.options[setting.name])
-        for setting in measured:
+        for setting in of_measures:
             if setting.option.against is not None:
                 setting.option.against(self.options)
         if self.idle is not None and not self.follow:
@@ -221,47 +221,47 @@ class Request:
             raise UsageError("--follow keeps what it measures in a file; name one with --output.")
 
     def option(self, name: str) -> Any:  # noqa: ANN401 - of the option's kind
-        """Return an option of the measures as given, or its default."""
+        """Return the value given for an option of the measures, or its default."""
         default = next(setting.default for setting in measure_settings() if setting.name == name)
         return self.options.get(name, default)
 
 
 def run_settings() -> tuple[Setting, ...]:
-    """Return the options that concern a run as a whole, in the order of the help."""
+    """Return the options of a run as a whole, in the order of the help."""
     return settings_of(Request, SCANNING)
 
 
 def requested(verb: Verb, paths: Sequence[Path], given: Mapping[str, Any], command: str) -> Request:
-    """Make a request of options as typed or called.
+    """Make a request from options as typed or as passed in Python.
 
     Args:
         verb: What to do.
-        paths: Of checkpoints.
+        paths: Files or folders of checkpoints.
         given: Options by keyword.
-        command: What is stored as the command.
+        command: Stored as the command.
 
     Raises:
-        UsageError: There is no such option, or a value is none of its.
+        UsageError: There is no such option, or a value is invalid.
     """
-    own = {setting.name: setting for setting in run_settings()}
-    measured = {setting.name: setting for setting in measure_settings()}
+    of_run = {setting.name: setting for setting in run_settings()}
+    of_measures = {setting.name: setting for setting in measure_settings()}
     fields: dict[str, Any] = {}
     options: dict[str, Any] = {}
     for name, value in given.items():
-        setting = own.get(name) or measured.get(name)
+        setting = of_run.get(name) or of_measures.get(name)
         if setting is None:
             raise UsageError(
                 f"ibscan.{verb}: there is no option {name!r}; the options are those of the command line that say what "
                 "to measure, with underscores (--from is from_layer)."
             )
         value = _read(verb, setting, value)
-        if value is not None or (name not in own and setting.initial is not None):
-            (fields if name in own else options)[name] = value
+        if value is not None or (name not in of_run and setting.initial is not None):
+            (fields if name in of_run else options)[name] = value
     return Request(verb, tuple(paths), options=options, command=command, **fields)
 
 
 def _read(verb: str, setting: Setting, value: Any) -> Any:  # noqa: ANN401 - whatever was given
-    """Return the value as it is kept, None where the default is meant."""
+    """Return the value in the form the request stores, None for the default."""
     spec = setting.option
     if spec.read is not None:
         try:
@@ -276,37 +276,37 @@ def _read(verb: str, setting: Setting, value: Any) -> Any:  # noqa: ANN401 - wha
 
 
 class Reporter(Protocol):
-    """What a run tells while it goes: the command line prints it, Python code may ignore it."""
+    """Receives the messages and the progress of a run: the command line prints them, Python code may ignore them."""
 
     def notice(self, sentence: str) -> None:
-        """Say something the user should know."""
+        """Report something the user should know."""
         ...
 
     def problem(self, sentence: str) -> None:
-        """Say something that makes the result partial: also said when notices are not wanted."""
+        """Report something that makes the result partial; shown even when notices are not wanted."""
         ...
 
     def started(self, total: int) -> None:
-        """So many checkpoints are to be measured."""
+        """Report that `total` checkpoints are to be measured."""
         ...
 
     def advanced(self, name: str) -> None:
-        """One more is finished."""
+        """Report that a checkpoint is finished."""
         ...
 
 
 @dataclass(frozen=True)
 class Silent:
-    """A reporter that keeps everything to itself."""
+    """A reporter that discards everything."""
 
     def notice(self, sentence: str) -> None:
-        """Say nothing."""
+        """Discard it."""
 
     def problem(self, sentence: str) -> None:
-        """Say nothing."""
+        """Discard it."""
 
     def started(self, total: int) -> None:
-        """Say nothing."""
+        """Discard it."""
 
     def advanced(self, name: str) -> None:
-        """Say nothing."""
+        """Discard it."""

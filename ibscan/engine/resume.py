@@ -1,4 +1,4 @@
-"""What an output holds already: whether a run may join it, and what is left to measure."""
+"""Resume a run: what its output and its parts hold already, and what is left to measure."""
 
 from __future__ import annotations
 
@@ -19,11 +19,24 @@ from ibscan.results.parts import Parts
 from ibscan.results.select import selected
 from ibscan.results.store import read
 
-__all__ = ["changed", "formed", "kept_rows", "remaining", "renamed", "stored_result", "taken_up", "tells_the_same"]
+__all__ = [
+    "changed_names",
+    "finished_parts",
+    "is_unchanged",
+    "kept_rows",
+    "remaining",
+    "renamed",
+    "resumed_blocks",
+    "stored_result",
+]
 
 
 def stored_result(request: Request, plan: Plan) -> Result | None:
-    """Return the output as it is, if the request may join it; of another identity it is refused or, forced, left."""
+    """Read the existing output if the request may extend it; None if there is none, or if --force replaces it.
+
+    Raises:
+        UsageError: The output holds another result, and --force was not given.
+    """
     if request.output is None or not request.output.exists():
         return None
     stored = read(request.output)
@@ -32,7 +45,7 @@ def stored_result(request: Request, plan: Plan) -> Result | None:
         return None
     if difference is None and not request.force:
         difference = conflict(stored, plan.measures, len(plan.probe.x))
-        # A folder is followed because its files change.
+        # --follow expects files to change.
         if difference is None and not request.follow:
             difference = changed_checkpoint(stored, plan.series.checkpoints)
     if difference is not None:
@@ -43,26 +56,26 @@ def stored_result(request: Request, plan: Plan) -> Result | None:
 
 
 def renamed(stored: Result, checkpoints: Sequence[Checkpoint]) -> Result:
-    """Return the result with the new names of checkpoints whose files were renamed since."""
+    """Return the result with the current names of checkpoints whose files were renamed."""
     names, rows = {checkpoint.name for checkpoint in checkpoints}, rows_of(stored)
-    fresh = {c.sha256: c.name for c in checkpoints if (c.sha256, c.name) not in rows}
+    new_names = {c.sha256: c.name for c in checkpoints if (c.sha256, c.name) not in rows}
     column = stored["checkpoint_name"]
     values = column.values.copy()
     for (sha, name), row in rows.items():
-        if sha in fresh and name not in names:
-            values[row] = fresh.pop(sha)
+        if sha in new_names and name not in names:
+            values[row] = new_names.pop(sha)
     coordinates = {**stored.coordinates, "checkpoint_name": dataclasses.replace(column, values=values)}
     return dataclasses.replace(stored, coordinates=coordinates)
 
 
-def changed(stored: Result, result: Result) -> list[str]:
-    """Return the names under which the two hold different contents."""
+def changed_names(stored: Result, result: Result) -> list[str]:
+    """Return the names of checkpoints whose content differs between the two results."""
     hashes = {name: sha for sha, name in rows_of(stored)}
     return [name for sha, name in rows_of(result) if hashes.get(name, sha) != sha]
 
 
 def changed_checkpoint(stored: Result, checkpoints: Sequence[Checkpoint]) -> str | None:
-    """Say which checkpoint has another content than when it was measured, or None."""
+    """Return a message about a checkpoint whose content changed since it was measured, or None."""
     hashes = {name: sha for sha, name in rows_of(stored)}
     for checkpoint in checkpoints:
         before = hashes.get(checkpoint.name, checkpoint.sha256)
@@ -75,16 +88,16 @@ def changed_checkpoint(stored: Result, checkpoints: Sequence[Checkpoint]) -> str
 
 
 def remaining(request: Request, plan: Plan, stored: Result | None) -> tuple[Plan, Sequence[Checkpoint]]:
-    """Return the plan less the measures, and the checkpoints less those, that the output covers."""
+    """Return the plan without measures that the output covers, and the checkpoints that still need measuring."""
     series = plan.series
-    # A measure that --force replaces is measured anew everywhere.
+    # What --force replaces is measured again for every checkpoint.
     if stored is None or not request.resume or conflict(stored, plan.measures, len(plan.probe.x)) is not None:
         return plan, series.checkpoints
-    places = rows_of(stored)
+    rows = rows_of(stored)
     chosen = [plan.model.layers[layer] for layer in plan.layers]
 
     def done(measure: Measure, checkpoint: Checkpoint) -> bool:
-        row = places.get((checkpoint.sha256, checkpoint.name))
+        row = rows.get((checkpoint.sha256, checkpoint.name))
         names = [layer.name for layer in chosen if measure.applies_to(layer, plan.model.names)]
         return row is not None and covers(stored, row, measure, names)
 
@@ -93,65 +106,66 @@ def remaining(request: Request, plan: Plan, stored: Result | None) -> tuple[Plan
     return dataclasses.replace(plan, measures=measures), waiting.checkpoints
 
 
-def taken_up(kept: Parts, plan: Plan) -> dict[tuple[str, str], Result]:
-    """Return, by checkpoint, the parts that hold all that is left to measure.
+def finished_parts(kept: Parts, plan: Plan) -> dict[tuple[str, str], Result]:
+    """Return the parts that hold every measure of the plan without failures, by the (sha256, name) of checkpoints.
 
     Args:
         kept: The parts of this command.
-        plan: Less the measures that the output covers.
+        plan: From `remaining`.
     """
     found: dict[tuple[str, str], Result] = {}
     for part in kept.finished():
-        # A run that found some measures in its output has parts without them.
-        whole = all(any(key in part for key in measure.required_keys) for measure in plan.measures)
-        if whole and not failures(part):
+        # Measures that the output covered when the part was written are missing from it.
+        complete = all(any(key in part for key in measure.required_keys) for measure in plan.measures)
+        if complete and not failures(part):
             part = renamed(part, plan.series.checkpoints)
             found.update(dict.fromkeys(rows_of(part), part))
     return found
 
 
 def kept_rows(block: Sequence[Checkpoint], finished: Mapping[tuple[str, str], Result]) -> list[Result]:
-    """Return a block's rows of the parts they are in: one part, if the series is cut as it was then.
+    """Return the rows of a block's checkpoints, cut out of the parts that hold them.
 
     Args:
         block: Checkpoints, all of them in parts.
-        finished: As `taken_up` returns them.
+        finished: From `finished_parts`.
     """
     keys = [(checkpoint.sha256, checkpoint.name) for checkpoint in block]
     distinct = {id(finished[key]): finished[key] for key in keys}
     return [selected(part, checkpoints=set(keys) & set(rows_of(part))) for part in distinct.values()]
 
 
-def formed(
+def resumed_blocks(
     begun: Sequence[Sequence[tuple[str, str]]],
     series: Sequence[Checkpoint],
     waiting: Sequence[Checkpoint],
     cut: Callable[[Sequence[Checkpoint]], list[tuple[Checkpoint, ...]]],
 ) -> list[tuple[Checkpoint, ...]]:
-    """Return blocks to measure: those that a run before had begun, just as they were, and what is left, cut anew.
+    """Return the blocks to measure: those of an unfinished run as they were, and the other checkpoints cut anew.
 
-    What other commands measured meanwhile does not change what is stacked together, and so no bit of the numbers.
+    Which checkpoints are stacked together decides the last bits of numbers, so a resumed run must keep its blocks even
+    if other commands have measured some of them meanwhile.
 
     Args:
         begun: Blocks of an unfinished run of the same command, by the (sha256, name) of their checkpoints.
         series: All checkpoints asked for.
-        waiting: Those of which something is left to measure.
+        waiting: Checkpoints that still need measuring.
         cut: Cuts checkpoints into blocks.
     """
-    place = {(checkpoint.sha256, checkpoint.name): k for k, checkpoint in enumerate(series)}
-    left = {(checkpoint.sha256, checkpoint.name) for checkpoint in waiting}
+    position = {(checkpoint.sha256, checkpoint.name): k for k, checkpoint in enumerate(series)}
+    needed = {(checkpoint.sha256, checkpoint.name) for checkpoint in waiting}
     blocks: list[tuple[Checkpoint, ...]] = []
-    taken: set[tuple[str, str]] = set()
+    assigned: set[tuple[str, str]] = set()
     for block in begun:
-        if place.keys() >= set(block) and taken.isdisjoint(block) and not left.isdisjoint(block):
-            blocks.append(tuple(series[place[key]] for key in block))
-            taken.update(block)
-    blocks += cut([checkpoint for checkpoint in waiting if (checkpoint.sha256, checkpoint.name) not in taken])
-    return sorted(blocks, key=lambda block: place[block[0].sha256, block[0].name])
+        if position.keys() >= set(block) and assigned.isdisjoint(block) and not needed.isdisjoint(block):
+            blocks.append(tuple(series[position[key]] for key in block))
+            assigned.update(block)
+    blocks += cut([checkpoint for checkpoint in waiting if (checkpoint.sha256, checkpoint.name) not in assigned])
+    return sorted(blocks, key=lambda block: position[block[0].sha256, block[0].name])
 
 
-def tells_the_same(stored: Result, result: Result) -> bool:
-    """Return whether nothing changed but who asked when."""
+def is_unchanged(stored: Result, result: Result) -> bool:
+    """Return whether coordinates, settings and completeness are the same, so that the file need not be rewritten."""
     same = all(
         name in stored
         and np.array_equal(stored[name].values, coordinate.values, equal_nan=coordinate.values.dtype.kind == "f")

@@ -1,4 +1,4 @@
-"""From a request to a result: the one road behind the command line and the Python functions."""
+"""Run a request: what both the command line and the Python functions call."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from typing import Any
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.records import Checkpoint
 from ibscan.core.result import Result
+from ibscan.engine import resume
 from ibscan.engine.plan import Plan, planned, skip_sentence
 from ibscan.engine.request import PARTIAL, Reporter, Request, Silent, requested, run_settings
-from ibscan.engine.resume import changed, formed, kept_rows, remaining, renamed, stored_result, taken_up, tells_the_same
 from ibscan.engine.scan import Block, blocks, partition
 from ibscan.engine.watch import polls
 from ibscan.errors import InputError, UsageError
@@ -39,7 +39,7 @@ __all__ = ["Run", "cluster", "mi", "rank", "run", "scan"]
 
 @dataclass(frozen=True)
 class Run:
-    """What a scan gives: named arrays, the file they are in if any, and the exit code a command ends with.
+    """The result of a scan: named arrays, the file they were written to if any, and the exit code of the command.
 
     `run["local_rank"]` is one array; `run.result.estimate("local_rank")` has its errors, extremes and statuses too.
     """
@@ -55,10 +55,10 @@ class Run:
         return name in self.result
 
     def to_hdf5(self, path: str | PathLike[str]) -> None:
-        """Write the arrays as one HDF5 file, whole or not at all.
+        """Write the arrays to one HDF5 file, completely or not at all.
 
         Raises:
-            UsageError: The path is a folder, or a file that is no result of the same model, probe, seed and dtype.
+            UsageError: The path is a folder, or a file that is not a result of the same model, probe, seed and dtype.
             ResourceError: The disk is full.
         """
         target = Path(path)
@@ -108,7 +108,7 @@ def scan(ckpts: str | PathLike[str] | Sequence[str | PathLike[str]] = ".", **opt
 
 
 def _keywords(*functions: Callable[..., Run]) -> None:
-    """Let `help` and `inspect.signature` show the options by name; type checkers see `**options`."""
+    """Give the functions a signature with all options, for `help`; type checkers see `**options`."""
     for function in functions:
         keywords = [
             Parameter(setting.name, Parameter.KEYWORD_ONLY, default=setting.default)
@@ -122,14 +122,14 @@ _keywords(rank, mi, cluster, scan)
 
 
 def run(request: Request, reporter: Reporter | None = None) -> Run:
-    """Carry out a scan verb.
+    """Run a scan verb.
 
-    Finished checkpoints lie as parts beside the output until all are there; the file is then written whole. The same
-    request again takes up what is missing. With `follow` the file is whole after every look at the folder.
+    Finished blocks are kept as parts beside the output; the file is written once all are there. The same request again
+    measures only what is missing. With `follow` the file is updated after every poll of the folder.
 
     Args:
-        request: What to measure, on what, and where to write; no output keeps the result in memory.
-        reporter: Told notices and progress.
+        request: What to measure, on what, and where to write; without an output the result stays in memory.
+        reporter: Hears notices and progress.
 
     Returns:
         The cells asked for, the output, and 0 or 4 (a checkpoint or a cell failed).
@@ -140,26 +140,26 @@ def run(request: Request, reporter: Reporter | None = None) -> Run:
     """
     reporter = reporter or Silent()
     if request.follow and request.output is not None:
-        return _followed(request, request.output, reporter)
+        return _follow(request, request.output, reporter)
     plan = planned(request, reporter)
     if request.output is None:
-        found, skipped = _scanned(plan, _cut(plan, plan.series.checkpoints), {}, None, reporter)
+        found, skipped = _measure_blocks(plan, _cut(plan, plan.series.checkpoints), {}, None, reporter)
         result = joined(found)
     else:
-        with parts(request.output, "") as place:
-            result, skipped = _written(request, plan, request.output, place, reporter, set())
-    return _finished(request, plan, result, skipped, set(), reporter)
+        with parts(request.output, "") as store:
+            result, skipped = _update_file(request, plan, request.output, store, reporter, set())
+    return _run_of(request, plan, result, skipped, set(), reporter)
 
 
-def _followed(request: Request, output: Path, reporter: Reporter) -> Run:
-    """Carry out a scan verb on a folder as checkpoints arrive; the file is whole and up to date after every look."""
+def _follow(request: Request, output: Path, reporter: Reporter) -> Run:
+    """Measure a folder's checkpoints as they arrive, and bring the file up to date after every poll."""
     following = polls(request, reporter)
     measured: set[tuple[str, str]] = set()
-    with parts(output, "") as place:
+    with parts(output, "") as store:
         for poll in following:
             before = len(measured)
-            result, skipped = _written(request, poll.plan, output, place, poll.reporter, measured, whole=poll.last)
-            # The first look is what the command says; after it all that is there is this run's own.
+            result, skipped = _update_file(request, poll.plan, output, store, poll.reporter, measured, final=poll.last)
+            # Only the first poll honours --force and --no-resume: later ones must keep what this run has measured.
             request = dataclasses.replace(request, resume=True, force=False)
             gone = [c.name for c in poll.plan.series.checkpoints if c.name in skipped and not c.path.exists()]
             if gone:
@@ -167,10 +167,10 @@ def _followed(request: Request, output: Path, reporter: Reporter) -> Run:
             if len(measured) > before:
                 poll.reporter.notice(f"{output} is up to date; checkpoints measured so far: {len(measured)}.")
             plan = poll.plan
-    return _finished(request, plan, result, skipped, measured, reporter)
+    return _run_of(request, plan, result, skipped, measured, reporter)
 
 
-def _finished(
+def _run_of(
     request: Request,
     plan: Plan,
     result: Result | None,
@@ -178,68 +178,70 @@ def _finished(
     measured: set[tuple[str, str]],
     reporter: Reporter,
 ) -> Run:
-    """Return what was asked for: the series, and what was `measured` of checkpoints that are gone by now."""
+    """Return the run: the part of the result asked for, with `measured` checkpoints that were deleted since."""
     skipped = {**plan.series.skipped, **skipped}
     asked = None if result is None else _asked(result, plan, measured)
     if asked is None or not rows_of(asked):
         reasons = " ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:3])
         raise InputError(f"no checkpoint could be measured. {reasons}")
-    asked = _completed(asked, plan, skipped)
+    asked = _with_run_attrs(asked, plan, skipped)
     contradicted = contradiction(asked, plan.series.checkpoints, len(plan.probe.labels))
     if contradicted is not None:
         reporter.notice(contradicted)
     return Run(asked, request.output, _exit_code(asked, skipped, request, reporter))
 
 
-def _written(
+def _update_file(
     request: Request,
     plan: Plan,
     output: Path,
-    place: Parts,
+    store: Parts,
     reporter: Reporter,
     measured: set[tuple[str, str]],
     *,
-    whole: bool = True,
+    final: bool = True,
 ) -> tuple[Result | None, dict[str, str]]:
-    """Measure what the output does not hold yet and is not among the `measured`, which grow; write it whole."""
+    """Measure what the output does not hold and this run has not `measured` (updated in place), and write the file."""
     # Read under the lock: another run may be finishing this very file.
-    held = stored_result(request, plan)
-    stored = None if held is None else renamed(held, plan.series.checkpoints)
-    left, waiting = remaining(request, plan, stored)
-    kept = dataclasses.replace(place, key=plan.part_key())
-    finished = taken_up(kept, left) if request.resume else {}
+    on_disk = resume.stored_result(request, plan)
+    stored = None if on_disk is None else resume.renamed(on_disk, plan.series.checkpoints)
+    left, waiting = resume.remaining(request, plan, stored)
+    kept = dataclasses.replace(store, key=plan.part_key())
+    finished = resume.finished_parts(kept, left) if request.resume else {}
     waiting = [c for c in waiting if (c.sha256, c.name) not in measured]
-    cut = formed(kept.begun() if request.resume else (), plan.series.checkpoints, waiting, partial(_cut, left))
+    cut = resume.resumed_blocks(
+        kept.begun() if request.resume else (), plan.series.checkpoints, waiting, partial(_cut, left)
+    )
     kept.begin([[(c.sha256, c.name) for c in block] for block in cut])
-    found, skipped = _scanned(left, cut, finished, kept.add, reporter)
+    found, skipped = _measure_blocks(left, cut, finished, kept.add, reporter)
     measured.update(key for part in found for key in rows_of(part))
     result = joined(found)
     if stored is not None:
-        # Where training goes on, what a checkpoint is now takes the place of what it was.
-        for name in changed(stored, result) if request.follow and result is not None else ():
+        # While training goes on, a checkpoint that changed replaces its earlier rows.
+        for name in resume.changed_names(stored, result) if request.follow and result is not None else ():
             reporter.notice(f"{name}: has changed since it was measured, so it was measured again.")
         replace, tolerance = request.force or request.follow, request.option("tolerance") if request.resume else None
         result = stored if result is None else join(stored, result, replace=replace, tolerance=tolerance)
     if result is not None and (stored is not None or finished):
-        # Numbers in names, sidecars and the manifest may say more of a checkpoint than when it was measured.
-        known = rows_of(result)
-        seen = [c for c in plan.series.checkpoints if (c.sha256, c.name) in known]
-        result = join(result, build(seen, (), (), attrs=plan.attrs), replace=request.force)
+        # Names, sidecars and the manifest may hold more numbers of a checkpoint than when it was measured.
+        present = rows_of(result)
+        known = [c for c in plan.series.checkpoints if (c.sha256, c.name) in present]
+        result = join(result, build(known, (), (), attrs=plan.attrs), replace=request.force)
     if result is not None:
-        # What could not be read on the way may be whole at the next look.
-        result = _completed(result, plan, skipped if whole else {})
-        if not whole:
+        # Checkpoints that could not be read yet may be complete at the next poll.
+        result = _with_run_attrs(result, plan, skipped if final else {})
+        if not final:
             result = dataclasses.replace(result, attrs={**result.attrs, "complete": 0})
-        if held is None or found or not tells_the_same(held, result):
+        if on_disk is None or found or not resume.is_unchanged(on_disk, result):
             write(result, output)
-    # Also where nothing was left to measure: a run killed when the file was written already has parts of everything.
+    # Even if nothing was measured: a run that died after writing the file left its parts behind.
     dataclasses.replace(kept, held=result, series=plan.series.checkpoints).remove()
     return result, skipped
 
 
 def _request(verb: Any, ckpts: Any, options: Mapping[str, Any]) -> Request:  # noqa: ANN401 - whatever was called with
-    several = [ckpts] if isinstance(ckpts, str | PathLike) else list(ckpts)
-    return requested(verb, [Path(path) for path in several], options, f"ibscan.{verb}(...)")
+    paths = [ckpts] if isinstance(ckpts, str | PathLike) else list(ckpts)
+    return requested(verb, [Path(path) for path in paths], options, f"ibscan.{verb}(...)")
 
 
 def _cut(plan: Plan, checkpoints: Sequence[Checkpoint]) -> list[tuple[Checkpoint, ...]]:
@@ -251,34 +253,38 @@ def _cut(plan: Plan, checkpoints: Sequence[Checkpoint]) -> list[tuple[Checkpoint
     return partition(checkpoints, units, rows, weights, plan.most)
 
 
-def _scanned(
+def _measure_blocks(
     plan: Plan,
     cut: Sequence[tuple[Checkpoint, ...]],
     finished: Mapping[tuple[str, str], Result],
     keep: Callable[[Result, Sequence[Path]], None] | None,
     reporter: Reporter,
 ) -> tuple[list[Result], dict[str, str]]:
+    """Return the results of all blocks, from `finished` parts or measured now, and the checkpoints that were skipped.
+
+    `keep` is called with the result and the files of every block that is measured.
+    """
     if not cut:
         return [], {}
-    # A block with one checkpoint missing is done again whole: its bits depend on what is stacked together.
+    # A block with one checkpoint missing is measured again: the last bits depend on what is stacked together.
     ready = [all((c.sha256, c.name) in finished for c in block) for block in cut]
-    found = [part for block, done in zip(cut, ready, strict=True) if done for part in kept_rows(block, finished)]
+    found = [part for block, done in zip(cut, ready, strict=True) if done for part in resume.kept_rows(block, finished)]
     todo = [block for block, done in zip(cut, ready, strict=True) if not done]
     reporter.started(sum(len(block) for block in todo))
     skipped: dict[str, str] = {}
-    said: set[str] = set()
-    made = plan.model.network, plan.measures, plan.probe, plan.attrs["seed"], plan.layers
-    for block in blocks(todo, load_tensors, *made, guard=plan.model.guard):
+    reported: set[str] = set()
+    work = plan.model.network, plan.measures, plan.probe, plan.attrs["seed"], plan.layers
+    for block in blocks(todo, load_tensors, *work, guard=plan.model.guard):
         for name, reason in block.skipped.items():
             reporter.problem(skip_sentence(name, reason))
         skipped.update(block.skipped)
         for sentence, failed in block.sentences():
-            if sentence not in said:
-                said.add(sentence)
+            if sentence not in reported:
+                reported.add(sentence)
                 (reporter.problem if failed else reporter.notice)(sentence)
         if block.checkpoints:
-            # One part a block: what was measured together is lost or kept together, at the price of one write.
-            found.append(_built(block, plan))
+            # One part for each block, so that a block is kept or lost as a whole, by one write.
+            found.append(_block_result(block, plan))
             if keep is not None:
                 keep(found[-1], [checkpoint.path for checkpoint in block.checkpoints])
             for checkpoint in block.checkpoints:
@@ -286,7 +292,8 @@ def _scanned(
     return found, skipped
 
 
-def _built(block: Block, plan: Plan) -> Result:
+def _block_result(block: Block, plan: Plan) -> Result:
+    """Return a block as a result with only the layers asked for."""
     chosen = list(plan.layers)
 
     def cut(estimate: Estimate) -> Estimate:
@@ -294,26 +301,28 @@ def _built(block: Block, plan: Plan) -> Result:
 
     outcomes = []
     for measure, estimates, rows in block.outcomes:
-        layered = {quantity.key for quantity in measure.quantities if quantity.per_layer}
-        outcomes.append((measure, {k: cut(e) if k in layered else e for k, e in estimates.items()}, rows))
+        per_layer = {quantity.key for quantity in measure.quantities if quantity.per_layer}
+        outcomes.append((measure, {k: cut(e) if k in per_layer else e for k, e in estimates.items()}, rows))
     layers = [layer for k, layer in enumerate(block.layers) if k in chosen]
     return build(block.checkpoints, layers, outcomes, attrs=plan.attrs)
 
 
-def _completed(result: Result, plan: Plan, skipped: Mapping[str, str]) -> Result:
+def _with_run_attrs(result: Result, plan: Plan, skipped: Mapping[str, str]) -> Result:
+    """Return the result in the plan's order, with this run's versions, skipped checkpoints and completeness."""
     present = {name for _, name in rows_of(result)}
-    # A folder was read whole: what it skips now is all there is to skip. Of single files others may be in the result.
+    # A folder lists all its checkpoints. With single files, those skipped by earlier runs still count.
     before = {} if plan.folder else json.loads(result.attrs.get("skipped", "{}"))
     left_out = {**before, **plan.series.skipped, **skipped}
     left_out = {name: reason for name, reason in left_out.items() if name not in present}
-    whole = not left_out and not failures(result)
+    complete = not left_out and not failures(result)
     fresh = {name: plan.attrs[name] for name in ("created_at", "command", "device", "ibscan_version", "torch_version")}
-    attrs = {**result.attrs, **fresh, "skipped": json.dumps(left_out, sort_keys=True), "complete": int(whole)}
+    attrs = {**result.attrs, **fresh, "skipped": json.dumps(left_out, sort_keys=True), "complete": int(complete)}
     order = [quantity.key for measure in plan.measures for quantity in measure.quantities]
     return dataclasses.replace(arranged(result, order), attrs=attrs)
 
 
 def _asked(result: Result, plan: Plan, measured: set[tuple[str, str]]) -> Result:
+    """Return the checkpoints, layers and quantities that were asked for."""
     coordinates: dict[str, Any] = {dim: list(v) for m in plan.measures for dim, v in m.coordinates.items()}
     coordinates["layer"] = [plan.model.names[layer] for layer in plan.layers]
     variables = [quantity.key for measure in plan.measures for quantity in measure.quantities]
@@ -323,15 +332,14 @@ def _asked(result: Result, plan: Plan, measured: set[tuple[str, str]]) -> Result
 
 
 def _exit_code(result: Result, skipped: Mapping[str, str], request: Request, reporter: Reporter) -> int:
-    failed = failures(result)
-    # Counts that rounding leaves open are among them; of those a sentence was said when they were measured.
-    open_ = any((array == Status.UNRESOLVED).any() for array in statuses(result).values())
+    """Report failed and unresolved cells and return the exit code."""
+    failed, arrays = failures(result), statuses(result).values()
+    unresolved = any((array == Status.UNRESOLVED).any() for array in arrays)
     if failed:
-        found = statuses(result).values()
-        kinds = [s.name.lower() for s in FAILURES if any((array == s).any() for array in found)]
+        kinds = [s.name.lower() for s in FAILURES if any((array == s).any() for array in arrays)]
         cells = "1 cell" if failed == 1 else f"{failed} cells"
         reporter.problem(f"{cells} could not be measured ({', '.join(kinds)}); running again tries again.")
     budget = {name: request.option(name) for name in ("tolerance", "max_replicas", "max_draws")}
     for sentence in unresolved_sentences(result, **budget):
         (reporter.problem if request.strict else reporter.notice)(sentence)
-    return PARTIAL if failed or skipped or (request.strict and open_) else 0
+    return PARTIAL if failed or skipped or (request.strict and unresolved) else 0

@@ -1,7 +1,4 @@
-"""The loop: a series of checkpoints, one network a block, the measures asked for; one finished block at a time.
-
-(Not `scan.py`: `ibscan.scan` is the function a user calls, and a module of that name would hide it.)
-"""
+"""Measure a series block by block: load some checkpoints, stack them into one network, run every measure."""
 
 from __future__ import annotations
 
@@ -21,18 +18,18 @@ from ibscan.core.records import Array, Checkpoint, Layer, Probe
 from ibscan.core.streams import RandomStreams
 from ibscan.engine.models import Loaded
 from ibscan.errors import CheckpointError, OutOfMemory
-from ibscan.measures.driver import blank, misfortune
+from ibscan.measures.driver import blank_estimates, failure_status
 from ibscan.numerics.memory import keep_freed
 
 __all__ = ["Block", "blocks", "measured", "partition"]
 
-# Activations (checkpoints x rows x units) a stacked block may hold. Small networks on few rows are bound by the number
-# of calls and gain from stacking; beyond this one checkpoint alone is work enough, and a part is written after each.
+# Activations (checkpoints x rows x units) a stacked block may hold. Small networks on few rows are limited by the
+# number of calls and gain from stacking; larger ones do not, and are written after every checkpoint.
 STACKED_ACTIVATIONS = 2**18
 LARGEST_BLOCK = 128
-# Weights that checkpoints measured together may have: 32 MB of float64, whatever there are of rows and units.
+# Weights a block may hold: 32 MB of float64.
 STACKED_WEIGHTS = 2**22
-# Below this width two threads cost more in waiting than they save in work.
+# Narrower layers run faster on one thread than on two.
 THREADED_WIDTH = 64
 ARRAYS = ("value", "status", *Estimate.COMPANIONS)
 BROKEN = (Status.FAILED, Status.OUT_OF_MEMORY)
@@ -40,7 +37,7 @@ BROKEN = (Status.FAILED, Status.OUT_OF_MEMORY)
 
 @dataclass(frozen=True)
 class Block:
-    """Finished checkpoints with what was measured on them, and those that could not be read, with the reason.
+    """Measured checkpoints with their estimates, and the names of unreadable ones with the reason (`skipped`).
 
     `outcomes` holds (measure, estimates by quantity key, rows used), arrays (C, L, ...).
     """
@@ -51,15 +48,15 @@ class Block:
     skipped: Mapping[str, str]
 
     def sentences(self) -> Iterator[tuple[str, bool]]:
-        """Yield why some layers' cells are what they are, and whether that is a failure."""
+        """Yield a message for every reason that layers were not measured, and whether it is a failure."""
         for measure, estimates, _ in self.outcomes:
             for estimate in estimates.values():
                 reasons = estimate.reasons or {}
                 for reason in dict.fromkeys(reasons.values()):
-                    of = [layer for layer, said in reasons.items() if said == reason]
+                    layers = [layer for layer, other in reasons.items() if other == reason]
                     assert estimate.status is not None
-                    status = Status(int(estimate.status[:, of].max()))
-                    names = ", ".join(repr(self.layers[layer].name) for layer in of)
+                    status = Status(int(estimate.status[:, layers].max()))
+                    names = ", ".join(repr(self.layers[layer].name) for layer in layers)
                     word = status.name.lower()
                     yield f"{measure.name} of {names} is {word}: {reason.rstrip('.')}.", status in BROKEN
 
@@ -67,19 +64,17 @@ class Block:
 def partition(
     checkpoints: Sequence[Checkpoint], units: int, rows: int, weights: int, most: int | None = None
 ) -> list[tuple[Checkpoint, ...]]:
-    """Cut a series into blocks whose size depends on nothing but the sizes of the work.
+    """Cut a series into blocks, in order.
 
-    So that a run taken up again forms the same blocks, and gives the same bits.
+    Their size depends on the sizes of the work alone, so that a resumed run forms the same blocks and gives the same
+    bits.
 
     Args:
         checkpoints: In order.
         units: Units of all layers together.
         rows: Largest number of probe rows any measure uses.
         weights: Numbers one checkpoint holds.
-        most: How many a network can hold at once, where it cannot hold any number.
-
-    Returns:
-        Blocks in order.
+        most: Largest block the network allows, None for any.
     """
     stacked = min(STACKED_ACTIVATIONS // max(1, units * rows), STACKED_WEIGHTS // max(1, weights))
     size = max(1, min(most or LARGEST_BLOCK, LARGEST_BLOCK, stacked))
@@ -96,30 +91,27 @@ def blocks(
     layers: Sequence[int] | None = None,
     guard: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[Block]:
-    """Yield every block, measured.
+    """Measure every block and yield it, in order.
 
     Args:
         parts: The series, cut by `partition`.
-        load: One checkpoint's tensors.
-        stack: C checkpoints with their tensors to a network.
+        load: Reads the tensors of a checkpoint.
+        stack: Makes a network of C checkpoints with their tensors.
         measures: What to measure.
         probe: The whole probe; each measure takes its own sample of it.
-        seed: Of samples and streams.
-        layers: Which layers are wanted; None for all.
-        guard: What is around every block while somebody's code may run.
-
-    Yields:
-        Blocks in the order of the series.
+        seed: Of samples and random streams.
+        layers: Indices of the layers wanted; None for all.
+        guard: Goes around every block, as the user's code may run.
     """
     for part in parts:
         with guard():
-            # In a function of its own, so that nothing of one block is there when the next is loaded.
-            finished = _finished(part, load, stack, measures, probe, seed, layers)
-        yield finished
-        del finished
+            # In a function of its own, so that a block's tensors are freed before the next is loaded.
+            block = _measure_block(part, load, stack, measures, probe, seed, layers)
+        yield block
+        del block
 
 
-def _finished(
+def _measure_block(
     part: Sequence[Checkpoint],
     load: Callable[[Checkpoint], Mapping[str, torch.Tensor]],
     stack: Callable[[Sequence[Loaded]], Network],
@@ -141,9 +133,9 @@ def _finished(
     try:
         network = stack(states)
     except CheckpointError as error:
-        # Only of one alone is more asked than its architecture, which is that of the series.
+        # Can only happen to a block of one: stacked checkpoints need nothing but the architecture of the series.
         return Block((), (), (), {**skipped, **dict.fromkeys((checkpoint.name for checkpoint in read), str(error))})
-    # The network has weights of its own by now.
+    # Free the tensors as read: the network has copied them.
     states.clear()
     return Block(read, network.layers, tuple(_outcomes(network, measures, probe, seed, layers)), skipped)
 
@@ -151,32 +143,32 @@ def _finished(
 def _outcomes(
     network: Network, measures: Sequence[Measure], probe: Probe, seed: int, layers: Sequence[int] | None
 ) -> Iterator[tuple[Measure, Mapping[str, Estimate], int]]:
+    """Yield (measure, estimates, rows used); after an error measure checkpoints, then layers, one at a time."""
     for measure in measures:
         sample = probe.sampled(measure.samples, seed)
         try:
             found = measured(measure, network, sample, RandomStreams(seed), layers)
         except (MemoryError, RuntimeError) as error:
             if network.size == 1:
-                found = _each_layer(measure, network, sample, RandomStreams(seed), layers, error)
+                found = _layer_by_layer(measure, network, sample, RandomStreams(seed), layers, error)
             else:
-                # One of the stack spoils it for all: each alone.
-                each = (network.alone(k) for k in range(network.size))
-                alone = (next(_outcomes(one, [measure], probe, seed, layers)) for one in each)
-                found = _stacked([estimates for _, estimates, _ in alone])
+                single = (network.alone(k) for k in range(network.size))
+                outcomes = (next(_outcomes(one, [measure], probe, seed, layers)) for one in single)
+                found = _concatenated([estimates for _, estimates, _ in outcomes])
         yield measure, found, len(sample.x)
 
 
 def measured(
     measure: Measure, network: Network, sample: Probe, streams: RandomStreams, layers: Sequence[int] | None = None
 ) -> Mapping[str, Estimate]:
-    """Return what a measure finds, on one thread where layers are too narrow for two.
+    """Run a measure and return its estimates, arrays (C, L, ...); on one thread if layers are narrow.
 
     Args:
         measure: What to measure.
-        network: C checkpoints.
-        sample: Rows of the probe the measure uses.
+        network: C checkpoints of L layers.
+        sample: N rows, already sampled.
         streams: Random numbers.
-        layers: Which layers are wanted; None for all.
+        layers: Indices of the layers wanted; None for all.
     """
     keep_freed()
     narrow = max(layer.width for layer in network.layers) < THREADED_WIDTH and len(sample.x) <= 1024
@@ -194,7 +186,7 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _each_layer(
+def _layer_by_layer(
     measure: Measure,
     network: Network,
     sample: Probe,
@@ -202,77 +194,81 @@ def _each_layer(
     layers: Sequence[int] | None,
     error: Exception,
 ) -> Mapping[str, Estimate]:
-    """Return what a measure finds of each layer alone, once it has met an error: what one meets takes no other."""
-    among = range(len(network.layers)) if layers is None else layers
-    if len(among) == 1 or not any(quantity.per_layer for quantity in measure.quantities):
-        return _unmeasured(measure, network, misfortune(error), dict.fromkeys(among, _brief(error)))
+    """Return the estimates of each layer measured alone, after an `error`, so that it costs only the layer it is of."""
+    wanted = range(len(network.layers)) if layers is None else layers
+    if len(wanted) == 1 or not any(quantity.per_layer for quantity in measure.quantities):
+        return _without_values(measure, network, failure_status(error), dict.fromkeys(wanted, _reason(error)))
     found: dict[int, Mapping[str, Estimate]] = {}
-    spoilt: set[int] = set()
-    for layer in among:
+    failed: set[int] = set()
+    for layer in wanted:
         try:
             found[layer] = measured(measure, network, sample, streams, [layer])
         except (MemoryError, RuntimeError) as own:
-            found[layer] = _unmeasured(measure, network, misfortune(own), {layer: _brief(own)})
-            spoilt.add(layer)
-    parts = {quantity.key: quantity.per_layer for quantity in measure.quantities}
-    # Some quantities are there only where there is something to say: what failed does not add them.
-    there = {key for layer, one in found.items() if layer not in spoilt for key in one} or parts.keys()
+            found[layer] = _without_values(measure, network, failure_status(own), {layer: _reason(own)})
+            failed.add(layer)
+    per_layer = {quantity.key: quantity.per_layer for quantity in measure.quantities}
+    # Some quantities are returned only if they apply: do not add them for a layer that failed.
+    present = {key for layer, one in found.items() if layer not in failed for key in one} or per_layer.keys()
+    # A layer that is not wanted is `not_measured` in the estimates of any other.
     others = next(iter(found.values()))
     by_layer = [
-        {key: _of_layer(one, layer) for key, one in found.get(layer, others).items() if parts[key] and key in there}
+        {
+            key: _of_layer(one, layer)
+            for key, one in found.get(layer, others).items()
+            if per_layer[key] and key in present
+        }
         for layer in range(len(network.layers))
     ]
-    return _stacked(by_layer, axis=1) | {
-        key: one for each in found.values() for key, one in each.items() if not parts[key]
+    return _concatenated(by_layer, axis=1) | {
+        key: one for each in found.values() for key, one in each.items() if not per_layer[key]
     }
 
 
 def _of_layer(estimate: Estimate, layer: int) -> Estimate:
-    """Cut an estimate down to one layer, arrays (C, 1, ...)."""
-    reasons = {k: said for k, said in (estimate.reasons or {}).items() if k == layer} or None
+    """Return the estimate of one layer alone, arrays (C, 1, ...)."""
+    reasons = {k: reason for k, reason in (estimate.reasons or {}).items() if k == layer} or None
     return dataclasses.replace(estimate.mapped(lambda array: array[:, [layer]]), reasons=reasons)
 
 
-def _brief(error: Exception) -> str:
-    """Return why a cell has no number: what foreign code asked for, and where, its message tells."""
-    said = str(error).partition("\n")[0]
-    return said if isinstance(error, OutOfMemory) else f"{type(error).__name__.lstrip('_')}{': ' if said else ''}{said}"
+def _reason(error: Exception) -> str:
+    """Return the first line of an error's message, with its type unless it is ours."""
+    line = str(error).partition("\n")[0]
+    return line if isinstance(error, OutOfMemory) else f"{type(error).__name__.lstrip('_')}{': ' if line else ''}{line}"
 
 
-def _unmeasured(measure: Measure, network: Network, status: Status, reasons: Mapping[int, str]) -> dict[str, Estimate]:
-    """Return NaN and the status for every quantity whose shape is known without measuring; one has the reasons."""
-    layered = {quantity.key: quantity.per_layer for quantity in measure.quantities}
+def _without_values(
+    measure: Measure, network: Network, status: Status, reasons: Mapping[int, str]
+) -> dict[str, Estimate]:
+    """Return NaN and the status for every quantity of known shape; the first one a layer has gets the reasons."""
+    per_layer = {quantity.key: quantity.per_layer for quantity in measure.quantities}
     found = {}
-    for key, estimate in blank(measure, network, status).items():
-        told = reasons if layered[key] and estimate.status is not None else {}
-        found[key] = Estimate(estimate.value, estimate.status, reasons=told or None)
-        reasons = {} if told else reasons
+    for key, estimate in blank_estimates(measure, network, status).items():
+        own = reasons if per_layer[key] and estimate.status is not None else {}
+        found[key] = Estimate(estimate.value, estimate.status, reasons=own or None)
+        reasons = {} if own else reasons
     return found
 
 
-def _stacked(alone: Sequence[Mapping[str, Estimate]], axis: int = 0) -> dict[str, Estimate]:
-    """Put findings of single checkpoints, or layers, together again; what a failed one lacks is NaN."""
-    stacked = {}
-    for key in dict.fromkeys(key for found in alone for key in found):
-        # A failed one has fewer arrays than its neighbours: take the shapes of one that has them all.
-        fullest = max((found[key] for found in alone if key in found), key=_arrays)
-        members = [found.get(key) for found in alone]
-        arrays: dict[str, Any] = {name: _column(members, fullest, name, axis) for name in ARRAYS}
+def _concatenated(members: Sequence[Mapping[str, Estimate]], axis: int = 0) -> dict[str, Estimate]:
+    """Concatenate the estimates of single checkpoints, or layers; what one of them lacks is filled with NaN."""
+    whole = {}
+    for key in dict.fromkeys(key for member in members for key in member):
+        estimates = [member.get(key) for member in members]
+        present = [one for one in estimates if one is not None]
+        # One that failed has fewer arrays than the others: take the shapes from one that has them all.
+        like = max(present, key=lambda one: sum(getattr(one, name) is not None for name in Estimate.COMPANIONS))
+        arrays: dict[str, Any] = {name: _concatenated_array(estimates, like, name, axis) for name in ARRAYS}
         value = arrays.pop("value")
         assert value is not None
-        reasons = {layer: said for one in members if one is not None for layer, said in (one.reasons or {}).items()}
-        stacked[key] = Estimate(value, **arrays, reasons=reasons or None)
-    return stacked
+        reasons = {layer: reason for one in present for layer, reason in (one.reasons or {}).items()}
+        whole[key] = Estimate(value, **arrays, reasons=reasons or None)
+    return whole
 
 
-def _arrays(estimate: Estimate) -> int:
-    return sum(getattr(estimate, name) is not None for name in Estimate.COMPANIONS)
-
-
-def _column(members: Sequence[Estimate | None], fullest: Estimate, name: str, axis: int) -> Array | None:
-    like = getattr(fullest, name)
-    if like is None:
+def _concatenated_array(estimates: Sequence[Estimate | None], like: Estimate, name: str, axis: int) -> Array | None:
+    filler = getattr(like, name)
+    if filler is None:
         return None
-    fill = Status.NOT_MEASURED if name == "status" else np.nan if like.dtype.kind == "f" else -1
-    arrays = [None if member is None else getattr(member, name) for member in members]
-    return np.concatenate([np.full_like(like, fill) if array is None else array for array in arrays], axis)
+    fill = Status.NOT_MEASURED if name == "status" else np.nan if filler.dtype.kind == "f" else -1
+    arrays = [None if one is None else getattr(one, name) for one in estimates]
+    return np.concatenate([np.full_like(filler, fill) if array is None else array for array in arrays], axis)

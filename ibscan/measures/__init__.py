@@ -1,6 +1,6 @@
-"""Every measure, each declared once: in one file of this folder and one line of `MEASURES`.
+"""All measures, each declared in one file of this folder and one line of `MEASURES`.
 
-Importing this costs neither numpy nor torch: a measure's call imports what it computes with.
+Importing this imports neither numpy nor torch: a measure's call imports what it computes with.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ibscan.measures.weight_rank import WeightRank
 
 __all__ = ["CHANNELS", "MEASURES", "VERBS", "dimensions", "measure_settings", "quantities"]
 
-# In the order in which their variables are stored.
+# In the order their variables are stored.
 MEASURES: tuple[type[Measure], ...] = (
     ProbeFit,
     LocalRank,

@@ -1,4 +1,4 @@
-"""Binned information: the entropy of a layer cut into cells, which measures clustering."""
+"""Binned information: the entropy of a layer's values after binning, which measures clustering."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ibscan.measures.shared import AT, BEYOND_Y, GIVEN_Y, ROWS, SAMPLES
 if TYPE_CHECKING:
     import torch
 
-    from ibscan.measures.driver import Seen
+    from ibscan.measures.driver import LayerValues
 
 __all__ = ["BinnedInformation", "parse_range"]
 
 
 def parse_range(flag: str, given: Any) -> Any:  # noqa: ANN401 - text, a pair, or None
-    """Read LO:HI; anything but text stays as it is.
+    """Parse the text LO:HI; return anything else unchanged.
 
     Raises:
-        UsageError: It is no pair of numbers.
+        UsageError: The text is not a pair of numbers.
     """
     if not isinstance(given, str):
         return given
@@ -43,21 +43,21 @@ def parse_range(flag: str, given: Any) -> Any:  # noqa: ANN401 - text, a pair, o
         raise UsageError(f"{flag} {given}: expected LO:HI, such as -1:1.") from None
 
 
-def _range(flag: str, given: Any) -> None:  # noqa: ANN401 - whatever was given
+def _check_range(flag: str, given: Any) -> None:  # noqa: ANN401 - whatever was given
     low, high = given
     if not -math.inf < low < high < math.inf:
         raise UsageError(f"{flag} {low}:{high}: expected LO:HI, finite, with LO < HI.")
 
 
-def _of_bins(given: Mapping[str, Any]) -> None:
+def _needs_bins(given: Mapping[str, Any]) -> None:
     if given.get("bin_range") is not None and given.get("bin_width") and not given.get("bins"):
         raise UsageError("--bin-range is the range of --bins, and only --bin-width was asked for; add --bins K.")
 
 
 def _bins_or_widths(value: tuple[int, ...], situation: Situation) -> tuple[int, ...]:
-    # Widths asked for take the place of the usual numbers of cells.
-    widths = situation.given.get("bin_width") and not situation.given.get("bins")
-    return () if widths else value or BinnedInformation.bins
+    # Widths replace the default number of bins.
+    only_widths = situation.given.get("bin_width") and not situation.given.get("bins")
+    return () if only_widths else value or BinnedInformation.bins
 
 
 BINS = Option(
@@ -86,8 +86,8 @@ LIMITS = Option(
     "bin_range",
     metavar="LO:HI",
     read=parse_range,
-    check=_range,
-    against=_of_bins,
+    check=_check_range,
+    against=_needs_bins,
     place=5,
 )
 
@@ -97,10 +97,10 @@ class BinnedInformation(Measure):
     """H(bin T) over the probe and I(bin T; Y): what past work reported as information.
 
     Args:
-        bins: Numbers of equal cells over the range.
-        widths: Cell widths of a grid with an edge at 0, activation units.
-        limits: The range for `bins`; None takes the activation's own where it has one, else the layer's range on the
-            probe at that checkpoint.
+        bins: Numbers of equal bins over the range.
+        widths: Bin widths of a grid with an edge at 0, activation units.
+        limits: The range for `bins`; None takes the activation's own range if it has one, else the range of the layer's
+            values on the probe at that checkpoint.
         at: `post` (the definition) or `pre`.
         samples: Probe rows at most.
     """
@@ -180,12 +180,12 @@ class BinnedInformation(Measure):
 
     @property
     def coordinates(self) -> Mapping[str, Sequence[str]]:
-        """Names of the binnings, the range in them where it was given."""
+        """Names of the binnings, with the range if it was given."""
         given = "" if self.limits is None else f" on {_short(self.limits[0])}:{_short(self.limits[1])}"
         return {"binning": [f"{k} bins{given}" for k in self.bins] + [f"width {_short(w)}" for w in self.widths]}
 
     def seconds(self, sizes: Sizes) -> float:
-        """Return how long it takes, about: rows are sorted by cells, a unit at a time."""
+        """Return an estimate in seconds: rows are sorted by cells, one unit at a time."""
         kinds = len(self.coordinates["binning"])
         return float(sum(kinds * (1e-3 + sizes.rows * (1e-6 + 2e-8 * layer.width)) for layer in sizes.wanted))
 
@@ -199,67 +199,74 @@ class BinnedInformation(Measure):
         """Measure every layer of every checkpoint for every binning; exact.
 
         Returns:
-            Entropies in nats, occupied cells, widths in activation units, shares outside a stated range.
+            Arrays (C, L, B): entropies in nats, occupied cells, widths in activation units, shares outside the range.
         """
         import torch
 
-        from ibscan.measures.driver import each_layer, input_weights, labels_follow
+        from ibscan.measures.driver import input_weights, labels_consistent, measure_each_layer
 
         labels = None if probe.y is None else torch.as_tensor(probe.y, device=network.device)
         classes = len(probe.labels) if probe.y is not None else 1
-        given = labels_follow(probe)
-        look = partial(self._look, labels=labels, classes=classes, ceiling=input_weights(probe)[1], given=given)
-        return each_layer(self, network, probe, look, layers)
+        measure_layer = partial(
+            self._measure_layer,
+            labels=labels,
+            classes=classes,
+            ceiling=input_weights(probe)[1],
+            consistent=labels_consistent(probe),
+        )
+        return measure_each_layer(self, network, probe, measure_layer, layers)
 
-    def _look(
-        self, seen: Seen, labels: torch.Tensor | None, classes: int, ceiling: float, *, given: bool
+    def _measure_layer(
+        self, data: LayerValues, labels: torch.Tensor | None, classes: int, ceiling: float, *, consistent: bool
     ) -> dict[str, Estimate]:
-        """Return the estimates of one layer, arrays (binning,)."""
+        """Return the estimates of one layer, arrays (B,); I(bin T; Y) is subtracted if labels are `consistent`."""
         import numpy as np
 
         from ibscan.measures.driver import is_saturated, label_status
         from ibscan.numerics.geometry.cells import cell_entropy
 
-        if seen.status is Status.NONFINITE:
+        if data.status is Status.NONFINITE:
             return {}
-        cuts = self._cuts(seen.values, seen.layer)
-        found = [cell_entropy(seen.values, labels, classes, cut) for cut, _, _ in cuts]
-        status = np.full(len(cuts), seen.status, dtype=np.int8)
-        if seen.status is Status.OK:
+        binnings = self._binnings(data.values, data.layer)
+        found = [cell_entropy(data.values, labels, classes, cells) for cells, _, _ in binnings]
+        status = np.full(len(binnings), data.status, dtype=np.int8)
+        if data.status is Status.OK:
             status[[is_saturated(one.entropy, ceiling) for one in found]] = Status.SATURATED
-        # Rounding may leave -1e-16 where the entropy is 0.
-        whole = np.array([max(0.0, one.entropy) for one in found])
-        told = np.array([math.nan if labels is None else max(0.0, one.label_information) for one in found])
-        left = np.maximum(0.0, whole - told) if given else np.full(len(cuts), np.nan)
+        # Rounding may leave -1e-16 for an entropy of 0.
+        xt = np.array([max(0.0, one.entropy) for one in found])
+        ty = np.array([math.nan if labels is None else max(0.0, one.label_information) for one in found])
+        given_y = np.maximum(0.0, xt - ty) if consistent else np.full(len(binnings), np.nan)
+        exact = np.full(len(binnings), Status.OK)
         return {
-            "mi_binned_xt": Estimate(whole, status),
-            "mi_binned_ty": Estimate(told, label_status(status, labelled=labels is not None)),
-            "mi_binned_xt_given_y": Estimate(left, label_status(status, labelled=given)),
+            "mi_binned_xt": Estimate(xt, status),
+            "mi_binned_ty": Estimate(ty, label_status(status, labelled=labels is not None)),
+            "mi_binned_xt_given_y": Estimate(given_y, label_status(status, labelled=consistent)),
             "mi_binned_cells": Estimate(np.array([one.occupied for one in found]), None),
-            "mi_binned_width": Estimate(np.array([width for _, width, _ in cuts]), np.full(len(cuts), Status.OK)),
-            "mi_binned_outside": Estimate(np.array([beyond for _, _, beyond in cuts]), np.full(len(cuts), Status.OK)),
+            "mi_binned_width": Estimate(np.array([width for _, width, _ in binnings]), exact),
+            "mi_binned_outside": Estimate(np.array([outside for _, _, outside in binnings]), exact.copy()),
         }
 
-    def _cuts(
+    def _binnings(
         self, values: torch.Tensor, layer: Layer
     ) -> list[tuple[Callable[[torch.Tensor], torch.Tensor], float, float]]:
-        """Return for every binning what gives the cells, their width, and the share of values outside the range."""
+        """Return every binning as (function from values to cells, cell width, share of values outside the range)."""
         from ibscan.numerics.geometry.cells import equal_cells, grid_cells
 
         found: list[tuple[Callable[[torch.Tensor], torch.Tensor], float, float]] = []
         if self.bins:
             lowest, highest = (float(end) for end in values.aminmax())
             low, high = self.limits or (layer.post_range if self.at == "post" else None) or (lowest, highest)
-            beyond = 0.0
+            outside = 0.0
             if high > low and (lowest < low or highest > high):
-                beyond = float(((values < low) | (values > high)).double().mean())
+                outside = float(((values < low) | (values > high)).double().mean())
+            overflows = math.isinf(high - low)
             for count in self.bins:
-                cut = partial(equal_cells, low=low, high=high, bins=count)
-                wide = math.isinf(high - low)
-                found.append((cut, high / count - low / count if wide else (high - low) / count, beyond))
+                cells = partial(equal_cells, low=low, high=high, bins=count)
+                width = high / count - low / count if overflows else (high - low) / count
+                found.append((cells, width, outside))
         return found + [(partial(grid_cells, width=width), width, 0.0) for width in self.widths]
 
 
 def _short(number: float) -> str:
-    # Six digits read well, but two widths that differ in the seventh are two binnings.
+    # Six digits if they are exact: names of different widths must differ.
     return f"{number:g}" if float(f"{number:g}") == number else repr(number)

@@ -20,7 +20,7 @@ from ibscan.measures.shared import AT, ROWS, SAMPLES
 if TYPE_CHECKING:
     import torch
 
-    from ibscan.measures.driver import Seen
+    from ibscan.measures.driver import LayerValues
 
 __all__ = ["Clustering"]
 
@@ -30,12 +30,12 @@ GOLDFELD = "Goldfeld et al. 2019, arXiv 1810.05728, section 5"
 MEANS = "mu_c the mean of class c, mu_G the unweighted mean of the C class means present"
 
 
-# How far what feeds the last layer may be from the hidden layer's post, as seen in scores: rounding of float32 is less.
-FED = 1e-4
+# How far the scores may be, relatively, from the last weight times the hidden layer's post: more than float32 rounding.
+SCORE_TOLERANCE = 1e-4
 
 
-class JudgedNetwork(DecidingNetwork, WeightedNetwork, Protocol):
-    """A network that decides, by a weight."""
+class ClassifyingNetwork(DecidingNetwork, WeightedNetwork, Protocol):
+    """A network with decisions and with weights."""
 
 
 @dataclass(frozen=True)
@@ -169,11 +169,11 @@ class Clustering(Measure):
 
     @property
     def coordinates(self) -> Mapping[str, Sequence[int]]:
-        """The 100 distance bins; their edges are a checkpoint's and layer's own."""
+        """The 100 distance bins, whose edges differ between checkpoints and layers."""
         return {"distance_bin": range(BINS)}
 
     def seconds(self, sizes: Sizes) -> float:
-        """Return how long it takes, about: every pair of rows is looked at."""
+        """Return an estimate in seconds: every pair of rows counts."""
         from ibscan.measures.work import PAIR_UNIT
 
         pairs = sizes.rows**2 / 2
@@ -181,7 +181,7 @@ class Clustering(Measure):
 
     def __call__(
         self,
-        network: JudgedNetwork,
+        network: ClassifyingNetwork,
         probe: Probe,
         streams: RandomStreams,  # noqa: ARG002 - nothing is random
         layers: Sequence[int] | None = None,
@@ -189,44 +189,48 @@ class Clustering(Measure):
         """Measure every layer of every checkpoint; exact.
 
         Returns:
-            Counts, edges (activation units) and statistics.
+            Counts and edges (activation units), arrays (C, L, B), and statistics, arrays (C, L).
         """
         import numpy as np
         import torch
 
-        from ibscan.measures.driver import each_layer
+        from ibscan.measures.driver import measure_each_layer
         from ibscan.measures.scores import decisions
 
         if probe.y is None:
             classes = torch.zeros(len(probe.x), dtype=torch.int64, device=network.device)
-            return each_layer(self, network, probe, partial(_distances, classes=classes, labelled=False), layers)
-        # A sample may have lost a class; class means are taken of those present.
+            return measure_each_layer(
+                self, network, probe, partial(_distances, classes=classes, labelled=False), layers
+            )
+        # The sample may lack a class; class means are of those present.
         present, member = np.unique(probe.y, return_inverse=True)
         classes = torch.as_tensor(member, device=network.device)
         decided = decisions(network, probe)
-        asked = layers is None or network.hidden in layers
-        whole = decided is not None and asked and len(present) == len(probe.labels)
-        heads = _heads(network, probe, self.at) if whole else []
+        hidden_wanted = layers is None or network.hidden in layers
+        has_nc3 = decided is not None and hidden_wanted and len(present) == len(probe.labels)
+        output_layers = _output_layers(network, probe, self.at) if has_nc3 else []
 
-        def look(seen: Seen) -> dict[str, Estimate]:
-            found = _distances(seen, classes, labelled=True)
-            if len(present) < 2 or seen.status is Status.NONFINITE:
+        def measure_layer(data: LayerValues) -> dict[str, Estimate]:
+            found = _distances(data, classes, labelled=True)
+            if len(present) < 2 or data.status is Status.NONFINITE:
                 return found
-            # Decisions are those of the layer that makes the output.
-            held = None if decided is None or seen.index != network.hidden else decided[seen.checkpoint]
-            found |= _geometry(seen, classes, torch.as_tensor(present, device=network.device), held)
-            return found if held is None or not heads else found | _duality(seen, classes, heads, held)
+            # The network's decisions are compared with class means of its last hidden layer alone.
+            own = None if decided is None or data.index != network.hidden else decided[data.checkpoint]
+            found |= _class_mean_statistics(data, classes, torch.as_tensor(present, device=network.device), own)
+            if own is not None and output_layers:
+                found |= _weight_duality(data, classes, output_layers, own)
+            return found
 
-        return each_layer(self, network, probe, look, layers)
+        return measure_each_layer(self, network, probe, measure_layer, layers)
 
 
-def _distances(seen: Seen, classes: torch.Tensor, *, labelled: bool) -> dict[str, Estimate]:
-    """Return histograms and means of the distances of all pairs; without labels the edges alone."""
+def _distances(data: LayerValues, classes: torch.Tensor, *, labelled: bool) -> dict[str, Estimate]:
+    """Return histograms and means of the distances of all pairs of rows; without labels only the edges."""
     from ibscan.numerics.geometry.distances import distance_histogram
 
-    if seen.status is Status.NONFINITE:
+    if data.status is Status.NONFINITE:
         return {}
-    histogram = distance_histogram(seen.values, classes, BINS)
+    histogram = distance_histogram(data.values, classes, BINS)
     edges = histogram.edges.cpu().numpy()
     found = {"distance_edge_low": Estimate(edges[:-1], None), "distance_edge_high": Estimate(edges[1:], None)}
     if not labelled:
@@ -234,36 +238,36 @@ def _distances(seen: Seen, classes: torch.Tensor, *, labelled: bool) -> dict[str
     return found | {
         "distance_within": Estimate(histogram.within.cpu().numpy(), None),
         "distance_between": Estimate(histogram.between.cpu().numpy(), None),
-        "distance_within_mean": _told(seen, histogram.within_mean),
-        "distance_between_mean": _told(seen, histogram.between_mean),
+        "distance_within_mean": _scalar(data, histogram.within_mean),
+        "distance_between_mean": _scalar(data, histogram.between_mean),
     }
 
 
-def _geometry(
-    seen: Seen, classes: torch.Tensor, present: torch.Tensor, decided: torch.Tensor | None
+def _class_mean_statistics(
+    data: LayerValues, classes: torch.Tensor, present: torch.Tensor, decided: torch.Tensor | None
 ) -> dict[str, Estimate]:
-    """Return the statistics of class means; `decided` (N,) are the network's decisions, -1 where it has none."""
+    """Return the statistics of class means; `decided` (N,) are the network's decisions, -1 if not finite."""
     import torch
 
-    from ibscan.measures.driver import single
+    from ibscan.measures.driver import scalar_estimate
     from ibscan.numerics.geometry.class_means import class_geometry
 
-    geometry = class_geometry(seen.values, classes, len(present))
+    geometry = class_geometry(data.values, classes, len(present))
     found = {
-        "nc1": _told(seen, geometry.nc1),
-        "nc2_equinorm": _told(seen, geometry.equinorm),
-        "nc2_equiangle": _told(seen, geometry.equiangle),
-        "nearest_mean_error": _told(seen, float((geometry.nearest != classes).to(torch.float64).mean())),
+        "nc1": _scalar(data, geometry.nc1),
+        "nc2_equinorm": _scalar(data, geometry.equinorm),
+        "nc2_equiangle": _scalar(data, geometry.equiangle),
+        "nearest_mean_error": _scalar(data, float((geometry.nearest != classes).to(torch.float64).mean())),
     }
     if decided is not None:
-        other = float((present[geometry.nearest] != decided).to(torch.float64).mean())
+        disagreement = float((present[geometry.nearest] != decided).to(torch.float64).mean())
         undecided = bool((decided < 0).any())
-        found["nc4"] = _told(seen, other) if not undecided else single(math.nan, Status.NONFINITE)
+        found["nc4"] = scalar_estimate(math.nan, Status.NONFINITE) if undecided else _scalar(data, disagreement)
     return found
 
 
-def _heads(network: JudgedNetwork, probe: Probe, at: At) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return the weight (C, labels, D) and the pre (C, N, labels) of every layer that may make the output."""
+def _output_layers(network: ClassifyingNetwork, probe: Probe, at: At) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the weight (C, classes, D) and pre (C, N, classes) of every affine layer that may be the output layer."""
     from ibscan.measures.driver import layer_values
 
     if network.hidden is None or at != "post":
@@ -276,28 +280,30 @@ def _heads(network: JudgedNetwork, probe: Probe, at: At) -> list[tuple[torch.Ten
     return found
 
 
-def _duality(
-    seen: Seen, classes: torch.Tensor, heads: list[tuple[torch.Tensor, torch.Tensor]], decided: torch.Tensor
+def _weight_duality(
+    data: LayerValues,
+    classes: torch.Tensor,
+    output_layers: list[tuple[torch.Tensor, torch.Tensor]],
+    decided: torch.Tensor,
 ) -> dict[str, Estimate]:
-    """Return NC3 by the weight that makes of the layer's post what the network decides by, if there is one."""
-    from ibscan.measures.driver import single
+    """Return NC3 of the output layer: the one whose scores are its weight times the layer's post, if there is one."""
+    from ibscan.measures.driver import scalar_estimate
     from ibscan.numerics.geometry.class_means import self_duality
 
     if bool((decided < 0).any()):
-        return {"nc3": single(math.nan, Status.NONFINITE)}
-    for weights, pre in heads:
-        weight, scores = weights[seen.checkpoint], pre[seen.checkpoint]
-        if weight.shape[1] == seen.values.shape[1] and bool((scores.argmax(1) == decided).all()):
-            bias = scores - seen.values @ weight.mT
-            if bool((bias - bias[0]).abs().max() <= FED * (scores - scores[0]).abs().max()):
-                return {"nc3": _told(seen, self_duality(seen.values, classes, weight))}
+        return {"nc3": scalar_estimate(math.nan, Status.NONFINITE)}
+    for weight, scores in ((weights[data.checkpoint], pre[data.checkpoint]) for weights, pre in output_layers):
+        if weight.shape[1] == data.values.shape[1] and bool((scores.argmax(1) == decided).all()):
+            bias = scores - data.values @ weight.mT
+            if bool((bias - bias[0]).abs().max() <= SCORE_TOLERANCE * (scores - scores[0]).abs().max()):
+                return {"nc3": _scalar(data, self_duality(data.values, classes, weight))}
     return {}
 
 
-def _told(seen: Seen, number: float) -> Estimate:
-    """Return one number, or none where class means coincide, there is no such pair, or it is beyond all numbers."""
-    from ibscan.measures.driver import single
+def _scalar(data: LayerValues, number: float) -> Estimate:
+    """Return a number as an estimate, not measured if it is not finite: class means coincide, or there is no pair."""
+    from ibscan.measures.driver import scalar_estimate
 
     if math.isfinite(number):
-        return single(number, seen.status)
-    return single(math.nan, Status.DEAD if seen.status is Status.DEAD else Status.NOT_MEASURED)
+        return scalar_estimate(number, data.status)
+    return scalar_estimate(math.nan, Status.DEAD if data.status is Status.DEAD else Status.NOT_MEASURED)

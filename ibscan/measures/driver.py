@@ -1,4 +1,4 @@
-"""The driver of measures that look at one layer of one checkpoint at a time, and what values decide about a status."""
+"""Run a measure on one layer of one checkpoint at a time, and decide the status of its values."""
 
 from __future__ import annotations
 
@@ -18,36 +18,33 @@ from ibscan.core.records import Array, At, Layer, Probe
 __all__ = [
     "ROUNDING",
     "SATURATION_MARGIN",
-    "Seen",
-    "blank",
+    "LayerValues",
+    "blank_estimates",
     "distinct_rows",
-    "each_layer",
+    "failure_status",
+    "fill",
     "input_weights",
     "is_saturated",
     "label_status",
-    "labels_follow",
+    "labels_consistent",
     "layer_status",
     "layer_values",
     "layers_in_turn",
-    "misfortune",
+    "measure_each_layer",
     "post_widths",
-    "put",
-    "single",
+    "scalar_estimate",
 ]
 
-# methods.md's rule for "too near the ceiling to see anything", nats.
+# A value within the margin of a ceiling of at least LEAST_CEILING is saturated, nats (methods.md).
 SATURATION_MARGIN = 0.1
 LEAST_CEILING = 0.2
-# A unit that varies by less than this share of its values varies by rounding of the matrix products alone.
+# A unit that varies by less than this share of its values varies only by the rounding of matrix products.
 ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One layer of one checkpoint.
-
-    `values` (N, D) are float64; `status` is OK, DEAD (the same at every row) or NONFINITE.
-    """
+class LayerValues:
+    """The values (N, D), float64, of one layer of one checkpoint; `status` is OK, DEAD (constant) or NONFINITE."""
 
     checkpoint: int
     index: int
@@ -56,49 +53,51 @@ class Seen:
     status: Status
 
 
-def each_layer(
+def measure_each_layer(
     measure: Measure,
     network: LayeredNetwork,
     probe: Probe,
-    look: Callable[[Seen], Mapping[str, Estimate]],
+    measure_layer: Callable[[LayerValues], Mapping[str, Estimate]],
     layers: Sequence[int] | None = None,
 ) -> dict[str, Estimate]:
-    """Return what `look` finds at every layer of every checkpoint, one layer in memory at a time.
+    """Call `measure_layer` for every layer of every checkpoint, with one layer in memory at a time.
 
     Args:
-        measure: Whose quantities are filled.
-        network: C checkpoints.
+        measure: Its quantities are filled.
+        network: C checkpoints of L layers.
         probe: N rows, already sampled.
-        look: Returns estimates by quantity key, arrays of the quantity's own dimensions. What it does not return is
-            `nonfinite` where the layer is, else `not_measured`.
-        layers: Those to measure, None for all; others are `not_measured`.
+        measure_layer: Returns estimates by quantity key, arrays of the quantity's own dimensions. Quantities it leaves
+            out are `nonfinite` if the layer is, else `not_measured`.
+        layers: Indices of the layers to measure, None for all; others are `not_measured`.
 
     Returns:
         Estimates of all quantities, arrays (C, L, *dims).
     """
-    found = blank(measure, network)
+    found = blank_estimates(measure, network)
     for layer, values in layers_in_turn(network, probe.x, measure.at, layers):
         for c in range(network.size):
             status = layer_status(values[c])
-            given = look(Seen(c, layer, network.layers[layer], values[c], status))
+            measured = measure_layer(LayerValues(c, layer, network.layers[layer], values[c], status))
             for key, estimate in found.items():
-                if key in given:
-                    put(estimate, (c, layer), given[key])
+                if key in measured:
+                    fill(estimate, (c, layer), measured[key])
                 elif status is Status.NONFINITE and estimate.status is not None:
                     estimate.status[c, layer] = status
     return found
 
 
-def blank(measure: Measure, network: LayeredNetwork, status: Status = Status.NOT_MEASURED) -> dict[str, Estimate]:
-    """Return estimates without a number for every quantity whose shape is known without measuring.
+def blank_estimates(
+    measure: Measure, network: LayeredNetwork, status: Status = Status.NOT_MEASURED
+) -> dict[str, Estimate]:
+    """Return estimates to be filled: NaN, or -1 for counts, for every quantity whose dimensions are known beforehand.
 
     Args:
-        measure: Whose quantities.
+        measure: Its quantities.
         network: C checkpoints of L layers.
-        status: Why there is no number.
+        status: Why there is no number yet.
 
     Returns:
-        Arrays (C, L, *dims), or (C, *dims), to be filled by `put`: NaN, or -1 for counts.
+        Estimates by quantity key, arrays (C, L, *dims) or (C, *dims).
     """
     found = {}
     for quantity in measure.quantities:
@@ -106,53 +105,48 @@ def blank(measure: Measure, network: LayeredNetwork, status: Status = Status.NOT
             continue
         shape: tuple[int, ...] = (network.size, len(network.layers)) if quantity.per_layer else (network.size,)
         shape += tuple(len(measure.coordinates[dim]) for dim in quantity.dims)
-        # Counts are integers, exact coordinates are not; neither has a status.
-        whole = quantity.counted and quantity.unit == "1"
-        value = np.full(shape, -1, dtype=np.int64) if whole else np.full(shape, np.nan)
-        states = None if quantity.counted else np.full(shape, status, dtype=np.int8)
-        beside: dict[str, Any] = {
+        # Exact quantities have no status. Those with a unit are numbers, the others are counts.
+        is_count = quantity.counted and quantity.unit == "1"
+        value = np.full(shape, -1, dtype=np.int64) if is_count else np.full(shape, np.nan)
+        statuses = None if quantity.counted else np.full(shape, status, dtype=np.int8)
+        companions: dict[str, Any] = {
             field: np.full(shape, np.nan)
             for field, suffix in Estimate.COMPANIONS.items()
             if suffix in quantity.companions
         }
-        found[quantity.key] = Estimate(value, states, **beside)
+        found[quantity.key] = Estimate(value, statuses, **companions)
     return found
 
 
-def single(number: float, status: Status) -> Estimate:
-    """Return the estimate of one layer's quantity that has no dimensions of its own."""
+def scalar_estimate(number: float, status: Status) -> Estimate:
+    """Return an estimate of one layer for a quantity without further dimensions."""
     return Estimate(np.array(number, dtype=np.float64), np.array(status, dtype=np.int8))
 
 
-def put(estimate: Estimate, place: tuple[int, ...], found: Estimate) -> None:
-    """Fill one place of a blank estimate."""
+def fill(estimate: Estimate, index: tuple[int, ...], part: Estimate) -> None:
+    """Write an estimate into another one's arrays at an index."""
     for field in ("value", "status", *Estimate.COMPANIONS):
         array = getattr(estimate, field)
         if array is not None:
-            array[place] = getattr(found, field)
+            array[index] = getattr(part, field)
 
 
 def layers_in_turn(
     network: LayeredNetwork, x: Array, at: At, layers: Sequence[int] | None = None
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (layer index, values of shape (C, N, D), float64), one layer in memory at a time.
+    """Yield (layer index, `layer_values`) for the layers given, all by default, one layer in memory at a time.
 
-    Every layer costs a forward pass of its own: for what is measured on it that is little, and memory stays flat.
-    Equal rows of the probe are passed once, so that they have equal values to the last bit, and a unit that is
-    constant up to the rounding of its own values is made exactly so, however large or small others are.
-
-    Args:
-        network: C checkpoints.
-        x: Probe rows, shape (N, ...).
-        at: `pre` or `post`.
-        layers: Which; None for all.
+    Every layer costs a forward pass of its own, which is little beside what is measured on it.
     """
     for layer in range(len(network.layers)) if layers is None else layers:
         yield layer, layer_values(network, x, layer, at)
 
 
 def layer_values(network: LayeredNetwork, x: Array, layer: int, at: At) -> torch.Tensor:
-    """Return one layer's values, shape (C, N, D), float64, as `layers_in_turn` gives them.
+    """Return one layer's values, shape (C, N, D), float64.
+
+    Equal rows of the probe are passed once, so that their values are equal to the last bit. A unit that is constant up
+    to the rounding of its own values is made exactly constant.
 
     Args:
         network: C checkpoints.
@@ -179,7 +173,7 @@ def layer_values(network: LayeredNetwork, x: Array, layer: int, at: At) -> torch
 
 
 def post_widths(network: LayeredNetwork, x: Array) -> list[int]:
-    """Return the size of every layer's post on one row."""
+    """Return the number of units of every layer after its activation."""
     widths = [0] * len(network.layers)
 
     def note(layer: int, pre: torch.Tensor, post: torch.Tensor, rows: slice) -> None:  # noqa: ARG001
@@ -190,18 +184,17 @@ def post_widths(network: LayeredNetwork, x: Array) -> list[int]:
 
 
 def layer_status(values: torch.Tensor) -> Status:
-    """Return NONFINITE, DEAD (constant over the rows) or OK for one checkpoint's layer, shape (N, D)."""
+    """Return NONFINITE, DEAD (constant over the rows) or OK for values (N, D) of one layer."""
     if not bool(torch.isfinite(values).all()):
         return Status.NONFINITE
     return Status.DEAD if bool((values == values[0]).all()) else Status.OK
 
 
-def misfortune(error: Exception) -> Status:
-    """Return the status of a cell that met an error by no fault of ours; raise any other again.
+def failure_status(error: Exception) -> Status:
+    """Return the status for an error that data or machine caused; raise any other again.
 
     Raises:
-        RuntimeError: Anything but a lack of memory and a decomposition that failed is a mistake of ours, which a status
-            would hide.
+        RuntimeError: Neither a lack of memory nor a failed decomposition: a bug, which a status would hide.
     """
     if is_out_of_memory(error):
         return Status.OUT_OF_MEMORY
@@ -211,23 +204,23 @@ def misfortune(error: Exception) -> Status:
 
 
 def label_status(status: Array, *, labelled: bool) -> Array:
-    """Return the status of what a layer knows of the label: without labels not measured, unless not finite."""
+    """Return the statuses of a quantity about labels: not measured if there are none, except where not finite."""
     return status if labelled else np.where(status == Status.NONFINITE, status, Status.NOT_MEASURED).astype(np.int8)
 
 
 def distinct_rows(x: Array) -> tuple[Array, Array, Array]:
-    """Return the row each distinct input is met at first, which of them each row is, and how often each occurs."""
-    flat = np.ascontiguousarray(x.reshape(len(x), -1) + 0.0)  # -0.0 and 0.0 are one number
-    # Rows as opaque bytes: sorting those finds equal rows of any width.
+    """Find distinct rows among N; return each one's first index (n,), the one each row is (N,), and counts (n,)."""
+    flat = np.ascontiguousarray(x.reshape(len(x), -1) + 0.0)  # -0.0 becomes 0.0, which is equal
+    # Rows as opaque bytes, which sort fast at any width.
     opaque = flat.view(np.dtype((np.void, flat.dtype.itemsize * flat.shape[1])))[:, 0]
     _, first, member, counts = np.unique(opaque, return_index=True, return_inverse=True, return_counts=True)
     return first, member, counts
 
 
 def input_weights(probe: Probe) -> tuple[Array, float]:
-    """Return joint weights of row and class, shape (N, C) summing to 1, and H(X) over distinct inputs, nats.
+    """Return joint weights of rows and classes, shape (N, classes), and H(X) over distinct inputs, nats.
 
-    Without labels there is one class.
+    The weights sum to 1; without labels there is one class.
     """
     rows = len(probe.x)
     weights = np.zeros((rows, max(1, len(probe.labels) if probe.y is not None else 1)))
@@ -237,8 +230,8 @@ def input_weights(probe: Probe) -> tuple[Array, float]:
     return weights, float(max(0.0, -(share * np.log(share)).sum()))
 
 
-def labels_follow(probe: Probe) -> bool:
-    """Return whether there are labels, and equal inputs have equal ones."""
+def labels_consistent(probe: Probe) -> bool:
+    """Return whether there are labels, and equal inputs have equal labels."""
     if probe.y is None:
         return False
     first, member, _ = distinct_rows(probe.x)
@@ -246,5 +239,5 @@ def labels_follow(probe: Probe) -> bool:
 
 
 def is_saturated(value: float, input_entropy: float) -> bool:
-    """Return whether a value is too near H(X) to tell anything: more noise or more rows are needed."""
+    """Return whether a value is so near H(X) that it says nothing: more noise or more rows are needed."""
     return input_entropy >= LEAST_CEILING and value > input_entropy - SATURATION_MARGIN

@@ -1,4 +1,4 @@
-"""How a checkpoint does on the probe: the check that probe and model belong together."""
+"""Accuracy and loss on the probe, which show whether probe and model belong together."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["ProbeFit"]
 
 @dataclass(frozen=True)
 class ProbeFit(Measure):
-    """Accuracy and cross entropy on the probe, where labels are classes and fit the output.
+    """Accuracy and cross entropy on the probe, if the labels fit the output.
 
-    Labels fit where the output has one unit a label value, in sorted order, or one unit for two values. Both numbers
-    are of the network's own output, whatever makes it, and the decision is its largest unit. Logits are what a last
-    softmax or sigmoid is taken of; the logarithms of probabilities made otherwise; and else the output itself.
+    They fit if the output has one unit for each label value, in sorted order, or one unit for two values. The decision
+    is the largest unit. Logits are the input of a last softmax or sigmoid, else the logarithms of an output that is
+    probabilities, else the output itself.
 
     Args:
         samples: Probe rows at most; all, so that the number does not depend on what else is measured.
@@ -54,7 +54,7 @@ class ProbeFit(Measure):
     )
 
     def seconds(self, sizes: Sizes) -> float:  # noqa: ARG002
-        """Return how long it takes, about: next to nothing."""
+        """Return an estimate in seconds: next to nothing."""
         return 1e-3
 
     def __call__(
@@ -64,11 +64,7 @@ class ProbeFit(Measure):
         streams: RandomStreams,  # noqa: ARG002 - nothing is random
         layers: Sequence[int] | None = None,  # noqa: ARG002 - it is of the output
     ) -> Mapping[str, Estimate]:
-        """Measure every checkpoint; exact.
-
-        Returns:
-            Accuracy, 0 to 1, and loss in nats, shape (C,).
-        """
+        """Return accuracy, 0 to 1, and loss in nats of every checkpoint, shape (C,); exact."""
         import numpy as np
         import torch
         from torch.nn import functional
@@ -77,19 +73,19 @@ class ProbeFit(Measure):
 
         accuracy, loss = np.full(network.size, np.nan), np.full(network.size, np.nan)
         status = np.full(network.size, Status.NOT_MEASURED, dtype=np.int8)
-        losses = status.copy()
+        loss_status = status.copy()
         scores = scores_of(network, probe)
         if scores is not None:
             labels = torch.as_tensor(probe.y, device=network.device)
             for c in range(network.size):
                 if not bool(torch.isfinite(scores.decided[c]).all()):
-                    status[c] = losses[c] = Status.NONFINITE
+                    status[c] = loss_status[c] = Status.NONFINITE
                     continue
                 right = scores.decided[c].argmax(1) == labels
                 accuracy[c], status[c] = float(right.to(torch.float64).mean()), Status.OK
                 logits = scores.logits(c)
                 if logits is not None:
                     loss[c] = float(functional.cross_entropy(logits, labels))
-                    losses[c] = Status.OK if np.isfinite(loss[c]) else Status.NONFINITE
-            loss[losses != Status.OK] = np.nan
-        return {"probe_accuracy": Estimate(accuracy, status), "probe_loss": Estimate(loss, losses)}
+                    loss_status[c] = Status.OK if np.isfinite(loss[c]) else Status.NONFINITE
+            loss[loss_status != Status.OK] = np.nan
+        return {"probe_accuracy": Estimate(accuracy, status), "probe_loss": Estimate(loss, loss_status)}

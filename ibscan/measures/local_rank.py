@@ -1,4 +1,4 @@
-"""Local rank: how many directions of the input a layer still responds to."""
+"""Local rank: the number of input directions that a layer responds to."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from ibscan.measures.shared import AT, RANK_ROWS, SAMPLES, THRESHOLDS, all_rows
 
 __all__ = ["LocalRank"]
 
-# Gram matrices square the singular values: below this share of the largest they hold nothing but rounding.
+# Gram matrices square the singular values: below this share of the largest they are rounding.
 LEAST_RELATIVE = 3e-8
 NO_NORM = "relative thresholds on a subspace need the norm of its whole Jacobian, and that gradients, which it has not"
-# A module's Jacobian on an input wider than the first is taken on so many directions as the second.
+# On a wider input than WIDEST_INPUT a module's Jacobian is restricted to SUBSPACE directions.
 WIDEST_INPUT, SUBSPACE = 8192, 2048
-# A block of Jacobians, their product and its decomposition.
+# A block of Jacobians, their product and its decomposition are held at once.
 FACTOR_COPIES = 3
 
 
 def _origin(value: str | None, situation: Situation) -> str | None:
-    """Return the name of the layer to differentiate by.
+    """Check the name of the layer to differentiate by.
 
     Raises:
         NothingMatched: There is no such layer, or no layer asked for comes after it.
     """
     names = [layer.name for layer in situation.layers]
-    called = [layer.name for layer in situation.layers if layer.noisy]
+    allowed = [layer.name for layer in situation.layers if layer.noisy]
     if value is None:
         return None
-    if value not in called:
-        raise NothingMatched(f"--from {value}: expected one of the layers {', '.join(called)}.")
+    if value not in allowed:
+        raise NothingMatched(f"--from {value}: expected one of the layers {', '.join(allowed)}.")
     if max(situation.chosen) <= names.index(value):
         raise NothingMatched(f"--from {value}: no layer asked for is called after it.")
     return value
 
 
 def _directions(value: int | None, situation: Situation) -> int | None:
-    """Return on how many random directions of the input Jacobians are taken, None for all."""
+    """Return the number of random input directions that Jacobians are restricted to, None for all."""
     if value is not None or situation.given.get("from_layer") is not None:
         return value
     # A chain's Jacobian is a product of small matrices whatever the width of its input.
@@ -99,7 +99,7 @@ class LocalRank(Measure):
         eps: Absolute thresholds, > 0 (strict inequality).
         rel_eps: Thresholds relative to the row's largest singular value.
         at: `pre` (the definition) or `post`.
-        samples: Probe rows at most.
+        samples: Probe rows at sizes.
         spectrum_rows: Rows on which spectra are averaged; counts use all.
         origin: Name of the layer whose post is the variable; None for the input.
         directions: Dimensions of a random orthonormal subspace of the variable, on which counts are lower bounds; None
@@ -201,27 +201,27 @@ class LocalRank(Measure):
 
     @property
     def attributes(self) -> Mapping[str, str | int]:
-        """The variable of the Jacobian, and the dimensions of the subspace it is restricted to, 0 for none."""
+        """What the Jacobian is by, and the dimensions of the subspace it is restricted to, 0 for none."""
         return {"from": self.origin or "input", "input_dims": self.directions or 0}
 
     def applies_to(self, layer: Layer, names: Sequence[str]) -> bool:
-        """Return whether there is anything to say of a layer: of those called after the origin."""
+        """Return whether a layer comes after the origin."""
         return self.origin is None or names.index(layer.name) > names.index(self.origin)
 
     @property
     def coordinates(self) -> Mapping[str, Sequence[float]]:
-        """Thresholds; `component` and `rank_value` are as long as the network makes them."""
+        """Thresholds; the lengths of `component` and `rank_value` depend on the network."""
         return {"eps": self.eps, "rel_eps": self.rel_eps}
 
     def seconds(self, sizes: Sizes) -> float:
-        """Return how long it takes, about: a Jacobian is carried from layer to layer and decomposed."""
+        """Return an estimate in seconds: Jacobians are carried from layer to layer and decomposed."""
         from ibscan.measures.work import DECOMPOSITIONS, PRODUCTS
 
         found, before = 0.0, 0
         spectral = sizes.rows if self.spectrum_rows is None else min(sizes.rows, self.spectrum_rows)
         variable = min(sizes.inputs, self.directions or sizes.inputs)
         for layer in sizes.layers:
-            # A factor of the Jacobian is as narrow as the narrowest layer before; the first is the same for all rows.
+            # A factor of the Jacobian is as narrow as the narrowest layer so far; the first is shared by all rows.
             small = min(layer.width, variable)
             carried = before * layer.width * variable + layer.width * small**2 if before else 0.0
             rows = sizes.rows if before else 1
@@ -231,56 +231,57 @@ class LocalRank(Measure):
         return found
 
     def memory(self, layer: Layer, sizes: Sizes) -> int:
-        """Return the bytes held: Jacobians come in blocks of rows, of one row at least."""
+        """Return the bytes held at once: Jacobians come in blocks of at least one row."""
         one = layer.width * (self.directions or sizes.inputs)
         return FACTOR_COPIES * NUMBER * max(one, min(sizes.factor_budget, sizes.rows * one))
 
     def __call__(
         self, network: DifferentiableNetwork, probe: Probe, streams: RandomStreams, layers: Sequence[int] | None = None
     ) -> Mapping[str, Estimate]:
-        """Measure every layer asked for of every checkpoint; only a subspace's directions are random.
+        """Measure every layer of every checkpoint; nothing is random but the directions of a subspace.
 
         Args:
-            network: C checkpoints.
+            network: C checkpoints of L layers.
             probe: N rows, already sampled.
-            streams: Of the subspace.
+            streams: For the directions of a subspace.
             layers: Indices of the layers to measure, None for all; others, and those up to the origin, are
                 `not_measured`.
 
         Returns:
-            Counts with sd / sqrt(N), extremes, and spectra averaged over the first `spectrum_rows` rows.
+            Mean counts, arrays (C, L, thresholds), with sd / sqrt(N) and extremes, and spectra averaged over the first
+            `spectrum_rows` rows.
         """
         import numpy as np
 
         from ibscan.measures.rank_accumulator import RankAccumulator
 
-        spec, most = self._derivative(network, probe.x, streams, layers)
+        spec, sizes = self._jacobian_spec(network, probe.x, streams, layers)
         undefined = {layer: reason for layer, reason in network.undefined(spec).items() if spec.wants(layer)}
         wanted = tuple(k for k in range(len(network.layers)) if spec.wants(k) and k not in undefined)
         spec = replace(spec, layers=wanted)
         spectral = len(probe.x) if self.spectrum_rows is None else min(len(probe.x), self.spectrum_rows)
         affine = network.affine(probe.x) if spec.feeds else (False,) * len(network.layers)
-        tally = RankAccumulator(network, (self.eps, self.rel_eps), spec, (len(probe.x), spectral), most, affine)
-        tally.rounding.update(network.rounding(probe.x, spec))
+        accumulator = RankAccumulator(network, (self.eps, self.rel_eps), spec, (len(probe.x), spectral), sizes, affine)
+        accumulator.rounding.update(network.rounding(probe.x, spec))
         if spec.directions is not None and self.rel_eps:
-            tally.norms = network.spectral_norms(probe.x, spec)
-        # What small thresholds ask for is beyond any Gram matrix.
+            accumulator.norms = network.spectral_norms(probe.x, spec)
+        # Thresholds smaller than the rounding of a Gram matrix need singular values.
         if spectral < len(probe.x) and min(self.rel_eps, default=1.0) > LEAST_RELATIVE:
-            exact = replace(spec, layers=tuple(k for k in wanted if k not in tally.rounding))
-            tally.failed.update(network.grams(probe.x[spectral:], tally.count, exact))
-            tally.certain[:, list(tally.failed)] = True
-        tally.rows = np.flatnonzero(~tally.certain.all((0, 1)))
-        if len(tally.rows):
-            tally.failed.update(network.jacobians(probe.x[tally.rows], tally.decompose, spec))
-        if tally.norms is not None:
-            lost = [k for k in wanted if np.isnan(tally.norms[:, k]).any() and tally.finite[:, k].all()]
-            tally.failed.update({k: NO_NORM for k in lost if k not in tally.failed})
-        return tally.estimates(undefined)
+            in_float64 = replace(spec, layers=tuple(k for k in wanted if k not in accumulator.rounding))
+            accumulator.failed.update(network.grams(probe.x[spectral:], accumulator.count, in_float64))
+            accumulator.certain[:, list(accumulator.failed)] = True
+        accumulator.rows = np.flatnonzero(~accumulator.certain.all((0, 1)))
+        if len(accumulator.rows):
+            accumulator.failed.update(network.jacobians(probe.x[accumulator.rows], accumulator.decompose, spec))
+        if accumulator.norms is not None:
+            no_norm = [k for k in wanted if np.isnan(accumulator.norms[:, k]).any() and accumulator.finite[:, k].all()]
+            accumulator.failed.update({k: NO_NORM for k in no_norm if k not in accumulator.failed})
+        return accumulator.estimates(undefined)
 
-    def _derivative(
+    def _jacobian_spec(
         self, network: DifferentiableNetwork, x: Array, streams: RandomStreams, layers: Sequence[int] | None
     ) -> tuple[JacobianSpec, list[int]]:
-        """Return which Jacobians are meant, and how many singular values each layer's has."""
+        """Return which Jacobians to compute, and the number of singular values at each layer."""
         from ibscan.measures.driver import post_widths
         from ibscan.numerics.spectra.subspace import subspace
 

@@ -112,12 +112,12 @@ class NetworkInformation(Measure):
 
     @property
     def patient(self) -> bool:
-        """Whether the budget is spent even where it will hardly do: one that was asked for is, the usual one is not."""
-        usual = NetworkInformation
-        return (self.max_replicas, self.max_draws) != (usual.max_replicas, usual.max_draws)
+        """Whether to spend the budget even if it will hardly suffice: only if the user set it."""
+        default = NetworkInformation
+        return (self.max_replicas, self.max_draws) != (default.max_replicas, default.max_draws)
 
     def applies_to(self, layer: Layer, names: Sequence[str]) -> bool:  # noqa: ARG002
-        """Return whether there is anything to say of a layer: not of one that is not noisy."""
+        """Return whether a layer is noisy: the output layer is not."""
         return not layer.output
 
     @property
@@ -126,40 +126,40 @@ class NetworkInformation(Measure):
         return {"noise": self.noise}
 
     def seconds(self, sizes: Sizes) -> float:
-        """Return how long it takes, about, where many draws are needed; much too long for others."""
+        """Return an estimate in seconds for networks that need many draws; much too long for others."""
         from ibscan.measures.work import BUDGET, CELL, CELL_BUDGET, SPENT, drawn
 
-        more = math.sqrt(sizes.rows / 1024)
+        by_rows = math.sqrt(sizes.rows / 1024)
         budget = float(self.max_replicas) * self.max_draws
-        least = CELL_BUDGET * math.sqrt(budget / BUDGET)
-        share = TARGET / self.tolerance
-        usual = CELL * share ** (2.0 if share > 1 else 0.5) + (SPENT * least if self.patient else 0.0)
-        found = 0.0
+        whole_budget = CELL_BUDGET * math.sqrt(budget / BUDGET)
+        precision = TARGET / self.tolerance
+        cell = CELL * precision ** (2.0 if precision > 1 else 0.5) + (SPENT * whole_budget if self.patient else 0.0)
+        total = 0.0
         for layer in sizes.layers:
             if layer.first:
-                found += len(self.noise) * drawn(self, sizes.rows, layer.width)
+                total += len(self.noise) * drawn(self, sizes.rows, layer.width)
             elif not layer.output:
-                found += len(self.noise) * min(usual, least) * more * max(1.0, layer.width / 10)
-        return found
+                total += len(self.noise) * min(cell, whole_budget) * by_rows * max(1.0, layer.width / 10)
+        return total
 
     def __call__(
         self,
         network: NoisyNetwork,
         probe: Probe,
         streams: RandomStreams,
-        layers: Sequence[int] | None = None,  # noqa: ARG002 - a cap holds for all layers that follow
+        layers: Sequence[int] | None = None,  # noqa: ARG002 - a cap needs all layers before
     ) -> Mapping[str, Estimate]:
         """Measure every hidden layer of every checkpoint at every noise level.
 
         Args:
-            network: C checkpoints.
+            network: C checkpoints of L layers.
             probe: N rows in random order, already sampled: they are the population.
-            streams: Standard normals, common to checkpoints and noise levels.
-            layers: Not used.
+            streams: Standard normals, the same for all checkpoints and noise levels.
+            layers: Ignored.
 
         Returns:
-            Values (mean of own and fresh) with Monte-Carlo standard errors, brackets and caps; nats. The output layer
-            is not noisy, and not measured.
+            Values (mean of own and fresh) with Monte-Carlo standard errors, brackets and caps, nats; arrays (C, L,
+            noise). The output layer is not noisy, and not measured.
         """
         from ibscan.measures.noisy_cells import network_estimates
 

@@ -1,4 +1,4 @@
-"""Cells of the network channel: one hidden layer of one noisy network at one noise level, as estimates."""
+"""Estimate cells of the network channel: one hidden layer of one noisy network at one noise level."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ibscan.core.records import Array, Probe
 from ibscan.core.streams import RandomStreams
 from ibscan.measures.driver import (
     ROUNDING,
-    blank,
+    blank_estimates,
+    failure_status,
+    fill,
     is_saturated,
     label_status,
-    labels_follow,
+    labels_consistent,
     layer_status,
     layer_values,
-    misfortune,
     post_widths,
-    put,
 )
 from ibscan.measures.noisy_channel import (
     INDEPENDENT_REPLICAS,
@@ -32,7 +32,7 @@ from ibscan.measures.noisy_channel import (
     Budget,
     Channel,
     Population,
-    closed,
+    close_bracket,
 )
 from ibscan.measures.readout_cells import draws_of, readout_cell
 from ibscan.numerics.channels.mixture import Mixture, gaussian_cap, principal_components
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
 
 __all__ = ["network_estimates"]
 
-# Standard normals of a block of replicas are drawn together: so many numbers a row.
+# Standard normals drawn together for each row, for a block of replicas.
 NORMALS_A_ROW = 2048
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One (checkpoint, layer, noise): each side is value, standard error, lower and upper end, in nats."""
+class NetworkCell:
+    """One (checkpoint, layer, noise); `xt`, `ty` and `given` are (value, standard error, lower, upper end), nats."""
 
     status: Status
     xt: tuple[float, ...]
@@ -59,92 +59,86 @@ class Cell:
     draws: float
 
     @staticmethod
-    def constant(status: Status) -> Cell:
-        """Return the cell of a layer that tells nothing: zero where it is dead, NaN where it is not finite."""
-        nothing, replicas = (0.0, 1.0) if status is Status.DEAD else (math.nan, math.nan)
-        return Cell(status, *((nothing,) * 4,) * 3, nothing, replicas, nothing)
+    def constant(status: Status) -> NetworkCell:
+        """Return the cell of a layer without information: zeros if it is dead, else NaN."""
+        value, replicas = (0.0, 1.0) if status is Status.DEAD else (math.nan, math.nan)
+        return NetworkCell(status, *((value,) * 4,) * 3, value, replicas, value)
 
 
 def network_estimates(
     measure: NetworkInformation, network: NoisyNetwork, probe: Probe, streams: RandomStreams
 ) -> dict[str, Estimate]:
-    """Return the estimates of every hidden layer of every checkpoint at every noise level.
-
-    Args:
-        measure: With its noise levels and budget.
-        network: C checkpoints of L layers.
-        probe: N rows, already sampled.
-        streams: Standard normals, common to checkpoints and noise levels.
-
-    Returns:
-        Estimates by quantity key, arrays (C, L, noise).
-    """
+    """Return the estimates of every hidden layer at every noise level, arrays (C, L, noise), by quantity key."""
     population = Population.of(probe, network)
     budget = Budget(measure.tolerance, measure.max_replicas, measure.max_draws, measure.patient)
     normals = partial(_normals, measure.name, streams, post_widths(network, probe.x), {})
-    found = blank(measure, network)
+    found = blank_estimates(measure, network)
     for c in range(network.size):
         alone = network.alone(c)
         for index, layer in enumerate(network.layers):
             for k, noise in enumerate(() if layer.output else measure.noise):
                 try:
                     if layer.first:
-                        cell = _first(alone, population, index, noise, budget, streams)
+                        cell = _readout_cell(alone, population, index, noise, budget, streams)
                     else:
-                        cell = _later(Channel(alone, population, index, noise, normals, budget))
+                        cell = _propagated_cell(Channel(alone, population, index, noise, normals, budget))
                 except (MemoryError, RuntimeError) as error:
-                    cell = Cell.constant(misfortune(error))
-                for key, estimate in _estimates(cell, budget).items():
-                    put(found[key], (c, index, k), estimate)
-    labelled = {"mi_network_ty": probe.y is not None, "mi_network_xt_given_y": labels_follow(probe)}
-    return _settled(found, network, labelled)
+                    cell = NetworkCell.constant(failure_status(error))
+                for key, estimate in _cell_estimates(cell, budget).items():
+                    fill(found[key], (c, index, k), estimate)
+    labelled = {"mi_network_ty": probe.y is not None, "mi_network_xt_given_y": labels_consistent(probe)}
+    return _with_limits(found, network, labelled)
 
 
-def _estimates(cell: Cell, budget: Budget) -> dict[str, Estimate]:
-    def side(numbers: tuple[float, ...], **more: Any) -> Estimate:  # noqa: ANN401 - single numbers
+def _cell_estimates(cell: NetworkCell, budget: Budget) -> dict[str, Estimate]:
+    """Return the estimates of one cell by quantity key."""
+
+    def estimate(numbers: tuple[float, ...], **more: Any) -> Estimate:  # noqa: ANN401 - single numbers
         value, error, lower, upper = (np.array(number) for number in numbers)
         return Estimate(value, np.array(cell.status), stderr=error, lower=lower, upper=upper, **more)
 
     allowed = float(budget.max_replicas) * budget.max_draws
     return {
-        "mi_network_xt": side(cell.xt, draws=cell.draws, replicas=cell.replicas, budget=allowed),
-        "mi_network_ty": side(cell.ty),
-        "mi_network_xt_given_y": side(cell.given),
+        "mi_network_xt": estimate(cell.xt, draws=cell.draws, replicas=cell.replicas, budget=allowed),
+        "mi_network_ty": estimate(cell.ty),
+        "mi_network_xt_given_y": estimate(cell.given),
         "mi_network_cap": Estimate(np.array(cell.cap), np.array(cell.status)),
     }
 
 
-def _settled(found: Mapping[str, Estimate], network: NoisyNetwork, labelled: Mapping[str, bool]) -> dict[str, Estimate]:
-    """Return estimates with what layers say of one another, and what labels leave of those that concern them."""
+def _with_limits(
+    found: Mapping[str, Estimate], network: NoisyNetwork, labelled: Mapping[str, bool]
+) -> dict[str, Estimate]:
+    """Return the estimates held against their caps, and those about labels not measured if there are none."""
     xt, cap = found["mi_network_xt"], found["mi_network_cap"]
     assert xt.status is not None
     assert xt.stderr is not None
     if network.plain:
-        # Data processing: no layer of a plain chain knows more than one before it.
-        least = np.fmin.accumulate(cap.value, 1)
-        cap = replace(cap, value=np.where(np.isnan(cap.value), np.nan, least))
-    # A bracket that closed on a value above what is proven has not closed on the truth.
-    beyond = xt.value - cap.value > 1.96 * xt.stderr + ROUNDING
+        # Data processing inequality: in a plain chain the cap of a layer holds for all layers after it.
+        smallest = np.fmin.accumulate(cap.value, 1)
+        cap = replace(cap, value=np.where(np.isnan(cap.value), np.nan, smallest))
+    # A bracket around a value above a proven bound is wrong.
+    above = xt.value - cap.value > 1.96 * xt.stderr + ROUNDING
     status = xt.status
-    status[beyond & np.isin(status, (Status.OK, Status.SATURATED))] = Status.UNRESOLVED
-    capped = np.where(np.isin(status, (Status.SATURATED, Status.UNRESOLVED)), Status.OK, status).astype(np.int8)
-    sides = {}
-    for key, told in labelled.items():
-        sides[key] = replace(found[key], status=label_status(status, labelled=told))
-        for array in () if told else (found[key].value, found[key].stderr, found[key].lower, found[key].upper):
+    status[above & np.isin(status, (Status.OK, Status.SATURATED))] = Status.UNRESOLVED
+    cap_status = np.where(np.isin(status, (Status.SATURATED, Status.UNRESOLVED)), Status.OK, status).astype(np.int8)
+    about_labels = {}
+    for key, measurable in labelled.items():
+        about_labels[key] = replace(found[key], status=label_status(status, labelled=measurable))
+        for array in () if measurable else (found[key].value, found[key].stderr, found[key].lower, found[key].upper):
             assert array is not None
             array[:] = np.nan
-    return {"mi_network_xt": xt, **sides, "mi_network_cap": replace(cap, status=capped)}
+    return {"mi_network_xt": xt, **about_labels, "mi_network_cap": replace(cap, status=cap_status)}
 
 
-def _first(
+def _readout_cell(
     network: NoisyNetwork, population: Population, layer: int, noise: float, budget: Budget, streams: RandomStreams
-) -> Cell:
-    """Return the cell of a layer no noise comes before: the read-out channel, exact densities, its very draws."""
+) -> NetworkCell:
+    """Return the cell of a layer without noise before it: that of the read-out channel, from the same draws."""
     values = layer_values(network, population.x, layer, "post")[0]
     state = layer_status(values)
     if state is not Status.OK:
-        return Cell.constant(state)
+        return NetworkCell.constant(state)
     cell = readout_cell(
         Mixture.of(values, population.rows),
         draws_of(streams, layer, values),
@@ -157,26 +151,26 @@ def _first(
         (value, error, value - 1.96 * error, value + 1.96 * error)
         for value, error in ((cell.xt, cell.xt_se), (cell.ty, cell.ty_se), (cell.xt - cell.ty, cell.given_se))
     )
-    return Cell(cell.status, xt, ty, given, cell.cap, 1, cell.draws)
+    return NetworkCell(cell.status, xt, ty, given, cell.cap, 1, cell.draws)
 
 
-def _later(channel: Channel) -> Cell:
-    """Return the cell of a layer with noise before it, by sample propagation."""
+def _propagated_cell(channel: Channel) -> NetworkCell:
+    """Return the cell of a layer with noise before it, from noisy passes (sample propagation)."""
     if channel.is_input_independent(INDEPENDENT_REPLICAS) and channel.is_input_independent(SURELY_INDEPENDENT_REPLICAS):
-        return Cell.constant(Status.DEAD)
+        return NetworkCell.constant(Status.DEAD)
     population, tolerance = channel.population, channel.budget.tolerance
     inner, most = channel.others()
     state = layer_status(inner.flatten(0, 1))
     if state is not Status.OK:
-        return Cell.constant(state)
-    end = closed(channel, inner, most)
+        return NetworkCell.constant(state)
+    end = close_bracket(channel, inner, most)
     weights = population.share.repeat(len(end.inner)) / len(end.inner)
     spread = gaussian_cap(principal_components(end.inner.flatten(0, 1), weights)[0], channel.noise)
     found = end.bracket
     xt, ty = zip(found.value, found.error, found.lower, found.upper, strict=True)
     resolved = end.reached and 1.96 * max(found.error) <= tolerance
     state = Status.SATURATED if is_saturated(found.lower[0], population.ceiling) else Status.OK
-    return Cell(
+    return NetworkCell(
         state if resolved else Status.UNRESOLVED,
         xt,
         ty,
@@ -196,7 +190,7 @@ def _normals(
     layer: int,
     replica: int,
 ) -> Array:
-    """Return the standard normals of one replica at one layer, shape (rows, D): a prefix of those of more rows."""
+    """Return the standard normals of one replica at one layer, shape (rows, D), the first of those for more rows."""
     size = max(1, min(64, NORMALS_A_ROW // widths[layer]))
     wanted = (replica // size, rows)
     if layer not in kept or kept[layer][0] != wanted:

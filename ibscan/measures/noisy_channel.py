@@ -1,4 +1,4 @@
-"""One layer of one noisy network at one noise level, asked for replicas, brackets and at last a cell."""
+"""Replicas and brackets of one layer of one noisy network at one noise level."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from ibscan.numerics.channels.mixture import entropy
 from ibscan.numerics.channels.propagation import Queries, bracket_terms, others_density, replica_sums
 from ibscan.numerics.tiling import aligned
 
-__all__ = ["Budget", "Channel", "Closed", "Population", "RowNormals", "closed"]
+__all__ = ["Budget", "Channel", "ClosedBracket", "Population", "RowNormals", "close_bracket"]
 
 # Standard normals (rows, D) of (rows, layer index, replica).
 RowNormals: TypeAlias = Callable[[int, int, int], "Array"]
-# Replicas of the other inputs: as many as make so many centres (or numbers) in all, at least four; doubled, up to the
-# most, while half of them give another value, or they may be blind, or their error or bias takes much of the tolerance.
+# Replicas of the other inputs, for the marginal: at first as many as make so many centres (or numbers) in all, at least
+# four. They are doubled, up to MOST, while half of them give another value, or their error takes much of the tolerance.
 MARGINAL_CENTRES, MARGINAL_BUDGET, MARGINAL_REPLICAS, MARGINAL_DOUBLINGS = 2**12, 2**22, 4, 3
 MOST_CENTRES, MOST_NUMBERS = 2**17, 2**24
-# A sum over fewer centres than these, in effect, may miss what replicas happen not to show.
+# A density made by fewer centres than these, effectively, may miss centres that the replicas do not show.
 SEEN_CENTRES = 16.0
-# The bracket is first closed on few rows, on which many replicas cost little; the values need more rows.
+# The bracket is first closed on few rows (the pilot), where many replicas cost little; the values need more rows.
 PILOT_ROWS, PILOT_DRAWS, LEAST_REPLICAS = 256, 1024, 16
-# What the pilot must reach of the tolerance, so that the whole sample reaches all of it.
+# Share of the tolerance that the pilot must reach, so that the whole sample reaches the tolerance.
 MARGIN = 0.8
-# Noises under which a layer is looked at before it is said to tell nothing.
+# Draws of noise under which a layer must be the same for every input to be called independent of the input.
 INDEPENDENT_REPLICAS, SURELY_INDEPENDENT_REPLICAS = 16, 1024
-# From here on a bracket is judged by how it closes.
+# From this number of replicas on, give up on a bracket that closes too slowly.
 HOPE_REPLICAS = 64
-# Numbers the draws of one cell may hold, rows, draws and units together.
+# Numbers the draws of one cell may hold: rows times draws times units.
 DRAWN_BUDGET = 2**26
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be spent on a cell, and for which half width: as in `NetworkInformation`."""
+    """The tolerance of a cell and what may be spent on it, as in `NetworkInformation`."""
 
     tolerance: float
     max_replicas: int
@@ -57,15 +57,15 @@ class Population:
     """The probe as a population: N rows, the distinct inputs among them, and their joint weights with the classes."""
 
     x: Array
-    first: Array  # the row each distinct input is met at first, (n,)
-    owner: torch.Tensor  # the distinct input each row is, (N,)
-    rows: torch.Tensor  # joint weights of rows and classes, (N, C)
-    joint: torch.Tensor  # of distinct inputs and classes, (n, C)
-    ceiling: float
+    first: Array  # index of the first row of each distinct input, (n,)
+    owner: torch.Tensor  # index of the distinct input each row is, (N,)
+    rows: torch.Tensor  # joint weights of rows and classes, (N, classes)
+    joint: torch.Tensor  # joint weights of distinct inputs and classes, (n, classes)
+    ceiling: float  # H(X), nats
 
     @staticmethod
     def of(probe: Probe, network: NoisyNetwork) -> Population:
-        """Collapse equal rows."""
+        """Make the population of a probe, with equal rows merged."""
         weights, ceiling = input_weights(probe)
         first, member, _ = distinct_rows(probe.x)
         owner = torch.as_tensor(member, device=network.device)
@@ -86,7 +86,7 @@ class Population:
 
 @dataclass(frozen=True)
 class Channel:
-    """One layer of one noisy network at one noise level, asked for replicas and brackets."""
+    """One layer of one noisy network at one noise level."""
 
     network: NoisyNetwork
     population: Population
@@ -96,7 +96,7 @@ class Channel:
     budget: Budget
 
     def is_input_independent(self, replicas: int) -> bool:
-        """Return whether the layer is the same for every input, given the noise before it: it tells nothing of them."""
+        """Return whether, under each of `replicas` draws of noise, the layer is the same for every input."""
         count = min(replicas, self.budget.max_replicas)
         x = self.population.x[self.population.first]
 
@@ -106,7 +106,7 @@ class Channel:
 
         walk = self.network.noisy_walk(x, self.layer, self.noise, normals, range(count))
         found = [(values.amax((0, 2)) - values.amin((0, 2)), values.abs().amax((0, 1, 2))) for _, values in walk]
-        # Each unit by the rounding of its own values.
+        # A unit varies only by rounding if it does so relative to its own values.
         scale = torch.stack([largest for _, largest in found]).amax(0)
         return all(bool((spread <= ROUNDING * scale).all()) for spread, _ in found)
 
@@ -121,7 +121,7 @@ class Channel:
         return torch.cat([values[0] for _, values in walk])
 
     def others(self) -> tuple[torch.Tensor, int]:
-        """Return replicas of every distinct input to begin with, (R, n, D), and how many there may be of each."""
+        """Return the first replicas of every distinct input, (K, n, D), and how many there may be of each."""
         first = self.marginal(range(1))
         inputs, width = first.shape[1:]
         most = self.budget.max_replicas
@@ -131,7 +131,15 @@ class Channel:
         return inner, min(max(count << MARGINAL_DOUBLINGS, largest), most)
 
     def bracketed(self, rows: int, draws: int, start: int, inner: torch.Tensor, target: float) -> Bracket:
-        """Return the bracket of the first `rows` rows, replicas doubled from `start` until it is within the target."""
+        """Return the bracket of the first `rows` rows, doubling replicas until it is within the target.
+
+        Args:
+            rows: How many rows are queried.
+            draws: Draws of each row.
+            start: Replicas of each row at first.
+            inner: Replicas of every distinct input for the marginal, (K, n, D).
+            target: Half width to reach, nats.
+        """
         x = self.population.x[:rows]
         normals = partial(self.normals, rows)
 
@@ -139,51 +147,50 @@ class Channel:
             walk = self.network.noisy_walk(x, self.layer, self.noise, normals, block)
             return ((part, values[0] / self.noise) for part, values in walk)  # type: ignore[return-value]
 
-        # Every draw on a replica of its own: those of one replica would tell the same again.
-        own = tuple(range(draws))
+        # Each draw on a replica of its own: draws of one replica would be correlated.
+        own_replica = tuple(range(draws))
         made = torch.cat([values for _, values in replicas(range(draws))])
         noise = aligned(np.stack([normals(self.layer, draw) for draw in range(draws)])).to(made.device)
         points = made + noise
-        queries = Queries(points.transpose(0, 1), 0.5 * noise.square().sum(-1).mT, own)
+        queries = Queries(points.transpose(0, 1), 0.5 * noise.square().sum(-1).mT, own_replica)
         joint, owner = self.population.joint, self.population.owner[:rows]
         others = torch.full(queries.energy.shape, -torch.inf, dtype=torch.float64, device=made.device)
         rest, effective = others_density(queries, owner, inner / self.noise, joint)
-        # The own input seen by as few replicas as the others are.
-        few, fair = range(len(inner)), others.clone()
-        first_ones = torch.tensor([draw < len(few) for draw in own], device=made.device)
+        # The density of the own input as `fair` as the others': from as few replicas as each of them has.
+        fair_replicas, fair = range(len(inner)), others.clone()
+        is_fair_replica = torch.tensor([draw < len(inner) for draw in own_replica], device=made.device)
         follow = ReplicaControls(noise, made)
         count, goal, before = 0, max(start, draws), math.inf
         while True:
             for block, values in replicas(range(count, goal)):
                 others = torch.logaddexp(others, replica_sums(queries, block, values))
                 follow.add(values)
-                if block.start in few:
-                    part = block[: len(few) - block.start]
+                if block.start in fair_replicas:
+                    part = block[: len(inner) - block.start]
                     fair = torch.logaddexp(fair, replica_sums(queries, part, values[: len(part)]))
             count = goal
-            seen = (min(count, len(few)) - first_ones.to(fair.dtype)).clamp(min=1.0)
+            fair_count = (min(count, len(inner)) - is_fair_replica.to(fair.dtype)).clamp(min=1.0)
             terms = bracket_terms(
-                others, count, rest, joint[owner], joint.sum(0), fair - seen.log(), effective < SEEN_CENTRES
+                others, count, rest, joint[owner], joint.sum(0), fair - fair_count.log(), effective < SEEN_CENTRES
             )
             terms = controlled(terms.flatten(0, 2), follow.follow()).view(terms.shape)
             found = Bracket.of(terms, len(self.population.x), count, self.population.entropies)
-            # A bracket closes like 1/K once replicas are dense, more slowly before: one that this could not close
-            # within the budget is left open at once.
-            # What the marginal's bias and blindness take is not these replicas' to mend.
+            # A bracket closes like 1/K once replicas are dense, and more slowly before: give up on one that this rate
+            # cannot close within the budget. More replicas of the own input do not reduce `unseen_gap`.
             gap, most = found.gap - found.unseen_gap, self.budget.max_replicas
-            hopeless = not self.budget.patient and count >= HOPE_REPLICAS and gap * count / most > target
+            cannot_close = not self.budget.patient and count >= HOPE_REPLICAS and gap * count / most > target
             enough = gap <= max(target - found.bias, target / 2)
-            if enough or count >= most or (hopeless and 2 * gap > before):
+            if enough or count >= most or (cannot_close and 2 * gap > before):
                 return found
             goal, before = min(2 * count, most), gap
 
 
 @dataclass(frozen=True)
-class Closed:
-    """A bracket that came as near to the tolerance as the budget allowed.
+class ClosedBracket:
+    """A bracket as narrow as the tolerance asks or the budget allows.
 
-    `inner` are the replicas of the other inputs behind it, (R, n, D); `draws` how many there were in all; `reached`
-    says whether what the bracket leaves open is within the tolerance.
+    `inner` are the replicas for its marginal, (K, n, D); `draws` counts all draws; `reached` says whether its width is
+    within the tolerance.
     """
 
     bracket: Bracket
@@ -192,13 +199,13 @@ class Closed:
     reached: bool
 
 
-def closed(channel: Channel, inner: torch.Tensor, most: int) -> Closed:
-    """Close the bracket on few rows first; then take as many rows, and draws of each, as the spread between them needs.
+def close_bracket(channel: Channel, inner: torch.Tensor, most: int) -> ClosedBracket:
+    """Close the bracket on few rows first, then take as many rows and draws as their spread needs.
 
     Args:
         channel: The layer.
-        inner: Replicas of every distinct input, (R, n, D), of which more are made where they decide.
-        most: How many there may be of each.
+        inner: First replicas of every distinct input, (K, n, D); more are made if they matter.
+        most: Replicas of each input at most.
     """
     budget, rows = channel.budget, len(channel.population.x)
     numbers_a_draw = inner.shape[-1] + 32 * channel.population.joint.shape[1]
@@ -206,19 +213,19 @@ def closed(channel: Channel, inner: torch.Tensor, most: int) -> Closed:
     replicas = min(LEAST_REPLICAS, budget.max_replicas)
     size = min(PILOT_ROWS, rows, most_draws // 2)
     draws = min(max(2, min(PILOT_DRAWS, most_draws) // size), budget.max_replicas)
-    few = True
+    pilot = True
     while True:
-        target = budget.tolerance * (MARGIN if few else 1.0)
+        target = budget.tolerance * (MARGIN if pilot else 1.0)
         found = channel.bracketed(size, draws, replicas, inner, target)
         replicas = found.replicas
         share = max(found.bias, found.unseen_gap, 1.96 * math.sqrt(found.common))
-        # More of the others' replicas cost little on few rows: what is settled there is not found out later.
-        coarse = max(found.half_change, (4 if few else 2) * share, found.width) > budget.tolerance
+        # More replicas for the marginal cost little on few rows: settle here what would be expensive later.
+        coarse = max(found.half_change, (4 if pilot else 2) * share, found.width) > budget.tolerance
         if coarse and found.gap - found.unseen_gap <= budget.tolerance and 2 * len(inner) <= most:
             inner = torch.cat((inner, channel.marginal(range(len(inner), 2 * len(inner)))))
             continue
-        # More draws cannot mend a bracket that the largest number of replicas leaves open; near the tolerance they
-        # settle whether it does.
+        # More draws cannot close a bracket that is wide at the largest number of replicas; near the tolerance they
+        # decide whether it is.
         reached = found.width <= budget.tolerance
         if found.width > 2 * budget.tolerance and not budget.patient:
             break
@@ -226,5 +233,5 @@ def closed(channel: Channel, inner: torch.Tensor, most: int) -> Closed:
         wanted = found.sample(aim, rows, most_draws, budget.max_replicas)
         if wanted[0] * wanted[1] <= size * draws:
             break
-        few, (size, draws) = False, wanted
-    return Closed(found, inner, size * draws, reached)
+        pilot, (size, draws) = False, wanted
+    return ClosedBracket(found, inner, size * draws, reached)

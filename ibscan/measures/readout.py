@@ -32,13 +32,13 @@ from ibscan.measures.shared import (
 )
 
 if TYPE_CHECKING:
-    from ibscan.measures.driver import Seen
+    from ibscan.measures.driver import LayerValues
     from ibscan.measures.readout_cells import Draws
 
 __all__ = ["ReadoutInformation"]
 
 
-def _of_the_readout(given: Mapping[str, Any]) -> None:
+def _needs_readout(given: Mapping[str, Any]) -> None:
     if given.get("rel_noise") and given.get("channel") and "readout" not in given["channel"]:
         raise UsageError("--rel-noise is of the read-out channel, and only --channel network was asked for.")
 
@@ -51,7 +51,7 @@ REL_NOISE = Option(
     several=True,
     parse=number,
     check=positive,
-    against=_of_the_readout,
+    against=_needs_readout,
     place=1,
 )
 
@@ -186,18 +186,18 @@ class ReadoutInformation(Measure):
         return {"noise": self.noise, "rel_noise": self.rel_noise}
 
     def seconds(self, sizes: Sizes) -> float:
-        """Return how long it takes, about: densities of all centres at all draws."""
+        """Return an estimate in seconds: densities of all centres at all draws."""
         from ibscan.measures.work import PRODUCTS, drawn
 
-        found = 0.0
+        total = 0.0
         for layer in sizes.wanted:
             cells = (len(self.noise) + len(self.rel_noise)) * drawn(self, sizes.rows, layer.width)
             if layer.width > WIDE:
-                # Its principal components are looked at too.
+                # Principal components are measured too.
                 cells += len(self.noise) * drawn(self, sizes.rows, WIDE)
                 cells += 20 * layer.width**2 * min(sizes.rows, layer.width) / PRODUCTS
-            found += cells
-        return found
+            total += cells
+        return total
 
     def __call__(
         self, network: LayeredNetwork, probe: Probe, streams: RandomStreams, layers: Sequence[int] | None = None
@@ -205,28 +205,28 @@ class ReadoutInformation(Measure):
         """Measure every layer of every checkpoint at every noise level.
 
         Returns:
-            Values in nats and slopes with Monte-Carlo standard errors (0 where they are by quadrature), pairwise
-            bounds and caps. What principal components tell is there where a layer is wide enough.
+            Values in nats and slopes with Monte-Carlo standard errors (0 by quadrature), pairwise bounds and caps,
+            arrays (C, L, noise). Those on principal components are left out if no layer is wide enough.
         """
         import numpy as np
 
-        from ibscan.measures.driver import each_layer, input_weights, labels_follow
+        from ibscan.measures.driver import input_weights, labels_consistent, measure_each_layer
         from ibscan.measures.readout_cells import Labels, draws_of, layer_estimates
         from ibscan.numerics.tiling import aligned
 
         weights, ceiling = input_weights(probe)
-        labels = Labels(probe.y is not None, labels_follow(probe))
+        labels = Labels(probe.y is not None, labels_consistent(probe))
         joint = aligned(weights).to(network.device)
         kept: dict[int, Draws] = {}
 
-        def look(seen: Seen) -> dict[str, Estimate]:
-            # Those of one layer alone are kept: its checkpoints come one after the other.
-            if seen.index not in kept:
+        def measure_layer(data: LayerValues) -> dict[str, Estimate]:
+            # Keep only the draws of one layer: its checkpoints come one after another.
+            if data.index not in kept:
                 kept.clear()
-                kept[seen.index] = draws_of(streams, seen.index, seen.values)
-            return layer_estimates(self, seen, kept[seen.index], joint, ceiling, labels)
+                kept[data.index] = draws_of(streams, data.index, data.values)
+            return layer_estimates(self, data, kept[data.index], joint, ceiling, labels)
 
-        found = each_layer(self, network, probe, look, layers)
+        found = measure_each_layer(self, network, probe, measure_layer, layers)
         projected = [key for key in found if key.startswith("mi_readout_projected_")]
         if not np.isfinite(found["mi_readout_projected_tail"].value).any():
             for key in projected:

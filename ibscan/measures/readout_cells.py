@@ -1,4 +1,4 @@
-"""Cells of the read-out channel: one layer of one checkpoint at one noise level, as estimates."""
+"""Estimate cells of the read-out channel: one layer of one checkpoint at one noise level."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.records import Array
 from ibscan.core.streams import RandomStreams
-from ibscan.measures.driver import Seen, is_saturated, label_status
+from ibscan.measures.driver import LayerValues, is_saturated, label_status
 from ibscan.measures.shared import READ_OUT, WIDE
 from ibscan.numerics.channels.mixture import Mixture, gaussian_cap
 from ibscan.numerics.channels.readout import LEAST_SHARE, line_information, readout_information
@@ -23,66 +23,72 @@ from ibscan.numerics.tiling import aligned, mapped
 if TYPE_CHECKING:
     from ibscan.measures.readout import ReadoutInformation
 
-__all__ = ["Cell", "Labels", "components", "draws_of", "layer_estimates", "readout_cell"]
+__all__ = ["Labels", "ReadoutCell", "components", "draws_of", "layer_estimates", "readout_cell"]
 
-# Standard normals of draws that are kept for the next noise and checkpoint: two always, if they are no more than so
-# many numbers each.
+# Draws of standard normals cached for the next noise and checkpoint, if they have no more than KEPT_NUMBERS each.
 KEPT_DRAWS, KEPT_NUMBERS = 2, 2**22
 Draws = Callable[[int], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Whether there are any, and whether equal inputs have equal ones."""
+    """Whether the probe has labels, and whether equal inputs have equal ones."""
 
-    known: bool
-    follow: bool
+    present: bool
+    consistent: bool
 
 
 def layer_estimates(
-    measure: ReadoutInformation, seen: Seen, normals: Draws, weights: torch.Tensor, ceiling: float, labels: Labels
+    measure: ReadoutInformation,
+    data: LayerValues,
+    normals: Draws,
+    weights: torch.Tensor,
+    ceiling: float,
+    labels: Labels,
 ) -> dict[str, Estimate]:
     """Return the estimates of one layer, arrays (noise,) or (rel_noise,).
 
     Args:
         measure: With its noise levels and budget.
-        seen: The layer.
-        normals: Standard normals, common to checkpoints and noise levels.
+        data: The layer's values.
+        normals: Standard normals, the same for all checkpoints and noise levels.
         weights: Joint weights of rows and classes, (N, classes).
         ceiling: H(X), nats.
-        labels: What is known of them.
+        labels: Which quantities about labels can be measured.
     """
-    measured = partial(readout_cell, ceiling=ceiling, tolerance=measure.tolerance, max_draws=measure.max_draws)
+    cell_of = partial(readout_cell, ceiling=ceiling, tolerance=measure.tolerance, max_draws=measure.max_draws)
     absolute, levels = len(measure.noise), len(measure.noise) + len(measure.rel_noise)
-    wide, constant = seen.values.shape[1] > WIDE, Cell.constant(seen.status)
-    nothing = constant.xt
-    if seen.status is not Status.OK:
-        cells, noises = [constant] * levels, [math.nan] * absolute + [nothing] * (levels - absolute)
-        parts, kept, tails = [constant] * absolute, [-1] * absolute, [nothing] * absolute
+    wide, constant = data.values.shape[1] > WIDE, ReadoutCell.constant(data.status)
+    if data.status is not Status.OK:
+        cells, noises = [constant] * levels, [math.nan] * absolute + [constant.xt] * (levels - absolute)
+        parts, counts, tails = [constant] * absolute, [-1] * absolute, [constant.xt] * absolute
     else:
-        mixture = Mixture.of(seen.values, weights)
+        mixture = Mixture.of(data.values, weights)
         noises = [*measure.noise, *(share * mixture.rms_radius for share in measure.rel_noise)]
-        cells = mapped(partial(measured, mixture, normals), noises, seen.values.device)
+        cells = mapped(partial(cell_of, mixture, normals), noises, data.values.device)
         if wide:
             chosen = [components(mixture, noise, measure.tolerance) for noise in measure.noise]
-            kept, tails = [count for count, _ in chosen], [tail for _, tail in chosen]
-            pieces = list(zip(measure.noise, kept, strict=True))
-            parts = mapped(partial(_projected, measured, mixture, normals), pieces, seen.values.device)
+            counts, tails = [count for count, _ in chosen], [tail for _, tail in chosen]
+            parts = mapped(
+                lambda piece: cell_of(mixture.projected(piece[1]), normals, piece[0]),
+                list(zip(measure.noise, counts, strict=True)),
+                data.values.device,
+            )
     found = _estimates("mi_readout", cells[:absolute], labels)
     found |= _estimates("mi_readout_rel", cells[absolute:], labels)
-    found["noise_absolute"] = Estimate(np.array(noises[absolute:]), _settled(cells[absolute:]))
+    found["noise_absolute"] = Estimate(np.array(noises[absolute:]), _untargeted_status(cells[absolute:]))
     name = "mi_readout_projected"
-    if not wide:  # nothing is told of them, not even that they are not finite
-        parts, kept, tails = [Cell(Status.NOT_MEASURED)] * absolute, [-1] * absolute, [math.nan] * absolute
+    if not wide:  # not measured, even if the layer is not finite
+        parts, counts, tails = [ReadoutCell(Status.NOT_MEASURED)] * absolute, [-1] * absolute, [math.nan] * absolute
     found[f"{name}_xt"] = _estimates(name, parts, labels)[f"{name}_xt"]
-    found[f"{name}_tail"] = Estimate(np.array(tails), _settled(parts))
-    found[f"{name}_components"] = Estimate(np.array(kept), None)
+    found[f"{name}_tail"] = Estimate(np.array(tails), _untargeted_status(parts))
+    found[f"{name}_components"] = Estimate(np.array(counts), None)
     return found
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One (checkpoint, layer, noise): status, and numbers as in `Information` with bounds, cap and draws in all."""
+class ReadoutCell:
+    """One (checkpoint, layer, noise): status, the numbers of `Information`, bounds, cap, and the number of draws."""
 
     status: Status
     xt: float = math.nan
@@ -98,13 +104,13 @@ class Cell:
     given_se: float = math.nan
 
     @staticmethod
-    def constant(status: Status) -> Cell:
-        """Return the cell of a layer that is dead, and tells nothing, or not finite."""
-        return Cell(status, *(0.0 if status is Status.DEAD else math.nan,) * (len(fields(Cell)) - 1))
+    def constant(status: Status) -> ReadoutCell:
+        """Return the cell of a layer without information: zeros if it is dead, else NaN."""
+        return ReadoutCell(status, *(0.0 if status is Status.DEAD else math.nan,) * (len(fields(ReadoutCell)) - 1))
 
 
 def draws_of(streams: RandomStreams, layer: int, values: torch.Tensor) -> Draws:
-    """Return the function of a draw that gives its standard normals, of the shape of a layer's values (N, D)."""
+    """Return the function from the number of a draw to its standard normals (N, D), the shape of a layer's values."""
 
     def drawn(draw: int) -> torch.Tensor:
         stream = streams.generator(READ_OUT, layer, draw)
@@ -115,12 +121,12 @@ def draws_of(streams: RandomStreams, layer: int, values: torch.Tensor) -> Draws:
 
 def readout_cell(
     mixture: Mixture, normals: Draws, noise: float, *, ceiling: float, tolerance: float, max_draws: int
-) -> Cell:
-    """Return the read-out channel of one layer's values.
+) -> ReadoutCell:
+    """Measure the read-out channel of one layer's values at one noise.
 
     Args:
         mixture: The values of one checkpoint, of which at least two differ.
-        normals: Standard normals of every unit, also of those that are constant.
+        normals: Standard normals of all units, constant ones included.
         noise: Standard deviation, > 0.
         ceiling: H(X), nats.
         tolerance: Target half width, nats.
@@ -140,7 +146,7 @@ def readout_cell(
             bounds=(lower, cap),
         )
     status = Status.SATURATED if is_saturated(found.xt, ceiling) else Status.OK
-    return Cell(
+    return ReadoutCell(
         status if found.resolved else Status.UNRESOLVED,
         found.xt,
         found.xt_se,
@@ -157,36 +163,30 @@ def readout_cell(
 
 
 def components(mixture: Mixture, noise: float, most: float) -> tuple[int, float]:
-    """Return how many principal components to look at, at most 64, and what the rest can tell beside them, nats.
+    """Return how many principal components to measure, at most 64, and a bound on what the others add, nats.
 
-    As few as leave no more than `most`: (1/2) sum ln(1 + lambda / noise^2) over the others, which is the capacity of
-    independent Gaussian channels of their variances.
+    The bound is (1/2) sum ln(1 + lambda / noise^2) over the others, the capacity of independent Gaussian channels of
+    their variances. The number is the smallest for which it is within `most`.
     """
-    gains = 0.5 * torch.log1p((mixture.principal[0] / noise).square())
-    left = gains.sum() - gains.cumsum(0)
-    count = min(WIDE, 1 + int((left > most).sum()), len(gains))
-    return count, max(0.0, float(gains[count:].sum()))
+    capacities = 0.5 * torch.log1p((mixture.principal[0] / noise).square())
+    rest = capacities.sum() - capacities.cumsum(0)
+    count = min(WIDE, 1 + int((rest > most).sum()), len(capacities))
+    return count, max(0.0, float(capacities[count:].sum()))
 
 
-def _projected(
-    measured: Callable[[Mixture, Draws, float], Cell], mixture: Mixture, normals: Draws, piece: tuple[float, int]
-) -> Cell:
-    noise, count = piece
-    return measured(mixture.projected(count), normals, noise)
-
-
-def _estimates(name: str, cells: Sequence[Cell], labels: Labels) -> dict[str, Estimate]:
-    """Return the estimates of cells, one a noise level, whose names begin with `name`."""
+def _estimates(name: str, cells: Sequence[ReadoutCell], labels: Labels) -> dict[str, Estimate]:
+    """Return the estimates of cells, one for each noise level, by keys that begin with `name`."""
 
     def column(field: str) -> Array:
         return np.array([getattr(cell, field) for cell in cells], dtype=np.float64)
 
     status = _statuses(cells)
-    known = label_status(status, labelled=labels.known)
-    unknown = known == Status.NOT_MEASURED
-    beyond = label_status(status, labelled=labels.follow)
-    # A slope has no target of its own: its error says how exact it is.
-    settled = _settled(cells)
+    ty_status = label_status(status, labelled=labels.present)
+    no_ty = ty_status == Status.NOT_MEASURED
+    given_status = label_status(status, labelled=labels.consistent)
+    no_given = given_status == Status.NOT_MEASURED
+    # The tolerance does not apply to slopes: their error says how exact they are.
+    untargeted = _untargeted_status(cells)
     return {
         f"{name}_xt": Estimate(
             column("xt"),
@@ -197,23 +197,23 @@ def _estimates(name: str, cells: Sequence[Cell], labels: Labels) -> dict[str, Es
             draws=column("draws"),
         ),
         f"{name}_ty": Estimate(
-            np.where(unknown, np.nan, column("ty")), known, stderr=np.where(unknown, np.nan, column("ty_se"))
+            np.where(no_ty, np.nan, column("ty")), ty_status, stderr=np.where(no_ty, np.nan, column("ty_se"))
         ),
         f"{name}_xt_given_y": Estimate(
-            np.where(beyond == Status.NOT_MEASURED, np.nan, column("xt") - column("ty")),
-            beyond,
-            stderr=np.where(beyond == Status.NOT_MEASURED, np.nan, column("given_se")),
+            np.where(no_given, np.nan, column("xt") - column("ty")),
+            given_status,
+            stderr=np.where(no_given, np.nan, column("given_se")),
         ),
-        f"{name}_cap": Estimate(column("cap"), settled),
-        f"{name}_slope": Estimate(column("slope"), settled, stderr=column("slope_se")),
+        f"{name}_cap": Estimate(column("cap"), untargeted),
+        f"{name}_slope": Estimate(column("slope"), untargeted, stderr=column("slope_se")),
     }
 
 
-def _statuses(cells: Sequence[Cell]) -> Array:
+def _statuses(cells: Sequence[ReadoutCell]) -> Array:
     return np.array([cell.status for cell in cells], dtype=np.int8)
 
 
-def _settled(cells: Sequence[Cell]) -> Array:
-    """Return the status of what needs no more draws and cannot be too near H(X)."""
+def _untargeted_status(cells: Sequence[ReadoutCell]) -> Array:
+    """Return the status of quantities that neither the tolerance nor saturation at H(X) concerns."""
     status = _statuses(cells)
     return np.where(np.isin(status, (Status.SATURATED, Status.UNRESOLVED)), Status.OK, status).astype(np.int8)

@@ -1,4 +1,4 @@
-"""The spectrum of a representation: how many directions a layer's activations fill over the probe."""
+"""Spectra of representations: in how many directions a layer's activations vary over the probe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ibscan.core.streams import RandomStreams
 from ibscan.measures.shared import AT, REL_EPS, ROWS, SAMPLES, THRESHOLDS
 
 if TYPE_CHECKING:
-    from ibscan.measures.driver import Seen
+    from ibscan.measures.driver import LayerValues
 
 __all__ = ["Representation"]
 
@@ -130,7 +130,7 @@ class Representation(Measure):
         return {"rel_eps": self.rel_eps}
 
     def seconds(self, sizes: Sizes) -> float:
-        """Return how long it takes, about: a decomposition of a layer's values."""
+        """Return an estimate in seconds: one decomposition of every layer's values."""
         from ibscan.measures.work import DECOMPOSITIONS
 
         return sum(
@@ -144,18 +144,18 @@ class Representation(Measure):
         streams: RandomStreams,  # noqa: ARG002 - nothing is random
         layers: Sequence[int] | None = None,
     ) -> Mapping[str, Estimate]:
-        """Measure every layer of every checkpoint; exact. Of a dead layer all ranks and the entropy are 0."""
-        from ibscan.measures.driver import each_layer
+        """Measure every layer of every checkpoint, arrays (C, L, ...); exact. Ranks of a dead layer are 0."""
+        from ibscan.measures.driver import measure_each_layer
 
-        return each_layer(self, network, probe, self._look, layers)
+        return measure_each_layer(self, network, probe, self._measure_layer, layers)
 
-    def _look(self, seen: Seen) -> dict[str, Estimate]:
+    def _measure_layer(self, data: LayerValues) -> dict[str, Estimate]:
         """Return the estimates of one layer."""
         import numpy as np
         import torch
 
-        from ibscan.measures.driver import single
-        from ibscan.numerics.representation import (
+        from ibscan.measures.driver import scalar_estimate
+        from ibscan.numerics.spectra.representation import (
             covariance_roots,
             decay_exponent,
             participation_ratio,
@@ -163,13 +163,13 @@ class Representation(Measure):
         )
         from ibscan.numerics.spectra.spectrum import effective_rank, numerical_rank, stable_rank
 
-        if seen.status is Status.NONFINITE:
+        if data.status is Status.NONFINITE:
             return {}
-        roots = covariance_roots(seen.values)
+        roots = covariance_roots(data.values)
         eps = torch.tensor(self.rel_eps, dtype=roots.dtype, device=roots.device)
         ranks = numerical_rank(roots, eps * roots[0]).to(torch.float64).cpu().numpy()
         alpha, first, last = decay_exponent(roots)
-        fitted = seen.status if seen.status is Status.DEAD or math.isfinite(alpha) else Status.NOT_MEASURED
+        alpha_status = data.status if data.status is Status.DEAD or math.isfinite(alpha) else Status.NOT_MEASURED
         numbers = {
             "effective_rank": float(effective_rank(roots)),
             "participation": participation_ratio(roots),
@@ -177,9 +177,9 @@ class Representation(Measure):
             "entropy": spectral_entropy(roots),
         }
         return {
-            **{f"representation_{name}": single(value, seen.status) for name, value in numbers.items()},
-            "representation_numerical_rank": Estimate(ranks, np.full(len(ranks), seen.status, dtype=np.int8)),
-            "representation_alpha": single(alpha, fitted),
+            **{f"representation_{name}": scalar_estimate(value, data.status) for name, value in numbers.items()},
+            "representation_numerical_rank": Estimate(ranks, np.full(len(ranks), data.status, dtype=np.int8)),
+            "representation_alpha": scalar_estimate(alpha, alpha_status),
             "representation_alpha_first": Estimate(np.array(first), None),
             "representation_alpha_last": Estimate(np.array(last), None),
         }

@@ -1,4 +1,4 @@
-"""What a network decides about every row, where its output fits the labels."""
+"""The scores and decisions of a network for every row, if its output fits the labels."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from ibscan.core.records import Probe
 
 __all__ = ["ClassScores", "decisions", "fits", "scores_of"]
 
-# Rows of an output without a name that sum to 1 up to this (of single precision) are probabilities.
+# Rows of an output of unknown kind that sum to 1 within this (single precision) are probabilities.
 NORMALISED = 1e-5
 
 
 def fits(network: DecidingNetwork, probe: Probe) -> bool:
-    """Return whether the output's width is the number of label values (or 1 for two)."""
+    """Return whether the output has one unit for each label value (or one unit for two values)."""
     labels = len(probe.labels)
     if probe.y is None or labels < 2:
         return False
     widths: list[int] = []
     network.scores(probe.x[:1], lambda output, _, __: widths.append(output.shape[-1]))
-    # Where one unit of an output without a name decides is not known.
+    # The threshold of a single unit is known only for these outputs.
     single = widths[0] == 1 and labels == 2 and network.output not in ("softmax", "log_softmax", "other")
     return widths[0] == labels or single
 
 
 def decisions(network: DecidingNetwork, probe: Probe) -> torch.Tensor | None:
-    """Return the class each row is decided for, shape (C, N), or None where the labels do not fit the output.
+    """Return the class decided for each row, shape (C, N), or None if the labels do not fit the output.
 
-    A checkpoint whose output is not finite on some row decides -1 throughout.
+    A checkpoint whose output is not finite on some row decides -1 for all.
     """
     scores = scores_of(network, probe)
     if scores is None:
         return None
-    sound = torch.isfinite(scores.decided).flatten(1).all(1)
-    return torch.where(sound.unsqueeze(1), scores.decided.argmax(-1), -1)
+    finite = torch.isfinite(scores.decided).flatten(1).all(1)
+    return torch.where(finite.unsqueeze(1), scores.decided.argmax(-1), -1)
 
 
 @dataclass(frozen=True)
 class ClassScores:
-    """What a network says of every class: `decided` (C, N, classes), whose largest is its decision.
+    """Scores of every class, `decided` (C, N, classes), whose largest is the decision.
 
-    They are the logits where `known`, else the output; `name` is the output's. Of a single unit they are (0, logit).
+    They are logits if `known`, else the output; `name` is the kind of output. A `single` unit gives (0, logit).
     """
 
     decided: torch.Tensor
@@ -52,21 +52,21 @@ class ClassScores:
     single: bool
 
     def logits(self, checkpoint: int) -> torch.Tensor | None:
-        """Return what the cross entropy is of, (N, classes), None where the output says nothing of probabilities."""
+        """Return the logits (N, classes) of one checkpoint, None if the output is no distribution over classes."""
         scores = self.decided[checkpoint]
         if self.name == "sigmoid" and not self.single:
-            return None  # as many probabilities that know nothing of one another
+            return None  # independent probabilities, which need not sum to 1
         if self.name != "other":
             return scores
         total = scores.sum(1)
         if bool(((scores >= 0.0) & ((total - 1.0).abs() <= NORMALISED).unsqueeze(1)).all()):
-            return scores.log()  # a mean of several softmaxes, say
+            return scores.log()  # such as the mean of several softmaxes
         logarithms = bool((torch.logsumexp(scores, 1).abs() <= NORMALISED).all())
         return scores if self.known or logarithms else None
 
 
 def scores_of(network: DecidingNetwork, probe: Probe) -> ClassScores | None:
-    """Return the scores of every row, None where the labels do not fit the output."""
+    """Return the scores of every row, None if the labels do not fit the output."""
     if not fits(network, probe):
         return None
     found: list[torch.Tensor] = []

@@ -1,4 +1,4 @@
-"""Options that several measures have, each declared here once."""
+"""Options and constants that several measures share."""
 
 from __future__ import annotations
 
@@ -43,32 +43,31 @@ __all__ = [
     "all_rows",
 ]
 
-# Probe rows at most, unasked: Jacobians cost more than values.
+# Default limits on probe rows: Jacobians cost more than values.
 RANK_ROWS, ROWS = 1024, 4096
 THRESHOLDS = (0.001, 0.01, 0.1)
-# Of I(X; T | Y), whatever the channel.
-# Title of the table of I(X;T|Y), of all channels.
+# Title of the table, and caveat, of I(X;T|Y) through any channel.
 BEYOND_Y = "information beyond the label, I(X;T|Y)"
 GIVEN_Y = "It is there where equal rows have equal labels: only then is it what a layer keeps of them beyond the label."
-# Of the noisy channels: the noise where the checkpoints state none, the tolerance and the draws allowed.
+# Defaults of the noisy channels: noise (unless the checkpoints state one), tolerance in nats, and draws.
 DEFAULT_NOISE = (0.1,)
 TARGET, MOST_DRAWS = 0.05, 65536
-# Layers wider than this are looked at through their principal components too, so many at most.
+# Wider layers are also measured on their principal components, at most so many.
 WIDE = 64
-# Names the draws of the read-out, which first layers of the noisy network share.
+# Key of the read-out's random stream, which first layers of the noisy network share.
 READ_OUT = "mi_readout"
 
 
 def all_rows(value: Any, situation: Situation) -> Any:  # noqa: ANN401, ARG001 - a number, or the word
-    """Return a number of rows as measures take it: None for `all`."""
+    """Return a number of rows, None for `all`."""
     return None if value == "all" else value
 
 
 def trained_noise(value: tuple[float, ...], situation: Situation) -> tuple[float, ...]:
-    """Return the noise asked for, else that which the checkpoints say they were trained with, else the default.
+    """Return the noise given, else the one checkpoints were trained with, else the default.
 
     Raises:
-        UsageError: None was asked for, and the checkpoints do not agree on one.
+        UsageError: None was given, and the checkpoints do not agree on one.
     """
     return value if situation.given.get("noise") else _stated_noise(situation.series.checkpoints) or DEFAULT_NOISE
 

@@ -1,4 +1,4 @@
-"""Ranks of weights, counted, and the bounds on local rank that follow from them."""
+"""Count the ranks of weights, and bound local rank by them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from ibscan.numerics.spectra.spectrum import finite_matrices, made_finite, numer
 
 __all__ = ["weight_estimates"]
 
-# No activation here is steeper than gelu, whose slope is 1.13 at most.
+# Largest slope of any activation here (gelu).
 STEEPEST = 1.13
-# How much larger than the rounding of each weight that of a product of them is taken to be.
+# Factor by which the rounding of a product of weights may exceed the sum of their own.
 SAFETY = 4.0
 
 
 def weight_estimates(network: WeightedNetwork, probe: Probe, thresholds: Sequence[float]) -> dict[str, Estimate]:
-    """Return counts and bounds of the weight of every layer of every checkpoint.
+    """Return counts and bounds from the weight of every layer of every checkpoint.
 
     Args:
-        network: C checkpoints.
-        probe: N rows, on which a layer is its weight or is not.
+        network: C checkpoints of L layers.
+        probe: N rows, on which a layer is tested for being its weight times its input, plus a bias.
         thresholds: Absolute, > 0.
 
     Returns:
-        Estimates by quantity key; `not_measured` for layers that make something else of what they are fed than its
-        product with their weight, for modules that have no weight, and for bounds that a network does not obey: where a
-        layer is fed by more than the one before it, ranks may add up.
+        Estimates by quantity key, arrays (C, L, ...). Layers without a weight, or that are not affine on the probe, are
+        `not_measured`, and so are bounds behind a layer that is fed by more than the one before it: ranks may add up.
     """
     shape = (network.size, len(network.layers))
     eps = torch.tensor(thresholds, dtype=torch.float64, device=network.device)
@@ -43,30 +42,30 @@ def weight_estimates(network: WeightedNetwork, probe: Probe, thresholds: Sequenc
     for layer in range(shape[1]):
         weight = network.weight(layer) if holds[layer] else None
         if weight is None:
-            weights.unknown()
+            weights.add_unbounded()
             continue
-        sound = finite_matrices(weight.matrix)
-        sigma = singular_values(made_finite(weight.matrix, sound))
-        finite = sound.cpu().numpy()
-        alive = (sigma[:, 0] > 0.0).cpu().numpy()
-        status[:, layer] = np.where(finite, np.where(alive, Status.OK, Status.DEAD), Status.NONFINITE)
-        # Divided first: squares of very small or large values would under- or overflow.
-        shares = sigma.unsqueeze(1) / eps.unsqueeze(-1)
+        is_finite = finite_matrices(weight.matrix)
+        sigma = singular_values(made_finite(weight.matrix, is_finite))
+        finite = is_finite.cpu().numpy()
+        nonzero = (sigma[:, 0] > 0.0).cpu().numpy()
+        status[:, layer] = np.where(finite, np.where(nonzero, Status.OK, Status.DEAD), Status.NONFINITE)
+        # Divide before squaring, which could under- or overflow.
+        ratios = sigma.unsqueeze(1) / eps.unsqueeze(-1)
         counts = {
             "weight_rank": numerical_rank(sigma, eps).to(torch.float64),
-            "rank_bound_frobenius": shares.square().sum(-1),
-            "rank_limit_statement": 2.0 * shares[..., 0].square(),
+            "rank_bound_frobenius": ratios.square().sum(-1),
+            "rank_limit_statement": 2.0 * ratios[..., 0].square(),
         }
         for key, values in counts.items():
             found[key][:, layer] = np.where(finite[:, None], values.cpu().numpy(), np.nan)
         stable[:, layer] = np.where(finite, stable_rank(sigma).cpu().numpy(), np.nan)
         weights.add(sigma, weight, finite, min(network.layers[layer].width, inputs))
     bound, bounded = weights.bounds(min(thresholds), status)
-    spread = np.repeat(status[..., None], len(eps), -1)
-    whole = np.repeat(np.broadcast_to(np.array(holds, dtype=np.int64), shape)[..., None], len(eps), -1)
+    by_threshold = np.repeat(status[..., None], len(eps), -1)
+    is_affine = np.repeat(np.broadcast_to(np.array(holds, dtype=np.int64), shape)[..., None], len(eps), -1)
     return {
-        **{key: _in_range(values, spread) for key, values in found.items()},
-        "weight_holds": Estimate(whole, None),
+        **{key: _in_range(values, by_threshold) for key, values in found.items()},
+        "weight_holds": Estimate(is_affine, None),
         "weight_stable_rank": Estimate(stable, status),
         "rank_bound_weights": Estimate(bound, bounded),
     }
@@ -76,17 +75,16 @@ _THRESHOLDED = ("weight_rank", "rank_bound_frobenius", "rank_limit_statement")
 
 
 def _in_range(values: Array, status: Array) -> Estimate:
-    """Return an estimate without what is beyond the largest number."""
-    beyond = np.isinf(values)
-    return Estimate(np.where(beyond, np.nan, values), np.where(beyond, Status.NOT_MEASURED, status).astype(np.int8))
+    """Return an estimate in which overflowed values are not measured."""
+    overflow = np.isinf(values)
+    return Estimate(np.where(overflow, np.nan, values), np.where(overflow, Status.NOT_MEASURED, status).astype(np.int8))
 
 
 class _Weights:
-    """Singular values of the weights of a plain network, layer by layer while they make the layers, as ranks.
+    """Ranks of the weights of a plain network, layer by layer, as long as they bound the Jacobian.
 
-    As in numerical libraries, singular values below the rounding of their matrix do not count towards its rank. But the
-    other layers may enlarge such a value, in a Jacobian, beyond a threshold: what is counted there may be rounding, and
-    nothing bounds it but the numbers of rows and columns.
+    Singular values below the rounding of their matrix do not count towards its rank. But other layers may enlarge such
+    a value beyond a threshold in the Jacobian; such counts are bounded by the sizes of the matrices alone.
     """
 
     def __init__(self, size: int, plain: bool) -> None:
@@ -97,17 +95,17 @@ class _Weights:
         self.rounding: list[float] = []
         self.log_norm: list[Array] = []
 
-    def unknown(self) -> None:
-        """Note that nothing bounds the next layer, nor any after it."""
+    def add_unbounded(self) -> None:
+        """Add a layer that no weight bounds, nor any layer after it."""
         self.plain = False
 
     def add(self, sigma: torch.Tensor, weight: Weight, finite: Array, most: int) -> None:
-        """Note the next layer's weight.
+        """Add the next layer's weight, with its singular values (C, k).
 
         Args:
-            sigma: Its singular values, (C, k).
+            sigma: The singular values.
             weight: The weight.
-            finite: Which checkpoints' are finite, (C,).
+            finite: Whether it is finite, (C,).
             most: The smaller side of the layer's Jacobian.
         """
         self.plain = self.plain and weight.positions is not None
@@ -130,19 +128,18 @@ class _Weights:
             status: Of the weights, (C, L).
         """
         bound = np.full(status.shape, np.nan)
-        known = np.full(status.shape, Status.NOT_MEASURED, dtype=np.int8)
+        bound_status = np.full(status.shape, Status.NOT_MEASURED, dtype=np.int8)
         before = np.full(self.size, np.inf)
         growth = np.zeros(self.size)
         for k, most in enumerate(self.most):
             growth = growth + self.log_norm[k]
             rank, full = np.min(self.ranks[: k + 1], 0), min(self.full[: k + 1])
-            # A layer before which all is zero is zero, without rounding.
+            # Behind a zero weight the Jacobian is zero, without rounding.
             noise = np.where(np.isneginf(growth), -np.inf, np.log(SAFETY * sum(self.rounding[: k + 1])) + growth)
             certain = noise < np.log(least)
-            # Of layers behind one that is not finite nothing is known.
             finite = ~np.isnan(rank)
-            told = finite & (certain | ((full >= most) & (full <= before)))
-            bound[:, k] = np.where(told, np.where(certain, rank, full), np.nan)
+            valid = finite & (certain | ((full >= most) & (full <= before)))
+            bound[:, k] = np.where(valid, np.where(certain, rank, full), np.nan)
             before = np.fmin(before, bound[:, k])
-            known[:, k] = np.where(told, status[:, k], np.where(finite, Status.NOT_MEASURED, Status.NONFINITE))
-        return bound, known
+            bound_status[:, k] = np.where(valid, status[:, k], np.where(finite, Status.NOT_MEASURED, Status.NONFINITE))
+        return bound, bound_status

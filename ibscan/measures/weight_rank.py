@@ -116,11 +116,11 @@ class WeightRank(Measure):
         return {"eps": self.eps}
 
     def applies_to(self, layer: Layer, names: Sequence[str]) -> bool:  # noqa: ARG002
-        """Return whether there is anything to say of a layer: not of modules asked for by name, which are no layers."""
+        """Return whether it is a layer of the network, not a module added by --layers."""
         return layer.noisy
 
     def seconds(self, sizes: Sizes) -> float:
-        """Return how long it takes, about: a decomposition a layer."""
+        """Return an estimate in seconds: one decomposition for each layer."""
         from ibscan.measures.work import DECOMPOSITIONS
 
         pairs = zip([sizes.inputs, *(layer.width for layer in sizes.layers)], sizes.layers, strict=False)
@@ -134,7 +134,7 @@ class WeightRank(Measure):
         streams: RandomStreams,  # noqa: ARG002 - nothing is random
         layers: Sequence[int] | None = None,  # noqa: ARG002 - the smallest rank is of all layers before
     ) -> Mapping[str, Estimate]:
-        """Measure the weight of every layer of every checkpoint: counts and bounds."""
+        """Return counts and bounds from the weight of every layer of every checkpoint, arrays (C, L, ...)."""
         from ibscan.measures.weight_bounds import weight_estimates
 
         return weight_estimates(network, probe, self.eps)

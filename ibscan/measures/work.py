@@ -1,9 +1,8 @@
-"""How long a measure takes on one checkpoint of a chain, from the sizes of the work alone.
+"""Estimate how long a measure takes on one checkpoint of a chain, from the sizes of the work alone.
 
-By it a series is cut into blocks, of which a killed run loses no more than one. Work may take three times its estimate,
-or a third, as it depends on the weights how soon draws are enough. So that the same work is cut in the same way
-everywhere, nothing of the machine goes into it, and no number depends on it beyond rounding. Seconds are those of one
-core of 2024; each measure says its own, by what is counted here.
+The engine cuts a series into blocks by it, and a killed run loses one block. An estimate may be wrong by a factor of
+three, as the number of draws needed depends on the weights. It knows nothing of the machine, so that the same work is
+cut alike everywhere. Seconds are of one core of 2024; each measure computes its own from the costs given here.
 """
 
 from __future__ import annotations
@@ -14,24 +13,19 @@ from ibscan.core.measure import Measure, Sizes
 
 __all__ = ["drawn", "seconds"]
 
-# Multiplications with additions a second, in products of small matrices; and in decompositions of them.
+# Multiply-adds per second in products of small matrices, and in their decompositions.
 PRODUCTS, DECOMPOSITIONS = 8e9, 3e9
-# A density of one centre at one draw: what it costs whatever the width, and for every unit.
+# Seconds for the density of one centre at one draw: a constant, and for each unit.
 PAIR, PAIR_UNIT = 6e-9, 5e-11
-# What a cell of the network channel takes at 1024 rows, 10 units and the usual tolerance; and what one that uses up
-# so many replicas times draws, growing as the root of both.
+# Seconds for a cell of the network channel at 1024 rows, 10 units and the default tolerance; seconds for one that uses
+# up BUDGET replicas times draws, growing as the square root.
 CELL, CELL_BUDGET, BUDGET = 3.0, 0.135, 2.0**14
-# Of a budget that was asked for, the share that cells spend which never come to their tolerance.
+# Share of a budget set by the user that cells spend without reaching the tolerance.
 SPENT = 0.15
 
 
 def seconds(measure: Measure, sizes: Sizes) -> float:
-    """Return how many seconds of one core a measure takes for one checkpoint, about.
-
-    Args:
-        measure: With its parameters.
-        sizes: Of the work; `rows` are those the measure uses.
-    """
+    """Return about how many seconds of one core a measure takes for one checkpoint; `sizes.rows` are those it uses."""
     # Every layer costs a forward pass of its own.
     passes = len(sizes.wanted) * sizes.rows * sizes.weights / PRODUCTS
     return passes + measure.seconds(sizes)
@@ -52,7 +46,7 @@ class Drawing(Protocol):
 
 
 def drawn(measure: Drawing, rows: int, width: int) -> float:
-    """Return the seconds one cell takes whose densities are exact."""
+    """Return the seconds for one cell of a channel with exact densities, of `rows` centres with `width` units."""
     from ibscan.numerics.channels.readout import LEAST_DRAWS
 
     draws: float = min(max(LEAST_DRAWS, 2 * rows, measure.tolerance**-2), max(2, measure.max_draws))

@@ -1,4 +1,4 @@
-"""Work on all pairs of rows in tiles: flat memory, every core, the same bits whatever their number."""
+"""Cut work into tiles and run them on all cores, with flat memory and the same bits for any number of cores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Piece = TypeVar("Piece")
 
 
 def cuts(start: int, stop: int, size: int) -> list[slice]:
-    """Return consecutive slices from `start` to `stop` of `size` each, of one at least; the last may be shorter.
+    """Return consecutive slices from `start` to `stop` of length `size` (at least 1); the last may be shorter.
 
     Example:
         >>> cuts(0, 5, 2)
@@ -31,14 +31,6 @@ def tiles(rows: int, columns: int, device: torch.device) -> list[slice]:
 
     On the CPU a block of 2^18 numbers stays in one core's cache; a GPU needs 2^26 to be busy.
 
-    Args:
-        rows: Rows in all.
-        columns: Columns of a block.
-        device: Where the block will live.
-
-    Returns:
-        The slices, in order.
-
     Example:
         >>> tiles(5, 2**17, torch.device("cpu"))
         [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
@@ -47,41 +39,41 @@ def tiles(rows: int, columns: int, device: torch.device) -> list[slice]:
 
 
 def aligned(array: np.ndarray[Any, Any]) -> torch.Tensor:
-    """Return a copy of an array in torch's own memory, which begins at a multiple of 64 bytes.
+    """Return a copy of an array in torch's own memory, which is aligned to 64 bytes.
 
-    Where numpy's begins depends on what the process did before, and by it MKL groups the terms of its sums: the same
-    numbers would not give the same bits.
+    The alignment of numpy's memory varies from run to run, and MKL groups the terms of its sums by it: the same numbers
+    would not give the same bits.
     """
     return torch.tensor(array)
 
 
 def block_shape(device: torch.device) -> tuple[int, int]:
-    """Return rows and columns of a block of pairs: what a core has near at hand, or what keeps a GPU busy."""
+    """Return rows and columns of a block of pairs: one that fits a core's cache, or keeps a GPU busy."""
     return (256, 1024) if device.type == "cpu" else (2**13, 2**13)
 
 
 def mapped(function: Callable[[Piece], T], pieces: Sequence[Piece], device: torch.device) -> list[T]:
-    """Return the function's value at every piece, in order; on the CPU one thread a core takes whole pieces.
+    """Return the function's value at every piece, in order; on the CPU with one thread per core.
 
-    Letting torch split each small operation instead puts a barrier after every one of them: on two cores shared with
-    another process that was measured thirty times slower, because each barrier waits for a descheduled thread.
+    If torch splits every small operation instead, each ends in a barrier that waits for descheduled threads: thirty
+    times slower on two cores shared with another process.
 
     Args:
         function: Pure, or writing only to rows of its own.
         pieces: What to apply it to.
-        device: Where the tensors live; a GPU is kept busy by one thread.
+        device: Where the tensors live; one thread keeps a GPU busy.
     """
     workers = min(torch.get_num_threads(), len(pieces)) if device.type == "cpu" else 1
     if workers <= 1:
         return [function(piece) for piece in pieces]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    # Each worker says so itself: OpenMP keeps the number per thread, and a BLAS that splits a sum there on some calls
-    # and not on others does not give the same bits twice.
+    # Set in each worker too, as OpenMP keeps the number per thread: a BLAS that splits a sum on some calls only does
+    # not give the same bits twice.
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     try:
         return list(pool.map(function, pieces))
     finally:
-        # After an exception or a signal nothing more is begun.
+        # After an exception or a signal, start no more pieces.
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)

@@ -42,7 +42,7 @@ from ibscan.core.streams import RandomStreams
 from ibscan.engine.scan import measured
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.noisy_channel import MARGINAL_REPLICAS
-from ibscan.measures.readout_cells import Cell, draws_of, readout_cell
+from ibscan.measures.readout_cells import ReadoutCell, draws_of, readout_cell
 from ibscan.numerics.channels.mixture import Mixture
 from ibscan.numerics.channels.readout import UNSEEN, readout_information
 
@@ -112,7 +112,7 @@ def own_bounds(values: Values, noise: float) -> tuple[float, float]:
     return Mixture.of(values.points, values.joint).bounds(noise)
 
 
-def whole_cell(values: Values, noise: float) -> Cell:
+def whole_cell(values: Values, noise: float) -> ReadoutCell:
     """Return what a command finds of one layer at one noise, from its values on."""
     return readout_cell(
         Mixture.of(values.points, values.joint),

@@ -1,4 +1,4 @@
-"""The Python face: what it takes, what it gives, what it refuses."""
+"""The Python functions: which options they take, what they return, what they refuse."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def test_options_take_the_forms_of_the_command_line(series: Path) -> None:
         {"dtype": "int8"},
     ],
 )
-def test_refusals_are_sentences(series: Path, options: dict[str, object]) -> None:
+def test_a_wrong_option_is_refused_with_a_message(series: Path, options: dict[str, object]) -> None:
     with pytest.raises(IbscanError):
         ibscan.scan(series, **options)
 
@@ -55,7 +55,7 @@ def test_arguments_of_a_callable_may_be_a_mapping_or_as_typed(series: Path, give
         ibscan.rank(series, model="mlp:tanh", model_arg=given)
 
 
-def test_to_hdf5_overwrites_nothing_else(series: Path, tmp_path: Path) -> None:
+def test_to_hdf5_overwrites_no_other_file(series: Path, tmp_path: Path) -> None:
     run = ibscan.rank(series)
     before = (series / "probe.npz").read_bytes()
     for path in (series / "probe.npz", series / "epoch-00003.safetensors", series):
@@ -185,7 +185,7 @@ def test_a_network_that_is_code_is_named_by_its_kind(tmp_path: Path) -> None:
     assert path.exists()
 
 
-def test_saving_refuses_what_has_no_place(tmp_path: Path) -> None:
+def test_saving_without_a_finite_epoch_or_step_is_refused(tmp_path: Path) -> None:
     for options in (
         {},
         {"epoch": -1},

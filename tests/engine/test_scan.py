@@ -1,4 +1,4 @@
-"""The loop over blocks: one layer's misfortune, or one checkpoint's, is not another's."""
+"""Measuring blocks: an error at one layer or checkpoint costs no other its numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ibscan.numerics.geometry import class_means as geometry
 
 WIDTHS = (4, 5, 6, 3)
 PROBE = probe_of(np.random.default_rng(0).standard_normal((40, 4)), np.arange(40) % 2)
-SPOILT = 1
+FAILING = 1
 
 
 def chains(count: Any) -> Any:
@@ -35,7 +35,7 @@ def outcome(measure: Any, chain: Any) -> Any:
 
 
 def failing_at(width: Any, error: Any) -> Any:
-    """Raise an error where values of so many units come, do as ever elsewhere."""
+    """Return a wrapper that makes a function raise `error` for values of `width` units."""
 
     def guard(function: Any) -> Any:
         def guarded(values: Any, *rest: Any, **more: Any) -> Any:
@@ -63,32 +63,32 @@ PLACES = {
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("status", ERRORS)
 @pytest.mark.parametrize("name", PLACES)
-def test_what_one_layer_meets_takes_the_measure_from_no_other(
+def test_an_error_at_one_layer_leaves_the_others_measured(
     name: Any, status: Any, count: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measure, module, function = PLACES[name]
     whole = outcome(measure, chains(count))
-    spoil = failing_at(WIDTHS[1 + SPOILT], ERRORS[status])
+    spoil = failing_at(WIDTHS[1 + FAILING], ERRORS[status])
     monkeypatch.setattr(module, function, spoil(getattr(module, function)))
     found = outcome(measure, chains(count))
     assert found.keys() == whole.keys()
-    others = [layer for layer in range(len(WIDTHS) - 1) if layer != SPOILT]
+    others = [layer for layer in range(len(WIDTHS) - 1) if layer != FAILING]
     for key, estimate in found.items():
         assert estimate.value.shape == whole[key].value.shape
         if estimate.status is None or estimate.status.ndim < 2:
             continue
-        met = estimate.status[:, SPOILT]
-        assert ((met == status) | (whole[key].status[:, SPOILT] == Status.NOT_MEASURED)).all(), key
-        assert np.isnan(estimate.value[:, SPOILT]).all()
+        met = estimate.status[:, FAILING]
+        assert ((met == status) | (whole[key].status[:, FAILING] == Status.NOT_MEASURED)).all(), key
+        assert np.isnan(estimate.value[:, FAILING]).all()
         np.testing.assert_array_equal(estimate.status[:, others], whole[key].status[:, others])
         np.testing.assert_allclose(estimate.value[:, others], whole[key].value[:, others], rtol=1e-9)
         if estimate.stderr is not None:
             np.testing.assert_allclose(estimate.stderr[:, others], whole[key].stderr[:, others], rtol=1e-9)
 
 
-def test_it_is_said_which_layer_failed_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_layer_is_reported_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     measure, module, function = PLACES["mi_readout"]
-    spoil = failing_at(WIDTHS[1 + SPOILT], ERRORS[Status.FAILED])
+    spoil = failing_at(WIDTHS[1 + FAILING], ERRORS[Status.FAILED])
     monkeypatch.setattr(module, function, spoil(getattr(module, function)))
     chain = chains(2)
     outcomes: Any = ((measure, outcome(measure, chain), 40),)
@@ -97,7 +97,7 @@ def test_it_is_said_which_layer_failed_and_why(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("measure", [LocalRank(), BinnedInformation(), Clustering(), ReadoutInformation()])
-def test_a_mistake_of_ours_is_no_misfortune(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_raised_and_not_stored_as_a_status(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     chain = chains(1)
     monkeypatch.setattr(type(chain), "walk", lambda *_: (_ for _ in ()).throw(RuntimeError("a mistake")))
     monkeypatch.setattr(type(chain), "grams", lambda *_: (_ for _ in ()).throw(RuntimeError("a mistake")))
@@ -109,8 +109,8 @@ def test_a_mistake_of_ours_is_no_misfortune(measure: Any, monkeypatch: pytest.Mo
 @pytest.mark.slow
 @pytest.mark.parametrize("measure", [ReadoutInformation(), NetworkInformation(max_replicas=32, tolerance=0.3)])
 @pytest.mark.parametrize("scale", [1e-320, 1e-160, 1e-100, 1e100, 1e200, 1e300])
-def test_a_layer_of_any_size_is_measured_and_spares_its_neighbours(measure: Any, scale: Any) -> None:
-    """All rows alike to the noise tell nothing; all apart tell everything."""
+def test_a_layer_of_any_scale_is_measured_and_leaves_the_others_alone(measure: Any, scale: Any) -> None:
+    """Far below the noise a layer has no information, far above it H(X)."""
     weights, biases = random_chain((4, 5, 4, 3), 0, bias=False)
     weights[1] = weights[1] * scale
     found = outcome(measure, network_of([(weights, biases)], "identity"))

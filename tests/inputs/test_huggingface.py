@@ -484,7 +484,7 @@ def test_a_mask_beside_the_embeddings_is_fed_with_its_rows(name: str, tmp_path: 
     probe, _ = read_probe(str(tmp_path / "probe.npz"), {})
     stated = stated_model("hf", {}, None, checkpoints, trust=False)
     model = model_of(stated, checkpoints[0], probe, device=oracles.DEVICE, dtype=torch.float64)
-    assert set(model.fed.arrays) == {"attention_mask"}
+    assert set(model.extra.arrays) == {"attention_mask"}
     network = model.network([(checkpoints[0], load_tensors(checkpoints[0]))])
     reference = made.from_pretrained(tmp_path, attn_implementation="eager").double().eval()
     given = {"inputs_embeds": torch.as_tensor(probe.x), "attention_mask": torch.as_tensor(mask.astype(int))}
@@ -492,7 +492,7 @@ def test_a_mask_beside_the_embeddings_is_fed_with_its_rows(name: str, tmp_path: 
     last = len(network.layers) - 1
     for rows in ([0, 1], [0, 1, 2, 3, 4, 5], [5, 0], [2]):
         found: list[torch.Tensor] = []
-        fed = model.fed.probed(probe).x[rows]
+        fed = model.extra.applied_to(probe).x[rows]
         network.walk(fed, lambda layer, *given, found=found: found.append(given[1][0]) if layer == last else None)
         np.testing.assert_allclose(torch.cat(found).flatten(1).cpu(), expected[rows], rtol=1e-6, atol=1e-9)
 

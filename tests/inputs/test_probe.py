@@ -86,9 +86,8 @@ def test_every_format_gives_the_same_probe(tmp_path: Path) -> None:
 MAT_DTYPES = ["float64", "float32", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool"]
 
 
-@pytest.mark.parametrize(
-    "dtype", [MAT_DTYPES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in MAT_DTYPES[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", MAT_DTYPES)
 @pytest.mark.parametrize("packed", [False, True])
 def test_matlab_files_give_their_plain_arrays(dtype: str, packed: bool, tmp_path: Path) -> None:
     path = tmp_path / "a.mat"
@@ -476,7 +475,7 @@ FILES = [
         InputError,
         ("truncated or damaged MATLAB file (at byte 344 of 455); save it again with -v7.",),
     ),
-    pytest.param("bomb.mat", inflating, InputError, ("damaged MATLAB",), marks=pytest.mark.slow),
+    ("bomb.mat", inflating, InputError, ("damaged MATLAB",)),
     (
         "structures.mat",
         lambda path: scipy.io.savemat(path, {"x": {"x": X}, "y": scipy.sparse.eye_array(3).tocsc()}),

@@ -47,7 +47,7 @@ def expected(cells: np.ndarray, y: np.ndarray) -> tuple[float, float, int]:
 
 @pytest.mark.parametrize("at", ["post", "pre"])
 @pytest.mark.parametrize("activation", ["tanh", "relu", "sigmoid"])
-def test_every_layer_against_a_dictionary(activation: str, at: At) -> None:
+def test_every_layer_has_the_entropy_of_a_dictionary_of_symbols(activation: str, at: At) -> None:
     """Ranges: the activation's own (tanh, sigmoid, softmax) after it; else the closed range of the whole layer."""
     chains = [random_chain((5, 4, 3), seed) for seed in (1, 2)]
     x, y = rows_of(60, 5), np.arange(60) % 3
@@ -77,7 +77,7 @@ def test_every_layer_against_a_dictionary(activation: str, at: At) -> None:
                     assert result["mi_binned_outside"].value[c, layer, k] == 0
 
 
-def test_given_limits_and_the_share_outside() -> None:
+def test_given_limits_set_the_cells_and_the_share_outside() -> None:
     chain, x = random_chain((4, 3), 2, scale=2.0), rows_of(50, 4)
     values = forward(*chain, "relu", "identity", torch.from_numpy(x))[0][1].numpy()
     _, result = measured([chain], probe_of(x), "relu", bins=(8,), limits=(-1.0, 1.5))
@@ -119,7 +119,7 @@ def test_duplicates_saturate_at_their_own_entropy() -> None:
     assert (result["mi_binned_xt"].status == Status.SATURATED).all()
 
 
-def test_dead_and_nonfinite_layers() -> None:
+def test_a_dead_layer_has_entropy_0_and_a_nonfinite_one_none() -> None:
     dead, broken = random_chain((4, 5, 3, 2), 2), random_chain((4, 5, 3, 2), 3)
     dead[0][1].zero_()
     broken[0][1][0, 0] = float("nan")

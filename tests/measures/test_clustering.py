@@ -57,7 +57,7 @@ def collapse(points: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize("at", ["post", "pre"])
-def test_every_layer_against_numpy(at: At) -> None:
+def test_every_layer_has_the_statistics_of_numpy(at: At) -> None:
     x, y = labelled()
     chains = [random_chain((4, 6, 5, 3), seed) for seed in (1, 2)]
     result = measured(chains, probe_of(x, y), at=at)
@@ -133,7 +133,7 @@ def module(forward_of: Any, x: Any, **layers: tuple[int, int]) -> Module:
     return traced_network(model, x, (), device=oracles.DEVICE, dtype=torch.float64)
 
 
-def test_nc3_is_by_the_head_that_decides() -> None:
+def test_nc3_is_of_the_head_that_decides() -> None:
     """Another head of as many units, called first, is not it."""
 
     def forward_of(s: Any, x: torch.Tensor) -> Any:
@@ -171,7 +171,7 @@ def test_nc3_needs_every_label_value_and_a_finite_weight() -> None:
     assert measured([chain], probe_of(x, y))["nc3"].status[0].tolist() == [Status.NONFINITE] * 2
 
 
-def test_nc4_of_a_single_sigmoid_unit() -> None:
+def test_nc4_of_a_single_sigmoid_unit_decides_at_one_half() -> None:
     """Decision at 0.5 after the sigmoid: methods.md section 4."""
     x, y = labelled(60, classes=2)
     chain = random_chain((4, 5, 1), 4)
@@ -185,7 +185,7 @@ def test_nc4_of_a_single_sigmoid_unit() -> None:
     assert found.value[0, 0] == (decision != nearest).mean()
 
 
-def test_nc4_where_another_head_is_called_last() -> None:
+def test_nc4_is_of_the_output_even_if_another_head_is_called_last() -> None:
     """The last hidden layer is the one before the output's, whichever is called between and after."""
     torch.manual_seed(2)
 
@@ -220,7 +220,7 @@ def test_nc4_of_an_ensemble_is_not_measured() -> None:
 
 
 @pytest.mark.parametrize("exponent", [-1040, -700, 700, 1021])
-def test_clusters_of_any_size(exponent: int) -> None:
+def test_statistics_do_not_depend_on_the_scale_of_activations(exponent: int) -> None:
     """Activations times a power of two, subnormal or near the largest number: the same counts and statistics."""
     x, y = labelled(40)
     weights = [torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)[:3] * 1e-3]
@@ -237,7 +237,7 @@ def test_clusters_of_any_size(exponent: int) -> None:
         np.testing.assert_allclose(scaled[key].value[0, 0], expected, rtol=1e-9, atol=5e-324)
 
 
-def test_a_small_signal_beside_a_large_constant() -> None:
+def test_a_large_constant_unit_does_not_hide_a_small_signal() -> None:
     """One unit is 1e6 throughout: the layer is as the others make it."""
     x, y = labelled(40)
     weights = [torch.cat((torch.zeros(1, 4), 1e-7 * torch.eye(4))).double(), torch.eye(5, dtype=torch.float64)[:3]]
@@ -266,7 +266,7 @@ def test_without_two_classes_collapse_is_not_measured(y: np.ndarray | None) -> N
         assert np.isnan(result[key].value).all()
 
 
-def test_a_label_value_absent_from_the_sample() -> None:
+def test_statistics_are_of_the_label_values_in_the_sample() -> None:
     """Three label values, two present: statistics over the two; no class mean of nothing, no NaN."""
     x, y = labelled(40, classes=2)
     probe = probe_of(x, y * 2)
@@ -280,7 +280,7 @@ def test_a_label_value_absent_from_the_sample() -> None:
     assert result["nearest_mean_error"].value[0, 0] == (nearest != y).mean()
 
 
-def test_dead_and_nonfinite_layers() -> None:
+def test_dead_and_nonfinite_layers_have_their_status() -> None:
     dead, broken = random_chain((4, 5, 3, 2), 2), random_chain((4, 5, 3, 2), 3)
     dead[0][1].zero_()
     broken[0][1][0, 0] = float("nan")

@@ -15,7 +15,7 @@ from ibscan.core.records import At
 from ibscan.measures.driver import input_weights, is_saturated, layer_status, layers_in_turn
 
 
-def test_layers_in_turn_gives_every_layer_whole() -> None:
+def test_layers_in_turn_yields_all_values_of_every_layer() -> None:
     chains = [random_chain((4, 5, 3), seed) for seed in (1, 2)]
     x = np.random.default_rng(0).normal(size=(9, 4))
     places: tuple[At, ...] = ("pre", "post")
@@ -59,7 +59,7 @@ def test_each_unit_is_constant_by_its_own_scale() -> None:
     assert layer_status(values[0, :, [0, 2]]) is Status.DEAD
 
 
-def test_weights_without_labels() -> None:
+def test_without_labels_weights_have_one_class() -> None:
     """-0.0 and 0.0 are one input: H(X) = H(1/2, 1/4, 1/4)."""
     weights, entropy = input_weights(probe_of([[0.0, 1], [-0.0, 1], [2, 1], [3, 1]]))
     assert np.asarray(weights).shape == (4, 1)
@@ -67,7 +67,7 @@ def test_weights_without_labels() -> None:
     assert entropy == pytest.approx(weight_entropy([0.5, 0.25, 0.25]), rel=1e-12)
 
 
-def test_weights_with_labels() -> None:
+def test_with_labels_weights_are_joint_and_inputs_count_once() -> None:
     """One input with two labels is one input: H(X) = ln 3 counts x alone."""
     weights, entropy = input_weights(probe_of([[0.0], [0], [1], [1], [2], [2]], [0, 1, 1, 1, 0, 2]))
     expected = np.zeros((6, 3))
@@ -76,7 +76,7 @@ def test_weights_with_labels() -> None:
     assert entropy == pytest.approx(math.log(3), rel=1e-12)
 
 
-def test_images_are_rows() -> None:
+def test_images_count_as_rows() -> None:
     x = np.zeros((3, 2, 2))
     x[1, 1, 1] = 1.0
     assert input_weights(probe_of(x))[1] == pytest.approx(weight_entropy([2 / 3, 1 / 3]), rel=1e-12)

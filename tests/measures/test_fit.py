@@ -36,7 +36,7 @@ def measured(
 
 
 @pytest.mark.parametrize("output", ["identity", "softmax"])
-def test_classes_against_torch(output: str) -> None:
+def test_accuracy_and_loss_are_those_of_torch(output: str) -> None:
     """A softmax output is a probability: its logits are what went in. 1e-10 relative in float64."""
     chains = [random_chain((5, 6, 4), seed, scale=2.0) for seed in (1, 2, 3)]
     x, y = rows_of(50, 5), np.arange(50) % 4
@@ -83,7 +83,7 @@ def test_confident_mistakes_have_a_finite_loss(output: str, width: int, classes:
 
 
 @pytest.mark.parametrize(("width", "classes"), [(3, 4), (4, 3), (1, 3), (2, 3)])
-def test_labels_that_do_not_fit(width: int, classes: int) -> None:
+def test_labels_that_do_not_fit_are_not_measured(width: int, classes: int) -> None:
     probe = probe_of(rows_of(24, 5), np.arange(24) % classes)
     result, network = measured([random_chain((5, 6, width), 1)], probe)
     assert not fits(network, probe)
@@ -99,7 +99,7 @@ def test_without_labels_fit_is_not_measured() -> None:
     assert result["probe_accuracy"].status.tolist() == [Status.NOT_MEASURED]
 
 
-def test_nan_weights_spoil_their_own_checkpoint_only() -> None:
+def test_nan_weights_affect_their_own_checkpoint_only() -> None:
     chains = [random_chain((5, 6, 3), seed) for seed in (1, 2)]
     probe = probe_of(rows_of(20, 5), np.arange(20) % 3)
     clean, _ = measured(chains, probe)
@@ -207,7 +207,7 @@ def test_every_head_gives_its_accuracy_and_loss(name: str) -> None:
         (lambda y: 1 / (1 + torch.exp(-y)), None),
     ],
 )
-def test_one_unit_for_two_labels(f: Callable[..., Any], threshold: float | None) -> None:
+def test_one_unit_is_enough_for_two_labels(f: Callable[..., Any], threshold: float | None) -> None:
     """Halved at 0, after a sigmoid at one half; where neither is known nothing is said."""
     torch.manual_seed(4)
     model = Net(lambda s, x: f(s.b(torch.tanh(s.a(x)))), a=nn.Linear(4, 5), b=nn.Linear(5, 1)).double().eval()

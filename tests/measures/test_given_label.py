@@ -113,7 +113,7 @@ def test_of_cells_it_is_their_entropy_within_classes() -> None:
 
 @pytest.mark.parametrize("name", CHANNELS)
 @pytest.mark.parametrize("labels", ["alike", "apart", "none"])
-def test_it_is_none_where_equal_rows_have_different_labels(name: str, labels: Any) -> None:
+def test_it_is_not_measured_where_equal_rows_have_different_labels(name: str, labels: Any) -> None:
     rows = np.random.default_rng(0).standard_normal((20, 4))
     rows[1] = rows[0]
     y = None if labels == "none" else np.array([0, 0 if labels == "alike" else 1, *(np.arange(18) % 2)])
@@ -129,7 +129,7 @@ def test_it_is_none_where_equal_rows_have_different_labels(name: str, labels: An
     assert (labels == "none") == bool((found[f"{name}_ty"].status == Status.NOT_MEASURED).all())
 
 
-def test_dead_and_broken_layers_say_so() -> None:
+def test_dead_and_nonfinite_layers_have_their_status() -> None:
     dead, broken = random_chain((4, 5, 3, 2), 2), random_chain((4, 5, 3, 2), 3)
     dead[0][1].zero_()
     broken[0][1][0, 0] = math.nan

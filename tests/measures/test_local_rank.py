@@ -89,7 +89,7 @@ def test_relu_halves_the_rank() -> None:
     assert (result.minimum[0, 1, 0], result.maximum[0, 1, 0]) == ((x > 0).sum(1).min(), (x > 0).sum(1).max())
 
 
-def test_tanh_shares_of_saturated_units() -> None:
+def test_saturated_tanh_units_do_not_count() -> None:
     """W = I, post: LR^eps / d = P(|x| < arccosh(eps^-1/2)) = 0.99724, 0.93100, 0.62188 (methods.md 1)."""
     d = 10
     eps, known = (0.01, 0.1, 0.5), (0.99724, 0.93100, 0.62188)
@@ -173,7 +173,7 @@ def test_spectra_use_fewer_rows_than_counts(rows: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_laws_of_local_rank(seed: int) -> None:
+def test_local_rank_obeys_its_laws(seed: int) -> None:
     """rank J_l <= min rank W_i; #{sigma(W_l) > eps ...}: the bound through the slope; Frobenius; monotone in eps."""
     g = np.random.default_rng(seed)
     weights = [
@@ -273,7 +273,7 @@ def test_one_probe_row_has_a_count_and_no_spread() -> None:
     assert (found.status != Status.NONFINITE).all()
 
 
-def test_stacked_checkpoints_do_not_meet() -> None:
+def test_stacked_checkpoints_do_not_influence_one_another() -> None:
     chains = [random_chain((6, 5, 4), seed) for seed in range(3)]
     x = rows_of(10, 6)
     together = measured(chains, x)

@@ -263,7 +263,7 @@ def test_linear_gaussian_of_seven_dimensions_is_unresolved() -> None:
 
 
 @pytest.mark.slow
-def test_coverage_over_seeds() -> None:
+def test_intervals_cover_the_truth_over_seeds() -> None:
     xt, ty = exact_information(TWO, "tanh", *population(FOUR, LAST), 0.3)[1]
     results = [measured([TWO], probe_of(FOUR, LAST), seed=seed) for seed in range(40)]
     for key, truth in ((XT, xt), (TY, ty)):
@@ -307,7 +307,7 @@ def test_first_layer_is_the_readout() -> None:
 
 
 @pytest.mark.slow
-def test_shapes_and_the_output_layer() -> None:
+def test_the_output_layer_is_not_measured() -> None:
     chains = [random_chain((3, 2, 2, 4), seed) for seed in (1, 2)]
     result = measured(chains, probe_of(rows_of(8, 3), np.arange(8) % 2), noise=(0.1, 0.5, 1.0))
     for key in (XT, TY, CAP):
@@ -324,7 +324,7 @@ def test_shapes_and_the_output_layer() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["three tanh", "three relu", "weights", "plane"])
-def test_caps_and_data_processing(name: str) -> None:
+def test_caps_bound_values_and_fall_from_layer_to_layer(name: str) -> None:
     chain, activation, x, y = NETS[name]
     hidden, share = len(chain[0]) - 1, population(x, y)[1].sum(1)
     result = measured([chain], probe_of(x, y), activation, noise=(0.05, 0.1, 0.5))
@@ -562,7 +562,7 @@ def test_single_precision_of_the_forward_pass_is_enough() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("gain", "tolerance"), [(100.0, 0.05), (16.0, 0.2), (3.0, 0.2)])
-def test_inputs_whose_clouds_overlap_unseen(gain: float, tolerance: float) -> None:
+def test_brackets_hold_where_clouds_of_inputs_overlap_unseen(gain: float, tolerance: float) -> None:
     """Pairs of inputs that only the noise before a large gain confuses: replicas of the partner are never near a draw.
 
     The truth is ln(n / 2), and nothing about the label; own and fresh alone would agree at ln n.
@@ -581,7 +581,7 @@ def test_inputs_whose_clouds_overlap_unseen(gain: float, tolerance: float) -> No
     assert gain < 10 or result[XT].status[0, 1, 0] == Status.UNRESOLVED
 
 
-def test_a_nearer_input_than_the_first_replicas_shows() -> None:
+def test_an_input_nearer_than_the_first_replicas_is_found() -> None:
     """A scalar net of so large a gain that sixteen replicas leave gaps of many noises; the other inputs fill them."""
     weights = [torch.full((1, 1), w, dtype=torch.float64) for w in (1.0, 200.0, 1.0)]
     x = np.linspace(-1.5, 1.5, 256)[np.random.default_rng(1).permutation(256), None]

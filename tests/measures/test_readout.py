@@ -70,7 +70,7 @@ def test_information_of_one_neuron_is_that_of_quadrature(w: float, b: float) -> 
 
 
 @pytest.mark.slow
-def test_shapes_bounds_and_caps_of_every_layer() -> None:
+def test_every_layer_is_within_its_bounds_and_cap() -> None:
     chains = [random_chain((5, 6, 4, 3), seed) for seed in (1, 2)]
     x, y = rows_of(40, 5), np.arange(40) % 3
     noise = (0.1, 0.5, 2.0)
@@ -115,7 +115,7 @@ def test_pre_and_post_are_different_places() -> None:
 # Statuses ----------------------------------------------------------------------------------------------------------
 
 
-def test_saturated_near_ln_n() -> None:
+def test_values_near_ln_n_are_saturated() -> None:
     """Distinct centres and hardly any noise: the value is ln n and stays; its I(T;Y) shares the status."""
     result = measured([random_chain((4, 6, 3), 1)], probe_of(rows_of(30, 4), np.arange(30) % 2), noise=(1e-6, 3.0))
     for key, value in (("mi_readout_xt", math.log(30)), ("mi_readout_ty", math.log(2))):

@@ -53,7 +53,7 @@ def sane(result: Mapping[str, Estimate], ceiling: float, width: int) -> None:
 
 
 @pytest.mark.parametrize("width", [1, 3, 15, 70])
-def test_relative_noise_is_that_share_of_the_extent(width: int) -> None:
+def test_relative_noise_is_that_share_of_the_rms_radius(width: int) -> None:
     values, labels, shares = cloud(60, width, 3) * 5 + 2, np.arange(60) % 3, (0.05, 0.4)
     rel = told([values], rel_noise=shares, labels=labels)
     absolute = rel["noise_absolute"]
@@ -65,7 +65,7 @@ def test_relative_noise_is_that_share_of_the_extent(width: int) -> None:
     assert not any(name.startswith(PROJECTED) for name in rel)
 
 
-def test_relative_values_know_neither_scale_nor_offset() -> None:
+def test_relative_values_do_not_depend_on_scale_or_offset() -> None:
     values, labels = np.round(cloud(50, 4, 1) * 1024) / 1024, np.arange(50) % 2
     one, other = (told([v], rel_noise=(0.1, 1.0), labels=labels) for v in (values, 8.0 * values + 512.0))
     for end in ("xt", "ty", "cap", "slope"):
@@ -87,7 +87,7 @@ def test_repeated_inputs_weigh_as_often_as_they_are_met() -> None:
     assert np.isnan(found["mi_readout_rel_ty"].value).all()
 
 
-def test_dead_and_nonfinite_layers() -> None:
+def test_dead_and_nonfinite_layers_have_their_status() -> None:
     fine, broken = cloud(20, 3), np.full((20, 3), np.inf)
     found = told([fine, 0 * fine + 2, broken], noise=(0.5,), rel_noise=(0.5,), labels=np.arange(20) % 2)
     names = ["noise_absolute", *(f"mi_readout_{k}" for k in ("slope", "rel_xt", "rel_ty", "rel_cap", "rel_slope"))]
@@ -120,7 +120,7 @@ def test_slope_is_the_derivative_of_the_value(points: Sequence[float], noise: fl
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("n", "d", "noise"), [(60, 3, 0.5), (60, 20, 2.0), (40, 80, 3.0), (60, 3, 0.05)])
-def test_slope_against_plain_draws(n: int, d: int, noise: float) -> None:
+def test_slope_equals_that_of_plain_draws(n: int, d: int, noise: float) -> None:
     values = cloud(n, d, n + d)
     truth, error = sampled(values, noise)
     found = told([values], noise=(noise,))
@@ -229,7 +229,7 @@ def test_a_diverged_layer_tells_every_row_apart(width: int, ratio: float) -> Non
 
 @pytest.mark.parametrize("scale", [1e-170, 1e155])
 @pytest.mark.parametrize("width", [1, 3])
-def test_relative_noise_where_squares_leave_the_range(width: int, scale: float) -> None:
+def test_relative_noise_is_right_where_squares_leave_the_range(width: int, scale: float) -> None:
     near, far = (told([cloud(40, width, 6, s)], rel_noise=(0.5,)) for s in (1.0, scale))
     for name in ("mi_readout_rel_xt", "mi_readout_rel_slope"):
         np.testing.assert_allclose(far[name].value, near[name].value, rtol=1e-9)

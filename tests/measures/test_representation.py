@@ -24,7 +24,7 @@ def measured(chains: Any, x: Any, **settings: Any) -> Mapping[str, Estimate]:
 
 
 @pytest.mark.parametrize("at", ["post", "pre"])
-def test_every_layer_against_numpy(at: At) -> None:
+def test_every_layer_has_the_spectrum_of_numpy(at: At) -> None:
     """Equal rows count as often as they occur: the covariance is weighted."""
     x = np.random.default_rng(0).standard_normal((60, 5))
     x[40:] = x[7]
@@ -50,7 +50,7 @@ def test_every_layer_against_numpy(at: At) -> None:
             assert found["representation_alpha_last"].value[c, layer] == last
 
 
-def test_dead_and_broken_layers() -> None:
+def test_dead_and_nonfinite_layers_have_their_status() -> None:
     dead, broken = random_chain((4, 5, 3, 2), 2), random_chain((4, 5, 3, 2), 3)
     dead[0][1].zero_()
     broken[0][1][0, 0] = math.nan

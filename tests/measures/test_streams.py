@@ -58,12 +58,12 @@ def test_all_rows_are_permuted_and_keep_their_labels() -> None:
     assert whole.sha256 == numbered().sha256
 
 
-def test_seeds_choose_other_rows() -> None:
+def test_another_seed_chooses_other_rows() -> None:
     a, b = (numbered().sampled(20, seed).y.tolist() for seed in (0, 1))
     assert a != b
     assert numbered().sampled(20, 0).y.tolist() == a
 
 
-def test_a_probe_without_labels() -> None:
+def test_a_probe_without_labels_is_sampled_without_labels() -> None:
     bare = probe_of(np.arange(6.0)[:, None])
     assert bare.sampled(3, 0).y is None

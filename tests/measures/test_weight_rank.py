@@ -158,7 +158,7 @@ def assert_laws(
 @pytest.mark.slow
 @pytest.mark.parametrize("spectrum_rows", [None, 2])
 @pytest.mark.parametrize("activation", HIDDEN)
-def test_chains_against_the_definitions(activation: str, spectrum_rows: int | None) -> None:
+def test_bounds_of_chains_are_those_of_the_definitions(activation: str, spectrum_rows: int | None) -> None:
     """Two checkpoints stacked, a narrow layer in the middle; counts from spectra and from Gram matrices."""
     chains, names = [random_chain((6, 7, 3, 5), seed, scale=1.5) for seed in (1, 2)], (activation, "identity")
     x, network = rows_of(9, 6, seed=3), network_of(chains, *names)
@@ -210,7 +210,7 @@ def nets(draw: Any) -> Any:
 @pytest.mark.slow
 @settings(max_examples=60)
 @given(net=nets(), rows=st.integers(1, 9), spectral=st.sampled_from([None, 1, 3]), seed=st.integers(0, 99))
-def test_laws_of_any_chain(
+def test_any_chain_obeys_the_laws_of_bounds(
     net: tuple[int, Sequence[Parameters], str, str], rows: int, spectral: int | None, seed: int
 ) -> None:
     inputs, chains, *names = net
@@ -259,7 +259,7 @@ def test_blocks_of_rows_do_not_change_bounds(
         np.testing.assert_allclose(found.value[0, 1], expected[:used].mean(0), rtol=1e-14)
 
 
-def test_no_bound_after_the_activation() -> None:
+def test_there_is_no_bound_after_the_activation() -> None:
     """At post the count is of another matrix; counts of rows are there all the same."""
     chain, x = random_chain((5, 6, 4), 3), rows_of(8, 5)
     found = measured(network_of([chain]), x, at="post")
@@ -295,7 +295,7 @@ def test_diagonal_weights_give_the_numbers_by_hand(spectrum_rows: Any) -> None:
             assert ranks["local_rank_count"].value[0, layer, k].tolist() == [6 * (r == rank) for r in range(5)]
 
 
-def test_rank_deficient_weights() -> None:
+def test_rank_deficient_weights_bound_the_rank() -> None:
     """Integer products of rank 3, 5 and 2: the bound is 3, 3, 2, and at a generic input so is the rank."""
     g = np.random.default_rng(5)
     weights = [g.integers(-3, 4, (o, r)) @ g.integers(-3, 4, (r, i)) for o, r, i in ((8, 3, 6), (7, 5, 8), (6, 2, 7))]
@@ -310,7 +310,7 @@ def test_rank_deficient_weights() -> None:
         assert ranks.maximum[0, :, 0].tolist() == ranks.minimum[0, :, 0].tolist() == [3, 3, 2]
 
 
-def test_a_threshold_below_the_rounding_of_a_jacobian() -> None:
+def test_rounding_counted_below_it_is_bounded_too() -> None:
     """The same weights a thousand times larger: at 1e-8 rounding of the products is counted, and is bounded too."""
     g = np.random.default_rng(5)
     weights = [g.integers(-3, 4, (o, r)) @ g.integers(-3, 4, (r, i)) for o, r, i in ((8, 3, 6), (7, 5, 8), (6, 2, 7))]
@@ -379,7 +379,7 @@ def test_no_count_exceeds_a_bound_whatever_the_sizes(seed: int) -> None:
                     assert at == "post" or not (counts.mean(0) > bound + 1e-9).any()
 
 
-def test_weights_of_many_sizes() -> None:
+def test_weights_of_many_scales_are_counted_and_bounded() -> None:
     """Singular values 1e10, 1e-8 and 1 at 1e-9: all are counted, and no bound is lower; at 1 two are."""
     chain = no_bias(np.diag([1e10, 1e-8, 1.0]), np.eye(3))
     network, x = network_of([chain], "identity"), rows_of(4, 3)
@@ -387,7 +387,7 @@ def test_weights_of_many_sizes() -> None:
     assert weights_measured(network, x, (1e-9,))["rank_bound_weights"].value[0].tolist() == [3, 3]
 
 
-def test_squares_beyond_the_range() -> None:
+def test_squares_beyond_the_range_are_right_or_not_measured() -> None:
     """Norms and thresholds whose squares vanish or are infinite: right, or not there."""
     chain, x = no_bias(1e-170 * np.eye(3)), rows_of(2, 3)
     found = weights_measured(network_of([chain]), x, (1e-200, 1e-171))
@@ -435,7 +435,9 @@ def test_rows_without_a_slope_are_bounded_by_zero() -> None:
 @pytest.mark.parametrize("spoilt", [0, 1, 2])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("spectrum_rows", [None, 2])
-def test_weights_that_are_not_finite(spoilt: int, value: float, spectrum_rows: int | None) -> None:
+def test_weights_that_are_not_finite_have_no_numbers_from_there_on(
+    spoilt: int, value: float, spectrum_rows: int | None
+) -> None:
     """The layer's own numbers say so, bounds from there on; layers before and the other checkpoint are untouched."""
     chains, x = [random_chain((5, 4, 3, 2), seed) for seed in (1, 2)], rows_of(8, 5)
     clean = weights_measured(network_of(chains), x), measured(network_of(chains), x, spectrum_rows=spectrum_rows)
@@ -459,7 +461,7 @@ def test_weights_that_are_not_finite(spoilt: int, value: float, spectrum_rows: i
     np.testing.assert_array_equal(counts[1], clean[1]["local_rank_count"].value[1])
 
 
-def test_a_bias_that_is_not_finite_is_no_matter_of_weights() -> None:
+def test_a_bias_that_is_not_finite_does_not_affect_weights() -> None:
     chain, x = random_chain((5, 4, 3), 1), rows_of(4, 5)
     clean = weights_measured(network_of([chain]), x)
     chain[1][0][0] = math.nan
@@ -519,7 +521,7 @@ def test_a_token_wise_linear_counts_once_a_token() -> None:
     assert np.linalg.matrix_rank(whole_matrix(a, (5, 4)).numpy()) == 15
 
 
-def test_tokens_of_a_deficient_linear() -> None:
+def test_tokens_of_a_deficient_linear_have_its_rank_each() -> None:
     a, b = nn.Linear(4, 3, bias=False).double(), nn.Linear(15, 6).double()
     a.weight.data = torch.tensor([[1.0, 2, 0, 1], [2, 4, 0, 2], [0, 0, 1, 1]], dtype=torch.float64)  # rank 2
     network = module_of(Net(lambda s, x: s.b(s.a(x).flatten(1)), a=a, b=b), x := rows_of(3, 5, 4))
@@ -561,7 +563,7 @@ def test_a_convolution_has_at_most_positions_times_the_rank_of_its_kernel(option
     assert np.isnan(ranks["rank_bound_jacobian"].value[0, 0]).all()
 
 
-def test_a_plain_convolutional_net() -> None:
+def test_ranks_of_a_plain_convolutional_net_are_within_bounds() -> None:
     """Pooling between two convolutions and a head: every row's rank below the bound, the head's bound exact."""
     torch.manual_seed(3)
     a, b, c = nn.Conv2d(1, 3, 3, padding=1).double(), nn.Conv2d(3, 2, 2).double(), nn.Linear(8, 4).double()
@@ -661,7 +663,7 @@ def test_modules_asked_for_by_name_have_no_weight() -> None:
         assert (np.delete(found[key].status, here, 1) == Status.OK).all(), key
 
 
-def test_what_is_measured_says_what_it_needs() -> None:
+def test_weight_rank_needs_no_probe_rows_and_is_at_pre() -> None:
     """Numbers of no probe row, held against all of them; always at pre; thresholds are the coordinates."""
     measure = WeightRank((0.5, 0.1))
     assert (measure.at, measure.samples, measure.name) == ("pre", None, "weight_rank")

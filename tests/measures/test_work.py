@@ -65,7 +65,7 @@ def test_every_measure_has_an_estimate_that_grows_with_the_work() -> None:
 
 
 @pytest.mark.parametrize("kind", [ReadoutInformation, NetworkInformation])
-def test_noises_and_budgets_count(kind: Any) -> None:
+def test_more_noises_and_larger_budgets_take_longer(kind: Any) -> None:
     work = sizes(12, 10, 7, 5, 2, rows=1024)
     one = seconds(kind(), work)
     assert seconds(kind(noise=(0.1, 0.2, 0.3)), work) == pytest.approx(3 * one, rel=0.05)
@@ -73,7 +73,7 @@ def test_noises_and_budgets_count(kind: Any) -> None:
     assert seconds(kind(max_draws=64, tolerance=0.001), work) < one
 
 
-def test_raised_replicas_count() -> None:
+def test_more_replicas_take_longer() -> None:
     work = sizes(12, 10, 7, 5, 2, rows=1024)
     five = NetworkInformation(noise=(0.02, 0.05, 0.1, 0.2, 0.5), max_replicas=65536)
     assert seconds(five, work) > 30

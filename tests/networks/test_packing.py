@@ -15,7 +15,7 @@ from torch import nn
 import ibscan
 from ibscan.core.network import JacobianSpec
 from ibscan.core.records import At
-from ibscan.engine.feeding import Fed, fed_beside
+from ibscan.engine.extra_inputs import ExtraInputs, extra_inputs
 from ibscan.errors import InputError, UsageError
 from ibscan.inputs.probes.read import read_probe
 from ibscan.measures.driver import input_weights
@@ -253,7 +253,7 @@ def stored(folder: Path, **arrays: Any) -> str:
 def test_notices_tell_which_arrays_the_model_gets(tmp_path: Path) -> None:
     spec = stored(tmp_path, y=np.arange(ROWS), lengths=np.ones(ROWS), keep=np.ones(3), labels2=np.ones(2))
     probe, _ = read_probe(spec, {})
-    found = fed_beside(model(), probe)
+    found = extra_inputs(model(), probe)
     assert set(found.arrays) == {"attention_mask", "gain"}
     assert found.notices == (
         f"{spec}: keep of shape (3,) has not one entry for each of the 5 rows, and is not fed to the model's argument "
@@ -261,11 +261,11 @@ def test_notices_tell_which_arrays_the_model_gets(tmp_path: Path) -> None:
         f"{spec}: fed to the model's arguments of these names, row by row: attention_mask, gain.",
         f"{spec}: not used, as the model is fed nothing by these names: lengths (5,), labels2 (2,).",
     )
-    (chain,) = fed_beside(None, probe).notices
+    (chain,) = extra_inputs(None, probe).notices
     assert "a plain chain takes x alone: attention_mask (5, 4), gain (5, 1), keep (3,), lengths (5,)" in chain
     left, _ = read_probe(f"{spec}#attention_mask=,lengths=", {})
-    assert set(fed_beside(model(), left).arrays) == {"gain"}
-    assert "lengths" not in " ".join(fed_beside(model(), left).notices)
+    assert set(extra_inputs(model(), left).arrays) == {"gain"}
+    assert "lengths" not in " ".join(extra_inputs(model(), left).notices)
     with pytest.raises(UsageError, match="no array 'mask'"):
         read_probe(f"{spec}#mask=", {})
 
@@ -282,7 +282,7 @@ def test_notices_tell_which_arrays_the_model_gets(tmp_path: Path) -> None:
 def test_arrays_that_cannot_be_arguments_are_refused(arrays: dict[str, np.ndarray], words: str, tmp_path: Path) -> None:
     probe, _ = read_probe(stored(tmp_path, **arrays), {})
     with pytest.raises(InputError, match=words):
-        fed_beside(model(), probe)
+        extra_inputs(model(), probe)
 
 
 def test_named_arguments_are_found_beside_x(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_named_arguments_are_found_beside_x(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     np.savez(tmp_path / "b.npz", x_test=x, gain_test=named["gain"], gain_train=named["gain"][:4], x_train=x[:4])
     for spec, rows in (("a.npz#x=train/x", 4), ("a.npz#x=test/x", 5), ("b.npz#x=x_test", 5), ("b.npz#x=x_train", 4)):
-        found = fed_beside(model(), read_probe(f"{tmp_path}/{spec}", {})[0])
+        found = extra_inputs(model(), read_probe(f"{tmp_path}/{spec}", {})[0])
         assert (found.arrays["gain"] == named["gain"][:rows]).all()
 
 
@@ -302,12 +302,12 @@ def test_rows_with_different_arguments_are_different_inputs(tmp_path: Path) -> N
     probe, _ = read_probe(str(tmp_path / "a.npz"), {})
     assert input_weights(probe)[1] == 0
     share = np.array([3, 2, 1]) / 6
-    both = fed_beside(model(), probe).probed(probe)
+    both = extra_inputs(model(), probe).applied_to(probe)
     assert input_weights(both)[1] == pytest.approx(-(share * np.log(share)).sum())
     assert input_weights(both.sampled(6, 0))[1] == input_weights(both)[1]
-    other = Fed({"gain": np.ones((6, 1))}).probed(probe)
-    assert len({probe.sha256, both.sha256, other.sha256, Fed().probed(probe).sha256}) == 3
-    assert dataclasses.replace(probe, beside=None) == dataclasses.replace(Fed().probed(probe), beside=None)
+    other = ExtraInputs({"gain": np.ones((6, 1))}).applied_to(probe)
+    assert len({probe.sha256, both.sha256, other.sha256, ExtraInputs().applied_to(probe).sha256}) == 3
+    assert dataclasses.replace(probe, beside=None) == dataclasses.replace(ExtraInputs().applied_to(probe), beside=None)
 
 
 SOURCE = """

@@ -38,12 +38,12 @@ def assert_right(matrix: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 6), (6, 1), (2, 2), (3, 2), (3, 3), (5, 12), (8, 8), (12, 7)])
-def test_random_matrices_and_nearly_all_of_them(shape: tuple[int, int]) -> None:
+def test_nearly_all_random_matrices_are_certain_and_right(shape: tuple[int, int]) -> None:
     assert assert_right(gauss(4, 500, *shape)).double().mean() > 0.93
 
 
 @given(st.integers(1, 8), st.integers(0, 10**6), st.floats(0, 14))
-def test_falling_values(size: int, seed: int, falling: float) -> None:
+def test_falling_values_are_right_where_certain(size: int, seed: int, falling: float) -> None:
     sigma = [10 ** (-falling * k / max(1, size - 1)) for k in range(size)]
     assert_right(with_values(sigma, 20, seed))
 
@@ -51,11 +51,11 @@ def test_falling_values(size: int, seed: int, falling: float) -> None:
 @pytest.mark.parametrize(
     "sigma", [[1.0] * 7, [1.0] * 4 + [1e-7] * 3, [1.0, 1.0 - 1e-9, 0.5, 0.5, 1e-9], [1.0, 0.5, 0.0, 0.0], [0.0] * 3]
 )
-def test_values_that_are_equal_or_zero(sigma: Sequence[float]) -> None:
+def test_equal_or_zero_values_are_right_where_certain(sigma: Sequence[float]) -> None:
     assert_right(with_values(sigma, 200))
 
 
-def test_structure_that_leaves_zeros_on_the_way() -> None:
+def test_structured_matrices_are_right_or_uncertain() -> None:
     """Zero rows, zero columns, diagonal and triangular matrices: right or left to the library, never wrong."""
     matrix = gauss(600, 5, 6)
     matrix[:100, 2], matrix[100:200, :, 3], matrix[200:300, 0] = 0.0, 0.0, 0.0
@@ -66,11 +66,11 @@ def test_structure_that_leaves_zeros_on_the_way() -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e-80, 1e-60, 1e60, 1e80, 1e160, 1e300])
-def test_squares_that_leave_the_range(scale: float) -> None:
+def test_squares_that_leave_the_range_are_uncertain_or_right(scale: float) -> None:
     assert assert_right(gauss(300, 4, 5) * scale).any() == (1e-70 < scale < 1e70)
 
 
-def test_what_is_beside_a_matrix_does_not_matter() -> None:
+def test_other_matrices_of_the_stack_do_not_matter() -> None:
     matrix = gauss(200, 6, 7)
     spoiled = matrix.clone()
     spoiled[::2] = torch.tensor([0.0, torch.nan, torch.inf, 1e300], dtype=torch.float64).repeat(25)[:, None, None]

@@ -32,7 +32,7 @@ def test_grid_is_floor_with_an_edge_at_zero() -> None:
 
 @LAWS
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20), st.floats(1e-4, 10))
-def test_grid_against_math_floor(values: Sequence[float], width: float) -> None:
+def test_grid_is_that_of_math_floor(values: Sequence[float], width: float) -> None:
     """Cell k is k * width <= t < (k + 1) * width; the quotient alone may round up to k."""
     for value, cell in zip(values, grid_cells(double(values), width).tolist(), strict=True):
         assert cell * width <= value < (cell + 1) * width
@@ -45,7 +45,7 @@ def beside(edge: float) -> list[float]:
 
 
 @pytest.mark.parametrize("width", [0.07, 0.1, 1 / 3, 0.7, 1e-4, 3e5])
-def test_values_on_and_beside_the_edges_of_a_grid(width: float) -> None:
+def test_edges_of_a_grid_belong_to_the_cell_above(width: float) -> None:
     for k in [*range(-60, 61), 10**6 + 7, -(10**6) - 7]:
         below, on, above = grid_cells(double(beside(k * width)), width).tolist()
         assert (below, on, above) == (k - 1, k, k)
@@ -54,7 +54,7 @@ def test_values_on_and_beside_the_edges_of_a_grid(width: float) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 1.0), (-0.3, 1.7), (1000.0, 1000.7), (-1e-9, 5.0)])
 @pytest.mark.parametrize("bins", [1, 2, 3, 7, 30, 49, 100, 1000])
-def test_values_on_and_beside_the_edges_of_equal_cells(low: float, high: float, bins: int) -> None:
+def test_edges_of_equal_cells_belong_to_the_cell_above(low: float, high: float, bins: int) -> None:
     """Edge k, low + (high - low) * k / bins in float64, is in cell k and the number just below it in cell k - 1."""
     for k in range(1, bins):
         below, on, above = equal_cells(double(beside(low + (high - low) * k / bins)), low, high, bins).tolist()
@@ -75,7 +75,7 @@ def test_cells_narrower_than_rounding_end() -> None:
         assert low + (high - low) * cell / 30 <= value < low + (high - low) * (cell + 1) / 30
 
 
-def test_a_range_beyond_the_largest_number() -> None:
+def test_a_range_beyond_the_largest_number_is_cut() -> None:
     cells = equal_cells(double([-1.5e308, -1.0, 1.0, 1.5e308]), -1.6e308, 1.6e308, 2)
     assert cells.tolist() == [0, 0, 1, 1]
 
@@ -103,7 +103,7 @@ def edges_of(low: float, high: float, bins: int) -> list[Fraction]:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("bins", [1, 2, 3, 7, 30, 1000])
-def test_ranges_too_small_or_large_to_divide_by(low: float, high: float, bins: int) -> None:
+def test_ranges_too_small_or_large_to_divide_by_are_cut(low: float, high: float, bins: int) -> None:
     """The cell is the number of inner edges at or below the value; edges are rounded once or twice."""
     share = np.random.default_rng(bins).random(60)
     values = [*(low * (1 - share) + high * share), low, high, 0.0, LEAST, -LEAST, 1e-315, 1e290]
@@ -121,7 +121,7 @@ def test_ranges_too_small_or_large_to_divide_by(low: float, high: float, bins: i
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])
 @pytest.mark.parametrize("bins", [2, 3, 7])
-def test_cells_of_the_least_numbers(steps: int, bins: int) -> None:
+def test_the_smallest_numbers_are_cut_as_defined(steps: int, bins: int) -> None:
     """Whole numbers of the least number there is: as many cells, and of as many rows, as by the definition."""
     values = [k * LEAST for k in range(steps + 1)]
     edges = [steps * LEAST * k / bins for k in range(1, bins)]
@@ -131,7 +131,7 @@ def test_cells_of_the_least_numbers(steps: int, bins: int) -> None:
 
 
 @pytest.mark.parametrize("width", [LEAST, 1e-310, 1e-300, 0.1, 1e300, 1e308])
-def test_grids_of_any_width(width: float) -> None:
+def test_grids_of_any_width_are_floors_of_exact_quotients(width: float) -> None:
     """The floor of the exact quotient; from 2^53 on every number is alone."""
     values = [0.0, LEAST, -LEAST, 1e-310, 2.5e-310, -1e-310, 0.05, 0.35, -7.0, 1e300, -1e300, 1.5e308]
     values += [math.nextafter(1.5e308, 0), math.nextafter(-7.0, 0)]
@@ -182,7 +182,7 @@ def test_equal_cells_against_searchsorted(bins: int, low: float, width: float, s
     assert cells.tolist() == np.searchsorted(edges, values, side="right").tolist()
 
 
-def test_one_cell_tells_nothing() -> None:
+def test_one_cell_has_no_information() -> None:
     result = cell_entropy(torch.zeros(20, 3, dtype=torch.float64), torch.arange(20) % 2, 2)
     assert result.entropy == pytest.approx(0.0, abs=1e-15)
     assert result.label_information == pytest.approx(0.0, abs=1e-15)
@@ -191,7 +191,7 @@ def test_one_cell_tells_nothing() -> None:
 
 # d = 200 with 1000 symbols a unit: 1000^200 does not fit any integer, so packing must not overflow.
 @pytest.mark.parametrize(("n", "d", "high"), [(1, 1, 2), (50, 1, 3), (500, 2, 4), (300, 12, 2), (200, 200, 1000)])
-def test_entropy_against_a_dictionary(n: int, d: int, high: int) -> None:
+def test_entropy_is_that_of_a_dictionary(n: int, d: int, high: int) -> None:
     g = np.random.default_rng(n + d)
     cells = g.integers(-high, high, (n, d)).astype(float)
     cells[n // 2 :] = cells[: n - n // 2]  # repeated rows, so that wide symbols collide where they must
@@ -224,7 +224,7 @@ def test_huge_cells_stay_apart() -> None:
 
 @LAWS
 @given(st.integers(0, 999), st.integers(1, 60), st.integers(1, 5), st.integers(1, 4))
-def test_laws_of_binned_entropy(seed: int, n: int, d: int, classes: int) -> None:
+def test_binned_entropy_obeys_its_laws(seed: int, n: int, d: int, classes: int) -> None:
     """0 <= I(bin;Y) <= min(H(bin), H(Y)); H <= ln n; halving an aligned grid never lowers H; order is irrelevant."""
     g = np.random.default_rng(seed)
     values, labels = torch.from_numpy(g.normal(size=(n, d))), torch.from_numpy(g.integers(0, classes, n))
@@ -243,7 +243,7 @@ def test_laws_of_binned_entropy(seed: int, n: int, d: int, classes: int) -> None
     assert last == pytest.approx(math.log(n), rel=1e-12, abs=1e-12)  # every row a cell of its own
 
 
-def test_a_label_copied_by_the_cells() -> None:
+def test_cells_that_copy_the_label_have_its_entropy() -> None:
     """The cell is the label: I = H = H(Y) by definition, weights 1/2, 1/3, 1/6."""
     labels = torch.tensor([0, 0, 0, 1, 1, 2])
     result = cell_entropy(labels[:, None].double(), labels, 3)
@@ -275,7 +275,7 @@ RANGES = (1, 2, 30, 10**6, 2**40, 2**53, 10**25)
     st.integers(1, 60),
     st.sampled_from([0.0, -7.0, 1e6, -(2.0**60)]),
 )
-def test_any_cells_against_a_dictionary(
+def test_any_cells_have_the_entropy_of_a_dictionary(
     seed: int, n: int, d: int, ranges: Sequence[int], patterns: int, offset: float
 ) -> None:
     """Columns narrow and wide in any order, rows repeated or not, all at an offset: 1e-12 nats."""

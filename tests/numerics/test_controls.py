@@ -43,7 +43,7 @@ def test_controls_have_mean_zero_at_every_centre(d: int) -> None:
     assert found.shape[1] == (d + d * (d + 1) if d <= 12 else 1)
 
 
-def test_few_draws_are_followed_by_few_controls() -> None:
+def test_few_draws_have_few_controls() -> None:
     s, z = gauss((4, 3), 1), gauss((4, 3), 2)
     assert [controls(3, spare)(z, s).shape[1] for spare in (0, 7, 8, 119, 120)] == [0, 0, 1, 1, 15]
 
@@ -122,7 +122,7 @@ def test_controls_shrink_the_error_and_keep_the_mean() -> None:
     assert abs(found.xt - terms[0].mean()) < 4 * plain
 
 
-def test_replicas_are_followed_as_a_gaussian_of_them() -> None:
+def test_the_replica_control_is_a_fitted_gaussian() -> None:
     """The last control against torch's own density, whose mean over z is that of points with moments 0 and 1."""
     rows, d = 3, 2
     s, replicas = gauss((4, rows, d), 1) + 100, gauss((50, rows, d), 2) + 100
@@ -141,7 +141,7 @@ def test_replicas_are_followed_as_a_gaussian_of_them() -> None:
             assert float(found[row, draw]) == pytest.approx(float(expected), abs=1e-9)
 
 
-def test_neighbours_are_followed_as_a_gaussian_of_them() -> None:
+def test_neighbour_controls_are_a_fitted_gaussian() -> None:
     """Both parts together against torch's own density; d nodes either way have the moments of z."""
     d, noise = 14, 0.5
     population = Mixture.of(gauss((90, d), 1) + 10, shared(90, 1))
@@ -162,7 +162,7 @@ def test_neighbours_are_followed_as_a_gaussian_of_them() -> None:
 
 
 @pytest.mark.parametrize("d", [13, 20, 33])
-def test_groups_that_hold_fillers_alone_say_nothing(d: int) -> None:
+def test_groups_of_only_padding_have_controls_of_zero(d: int) -> None:
     """At this number of rows the halving of rectified points leaves groups without one."""
     rows = 10_000
     population = Mixture.of(gauss((rows, d), rows).clamp(min=0.0), shared(rows, 2))

@@ -31,7 +31,7 @@ def loop(points: Any, labels: Any) -> Any:
 
 
 @pytest.mark.parametrize("bins", [1, 7, 100])
-def test_against_a_double_loop(bins: Any) -> None:
+def test_counts_are_those_of_a_double_loop(bins: Any) -> None:
     points, labels = points_of(60, 3, 1)
     within, between = loop(points, labels)
     result = distance_histogram(points, labels, bins)
@@ -45,7 +45,7 @@ def test_against_a_double_loop(bins: Any) -> None:
     assert result.between_mean == pytest.approx(between.mean(), rel=1e-10)
 
 
-def test_a_hundred_bins_by_default() -> None:
+def test_there_are_a_hundred_bins_by_default() -> None:
     points, labels = points_of(10, 2, 3)
     assert len(distance_histogram(points, labels).within) == 100
 
@@ -131,7 +131,7 @@ def test_an_offset_changes_nothing(offset: Any) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 64])
-def test_tile_boundaries(rows: Any) -> None:
+def test_tile_boundaries_do_not_matter(rows: Any) -> None:
     points, labels = points_of(64, 3, 9)
     whole = distance_histogram(points, labels, 20)
     cut = distance_histogram(points, labels, 20, Budget(block=(rows, 2 * rows - 1)))
@@ -153,7 +153,7 @@ def test_many_rows_count_every_pair_once() -> None:
     assert int(result.within.sum()) == sum(s * (s - 1) // 2 for s in sizes)
 
 
-def test_permutation_and_rotation() -> None:
+def test_permutation_and_rotation_do_not_matter() -> None:
     points, labels = points_of(60, 3, 11)
     base = distance_histogram(points, labels, 20)
     order = torch.from_numpy(np.random.default_rng(1).permutation(60))
@@ -165,7 +165,7 @@ def test_permutation_and_rotation() -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-150, 1e150, 1e300])
-def test_extreme_scales(scale: Any) -> None:
+def test_extreme_scales_do_not_change_counts(scale: Any) -> None:
     """Squares overflow or vanish; distances do not."""
     points = torch.tensor([[0.0], [1.0], [3.0]], dtype=torch.float64) * scale
     result = distance_histogram(points, torch.tensor([0, 0, 1]), 3)
@@ -226,12 +226,12 @@ def test_every_pair_is_in_the_cell_of_its_differences(kind: Any, bins: Any) -> N
 
 @pytest.mark.parametrize("kind", ["normal", "saturated", "few patterns", "equidistant"])
 @pytest.mark.parametrize("share", [0.3, 1 - 1e-15])
-def test_a_search_that_misses_the_farthest_pair(kind: Any, share: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missed_farthest_pair_is_counted_again(kind: Any, share: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pairs are counted again up to the largest distance that the first count met."""
     points, labels = layer_like(kind, np.random.default_rng(5))
     expected = distance_histogram(points, labels)
-    found = distances._far
-    monkeypatch.setattr(distances, "_far", lambda rows: share * found(rows))
+    found = distances._largest_found
+    monkeypatch.setattr(distances, "_largest_found", lambda rows: share * found(rows))
     result = distance_histogram(points, labels)
     assert torch.equal(result.edges, expected.edges)
     assert torch.equal(result.within, expected.within)
@@ -252,7 +252,7 @@ def test_the_same_bits_from_any_number_of_threads(threads: Callable[[int], None]
 
 
 @pytest.mark.parametrize("many", [0.0, 1.0])
-def test_doubtful_pairs_in_blocks_and_one_by_one(many: Any) -> None:
+def test_doubtful_pairs_count_alike_in_blocks_and_one_by_one(many: Any) -> None:
     """Both ways give the same to the last bit."""
     points, labels = layer_like("nearly saturated", np.random.default_rng(6))
     expected = distance_histogram(points, labels)

@@ -42,7 +42,7 @@ def measured(points: Any, labels: Any, classes: Any) -> Any:
 # d < C, d = C - 1, d > C, and d larger than the number of rows.
 @pytest.mark.parametrize(("classes", "d"), [(5, 2), (4, 3), (3, 8), (2, 1), (2, 5), (4, 120)])
 @pytest.mark.parametrize("balanced", [True, False])
-def test_against_explicit_matrices(classes: Any, d: Any, balanced: Any) -> None:
+def test_statistics_are_those_of_explicit_matrices(classes: Any, d: Any, balanced: Any) -> None:
     """Unbalanced sizes tell the unweighted mean of means from the mean of all rows."""
     points, labels = data(classes, d, classes * d, None if balanced else np.arange(classes) * 9 + 3)
     result = measured(points, labels, classes)
@@ -51,7 +51,7 @@ def test_against_explicit_matrices(classes: Any, d: Any, balanced: Any) -> None:
     )
 
 
-def test_nearest_mean_against_a_loop() -> None:
+def test_nearest_means_are_those_of_a_loop() -> None:
     points, labels = data(4, 3, 1, [5, 40, 9, 20])
     means = [points[labels == c].mean(0) for c in range(4)]
     expected = [int(np.argmin([np.linalg.norm(p - m) for m in means])) for p in points]
@@ -70,7 +70,7 @@ def test_simplex_without_spread_is_all_zero(classes: Any) -> None:
     assert result.nearest.tolist() == labels.tolist()
 
 
-def test_known_value_on_a_line() -> None:
+def test_classes_on_a_line_have_the_known_nc1() -> None:
     """Means -1 and 1, deviations +-e: Sigma_B = 1, Sigma_W = e^2, NC1 = e^2 / 2; equinorm and equiangle 0."""
     e = 0.3
     points = np.array([[-1 - e], [-1 + e], [1 - e], [1 + e]])
@@ -110,7 +110,7 @@ def test_coinciding_means_are_nan() -> None:
 
 
 @pytest.mark.parametrize("d", [2, 7])
-def test_rotation_shift_scale_and_order(d: Any) -> None:
+def test_rotation_shift_scale_and_order_do_not_matter(d: Any) -> None:
     """All three numbers are dimensionless and blind to rotation, translation and order."""
     points, labels = data(4, d, 3, [4, 9, 16, 8])
     base = measured(points, labels, 4)
@@ -124,7 +124,7 @@ def test_rotation_shift_scale_and_order(d: Any) -> None:
     assert other.nearest.tolist() == base.nearest[torch.from_numpy(order)].tolist()
 
 
-def test_coinciding_class_means_have_no_collapse_to_speak_of() -> None:
+def test_class_means_that_differ_by_rounding_coincide() -> None:
     """The same rows under both labels: the means differ by rounding, and NC1 would be the inverse of that."""
     rows = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     points, labels = torch.cat((rows, rows)), torch.arange(2).repeat_interleave(8)
@@ -148,7 +148,7 @@ def test_nc3_of_a_weight_that_is_the_class_means_of_a_simplex() -> None:
 
 
 @pytest.mark.parametrize(("classes", "d"), [(5, 2), (3, 8), (2, 1)])
-def test_nc3_against_its_formula(classes: int, d: int) -> None:
+def test_nc3_is_its_formula(classes: int, d: int) -> None:
     points, labels = data(classes, d, classes * d, np.arange(classes) * 9 + 3)
     weight = np.random.default_rng(0).normal(size=(classes, d))
     means = np.stack([points[labels == c].mean(0) for c in range(classes)])
@@ -159,7 +159,7 @@ def test_nc3_against_its_formula(classes: int, d: int) -> None:
     assert duality(1e9 * points @ turn + 3.0, labels, 1e-200 * weight @ turn) == pytest.approx(expected, rel=1e-9)
 
 
-def test_nc3_of_means_or_weights_that_are_nothing_is_no_number() -> None:
+def test_nc3_of_coinciding_means_or_zero_weights_is_nan() -> None:
     points, labels = data(3, 4, 0)
     weight = np.random.default_rng(0).normal(size=(3, 4))
     assert math.isnan(duality(np.ones_like(points), labels, weight))

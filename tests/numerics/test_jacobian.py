@@ -31,7 +31,7 @@ def test_row_factor_leaves_a_narrow_weight_alone() -> None:
     assert torch.equal(row_factor(weight), weight)
 
 
-def test_row_factor_of_deficient_weights() -> None:
+def test_row_factor_of_deficient_weights_is_finite() -> None:
     """Rank 1 and rank 0: a QR of a singular matrix must not divide by zero."""
     one = gauss((3, 1), 3) @ gauss((1, 8), 4)
     assert torch.linalg.matrix_rank(row_factor(one)) == 1
@@ -39,7 +39,7 @@ def test_row_factor_of_deficient_weights() -> None:
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_softmax_carried_against_autograd(shared: Any) -> None:
+def test_softmax_carried_is_that_of_autograd(shared: Any) -> None:
     logits, factor = gauss((2, 6, 4), 4) * 3, gauss((2, 1 if shared else 6, 4, 3), 5)
     got = softmax_carried(torch.softmax(logits, -1), factor)
     assert got.shape == (2, 6, 4, 3)

@@ -159,7 +159,7 @@ def test_corners_are_a_product_channel(d: Any, ratio: Any) -> None:
     assert_within(result.xt, d * two_point_table()[ratio], result.xt_se, d * 1e-6)
 
 
-def test_one_centre_and_equal_centres_tell_nothing() -> None:
+def test_one_centre_and_equal_centres_have_no_information() -> None:
     for centres in (torch.ones(1, 3, dtype=torch.float64), torch.full((9, 3), -0.7, dtype=torch.float64)):
         result = measured(centres, uniform(len(centres), min(2, len(centres))), 0.1, tolerance=1e-3)
         assert result.xt == pytest.approx(0.0, abs=1e-12)
@@ -265,7 +265,7 @@ def test_tile_size_does_not_matter() -> None:
         assert pairwise_bounds(centres, joint.sum(1), 0.5, budget) == pytest.approx(bounds, rel=1e-11)
 
 
-def test_equal_centres_with_different_labels() -> None:
+def test_equal_centres_with_different_labels_are_merged() -> None:
     """Two points, each with both labels at 3:1 and 1:3: I(T;Y) is that of soft labels, by quadrature."""
     rows = column([-1.0] * 4 + [1.0] * 4)
     joint = torch.zeros(8, 2, dtype=torch.float64)
@@ -453,7 +453,7 @@ def test_scaling_activations_and_noise_together_changes_nothing(scale: Any, seed
 
 @LAWS
 @given(st.integers(0, 1000))
-def test_rotation_and_permutation(seed: Any) -> None:
+def test_rotation_and_permutation_do_not_matter(seed: Any) -> None:
     """Exact quantities 1e-10; Monte-Carlo ones within 4 standard errors of the difference."""
     centres, joint = gauss((24, 4), seed), soft_joint(24, 2, seed)
     rotation = torch.linalg.qr(gauss((4, 4), seed + 1))[0]
@@ -468,7 +468,7 @@ def test_rotation_and_permutation(seed: Any) -> None:
         assert exact == pytest.approx(base, rel=1e-10)
 
 
-def test_exponents_of_minus_a_million() -> None:
+def test_exponents_of_minus_a_million_are_finite() -> None:
     """Noise 0.005 and distances of 10: exp(-2e6) is zero in any float; pairs 0.004 apart are not."""
     points = [-5.0, -4.996, 0.0, 5.0, 5.004]
     result = measured(column(points), uniform(5, 2), 0.005)
@@ -552,7 +552,7 @@ def test_collapsed_keeps_rows_that_differ_in_the_last_bit() -> None:
 
 @LAWS
 @given(st.lists(st.tuples(st.integers(-1, 1), st.integers(-1, 1)), min_size=1, max_size=30))
-def test_collapsed_against_a_dictionary(rows: Any) -> None:
+def test_collapsed_is_that_of_a_dictionary(rows: Any) -> None:
     joint = soft_joint(len(rows), 2, len(rows))
     points = torch.tensor(rows, dtype=torch.float64)
     centres, weights, owner = collapsed(points, joint)
@@ -583,7 +583,7 @@ def test_rows_of_a_heavy_centre_are_strata_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("spread", [1e-9, 1.0, 1e3, 1e7])
-def test_gaussian_exponents(spread: Any) -> None:
+def test_gaussian_exponents_are_those_of_differences(spread: Any) -> None:
     """Right to 1e-8 in absolute terms, as its docstring states, where expansion is used; else to rounding."""
     a, b = gauss((13, 4), 1) * spread, gauss((9, 4), 2) * spread
     b[3] = a[5]
@@ -636,7 +636,7 @@ def test_pairs_of_centres_bound_every_term() -> None:
         assert torch.allclose(population.pairwise(0.7), terms.mean(1), rtol=0, atol=1e-5)
 
 
-def test_rows_never_visited_in_one_case_of_twenty() -> None:
+def test_larger_shares_are_missed_in_fewer_than_one_case_of_twenty() -> None:
     """By counting: so many rows at the given share are missed by that share of samples."""
     rows, visited = 300, 40
     share = never_visited(visited, rows)

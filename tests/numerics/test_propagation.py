@@ -47,7 +47,7 @@ def test_replica_sums_leave_the_own_one_out(offset: Any, limit: Any, exponents: 
 
 
 @pytest.mark.parametrize("distance", [0.0, 1.0, 60.0])
-def test_other_inputs_without_the_own_one(distance: Any) -> None:
+def test_the_density_of_other_inputs_leaves_the_own_one_out(distance: Any) -> None:
     queries, _ = made()
     g = torch.Generator().manual_seed(1)
     centres = torch.randn(4, 3, 2, generator=g, dtype=torch.float64) + distance
@@ -63,7 +63,7 @@ def test_other_inputs_without_the_own_one(distance: Any) -> None:
         torch.testing.assert_close(effective[row], 1 / shares.square().sum(0), rtol=1e-9, atol=0)
 
 
-def test_terms_of_a_mixture_that_is_known() -> None:
+def test_terms_of_a_known_mixture_are_exact() -> None:
     """Two inputs of one class each: what is left of the weights; blind draws take the smaller term."""
     others = torch.log(torch.tensor([[3.0, 3.0]], dtype=torch.float64))  # K = 4 equal replicas
     rest = torch.log(torch.tensor([[[[1e-300, 0.2]]] * 2], dtype=torch.float64)).view(1, 2, 1, 2)
@@ -109,7 +109,7 @@ def test_the_error_is_the_spread_over_repetitions(rows: Any) -> None:
     assert math.sqrt(np.mean(errors)) == pytest.approx(np.std(means), rel=0.1)
 
 
-def test_the_sample_asked_for_meets_the_tolerance() -> None:
+def test_the_suggested_sample_meets_the_tolerance() -> None:
     rng = np.random.default_rng(0)
     for population, level in ((20, 1.0), (5000, 1.0), (5000, 0.01)):
         draws = level * rng.standard_normal((min(population, 256), 1)) + rng.standard_normal((min(population, 256), 2))

@@ -13,7 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ibscan.numerics.representation import covariance_roots, decay_exponent, participation_ratio, spectral_entropy
+from ibscan.numerics.spectra.representation import (
+    covariance_roots,
+    decay_exponent,
+    participation_ratio,
+    spectral_entropy,
+)
 from ibscan.numerics.spectra.spectrum import effective_rank, numerical_rank, stable_rank
 
 ALL: dict[str, Callable[[torch.Tensor], float]] = {

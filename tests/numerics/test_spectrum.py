@@ -42,7 +42,7 @@ def test_small_singular_values_survive() -> None:
     assert numerical_rank(torch.from_numpy(got), double([1e-14, 1e-10, 1e-6])).tolist() == [4, 3, 2]
 
 
-def test_batches_of_matrices() -> None:
+def test_batches_have_the_values_of_single_matrices() -> None:
     stack = torch.stack([torch.stack([matrix_with([2.0 + i + j, 1.0], 3, 2, i) for j in range(2)]) for i in range(4)])
     got = singular_values(stack)
     assert got.shape == (4, 2, 2)
@@ -68,7 +68,7 @@ def test_rank_of_many_rows_and_own_thresholds() -> None:
 
 @LAWS
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=8), st.lists(st.floats(0, 100), min_size=1, max_size=6))
-def test_rank_against_a_count(sigma: Any, eps: Any) -> None:
+def test_rank_is_a_count(sigma: Any, eps: Any) -> None:
     expected = [sum(s > e for s in sigma) for e in sorted(eps)]
     assert numerical_rank(double(sigma), double(sorted(eps))).tolist() == expected
     assert expected == sorted(expected, reverse=True)
@@ -84,7 +84,7 @@ def test_effective_and_stable_rank_have_their_closed_forms() -> None:
     assert float(effective_rank(double([2.0, 1.0]))) == pytest.approx(3 / 2 ** (2 / 3), rel=1e-12)
 
 
-def test_zero_matrices_among_others() -> None:
+def test_zero_matrices_among_others_have_rank_0() -> None:
     sigma = double([[1.0, 1.0], [0.0, 0.0], [5.0, 0.0]])
     assert effective_rank(sigma).tolist() == pytest.approx([2, 0, 1], abs=1e-12)
     assert stable_rank(sigma).tolist() == pytest.approx([2, 0, 1], abs=1e-12)

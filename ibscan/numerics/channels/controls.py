@@ -1,4 +1,4 @@
-"""Control variates: functions of the noise whose means are known, and what is left of terms once they are taken off."""
+"""Control variates: functions of the noise with known means, subtracted from terms to reduce their variance."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ __all__ = [
     "quadratic",
 ]
 
-# Up to this width all products of two coordinates are followed; beyond, only the length of the noise (and what
-# a Gaussian says, of replicas or of neighbours).
+# Up to this width all products of two coordinates are controls; in wider layers only the length of the noise is (and
+# Gaussians fitted to replicas or to neighbours).
 QUADRATIC_WIDTH = 12
-# Differences between draws that one control needs, so that following it by chance costs little.
+# Degrees of freedom required for each control, so that fitting noise costs little.
 DRAWS_A_CONTROL = 4
-# Fewer strata than these are not halved: their draws are.
+# With fewer strata than these, draws are split into halves instead.
 FEW_STRATA = 64
-# Directions in which controls vary by less than this share of the most are rounding.
+# Relative eigenvalue below which controls are linearly dependent.
 DEPENDENT = 1e-10
-# Controls that grow with the place are left out at places more than FAR times as far from the middle as the OUTER-th
-# farthest (the CROWD-th part of all, where they are few): what is fitted on the others does not hold there, and a
-# handful of places would make all of the error, which their own few draws cannot tell.
+# Controls that grow with the centre are not used at centres more than FAR times as far from the middle as the OUTER-th
+# farthest (or the CROWD-th part of all): coefficients fitted on other strata do not hold there, and a few such centres
+# would dominate the error.
 FAR, OUTER, CROWD = 2.0, 64, 16
-# By how much errors exceed what the spread says: that is an estimate, and of skewed terms, and 95 % intervals must hold
-# in so many cases all the same.
+# Factor on standard errors: the spread is estimated, from skewed terms, and 95 % intervals must hold all the same.
 CAUTION = 1.15
 
 Follow = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -52,16 +51,16 @@ def quadratic(z: torch.Tensor) -> torch.Tensor:
 def controls(width: int, spare: int) -> Follow:
     """Return the function (z, s) -> controls of draws t = s + noise z, whose means are exactly zero.
 
-    Up to 12 units: z_k, z_k s_l + s_k z_l and z_k z_l - delta_kl; of wider layers, and where there are few draws, the
-    one that matters most, |z|^2 - d; none where even that could not be fitted.
+    Up to 12 units: z_k, z_k s_l + s_k z_l and z_k z_l - delta_kl. For wider layers, or few draws, the one that matters
+    most, |z|^2 - d; none if there are too few draws for that.
 
     Args:
         width: d.
-        spare: Differences between draws of one stratum there will be.
+        spare: Degrees of freedom: draws less one, summed over strata.
 
     Returns:
-        Function of standard normals z (..., d) and of where they are added, s (..., d), giving (..., number of
-        controls). Beyond 12 units it does not look at s.
+        Function of standard normals z (..., d) and centres s (..., d), giving (..., number of controls). Beyond 12
+        units it ignores s.
     """
     first, second = torch.triu_indices(width, width) if width <= QUADRATIC_WIDTH else ((), ())
 
@@ -82,45 +81,45 @@ def controls(width: int, spare: int) -> Follow:
 
 
 def near_enough(lengths: torch.Tensor) -> torch.Tensor:
-    """Return which strata are near enough for controls that grow with the place, by distances from the middle (m,)."""
+    """Return at which strata controls that grow with the centre may be used, by distances from the middle (m,)."""
     outer = min(OUTER, max(1, len(lengths) // CROWD))
     return lengths <= FAR * lengths.topk(outer).values[-1]
 
 
-def gaussian(z: torch.Tensor, apart: torch.Tensor, precision: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what -ln N(apart + z; 0, precision^-1) does about its mean over z: the part quadratic in z and the linear.
+def gaussian(z: torch.Tensor, offset: torch.Tensor, precision: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the centred quadratic and linear parts in z of -ln N(offset + z; 0, precision^-1).
 
     Args:
         z: Standard normals (..., m, d).
-        apart: Where they are added, from the mean of the Gaussian, (..., m or 1, d).
-        precision: Any symmetric matrices (..., d, d); of means zero are the parts whatever these are.
+        offset: Of each centre from the mean of the Gaussian, (..., m or 1, d).
+        precision: Any symmetric matrices (..., d, d).
 
     Returns:
-        Both of shape (..., m).
+        Both parts, of mean 0 over z, shape (..., m).
     """
-    weighed = z @ precision
+    product = z @ precision
     trace = precision.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
-    return 0.5 * ((weighed * z).sum(-1) - trace), (weighed * apart).sum(-1)
+    return 0.5 * ((product * z).sum(-1) - trace), (product * offset).sum(-1)
 
 
 def controlled(terms: torch.Tensor, follow: torch.Tensor) -> torch.Tensor:
-    """Return terms of strata less the controls, as the other half of the strata follows them.
+    """Return terms minus controls, with coefficients fitted on the other half of the strata.
 
     Args:
         terms: Shape (terms, strata, draws).
         follow: Their controls, shape (strata, draws, p).
 
     Returns:
-        The shape of the terms, with the same means in expectation.
+        The shape of the terms, with the same expected means.
     """
-    both = torch.cat((terms.movedim(0, -1), follow), -1)
+    joint = torch.cat((terms.movedim(0, -1), follow), -1)
     left = terms.clone()
-    for mine, other in _halves(*both.shape[:2]):
-        fitted = both[other]
-        # Within strata where they have more than one draw: what tells strata apart is not the noise's doing.
-        apart = fitted - (fitted.mean(1, keepdim=True) if fitted.shape[1] > 1 else fitted.mean((0, 1)))
-        apart = apart.flatten(0, 1)
-        fit = _fitted(apart.mT @ apart, len(terms))
+    for mine, other in _halves(*joint.shape[:2]):
+        fitted = joint[other]
+        # Centre within strata if they have more than one draw: differences between strata are not due to the noise.
+        centred = fitted - (fitted.mean(1, keepdim=True) if fitted.shape[1] > 1 else fitted.mean((0, 1)))
+        centred = centred.flatten(0, 1)
+        fit = _fitted(centred.mT @ centred, len(terms))
         left[:, *mine] -= (follow[mine] @ fit).movedim(-1, 0)
     return left
 
@@ -128,7 +127,7 @@ def controlled(terms: torch.Tensor, follow: torch.Tensor) -> torch.Tensor:
 def _halves(strata: int, draws: int) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
     """Return, for each half, its strata and draws, and those of the other half.
 
-    Strata alternate; few of them differ too much for what one half does to say what the other does: there draws do.
+    Strata alternate between halves; few strata differ too much for that, and their draws alternate instead.
     """
     every = slice(None)
     by_draws = strata < FEW_STRATA and draws >= 4
@@ -137,14 +136,14 @@ def _halves(strata: int, draws: int) -> list[tuple[tuple[slice, slice], tuple[sl
 
 
 class ReplicaControls:
-    """Controls of draws at replicas of rows: those of `controls`, and what a Gaussian of each row's replicas does.
+    """Controls of draws at replicas: those of `controls`, and one from a Gaussian fitted to each row's replicas.
 
-    The latter is ln N(s + z; mean, covariance + I), up to its sign, less its mean over z, mean and covariance being of
-    the row's replicas as they come: what the density of its own replicas does near them. In units of the noise.
+    The latter is -ln N(s + z; mean, covariance + I) less its mean over z, which approximates the density of the row's
+    own replicas. In units of the noise.
     """
 
     def __init__(self, z: torch.Tensor, s: torch.Tensor) -> None:
-        """Begin without replicas, with standard normals z added to s, both (draws, rows, D)."""
+        """Begin without replicas, with standard normals z added to s, joint (draws, rows, D)."""
         draws, _, width = z.shape
         self._z, self._s, self._count = z.transpose(0, 1), s.transpose(0, 1), 0
         places = self._s - self._s.flatten(0, 1).median(0).values
@@ -165,10 +164,10 @@ class ReplicaControls:
         """Add replicas (R, rows, D); of layers too wide to have a matrix for every row nothing is kept."""
         if values.shape[-1] > QUADRATIC_WIDTH:
             return
-        apart = values.transpose(0, 1) - self._origin
+        centred = values.transpose(0, 1) - self._origin
         self._count += len(values)
-        self._first = self._first + apart.sum(1, keepdim=True)
-        self._second = self._second + apart.mT @ apart
+        self._first = self._first + centred.sum(1, keepdim=True)
+        self._second = self._second + centred.mT @ centred
 
     def follow(self) -> torch.Tensor:
         """Return the controls, shape (rows, draws, p)."""
@@ -176,7 +175,7 @@ class ReplicaControls:
             return self._common
         mean = self._first / self._count
         covariance = self._second / self._count - mean.mT @ mean
-        # Replicas so far apart that their squares leave the range of float64 are followed by nothing.
+        # Replicas so far centred that their squares leave the range of float64 are followed by nothing.
         finite = torch.isfinite(covariance).flatten(1).all(1).view(-1, 1, 1)
         covariance = torch.where(finite, covariance, 0.0)
         width = covariance.shape[-1]
@@ -187,13 +186,12 @@ class ReplicaControls:
 
 @dataclass
 class Residuals:
-    """Terms of strata, draw by draw, less the controls as the other half of the draws follows them.
+    """Means and errors of terms of strata minus controls, accumulated draw by draw.
 
-    Strata alternate between two halves, draws where there are few strata. What is subtracted in one half has
-    coefficients fitted in the other, so that it does not know the draws it is subtracted from and keeps its mean of
-    zero. `share` are the weights of the strata, which are all there are (`stratified`) or a sample. Where `far`, a few
-    strata, controls are not subtracted; as each of them may be most of the error, each has Student's factor of its own
-    draws.
+    Controls subtracted in one half (see `_halves`) have coefficients fitted in the other half, so that they are
+    independent of its draws and keep their mean of zero. `share` are the weights of the strata, which are all there are
+    (`stratified`) or a sample. At a few `far` strata no controls are subtracted; as each may dominate the error, its
+    variance gets Student's factor for its number of draws.
     """
 
     share: torch.Tensor
@@ -201,7 +199,7 @@ class Residuals:
     far: torch.Tensor | None = None
     draws: int = 0
     _halves: list[_Half] = field(default_factory=list)
-    _alone: list[torch.Tensor] = field(default_factory=list)
+    _far_terms: list[torch.Tensor] = field(default_factory=list)
 
     def add(self, terms: torch.Tensor, follow: torch.Tensor) -> None:
         """Add some draws of every stratum.
@@ -212,20 +210,20 @@ class Residuals:
         """
         if self.far is not None:
             follow = follow * ~self.far.unsqueeze(-1)
-            self._alone.append(terms[..., self.far])
-        both = torch.cat((terms.movedim(0, -1), follow), -1).transpose(0, 1)
+            self._far_terms.append(terms[..., self.far])
+        joint = torch.cat((terms.movedim(0, -1), follow), -1).transpose(0, 1)
         if not self._halves:
-            self._halves = [_Half(self.share[mine[0]], mine, len(terms)) for mine, _ in _halves(*both.shape[:2])]
+            self._halves = [_Half(self.share[mine[0]], mine, len(terms)) for mine, _ in _halves(*joint.shape[:2])]
         for half in self._halves:
-            half.add(both[half.part])
-        self.draws += both.shape[1]
+            half.add(joint[half.part])
+        self.draws += joint.shape[1]
 
     def result(self) -> tuple[list[float], list[float]]:
         """Return means and standard errors of the terms."""
         one, two = self._halves
         fitted = [(one, two.fit()), (two, one.fit())]
         means = [half.mean(fit) for half, fit in fitted]
-        # Halves of the draws count for as many as they are; halves of the strata have them all.
+        # Halves of the draws are weighted by their number of draws; halves of the strata have all draws.
         by_draws = one.draws < self.draws
         value = torch.stack([half.draws * (half.share @ m) for half, m in zip(self._halves, means, strict=True)]).sum(0)
         value /= self.draws
@@ -233,13 +231,13 @@ class Residuals:
             scatter = torch.stack([half.scatter(fit) for half, fit in fitted]).sum(0).clamp(min=0.0)
             error = (scatter / ((self.draws - (2 if by_draws else 1)) * self.draws) + self._doubt()).sqrt()
         else:
-            # Not every stratum was visited: the spread between those that were is part of the error.
+            # The strata are a sample: the spread between them is part of the error.
             strata = torch.stack(means).mean(0) if by_draws else torch.cat(means)
             error = strata.std(0) / len(strata) ** 0.5
         return value.tolist(), (CAUTION * error).tolist()
 
     def difference(self) -> float:
-        """Return the standard error of the first term less the second, of the same draws: less than both errors say."""
+        """Return the standard error of the first term minus the second, which the same draws make smaller."""
         one, two = self._halves
         fitted = [(one, two.fit()), (two, one.fit())]
         by_draws = one.draws < self.draws
@@ -252,18 +250,18 @@ class Residuals:
         return CAUTION * float(strata.std(0)) / math.sqrt(len(strata))
 
     def _doubt(self, *, difference: bool = False) -> torch.Tensor | float:
-        """Return what Student's factor adds to the variance of the terms in the strata that are far."""
+        """Return what Student's factor adds to the variance of the terms, from the far strata."""
         if self.far is None or self.draws < 2:
             return 0.0
-        alone = torch.cat(self._alone, 1)
-        own = (alone[0] - alone[1] if difference else alone).var(-2) / self.draws
+        far_terms = torch.cat(self._far_terms, 1)
+        own = (far_terms[0] - far_terms[1] if difference else far_terms).var(-2) / self.draws
         factor = (float(stdtrit(self.draws - 1, 0.975)) / 1.96) ** 2
         return (own @ self.share[self.far].square()) * (factor - 1.0)
 
 
 @dataclass
 class _Half:
-    """Mean of every stratum, and scatter within strata by squared share, of terms and controls together."""
+    """Means of strata, and scatter within strata weighted by squared share, of terms and controls together."""
 
     share: torch.Tensor
     part: tuple[slice, slice]
@@ -272,35 +270,34 @@ class _Half:
     _mean: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
     _scatter: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
 
-    def add(self, both: torch.Tensor) -> None:
+    def add(self, joint: torch.Tensor) -> None:
         """Add draws (strata, draws, terms and controls)."""
-        before, number = self.draws, both.shape[1]
-        if number == 0:  # of a single draw the other half has it
+        before, number = self.draws, joint.shape[1]
+        if number == 0:  # the other half has the only draw
             return
         self.draws += number
-        # About the mean of what came together, and that about the mean before: sums of squares would cancel where the
-        # spread is small.
-        middle = both.mean(1)
-        apart = (self.share.view(-1, 1, 1) * (both - middle.unsqueeze(1))).flatten(0, 1)
+        # Update mean and scatter (Chan et al.): sums of squares would cancel where the spread is small.
+        middle = joint.mean(1)
+        centred = (self.share.view(-1, 1, 1) * (joint - middle.unsqueeze(1))).flatten(0, 1)
         step = self.share.unsqueeze(1) * (middle - self._mean)
-        self._scatter = self._scatter + apart.mT @ apart + (before * number / self.draws) * (step.mT @ step)
+        self._scatter = self._scatter + centred.mT @ centred + (before * number / self.draws) * (step.mT @ step)
         self._mean = self._mean + (middle - self._mean) * (number / self.draws)
 
     def fit(self) -> torch.Tensor:
-        """Return the coefficients by which these terms follow the controls."""
+        """Return the regression coefficients of the terms on the controls, (p, terms)."""
         return _fitted(self._scatter, self.terms)
 
     def mean(self, fit: torch.Tensor) -> torch.Tensor:
-        """Return the means of the strata (strata, terms) once that much of the controls is taken off."""
+        """Return the means of the strata, (strata, terms), with controls subtracted."""
         return self._mean[:, : self.terms] - self._mean[:, self.terms :] @ fit
 
     def scatter(self, fit: torch.Tensor) -> torch.Tensor:
-        """Return the scatter of the terms once that much of the controls is taken off."""
+        """Return the scatter of the terms, (terms,), with controls subtracted."""
         left = torch.cat((torch.eye(self.terms, dtype=fit.dtype, device=fit.device), -fit))
         return torch.einsum("it,ij,jt->t", left, self._scatter, left)
 
     def scatter_of_difference(self, fit: torch.Tensor) -> float:
-        """Return the same of the first term less the second."""
+        """Return the scatter of the first term minus the second, with controls subtracted."""
         step = fit[:, 1] - fit[:, 0]
         left = torch.cat((step.new_tensor([1.0, -1.0, *[0.0] * (self.terms - 2)]), step))
         return float(left @ self._scatter @ left)

@@ -1,4 +1,4 @@
-"""A layer's values as a mixture: the population that Gaussian noise blurs, its sums, bounds and caps.
+"""A layer's values as the centres of a Gaussian mixture: sums of densities, bounds and caps.
 
 The population is discrete: n centres s_i with joint weights W[i, c] = P(X = i, Y = c), summing to one; without labels
 there is one class. p(t) = sum_i w_i N(t; s_i, noise^2 I) with w_i = sum_c W[i, c].
@@ -21,18 +21,18 @@ __all__ = ["Budget", "Mixture", "collapsed", "entropy", "gaussian_cap", "princip
 
 Sums = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-# What is left out of a sum, relative to the own term of the one that asks.
+# Terms left out of a sum are below this, relative to the term of the draw's own centre.
 NEGLIGIBLE = 1e-12
-# A ratio of densities beyond e^700 under its own draw has probability < e^-700 (Markov's inequality): the clamp never
-# acts, it only keeps infinity out.
+# A ratio of densities beyond e^700 has probability < e^-700 under its own draw (Markov's inequality): the clamp never
+# acts in practice and only keeps infinity out.
 LARGEST_EXPONENT = 700.0
-# Odd, and without a pattern in its bits: 2^63 over the golden ratio.
+# Multiplier of a hash: odd, and without a pattern in its bits (2^63 over the golden ratio).
 MULTIPLIER = 0x4F1BBCDCBFA53E0B
-# Centres at most of a group of neighbours.
+# Largest group of neighbours.
 GROUP = 64
-# Picking out rows of a block pays where no more than this share of them is left.
-FEW = 0.7
-# Points whose sums are made together, and pairs of them with leaves.
+# Gathering rows of a block pays if at most this share of them is needed.
+GATHER_SHARE = 0.7
+# Points whose sums are computed together, and pairs of them with leaves.
 BLOCK = {"cpu": (2**12, 2**20), "cuda": (2**18, 2**24)}
 
 
@@ -67,11 +67,11 @@ def collapsed(centres: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tenso
 
 
 def _all_differ(rows: torch.Tensor) -> bool:
-    """Return whether rows are seen to differ, from one number each: sorting whole rows takes far longer."""
-    # Equal bits give equal sums of products, which wrap around; different ones hardly ever do.
+    """Return whether all rows differ, from a hash of each, which is far faster than sorting whole rows."""
+    # Equal rows have equal hashes; different rows hardly ever do.
     factors = torch.full((rows.shape[1],), MULTIPLIER, device=rows.device).cumprod(0)
-    numbers = (rows.view(torch.int64) * factors).sum(1).sort().values
-    return bool((numbers[1:] != numbers[:-1]).all())
+    hashes = (rows.view(torch.int64) * factors).sum(1).sort().values
+    return bool((hashes[1:] != hashes[:-1]).all())
 
 
 def gaussian_cap(sigma: torch.Tensor, noise: float) -> float:
@@ -106,11 +106,11 @@ def principal_components(centres: torch.Tensor, weights: torch.Tensor) -> tuple[
 
 @dataclass(frozen=True)
 class Budget:
-    """How sums over centres are made; they depend on it by rounding alone.
+    """How sums over centres are computed; they depend on it only by rounding.
 
-    |a|^2 + |b|^2 - 2 a.b loses about 1e-16 of max |b|^2: up to `expansion`, in squared noises, exponents are right to
-    1e-10. `block` is how many points, and pairs of them with leaves, have their sums made together; None for what suits
-    the device.
+    |a|^2 + |b|^2 - 2 a.b has an error of about 1e-16 max |b|^2: it is used up to `expansion`, in squared noises, where
+    exponents are right to 1e-10. `block` is how many points, and pairs of points with leaves, are computed together;
+    None for what suits the device.
     """
 
     tree: tree.Budget = tree.USUAL
@@ -123,11 +123,11 @@ USUAL = Budget()
 
 @dataclass(frozen=True)
 class Mixture:
-    """Distinct centres in kd-order, to be asked for sums over Gaussians at any noise.
+    """Distinct centres with their weights, for sums over Gaussians at any noise.
 
-    `centres` (n, d), float64, about the median of the rows in every unit; `weights` (n, C); `owner` (N,) the centre of
-    each row and `rows` (N,) its weight; `units` (d,) the units that are not the same at every row: the others hold
-    noise alone, which tells nothing, and are left out (but for one, where all are constant).
+    `centres` (n, d), float64, are centred on the median of the rows; `weights` (n, classes); `owner` (N,) is the index
+    of each row's centre and `rows` (N,) its weight; `units` (d,) are the units that vary. Constant units carry no
+    information and are left out (but for one, if all are constant).
     """
 
     centres: torch.Tensor
@@ -145,7 +145,7 @@ class Mixture:
         Args:
             values: Shape (N, D), finite, float64.
             joint: Joint weights of rows and classes, shape (N, C), summing to 1.
-            budget: How its sums are made.
+            budget: How its sums are computed.
         """
         moving = (values != values[0]).any(0)
         moving[0] |= ~moving.any()
@@ -153,8 +153,7 @@ class Mixture:
         rows = joint.sum(1)
         if len(units) < values.shape[1]:
             values = values[:, units]
-        # Centred before anything else, so that a constant offset of the units costs no digits. About the median: the
-        # mean follows one row that is far away, and the others would lose theirs.
+        # Centre first, as an offset would cost digits. On the median: the mean follows a single far row.
         centres, weights, owner = collapsed(values - values.median(0).values, joint)
         return Mixture(centres, weights, owner, rows, units, budget)
 
@@ -166,18 +165,18 @@ class Mixture:
     @cached_property
     def rms_radius(self) -> float:
         """Root-mean-square distance of the rows from their mean."""
-        apart = self.centres - self.share @ self.centres
-        # By the largest, whose square may leave the range of float64.
-        most = float(apart.abs().amax())
-        return most * math.sqrt(float(self.share @ (apart / most).square().sum(1))) if most > 0 else 0.0
+        centred = self.centres - self.share @ self.centres
+        # Scale by the largest, whose square may leave the range of float64.
+        largest = float(centred.abs().amax())
+        return largest * math.sqrt(float(self.share @ (centred / largest).square().sum(1))) if largest > 0 else 0.0
 
     @cached_property
     def principal(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """As of `principal_components`, of the centres."""
+        """`principal_components` of the centres."""
         return principal_components(self.centres, self.share)
 
     def chosen(self, normals: Callable[[int], torch.Tensor]) -> Callable[[int], torch.Tensor]:
-        """Return the function of a draw that gives its standard normals of these units, of that of all units."""
+        """Return a function from draws to the standard normals of `units`, given that for all units."""
 
         def drawn(draw: int) -> torch.Tensor:
             z = normals(draw)
@@ -186,7 +185,7 @@ class Mixture:
         return drawn
 
     def projected(self, components: int) -> Mixture:
-        """Return the mixture of so many first principal components."""
+        """Return the mixture of the first `components` principal components."""
         centres, weights, owner = collapsed(self.centres @ self.principal[1][:components].mT, self.weights)
         units = torch.arange(centres.shape[1], device=centres.device)
         return Mixture(centres, weights, owner[self.owner], self.rows, units, self.budget)
@@ -208,10 +207,10 @@ class Mixture:
         return lower, upper
 
     def pairwise(self, noise: float) -> torch.Tensor:
-        """Return what pairs of centres alone say of the terms that draws from each centre have in the mean.
+        """Return a prediction, from distances of centres, of the mean terms of draws from each centre.
 
-        That is the pairwise upper bound, centre by centre: E[ln p(t|i) - ln p(t)] is no more than its share of it. For
-        E[ln p(t|Y) - ln p(t)], where it is no bound, the same of both densities.
+        For E[ln p(t|i) - ln p(t)] it is the centre's part of the pairwise upper bound. For E[ln p(t|Y) - ln p(t)] it is
+        the same expression for both densities, and no bound.
 
         Args:
             noise: Standard deviation, > 0.
@@ -234,11 +233,11 @@ class Mixture:
 
     @cached_property
     def groups(self) -> Tree:
-        """Groups of neighbours, as many on any device."""
+        """Groups of neighbours, the same on every device."""
         return Tree.of(self.centres, GROUP, self.budget.tree) if self._tree.order.shape[1] > GROUP else self._tree
 
     def _overlap(self, noise: float) -> torch.Tensor:
-        # Kept: a sweep over doubled noises asks for most of them twice.
+        # Cached, as bounds at doubled noises share most of them.
         if noise not in self._overlaps:
             self._overlaps[noise] = self._near(self.share.unsqueeze(1), noise).squeeze(1)
         return self._overlaps[noise]
@@ -250,21 +249,21 @@ class Mixture:
     def sums(self, columns: torch.Tensor, noise: float, size: float = 1.0) -> Sums:
         """Return the function (t, shift) -> sum_j exp(shift_i - ||t_i - s_j / noise||^2 / 2) columns_j.
 
-        Centres that cannot matter are skipped: those whose terms, all together, are below 1e-12 of the smallest weight.
+        Centres are skipped if all their terms together are below 1e-12 of the smallest weight.
 
         Args:
             columns: What is summed, shape (n, q).
             noise: Standard deviation, > 0.
-            size: How much larger than weights the columns are, in units of what is asked of their sums.
+            size: Scale of the columns relative to weights, for that threshold.
 
         Returns:
-            A function of points t in units of the noise (m, d) and shifts (m,), giving (m, q).
+            A function of points t in units of the noise, (m, d), and shifts (m,), giving (m, q).
         """
         order, real = self._tree.order, self._tree.real
         leaves = self.centres[order].div_(noise)
         squares = leaves.square().sum(-1, keepdim=True)
         expands = float(squares.amax()) <= self.budget.expansion
-        # One product then gives whole exponents: t . s - |s|^2 / 2 + (shift - |t|^2 / 2).
+        # One matrix product gives the exponents: t . s - |s|^2 / 2 + (shift - |t|^2 / 2).
         whole = torch.cat((leaves, -0.5 * squares, torch.ones_like(squares)), -1).mT
         columns = columns[order].masked_fill_(~real.unsqueeze(-1), 0.0)
         cut = -math.log(NEGLIGIBLE * float(self.share[self.share > 0].amin())) + math.log(max(1.0, size))
@@ -286,10 +285,10 @@ class Mixture:
                 if not len(part):
                     continue
                 exponent = exponents(at if part is every else at.index_select(0, part), leaf)
-                # Boxes are generous in many dimensions: what the exponents themselves rule out is left here.
-                alive = (exponent.amax(1) > -cut).nonzero().squeeze(1)
-                if len(alive) < FEW * len(part):
-                    part, exponent = part[alive], exponent[alive]
+                # Boxes are loose in many dimensions: drop points by their exponents too.
+                reached = (exponent.amax(1) > -cut).nonzero().squeeze(1)
+                if len(reached) < GATHER_SHARE * len(part):
+                    part, exponent = part[reached], exponent[reached]
                 share = exponent.clamp_(-cut, LARGEST_EXPONENT).exp_() @ columns[leaf]
                 if part is every:
                     total += share
@@ -297,8 +296,8 @@ class Mixture:
                     total.index_add_(0, part, share)
 
         def all_sums(points: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-            most, pairs = self.budget.block or BLOCK.get(points.device.type, BLOCK["cuda"])
-            blocks = cuts(0, len(points), min(most, pairs // len(order)))
+            largest, pairs = self.budget.block or BLOCK.get(points.device.type, BLOCK["cuda"])
+            blocks = cuts(0, len(points), min(largest, pairs // len(order)))
             total = torch.zeros(len(points), columns.shape[-1], dtype=points.dtype, device=points.device)
             mapped(lambda rows: add(points[rows], shift[rows], total[rows]), blocks, points.device)
             return total

@@ -1,9 +1,9 @@
-"""Information through a channel known only by its samples: mixtures of replicas, queried from inside and outside.
+"""Information through a channel known only by samples (sample propagation): mixtures of Gaussians at replicas.
 
-Input i of weight w_i reaches the layer as p(t|i), which is unknown; g_i replaces it: Gaussians of the channel's noise
-at K replicas of the layer, that is, K noisy passes of one input. The marginal at a draw t of input i is w_i g_i(t) plus
-the other inputs' mixtures of fewer replicas. Densities are kept as logarithms relative to that of the replica that made
-the draw.
+The density p(t|i) of the layer given input i of weight w_i is unknown. It is approximated by g_i: Gaussians of the
+channel's noise at K replicas of the layer, that is, K noisy passes of the input. The marginal at a draw t of input i is
+w_i g_i(t) plus the other inputs' mixtures of fewer replicas. Densities are logarithms relative to that of the replica
+that made the draw.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from ibscan.numerics.tiling import mapped, tiles
 
 __all__ = ["Budget", "Queries", "bracket_terms", "gaussian_exponents", "grouped", "others_density", "replica_sums"]
 
-# Exponentials below e^-300 of the largest, whose squares are still normal numbers, change no sum.
+# Exponents are clamped at e^-300 of the largest, which changes no sum, and whose square is still a normal number.
 LEAST_EXPONENT = -300.0
 LARGEST = 1e300
-# Groups of the other inputs' replicas, for a jackknife over them.
+# Groups of the other inputs' replicas in the jackknife.
 GROUPS = 4
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How exponents are made.
+    """How exponents are computed.
 
-    |a|^2 + |b|^2 - 2 a.b loses about 1e-16 max|s|^2: up to `expansion`, the ratio of that to noise^2, the exponent is
-    right to 1e-8. A block of draws and replicas may hold so many `exponents`.
+    |a|^2 + |b|^2 - 2 a.b has an error of about 1e-16 max|s|^2: it is used up to `expansion`, the ratio of max|s|^2 to
+    noise^2, where exponents are right to 1e-8. A block holds at most `exponents` numbers.
     """
 
     expansion: float = 1e8
@@ -42,9 +42,9 @@ USUAL = Budget()
 
 @dataclass(frozen=True)
 class Queries:
-    """Draws t = s + z of m rows, M each, made by replica `own[k]` in draw k.
+    """M draws t = s + z for each of m rows, draw k at replica `own[k]`.
 
-    `points` (m, M, D) and what they are compared with are in units of the noise; `energy` (m, M) is |z|^2 / 2.
+    `points` are t, (m, M, D), in units of the noise; `energy` (m, M) is |z|^2 / 2.
     """
 
     points: torch.Tensor
@@ -53,23 +53,23 @@ class Queries:
 
 
 def replica_sums(queries: Queries, replicas: range, values: torch.Tensor, budget: Budget = USUAL) -> torch.Tensor:
-    """Return ln sum_k N(t; s_k) / N(t; s_own) over the replicas of the draw's own input, its own one left out.
+    """Return ln sum_k N(t; s_k) / N(t; s_own) over replicas k of the draw's input, without the draw's own replica.
 
     Args:
         queries: Draws of m rows.
-        replicas: Which replicas these are.
-        values: s_k of every row, shape (R, m, D), in units of the noise.
-        budget: How exponents are made; the sums depend on it by rounding alone.
+        replicas: Numbers of the replicas.
+        values: s_k of every row, shape (K, m, D), in units of the noise.
+        budget: How exponents are computed; sums depend on it only by rounding.
 
     Returns:
-        Shape (m, M); -inf where no other replica is among them.
+        Shape (m, M); -inf if there is no other replica.
     """
     size = max(1, budget.exponents // queries.energy.numel())
     if len(values) > size:
         parts = [slice(k, min(k + size, len(values))) for k in range(0, len(values), size)]
         return torch.stack([replica_sums(queries, replicas[part], values[part], budget) for part in parts]).logsumexp(0)
     points, centres = queries.points, values.transpose(0, 1)
-    # Centred per input: replicas of one input lie together, far from the origin.
+    # Centre for each input: its replicas are close together, far from the origin.
     middle = centres.mean(1, keepdim=True)
     points, centres = points - middle, centres - middle
     if float(centres.square().sum(-1).max()) > budget.expansion:
@@ -88,21 +88,21 @@ def replica_sums(queries: Queries, replicas: range, values: torch.Tensor, budget
 def others_density(
     queries: Queries, owner: torch.Tensor, centres: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logarithm of the other inputs' density by class, and how many of their replicas make it.
+    """Return the logarithm of the other inputs' density by class, and the effective number of centres behind it.
 
     Args:
         queries: Draws of m rows.
-        owner: The input each row is, shape (m,): its own replicas are left out.
-        centres: s_j^r, shape (R, n, D), in units of the noise.
-        weights: Joint weights of input and class, shape (n, C).
+        owner: The input of each row, shape (m,), whose replicas are left out.
+        centres: s_j^r, shape (K, n, D), in units of the noise.
+        weights: Joint weights W of inputs and classes, shape (n, classes).
 
     Returns:
-        ln of sum_j W[j, c] N(t; s_j^r) / N(t; s_own) by groups of replicas as `grouped` has them, (m, M, V, C); and the
-        effective number of centres, (sum a)^2 / sum a^2 of their shares a, (m, M).
+        ln sum_j W[j, c] N(t; s_j^r) / N(t; s_own) averaged over replicas as in `grouped`, (m, M, V, classes); and
+        (sum a)^2 / sum a^2 of the contributions a of centres, (m, M).
     """
     replicas, inputs, width = centres.shape
     flat = centres.reshape(-1, width)
-    # Not about the mean, which follows one input that is far away and costs the others their digits.
+    # Centre about the median: the mean follows a single far input, which would cost the others digits.
     middle = flat.median(0).values
     exponents = gaussian_exponents(flat - middle)
     rows, draws = queries.energy.shape
@@ -116,8 +116,8 @@ def others_density(
     def fill(part: slice) -> None:
         exponent = exponents(points[part], shift[part]).view(-1, replicas, inputs)
         exponent.scatter_(2, own[part].view(-1, 1, 1).expand(-1, replicas, 1), -torch.inf)
-        # By the largest of each draw: others may be nearer than the own replica, or farther by any factor. Where there
-        # is no other input the largest is -inf, and nothing is subtracted from it.
+        # Relative to the largest of each draw, as others may be far nearer than the own replica, or farther. If there
+        # is no other input the largest is -inf: clamp it, so that it can be subtracted.
         top = exponent.view(len(exponent), -1).amax(1).clamp(min=-LARGEST).view(-1, 1, 1)
         exponent = exponent.sub_(top).clamp_(min=LEAST_EXPONENT).exp_().view(-1, inputs)
         density = (exponent @ weights).view(-1, replicas, classes)
@@ -130,10 +130,12 @@ def others_density(
 
 
 def grouped(density: torch.Tensor) -> torch.Tensor:
-    """Return means over all replicas, over half, and over all but one group; logarithms, (q, R, C) to (q, V, C)."""
+    """Return log means over all replicas, over half, and over all but each group: (q, K, classes) to (q, V, classes).
+
+    The groups are interleaved, so that more replicas go to all of them.
+    """
     replicas = density.shape[1]
     groups = min(GROUPS, replicas)
-    # Interleaved, so that adding replicas changes every group alike.
     means = torch.stack([_log_mean(density[:, group::groups]) for group in range(groups)], 1)
     left_out = [_log_mean(means[:, [k for k in range(groups) if k != group]]) for group in range(groups)]
     return torch.stack([_log_mean(means), _log_mean(means[:, : groups // 2]), *left_out], 1)
@@ -152,22 +154,22 @@ def bracket_terms(
     fair: torch.Tensor,
     unseen: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the terms whose means bracket I(X;T) and I(T;Y): the draw's own replica in its mixture, and left out.
+    """Return the terms whose means bracket I(X;T) and I(T;Y), with the draw's own replica in its mixture and without.
 
-    The fresh term of a draw at which the other inputs' few replicas may be blind is the smaller of two: with the own
-    input seen by all its replicas, and by as few as the others are seen by.
+    At draws where the other inputs' few replicas may miss inputs (`unseen`), the fresh term is the smaller of two: with
+    all replicas of the own input, and with only as many as each other input has.
 
     Args:
-        others: ln sum of the K - 1 other replicas' densities over the own one's, shape (m, M).
+        others: ln sum of the K - 1 other replicas' densities over the own replica's, shape (m, M).
         count: K.
-        rest: ln of the other inputs' density by class, over the own one's, shape (m, M, V, C) for V marginals.
-        joint: W[i, c] of each row's input, shape (m, C).
-        prior: P(Y = c), shape (C,).
-        fair: ln mean density of as many replicas of the own input as each other one has, shape (m, M).
-        unseen: Where too few centres make up the rest, shape (m, M), bool.
+        rest: ln of the other inputs' density by class over the own replica's, shape (m, M, V, classes).
+        joint: W[i, c] of each row's input, shape (m, classes).
+        prior: P(Y = c), shape (classes,).
+        fair: ln mean density of as many replicas of the own input as each other input has, shape (m, M).
+        unseen: Where too few centres make up `rest`, shape (m, M), bool.
 
     Returns:
-        Shape (3, 2, V, m, M): own, fresh, and fresh as if nothing were unseen; I(X;T) then I(T;Y); nats.
+        Shape (3, 2, V, m, M): own, fresh, and fresh without regard to `unseen`; I(X;T) then I(T;Y); nats.
 
     Source:
         Goldfeld et al. 2019, arXiv 1810.05728, section 3; the bracket as in the guide, methods.md, section 4.
@@ -185,17 +187,17 @@ def bracket_terms(
         ratio = by_class - prior.log() - total.unsqueeze(-1)
         ty = torch.where(given > 0, given * ratio, 0.0).sum(-1)
         found.append(torch.stack((xt, ty)))
-    inner, outer, blind = found
-    return torch.stack((inner, torch.where(unseen.unsqueeze(-1), torch.minimum(outer, blind), outer), outer)).permute(
-        0, 1, 4, 2, 3
-    )
+    inner, outer, cautious = found
+    return torch.stack(
+        (inner, torch.where(unseen.unsqueeze(-1), torch.minimum(outer, cautious), outer), outer)
+    ).permute(0, 1, 4, 2, 3)
 
 
 def gaussian_exponents(centres: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """Return the function (a, shift) -> shift_i - ||a_i - c_j||^2 / 2, float64.
 
-    One matrix product with two columns more, a . c - |c|^2/2 + (shift - |a|^2/2), where that is right to 1e-8; from
-    differences elsewhere.
+    It is one matrix product with two more columns, a . c - |c|^2/2 + (shift - |a|^2/2), if that is right to 1e-8, else
+    computed from differences.
 
     Args:
         centres: c, shape (n, d), float64, centred, in units of the noise.

@@ -1,4 +1,4 @@
-"""Information through Gaussian noise at one layer: by sampling with controls, at one unit by quadrature."""
+"""Information through Gaussian noise at one layer: by Monte Carlo with control variates, by quadrature on one unit."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from ibscan.numerics.tiling import cuts, mapped
 
 __all__ = ["LEAST_SHARE", "Information", "draw_terms", "line_information", "readout_information"]
 
-# Draws, counted by the weight of their strata, before the spread between them is trusted.
+# Fewest draws, counted by the weight of their strata, whose spread is trusted.
 LEAST_DRAWS = 8192
-# Overlaps rarer than 3/N escape N draws in 95 of 100 cases (the rule of three), and one moves a term by a nat or two:
-# an error of 3/N that no spread between the draws shows, the only one left where centres hardly overlap. Where a
-# draw leaves open which of all centres made it, there is nothing apart that it could fail to meet.
+# Overlaps of probability below 3/N are missed by N draws in 5 % of cases or more (the rule of three), and each moves a
+# term by a nat or two: an error of 3/N that the spread between draws does not show, and the main one if centres hardly
+# overlap. If all centres overlap there is nothing to miss.
 UNSEEN = 3.0
-# What others may add to the density of a draw's own centre for them not to be there.
+# Relative contribution of other centres to a draw's density below which they are ignored.
 ALONE = 1e-13
-# Numbers of draws that are looked at together.
+# Numbers processed together.
 NUMBERS = {"cpu": 2**19, "cuda": 2**28}
-# Where a layer is wider, every second, third, ... stratum gives the slope, as long as so many do.
+# In layers wider than this the slope is estimated on a part of the strata, at least LEAST_STRATA.
 SLOPE_WIDTH, LEAST_STRATA = 64, 256
-# Of wider layers, matrices of every group of neighbours cost more than the draws they save.
+# In wider layers, the matrices of neighbour controls cost more than the draws they save.
 NEIGHBOUR_WIDTH = 64
-# Of noise in units of the RMS radius: squares stay in the range of float64.
+# Limit of noise / RMS radius, so that squares stay in the range of float64.
 LARGEST_BLUR = 1e150
-# No unit's spread is divided by less.
+# Smallest divisor.
 TINY = torch.finfo(torch.float64).tiny
-# Draws made together, of as many strata, and numbers of them: less would be all calls, and more all memory.
+# Draws times strata made together, and numbers in them: fewer would cost calls, more memory.
 TOGETHER, TOGETHER_NUMBERS = 2**13, 2**22
-# Quadrature: points a noise, and how far from the centres. The trapezoidal rule converges geometrically; at twelve
-# points what is left is rounding. Beyond nine noises lies 1e-18 of a Gaussian.
+# Quadrature: points per noise, and reach from the centres in noises. The trapezoidal rule converges geometrically: at
+# 12 points only rounding is left. Beyond nine noises lies 1e-18 of a Gaussian.
 STEPS, REACH = 12, 9.0
-# Noise, as a share of the RMS radius, below which the places of the grid are not told apart well enough.
+# Smallest noise, as a share of the RMS radius, for which positions on the grid are accurate enough.
 LEAST_SHARE = 1e-7
 
 
 @dataclass(frozen=True)
 class Information:
-    """I(X; T+Z), I(T+Z; Y) in nats, -dI(X; T+Z)/d ln noise, their standard errors, and what they were made of.
+    """I(X; T+Z) and I(T+Z; Y) in nats, -dI(X; T+Z)/d ln noise, and their standard errors.
 
-    Draws are counted for each of the strata; by quadrature there are none, and the errors are 0. `given_se` is the
-    error of I(X; T+Z) - I(T+Z; Y), of the same draws.
+    `draws` are those of each of the strata, 0 by quadrature, whose errors are 0. `given_se` is the standard error of
+    I(X; T+Z) - I(T+Z; Y).
     """
 
     xt: float
@@ -110,9 +110,9 @@ def readout_information(
     gap = max(0.0, bounds[1] - bounds[0])
     visits = Visits.of(mixture, noise, max_draws, gap)
     budget = max(2, max_draws // len(visits.owner))
-    # A spread seen in a handful of draws may be small by luck and would end the sampling.
+    # Too few draws may have a small spread by luck, which would end the sampling.
     goal = min(budget, max(2, math.ceil(LEAST_DRAWS * float(visits.share.square().sum()))))
-    # Where the bounds all but meet there is nothing for neighbours to explain.
+    # If the bounds nearly meet, neighbour controls have nothing to explain.
     draws = _Draws.of(mixture, noise, normals, visits, goal, neighbours=gap > tolerance)
     while True:
         draws.until(goal)
@@ -126,7 +126,7 @@ def readout_information(
 
 @dataclass
 class _Draws:
-    """Draws of one cell, strata by strata as they come, less their controls."""
+    """Sums over the draws of one cell, with controls subtracted."""
 
     mixture: Mixture
     noise: float
@@ -135,7 +135,7 @@ class _Draws:
     follow: Callable[[torch.Tensor], torch.Tensor]
     sums: Residuals
     slopes: Residuals | None
-    kept: slice  # the strata that give the slope where it is taken apart
+    kept: slice  # strata on which `slopes` is estimated
     done: int = 0
 
     @staticmethod
@@ -148,11 +148,11 @@ class _Draws:
         *,
         neighbours: bool,
     ) -> _Draws:
-        """Begin without draws, with controls for `goal` of every stratum; `neighbours` may be followed too."""
+        """Begin without draws, with controls for `goal` draws of every stratum, and `neighbours`' if allowed."""
         owner, share, width = visits.owner, visits.share, mixture.centres.shape[1]
         common, places, near = controls(width, len(owner) * (goal - 1)), None, None
         if width <= QUADRATIC_WIDTH:
-            # Of the size of one, so that all controls weigh alike when dependent ones are looked for.
+            # Scale to 1, so that controls are comparable when linearly dependent ones are dropped.
             places = mixture.centres.div(max(mixture.rms_radius / math.sqrt(width), TINY))[owner]
         elif width <= NEIGHBOUR_WIDTH and neighbours:
             near = NeighbourControls(mixture, noise, owner)
@@ -163,9 +163,9 @@ class _Draws:
         def follow(z: torch.Tensor) -> torch.Tensor:
             return common(z, places) if near is None else torch.cat((common(z, places), near(z)), -1)
 
-        # The slope of a wide layer costs as much again as all else: it has no target, and some of the strata will do.
-        apart = -(-width // SLOPE_WIDTH)
-        kept = slice(None, None, apart if len(owner) >= LEAST_STRATA * apart else 1)
+        # The slope of a wide layer is expensive and has no target error: use every `step`-th stratum.
+        step = -(-width // SLOPE_WIDTH)
+        kept = slice(None, None, step if len(owner) >= LEAST_STRATA * step else 1)
         sums, slopes = Residuals(share, visits.every, far), None
         if kept.step > 1:
             slopes = Residuals(share[kept] / share[kept].sum(), stratified=False)
@@ -189,21 +189,21 @@ class _Draws:
             self.done += size
 
     def information(self, bounds: tuple[float, float], tolerance: float) -> Information:
-        """Return what the draws say, with what they could not see, held against the bounds."""
+        """Return values and errors of the draws, with errors they cannot show, clipped to the bounds."""
         mixture, visits = self.mixture, self.visits
         label_entropy, gap = entropy(mixture.weights.sum(0)), max(0.0, bounds[1] - bounds[0])
         value, errors = self.sums.result()
         if self.slopes is not None:
             value, errors = (a + b for a, b in zip((value, errors), self.slopes.result(), strict=True))
         value = [known + found for known, found in zip(visits.mean, value, strict=True)]
-        # A draw between two centres so far apart that N draws miss it would move the slope by 2 ln N.
+        # A missed draw between two far centres would move the slope by up to 2 ln N.
         drawn = self.done * len(visits.owner)
         blur = min(self.noise / mixture.rms_radius, LARGEST_BLUR) if mixture.rms_radius > 0 else None
         open_share = 1.0 if blur is None else min(1.0, value[2] * blur**2)
         unseen = min(gap, UNSEEN / drawn * (1.0 - open_share))
         missed = (unseen, min(unseen, label_entropy), unseen * 2 * math.log(drawn))
         errors = [math.hypot(*kinds) for kinds in zip(errors, missed, visits.hidden, strict=True)]
-        # What was not met moves both values one way, and their difference by no more.
+        # Missed draws move both values in the same direction, so their difference by no more.
         given = math.hypot(self.sums.difference(), unseen, visits.hidden[0] + visits.hidden[1])
         before = value[0]
         value, errors = _bounded(value, errors, bounds, label_entropy)
@@ -216,10 +216,10 @@ class _Draws:
 def _bounded(
     value: list[float], errors: list[float], bounds: tuple[float, float], label_entropy: float
 ) -> tuple[list[float], list[float]]:
-    """Return values and errors held against what is proven: I(X;T) within its bounds, 0 <= I(T;Y) <= H(Y), I(X;T)."""
+    """Return values and errors consistent with I(X;T) within its bounds and 0 <= I(T;Y) <= min(H(Y), I(X;T))."""
     xt = min(max(value[0], bounds[0]), max(bounds))
     outside = max(0.0, -value[1], value[1] - min(label_entropy, max(bounds)))
-    # Neither is off by less than what was found outside, nor I(X;T) by more than its bounds leave open.
+    # An error is at least the distance outside the bounds, and that of I(X;T) at most the distance between them.
     xt_error = min(max(errors[0], abs(value[0] - xt)), max(0.0, bounds[1] - bounds[0]))
     return [xt, *value[1:]], [xt_error, max(errors[1], outside / 1.96), *errors[2:]]
 
@@ -227,14 +227,14 @@ def _bounded(
 def draw_terms(
     mixture: Mixture, noise: float, normals: torch.Tensor, owner: torch.Tensor, *, slope: bool = False
 ) -> torch.Tensor:
-    """Return what draws t = s_i + noise z say: the terms whose means are I(X;T), I(T;Y) and the slope.
+    """Return the terms of draws t = s_i + noise z, whose means are I(X;T), I(T;Y) and the slope.
 
     Args:
         mixture: The population.
         noise: Standard deviation, > 0.
         normals: z, shape (draws, m, d).
-        owner: i of every draw, shape (m,).
-        slope: Whether that of the slope is wanted, which takes the mean of the centres given t.
+        owner: i of every stratum, shape (m,).
+        slope: Whether to compute the slope, which needs the mean of the centres given t.
 
     Returns:
         ln p(t|i) - ln p(t), E_Y|i [ln p(t|Y) - ln p(t)], and ||s_i - E[S|t]||^2 / noise^2 where it is wanted; shape
@@ -253,9 +253,8 @@ def draw_terms(
         z, i = normals[:, part], owner[part]
         own = centres.index_select(0, i).div_(noise)
         at = own + z
-        # Own-centre reference: each term is a ratio to the density of the centre that made the draw, so no running
-        # maximum is needed and the own term is exactly its weight. Of z as it was added: far from the origin its last
-        # digits are gone.
+        # Densities are relative to that of the centre that made the draw: no running maximum is needed, and its own
+        # term is exactly its weight. Recompute z from t - s_i, as the sum rounds far from the origin.
         energy = 0.5 * torch.linalg.vector_norm(at - own, dim=-1).square_()
         found = sums(at.flatten(0, 1), energy.flatten()).view(draws, len(i), -1)
         joint, moment = found[..., :classes], found[..., classes:]
@@ -264,32 +263,32 @@ def draw_terms(
         terms[0, :, part] = -total.log().squeeze(-1)
         terms[1, :, part] = torch.where(given[i] > 0, given[i] * ratio, 0.0).sum(-1)
         if slope:
-            apart = moment.div_(noise * total).sub_(own).square_().sum(-1)
-            # Alone, its own centre is the mean; what is left is rounding.
+            distance = moment.div_(noise * total).sub_(own).square_().sum(-1)
+            # If no other centre contributes, the mean is the own centre, and the distance only rounding.
             alone = total.squeeze(-1) <= mixture.share[i] * (1.0 + ALONE)
-            terms[2, :, part] = torch.where(alone, 0.0, apart)
+            terms[2, :, part] = torch.where(alone, 0.0, distance)
 
-    # Of wide layers only some strata at a time, which stay in a core's cache.
+    # In wide layers take fewer strata at a time, to fit a core's cache.
     numbers = NUMBERS.get(centres.device.type, NUMBERS["cuda"])
     mapped(fill, cuts(0, strata, numbers // (draws * width)), centres.device)
     return terms
 
 
 def line_information(mixture: Mixture, noise: float) -> Information:
-    """Return the same of a layer of one unit, without draws: the trapezoidal rule about the centres.
+    """Return the information of a layer of one unit by quadrature: the trapezoidal rule around the centres.
 
     Args:
         mixture: The population, of one unit.
         noise: Standard deviation, > 0.
 
     Returns:
-        Values right to about 1e-10, as long as the noise is no less than 1e-7 of the RMS radius; standard errors 0.
+        Values right to about 1e-10 if the noise is at least 1e-7 of the RMS radius; standard errors 0.
     """
     centres = mixture.centres[:, 0].sort().values
     step = noise / STEPS
     reach = math.ceil(REACH * STEPS)
     middle = (centres / step).round().long()
-    # Places of the grid within reach of a centre, each once: from where the one before has ended.
+    # Grid points within reach of a centre, each once: a centre's segment begins where the one before ends.
     first = torch.cat((middle[:1] - reach, torch.maximum(middle[1:] - reach, middle[:-1] + reach + 1)))
     length = middle + reach + 1 - first
     start = length.cumsum(0) - length
@@ -311,7 +310,7 @@ def line_information(mixture: Mixture, noise: float) -> Information:
         ratio = joint.log() - total.log().unsqueeze(1) - prior
         found[0] += (density * total) @ (shift - total.log())
         found[1] += density @ torch.where(joint > 0, joint * ratio, 0.0).sum(1)
-        # E[(T - E[S|T])^2] is noise^4 times the Fisher information, and what is left of noise^2 is the error of E[S|T].
+        # E[(T - E[S|T])^2] is noise^4 times the Fisher information; noise^2 minus it is E[(S - E[S|T])^2].
         found[2] += (density * total) @ ((t - moment / total) / noise).square()
     xt, ty, slope = (found - torch.tensor([0.5, 0.0, 1.0], dtype=found.dtype, device=found.device)).tolist()
     slope = -slope

@@ -1,4 +1,4 @@
-"""Points in kd-order: leaves of a few neighbours each, and the leaves that a ball may reach."""
+"""A kd-tree of points: leaves of neighbours, and the leaves that a ball reaches."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from ibscan.numerics.tiling import cuts
 
 __all__ = ["Budget", "Tree"]
 
-# Boxes are compared along so many axes at most: each one more costs what a few centres cost.
+# Axes along which boxes are compared at most: one more costs as much as a few centres.
 AXES = 8
-# Balls looked at to find that share.
-LOOK = 128
-# All nodes of the first level with so many are compared with every ball: in fewer calls than going down to them takes.
+# Balls probed to estimate the share of leaves within reach.
+PROBED = 128
+# The search starts at the first level with so many nodes, all of which are compared with every ball.
 COARSE = 64
-# Numbers that are compared together: in a core's cache, or enough to keep a GPU busy.
+# Numbers compared together: what fits a core's cache, or keeps a GPU busy.
 NUMBERS = {"cpu": 2**16, "cuda": 2**24}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How a tree is built and asked; no number depends on it beyond rounding.
+    """How a tree is built and searched; numbers depend on it only by rounding.
 
-    A leaf has `leaf` points at most: small ones are skipped more often, large ones cost fewer calls. As many as there
-    are coordinates, up to `largest`, so that picking out a point costs no more than comparing it. Where a ball reaches
-    more than the share `dense` of the leaves, finding out which costs more than it spares.
+    A leaf has at most `leaf` points, or as many as coordinates, up to `largest`: small leaves are skipped more often,
+    large ones cost fewer calls. If balls reach more than the share `dense` of the leaves, searching does not pay.
     """
 
     leaf: int = 64
@@ -39,11 +38,11 @@ USUAL = Budget()
 
 @dataclass(frozen=True)
 class Tree:
-    """Points halved along their widest axis again and again.
+    """Points split in halves along the widest axis, recursively.
 
-    `order` (leaves, size) are indices of points, filled up by repeats where `real` (leaves, size) is False. `boxes`
-    holds, root first, the low and high corners (nodes, k) of every node along the `axes` (d, k), orthonormal; None for
-    the coordinates themselves.
+    `order` (leaves, size) are indices of points, padded by repeats where `real` (leaves, size) is False. `boxes` has,
+    root first, the low and high corners (nodes, k) of every node along orthonormal `axes` (d, k), None for the
+    coordinates themselves.
     """
 
     order: torch.Tensor
@@ -54,10 +53,9 @@ class Tree:
 
     @staticmethod
     def of(points: torch.Tensor, most: int | None = None, budget: Budget = USUAL) -> Tree:
-        """Build the tree of points, shape (n, d), n >= 1, of leaves of `most` points each, by default what is fastest.
+        """Build the tree of points (n, d), n >= 1, with leaves of at most `most` points, by default what is fastest.
 
-        In many dimensions boxes are along a few directions in which the points spread most: a distance along these
-        is never more than the whole one.
+        In many dimensions boxes are along a few directions of largest spread: a distance along these is a lower bound.
         """
         count, width = points.shape
         axes = _widest(points) if width > AXES else None
@@ -67,7 +65,7 @@ class Tree:
         depth = max(0, (-(-count // most) - 1).bit_length())
         size = -(-count // 2**depth)
         place = torch.arange(2**depth * size, device=points.device)
-        # Any point may be repeated: its repeats are left out of every sum.
+        # Pad with repeats of the last point, which are left out of every sum.
         nodes = place.clamp(max=count - 1).view(1, -1)
         fillers = place.ge(count).view(1, -1)
         boxes = []
@@ -84,30 +82,30 @@ class Tree:
     def reached(
         self, points: torch.Tensor, squared: torch.Tensor, unit: float = 1.0
     ) -> tuple[torch.Tensor, list[int]] | None:
-        """Return which points have each leaf within their reach: certified, no leaf that is within it is missing.
+        """Return the points whose ball may reach each leaf; no leaf that a ball reaches is missed.
 
         Args:
-            points: Shape (m, d), in the unit.
-            squared: Squared radius of the ball about each, shape (m,), in the unit squared.
-            unit: What the tree's points are not yet divided by.
+            points: Centres of the balls, shape (m, d), in units of `unit`.
+            squared: Squared radii, shape (m,), in the same units.
+            unit: Divides the tree's points.
 
         Returns:
-            Indices of points, leaf by leaf, and how many each leaf has; None where most leaves are within reach of
-            most points, and looking further would cost more than it spares.
+            Indices of points, leaf by leaf, and how many each leaf has; None if most leaves are within reach of most
+            points, so that searching does not pay.
         """
         leaves = len(self.order)
         along = points if self.axes is None else points @ self.axes
         boxes = [(low / unit, high / unit) for low, high in self.boxes]
-        look = torch.linspace(0, len(points) - 1, min(LOOK, len(points)), device=points.device).long()
-        if leaves == 1 or float(_table(along[look], squared[look], *boxes[-1]).double().mean()) > self.dense:
+        probed = torch.linspace(0, len(points) - 1, min(PROBED, len(points)), device=points.device).long()
+        if leaves == 1 or float(_reach_table(along[probed], squared[probed], *boxes[-1]).double().mean()) > self.dense:
             return None
         coarse = min(len(boxes), COARSE.bit_length()) - 1
-        # Node by node, so that points come leaf by leaf in the end.
-        node, point = _table(along, squared, *boxes[coarse]).nonzero(as_tuple=True)
+        # Ordered by node, so that points end up ordered by leaf.
+        node, point = _reach_table(along, squared, *boxes[coarse]).nonzero(as_tuple=True)
         for low, high in boxes[coarse + 1 :]:
             node, point = torch.cat((2 * node, 2 * node + 1)), point.repeat(2)
-            apart = _beyond(low[node], along[point], high[node]).square_().sum(1)
-            kept = (apart <= squared[point]).nonzero().squeeze(1)
+            distance = _beyond(low[node], along[point], high[node]).square_().sum(1)
+            kept = (distance <= squared[point]).nonzero().squeeze(1)
             node, point = node[kept], point[kept]
         if coarse < len(boxes) - 1:
             node, by_leaf = node.sort(stable=True)
@@ -115,17 +113,17 @@ class Tree:
         return point, torch.bincount(node, minlength=leaves).tolist()
 
 
-def _table(along: torch.Tensor, squared: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+def _reach_table(along: torch.Tensor, squared: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     """Return whether balls (m) reach boxes (nodes), shape (nodes, m)."""
     numbers = NUMBERS.get(along.device.type, NUMBERS["cuda"])
     low, high, turned = low.mT.unsqueeze(2), high.mT.unsqueeze(2), along.mT.contiguous()
     found = []
     for part in cuts(0, len(along), numbers // low.shape[1]):
-        apart = turned.new_zeros(())
+        distance = turned.new_zeros(())
         for axis in zip(low, turned[:, part], high, strict=True):
             beyond = _beyond(*axis)
-            apart = torch.addcmul(apart, beyond, beyond)
-        found.append(apart <= squared[part])
+            distance = torch.addcmul(distance, beyond, beyond)
+        found.append(distance <= squared[part])
     return torch.cat(found, 1)
 
 
@@ -136,7 +134,7 @@ def _beyond(low: torch.Tensor, at: torch.Tensor, high: torch.Tensor) -> torch.Te
 def _widest(points: torch.Tensor) -> torch.Tensor:
     """Return orthonormal directions (d, k) near those of the largest spread: two power iterations from coordinates."""
     centred = points - points.mean(0)
-    # Squares of the largest stay in the range of float64.
+    # Scale by the largest, so that squares stay in the range of float64.
     centred /= torch.stack(centred.aminmax()).abs().amax().clamp(min=torch.finfo(centred.dtype).tiny)
     start = centred.square().sum(0).argsort(descending=True)[:AXES]
     axes = torch.zeros(points.shape[1], len(start), dtype=points.dtype, device=points.device)

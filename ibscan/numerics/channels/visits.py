@@ -1,4 +1,4 @@
-"""Which rows draws come from, and what those that none comes from may hide."""
+"""Choose the rows that draws come from, and bound the error due to rows that are never visited."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from ibscan.numerics.channels.mixture import Mixture, entropy
 
 __all__ = ["Visits", "never_visited", "visits_for"]
 
-# Rows of which a sample without replacement has none in 5 of 100 cases: (1 - m/n)^MISSED = 1/20, in rows times
-# -ln(1 - m/n).
+# A sample of m of n rows misses k given rows with probability (1 - m/n)^k = 1/20 if -k ln(1 - m/n) is this.
 MISSED = math.log(20.0)
 
 
 def never_visited(visited: int, rows: int) -> float:
-    """Return the largest share of rows that a sample without replacement misses whole in 5 of 100 cases.
+    """Return the largest share of rows that a sample without replacement misses entirely with probability 5 %.
 
     Example:
         >>> never_visited(100, 100), round(never_visited(100, 10**6), 3), round(never_visited(50, 100), 3)
@@ -29,7 +28,7 @@ def never_visited(visited: int, rows: int) -> float:
 
 
 def visits_for(share: float, rows: int) -> int:
-    """Return how many of the rows to visit, at least one, so that no larger share is missed (`never_visited`).
+    """Return how many rows to visit, at least one, so that `never_visited` is no more than `share`.
 
     Example:
         >>> visits_for(0.03, 10**6), visits_for(0.0, 100), visits_for(math.inf, 100)
@@ -40,10 +39,11 @@ def visits_for(share: float, rows: int) -> int:
 
 @dataclass(frozen=True)
 class Visits:
-    """The rows that draws come from, `every` one or a sample, and what is known of all rows without draws.
+    """The centres that draws come from (`owner`), of `every` row or of a sample, with their weights (`share`).
 
-    `known` (3, strata) is subtracted from the terms of each row visited, `mean` (3,) its mean over all rows; both are 0
-    where every row is. `hidden` (3,) are standard errors of what rows never visited may hide.
+    `known` (3, strata), a prediction without draws, is subtracted from the terms of each row visited, and its mean over
+    all rows, `mean` (3,), added to the result; both are 0 if every row is visited. `hidden` (3,) are standard errors
+    due to rows never visited.
     """
 
     owner: torch.Tensor
@@ -59,15 +59,15 @@ class Visits:
         owner, rows = mixture.owner, mixture.rows
         if 2 * len(owner) <= max_draws:
             return Visits(owner, rows, True, rows.new_zeros(3, 1), (0.0,) * 3, (0.0,) * 3)
-        # Midpoints (k + 1/2) / m through the cumulative weights: rows come in a random order already.
+        # A systematic sample, at midpoints (k + 1/2) / m of the cumulative weights: rows are in random order already.
         size = max(2, max_draws // 2)
         steps = (torch.arange(size, dtype=rows.dtype, device=rows.device) + 0.5) / size
         sample = owner[torch.searchsorted(rows.cumsum(0), steps).clamp(max=len(owner) - 1)]
         pairs, share = mixture.pairwise(noise), mixture.share
         known = torch.cat((pairs, torch.zeros_like(pairs[:1])))
         missed, most = never_visited(size, len(owner)), -math.log(float(share[share > 0].amin()))
-        # The terms of I(X;T) lie between 0 and what pairs say. Those of I(T;Y) differ from it by what other centres add
-        # to a draw's own at most: where pairs say that it is nothing, by no more than the bounds leave open.
+        # Terms of I(X;T) lie between 0 and their prediction from pairs. Terms of I(T;Y) differ from it by at most what
+        # other centres add to the density of a draw's own.
         hidden = (
             min(gap, _largest(pairs[0], share, missed)),
             min(
@@ -88,7 +88,7 @@ class Visits:
 
 
 def _largest(values: torch.Tensor, share: torch.Tensor, part: float) -> float:
-    """Return the sum over that part of the population of which the values are largest."""
+    """Return the weighted sum of values over the part of the population with the largest ones."""
     order = values.argsort(descending=True)
     before = share[order].cumsum(0) - share[order]
     return float((part - before).clamp(min=0.0).minimum(share[order]) @ values[order])

@@ -1,4 +1,4 @@
-"""Cells of a grid and the entropy of the cell a row falls into."""
+"""Cut values into cells, and compute the entropy of the tuple of cells of a row."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ibscan.numerics.tiling import cuts
 __all__ = ["Budget", "CellEntropy", "cell_entropy", "equal_cells", "grid_cells"]
 
 EPSILON = 2.0**-52
-# Beyond these, numbers of cells and products with them leave the range in which float64 is right to rounding.
+# Ranges beyond these take products with numbers of cells out of the range of normal float64 numbers.
 LEAST_SPAN, MOST_SPAN = 2.0**-960, 2.0**960
-# From here on whole numbers are further apart than 1, and so are values than cells.
-FAR = 2.0**53
+# From here on neighbouring float64 numbers differ by 1 or more, and every value in cells has a cell of its own.
+ALL_INTEGERS_FROM = 2.0**53
 
 
 @dataclass(frozen=True)
 class Budget:
     """How columns of cells are packed into keys.
 
-    `keys` combined stay below their number, so that no product of ranges overflows int64. A column of a range larger
-    than `column` is ranked first; two columns below it, or one and the rows' numbers, fit one key. So many `columns`
-    are cut into cells at a time: in a wide layer the first few already tell all rows apart.
+    The number of possible keys stays below `keys`, so that no product of ranges overflows int64. A column of a range
+    larger than `column` is replaced by ranks first, so that two columns fit one key. `columns` are cut into cells at a
+    time: in a wide layer the first few already distinguish all rows.
     """
 
     keys: int = 2**62
@@ -50,30 +50,30 @@ def grid_cells(values: torch.Tensor, width: float) -> torch.Tensor:
     """Return the cell on a grid with an edge at 0: the k with k * width <= t < (k + 1) * width, products in float64.
 
     Args:
-        values: Any shape, finite, float64.
+        values: t, any shape, finite, float64.
         width: Cell width, > 0.
 
     Returns:
-        Same shape, float64 whole numbers (int64 would overflow for |t| / width > 9e18). Where numbers are further apart
-        than cells are wide (|t| / width >= 2^53), each number has a cell of its own, numbered from 2^53 on.
+        Same shape, whole numbers as float64 (int64 would overflow for |t| / width > 9e18). Where neighbouring numbers
+        are further apart than cells are wide (|t| / width >= 2^53), each has a cell of its own, numbered from 2^53 on.
     """
-    scaled = (values / width).masked_fill_(values == 0.0, 0.5)  # zeros, of which a ReLU has many, are in no doubt
+    scaled = (values / width).masked_fill_(values == 0.0, 0.5)  # 0 is an edge, but exact: place it off the edge
     largest = float(scaled.abs().amax())
-    if largest < FAR:
-        # What is lost of a product, or of a quotient, below the least positive number is no more than that number.
+    if largest < ALL_INTEGERS_FROM:
+        # A product or quotient that underflows is off by at most the smallest positive number.
         lost = 2.0**-1074 / width if width < LEAST_SPAN else 0.0
-        return _settled(values, scaled, lambda cell: cell * width, 2.0 * EPSILON * largest + 2.0 * lost)
-    far = scaled.abs() >= FAR
+        return _corrected(values, scaled, lambda cell: cell * width, 2.0 * EPSILON * largest + 2.0 * lost)
+    far = scaled.abs() >= ALL_INTEGERS_FROM
     rank = torch.unique(values[far], return_inverse=True)[1]
     cells = torch.empty_like(values)
-    cells[far] = FAR + 2.0 * rank.to(cells.dtype)  # whole numbers of that size are even
+    cells[far] = ALL_INTEGERS_FROM + 2.0 * rank.to(cells.dtype)  # whole numbers of that size are even
     if not bool(far.all()):
         cells[~far] = grid_cells(values[~far], width)
     return cells
 
 
 def equal_cells(values: torch.Tensor, low: float, high: float, bins: int) -> torch.Tensor:
-    """Return which of `bins` equal cells of the closed range [low, high] a value is in.
+    """Return which of `bins` equal cells of the closed range [low, high] each value is in.
 
     Edge k is low + (high - low) * k / bins in float64 and belongs to cell k, the top edge to the last cell; values
     outside go to the end cells.
@@ -94,54 +94,54 @@ def equal_cells(values: torch.Tensor, low: float, high: float, bins: int) -> tor
     if high <= low:
         return torch.zeros_like(values)
     span = high - low
-    # Of the quotient and of an edge, each in cells.
+    # Error of the quotient and of an edge, in cells.
     error = EPSILON * bins * (4.0 + max(abs(low), abs(high)) / span)
     if not (LEAST_SPAN < span < MOST_SPAN / bins and error < 0.25):
         return _between_edges(values, low, high, bins)
-    # The ends, where a saturated unit is, are in no doubt.
+    # Clamped to the middle of the end cells, so that values of saturated units need no correction.
     scaled = (values - low).mul_(bins / span).clamp_(0.5, bins - 0.5)
-    cells = _settled(values, scaled, lambda cell: (cell * span).div_(bins).add_(low), error, (low, high))
+    cells = _corrected(values, scaled, lambda cell: (cell * span).div_(bins).add_(low), error, (low, high))
     return cells.clamp_(max=bins - 1)  # the last edge may be rounded below `high`
 
 
 def _between_edges(values: torch.Tensor, low: float, high: float, bins: int) -> torch.Tensor:
-    """Return the number of inner edges at or below each value: cells of a range too small or large to divide by."""
+    """Return the same for a range too small or large to divide by: the number of inner edges at or below each value."""
     steps = torch.arange(1, bins, dtype=torch.float64, device=values.device)
-    # Powers of two, which round nothing: the products stay in range, and halves of such numbers are exact.
+    # Scale by a power of two, which is exact, so that products stay in range.
     power = max(0, math.frexp(high / 2.0 - low / 2.0)[1] + bins.bit_length() - 960)
     span = math.ldexp(high, -power) - math.ldexp(low, -power)
     inner = (steps * span).div_(bins).add_(math.ldexp(low, -power))
     inner = torch.ldexp(inner, torch.tensor(power, device=values.device))
     inner = inner.cummax(0).values if len(inner) else inner
-    # What shares a cell with an end is in the end cell, also where edges are rounded onto the end.
+    # Inner edges may be rounded onto an end of the range, whose cell is the first or last all the same.
     first, last = torch.bucketize(values.new_tensor([low, high]), inner, right=True).tolist()
     cells = torch.bucketize(values, inner, right=True).to(values.dtype)
     return cells.masked_fill_(cells >= last, bins - 1.0).masked_fill_(cells <= first, 0.0)
 
 
-def _settled(
+def _corrected(
     values: torch.Tensor,
     scaled: torch.Tensor,
     edge: Callable[[torch.Tensor], torch.Tensor],
     error: float,
     limits: tuple[float, float] = (-math.inf, math.inf),
 ) -> torch.Tensor:
-    """Return the cells with edge(cell) <= value < edge(cell + 1), given values in cells up to an error.
+    """Return the cells with edge(cell) <= value < edge(cell + 1), given values in units of cells up to an error.
 
-    Values beyond the limits, or at them, keep the cell that they have.
+    Values at the limits or beyond are not corrected.
     """
     cells = torch.floor(scaled)
     lowest, highest = torch.sub(scaled, cells, out=scaled).aminmax()
     if float(lowest) > error and float(highest) < 1.0 - error:
         return cells
-    while True:  # once, unless the cells are narrower than rounding
+    while True:  # more than once only if cells are narrower than rounding
         below, above = values < edge(cells), values >= edge(cells + 1.0)
         within = (values > limits[0]) & (values < limits[1])
         below, above = below & within, above & within
         if not (below | above).any():
             return cells
         moved = cells - below.to(cells.dtype) + above.to(cells.dtype)
-        if torch.equal(moved, cells):  # beyond 2^53 whole numbers are further apart than 1
+        if torch.equal(moved, cells):  # beyond 2^53 adding 1 changes nothing
             return cells
         cells = moved
 
@@ -153,16 +153,16 @@ def cell_entropy(
     cut: Callable[[torch.Tensor], torch.Tensor] | None = None,
     budget: Budget = USUAL,
 ) -> CellEntropy:
-    """Return the entropy of the tuple of cells over the rows, and the information it has about the label.
+    """Return the entropy of the tuple of cells over the rows, and its information about the label.
 
-    Plug-in entropies of the empirical law: the rows are the population, so there is no bias to correct.
+    Plug-in entropies of the empirical distribution: the rows are the population, so there is no bias to correct.
 
     Args:
-        values: Shape (n, d), float64: one symbol a row.
-        labels: Class of each row, shape (n,), int64, or None.
+        values: Shape (N, D), float64: the tuple of a row is one symbol.
+        labels: Class of each row, shape (N,), int64, or None.
         classes: Number of classes; 1 without labels.
-        cut: Gives the cells, whole numbers, of some columns of `values` of some rows; None if they are the cells. It is
-            not called for columns that cannot tell more rows apart.
+        cut: Function from some rows and columns of `values` to cells; None if the values are cells. It is not called
+            for columns that are not needed to distinguish rows.
         budget: How columns are packed; the numbers do not depend on it.
 
     Returns:
@@ -172,9 +172,9 @@ def cell_entropy(
         Shwartz-Ziv and Tishby 2017, arXiv 1703.00810 (the quantity); Goldfeld et al. 2019 (what it means).
     """
     number = len(values)
-    rows, symbol, counts = _shared(values, cut, budget)
+    rows, symbol, counts = _rows_sharing_cells(values, cut, budget)
     alone = number - len(rows)
-    # A row alone in its cell has 1/n of ln n, with its label or without.
+    # A row alone in its cell contributes ln(N) / N, with or without its label.
     base = alone / number * math.log(number)
     total = base + entropy(counts.double() / number)
     occupied = alone + len(counts)
@@ -182,17 +182,17 @@ def cell_entropy(
         return CellEntropy(total, 0.0, occupied)
     pairs = torch.unique(symbol * classes + labels[rows], return_counts=True)[1]
     prior = entropy(torch.bincount(labels).double() / number)
-    # H(cell) + H(Y) - H(cell, Y) is the same number with less to add up.
+    # As H(cell) + H(Y) - H(cell, Y), which is shorter to compute.
     return CellEntropy(total, total + prior - base - entropy(pairs.double() / number), occupied)
 
 
-def _shared(
+def _rows_sharing_cells(
     values: torch.Tensor, cut: Callable[[torch.Tensor], torch.Tensor] | None, budget: Budget
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the rows that are not alone in their cell, the number of each one's cell, and rows by that number.
+    """Return the rows that share their tuple of cells with others, a number for each one's tuple, and counts by number.
 
-    Columns are packed into one int64 until the next would overflow; then those keys are numbered, and rows alone with
-    theirs drop out: no further column can bring another row to them.
+    Columns are packed into one int64 key until the next would overflow. Then keys are numbered, and rows with a key of
+    their own are dropped: further columns cannot make them equal to another row.
     """
     rows = torch.arange(len(values), device=values.device)
     symbol = torch.zeros_like(rows)
@@ -218,7 +218,7 @@ def _shared(
 
 
 def _ranges(cells: torch.Tensor, most: int) -> tuple[torch.Tensor, list[int]]:
-    """Return the cells from 0 in every column, int64, and how many there may be: in wide ranges, ranks of those met."""
+    """Return cells counted from 0 in every column, int64, and the range of each column; wide ranges become ranks."""
     lowest, highest = torch.aminmax(cells, dim=0)
     extents = (highest - lowest + 1.0).tolist()
     wide = [k for k, extent in enumerate(extents) if not extent < most]

@@ -1,4 +1,4 @@
-"""Geometry of class means: the neural-collapse statistics and the nearest-mean rule."""
+"""Statistics of class means: neural collapse and nearest-mean classification."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ibscan.numerics.geometry.distances import in_range
 
 __all__ = ["ClassGeometry", "class_geometry", "self_duality"]
 
-# Eigenvalues of Sigma_B below this share of the largest are rounding, and their inverses would be noise.
+# Eigenvalues of Sigma_B below this share of the largest are rounding, and are not inverted.
 PINV_CUTOFF = 1e-10
 
 
 @dataclass(frozen=True)
 class ClassGeometry:
-    """NC1, the two parts of NC2 (dimensionless), and the class whose mean each row is nearest to, shape (n,)."""
+    """NC1, the two parts of NC2 (dimensionless), and the class of the mean nearest to each row, shape (N,)."""
 
     nc1: float
     equinorm: float
@@ -43,7 +43,7 @@ def class_geometry(points: torch.Tensor, labels: torch.Tensor, classes: int) -> 
         Papyan, Han, Donoho 2020, arXiv 2008.08186, section 2.
     """
     points, member, mean, offset = _class_means(points, labels, classes)
-    # Sigma_W is only ever seen through the at most C - 1 directions that Sigma_B has: project, never form d x d.
+    # Only the directions of Sigma_B matter, at most C - 1: project on them and never form a D x D matrix.
     _, sigma, directions = torch.linalg.svd(offset / classes**0.5, full_matrices=False)
     sigma, directions = sigma[: classes - 1], directions[: classes - 1]
     kept = sigma.square() > PINV_CUTOFF * sigma[0].square()
@@ -57,13 +57,13 @@ def class_geometry(points: torch.Tensor, labels: torch.Tensor, classes: int) -> 
     equinorm = float(length.std(correction=0) / length.mean())
     distance = torch.cdist(points, mean, compute_mode="donot_use_mm_for_euclid_dist")
     own = distance.gather(1, labels.unsqueeze(1)).squeeze(1)
-    # A row as near to its own class's mean as to another's is no error.
+    # A tie with the mean of the row's own class is no error.
     nearest = torch.where(own <= distance.amin(1), labels, distance.argmin(1))
     return ClassGeometry(nc1, equinorm, equiangle, nearest)
 
 
 def self_duality(points: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> float:
-    """Return NC3: how far the last layer's weight is from the centred class means of what feeds it, up to scale.
+    """Return NC3: the distance of the last layer's weight from the centred class means of its input, up to scale.
 
     Args:
         points: What feeds the layer, shape (n, d), finite, float64.
@@ -87,11 +87,11 @@ def self_duality(points: torch.Tensor, labels: torch.Tensor, weight: torch.Tenso
 def _class_means(
     points: torch.Tensor, labels: torch.Tensor, classes: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return centred points, shares of rows in class means (C, n), class means, and these about their own mean."""
+    """Return centred points, the matrix that averages rows by class (classes, N), class means, and centred means."""
     points, _ = in_range(points)
-    # Class means nearer than this in every unit coincide: what is left is rounding, and NC1 would be its inverse.
+    # Class means that differ by less than this coincide: NC1 would be the inverse of rounding.
     rounding = 1e-12 * points.abs().amax(0)
-    # A common offset would swamp the spread.
+    # Centre first, as a common offset would cost digits.
     points = points - points.mean(0)
     member = torch.zeros(classes, len(points), dtype=points.dtype, device=points.device)
     member[labels, torch.arange(len(points), device=points.device)] = 1.0

@@ -1,4 +1,4 @@
-"""Counts of singular values from a Gram matrix, each with whether it is certain: what is not goes to the SVD."""
+"""Count singular values from Gram matrices, with whether each count is certain: others need an SVD."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ __all__ = [
     "rounding",
 ]
 
-# Up to so many thresholds a factorization each is cheaper than all eigenvalues: of matrices of this size at least by
-# the library's, of tiny ones by elimination in all of them at once.
+# Up to FEW_THRESHOLDS one factorization for each is cheaper than all eigenvalues: LAPACK's from LEAST_SIZE on, one
+# elimination of all matrices at once up to TINY_SIZE.
 FEW_THRESHOLDS = 3
 LEAST_SIZE = 24
 TINY_SIZE = 8
-# An estimated distance to the nearest eigenvalue must exceed the error by so much to be believed.
+# Factor by which an estimated distance to the nearest eigenvalue must exceed the error.
 SAFETY = 10.0
 EPS = torch.finfo(torch.float64).eps
-# By so much, relative, bounds of a norm are moved apart, so that their rounding does not put the norm outside.
-HAIR = 1e-12
+# Relative widening of bounds on a norm, more than their rounding.
+WIDENING = 1e-12
 
 
 @dataclass(frozen=True)
 class Gram:
-    """G = A A^T or A^T A of A = J / scale, and how far it may be from that of J as it was computed.
+    """G = A A^T or A^T A of A = J / scale, with a bound on its error.
 
-    `values` (C, n, m, m), `error` (C, n) bounds the spectral norm of what G lacks, `scale` (C, n) is a power of two; n
-    is 1, and `shared` is true, where they are the same at every row of the probe. `finite` (C, rows) is False where J
-    is not finite; G is zero there.
+    `values` is G (C, n, m, m); `error` (C, n) bounds the spectral norm of its error; `scale` (C, n) is a power of two.
+    n is 1, and `shared` true, if all rows of the probe share them. `finite` (C, N) is False where J is not finite; G is
+    zero there.
     """
 
     values: torch.Tensor
@@ -50,9 +50,9 @@ class Gram:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many singular values exceed each threshold, and whether that is certain, one row each.
+    """How many singular values exceed each threshold, and whether that is certain, for M matrices and E thresholds.
 
-    `number` (B, T) int64, absolute thresholds first; `certain` (B,); `positive` (B,) whether the matrix is not zero.
+    `number` (M, E) int64, absolute thresholds first; `certain` (M,); `positive` (M,) whether the matrix is not zero.
     """
 
     number: torch.Tensor
@@ -61,18 +61,15 @@ class Counts:
 
 
 def rounding(size: int) -> float:
-    """Return a bound, relative to the norms involved, on the rounding of one product or factorization.
+    """Return a bound on the rounding of a product or factorization with sums of length `size`, relative to the norms.
 
-    Errors of the sums add up like a random walk: the root of their length, with a factor to spare.
-
-    Args:
-        size: Length of the sums.
+    Errors of a sum add up like a random walk, so the bound grows with the square root of its length.
     """
     return (4.0 + 2.0 * math.sqrt(size)) * EPS
 
 
 def gram_counts(values: torch.Tensor, error: torch.Tensor, eps: torch.Tensor, relative: torch.Tensor) -> Counts:
-    """Return counts by the cheapest of the routes below: a few absolute thresholds need no eigenvalues."""
+    """Return counts by the cheapest of the methods below; arguments as in `eigenvalue_counts`."""
     if len(relative) == 0 and eps.shape[-1] <= FEW_THRESHOLDS:
         if values.shape[-1] <= TINY_SIZE:
             return elimination_counts(values, error, eps)
@@ -84,13 +81,13 @@ def gram_counts(values: torch.Tensor, error: torch.Tensor, eps: torch.Tensor, re
 def eigenvalue_counts(values: torch.Tensor, error: torch.Tensor, eps: torch.Tensor, relative: torch.Tensor) -> Counts:
     """Count from all eigenvalues of a Gram matrix.
 
-    Certain where no eigenvalue lies as near to a squared threshold as the matrix may be wrong: by Weyl's inequality an
-    error moves no eigenvalue by more than its norm.
+    Certain if all eigenvalues are farther from the squared thresholds than the error of the matrix, which by Weyl's
+    inequality moves no eigenvalue by more than its norm.
 
     Args:
-        values: G, shape (B, m, m), float64, finite.
-        error: Bound on the spectral norm of its error, shape (B,).
-        eps: Absolute thresholds, shape (B, E).
+        values: G, shape (M, m, m), float64, finite.
+        error: Bound on the spectral norm of its error, shape (M,).
+        eps: Absolute thresholds, shape (M, E).
         relative: Thresholds relative to the largest singular value, shape (R,).
     """
     eigenvalues: torch.Tensor = torch.linalg.eigvalsh(values)
@@ -99,23 +96,23 @@ def eigenvalue_counts(values: torch.Tensor, error: torch.Tensor, eps: torch.Tens
     bound = error + rounding(values.shape[-1]) * top
     # A relative threshold moves with the largest eigenvalue.
     slack = bound.unsqueeze(-1) * torch.cat((torch.ones_like(eps[0]), 1.0 + relative.square()))
-    apart = (eigenvalues.unsqueeze(1) - limits.unsqueeze(-1)).abs().amin(-1)
+    distance = (eigenvalues.unsqueeze(1) - limits.unsqueeze(-1)).abs().amin(-1)
     zero = (top == 0.0) & (error == 0.0)
     # Written so that a NaN is not certain.
     return Counts(
-        (eigenvalues.unsqueeze(1) > limits.unsqueeze(-1)).sum(-1), (apart > slack).all(-1) | zero, (top > 0.0)
+        (eigenvalues.unsqueeze(1) > limits.unsqueeze(-1)).sum(-1), (distance > slack).all(-1) | zero, (top > 0.0)
     )
 
 
 def inertia_counts(values: torch.Tensor, error: torch.Tensor, eps: torch.Tensor) -> Counts:
-    """Count from the signs of L D L^T = G - eps^2 I, one factorization a threshold.
+    """Count from the signs of D in L D L^T = G - eps^2 I, one factorization for each threshold.
 
-    Certain where inverse iteration finds no eigenvalue as near to the threshold as the matrix may be wrong.
+    Certain if inverse iteration finds no eigenvalue nearer to the threshold than the error of the matrix.
 
     Args:
-        values: G, shape (B, m, m), float64, finite.
-        error: Bound on the spectral norm of its error, shape (B,).
-        eps: Thresholds, shape (B, E).
+        values: G, shape (M, m, m), float64, finite.
+        error: Bound on the spectral norm of its error, shape (M,).
+        eps: Thresholds, shape (M, E).
 
     Source:
         Sylvester's law of inertia; Bunch and Kaufman 1977: a block of two has one eigenvalue of either sign.
@@ -179,8 +176,8 @@ def elimination_counts(values: torch.Tensor, error: torch.Tensor, eps: torch.Ten
 def bound_counts(own: torch.Tensor, fed: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
     """Return #{sigma(W) > eps / |B|}, which #{sigma(W B) > eps} does not exceed.
 
-    The norm of B lies between its longest row and its Frobenius norm. Only where the count differs between those is
-    more asked of it: bounds from powers of a Gram matrix, and where it differs between these as well, the norm itself.
+    The norm of B lies between that of its longest row and its Frobenius norm. Where the count differs between these, it
+    is bounded by powers of a Gram matrix, and where it still differs, computed.
 
     Args:
         own: Singular values of W, shape (C, d).
@@ -194,29 +191,29 @@ def bound_counts(own: torch.Tensor, fed: torch.Tensor, eps: torch.Tensor) -> tor
         Horn and Johnson, Topics in Matrix Analysis, theorem 3.3.16: sigma_k(W B) <= sigma_k(W) |B|.
     """
     limits = (eps.unsqueeze(-1) / own.unsqueeze(1)).sort(-1).values
-    # The rows of the probe last: sums over a dimension that is not last in memory's order are slow.
+    # Rows of the probe last, as sums over inner dimensions are slow.
     lengths = fed.movedim(1, -1).square().sum(2)
-    norms = torch.cat((lengths.sum(1).sqrt_().mul_(1 + HAIR), lengths.amax(1).sqrt_().mul_(1 - HAIR)), -1)
-    found, least = _reached(limits, norms).chunk(2, 1)
+    norms = torch.cat((lengths.sum(1).sqrt_().mul_(1 + WIDENING), lengths.amax(1).sqrt_().mul_(1 - WIDENING)), -1)
+    found, least = _limits_below(limits, norms).chunk(2, 1)
     checkpoint, row = (found != least).any(-1).nonzero(as_tuple=True)
     if len(row):
         matrix, limits = fed[checkpoint, row], limits[checkpoint]
         norm, least_norm = _norm_bounds(matrix)
-        apart = _reached(limits, norm * (1 + HAIR)) != _reached(limits, least_norm * (1 - HAIR))
-        still = apart.flatten(1).any(1)
-        norm[still] = spectral_norm(matrix[still]).unsqueeze(-1)
-        found[checkpoint, row] = _reached(limits, norm).squeeze(1)
+        differs = _limits_below(limits, norm * (1 + WIDENING)) != _limits_below(limits, least_norm * (1 - WIDENING))
+        undecided = differs.flatten(1).any(1)
+        norm[undecided] = spectral_norm(matrix[undecided]).unsqueeze(-1)
+        found[checkpoint, row] = _limits_below(limits, norm).squeeze(1)
     return found
 
 
-def _reached(limits: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
-    """Return how many limits (C, E, d), ascending, are less than norms (C, n): (C, n, E)."""
+def _limits_below(limits: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+    """Return how many limits (C, E, d), in ascending order, are less than norms (C, n); shape (C, n, E)."""
     each = norm.unsqueeze(1).expand(-1, limits.shape[1], -1).contiguous()
     return torch.searchsorted(limits, each).movedim(1, -1)
 
 
 def _norm_bounds(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what the spectral norms of matrices (r, s, k), none of them zero, do not exceed and reach, (r, 1) each.
+    """Return upper and lower bounds, (r, 1) each, on the spectral norms of nonzero matrices (r, s, k).
 
     With the eigenvalues g of the Gram matrix: sum g^4 / sum g^2 <= max g^2, and max g^4 <= sum g^4.
     """
@@ -228,6 +225,6 @@ def _norm_bounds(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _start(size: int, like: torch.Tensor) -> torch.Tensor:
-    """Return two directions in which no eigenvector of a real matrix is missing, always the same."""
+    """Return two fixed random directions to start inverse iteration from."""
     draw = torch.randn(size, 2, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
     return draw.to(like)

@@ -1,4 +1,4 @@
-"""Factors of the input Jacobian of a chain at its ends: of the first weight, and after a softmax."""
+"""Factors of a chain's input Jacobian at its first weight and after a softmax."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["row_factor", "softmax_carried"]
 
 
 def row_factor(weight: torch.Tensor) -> torch.Tensor:
-    """Return a factor A with W = A Q for some Q with orthonormal rows: W's singular values, min(out, in) columns.
+    """Return a factor A of W = A Q, Q with orthonormal rows: it has W's singular values and min(out, in) columns.
 
     Args:
         weight: W, shape (..., out, in), float64.
@@ -24,7 +24,7 @@ def row_factor(weight: torch.Tensor) -> torch.Tensor:
     out, width = weight.shape[-2:]
     if width <= out:
         return weight
-    # Non-finite weights would make LAPACK raise, for every matrix of a stack: each is factored as if it were zero.
+    # One matrix that is not finite makes LAPACK raise for the whole stack: factor zeros in its place.
     finite = finite_matrices(weight)
     upper: torch.Tensor = torch.linalg.qr(made_finite(weight, finite).mT, mode="r").R
     return upper.mT if bool(finite.all()) else torch.where(finite[..., None, None], upper.mT, torch.nan)
@@ -41,8 +41,8 @@ def softmax_carried(probability: torch.Tensor, factor: torch.Tensor) -> torch.Te
         Shape (C, n, D, k).
     """
     q = probability.unsqueeze(-1)
-    # Adding one row to all changes nothing. Less that of the likeliest class its own is zero, and its difference from
-    # the mean no longer cancels, which would leave rounding for a singular value once the softmax is saturated.
+    # Subtracting one row of A from all rows changes nothing. With that of the likeliest class, its difference from the
+    # mean does not cancel: in a saturated softmax, cancellation would leave rounding in place of a singular value.
     likeliest = probability.argmax(-1)[..., None, None].expand(*probability.shape[:-1], 1, factor.shape[-1])
     factor = factor - factor.expand(*probability.shape, -1).gather(-2, likeliest)
     return q * (factor - (q * factor).sum(-2, keepdim=True))

@@ -16,30 +16,29 @@ __all__ = [
     "stable_rank",
 ]
 
-# So many matrices of so few rows or columns take less time all at once than one by one. On a CPU: on a GPU a library
-# does not take them one by one, and some thousand operations in turn would be as many launches.
+# From MANY matrices of at most TINY rows or columns on, operations on all of them are faster than LAPACK one by one on
+# a CPU. On a GPU the library is batched already.
 MANY, TINY = 2**11, 8
 
 
 def finite_matrices(matrix: torch.Tensor) -> torch.Tensor:
-    """Return which matrices are finite, shape (...) of (..., D, k): a finite sum says so of all its terms at once."""
-    # Of all at once: sums of each take many times as long.
+    """Return which matrices (..., D, k) are finite, shape (...)."""
+    # If the sum is finite, so are all terms; one sum is many times faster than one for each matrix.
     if bool(torch.isfinite(matrix.sum())):
         return torch.ones(matrix.shape[:-2], dtype=torch.bool, device=matrix.device)
     return torch.isfinite(matrix).flatten(-2).all(-1)
 
 
 def made_finite(matrix: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
-    """Return the matrices with those that are not finite made zero: LAPACK raises at a NaN, for the whole stack."""
+    """Return the matrices with zeros in place of those that are not finite, at which LAPACK would raise."""
     return matrix if bool(finite.all()) else torch.where(finite[..., None, None], matrix, 0.0)
 
 
 def singular_values(matrix: torch.Tensor) -> torch.Tensor:
     """Return singular values in descending order.
 
-    Through the SVD itself and not a Gram matrix, whose smallest eigenvalues lose half the digits: counts are right
-    down to eps = 1e-14 sigma_max. Of many tiny matrices by operations on all of them, and by the library where those
-    are not certain.
+    By an SVD, not from a Gram matrix, whose smallest eigenvalues lose half the digits: counts are right down to
+    eps = 1e-14 sigma_max. Many tiny matrices are decomposed together (`stacked_values`), uncertain ones by LAPACK.
 
     Args:
         matrix: Shape (..., D, k), finite, float64.
@@ -58,7 +57,7 @@ def singular_values(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def numerical_rank(sigma: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """Return how many singular values exceed each threshold, strictly: a zero matrix has rank 0 at eps = 0.
+    """Return how many singular values exceed each threshold (strictly: a zero matrix has rank 0 at eps = 0).
 
     Args:
         sigma: Singular values, shape (..., k).
@@ -75,7 +74,7 @@ def numerical_rank(sigma: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         tensor([2, 1])
     """
     each = eps.expand(*sigma.shape[:-1], -1) if eps.dim() == 1 else eps
-    # Thresholds first: what is compared and summed then lies in memory as the singular values do.
+    # Thresholds first, so that comparisons keep the memory order of the singular values.
     return (sigma > each.movedim(-1, 0).unsqueeze(-1)).sum(-1).movedim(0, -1)
 
 
@@ -97,7 +96,7 @@ def effective_rank(sigma: torch.Tensor) -> torch.Tensor:
     """
     total = sigma.sum(-1)
     share = sigma / torch.where(total > 0, total, 1.0).unsqueeze(-1)
-    # Of zero the logarithm of the least number, times zero.
+    # 0 ln 0 = 0: clamp, so that the logarithm stays finite.
     logarithm = share.clamp(min=torch.finfo(share.dtype).tiny).log_()
     return torch.where(total > 0, logarithm.mul_(share).sum(-1).neg_().exp_(), 0.0)
 
@@ -116,12 +115,12 @@ def stable_rank(sigma: torch.Tensor) -> torch.Tensor:
         tensor(1.2500)
     """
     top = sigma[..., :1]
-    # Divided first: squares of very small or large values would under- or overflow.
+    # Divide before squaring, which could under- or overflow.
     return (sigma / torch.where(top > 0, top, 1.0)).square_().sum(-1)
 
 
 def spectral_norm(matrix: torch.Tensor) -> torch.Tensor:
-    """Return the largest singular value, through the smaller Gram matrix, whose top eigenvalue is right to rounding.
+    """Return the largest singular value, from the smaller Gram matrix, whose largest eigenvalue is accurate.
 
     Args:
         matrix: Shape (..., D, k), finite, float64.
@@ -131,7 +130,7 @@ def spectral_norm(matrix: torch.Tensor) -> torch.Tensor:
     """
     largest = matrix.abs().amax((-2, -1))
     scale = torch.where(largest > 0.0, largest, 1.0)
-    # Squares of very small or large values would under- or overflow.
+    # Scale before squaring, which could under- or overflow.
     scaled = matrix / scale[..., None, None]
     tall = scaled if scaled.shape[-2] >= scaled.shape[-1] else scaled.mT
     top: torch.Tensor = torch.linalg.eigvalsh(tall.mT @ tall)[..., -1]

@@ -1,4 +1,4 @@
-"""A random orthonormal subspace whose basis need not be held: cosines of random frequencies under random signs."""
+"""A random orthonormal subspace whose basis is computed when needed: a random part of a cosine transform."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 def subspace(generator: np.random.Generator, width: int, dims: int) -> Callable[[int, slice], Array]:
-    """Return a function that gives columns of an orthonormal basis of a random subspace.
+    """Return a function that computes columns of an orthonormal basis of a random subspace.
 
-    Column k has the entries s_i sqrt(2 / d) cos(pi (2 i + 1) f_k / (2 d)): orthonormal as the discrete cosine
-    transform is, with random signs s, and f a random subset of its d frequencies.
+    Column k has the entries s_i sqrt(2 / d) cos(pi (2 i + 1) f_k / (2 d)), s random signs, f a random subset of the d
+    frequencies of the discrete cosine transform, which is orthonormal.
 
     Args:
         generator: Random numbers.
@@ -25,7 +25,7 @@ def subspace(generator: np.random.Generator, width: int, dims: int) -> Callable[
         dims: Dimensions of the subspace, at most d.
 
     Returns:
-        Of (d, part) the columns of a part, shape (d, columns).
+        A function (d, slice of columns) -> those columns, shape (d, columns).
 
     Source:
         Halko, Martinsson and Tropp 2011, section 4.6, for transforms in the place of Gaussian matrices.
@@ -41,7 +41,7 @@ def subspace(generator: np.random.Generator, width: int, dims: int) -> Callable[
     def columns(size: int, part: slice) -> Array:
         assert size == width
         chosen = frequencies[part]
-        # Reduced to one turn in whole numbers: the cosine of a large angle would lose digits.
+        # Reduce angles in integers first: the cosine of a large angle loses digits.
         angles = np.outer(2 * np.arange(width) + 1, chosen) % (4 * width)
         found = np.cos(angles * (math.pi / (2 * width)))
         found *= np.where(chosen == 0, math.sqrt(1.0 / width), math.sqrt(2.0 / width))

@@ -1,7 +1,7 @@
-"""The Jacobian of a chain carried from layer to layer as a small factor, with its Gram matrix and its error.
+"""Carry the Jacobian of a chain from layer to layer as a small factor, with its Gram matrix and a bound on its error.
 
-J_{l+1} = W_{l+1} diag(slope) J_l. Of J = A Q with orthonormal rows Q only A matters to singular values; units whose
-slope is zero drop out of it, and where more columns are left than rows A gives way to the Cholesky factor of A A^T.
+J_{l+1} = W_{l+1} diag(slope) J_l. In J = A Q, Q with orthonormal rows, only A matters to singular values. Units of
+slope zero are dropped from A, and if it has more columns than rows it is replaced by the Cholesky factor of A A^T.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from ibscan.numerics.spectra.jacobian import row_factor
 
 __all__ = ["Carried", "carried_on", "carried_post", "exactly_on", "started"]
 
-# Units are dropped where at most this share of a layer has a slope; above, gathering costs more than it saves.
+# Units are dropped if at most this share of a layer has a slope; above, gathering costs more than it saves.
 ACTIVE_SHARE = 0.7
-# Columns are taken off a factor where so many go; fewer cost less than the decomposition.
+# Columns are removed from a factor if at least so many go; fewer cost less than the decomposition.
 LEAST_GAIN = 16
-# Numbers of a matrix so small that calling a library costs more than the work.
+# Size of a matrix below which a library call costs more than its work.
 TINY = 2**10
-# Between these the largest entry's square and its products with errors are exact to rounding.
+# Factors with a largest entry beyond these are scaled, so that squares stay in the range of float64.
 LEAST, MOST = 2.0**-100, 2.0**100
 
 
 @dataclass(frozen=True)
 class Carried:
-    """J of one layer over `scale`, as a factor and its smaller Gram matrix.
+    """J / scale of one layer, as a factor and its smaller Gram matrix.
 
-    `factor` A (C, n, d, k) and `gram` (C, n, m, m), m = min(d, k), A A^T where `outer` else A^T A; n is 1 where all
-    rows share them. `error` (C, n) bounds what A A^T lacks in the spectral norm, `norm` (C, n) is at least its spectral
-    norm. `scale` (C, n) is a power of two; `finite` (C, rows or 1) says where J is finite, A is zero elsewhere.
+    `factor` A is (C, n, d, k); `gram` (C, n, m, m), m = min(d, k), is A A^T if `outer`, else A^T A; n is 1 if all rows
+    share them. `error` (C, n) bounds the spectral norm of the error of A A^T, `norm` (C, n) its own spectral norm.
+    `scale` (C, n) is a power of two. `finite` (C, N or 1) says where J is finite; elsewhere A is zero.
     """
 
     factor: torch.Tensor
@@ -43,7 +43,7 @@ class Carried:
     finite: torch.Tensor
 
     def counted(self, *, shared: bool = False) -> Gram:
-        """Return what singular values are counted from; `shared` says that they are those of every row."""
+        """Return the Gram matrix to count singular values from; `shared` if it is that of every row."""
         error = self.error + rounding(self.factor.shape[-1]) * self.norm
         return Gram(self.gram, torch.where(self.norm > 0.0, error, 0.0), self.scale, self.finite, shared)
 
@@ -52,13 +52,13 @@ def started(factor: torch.Tensor) -> Carried:
     """Return the first layer's Jacobian, the same at every row.
 
     Args:
-        factor: With the singular values of the first weight, shape (C, d, k), float64; its own QR is its only error.
+        factor: Of the first weight, shape (C, d, k), float64, from `row_factor`.
     """
     finite = torch.ones(factor.shape[0], 1, dtype=torch.bool, device=factor.device)
     own = factor.unsqueeze(1)
     zero = torch.zeros(own.shape[:2], dtype=own.dtype, device=own.device)
     begun = _scaled(own.clone(), zero, torch.ones_like(zero), finite)
-    # Householder QR is backward stable; W itself is exact.
+    # The only error is that of the QR, which is backward stable.
     return replace(begun, error=rounding(max(factor.shape[1:])) * begun.norm)
 
 
@@ -79,7 +79,7 @@ def carried_on(before: Carried, slope: torch.Tensor, weight: torch.Tensor, norm:
     if inner is not None:
         factor = _times(weight, inner, index)
     elif index is None and before.factor.shape[1] == 1:
-        # What is the same at every row is multiplied by all of them at once.
+        # All rows share the factor: one product for all of them.
         rows = (weight.unsqueeze(1) * slope.unsqueeze(-2)).flatten(1, 2)
         factor = (rows @ before.factor[:, 0]).view(*slope.shape[:2], *weight.shape[1:2], -1)
     else:
@@ -91,9 +91,9 @@ def carried_on(before: Carried, slope: torch.Tensor, weight: torch.Tensor, norm:
 
 
 def exactly_on(factor: torch.Tensor, slope: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return factors of the next layer's Jacobian and of diag(slope) J, with no Gram matrix between.
+    """Return factors of the next layer's Jacobian and of diag(slope) J, without forming a Gram matrix.
 
-    Units without a slope drop out here too; more columns than rows are taken off by QR.
+    Units of slope zero are dropped here too; columns beyond the number of rows are removed by QR.
 
     Args:
         factor: Of J, shape (C, n or 1, d, k).
@@ -105,7 +105,7 @@ def exactly_on(factor: torch.Tensor, slope: torch.Tensor, weight: torch.Tensor) 
     """
     index = _active(slope)
     if index is None and _tiny(weight, factor):
-        # Rows last in memory, along which operations on tiny matrices run, the product below as well.
+        # Rows of the probe last in memory, as operations on tiny matrices run along them.
         inner = (slope.mT.contiguous().unsqueeze(2) * factor.movedim(1, -1)).movedim(-1, 1)
     else:
         inner = _active_rows(factor, slope, index)
@@ -115,19 +115,19 @@ def exactly_on(factor: torch.Tensor, slope: torch.Tensor, weight: torch.Tensor) 
 
 
 def carried_post(before: Carried, mapped: torch.Tensor, growth: torch.Tensor) -> Carried:
-    """Return the Jacobian of what follows a layer.
+    """Return the Jacobian of a layer's post.
 
     Args:
-        before: J of the layer.
-        mapped: The factor times the activation's own Jacobian, shape (C, n, d, k).
-        growth: At least the squared spectral norm of that Jacobian, shape (C, n).
+        before: J of the layer's pre.
+        mapped: The activation's Jacobian times the factor, shape (C, n, d, k).
+        growth: Upper bound on the squared spectral norm of the activation's Jacobian, shape (C, n).
     """
     error = growth * (before.error + rounding(1) * before.norm)
     return _scaled(mapped, error, before.scale, before.finite)
 
 
 def _scaled(factor: torch.Tensor, error: torch.Tensor, scale: torch.Tensor, finite: torch.Tensor) -> Carried:
-    """Take a power of two out of a factor, so that its Gram matrix neither over- nor underflows."""
+    """Return the factor with its Gram matrix, divided by a power of two if that would over- or underflow."""
     least, most = torch.aminmax(factor.flatten(2), dim=-1)
     largest = torch.maximum(-least, most)
     finite_here = torch.isfinite(largest)
@@ -140,7 +140,7 @@ def _scaled(factor: torch.Tensor, error: torch.Tensor, scale: torch.Tensor, fini
     if bool(((largest < LEAST) | (largest > MOST)).any()):
         unit = torch.ldexp(unit, torch.frexp(largest).exponent)
         factor = factor.div_(unit[..., None, None])
-        # Divided twice: the square of the unit would overflow first.
+        # Divide twice, as the square of the unit could overflow.
         error = error / unit / unit
     error = torch.where(largest > 0.0, error, 0.0)
     outer = factor.shape[-2] <= factor.shape[-1]
@@ -149,17 +149,17 @@ def _scaled(factor: torch.Tensor, error: torch.Tensor, scale: torch.Tensor, fini
 
 
 def _active_rows(factor: torch.Tensor, slope: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
-    return _taken(slope, index).unsqueeze(-1) * (factor if index is None else _rows(factor, index))
+    return _gathered(slope, index).unsqueeze(-1) * (factor if index is None else _rows(factor, index))
 
 
 def _times(weight: torch.Tensor, inner: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
     if index is None and _tiny(weight, inner) and inner.shape[1] > 1:
-        # One product a checkpoint in place of one a row, whose call would cost more than its work.
+        # One product for each checkpoint, as one for each row would cost more in calls than in work.
         rows = inner.movedim(1, -1)
         return (weight @ rows.flatten(2)).view(*weight.shape[:2], *rows.shape[2:]).movedim(-1, 1)
     if index is None:
         return weight.unsqueeze(1) @ inner
-    # Rows of W^T are copied whole, a row of memory each.
+    # Gather rows of W^T, which are contiguous in memory.
     return _rows(weight.mT.contiguous().unsqueeze(1), index).mT @ inner
 
 
@@ -168,22 +168,22 @@ def _tiny(weight: torch.Tensor, factor: torch.Tensor) -> bool:
 
 
 def _active(slope: torch.Tensor) -> torch.Tensor | None:
-    """Return the units with a slope first, as many as the row with most has: (C, n, s); None where that is no gain."""
+    """Return indices of units with a slope, (C, n, s), s the most of any row, padded; None if too few are dropped."""
     if slope.shape[-1] < LEAST_GAIN:
         return None
-    silent = slope == 0.0
-    most = slope.shape[-1] - int(silent.sum(-1).min())
+    inactive = slope == 0.0
+    most = slope.shape[-1] - int(inactive.sum(-1).min())
     if most > ACTIVE_SHARE * slope.shape[-1]:
         return None
-    return torch.sort(silent.to(torch.uint8), dim=-1, stable=True).indices[..., : max(1, most)]
+    return torch.sort(inactive.to(torch.uint8), dim=-1, stable=True).indices[..., : max(1, most)]
 
 
 def _compressed(before: Carried, slope: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor | None:
     """Return the Cholesky factor of diag(slope) A A^T diag(slope) on the active units.
 
-    None where it would not be smaller than A, or does not exist because units depend on one another.
+    None if it would not be smaller than A, or if the matrix is singular.
     """
-    own = _taken(slope, index)
+    own = _gathered(slope, index)
     if before.factor.shape[-1] - own.shape[-1] < LEAST_GAIN:
         return None
     if before.outer:
@@ -192,15 +192,15 @@ def _compressed(before: Carried, slope: torch.Tensor, index: torch.Tensor | None
         rows = before.factor if index is None else _rows(before.factor, index)
         chosen = rows @ rows.mT
     square = chosen * own.unsqueeze(-1) * own.unsqueeze(-2)
-    silent = own == 0.0
-    # Units without a slope, of which rows have different numbers, are decomposed as if they were units of their own.
-    square.diagonal(dim1=-2, dim2=-1).add_(silent.to(own.dtype))
+    inactive = own == 0.0
+    # Rows have different numbers of inactive units: give those a 1 on the diagonal, so that the factor exists.
+    square.diagonal(dim1=-2, dim2=-1).add_(inactive.to(own.dtype))
     root: torch.Tensor
     root, failed = torch.linalg.cholesky_ex(square)
-    return None if bool(failed.any()) else root.masked_fill_(silent.unsqueeze(-1), 0.0)
+    return None if bool(failed.any()) else root.masked_fill_(inactive.unsqueeze(-1), 0.0)
 
 
-def _taken(slope: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+def _gathered(slope: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
     return slope if index is None else slope.gather(-1, index)
 
 

@@ -1,4 +1,4 @@
-"""The spectrum of a layer's covariance over the probe, and the numbers that sum it up; none depends on the scale."""
+"""The spectrum of a layer's covariance over the probe, and statistics of it that do not depend on the scale."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from ibscan.numerics.geometry.distances import in_range
 
 __all__ = ["covariance_roots", "decay_exponent", "participation_ratio", "spectral_entropy"]
 
-# Least points of a straight line.
+# Fewest points a line is fitted to.
 LEAST_POINTS = 3
 
 
 def covariance_roots(points: torch.Tensor) -> torch.Tensor:
     """Return square roots of the eigenvalues of the covariance, up to a common factor, in descending order.
 
-    Through the singular values of the centred rows, not a covariance matrix, which would lose half the digits.
+    They are the singular values of the centred rows: a covariance matrix would lose half the digits.
 
     Args:
-        points: Shape (n, d), finite, float64, of any size.
+        points: Shape (N, D), finite, float64, of any scale.
 
     Returns:
-        Shape (min(n, d),), >= 0.
+        Shape (min(N, D),), >= 0.
     """
     points, _ = in_range(points)
     centred = points - points.mean(0)
@@ -31,7 +31,7 @@ def covariance_roots(points: torch.Tensor) -> torch.Tensor:
     if len(centred) > centred.shape[1]:
         centred = torch.linalg.qr(centred, mode="r")[1]
     roots: torch.Tensor = torch.linalg.svdvals(centred)
-    # What rounding leaves of a direction that is not there is none.
+    # Values below rounding are 0.
     return torch.where(roots > max(points.shape) * torch.finfo(roots.dtype).eps * roots[:1], roots, 0.0)
 
 
@@ -58,8 +58,8 @@ def spectral_entropy(roots: torch.Tensor) -> float:
 def decay_exponent(roots: torch.Tensor) -> tuple[float, int, int]:
     """Return alpha of lambda_i ~ i^-alpha, and the first and last place i of the spectrum it was fitted on.
 
-    The slope of -ln lambda_i on ln i by least squares, from a tenth to a half of the places whose lambda is not 0: the
-    first few are the classes' own, the last are the sample's. NaN, with the places, where these are fewer than three.
+    The least-squares slope of -ln lambda_i on ln i for i from r/10 to r/2, r the number of lambda that are not 0: the
+    first ones are due to the classes, the last ones to the sample. NaN for fewer than three places.
 
     Args:
         roots: Square roots of lambda_i, in descending order, shape (k,).
@@ -67,17 +67,18 @@ def decay_exponent(roots: torch.Tensor) -> tuple[float, int, int]:
     Source:
         Stringer et al. 2019; Agrawal et al. 2022 (alpha-ReQ), arXiv 2202.05808.
     """
-    held = int((roots > 0).sum())
-    first, last = max(1, math.ceil(held / 10)), math.ceil(held / 2)
+    rank = int((roots > 0).sum())
+    first, last = max(1, math.ceil(rank / 10)), math.ceil(rank / 2)
     if last - first + 1 < LEAST_POINTS:
         return math.nan, first, last
-    place = torch.arange(first, last + 1, dtype=roots.dtype, device=roots.device).log()
-    fall = -2.0 * (roots[first - 1 : last] / roots[0]).log()
-    place = place - place.mean()
-    return float((place @ fall) / place.square().sum()), first, last
+    log_index = torch.arange(first, last + 1, dtype=roots.dtype, device=roots.device).log()
+    decay = -2.0 * (roots[first - 1 : last] / roots[0]).log()
+    log_index = log_index - log_index.mean()
+    return float((log_index @ decay) / log_index.square().sum()), first, last
 
 
 def _shares(roots: torch.Tensor) -> torch.Tensor:
-    # Divided first: squares of very small or large values would under- or overflow.
+    """Return lambda / sum lambda, all 0 if they are."""
+    # Divide before squaring, which could under- or overflow.
     share = (roots / torch.where(roots[:1] > 0, roots[:1], 1.0)).square()
     return share / share.sum().clamp(min=torch.finfo(share.dtype).tiny)

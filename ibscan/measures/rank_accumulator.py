@@ -213,7 +213,7 @@ class RankAccumulator:
         components[np.isnan(spectrum[..., : self.size]) & valid[..., None]] = Status.NOT_MEASURED
         rank_status = status
         if self.spec.directions is not None:
-            # Effective and stable rank of a part of the Jacobian say nothing of the whole.
+            # Effective and stable rank of a part of the Jacobian are no bounds on those of the whole.
             rank_status = np.where(status == Status.LOWER_BOUND, Status.NOT_MEASURED, status).astype(np.int8)
             spectrum[..., self.size :] = np.nan
         # A count that is rounding has no bound.

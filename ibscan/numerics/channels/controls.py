@@ -143,25 +143,25 @@ class ReplicaControls:
     """
 
     def __init__(self, z: torch.Tensor, s: torch.Tensor) -> None:
-        """Begin without replicas, with standard normals z added to s, joint (draws, rows, D)."""
+        """Begin without replicas, with standard normals z added to centres s, both (draws, rows, D)."""
         draws, _, width = z.shape
         self._z, self._s, self._count = z.transpose(0, 1), s.transpose(0, 1), 0
-        places = self._s - self._s.flatten(0, 1).median(0).values
-        # Of the size of one, so that all controls weigh alike when dependent ones are looked for; by the largest first,
-        # whose square may leave the range of float64.
-        tiny = torch.finfo(places.dtype).tiny
-        places /= places.abs().amax().clamp(min=tiny)
-        places /= places.square().mean().sqrt().clamp(min=tiny)
-        self._common = controls(width, len(self._s) * max(1, draws - 1))(self._z, places)
+        centres = self._s - self._s.flatten(0, 1).median(0).values
+        # Scale to 1, so that controls are comparable when linearly dependent ones are dropped; by the largest first, as
+        # squares may leave the range of float64.
+        tiny = torch.finfo(centres.dtype).tiny
+        centres /= centres.abs().amax().clamp(min=tiny)
+        centres /= centres.square().mean().sqrt().clamp(min=tiny)
+        self._common = controls(width, len(self._s) * max(1, draws - 1))(self._z, centres)
         if width <= QUADRATIC_WIDTH:
-            near = near_enough(places.square().sum(-1).mean(1).sqrt())
+            near = near_enough(centres.square().sum(-1).mean(1).sqrt())
             self._common = self._common * near.view(-1, 1, 1)
-        # Sums of squares about a point near each row's replicas lose no digits.
+        # Sum squares about a point near each row's replicas, which loses no digits.
         self._origin = self._s[:, :1]
         self._first, self._second = z.new_zeros(len(self._s), 1, width), z.new_zeros(())
 
     def add(self, values: torch.Tensor) -> None:
-        """Add replicas (R, rows, D); of layers too wide to have a matrix for every row nothing is kept."""
+        """Add replicas (K, rows, D); layers too wide to hold a matrix for every row are ignored."""
         if values.shape[-1] > QUADRATIC_WIDTH:
             return
         centred = values.transpose(0, 1) - self._origin
@@ -175,7 +175,7 @@ class ReplicaControls:
             return self._common
         mean = self._first / self._count
         covariance = self._second / self._count - mean.mT @ mean
-        # Replicas so far centred that their squares leave the range of float64 are followed by nothing.
+        # If squares left the range of float64 the control is 0.
         finite = torch.isfinite(covariance).flatten(1).all(1).view(-1, 1, 1)
         covariance = torch.where(finite, covariance, 0.0)
         width = covariance.shape[-1]

@@ -75,20 +75,18 @@ def readout_information(
     """Return I(X; S + Z) and I(S + Z; Y) of the discrete population, Z ~ N(0, noise^2 I), by Monte Carlo.
 
     Every draw t = s_i + z gives ln p(t|i) - ln p(t): the conditional density is exact, and ||z||^2 cancels between
-    the two. Polynomials in z of mean zero (`controls`, `NeighbourControls`) are subtracted, as far as the draws of
-    the other half of the strata follow them. The rows are the strata: every one has two draws or more, so that the
-    spread between them is no error. Draws are added until 1.96 standard errors of both values are within
-    `tolerance`.
+    the two. Control variates of mean zero (`controls`, `NeighbourControls`) are subtracted, with coefficients fitted on
+    the other half of the strata. The rows are the strata: each has two draws or more, so that the spread between rows
+    is no error. Draws are added until 1.96 standard errors of both values are within `tolerance`.
 
-    Where the budget does not allow two draws a row, a systematic sample of the rows, which must come in random order,
-    is visited. Draws then tell how much the terms differ from what pairs of centres say of them (`Mixture.pairwise`),
-    which is known of every row. The spread between rows counts, and what rows that were never visited may hide
-    (`never_visited`), of differences as large as they can be.
+    If the budget does not allow two draws for each row, a systematic sample of the rows, which must come in random
+    order, is visited. The draws then estimate the difference of the terms from a prediction that is known for every row
+    (`Mixture.pairwise`). The error includes the spread between rows, and the largest differences that the rows never
+    visited may have (`never_visited`).
 
-    Near ln n the terms are constant but for rare draws between centres; the standard error includes 3 over the number
-    of draws, or the distance of the bounds if that is less, for those that were not met, times the share of the
-    centres' spread that a draw tells of. I(X; S + Z) is moved into its bounds, and no standard error is less than what
-    a value was outside.
+    Near ln n the terms are constant but for rare draws between centres. For those that were missed the error includes
+    3 over the number of draws, or the distance of the bounds if that is less, times the share of the centres' variance
+    that a draw resolves. I(X; S + Z) is clipped to its bounds, and no error is less than the distance it was moved.
 
     Args:
         mixture: The population of N rows.

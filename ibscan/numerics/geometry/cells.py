@@ -201,13 +201,13 @@ def _rows_sharing_cells(
         if not len(rows):
             break
         part = values[:, block] if len(rows) == len(values) else values[rows, block]
-        columns, extents = _ranges(part if cut is None else cut(part), budget.column)
+        columns, ranges = _ranges(part if cut is None else cut(part), budget.column)
         first = 0
-        while first < len(extents) and len(rows):
+        while first < len(ranges) and len(rows):
             key, span = symbol.clone(), len(counts)
-            while first < len(extents) and span * extents[first] <= budget.keys:
-                key.mul_(extents[first]).add_(columns[:, first])
-                span, first = span * extents[first], first + 1
+            while first < len(ranges) and span * ranges[first] <= budget.keys:
+                key.mul_(ranges[first]).add_(columns[:, first])
+                span, first = span * ranges[first], first + 1
             symbol, counts = torch.unique(key, return_inverse=True, return_counts=True)[1:]
             several = counts > 1
             if not several.all():
@@ -220,11 +220,11 @@ def _rows_sharing_cells(
 def _ranges(cells: torch.Tensor, most: int) -> tuple[torch.Tensor, list[int]]:
     """Return cells counted from 0 in every column, int64, and the range of each column; wide ranges become ranks."""
     lowest, highest = torch.aminmax(cells, dim=0)
-    extents = (highest - lowest + 1.0).tolist()
-    wide = [k for k, extent in enumerate(extents) if not extent < most]
+    ranges = (highest - lowest + 1.0).tolist()
+    wide = [k for k, size in enumerate(ranges) if not size < most]
     ranks = [torch.unique(cells[:, k], return_inverse=True)[1] for k in wide]
     columns = (cells - lowest).to(torch.int64)
     for k, rank in zip(wide, ranks, strict=True):
         columns[:, k] = rank
-        extents[k] = float(rank.amax() + 1)
-    return columns, [int(extent) for extent in extents]
+        ranges[k] = float(rank.amax() + 1)
+    return columns, [int(size) for size in ranges]

@@ -137,23 +137,23 @@ def inertia_counts(values: torch.Tensor, error: torch.Tensor, eps: torch.Tensor)
 
 
 def elimination_counts(values: torch.Tensor, error: torch.Tensor, eps: torch.Tensor) -> Counts:
-    """Count from the signs of the pivots of Gaussian elimination, of all matrices at once, for tiny ones.
+    """Count from the signs of the pivots of Gaussian elimination in all matrices at once, for tiny ones.
 
-    Each threshold is counted from a little below and from a little above. Certain where both counts agree, and no
-    element grew so that its rounding could be as much as the distance: there is no pivoting.
+    Each threshold is counted slightly below and slightly above it. Certain if both counts agree and no element grew so
+    much, as there is no pivoting, that its rounding could reach the distance between them.
 
     Args:
-        values: G, shape (B, m, m), float64, finite.
-        error: Bound on the spectral norm of its error, shape (B,).
-        eps: Thresholds, shape (B, E).
+        values: G, shape (M, m, m), float64, finite.
+        error: Bound on the spectral norm of its error, shape (M,).
+        eps: Thresholds, shape (M, E).
 
     Source:
         Sylvester's law of inertia; Higham 2002, theorem 9.3: the error is that of the growth of the elements.
     """
     size, limits = values.shape[-1], eps.square().T
     scale = values.flatten(1).norm(dim=1)
-    apart = SAFETY * (error + rounding(size) * torch.maximum(scale, limits))
-    shifts = torch.cat((limits - apart, limits + apart))
+    distance = SAFETY * (error + rounding(size) * torch.maximum(scale, limits))
+    shifts = torch.cat((limits - distance, limits + distance))
     # The batch last: every step is one operation on long rows.
     rest = values.permute(1, 2, 0).unsqueeze(2).repeat(1, 1, len(shifts), 1)
     rest.diagonal(dim1=0, dim2=1).sub_(shifts.unsqueeze(-1))
@@ -168,7 +168,7 @@ def elimination_counts(values: torch.Tensor, error: torch.Tensor, eps: torch.Ten
     grown = largest.view(2, len(limits), -1).amax(0)
     zero = (scale == 0.0) & (error == 0.0)
     # Written so that a NaN is not certain.
-    certain = ((below == above) & (rounding(size) * size * grown < apart)).all(0)
+    certain = ((below == above) & (rounding(size) * size * grown < distance)).all(0)
     number = torch.where(zero, 0, above)
     return Counts(number.T.contiguous(), certain | zero, scale > 0.0)
 

@@ -70,7 +70,7 @@ def test_every_file_is_read_twice_and_hashed_once(
         return Path(path).name if str(path).endswith(".safetensors") else None
 
     opened = counted(monkeypatch, Path, "open", checkpoint)
-    hashed = counted(monkeypatch, files, "_taken", lambda stream, *_: checkpoint(stream.name))
+    hashed = counted(monkeypatch, files, "_hashed", lambda stream, *_: checkpoint(stream.name))
     assert command("ls", long_series).code == 0
     assert (set(opened.values()), set(hashed.values())) == ({1}, {1})
     opened.clear(), hashed.clear()

@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ibscan.core.estimate import Estimate, Status
+from ibscan.core.measure import Measure
 from ibscan.core.network import NoisyNetwork
 from ibscan.core.records import Array, Probe
 from ibscan.core.streams import RandomStreams
@@ -37,13 +38,39 @@ from ibscan.measures.noisy_channel import (
 from ibscan.measures.readout_cells import draws_of, readout_cell
 from ibscan.numerics.channels.mixture import Mixture, gaussian_cap, principal_components
 
-if TYPE_CHECKING:
-    from ibscan.measures.network import NetworkInformation
-
 __all__ = ["network_estimates"]
 
 # Standard normals drawn together for each row, for a block of replicas.
 NORMALS_A_ROW = 2048
+
+
+class NoisyMeasure(Measure, Protocol):
+    """A measure of the noisy network: noise levels and the budget of replicas and draws."""
+
+    @property
+    def noise(self) -> tuple[float, ...]:
+        """Standard deviations, activation units."""
+        ...
+
+    @property
+    def tolerance(self) -> float:
+        """Half width, nats."""
+        ...
+
+    @property
+    def max_replicas(self) -> int:
+        """Noisy passes of one input at most."""
+        ...
+
+    @property
+    def max_draws(self) -> int:
+        """Draws of one cell at most."""
+        ...
+
+    @property
+    def patient(self) -> bool:
+        """Whether a cell spends its budget before it is called unresolved."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -66,7 +93,7 @@ class NetworkCell:
 
 
 def network_estimates(
-    measure: NetworkInformation, network: NoisyNetwork, probe: Probe, streams: RandomStreams
+    measure: NoisyMeasure, network: NoisyNetwork, probe: Probe, streams: RandomStreams
 ) -> dict[str, Estimate]:
     """Return the estimates of every hidden layer at every noise level, arrays (C, L, noise), by quantity key."""
     population = Population.of(probe, network)

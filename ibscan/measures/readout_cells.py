@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,18 +16,30 @@ from ibscan.core.records import Array
 from ibscan.core.streams import RandomStreams
 from ibscan.measures.driver import LayerValues, is_saturated, label_status
 from ibscan.measures.shared import READ_OUT, WIDE
+from ibscan.measures.work import Drawing
 from ibscan.numerics.channels.mixture import Mixture, gaussian_cap
 from ibscan.numerics.channels.readout import LEAST_SHARE, line_information, readout_information
 from ibscan.numerics.tiling import aligned, mapped
-
-if TYPE_CHECKING:
-    from ibscan.measures.readout import ReadoutInformation
 
 __all__ = ["Labels", "ReadoutCell", "components", "draws_of", "layer_estimates", "readout_cell"]
 
 # Draws of standard normals cached for the next noise and checkpoint, if they have no more than KEPT_NUMBERS each.
 KEPT_DRAWS, KEPT_NUMBERS = 2, 2**22
 Draws = Callable[[int], torch.Tensor]
+
+
+class Noisy(Drawing, Protocol):
+    """Parameters of the read-out channel: noise levels and the budget of draws."""
+
+    @property
+    def noise(self) -> tuple[float, ...]:
+        """Standard deviations, activation units."""
+        ...
+
+    @property
+    def rel_noise(self) -> tuple[float, ...]:
+        """Standard deviations relative to the layer's root-mean-square distance from its mean."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,7 @@ class Labels:
 
 
 def layer_estimates(
-    measure: ReadoutInformation,
+    measure: Noisy,
     data: LayerValues,
     normals: Draws,
     weights: torch.Tensor,

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from ibscan.core.measure import Measure, Sizes
 
-__all__ = ["drawn", "seconds"]
+__all__ = ["Drawing", "drawn", "seconds"]
 
 # Multiply-adds per second in products of small matrices, and in their decompositions.
 PRODUCTS, DECOMPOSITIONS = 8e9, 3e9

@@ -83,6 +83,7 @@ def test_generated_regions_of_the_guide_are_up_to_date() -> None:
         assert text == written(text), f"{page.name}: run python tests/support/guide_tables.py"
 
 
+@pytest.mark.slow
 def test_every_name_in_a_full_file_is_explained(results: tuple[Path, Path]) -> None:
     for path in results:
         result = read(path)
@@ -98,6 +99,7 @@ def test_every_attribute_of_a_variable_is_explained(results: tuple[Path, Path]) 
         assert [name for name in variable.attrs if name not in usual and not explained(name)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", [[], ["--curve"], ["--variable", "singular_value"]])
 def test_every_word_in_the_head_of_a_printed_table_is_explained(
     results: tuple[Path, Path], command: Run, monkeypatch: pytest.MonkeyPatch, view: list[str]

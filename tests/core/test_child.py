@@ -26,6 +26,7 @@ def test_messages_and_bytes_go_both_ways() -> None:
     assert child.process.returncode is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "words"),
     [

@@ -246,6 +246,7 @@ def test_rows_that_are_neither_ids_nor_embeddings_are_refused(command: Run, tmp_
     assert "(tokens, 4)" in done.err
 
 
+@pytest.mark.slow
 def test_configs_of_a_series_must_agree(command: Run, images: Path, tmp_path: Path) -> None:
     for step, act in ((1, "gelu"), (2, "relu")):
         folder_of(tmp_path / f"run/checkpoint-{step}", {**VISION, "hidden_act": act}, vision_state())

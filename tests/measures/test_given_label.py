@@ -73,6 +73,7 @@ def test_of_a_cube_it_is_what_the_other_coordinates_tell(noise: float, one: floa
     assert given.stderr[0, 0, 0] < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [400, 8])
 def test_the_error_of_the_difference_covers_what_repetitions_show(budget: int) -> None:
     """Also where rows are a sample: of 100 seeds no fewer than 90 are within 1.96 errors."""

@@ -15,6 +15,7 @@ import torch
 
 from ibscan.numerics.channels import tree
 from ibscan.numerics.channels.tree import Tree
+from ibscan.numerics.equal_rows import all_differ
 from ibscan.numerics.tiling import cuts, mapped
 
 __all__ = ["Budget", "Mixture", "collapsed", "entropy", "gaussian_cap", "principal_components"]
@@ -26,8 +27,6 @@ NEGLIGIBLE = 1e-12
 # A ratio of densities beyond e^700 has probability < e^-700 under its own draw (Markov's inequality): the clamp never
 # acts in practice and only keeps infinity out.
 LARGEST_EXPONENT = 700.0
-# Multiplier of a hash: odd, and without a pattern in its bits (2^63 over the golden ratio).
-MULTIPLIER = 0x4F1BBCDCBFA53E0B
 # Largest group of neighbours.
 GROUP = 64
 # Gathering rows of a block pays if at most this share of them is needed.
@@ -58,20 +57,12 @@ def collapsed(centres: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tenso
     """
     # Adding 0.0 turns -0.0 into 0.0, the same point.
     centres = centres + 0.0
-    if _all_differ(centres):
+    if all_differ(centres):
         return centres, weights, torch.arange(len(centres), device=centres.device)
     distinct, owner = torch.unique(centres, dim=0, return_inverse=True)
     merged = torch.zeros(len(distinct), weights.shape[1], dtype=weights.dtype, device=weights.device)
     merged.index_add_(0, owner, weights)
     return distinct, merged, owner
-
-
-def _all_differ(rows: torch.Tensor) -> bool:
-    """Return whether all rows differ, from a hash of each, which is far faster than sorting whole rows."""
-    # Equal rows have equal hashes; different rows hardly ever do.
-    factors = torch.full((rows.shape[1],), MULTIPLIER, device=rows.device).cumprod(0)
-    hashes = (rows.view(torch.int64) * factors).sum(1).sort().values
-    return bool((hashes[1:] != hashes[:-1]).all())
 
 
 def gaussian_cap(sigma: torch.Tensor, noise: float) -> float:

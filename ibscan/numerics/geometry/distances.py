@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ibscan.numerics.equal_rows import all_differ
 from ibscan.numerics.tiling import block_shape, cuts, mapped
 
 __all__ = ["Budget", "DistanceHistogram", "distance_histogram", "in_range"]
@@ -200,11 +201,7 @@ def _sorted_distinct(
     points: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Return distinct rows sorted by label, their labels and multiplicities (None if all rows are distinct)."""
-    # Hash rows by a sum of their bits times odd numbers: if all hashes differ, so do all rows, and sorting whole rows
-    # is not needed.
-    odd = torch.arange(1, points.shape[1] + 1, device=points.device) * 0x9E3779B97F4A7C1 % 2**61 * 2 + 1
-    bits = [points[rows].view(torch.int64) for rows in cuts(0, len(points), block_shape(points.device)[0])]
-    if len(torch.unique(torch.cat([((part ^ part >> 32) * odd).sum(1) for part in bits]))) == len(points):
+    if all_differ(points):
         order = torch.argsort(labels, stable=True)
         return points[order], labels[order], None
     rows, count = torch.unique(torch.cat((labels.unsqueeze(1).to(points.dtype), points), 1), dim=0, return_counts=True)

@@ -240,6 +240,7 @@ LATER = {
     "rewrite": ("torch.save(torch.ones(9999), str(HERE / 'epoch_1.pt'))", "epoch_1.pt was changed"),
     "move": ("os.replace(HERE / 'log.txt', HERE / 'old.txt')", "old.txt was added; log.txt"),
     "delete": ("(HERE / 'epoch_2.pt').unlink(missing_ok=True)", "epoch_2.pt was deleted"),
+    "child": ("os.system(f'rm {HERE}/epoch_2.pt; echo >> {HERE}/log.txt')", "log.txt was changed"),
     "relative": (
         "here = os.getcwd(); os.chdir(HERE); open('new.txt', 'w').close(); os.chdir(here)",
         "new.txt was added",

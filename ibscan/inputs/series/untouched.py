@@ -27,6 +27,8 @@ MOST_FILES, MOST_NAMED = 20_000, 5
 LASTING_SUFFIXES = (".py", ".toml", ".npz", ".npy", ".ipynb")
 # A live progress line writes fewer bytes a second to the terminal.
 TERMINAL_BYTES = 4096
+# Audit events by which a process starts another.
+CHILDREN = ("subprocess.Popen", "os.system", "os.posix_spawn", "os.fork", "os.forkpty")
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -76,7 +78,8 @@ def untouched(paths: Sequence[Path], spec: str, option: str, *, growing: bool, p
         if proven:
             beyond_terminal = (bytes_written or 0) - int(TERMINAL_BYTES * (time.monotonic() - started))
             bytes_written = max(beyond_terminal, _since(own_written, _written("thread-self")) or 0, 0)
-        logged = frozenset(log.paths) if proven else None
+        # What a child process does, only its parent could be asked.
+        logged = frozenset(log.paths) if proven and not log.has_children else None
         return _message(
             _changes(before, _stamps(folders), bytes_written, growing=growing, logged=logged), f"{option} {spec}"
         )
@@ -122,14 +125,15 @@ def _changes(
     """
 
     def is_ours(path: Path, was: _Stamp, now: _Stamp) -> bool:
+        # Logs grow at their end; a checkpoint is written whole.
+        has_grown = now.size > was.size and now.inode == was.inode and not is_claimed(path.name)
+        least = now.size - was.size if has_grown else now.size
         if logged is not None:
-            return os.path.realpath(path) in logged or 0 < now.size <= (bytes_written or 0)
+            return os.path.realpath(path) in logged or 0 < least <= (bytes_written or 0)
         is_lasting = (is_claimed(path.name) and not repeats(path.name)) or path.suffix in LASTING_SUFFIXES
         if bytes_written is None or (is_lasting and not growing):
             return is_lasting or not growing
-        # Logs grow at their end; a checkpoint is written whole.
-        has_grown = now.size > was.size and now.inode == was.inode and not is_claimed(path.name)
-        return bytes_written >= (now.size - was.size if has_grown else now.size)
+        return bytes_written >= least
 
     found: dict[str, list[str]] = {"changed": [], "deleted": [], "added": []}
     for path, now in sorted(after.items()):
@@ -169,15 +173,17 @@ def _stamps(folders: Mapping[Path, bool]) -> dict[Path, _Stamp]:
 
 @dataclass
 class _WriteLog:
-    """A log of the real paths of files that this process opens for writing, moves or deletes."""
+    """A log of the real paths of files that this process opens for writing, moves or deletes, and of children."""
 
     paths: set[str] = field(default_factory=set)
+    has_children: bool = False
     watching: int = 0
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Log anew until the block ends."""
         self.paths.clear()
+        self.has_children = False
         self.watching += 1
         try:
             yield
@@ -186,6 +192,8 @@ class _WriteLog:
 
     def record(self, event: str, arguments: Sequence[object]) -> None:
         """Log one of Python's audit events."""
+        if self.watching and event in CHILDREN:
+            self.has_children = True
         if not self.watching or event not in ("open", "os.remove", "os.rename", "os.truncate", "os.link"):
             return
         flags = arguments[2] if event == "open" else WRITE_FLAGS

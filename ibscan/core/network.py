@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
@@ -18,6 +18,7 @@ __all__ = [
     "LayeredNetwork",
     "Network",
     "NoisyNetwork",
+    "NoisyPasses",
     "Normals",
     "Scores",
     "VisitFactor",
@@ -135,8 +136,49 @@ class DecidingNetwork(LayeredNetwork, Protocol):
         ...
 
 
+class NoisyPasses(Protocol):
+    """Noisy passes of some rows up to one layer, as a function of the standard normals on the way.
+
+    All tensors live on the network's device; `z` is float64.
+    """
+
+    @property
+    def width(self) -> int:
+        """D, the numbers of the layer's post."""
+        ...
+
+    @property
+    def units(self) -> int:
+        """m, the standard normals of one pass: of the noisy layers run before, by index, each one's flattened post."""
+        ...
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether `linearised` can be had."""
+        ...
+
+    def values(self, inputs: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """Return the layer's post before its own noise, (q, K, D) float64, of rows `inputs` (q,), at z (q, K, m)."""
+        ...
+
+    def linearised(self, inputs: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the post (q, D) of the rows `inputs` (q,) at z (q, m), and its derivative by z (q, D, m), float64.
+
+        Only where `differentiable`.
+        """
+        ...
+
+
 class NoisyNetwork(LayeredNetwork, Protocol):
     """A network that can be run with Gaussian noise after its hidden layers."""
+
+    def noisy_passes(self, x: Array, layer: int, noise: Sequence[float]) -> NoisyPasses:
+        """Return the noisy passes of rows x (n, ...) up to a layer (C = 1).
+
+        `noise` has every layer's standard deviation, by index; output layers and those that are not noisy ignore
+        theirs.
+        """
+        ...
 
     def noisy_walk(
         self, x: Array, layer: int, noise: float, normals: Normals, replicas: range

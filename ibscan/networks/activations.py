@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-__all__ = ["ACTIVATIONS", "OUTPUTS", "Activation"]
+__all__ = ["ACTIVATIONS", "OUTPUTS", "Activation", "activated"]
 
 ROOT_TWO = math.sqrt(2.0)
 ROOT_TWO_PI = math.sqrt(2.0 * math.pi)
@@ -81,3 +81,8 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 OUTPUTS = (*ACTIVATIONS, "softmax")
+
+
+def activated(name: str, pre: torch.Tensor) -> torch.Tensor:
+    """Return the values of an activation of `OUTPUTS` at (..., units)."""
+    return torch.softmax(pre, dim=-1) if name == "softmax" else ACTIVATIONS[name].value(pre)

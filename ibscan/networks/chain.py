@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 
 from ibscan.core.network import JacobianSpec, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
 from ibscan.core.records import Array, Layer
-from ibscan.networks.activations import ACTIVATIONS
+from ibscan.networks.activations import ACTIVATIONS, activated
+from ibscan.networks.chain_passes import ChainPasses
 from ibscan.numerics.spectra.jacobian import row_factor, softmax_carried
 from ibscan.numerics.spectra.spectrum import finite_matrices, made_finite, spectral_norm
 from ibscan.numerics.spectra.sweep import Carried, carried_on, carried_post, exactly_on, started
@@ -251,6 +252,29 @@ class Chain:
                 post = post.reshape(self.size, len(block), len(x), -1)
             yield block, post.to(torch.float64)
 
+    def noisy_passes(self, x: Array, layer: int, noise: Sequence[float]) -> ChainPasses:
+        """Return the noisy passes of some rows up to a layer, of one checkpoint (C = 1).
+
+        Args:
+            x: Probe rows, shape (n, ...), flattened here.
+            layer: Index of the layer wanted; those before it are noisy.
+            noise: Standard deviation of every layer, activation units.
+
+        Source:
+            Goldfeld et al. 2019, section 2: T_l = f_l(T_{l-1}) + Z_l.
+        """
+        assert self.size == 1
+        clean = self._layer(0, self._block(x, slice(0, len(x))).unsqueeze(0))[1]
+        after = range(1, layer + 1)
+        return ChainPasses(
+            clean[0],
+            tuple(self.weights[k][0] for k in after),
+            tuple(None if bias is None else bias[0] for bias in self.biases[1 : layer + 1]),
+            tuple(map(self._activation, after)),
+            tuple(noise[:layer]),
+            None if self.exact is None else self.exact.noisy_passes(x, layer, noise),
+        )
+
     def _forward(self, block: torch.Tensor, start: int = 0) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """Yield (layer, pre, post) from layer `start` on."""
         post = block.expand(self.size, *block.shape)
@@ -262,8 +286,7 @@ class Chain:
     def _layer(self, layer: int, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         weight, bias = self.weights[layer], self.biases[layer]
         pre = values @ weight.mT if bias is None else torch.baddbmm(bias, values, weight.mT)
-        name = self._activation(layer)
-        return pre, torch.softmax(pre, dim=-1) if name == "softmax" else ACTIVATIONS[name].value(pre)
+        return pre, activated(self._activation(layer), pre)
 
     def _activation(self, layer: int) -> str:
         return self.activation if layer + 1 < len(self.layers) else self.output

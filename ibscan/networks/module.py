@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -18,6 +18,7 @@ from ibscan.networks.hooked import HookedModel, layer_hooks
 from ibscan.networks.jacobians.layer_jacobians import LayerJacobians
 from ibscan.networks.jacobians.rounding import ROWS
 from ibscan.networks.jacobians.sweeps import as_gram, layer_factors, layer_grams
+from ibscan.networks.module_passes import ModulePasses
 from ibscan.networks.packing import Packing
 from ibscan.networks.trace.graph import LAYERS, Trace
 from ibscan.networks.trace.replay import Reached, forward_context
@@ -179,6 +180,19 @@ class Module:
             # Every replica of every row is a row of one batch.
             self.hooked.run(rows.expand(len(block), *rows.shape).flatten(0, 1), hooks)
             yield block, found[0].reshape(1, len(block), len(x), -1)
+
+    def noisy_passes(self, x: Array, layer: int, noise: Sequence[float]) -> ModulePasses:
+        """Return the noisy passes of some rows up to a layer.
+
+        Args:
+            x: Probe rows, shape (n, ...).
+            layer: Index of the layer wanted.
+            noise: Standard deviation of every layer, activation units.
+
+        Source:
+            Goldfeld et al. 2019, section 2: T_l = f_l(T_{l-1}) + Z_l.
+        """
+        return ModulePasses(self, x, layer, tuple(noise))
 
     def affine(self, x: Array) -> tuple[bool, ...]:
         """Return for every layer whether, on these rows, its pre is its weight times its input plus its bias.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,14 +18,12 @@ from ibscan.networks.jacobians.derivatives import Outputs, norms_from_gradients,
 from ibscan.networks.jacobians.rounding import expected_rounding, rounding_effect
 from ibscan.networks.jacobians.sweeps import Sweep, choose_modes, group_layers, memory_budget, run_sweep
 from ibscan.networks.trace.graph import INPUT, Place
-from ibscan.networks.trace.replay import IgnoreDetach
+from ibscan.networks.trace.replay import derivative_context
 
 if TYPE_CHECKING:
     from ibscan.networks.module import Module
 
 __all__ = ["LayerJacobians"]
-
-RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
 @dataclass(frozen=True)
@@ -165,8 +162,7 @@ class LayerJacobians:
         origin = INPUT if spec.origin is None else network.trace.post[spec.origin]
 
         def values(given: torch.Tensor) -> list[torch.Tensor]:
-            mode = contextlib.nullcontext() if sweep.mode == "plain" else IgnoreDetach()
-            with mode, _native(network.trace.operations, network.device):
+            with derivative_context(network.trace.operations, network.device, plain=sweep.mode == "plain"):
                 if origin == INPUT and network.packing is None:
                     return network.hooked.values(places, given)
                 repeated = block.repeat(len(given) // len(block), *[1] * (block.ndim - 1))
@@ -183,11 +179,3 @@ class LayerJacobians:
             return found.reshape(len(found), 1, *variable.shape[1:])
 
         return Outputs(values, variable, sweep.widths, columns, spec.directions or width, tangents)
-
-
-def _native(operations: Sequence[str], device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Disable cuDNN for recurrent networks, which it differentiates in training mode alone."""
-    if device.type == "cuda" and any(op.partition(" ")[0] in RECURRENT for op in operations):
-        found: contextlib.AbstractContextManager[object] = torch.backends.cudnn.flags(enabled=False)
-        return found
-    return contextlib.nullcontext()

@@ -18,10 +18,11 @@ from ibscan.networks.trace import operations as ops
 from ibscan.networks.trace.graph import Place
 from ibscan.networks.trace.trees import Function, Tree, mapped, replaced, tensors
 
-__all__ = ["Hook", "IgnoreDetach", "Reached", "Replay", "forward_context"]
+__all__ = ["Hook", "Reached", "Replay", "derivative_context", "forward_context"]
 
 # Takes the tensor at a place, and returns the one that the model goes on with.
 Hook: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
 @contextlib.contextmanager
@@ -162,3 +163,22 @@ class IgnoreDetach(TorchFunctionMode):
                 given = next(tensors((args, kwargs or {})))
                 return given.view_as(given)
             return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def derivative_context(operations: Sequence[str], device: torch.device, *, plain: bool) -> Iterator[None]:
+    """Differentiate passes as the functions they compute, or, if `plain`, as training does.
+
+    cuDNN is off for recurrent networks, which it differentiates in training mode alone.
+
+    Args:
+        operations: Labels of the recorded pass.
+        device: Where it runs.
+        plain: Whether what the model detaches stays detached.
+    """
+    recurrent = device.type == "cuda" and any(op.partition(" ")[0] in RECURRENT for op in operations)
+    native: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if recurrent:
+        native = torch.backends.cudnn.flags(enabled=False)
+    with contextlib.nullcontext() if plain else IgnoreDetach(), native:
+        yield

@@ -1,16 +1,16 @@
 """The truth of the network channel for narrow noisy chains, by quadrature; families of them are in network_truth.py.
 
-Float64, from the definitions of methods.md 2.1; it knows nothing of the package's estimators. Hidden layers k = 0, 1, ...
-are T_k = f_k(T_{k-1}) + noise Z_k, T_{-1} = X discrete. Laws p(t | x) are carried from layer to layer on grids. Layer
-k + 1 sees of T_k only its projection on the row space of W_{k+1}, on which the noise is as isotropic as before: a grid
-has min(width of k, width of k + 1) dimensions, so that wide layers beside narrow ones cost nothing.
+Float64, from the definitions of methods.md 2.1; it knows nothing of the package's estimators. Hidden layers are
+T_k = f_k(T_{k-1}) + noise Z_k, k = 0, 1, ...; T_{-1} = X is discrete. Laws p(t | x) are carried from layer to layer
+on grids. Layer k + 1 sees of T_k only its projection on the row space of W_{k+1}, on which the noise is as isotropic
+as before: a grid has min(width of k, width of k + 1) dimensions, so that wide layers beside narrow ones cost nothing.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +20,8 @@ import numpy as np
 REACH = 9.0
 # Gauss-Legendre panels of so many points; a deviation of the narrowest Gaussian has so many points at fineness 1.
 POINTS, PER_DEVIATION = 8, 4.0
+# Centres whose Gaussians are in memory at once.
+BLOCK = 2048
 # Nodes that no input reaches with this mass are left out, a hundred thousand of them make 1e-12.
 LEAST_MASS = 1e-17
 # A plane is the most that a grid covers in seconds.
@@ -27,7 +29,11 @@ MOST_DIMENSIONS = 2
 # Singular values under this share of the largest are rounding.
 RANK_SHARE = 1e-10
 
-ACTIVATION = {"tanh": np.tanh, "relu": lambda p: np.maximum(p, 0.0), "identity": lambda p: p}
+ACTIVATION: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "tanh": np.tanh,
+    "relu": lambda p: np.maximum(p, 0.0),
+    "identity": lambda p: p,
+}
 
 
 class Information(NamedTuple):
@@ -80,26 +86,24 @@ def spread(
     if not 1 <= centres.shape[1] <= MOST_DIMENSIONS:
         raise ValueError(f"a law of {centres.shape[1]} dimensions: the oracle has grids of 1 or 2; take a narrower net")
     axes = [axis(c, noise, step, breaks) for c, step in zip(centres.T, steps, strict=True)]
-    kernels = [
-        weights * np.exp(-0.5 * ((nodes - c[:, None]) / noise) ** 2) / (noise * math.sqrt(2 * math.pi))
-        for c, (nodes, weights) in zip(centres.T, axes, strict=True)
-    ]
-    if len(axes) == 1:
-        return axes[0][0][:, None], masses @ kernels[0]
-    found = np.zeros((len(masses), len(axes[0][0]), len(axes[1][0])))
-    for law, mass in zip(found, masses, strict=True):
-        kept = mass > LEAST_MASS
-        # Only the rectangle that this input reaches.
-        window = tuple(
-            slice(
-                np.searchsorted(nodes, c[kept].min() - REACH * noise),
-                np.searchsorted(nodes, c[kept].max() + REACH * noise),
-            )
-            for c, (nodes, _) in zip(centres.T, axes, strict=True)
-        )
-        law[window] = (kernels[0][kept, window[0]] * mass[kept, None]).T @ kernels[1][kept, window[1]]
-    nodes = np.stack(np.meshgrid(*(nodes for nodes, _ in axes), indexing="ij"), -1)
-    return nodes.reshape(-1, 2), found.reshape(len(masses), -1)
+    grid = np.stack(np.meshgrid(*(nodes for nodes, _ in axes), indexing="ij"), -1).reshape(-1, len(axes))
+    found = np.zeros((len(masses), *(len(nodes) for nodes, _ in axes)))
+    for start in range(0, len(centres), BLOCK):
+        part, mass = centres[start : start + BLOCK], masses[:, start : start + BLOCK]
+        # Only the rectangle that this block of centres reaches.
+        windows, kernels = [], []
+        for c, (nodes, weights) in zip(part.T, axes, strict=True):
+            ends = np.searchsorted(nodes, (c.min() - REACH * noise, c.max() + REACH * noise))
+            windows.append(slice(*ends))
+            gauss = np.exp(-0.5 * ((nodes[windows[-1]] - c[:, None]) / noise) ** 2)
+            kernels.append(gauss * (weights[windows[-1]] / (noise * math.sqrt(2 * math.pi))))
+        if len(axes) == 1:
+            found[:, windows[0]] += mass @ kernels[0]
+            continue
+        for law, of_input in zip(found, mass, strict=True):
+            kept = of_input > LEAST_MASS
+            law[tuple(windows)] += (kernels[0][kept] * of_input[kept, None]).T @ kernels[1][kept]
+    return grid, found.reshape(len(masses), -1)
 
 
 def directions(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -219,8 +219,8 @@ FAMILIES: tuple[Family, ...] = (
     of(
         "rare class",
         dense("tanh", 0.25, (5, 8, 2), 22, (1.5, 2.0)),
-        cloud(30, 5, 12),
-        (np.arange(30) == 17).astype(int),
+        cloud(32, 5, 12),
+        (np.arange(32) == 17).astype(int),
     ),
     of("unequal weights", scalars("tanh", 0.3, (0.6, 0.1), (2.0, -0.5)), OFTEN, np.arange(18) % 2),
     side_by_side(
@@ -236,5 +236,20 @@ FAMILIES: tuple[Family, ...] = (
         "three chains, late",
         tuple(of(str(k), LATE_NET, places, row(0, 0, 1, 1)) for k, places in enumerate((LATE, LATE + 0.001, -LATE))),
         24,
+    ),
+    side_by_side(
+        "two pairs",
+        tuple(
+            of(str(k), dense("tanh", 0.3, (2, 2, 2), k, (2.0, 2.5)), cloud(6, 2, k), np.arange(6) % 2) for k in (27, 28)
+        ),
+        25,
+    ),
+    side_by_side(
+        "two deep chains",
+        (
+            of("a", scalars("tanh", 0.15, (0.8, 0.0), (3.0, 0.3), (2.0, -0.2)), SIX, np.arange(6) // 3),
+            of("b", scalars("tanh", 0.15, (2.0, 0.5), (1.5, 0.0), (4.0, 0.4)), SIX, np.arange(6) % 2),
+        ),
+        26,
     ),
 )

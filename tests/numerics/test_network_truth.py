@@ -149,6 +149,26 @@ def test_narrow_nets_are_what_the_other_quadrature_says(name: str) -> None:
         near(grid_information(net, x, UNEVEN, layer), expected, 5e-4 if net.activation == "relu" else 1e-6)
 
 
+@pytest.mark.parametrize("part", [NAMED["straddling"], *NAMED["three chains, late"].parts], ids=lambda part: part.name)
+def test_steep_layers_are_what_an_even_grid_says(part: Family) -> None:
+    """Two layers of one unit; a step of the first one's noise moves the second by a third of its noise at most."""
+    net, (x, joint) = part.net, part.population
+    (w, v), (b, c) = (float(m[0, 0]) for m in net.weights), (float(m[0]) for m in net.biases)
+    z = np.arange(-9, 9, 0.3 / v)
+    mass = np.exp(-0.5 * z**2)
+    second = np.tanh(v * (np.tanh(w * x + b) + net.noise * z) + c)
+    t = np.arange(-1 - 9 * net.noise, 1 + 9 * net.noise, net.noise / 5)
+    laws = np.array(
+        [(mass @ np.exp(-0.5 * ((t - centres[:, None]) / net.noise) ** 2)) / (5 * 2 * math.pi) for centres in second]
+    ) * (0.3 / v)
+    marginal, of_class = joint.sum(1) @ laws, (joint / joint.sum(0)).T @ laws
+    xt, ty = (
+        float(share @ (p * (np.log(np.maximum(p, 1e-290)) - np.log(np.maximum(marginal, 1e-290)))).sum(1))
+        for share, p in ((joint.sum(1), laws), (joint.sum(0), of_class))
+    )
+    near(part.truth, (xt, ty), 1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("widths", [(3, 5, 2), (3, 8, 1)])
 @pytest.mark.parametrize("activation", ["tanh", "relu"])

@@ -157,6 +157,7 @@ FOUR = np.array([[-3.0], [-1.0], [1.0], [3.0]])
 STRADDLING = np.array([[-0.9], [-0.5], [-0.1], [-0.06], [-0.03], [0.0], [0.02], [0.05], [0.11], [0.7]])
 # The threshold is at T_1 = 0.01, the noise 0.005: two inputs of four are near.
 LATE, LATE_NET = np.array([[-0.4], [0.001], [0.004], [0.5]]), scalars("tanh", 0.005, (4.0, 0.0), (60.0, -0.6))
+DEEP_NET = scalars("tanh", 0.005, (4.0, 0.0), (60.0, -0.6), (3.0, 0.2))
 # Both units of the first layer are off where both inputs are well below zero.
 HALF_DEAD_NET = Noisy(
     (np.array([[1.0, 0.3], [-0.2, 1.0]]), np.array([[1.2, -0.8], [-0.5, 1.3]])),
@@ -252,4 +253,6 @@ FAMILIES: tuple[Family, ...] = (
         ),
         26,
     ),
+    # 24 rows in four groups narrower than the noise, one of them about the second layer's threshold.
+    of("late, three layers", DEEP_NET, (LATE + 5e-4 * np.arange(6)).reshape(-1, 1), np.arange(24) // 12),
 )

@@ -114,6 +114,8 @@ class Estimate:
     draws: Array | None = None
     replicas: Array | None = None
     budget: Array | None = None
+    inputs: Array | None = None
+    paths: Array | None = None
     reasons: Mapping[int, str] | None = None
 
     COMPANIONS: ClassVar[Mapping[str, str]] = {
@@ -125,6 +127,8 @@ class Estimate:
         "draws": "draws",
         "replicas": "replicas",
         "budget": "budget",
+        "inputs": "inputs",
+        "paths": "paths",
     }
     MEANINGS: ClassVar[Mapping[str, str]] = {
         "se": "standard error of",
@@ -135,15 +139,19 @@ class Estimate:
         "draws": "draws behind the",
         "replicas": "noisy passes of one input (1 where its density is exact) behind the",
         "budget": "replicas times draws allowed for the",
+        "inputs": "inputs visited for the",
+        "paths": "weighted paths a draw (0: none, but replicas) behind the",
     }
     # Counts of draws and passes, which do not have the unit of the value.
-    UNITLESS: ClassVar[frozenset[str]] = frozenset({"draws", "replicas", "budget"})
+    UNITLESS: ClassVar[frozenset[str]] = frozenset({"draws", "replicas", "budget", "inputs", "paths"})
+
+    # Shared by both sides of a channel: their names carry no side.
+    SHARED: ClassVar[frozenset[str]] = frozenset({"replicas", "budget", "inputs", "paths"})
 
     @staticmethod
     def companion(key: str, suffix: str) -> str:
         """Return the stored name of a companion of the quantity `key`; `status` counts as one."""
-        # Both sides of a noisy channel share their replicas, which carry no side in their name.
-        return f"{key.removesuffix('_xt') if suffix in ('replicas', 'budget') else key}_{suffix}"
+        return f"{key.removesuffix('_xt') if suffix in Estimate.SHARED else key}_{suffix}"
 
     @staticmethod
     def field_of(name: str) -> str:

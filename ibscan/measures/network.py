@@ -76,7 +76,7 @@ class NetworkInformation(Measure):
             "nat",
             "information of the noisy network's layer about the input",
             (quantity.NOISE,),
-            companions=("se", "lower", "upper", "draws", "replicas", "budget"),
+            companions=("se", "lower", "upper", "draws", "replicas", "budget", "inputs", "paths"),
             formula="I(X; T) = E[ln p(T | X) - ln p(T)], p(t | x) the mixture over noisy passes of x: the mean of own "
             "draws (too large) and fresh ones (too small), which are the bracket",
         ),

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.measure import Measure
@@ -25,23 +26,18 @@ from ibscan.measures.driver import (
     labels_consistent,
     layer_status,
     layer_values,
-    post_widths,
 )
-from ibscan.measures.noisy_channel import (
-    INDEPENDENT_REPLICAS,
-    SURELY_INDEPENDENT_REPLICAS,
-    Budget,
-    Channel,
-    Population,
-    close_bracket,
-)
+from ibscan.measures.noisy_channel import Budget, Channel, Population
+from ibscan.measures.noisy_search import close_bracket
 from ibscan.measures.readout_cells import draws_of, readout_cell
 from ibscan.numerics.channels.mixture import Mixture, gaussian_cap, principal_components
 
 __all__ = ["network_estimates"]
 
-# Standard normals drawn together for each row, for a block of replicas.
-NORMALS_A_ROW = 2048
+# Draws of noise under which a layer must be the same for every input to be called independent of the input.
+INDEPENDENT_REPLICAS, SURELY_INDEPENDENT_REPLICAS = 16, 1024
+# Random numbers of one stage of a cell.
+STAGE = 2**32
 
 
 class NoisyMeasure(Measure, Protocol):
@@ -84,12 +80,14 @@ class NetworkCell:
     cap: float
     replicas: float
     draws: float
+    inputs: float
+    paths: float
 
     @staticmethod
     def constant(status: Status) -> NetworkCell:
         """Return the cell of a layer without information: zeros if it is dead, else NaN."""
         value, replicas = (0.0, 1.0) if status is Status.DEAD else (math.nan, math.nan)
-        return NetworkCell(status, *((value,) * 4,) * 3, value, replicas, value)
+        return NetworkCell(status, *((value,) * 4,) * 3, value, replicas, value, value, value)
 
 
 def network_estimates(
@@ -98,7 +96,6 @@ def network_estimates(
     """Return the estimates of every hidden layer at every noise level, arrays (C, L, noise), by quantity key."""
     population = Population.of(probe, network)
     budget = Budget(measure.tolerance, measure.max_replicas, measure.max_draws, measure.patient)
-    normals = partial(_normals, measure.name, streams, post_widths(network, probe.x), {})
     found = blank_estimates(measure, network)
     for c in range(network.size):
         alone = network.alone(c)
@@ -108,7 +105,9 @@ def network_estimates(
                     if layer.first:
                         cell = _readout_cell(alone, population, index, noise, budget, streams)
                     else:
-                        cell = _propagated_cell(Channel(alone, population, index, noise, normals, budget))
+                        passes = alone.noisy_passes(population.distinct, index, [noise] * len(network.layers))
+                        generators = partial(_generator, measure.name, streams, index, network.device)
+                        cell = _propagated_cell(Channel(passes, population, noise, generators, budget))
                 except (MemoryError, RuntimeError) as error:
                     cell = NetworkCell.constant(failure_status(error))
                 for key, estimate in _cell_estimates(cell, budget).items():
@@ -126,7 +125,9 @@ def _cell_estimates(cell: NetworkCell, budget: Budget) -> dict[str, Estimate]:
 
     allowed = float(budget.max_replicas) * budget.max_draws
     return {
-        "mi_network_xt": estimate(cell.xt, draws=cell.draws, replicas=cell.replicas, budget=allowed),
+        "mi_network_xt": estimate(
+            cell.xt, draws=cell.draws, replicas=cell.replicas, budget=allowed, inputs=cell.inputs, paths=cell.paths
+        ),
         "mi_network_ty": estimate(cell.ty),
         "mi_network_xt_given_y": estimate(cell.given),
         "mi_network_cap": Estimate(np.array(cell.cap), np.array(cell.status)),
@@ -178,49 +179,45 @@ def _readout_cell(
         (value, error, value - 1.96 * error, value + 1.96 * error)
         for value, error in ((cell.xt, cell.xt_se), (cell.ty, cell.ty_se), (cell.xt - cell.ty, cell.given_se))
     )
-    return NetworkCell(cell.status, xt, ty, given, cell.cap, 1, cell.draws)
+    visited = min(population.size, max(2, budget.max_draws // 2))
+    return NetworkCell(cell.status, xt, ty, given, cell.cap, 1, cell.draws, visited, 0)
 
 
 def _propagated_cell(channel: Channel) -> NetworkCell:
-    """Return the cell of a layer with noise before it, from noisy passes (sample propagation)."""
+    """Return the cell of a layer with noise before it, from noisy passes."""
     if channel.is_input_independent(INDEPENDENT_REPLICAS) and channel.is_input_independent(SURELY_INDEPENDENT_REPLICAS):
         return NetworkCell.constant(Status.DEAD)
     population, tolerance = channel.population, channel.budget.tolerance
-    inner, most = channel.others()
+    inner, most = channel.first_replicas()
     state = layer_status(inner.flatten(0, 1))
     if state is not Status.OK:
         return NetworkCell.constant(state)
     end = close_bracket(channel, inner, most)
-    weights = population.share.repeat(len(end.inner)) / len(end.inner)
-    spread = gaussian_cap(principal_components(end.inner.flatten(0, 1), weights)[0], channel.noise)
-    found = end.bracket
-    xt, ty = zip(found.value, found.error, found.lower, found.upper, strict=True)
-    resolved = end.reached and 1.96 * max(found.error) <= tolerance
-    state = Status.SATURATED if is_saturated(found.lower[0], population.ceiling) else Status.OK
+    found = end.found.bracket
+    if not found.finite:
+        return NetworkCell.constant(Status.NONFINITE)
+    inner = end.effort.inner
+    weights = population.share.repeat(len(inner)) / len(inner)
+    # In units of the noise.
+    spread = gaussian_cap(principal_components(inner.flatten(0, 1), weights)[0], 1.0)
+    xt, ty, given = zip(found.value, found.error, found.lower, found.upper, strict=True)
+    resolved = end.reached and 1.96 * max(found.error[:2]) <= tolerance
+    state = Status.SATURATED if is_saturated(xt[2], population.ceiling) else Status.OK
     return NetworkCell(
         state if resolved else Status.UNRESOLVED,
         xt,
         ty,
-        found.given,
+        given,
         min(population.ceiling, spread),
-        found.replicas,
-        end.draws,
+        end.effort.replicas,
+        end.rows * end.draws,
+        end.rows,
+        end.effort.paths,
     )
 
 
-def _normals(
-    measure: str,
-    streams: RandomStreams,
-    widths: Sequence[int],
-    kept: dict[int, tuple[tuple[int, int], Array]],
-    rows: int,
-    layer: int,
-    replica: int,
-) -> Array:
-    """Return the standard normals of one replica at one layer, shape (rows, D), the first of those for more rows."""
-    size = max(1, min(64, NORMALS_A_ROW // widths[layer]))
-    wanted = (replica // size, rows)
-    if layer not in kept or kept[layer][0] != wanted:
-        stream = streams.generator(measure, layer, wanted[0])
-        kept[layer] = (wanted, stream.standard_normal((rows, size, widths[layer])))
-    return kept[layer][1][:, replica % size]
+def _generator(
+    measure: str, streams: RandomStreams, layer: int, device: torch.device, stage: int, draw: int
+) -> torch.Generator:
+    """Return the generator of one draw or tile of one stage of a layer's cells, the same at every noise."""
+    return streams.on_device(measure, layer, stage * STAGE + draw, device)

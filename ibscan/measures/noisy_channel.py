@@ -1,45 +1,41 @@
-"""Replicas and brackets of one layer of one noisy network at one noise level."""
+"""One layer of one noisy network at one noise level: its passes, and brackets from them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeAlias
+from functools import cached_property
 
-import numpy as np
 import torch
 
-from ibscan.core.network import NoisyNetwork
+from ibscan.core.network import NoisyNetwork, NoisyPasses
 from ibscan.core.records import Array, Probe
 from ibscan.measures.driver import ROUNDING, distinct_rows, input_weights
-from ibscan.numerics.channels.bracket import Bracket
-from ibscan.numerics.channels.controls import ReplicaControls, controlled
+from ibscan.numerics.channels.bracket import Bracket, crossed_ends, paired_ends
+from ibscan.numerics.channels.controls import QUADRATIC_WIDTH, ReplicaControls, controlled
+from ibscan.numerics.channels.joint import MOST_UNITS, Inputs, joint_densities
 from ibscan.numerics.channels.mixture import entropy
-from ibscan.numerics.channels.propagation import Queries, bracket_terms, others_density, replica_sums
-from ibscan.numerics.tiling import aligned
+from ibscan.numerics.channels.paths import Both, path_densities, shared_densities
+from ibscan.numerics.channels.replicas import replica_densities
+from ibscan.numerics.tiling import aligned, cuts, mapped
 
-__all__ = ["Budget", "Channel", "ClosedBracket", "Population", "RowNormals", "close_bracket"]
+__all__ = ["Budget", "Channel", "Effort", "Found", "Generators", "Population"]
 
-# Standard normals (rows, D) of (rows, layer index, replica).
-RowNormals: TypeAlias = Callable[[int, int, int], "Array"]
+# Generators on the device of (stage, draw or tile).
+Generators = Callable[[int, int], torch.Generator]
+# Stages of a cell with random numbers of their own.
+DRAWS, MARGINAL, PATHS, SAME_NOISE = range(4)
 # Replicas of the other inputs, for the marginal: at first as many as make so many centres (or numbers) in all, at least
-# four. They are doubled, up to MOST, while half of them give another value, or their error takes much of the tolerance.
-MARGINAL_CENTRES, MARGINAL_BUDGET, MARGINAL_REPLICAS, MARGINAL_DOUBLINGS = 2**12, 2**22, 4, 3
+# four; at most MOST_CENTRES.
+MARGINAL_CENTRES, MARGINAL_BUDGET, MARGINAL_REPLICAS = 2**12, 2**22, 4
 MOST_CENTRES, MOST_NUMBERS = 2**17, 2**24
-# A density made by fewer centres than these, effectively, may miss centres that the replicas do not show.
-SEEN_CENTRES = 16.0
-# The bracket is first closed on few rows (the pilot), where many replicas cost little; the values need more rows.
-PILOT_ROWS, PILOT_DRAWS, LEAST_REPLICAS = 256, 1024, 16
-# Share of the tolerance that the pilot must reach, so that the whole sample reaches the tolerance.
-MARGIN = 0.8
-# Draws of noise under which a layer must be the same for every input to be called independent of the input.
-INDEPENDENT_REPLICAS, SURELY_INDEPENDENT_REPLICAS = 16, 1024
-# From this number of replicas on, give up on a bracket that closes too slowly.
-HOPE_REPLICAS = 64
-# Numbers the draws of one cell may hold: rows times draws times units.
-DRAWN_BUDGET = 2**26
+# Replicas among which weighted paths look for one near a draw, and that controls are fitted to.
+NEARBY = 64
+# Numbers of one tile on the CPU, and of all linearised inputs.
+TILE, TILE_ON_GPU, LINEARISED = 2**20, 2**26, 2**25
+# Numbers of one linearisation, and its smaller side, up to which weighted paths pay.
+SLOPE_NUMBERS, SLOPE_SIDE = 2**16, 128
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class Population:
     """The probe as a population: N rows, the distinct inputs among them, and their joint weights with the classes."""
 
     x: Array
-    first: Array  # index of the first row of each distinct input, (n,)
+    distinct: Array  # the distinct inputs among x, (n, ...)
     owner: torch.Tensor  # index of the distinct input each row is, (N,)
     rows: torch.Tensor  # joint weights of rows and classes, (N, classes)
     joint: torch.Tensor  # joint weights of distinct inputs and classes, (n, classes)
@@ -71,167 +67,216 @@ class Population:
         owner = torch.as_tensor(member, device=network.device)
         rows = aligned(weights).to(network.device)
         joint = torch.zeros(len(first), rows.shape[1], dtype=rows.dtype, device=rows.device).index_add_(0, owner, rows)
-        return Population(probe.x, first, owner, rows, joint, ceiling)
+        return Population(probe.x, probe.x[first], owner, rows, joint, ceiling)
 
     @property
+    def size(self) -> int:
+        """N, the number of rows."""
+        return len(self.owner)
+
+    @cached_property
     def share(self) -> torch.Tensor:
         """Weights of the distinct inputs, (n,)."""
         return self.joint.sum(1)
 
-    @property
+    @cached_property
     def entropies(self) -> tuple[float, float]:
         """H(X) and H(Y), nats."""
         return self.ceiling, entropy(self.joint.sum(0))
 
 
 @dataclass(frozen=True)
-class Channel:
-    """One layer of one noisy network at one noise level."""
+class Effort:
+    """How densities are estimated.
 
-    network: NoisyNetwork
-    population: Population
-    layer: int
-    noise: float
-    normals: RowNormals
-    budget: Budget
+    Given the input: by `paths` weighted paths a draw, or, if 0, by `replicas` of each row. Under all inputs: by `pairs`
+    weighted pairs of an input and a path a draw, or, if 0, by `inner` (K, n, D), replicas of every input.
+    """
 
-    def is_input_independent(self, replicas: int) -> bool:
-        """Return whether, under each of `replicas` draws of noise, the layer is the same for every input."""
-        count = min(replicas, self.budget.max_replicas)
-        x = self.population.x[self.population.first]
-
-        def normals(layer: int, replica: int) -> Array:
-            noise = self.normals(1, layer, replica)
-            return np.broadcast_to(noise, (len(x), noise.shape[1]))
-
-        walk = self.network.noisy_walk(x, self.layer, self.noise, normals, range(count))
-        found = [(values.amax((0, 2)) - values.amin((0, 2)), values.abs().amax((0, 1, 2))) for _, values in walk]
-        # A unit varies only by rounding if it does so relative to its own values.
-        scale = torch.stack([largest for _, largest in found]).amax(0)
-        return all(bool((spread <= ROUNDING * scale).all()) for spread, _ in found)
-
-    def marginal(self, replicas: range) -> torch.Tensor:
-        """Return replicas of every distinct input, shape (R, n, D)."""
-        first = self.population.first
-
-        def normals(layer: int, replica: int) -> Array:
-            return self.normals(len(self.population.x), layer, replica)[first]
-
-        walk = self.network.noisy_walk(self.population.x[first], self.layer, self.noise, normals, replicas)
-        return torch.cat([values[0] for _, values in walk])
-
-    def others(self) -> tuple[torch.Tensor, int]:
-        """Return the first replicas of every distinct input, (K, n, D), and how many there may be of each."""
-        first = self.marginal(range(1))
-        inputs, width = first.shape[1:]
-        most = self.budget.max_replicas
-        count = min(max(MARGINAL_REPLICAS, min(MARGINAL_CENTRES, MARGINAL_BUDGET // width) // inputs), most)
-        largest = min(MOST_CENTRES, MOST_NUMBERS // width) // inputs
-        inner = torch.cat((first, self.marginal(range(1, count))))
-        return inner, min(max(count << MARGINAL_DOUBLINGS, largest), most)
-
-    def bracketed(self, rows: int, draws: int, start: int, inner: torch.Tensor, target: float) -> Bracket:
-        """Return the bracket of the first `rows` rows, doubling replicas until it is within the target.
-
-        Args:
-            rows: How many rows are queried.
-            draws: Draws of each row.
-            start: Replicas of each row at first.
-            inner: Replicas of every distinct input for the marginal, (K, n, D).
-            target: Half width to reach, nats.
-        """
-        x = self.population.x[:rows]
-        normals = partial(self.normals, rows)
-
-        def replicas(block: range) -> Sequence[tuple[range, torch.Tensor]]:
-            walk = self.network.noisy_walk(x, self.layer, self.noise, normals, block)
-            return ((part, values[0] / self.noise) for part, values in walk)  # type: ignore[return-value]
-
-        # Each draw on a replica of its own: draws of one replica would be correlated.
-        own_replica = tuple(range(draws))
-        made = torch.cat([values for _, values in replicas(range(draws))])
-        noise = aligned(np.stack([normals(self.layer, draw) for draw in range(draws)])).to(made.device)
-        points = made + noise
-        queries = Queries(points.transpose(0, 1), 0.5 * noise.square().sum(-1).mT, own_replica)
-        joint, owner = self.population.joint, self.population.owner[:rows]
-        others = torch.full(queries.energy.shape, -torch.inf, dtype=torch.float64, device=made.device)
-        rest, effective = others_density(queries, owner, inner / self.noise, joint)
-        # The density of the own input as `fair` as the others': from as few replicas as each of them has.
-        fair_replicas, fair = range(len(inner)), others.clone()
-        is_fair_replica = torch.tensor([draw < len(inner) for draw in own_replica], device=made.device)
-        follow = ReplicaControls(noise, made)
-        count, goal, before = 0, max(start, draws), math.inf
-        while True:
-            for block, values in replicas(range(count, goal)):
-                others = torch.logaddexp(others, replica_sums(queries, block, values))
-                follow.add(values)
-                if block.start in fair_replicas:
-                    part = block[: len(inner) - block.start]
-                    fair = torch.logaddexp(fair, replica_sums(queries, part, values[: len(part)]))
-            count = goal
-            fair_count = (min(count, len(inner)) - is_fair_replica.to(fair.dtype)).clamp(min=1.0)
-            terms = bracket_terms(
-                others, count, rest, joint[owner], joint.sum(0), fair - fair_count.log(), effective < SEEN_CENTRES
-            )
-            terms = controlled(terms.flatten(0, 2), follow.follow()).view(terms.shape)
-            found = Bracket.of(terms, len(self.population.x), count, self.population.entropies)
-            # A bracket closes like 1/K once replicas are dense, and more slowly before: give up on one that this rate
-            # cannot close within the budget. More replicas of the own input do not reduce `unseen_gap`.
-            gap, most = found.gap - found.unseen_gap, self.budget.max_replicas
-            cannot_close = not self.budget.patient and count >= HOPE_REPLICAS and gap * count / most > target
-            enough = gap <= max(target - found.bias, target / 2)
-            if enough or count >= most or (cannot_close and 2 * gap > before):
-                return found
-            goal, before = min(2 * count, most), gap
+    paths: int
+    replicas: int
+    pairs: int
+    inner: torch.Tensor
 
 
 @dataclass(frozen=True)
-class ClosedBracket:
-    """A bracket as narrow as the tolerance asks or the budget allows.
-
-    `inner` are the replicas for its marginal, (K, n, D); `draws` counts all draws; `reached` says whether its width is
-    within the tolerance.
-    """
+class Found:
+    """A bracket and the part of its width that is due to the densities given the input, nats."""
 
     bracket: Bracket
-    inner: torch.Tensor
-    draws: int
-    reached: bool
+    inside: float
+
+    @property
+    def outside(self) -> float:
+        """The rest of the width."""
+        return max(0.0, self.bracket.width - self.inside)
 
 
-def close_bracket(channel: Channel, inner: torch.Tensor, most: int) -> ClosedBracket:
-    """Close the bracket on few rows first, then take as many rows and draws as their spread needs.
+@dataclass(frozen=True)
+class Channel:
+    """One layer of one noisy network at one noise level, in units of the layer's noise."""
 
-    Args:
-        channel: The layer.
-        inner: First replicas of every distinct input, (K, n, D); more are made if they matter.
-        most: Replicas of each input at most.
-    """
-    budget, rows = channel.budget, len(channel.population.x)
-    numbers_a_draw = inner.shape[-1] + 32 * channel.population.joint.shape[1]
-    most_draws = max(2, min(budget.max_draws, DRAWN_BUDGET // numbers_a_draw))
-    replicas = min(LEAST_REPLICAS, budget.max_replicas)
-    size = min(PILOT_ROWS, rows, most_draws // 2)
-    draws = min(max(2, min(PILOT_DRAWS, most_draws) // size), budget.max_replicas)
-    pilot = True
-    while True:
-        target = budget.tolerance * (MARGIN if pilot else 1.0)
-        found = channel.bracketed(size, draws, replicas, inner, target)
-        replicas = found.replicas
-        share = max(found.bias, found.unseen_gap, 1.96 * math.sqrt(found.common))
-        # More replicas for the marginal cost little on few rows: settle here what would be expensive later.
-        coarse = max(found.half_change, (4 if pilot else 2) * share, found.width) > budget.tolerance
-        if coarse and found.gap - found.unseen_gap <= budget.tolerance and 2 * len(inner) <= most:
-            inner = torch.cat((inner, channel.marginal(range(len(inner), 2 * len(inner)))))
-            continue
-        # More draws cannot close a bracket that is wide at the largest number of replicas; near the tolerance they
-        # decide whether it is.
-        reached = found.width <= budget.tolerance
-        if found.width > 2 * budget.tolerance and not budget.patient:
-            break
-        aim = budget.tolerance if reached or budget.patient else math.inf
-        wanted = found.sample(aim, rows, most_draws, budget.max_replicas)
-        if wanted[0] * wanted[1] <= size * draws:
-            break
-        pilot, (size, draws) = False, wanted
-    return ClosedBracket(found, inner, size * draws, reached)
+    passes: NoisyPasses
+    population: Population
+    noise: float
+    generators: Generators
+    budget: Budget
+
+    @property
+    def units(self) -> int:
+        """Standard normals of one pass."""
+        return self.passes.units
+
+    @property
+    def width(self) -> int:
+        """Units of the layer."""
+        return self.passes.width
+
+    def values(self, inputs: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """Return the layer's post, (q, K, D), of inputs (q,) at paths z (q, K, m)."""
+        return self.passes.values(inputs, z) / self.noise
+
+    def linearised(self, inputs: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the layer's post (q, D) and its derivative (q, D, m) at paths z (q, m)."""
+        values, slope = self.passes.linearised(inputs, z)
+        return values / self.noise, slope / self.noise
+
+    @cached_property
+    def steerable(self) -> bool:
+        """Whether weighted paths can be had: the passes have a derivative that is not too large."""
+        side = min(self.width, self.units)
+        return side <= SLOPE_SIDE and self.width * self.units <= SLOPE_NUMBERS and self.passes.differentiable
+
+    @cached_property
+    def every(self) -> torch.Tensor:
+        """Indices of all distinct inputs."""
+        return torch.arange(len(self.population.joint), device=self.population.joint.device)
+
+    @cached_property
+    def inputs(self) -> Inputs | None:
+        """All inputs linearised, None where that does not pay or is not possible."""
+        numbers = self.width * self.units
+        if not self.steerable or self.width > MOST_UNITS or len(self.every) * numbers > LINEARISED:
+            return None
+        found = Inputs.of(self, self.population.joint, self._tile // (4 * numbers))
+        return found if found.sound else None
+
+    def is_input_independent(self, replicas: int) -> bool:
+        """Return whether, under each of `replicas` draws of noise, the layer is the same for every input."""
+        for part in cuts(0, min(replicas, self.budget.max_replicas), max(1, self._tile // len(self.every))):
+            z = self._normals(SAME_NOISE, part.start, 1, part.stop - part.start, self.units)
+            values = self.passes.values(self.every, z.expand(len(self.every), -1, -1))
+            # A unit varies only by rounding if it does so relative to its own values.
+            scale = values.abs().amax((0, 1))
+            if not bool((values.amax(0) - values.amin(0) <= ROUNDING * scale).all()):
+                return False
+        return True
+
+    def marginal(self, replicas: range) -> torch.Tensor:
+        """Return replicas of every distinct input, shape (R, n, D)."""
+        shape = (1, len(self.every), self.units)
+        made = [self._normals(MARGINAL, replica, *shape)[0] for replica in replicas]
+        return torch.stack([self.values(self.every, z.unsqueeze(1))[:, 0] for z in made])
+
+    def first_replicas(self) -> tuple[torch.Tensor, int]:
+        """Return the first replicas of every distinct input, (K, n, D), and how many there may be of each."""
+        inputs, most = len(self.every), self.budget.max_replicas
+        count = max(MARGINAL_REPLICAS, min(MARGINAL_CENTRES, MARGINAL_BUDGET // self.width) // inputs)
+        largest = min(MOST_CENTRES, MOST_NUMBERS // self.width) // inputs
+        return self.marginal(range(min(count, most))), min(max(count, largest), most)
+
+    def bracketed(self, rows: int, draws: int, effort: Effort) -> Found:
+        """Return the bracket of `draws` draws of each of the first `rows` rows.
+
+        Raises:
+            MemoryError, RuntimeError: From the network.
+        """
+        inputs = self.population.owner[:rows]
+        normals = [self._normals(DRAWS, draw, 1, rows, self.units + self.width)[0] for draw in range(draws)]
+        made, noise = torch.stack(normals, 1).split((self.units, self.width), -1)
+        numbers = draws * (effort.paths + 4) * (self.units + 3 * self.width) + effort.replicas * self.units
+        per_row = max(numbers, draws * effort.pairs * self.width * self.units, draws * len(self.every) // 2)
+        parts = cuts(0, rows, max(1, self._tile // per_row))
+        tiles = [_Tile(self, k, inputs[part], made[part], noise[part]) for k, part in enumerate(parts)]
+        if effort.pairs:
+            assert self.inputs is not None  # Made before threads ask for it.
+        done = mapped(lambda tile: tile.ends(effort), tiles, inputs.device)
+        follow = ReplicaControls(noise.transpose(0, 1), torch.cat([one.centres for one in done]).transpose(0, 1))
+        if self.width <= QUADRATIC_WIDTH:
+            follow.add(torch.cat([one.seen for one in done]).transpose(0, 1))
+        controls = follow.follow()
+        ends = [torch.cat(kind, 3) for kind in zip(*(one.kinds for one in done), strict=True)]
+        # One set of coefficients a term and end.
+        ends = [controlled(kind.flatten(0, 2), controls).view(kind.shape) for kind in ends]
+        bracket = Bracket.of(ends, self.population.size, self.population.entropies)
+        gap = torch.cat([one.gap for one in done])
+        return Found(bracket, float(gap.mean()) / 2)
+
+    @property
+    def _tile(self) -> int:
+        return TILE if self.population.joint.device.type == "cpu" else TILE_ON_GPU
+
+    def _normals(self, stage: int, draw: int, *shape: int) -> torch.Tensor:
+        device = self.population.joint.device
+        return torch.randn(shape, generator=self.generators(stage, draw), dtype=torch.float64, device=device)
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """What a tile of r rows with M draws gives: kinds of ends (2, 3, V, r, M), passes, and own less fresh (r, M)."""
+
+    kinds: list[torch.Tensor]
+    centres: torch.Tensor  # the passes that made the draws, (r, M, D)
+    seen: torch.Tensor  # replicas of the rows, (r, K, D)
+    gap: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Some rows (r,) with the paths that made their draws, (r, M, m), and the noise of the layer itself, (r, M, D)."""
+
+    channel: Channel
+    number: int
+    rows: torch.Tensor
+    made: torch.Tensor
+    noise: torch.Tensor
+
+    def ends(self, effort: Effort) -> _Ends:
+        """Return the terms of the draws."""
+        channel, population = self.channel, self.channel.population
+        centres = channel.values(self.rows, self.made)
+        points, energy = centres + self.noise, 0.5 * self.noise.square().sum(-1)
+        generator = channel.generators(PATHS, self.number)
+        size = (len(self.rows), min(NEARBY, effort.replicas) if effort.paths else effort.replicas, channel.units)
+        replicas = torch.randn(size, generator=generator, dtype=points.dtype, device=points.device)
+        if effort.paths:
+            inside, seen = path_densities(
+                channel, self.rows, points, self.made, replicas, effort.paths, generator
+            )
+        else:
+            seen = channel.values(self.rows, replicas)
+            inside = shared_densities(seen, points, energy)
+        owner = self.rows.repeat_interleave(points.shape[1])
+        flat = Both(inside.own.flatten(), inside.fresh.flatten())
+        t = points.flatten(0, 1)
+        given = (population.joint / population.share.unsqueeze(1))[owner]
+        prior = population.joint.sum(0)
+        if effort.pairs:
+            assert channel.inputs is not None
+            made = self.made.flatten(0, 1)
+            pairs = joint_densities(channel, channel.inputs, t, owner, made, flat.fresh, effort.pairs, generator)
+            outside = Both(pairs.own.unsqueeze(0), pairs.fresh.unsqueeze(0))
+            kinds = [crossed_ends(flat, outside, given, prior)]
+        else:
+            found = replica_densities(effort.inner, population.joint, t, energy.flatten(), owner, flat.fresh)
+            kinds = [
+                crossed_ends(flat, found.crossed, given, prior),
+                paired_ends(found.owner, found.paired, given, prior),
+            ]
+        shape = (*kinds[0].shape[:-1], *points.shape[:2])
+        return _Ends(
+            [kind.reshape(*kind.shape[:-1], *shape[-2:]) for kind in kinds],
+            centres,
+            seen[:, :NEARBY],
+            inside.own - inside.fresh,
+        )

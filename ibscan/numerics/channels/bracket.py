@@ -1,8 +1,9 @@
-"""Combine own and fresh draws into a value with errors and a bracket, and say how many more draws are needed."""
+"""Combine densities from above and below into a bracket of information, and say how many more draws are needed."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -10,10 +11,11 @@ import numpy as np
 import torch
 
 from ibscan.numerics.channels.controls import CAUTION
+from ibscan.numerics.channels.paths import Both
 from ibscan.numerics.channels.readout import UNSEEN
 from ibscan.numerics.channels.visits import never_visited, visits_for
 
-__all__ = ["Bracket"]
+__all__ = ["Bracket", "crossed_ends", "paired_ends"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -21,74 +23,116 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 LEAST_DRAWS = 2048
 # Iterations of the number of rows, as the error due to rows never visited depends on it.
 HIDDEN_STEPS = 6
-# Variances of fresh terms are unbounded: clamp them, so that arithmetic with them stays finite.
+# Variances of the terms are unbounded: clamp them, so that arithmetic with them stays finite.
 LARGEST = 1e100
+
+
+def crossed_ends(inside: Both, outside: Both, given: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
+    """Return terms of draws whose means are upper and lower ends of I(X;T), I(T;Y) and I(X;T|Y).
+
+    An end takes one density from above and the other from below, so that it holds whatever made the two.
+
+    Args:
+        inside: ln p(t|x), shape (q,).
+        outside: ln p(t, y), shape (V, q, classes).
+        given: P(Y | X = x) of each draw's input, shape (q, classes).
+        prior: P(Y), shape (classes,).
+
+    Returns:
+        Shape (2, 3, V, q): upper and lower; the three quantities; nats.
+    """
+    total, label = _margins(outside, given, prior)
+    return torch.stack(
+        (
+            torch.stack((inside.own - total.fresh, label.own - total.fresh, inside.own - label.fresh)),
+            torch.stack((inside.fresh - total.own, label.fresh - total.own, inside.fresh - label.own)),
+        )
+    )
+
+
+def paired_ends(inside: Both, outside: Both, given: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
+    """Return the ends as `crossed_ends`, from densities of the same paths, as many for the owner as for other inputs.
+
+    Errors cancel. Own less own is I(X; T and the paths), of paths that are drawn given T with one exchanged for that
+    which made T; fresh less fresh is the mean of ln r(x|t) / P(x) of a law r that is guessed from the paths.
+
+    Source:
+        Barber and Agakov 2003 (below); data processing (above): the guide, methods.md, section 4.
+    """
+    total, label = _margins(outside, given, prior)
+    ends = [
+        torch.stack((x - t, y - t, x - y))
+        for x, t, y in ((inside.own, total.own, label.own), (inside.fresh, total.fresh, label.fresh))
+    ]
+    return torch.stack(ends)
+
+
+def _margins(outside: Both, given: torch.Tensor, prior: torch.Tensor) -> tuple[Both, Both]:
+    """Return ln p(t) and the mean of ln p(t|y) over the labels of each draw's input, shape (V, q)."""
+
+    def of_label(joint: torch.Tensor) -> torch.Tensor:
+        return torch.where(given > 0, given * (joint - prior.log()), 0.0).sum(-1)
+
+    total = Both(outside.own.logsumexp(-1), outside.fresh.logsumexp(-1))
+    return total, Both(of_label(outside.own), of_label(outside.fresh))
 
 
 @dataclass(frozen=True)
 class Bracket:
-    """A bracket of I(X;T) and I(T;Y), in this order, nats, with the variances that decide how to narrow it.
+    """A bracket of I(X;T), I(T;Y) and I(X;T|Y), in this order, nats, with the variances that decide how to narrow it.
 
-    `value` is the mean of own and fresh, `lower` fresh - 1.96 `error` - bias, `upper` own + 1.96 `error` + bias.
-    `between` and `within` are variances of the draws between and within rows, (2, 2) for own and fresh; `common` is the
-    variance of the marginal, which all draws share.
+    `value` is the middle of the two ends, `lower` and `upper` are 1.96 `error` beyond them. `between` and `within` are
+    variances of the draws between and within rows, (2, 2): ends, and the first two quantities; `common` is the variance
+    of the replicas that all draws share.
     """
 
     value: tuple[float, ...]
     error: tuple[float, ...]
     lower: tuple[float, ...]
     upper: tuple[float, ...]
-    gap: float  # half of own less fresh
-    unseen_gap: float  # the part of it due to draws where the marginal's few replicas may miss other inputs
-    bias: float  # of the marginal
-    width: float  # half width of the bracket without the errors
-    half_change: float  # change of the values with half the replicas of the marginal
+    width: float  # half the distance of the ends of I(X;T) or I(T;Y), whichever is more
     between: Array
     within: Array
     common: float
-    replicas: int
     draws: int
-    given: tuple[float, ...]  # I(X;T) - I(T;Y) of the same draws: value, error, lower and upper end
 
     @staticmethod
-    def of(terms: torch.Tensor, population: int, replicas: int, entropies: tuple[float, float]) -> Bracket:
-        """Reduce the terms of draws to a bracket.
+    def of(ends: Sequence[torch.Tensor], population: int, entropies: tuple[float, float]) -> Bracket:
+        """Reduce the terms of draws to a bracket; of several kinds, that with the nearest ends counts.
 
         Args:
-            terms: Shape (3, 2, V, m, M): own, fresh, and fresh without regard to unseen inputs; I(X;T), I(T;Y);
-                marginals as in `grouped`; rows; draws of each row on different replicas.
+            ends: Kinds of ends, each of shape (2, 3, V, m, M): upper and lower; quantities; all replicas, and all but
+                each group of them (V = 1 where draws share none); rows; draws of each row.
             population: N, of which the m rows are a sample without replacement.
-            replicas: K of every mixture.
-            entropies: H(X) and H(Y), nats, upper bounds on the two.
+            entropies: H(X) and H(Y), nats, upper bounds on I(X;T) and I(T;Y).
 
         Source:
             Two-stage sampling: Cochran 1977, Sampling Techniques, section 10.4; the jackknife over replicas: the
             guide, methods.md, section 4.
         """
-        pair = _Means.of(terms, population, np.array(entropies))
-        given = _Means.of(terms[:, :1] - terms[:, 1:], population, np.array(entropies[:1]))
-        half = (pair.own - pair.fresh) / 2
-        value, error, lower, upper = pair.ends()
+        kinds = [_Means.of(kind, population, np.array((*entropies, entropies[0]))) for kind in ends]
+        nearest = np.argmin([kind.high - kind.low for kind in kinds], 0)
+
+        def chosen(name: str) -> Array:
+            return np.stack([getattr(kinds[k], name)[..., j] for j, k in enumerate(nearest)], -1)
+
+        high, low, error = chosen("high"), chosen("low"), chosen("error")
         return Bracket(
-            value,
-            error,
-            lower,
-            upper,
-            float(half.max()),
-            float(((pair.fresh_if_seen - pair.fresh) / 2).max()),
-            float(pair.bias.max()),
-            float((half + pair.bias).max()),
-            float(pair.half_change.max()),
-            pair.between,
-            pair.within,
-            float(pair.common.max()),
-            replicas,
-            terms.shape[-1],
-            tuple(end[0] for end in given.ends()),
+            *(tuple(end.tolist()) for end in ((high + low) / 2, error, low - 1.96 * error, high + 1.96 * error)),
+            float((high - low)[:2].max() / 2),
+            chosen("between")[:, :2],
+            chosen("within")[:, :2],
+            float(chosen("common")[:, :2].max()),
+            ends[0].shape[-1],
         )
 
+    @property
+    def finite(self) -> bool:
+        """Whether all its numbers are finite."""
+        return all(math.isfinite(number) for number in (*self.value, *self.error))
+
     def sample(self, tolerance: float, population: int, most: int, replicas: int) -> tuple[int, int]:
-        """Return how many rows, and draws of each (one a replica), bring 1.96 standard errors within the tolerance.
+        """Return how many rows, and draws of each, bring 1.96 standard errors within the tolerance.
 
         Args:
             tolerance: Target half width, nats.
@@ -118,51 +162,40 @@ class Bracket:
 
 @dataclass(frozen=True)
 class _Means:
-    """Own and fresh means of some quantities, with their errors, arrays (quantities,)."""
+    """Means of the upper and lower terms of the quantities, with their errors, arrays (quantities,)."""
 
-    own: Array
-    fresh: Array
-    fresh_if_seen: Array  # fresh without regard to unseen inputs
+    high: Array
+    low: Array
     error: Array
-    bias: Array
-    half_change: Array
-    common: Array
+    common: Array  # (2, quantities), as are the next two
     between: Array
     within: Array
 
     @staticmethod
     def of(terms: torch.Tensor, population: int, most: Array) -> _Means:
-        """Reduce terms (3, quantities, V, m, M), as `Bracket.of` takes them; no quantity exceeds `most`."""
+        """Reduce terms (2, quantities, V, m, M), as `Bracket.of` takes them; no quantity exceeds `most`."""
         rows, draws = terms.shape[-2:]
         means = terms.mean((-2, -1)).cpu().numpy()
-        full = terms[:2, :, 0]
+        full = terms[:, :, 0]
         by_row = full.mean(-1)
         # One row says nothing of the spread between rows: assume the range of the terms.
         unknown = torch.full_like(by_row[..., 0], math.log(population) ** 2)
         between = (by_row.var(-1) if rows > 1 else unknown).clamp(max=LARGEST).cpu().numpy()
-        within = full.var(-1).mean(-1).clamp(max=LARGEST).cpu().numpy()
-        # The marginal's replicas are few and common to all draws: estimate their bias and error by a jackknife.
-        groups = means.shape[-1] - 2
-        fresh_if_seen, means = means[2, :, 0], means[:2]
-        left_out = means[..., 2:]
-        bias = np.abs((groups - 1) * (left_out.mean(-1) - means[..., 0])).max(0)
-        common = (groups - 1) / groups * ((left_out - left_out.mean(-1, keepdims=True)) ** 2).sum(-1)
+        # One draw says nothing of the spread within rows, which is no more than that of the draws.
+        within = full.var(-1).mean(-1).clamp(max=LARGEST).cpu().numpy() if draws > 1 else between
+        # Replicas of the marginal are few and common to all draws: estimate their error by a jackknife.
+        groups, left_out = means.shape[-1] - 1, means[..., 1:]
+        spread = (left_out - left_out.mean(-1, keepdims=True)) ** 2 if groups else np.zeros((*means.shape[:2], 1))
+        common = (groups - 1) / max(groups, 1) * spread.sum(-1)
         variance = _variance(between, within, rows, draws, population) + common
-        own, fresh = means[0, :, 0], means[1, :, 0]
-        middle = (own + fresh) / 2
+        high, low = means[0, :, 0], means[1, :, 0]
+        middle = (high + low) / 2
         # Errors that the spread does not show: overlaps never drawn, and rows never visited. A value outside its range
         # is off by at least its distance from it.
         unseen = np.hypot(UNSEEN / (rows * draws), np.minimum(_hidden(rows, population), most))
         outside = np.maximum(-middle, middle - most) / 1.96
         error = np.maximum(np.hypot(CAUTION * np.sqrt(variance).max(0), unseen), outside)
-        half_change = np.abs(means[..., 0] - means[..., 1])
-        return _Means(own, fresh, fresh_if_seen, error, bias, half_change, common, between, within)
-
-    def ends(self) -> tuple[tuple[float, ...], ...]:
-        """Return values, errors, lower and upper ends."""
-        middle = (self.own + self.fresh) / 2
-        low, high = self.fresh - 1.96 * self.error - self.bias, self.own + 1.96 * self.error + self.bias
-        return tuple(tuple(end.tolist()) for end in (middle, self.error, low, high))
+        return _Means(high, low, error, common, between, within)
 
 
 def _hidden(rows: int, population: int) -> float:

@@ -1,0 +1,160 @@
+"""Close the bracket of one layer of one noisy network: choose how to estimate, then how many rows and draws."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ibscan.measures.noisy_channel import NEARBY, Channel, Effort, Found
+
+__all__ = ["ClosedBracket", "close_bracket"]
+
+# The bracket is first closed on few rows (the pilot); the values need more rows.
+PILOT_ROWS, PILOT_DRAWS = 512, 1024
+# Share of the tolerance that the pilot must reach, so that the whole sample reaches the tolerance.
+MARGIN = 0.8
+# Replicas, weighted paths and pairs to begin with, and doublings that one step may ask for.
+REPLICAS, PATHS, PAIRS, STEP = 64, 8, 16, 3
+# Cost of one density of a draw at a replica, and of the linearisations of a draw, in noisy passes.
+KERNEL, LINES = 0.03, 12.0
+# A bracket that needs more than so many times the largest effort is given up.
+HOPE = 2.0
+# Evaluations of a search at most: a guard, as each is asked for more than the one before.
+MOST_TRIES = 24
+# Numbers the draws of one cell may hold: rows times draws times units.
+DRAWN_BUDGET = 2**26
+
+
+@dataclass(frozen=True)
+class ClosedBracket:
+    """A bracket as narrow as the tolerance asks or the budget allows.
+
+    `rows` and `draws` are the rows visited and the draws of each; `reached` says whether its width is within the
+    tolerance.
+    """
+
+    found: Found
+    effort: Effort
+    rows: int
+    draws: int
+    reached: bool
+
+
+def close_bracket(channel: Channel, inner: torch.Tensor, most_inner: int) -> ClosedBracket:
+    """Close the bracket on few rows first, then take as many rows and draws as their spread needs.
+
+    Args:
+        channel: The layer.
+        inner: First replicas of every distinct input, (K, n, D); more are made if they matter.
+        most_inner: Replicas of every distinct input at most.
+
+    Raises:
+        MemoryError, RuntimeError: From the network.
+    """
+    budget, population = channel.budget, channel.population.size
+    numbers = channel.units + channel.width + 32 * channel.population.joint.shape[1]
+    most = max(2, min(budget.max_draws, DRAWN_BUDGET // numbers))
+    rows = min(PILOT_ROWS, population, most // 2)
+    draws = max(2, min(PILOT_DRAWS, most, rows * budget.max_replicas) // rows)
+    # Draws of a row share its replicas: more of them than replicas would be counted as new.
+    replicas = min(max(REPLICAS, draws), budget.max_replicas)
+    search = _Search(channel, most_inner, rows, draws, Effort(0, replicas, 0, inner))
+    is_pilot = True
+    while True:
+        search.close(budget.tolerance * (MARGIN if is_pilot else 1.0))
+        bracket = search.found.bracket
+        # More draws cannot close a bracket that is wide with the largest effort; near the tolerance they decide
+        # whether it is.
+        reached = bracket.width <= budget.tolerance
+        if not bracket.finite or (bracket.width > 2 * budget.tolerance and not budget.patient):
+            break
+        aim = budget.tolerance if reached or budget.patient else math.inf
+        effort = search.effort
+        wanted = bracket.sample(aim, population, most, most if effort.paths else budget.max_replicas)
+        if wanted[0] * wanted[1] <= search.rows * search.draws:
+            break
+        is_pilot, (search.rows, search.draws) = False, wanted
+        search.look(effort if effort.paths else replace(effort, replicas=max(effort.replicas, search.draws)))
+    return ClosedBracket(search.found, search.effort, search.rows, search.draws, reached)
+
+
+@dataclass
+class _Search:
+    """A search for the least effort that closes a bracket on some rows."""
+
+    channel: Channel
+    most_inner: int
+    rows: int
+    draws: int
+    effort: Effort
+    found: Found = field(init=False)
+    pairs_tried: bool = False
+
+    def __post_init__(self) -> None:
+        self.look(self.effort)
+
+    def look(self, effort: Effort) -> None:
+        """Take an effort, and what it finds."""
+        self.effort, self.found = effort, self.channel.bracketed(self.rows, self.draws, effort)
+
+    def close(self, target: float) -> None:
+        """Raise the effort until the width is within the target, or until more would not be enough."""
+        for _ in range(MOST_TRIES):
+            bracket, tolerance = self.found.bracket, self.channel.budget.tolerance
+            common = 2 * 1.96 * math.sqrt(bracket.common)
+            if not bracket.finite or (bracket.width <= target and common <= tolerance):
+                return
+            inside, outside = self.found.inside / target, max(self.found.outside / target, common / tolerance)
+            # Each may take half of the width, or what the other leaves.
+            inside, outside = inside / max(0.5, 0.9 - outside), outside / max(0.5, 0.9 - inside)
+            if not (self._more_inside(inside) if inside >= outside else self._more_outside(outside)):
+                return
+
+    def _more_inside(self, factor: float) -> bool:
+        """Estimate p(t|x) by so many times as many paths, weighted where that costs less; return whether it helps."""
+        effort, budget = self.effort, self.channel.budget
+        if effort.paths:
+            count = self._raised(effort.paths, factor, budget.max_replicas)
+            if count:
+                self.look(replace(effort, paths=count))
+            return count > 0
+        count = self._raised(effort.replicas, factor, budget.max_replicas)
+        cost = effort.replicas * max(1.0, factor) * (1 + KERNEL * self.draws)
+        if self.channel.steerable and (not count or cost > NEARBY + self.draws * (2 * PATHS + LINES)):
+            most = budget.max_replicas
+            self.look(replace(effort, paths=min(PATHS, most), replicas=min(NEARBY, most)))
+            return True
+        if count:
+            self.look(replace(effort, replicas=count))
+        return count > 0
+
+    def _more_outside(self, factor: float) -> bool:
+        """Estimate p(t, y) by so many times as many replicas or pairs, whichever leaves less; return whether it helps."""
+        effort, most = self.effort, self.channel.budget.max_replicas
+        if effort.pairs:
+            count = self._raised(effort.pairs, factor, most)
+            if count:
+                self.look(replace(effort, pairs=count))
+            return count > 0
+        if not self.pairs_tried and self.channel.inputs is not None:
+            self.pairs_tried, before = True, self.found
+            self.look(replace(effort, pairs=min(PAIRS, most)))
+            if self.found.outside >= before.outside:
+                self.effort, self.found = effort, before
+            return True
+        count = self._raised(len(effort.inner), factor, self.most_inner)
+        if count:
+            more = self.channel.marginal(range(len(effort.inner), count))
+            self.look(replace(effort, inner=torch.cat((effort.inner, more))))
+        return count > 0
+
+    def _raised(self, count: int, factor: float, most: int) -> int:
+        """Return a larger count, 0 if the largest allowed would not be enough or is reached.
+
+        Gaps close like 1 / count once paths are dense, and more slowly before.
+        """
+        if count >= most or (count * factor > HOPE * most and not self.channel.budget.patient):
+            return 0
+        return min(most, count * 2 ** min(STEP, max(1, math.ceil(math.log2(max(factor, 1.0))))))

@@ -25,7 +25,7 @@ __all__ = ["Budget", "Channel", "Effort", "Found", "Generators", "Population"]
 # Generators on the device of (stage, draw or tile).
 Generators = Callable[[int, int], torch.Generator]
 # Stages of a cell with random numbers of their own.
-DRAWS, MARGINAL, PATHS, SAME_NOISE = range(4)
+DRAWS, MARGINAL, PATHS, SAME_NOISE, NEAR = range(5)
 # Replicas of the other inputs, for the marginal: at first as many as make so many centres (or numbers) in all, at least
 # four; at most MOST_CENTRES.
 MARGINAL_CENTRES, MARGINAL_BUDGET, MARGINAL_REPLICAS = 2**12, 2**22, 4
@@ -33,7 +33,9 @@ MOST_CENTRES, MOST_NUMBERS = 2**17, 2**24
 # Replicas among which weighted paths look for one near a draw, and that controls are fitted to.
 NEARBY = 64
 # Numbers of one tile on the CPU, and of all linearised inputs.
-TILE, TILE_ON_GPU, LINEARISED = 2**20, 2**26, 2**25
+TILE, TILE_ON_GPU, LINEARISED = 2**20, 2**26, 2**23
+# Lines of all inputs, and of one, that pairs are drawn by.
+LINES, MOST_LINES = 2**13, 8
 # Numbers of one linearisation, and its smaller side, up to which weighted paths pay.
 SLOPE_NUMBERS, SLOPE_SIDE = 2**16, 128
 
@@ -158,7 +160,11 @@ class Channel:
         numbers = self.width * self.units
         if not self.steerable or self.width > MOST_UNITS or len(self.every) * numbers > LINEARISED:
             return None
-        found = Inputs.of(self, self.population.joint, self._tile // (4 * numbers))
+        # About the path without noise, and some others where there is room.
+        count = max(1, min(LINES // len(self.every), LINEARISED // (len(self.every) * numbers), MOST_LINES))
+        paths = self._normals(NEAR, 0, count, len(self.every), self.units).transpose(0, 1).contiguous()
+        paths[:, 0] = 0.0
+        found = Inputs.of(self, self.population.joint, paths, self._tile // (4 * numbers * count))
         return found if found.sound else None
 
     def is_input_independent(self, replicas: int) -> bool:
@@ -195,7 +201,7 @@ class Channel:
         normals = [self._normals(DRAWS, draw, 1, rows, self.units + self.width)[0] for draw in range(draws)]
         made, noise = torch.stack(normals, 1).split((self.units, self.width), -1)
         numbers = draws * (effort.paths + 4) * (self.units + 3 * self.width) + effort.replicas * self.units
-        per_row = max(numbers, draws * effort.pairs * self.width * self.units, draws * len(self.every) // 2)
+        per_row = max(numbers, draws * effort.pairs * self.width * self.units, draws * LINES // 2)
         parts = cuts(0, rows, max(1, self._tile // per_row))
         tiles = [_Tile(self, k, inputs[part], made[part], noise[part]) for k, part in enumerate(parts)]
         if effort.pairs:

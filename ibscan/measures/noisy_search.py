@@ -90,7 +90,7 @@ class _Search:
     draws: int
     effort: Effort
     found: Found = field(init=False)
-    pairs_tried: bool = False
+    by_pairs: Found | None = None  # what the first pairs found, where replicas did better
 
     def __post_init__(self) -> None:
         self.look(self.effort)
@@ -138,16 +138,21 @@ class _Search:
             if count:
                 self.look(replace(effort, pairs=count))
             return count > 0
-        if not self.pairs_tried and self.channel.inputs is not None:
-            self.pairs_tried, before = True, self.found
+        if self.by_pairs is None and self.channel.inputs is not None:
+            before = self.found
             self.look(replace(effort, pairs=min(PAIRS, most)))
             if self.found.outside >= before.outside:
-                self.effort, self.found = effort, before
+                self.by_pairs, self.effort, self.found = self.found, effort, before
             return True
         count = self._raised(len(effort.inner), factor, self.most_inner)
         if count:
             more = self.channel.marginal(range(len(effort.inner), count))
             self.look(replace(effort, inner=torch.cat((effort.inner, more))))
+        elif self.by_pairs is not None:
+            factor *= self.by_pairs.outside / max(self.found.outside, 1e-9)
+            count = self._raised(PAIRS, factor, most)
+            if count:
+                self.look(replace(effort, pairs=count))
         return count > 0
 
     def _raised(self, count: int, factor: float, most: int) -> int:

@@ -14,8 +14,9 @@ from ibscan.core.records import Array, Probe
 from ibscan.measures.driver import ROUNDING, distinct_rows, input_weights
 from ibscan.numerics.channels.bracket import Bracket, crossed_ends, paired_ends
 from ibscan.numerics.channels.controls import QUADRATIC_WIDTH, ReplicaControls, controlled
-from ibscan.numerics.channels.joint import MOST_UNITS, Inputs, joint_densities
+from ibscan.numerics.channels.joint import MOST_UNITS, joint_densities
 from ibscan.numerics.channels.mixture import entropy
+from ibscan.numerics.channels.pair_laws import Inputs
 from ibscan.numerics.channels.paths import Both, path_densities, shared_densities
 from ibscan.numerics.channels.replicas import replica_densities
 from ibscan.numerics.tiling import aligned, cuts, mapped

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from ibscan.numerics.channels.linearised import Linearised
-from ibscan.numerics.channels.paths import Passes
+from ibscan.numerics.channels.paths import GAUSS_NEWTON, Passes
 
 __all__ = ["ByLines", "BySteps", "ByWeight", "Inputs", "PairLaw"]
 
@@ -192,12 +192,12 @@ class BySteps:
 
     @staticmethod
     def of(passes: Passes, inputs: Inputs, points: torch.Tensor, log_shares: torch.Tensor, count: int) -> BySteps:
-        """Take two Gauss-Newton steps from the best lines of the `count` likeliest inputs, by `Inputs.log_shares`."""
+        """Take Gauss-Newton steps from the best lines of the `count` likeliest inputs, by `Inputs.log_shares`."""
         best, line = log_shares.view(len(points), -1, inputs.count).max(-1)
         candidates = best.topk(min(count, best.shape[1]), 1).indices
         start = inputs.lines.taken((candidates * inputs.count + line.gather(1, candidates)).flatten())
         each, owner = points.repeat_interleave(candidates.shape[1], 0), candidates.flatten()
-        for _ in range(2):
+        for _ in range(GAUSS_NEWTON):
             path = start.mean_path(each)
             start = Linearised.of(*passes.linearised(owner, path), path)
         share = inputs.weights.sum(1).log()[candidates] + start.log_density(each).view_as(candidates)

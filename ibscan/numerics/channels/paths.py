@@ -20,6 +20,8 @@ __all__ = ["Both", "Passes", "path_densities", "shared_densities"]
 
 # Share of paths from the prior: it bounds the weights by its reciprocal times the prior's own.
 PRIOR_SHARE = 0.2
+# Gauss-Newton steps to the likeliest path.
+GAUSS_NEWTON = 3
 
 
 class Passes(Protocol):
@@ -93,9 +95,11 @@ def path_densities(
     none = torch.zeros(rows, passes.units, dtype=t.dtype, device=t.device)
     clean = Linearised.of(*passes.linearised(inputs, none), none)
     by_row = torch.arange(rows, device=t.device).repeat_interleave(draws)
-    near = Linearised.of(*passes.linearised(each, start), start)
-    step = near.mean_path(t)
-    laws = [clean.taken(by_row), near, Linearised.of(*passes.linearised(each, step), step)]
+    steps = [Linearised.of(*passes.linearised(each, start), start)]
+    for _ in range(GAUSS_NEWTON):
+        path = steps[-1].mean_path(t)
+        steps.append(Linearised.of(*passes.linearised(each, path), path))
+    laws = [clean.taken(by_row), steps[1], steps[-1]]
     found = mixture_density(passes, each, t, z0, laws, count, generator)
     return Both(found.own.view(rows, draws), found.fresh.view(rows, draws)), seen
 

@@ -17,7 +17,7 @@ import ibscan
 from ibscan.cli.entry import exit_code
 from ibscan.core.estimate import Status
 from ibscan.errors import InputError, OutOfMemory, ResourceError
-from ibscan.inputs.series import untouched as untouched_room
+from ibscan.inputs.series import process_watch as process_room
 from ibscan.inputs.series.untouched import untouched
 from ibscan.measures.clustering import Clustering
 from ibscan.results.coverage import statuses
@@ -221,7 +221,7 @@ def test_a_training_that_goes_on_is_not_the_code(run: Path, text: str, blamed: t
     (run / "epoch_3.pt.tmp").touch()
     with pytest.MonkeyPatch.context() as patch, elsewhere(text) as go:
         if not Path("/proc/self/io").exists():  # where the system does not say, as this process did nothing
-            patch.setattr(untouched_room, "_written", lambda _of="self": 0)
+            patch.setattr(process_room, "_written", lambda _of="self": 0)
         if growing in blamed:
             with pytest.raises(InputError, match=r"epoch_2.pt"), untouched([run], "net:x", "-m", growing=growing):
                 go()

@@ -27,8 +27,8 @@ from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageErro
 from ibscan.inputs.probes.read import find_probe, read_probe
 from ibscan.inputs.series.checkpoint import inspect_checkpoint
 from ibscan.inputs.series.manifest import Manifest, read_manifest
-from ibscan.inputs.series.read import read_series, select_epochs
 from ibscan.inputs.series.process_watch import process_watch
+from ibscan.inputs.series.read import read_series, select_epochs
 from ibscan.inputs.series.untouched import untouched
 from ibscan.measures.work import seconds
 from ibscan.results.parts import check_output

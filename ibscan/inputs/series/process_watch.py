@@ -60,8 +60,7 @@ class Evidence:
 
     def saw(self, path: Path) -> bool:
         """Tell whether this file, or the folder it is in, was seen to be touched."""
-        real = Path(os.path.realpath(path))
-        return bool({str(real), str(real.parent)} & self.paths or {path.name, path.parent.name} & self.names)
+        return bool((_real(path) | _real(path.parent)) & self.paths or {path.name, path.parent.name} & self.names)
 
     def covers(self, path: Path) -> bool:
         """Tell whether it would have been seen if this process itself had touched the file."""
@@ -86,13 +85,14 @@ class Watch:
     """What was seen of this process since the command began, while foreign code ran and by its threads since.
 
     `paths` are the real paths of files opened for writing, moved or deleted: one that is opened now may be written to
-    later. `own` are the names of files that the command's thread touched while no foreign code ran. `left` has the
-    files of `known` folders as the last block of foreign code left them. `children` are its child processes that still
-    run. `folders` are the real paths of those looked at.
+    later. `own` are the names of files that the command's thread touched while no foreign code ran, `late` those of
+    files touched by others then. `left` has the files of `known` folders as the last block of foreign code left them.
+    `children` are its child processes that still run. `folders` are the real paths of those looked at.
     """
 
     paths: set[str] = field(default_factory=set)
     own: set[str] = field(default_factory=set)
+    late: frozenset[str] = frozenset()
     left: dict[Path, Stamp] = field(default_factory=dict)
     known: set[Path] = field(default_factory=set)
     children: frozenset[int] = frozenset()
@@ -107,7 +107,7 @@ class Watch:
         if self.events is not None:
             self.events.close()
         self.paths, self.own, self.left, self.known, self.events = set(), set(), {}, set(), None
-        self.folders, self.children, self.has_children = frozenset(), frozenset(), False
+        self.late, self.folders, self.children, self.has_children = frozenset(), frozenset(), frozenset(), False
         self.thread = threading.get_ident()
 
     def before(self, stamps: Mapping[Path, Stamp], folders: Collection[Path]) -> dict[Path, Stamp]:
@@ -119,11 +119,16 @@ class Watch:
         """
         # A thread of foreign code may have gone on after the last block.
         names = (self.events.names() if self.events is not None else None) or frozenset()
-        late = Evidence(frozenset(self.paths), names - self.own, frozenset(), has_children=False, bytes_written=None)
+        self.late = names - self.own
         self.own.clear()
-        known = self.known & set(folders)
-        found = {path: stamp for path, stamp in stamps.items() if not (path.parent in known and late.saw(path))}
-        found |= {path: stamp for path, stamp in self.left.items() if path.parent in known and late.saw(path)}
+        found, known = dict(stamps), self.known & set(folders)
+        if known and (self.late or self.paths):
+            seen = Evidence(frozenset(self.paths), self.late, frozenset(), has_children=False, bytes_written=None)
+            differing = (path for path in found.keys() | self.left.keys() if found.get(path) != self.left.get(path))
+            touched = [path for path in differing if path.parent in known and seen.saw(path)]
+            for path in touched:
+                found.pop(path, None)
+            found |= {path: self.left[path] for path in touched if path in self.left}
         self.folders = frozenset(os.path.realpath(folder) for folder in folders)
         if self.events is None:
             self.events = listener()
@@ -159,7 +164,7 @@ class Watch:
             written = max(0, now.written - since.written - ours)
         names = None if self.events is None else self.events.names()
         covered = frozenset(self.events.marked if self.events is not None and names is not None else ())
-        return Evidence(frozenset(self.paths), names or frozenset(), covered, has_children, written)
+        return Evidence(frozenset(self.paths), self.late.union(names or ()), covered, has_children, written)
 
     def record(self, event: str, arguments: Sequence[object]) -> None:
         """Note one of Python's audit events."""
@@ -175,7 +180,7 @@ class Watch:
         # A file that is named by its number was opened by its name before.
         paths = [path for path in arguments[CHANGES[event]] if isinstance(path, str | bytes | os.PathLike)]
         with contextlib.suppress(OSError, ValueError):
-            found = {os.path.realpath(os.fsdecode(path)) for path in paths}
+            found = {real for path in paths for real in _real(Path(os.fsdecode(path)))}
             if not is_foreign:
                 self.own |= {Path(path).name for path in found}
             elif len(self.paths) < MOST_PATHS:
@@ -197,6 +202,11 @@ def process_watch() -> Watch:
     watch = Watch()
     sys.addaudithook(watch.record)
     return watch
+
+
+def _real(path: Path) -> set[str]:
+    """Return the real path of a file, and of the link if it is one."""
+    return {os.path.realpath(path), str(Path(os.path.realpath(path.parent), path.name))}
 
 
 def _written(of: str) -> int | None:

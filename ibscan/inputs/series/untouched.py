@@ -124,9 +124,7 @@ def _changes(
             return True
         if now is None or evidence.bytes_written is None:
             return not growing
-        # Logs grow at their end; a checkpoint is written whole.
-        has_grown = was is not None and now.size > was.size and now.inode == was.inode and not is_claimed(path.name)
-        least = now.size - was.size if was is not None and has_grown else now.size
+        least = _least_bytes(path, was, now, growing=growing)
         if least == 0:
             return evidence.has_children or not growing
         return least <= evidence.bytes_written
@@ -139,6 +137,14 @@ def _changes(
         if may_be_ours(path):
             found[change].append(path.name)
     return found
+
+
+def _least_bytes(path: Path, was: Stamp | None, now: Stamp, *, growing: bool) -> int:
+    """Return the fewest bytes that who changed a file wrote: a training writes it whole, or adds to its end."""
+    if was is None or now.inode != was.inode or now.size < was.size:
+        return now.size
+    # A checkpoint grows while it is written whole; code may write into one.
+    return now.size if growing and (now.size == was.size or is_claimed(path.name)) else max(1, now.size - was.size)
 
 
 def _places(stamps: Collection[Path], folders: Collection[Path]) -> frozenset[Path]:

@@ -13,41 +13,36 @@ from ibscan.inputs.code.load import is_code
 from ibscan.inputs.code.sources import files_of
 from ibscan.inputs.formats.recognise import is_claimed
 from ibscan.inputs.series.discovery import TEMPORARY
-from ibscan.inputs.series.duplicates import repeats
 from ibscan.inputs.series.process_watch import Counters, Evidence, Stamp, process_watch
 
 __all__ = ["untouched"]
 
 # Most files looked at, and most named in a message.
 MOST_FILES, MOST_NAMED = 20_000, 5
-# Files that a running training does not rewrite, besides numbered checkpoints.
-LASTING_SUFFIXES = (".py", ".toml", ".npz", ".npy", ".ipynb")
 
 
 @contextlib.contextmanager
-def untouched(paths: Sequence[Path], spec: str, option: str, *, growing: bool, proven: bool = False) -> Iterator[None]:
+def untouched(paths: Sequence[Path], spec: str, option: str, *, growing: bool) -> Iterator[None]:
     """Compare the files beside user code and in the run's folders before and after the code runs in the block.
 
-    A training that goes on in the folder changes files too. What tells the two apart: what this process does is seen
-    by Python's audit events, also for threads that go on between blocks, and on Linux by file events that also see
-    libraries without Python. Where file events are missing (other systems, most containers, some file systems), a
-    change that no audit event tells of may be the code's if it is no larger than the bytes that this process wrote; a
-    deletion always. What child processes of the code do is seen only by the bytes they wrote, so that with such
-    children any change that these allow may be the code's, and any deletion.
+    A training that goes on in the folder changes files too. What this process does is told apart by Python's audit
+    events, also of threads that go on between blocks, and on Linux by file events, which also see libraries without
+    Python. Where there are no file events (other systems, most containers, some file systems), a change that no audit
+    event tells of may be the code's if it is no larger than the bytes that this process wrote, or if these are unknown;
+    a deletion or an empty file always. Child processes of the code are seen by the bytes they wrote alone: beside them
+    any change may be the code's.
 
-    What may be the code's stops the command, but if `growing` not: without file events, a deletion, an empty file, or
-    any change on systems that do not tell the bytes written; with child processes, a file moved here from elsewhere.
-    Not seen either: what a thread or child process does after the last block, and writes of native libraries through
-    memory maps.
+    What may be the code's stops the command. If `growing`, it does not where file events are missing and the change is
+    a deletion, an empty file, or one on a system that does not tell the bytes; nor where a child process moves a file
+    here from elsewhere. Never seen: what threads and child processes do after the last block or, without file events,
+    libraries in a thread between blocks; what libraries write by memory maps; and, without file events, libraries that
+    move files here or write into the middle of one.
 
     Args:
         paths: The run's folders, or files in them.
         spec: `module:callable` or `path.py:callable`; anything else needs no guard.
         option: The option that named the spec, for messages.
-        growing: Checkpoints are awaited: a training goes on, and only what was seen of this process, or what the bytes
-            allow, is the code's.
-        proven: So too without `growing`, for code that runs for minutes; else checkpoints rewritten and files deleted
-            by anything at all are the code's.
+        growing: A training goes on: only what was seen of this process, or what the bytes written allow, is the code's.
 
     Raises:
         InputError: Files were changed, deleted or added; with the code's own error, if any.
@@ -68,7 +63,7 @@ def untouched(paths: Sequence[Path], spec: str, option: str, *, growing: bool, p
         after = _stamps(folders)
         evidence = watch.evidence(begun)
         watch.leave(after, _places(after, folders))
-        found = _changes(before, after, evidence, growing=growing, proven=proven)
+        found = _changes(before, after, evidence, growing=growing)
         return _message(found, f"{option} {spec}", _way_out(evidence, growing=growing))
 
     try:
@@ -106,7 +101,7 @@ def _way_out(evidence: Evidence, *, growing: bool) -> str:
 
 
 def _changes(
-    before: Mapping[Path, Stamp], after: Mapping[Path, Stamp], evidence: Evidence, *, growing: bool, proven: bool
+    before: Mapping[Path, Stamp], after: Mapping[Path, Stamp], evidence: Evidence, *, growing: bool
 ) -> dict[str, list[str]]:
     """Return the names of files changed, deleted and added, where the code may have done it."""
 
@@ -114,17 +109,15 @@ def _changes(
         was, now = before.get(path), after.get(path)
         if evidence.saw(path):
             return True
-        if not proven and not growing:
-            is_lasting = (is_claimed(path.name) and not repeats(path.name)) or path.suffix in LASTING_SUFFIXES
-            if now is None or (was is not None and is_lasting):
-                return True
-        elif evidence.covers(path) and not evidence.has_children:
+        if evidence.covers(path) and not evidence.has_children:
             return False
         if evidence.has_children and (now is None or not growing):
             return True
         if now is None or evidence.bytes_written is None:
             return not growing
-        least = _least_bytes(path, was, now, growing=growing)
+        # Logs grow at their end; a checkpoint is written whole.
+        has_grown = was is not None and now.size > was.size and now.inode == was.inode and not is_claimed(path.name)
+        least = now.size - was.size if was is not None and has_grown else now.size
         if least == 0:
             return evidence.has_children or not growing
         return least <= evidence.bytes_written
@@ -137,14 +130,6 @@ def _changes(
         if may_be_ours(path):
             found[change].append(path.name)
     return found
-
-
-def _least_bytes(path: Path, was: Stamp | None, now: Stamp, *, growing: bool) -> int:
-    """Return the fewest bytes that who changed a file wrote: a training writes it whole, or adds to its end."""
-    if was is None or now.inode != was.inode or now.size < was.size:
-        return now.size
-    # A checkpoint grows while it is written whole; code may write into one.
-    return now.size if growing and (now.size == was.size or is_claimed(path.name)) else max(1, now.size - was.size)
 
 
 def _places(stamps: Collection[Path], folders: Collection[Path]) -> frozenset[Path]:

@@ -194,6 +194,10 @@ LATER = {
     "move": ("os.replace(HERE / 'log.txt', HERE / 'old.txt')", "old.txt was added; log.txt"),
     "delete": ("(HERE / 'epoch_2.pt').unlink(missing_ok=True)", "epoch_2.pt was deleted"),
     "child": ("os.system(f'rm {HERE}/epoch_2.pt; echo >> {HERE}/log.txt')", "log.txt was changed"),
+    "thread": (
+        "import threading; t = threading.Thread(target=np.ones(1).tofile, args=(HERE / 'act',)); t.start(); t.join()",
+        "act was added",
+    ),
     "relative": (
         "here = os.getcwd(); os.chdir(HERE); open('new.txt', 'w').close(); os.chdir(here)",
         "new.txt was added",

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from ibscan.errors import InputError
 from ibscan.inputs.series import process_watch as watch_room
-from ibscan.inputs.series.file_events import listener
+from ibscan.inputs.series.file_events import EVENT, OVERFLOW, Listener, listener
 from ibscan.inputs.series.process_watch import process_watch
 from ibscan.inputs.series.untouched import untouched
 
@@ -244,6 +244,17 @@ def test_a_follower_whose_code_starts_processes_is_told_so(run: Path) -> None:
     assert "--follow" not in str(raised.value)
 
 
+def test_events_that_were_lost_are_told() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.write(writing, EVENT.pack(EVENT.size, 3, 0, EVENT.size, OVERFLOW, -1, 0))
+    opened = Listener(reading, {"run"})
+    assert opened.names() is None
+    assert opened.names() == frozenset()
+    opened.close()
+    os.close(writing)
+
+
 # What goes on -------------------------------------------------------------------------------------------------------
 
 
@@ -315,6 +326,17 @@ def test_a_child_process_that_goes_on_is_the_codes_in_later_blocks_too(run: Path
             time.sleep(0.01)
 
     with pytest.raises(InputError, match=r"epoch_2.pt was deleted"), guarded(run, growing=True):
+        go()
+
+
+@LINUX
+def test_a_child_process_that_sleeps_has_done_nothing(run: Path) -> None:
+    process_watch().begin()
+    with guarded(run, growing=False):
+        LEFT.append(subprocess.Popen(["sleep", "60"]))
+        LEFT.append(subprocess.Popen(["true"]))
+        time.sleep(0.1)
+    with elsewhere(run, "Path('epoch_2.pt').unlink()") as go, guarded(run, growing=True):
         go()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import struct
@@ -51,13 +50,17 @@ class Listener:
         """Return the names of files and folders that this process touched since last asked; None if some were lost."""
         found: set[str] = set()
         lost = False
-        with contextlib.suppress(BlockingIOError):
+        try:
             while block := os.read(self.descriptor, MOST_BYTES):
                 for mask, process, name in _events(block):
                     lost |= bool(mask & OVERFLOW)
                     # Of other processes, the system reports 0 or their own number.
                     if process == os.getpid():
                         found.add(os.fsdecode(name))
+        except BlockingIOError:
+            pass  # no more for now
+        except OSError:
+            return None
         return None if lost else frozenset(found)
 
     def close(self) -> None:

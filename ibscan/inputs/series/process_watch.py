@@ -71,12 +71,14 @@ class Evidence:
 class Counters:
     """Bytes written by this process with its children, and of those by threads of ours; its children.
 
-    `written` is None if unknown; `ours` has the bytes by thread. `faults` are the page faults of children that ended.
+    `written` is None if unknown; `ours` has the bytes by thread. `busy` has the time that children of foreign code ran,
+    in ns, None if unknown. `faults` are the page faults of children that ended.
     """
 
     written: int | None
     ours: Mapping[int, int]
     children: frozenset[int]
+    busy: Mapping[int, int | None]
     faults: int
 
 
@@ -145,7 +147,6 @@ class Watch:
     def block(self) -> Iterator[Counters]:
         """Watch foreign code in the block; yields what `evidence` is to be asked with."""
         self.children &= _children("self")
-        self.has_children |= bool(self.children)
         self.depth += 1
         try:
             yield self._counters()
@@ -156,14 +157,17 @@ class Watch:
         """Return what was seen since a block began."""
         self.children |= _children("self") - since.children
         now = self._counters()
-        has_children = self.has_children or bool(self.children) or now.faults != since.faults
+        # One that slept all the time, as workers do that wait for work, has done nothing.
+        has_run = any(busy is None or busy != since.busy.get(pid) for pid, busy in now.busy.items())
+        has_children = self.has_children or has_run or now.faults != since.faults
         self.has_children = False
         written = None
         if now.written is not None and since.written is not None:
             ours = sum(count - since.ours.get(thread, 0) for thread, count in now.ours.items())
             written = max(0, now.written - since.written - ours)
-        names = None if self.events is None else self.events.names()
-        covered = frozenset(self.events.marked if self.events is not None and names is not None else ())
+        events = self.events
+        names = None if events is None else events.names()
+        covered = frozenset(events.marked) if events is not None and names is not None else frozenset()
         return Evidence(frozenset(self.paths), self.late.union(names or ()), covered, has_children, written)
 
     def record(self, event: str, arguments: Sequence[object]) -> None:
@@ -193,7 +197,8 @@ class Watch:
             written += sum(_written(str(pid)) or 0 for pid in self.children | _descendants(self.children))
         threads = [thread.native_id or 0 for thread in threading.enumerate() if type(thread).__module__ == LIVE_LINE]
         ours = {thread: _written(f"self/task/{thread}") or 0 for thread in threads}
-        return Counters(written, ours, _children("self"), _faults())
+        busy = {pid: _time_run({pid} | _descendants({pid})) for pid in self.children}
+        return Counters(written, ours, _children("self"), busy, _faults())
 
 
 @functools.cache
@@ -231,6 +236,15 @@ def _descendants(pids: Collection[int]) -> frozenset[int]:
     """Return the pids of the children of processes, and of theirs."""
     found = frozenset[int]().union(*(_children(str(pid)) for pid in pids))
     return found | _descendants(found) if found else found
+
+
+def _time_run(pids: Collection[int]) -> int | None:
+    """Return the time that processes ran, in ns, or None if unknown."""
+    try:
+        files = [file for pid in pids for file in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+        return sum(int(file.read_text("ascii").split()[0]) for file in files) if files else None
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _faults() -> int:

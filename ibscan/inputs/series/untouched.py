@@ -34,9 +34,9 @@ def untouched(paths: Sequence[Path], spec: str, option: str, *, growing: bool) -
 
     What may be the code's stops the command. If `growing`, it does not where file events are missing and the change is
     a deletion, an empty file, or one on a system that does not tell the bytes; nor where a child process moves a file
-    here from elsewhere. Never seen: what threads and child processes do after the last block or, without file events,
-    libraries in a thread between blocks; what libraries write by memory maps; and, without file events, libraries that
-    move files here or write into the middle of one.
+    here from elsewhere. Never seen: what threads do after the last block, and child processes after theirs if they have
+    left this process or the block was the last; what libraries write by memory maps; and, without file events,
+    libraries in a thread between blocks, and libraries that move files here or write into the middle of one.
 
     Args:
         paths: The run's folders, or files in them.

@@ -119,11 +119,9 @@ class Result:
         A channel with a bracket has a budget of replicas. Ends of other quantities are bounds that hold whatever is
         spent, and say nothing of how far a value may be off.
         """
-        ends = self.companions(name)
-        budgets = [other for other in self.variables if Estimate.field_of(other) == "budget"]
-        if not {"lower", "upper"} <= set(ends) or not any(
-            name.startswith(other[: -len("budget")]) for other in budgets
-        ):
+        ends, suffix = self.companions(name), Estimate.companion("", "budget")
+        channels = [other.removesuffix(suffix) for other in self.variables if other.endswith(suffix)]
+        if not {"lower", "upper"} <= set(ends) or not any(name.startswith(f"{channel}_") for channel in channels):
             return None
         return ends["lower"], ends["upper"]
 

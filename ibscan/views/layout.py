@@ -27,7 +27,7 @@ _TREND = 8
 _OPEN = "]?"
 _OPEN_LEGEND = (
     "v [a, b]? the bracket did not close within the budget: the true value is between a and b (95 %), v is only a "
-    "number between"
+    "number between them"
 )
 HEADS: Mapping[str, str] = {
     "epoch": "Epoch of the checkpoint.",

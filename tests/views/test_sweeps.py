@@ -118,7 +118,7 @@ def test_a_curve_shows_a_bracket_where_it_is_open(synthetic: ModuleType) -> None
     synthetic.marked(found, "mi_network_xt", (1, 0, place), Status.UNRESOLVED)
     found["mi_network_xt_upper"].values[1, 0, place] = 8.0
     (curve,) = tables_of(synthetic.printed(found), "network I(X; T) against noise")
-    assert curve[6].split() == ["0.05", "4", "5.0", "[0.0,", "8.0]?", "4.250", "5.250"]
+    assert curve[6].split() == ["0.05", "4", "5", "[0,", "8]?", "4.250", "5.250"]
     assert "v [a, b]? the bracket did not close within the budget" in " ".join(curve)
     assert "Brackets of the network channel end up to 0.005 nat from its values, unresolved ones aside." in curve
 

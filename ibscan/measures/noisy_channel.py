@@ -37,6 +37,8 @@ NEARBY = 64
 TILE, TILE_ON_GPU, LINEARISED = 2**20, 2**26, 2**23
 # Lines of all inputs, and of one, that pairs are drawn by.
 LINES, MOST_LINES = 2**13, 8
+# Share of a broader density in those from below, at most.
+FLOOR = 1e-3
 # Numbers of one linearisation, and its smaller side, up to which weighted paths pay.
 SLOPE_NUMBERS, SLOPE_SIDE = 2**16, 128
 
@@ -257,9 +259,7 @@ class _Tile:
         size = (len(self.rows), min(NEARBY, effort.replicas) if effort.paths else effort.replicas, channel.units)
         replicas = torch.randn(size, generator=generator, dtype=points.dtype, device=points.device)
         if effort.paths:
-            inside, seen = path_densities(
-                channel, self.rows, points, self.made, replicas, effort.paths, generator
-            )
+            inside, seen = path_densities(channel, self.rows, points, self.made, replicas, effort.paths, generator)
         else:
             seen = channel.values(self.rows, replicas)
             inside = shared_densities(seen, points, energy)
@@ -268,17 +268,18 @@ class _Tile:
         t = points.flatten(0, 1)
         given = (population.joint / population.share.unsqueeze(1))[owner]
         prior = population.joint.sum(0)
+        broad, floor = _broad(effort.inner, population.share, t), min(FLOOR, channel.budget.tolerance / 50)
         if effort.pairs:
             assert channel.inputs is not None
             made = self.made.flatten(0, 1)
             pairs = joint_densities(channel, channel.inputs, t, owner, made, flat.fresh, effort.pairs, generator)
             outside = Both(pairs.own.unsqueeze(0), pairs.fresh.unsqueeze(0))
-            kinds = [crossed_ends(flat, outside, given, prior)]
+            kinds = [crossed_ends(flat, outside, given, prior, broad, floor)]
         else:
             found = replica_densities(effort.inner, population.joint, t, energy.flatten(), owner, flat.fresh)
             kinds = [
-                crossed_ends(flat, found.crossed, given, prior),
-                paired_ends(found.owner, found.paired, given, prior),
+                crossed_ends(flat, found.crossed, given, prior, broad, floor),
+                paired_ends(found.owner, found.paired, given, prior, floor),
             ]
         shape = (*kinds[0].shape[:-1], *points.shape[:2])
         return _Ends(
@@ -287,3 +288,10 @@ class _Tile:
             seen[:, :NEARBY],
             inside.own - inside.fresh,
         )
+
+
+def _broad(inner: torch.Tensor, share: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Return ln of a Gaussian with twice the variances of the layer, unit by unit, + (d/2) ln 2 pi, at points (q, d)."""
+    mean = share @ inner.mean(0)
+    variance = 1.0 + 2.0 * (share @ (inner - mean).square().mean(0))
+    return -0.5 * ((points - mean).square() / variance).sum(1) - 0.5 * variance.log().sum()

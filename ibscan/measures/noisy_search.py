@@ -16,7 +16,7 @@ PILOT_ROWS, PILOT_DRAWS = 512, 1024
 # Share of the tolerance that the pilot must reach, so that the whole sample reaches the tolerance.
 MARGIN = 0.8
 # Replicas, weighted paths and pairs to begin with, and doublings that one step may ask for.
-REPLICAS, PATHS, PAIRS, STEP = 64, 8, 16, 3
+REPLICAS, PATHS, PAIRS, STEP = 64, 16, 16, 3
 # Cost of one density of a draw at a replica, and of the linearisations of a draw, in noisy passes.
 KERNEL, LINES = 0.03, 12.0
 # A bracket that needs more than so many times the largest effort is given up.

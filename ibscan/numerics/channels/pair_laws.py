@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from ibscan.numerics.channels.linearised import Linearised
-from ibscan.numerics.channels.paths import GAUSS_NEWTON, Passes
+from ibscan.numerics.channels.paths import Passes, likeliest
 
 __all__ = ["ByLines", "BySteps", "ByWeight", "Inputs", "PairLaw"]
 
@@ -197,12 +197,11 @@ class BySteps:
         candidates = best.topk(min(count, best.shape[1]), 1).indices
         start = inputs.lines.taken((candidates * inputs.count + line.gather(1, candidates)).flatten())
         each, owner = points.repeat_interleave(candidates.shape[1], 0), candidates.flatten()
-        for _ in range(GAUSS_NEWTON):
-            path = start.mean_path(each)
-            start = Linearised.of(*passes.linearised(owner, path), path)
-        share = inputs.weights.sum(1).log()[candidates] + start.log_density(each).view_as(candidates)
-        cumulative = (share - share.logsumexp(1, keepdim=True)).exp().cumsum(1)
-        return BySteps(candidates, start, cumulative / cumulative[:, -1:], share.logsumexp(1, keepdim=True))
+        lines = likeliest(passes, owner, each, start.mean_path(each))
+        share = inputs.weights.sum(1).log()[candidates] + lines.log_density(each).view_as(candidates)
+        log_total = share.logsumexp(1, keepdim=True)
+        cumulative = (share - log_total).exp().cumsum(1)
+        return BySteps(candidates, lines, cumulative / cumulative[:, -1:], log_total)
 
     def pairs(
         self, points: torch.Tensor, place: torch.Tensor, z: torch.Tensor, noise: torch.Tensor

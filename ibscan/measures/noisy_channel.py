@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -291,7 +290,7 @@ class _Tile:
 
 
 def _broad(inner: torch.Tensor, share: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Return ln of a Gaussian with twice the variances of the layer, unit by unit, + (d/2) ln 2 pi, at points (q, d)."""
+    """Return ln of a Gaussian with twice the variances of the layer's units, + (d/2) ln 2 pi, at points (q, d)."""
     mean = share @ inner.mean(0)
     variance = 1.0 + 2.0 * (share @ (inner - mean).square().mean(0))
     return -0.5 * ((points - mean).square() / variance).sum(1) - 0.5 * variance.log().sum()

@@ -131,7 +131,7 @@ class _Search:
         return count > 0
 
     def _more_outside(self, factor: float) -> bool:
-        """Estimate p(t, y) by so many times as many replicas or pairs, whichever leaves less; return whether it helps."""
+        """Estimate p(t, y) by so many times as many replicas or pairs; return whether it helps."""
         effort, most = self.effort, self.channel.budget.max_replicas
         if effort.pairs:
             count = self._raised(effort.pairs, factor, most)
@@ -162,4 +162,5 @@ class _Search:
         """
         if count >= most or (count * factor > HOPE * most and not self.channel.budget.patient):
             return 0
-        return min(most, count * 2 ** min(STEP, max(1, math.ceil(math.log2(max(factor, 1.0))))))
+        doublings = min(STEP, max(1, math.ceil(math.log2(max(factor, 1.0)))))
+        return min(most, count << doublings)

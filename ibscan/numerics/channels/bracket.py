@@ -132,7 +132,10 @@ class Bracket:
 
         high, low, error = chosen("high"), chosen("low"), chosen("error")
         return Bracket(
-            *(tuple(end.tolist()) for end in ((high + low) / 2, error, low - 1.96 * error, high + 1.96 * error)),
+            tuple(((high + low) / 2).tolist()),
+            tuple(error.tolist()),
+            tuple((low - 1.96 * error).tolist()),
+            tuple((high + 1.96 * error).tolist()),
             float((high - low)[:2].max() / 2),
             chosen("between")[:, :2],
             chosen("within")[:, :2],

@@ -12,7 +12,7 @@ import math
 import torch
 
 from ibscan.numerics.channels.pair_laws import ByLines, BySteps, ByWeight, Inputs, PairLaw
-from ibscan.numerics.channels.paths import PRIOR_SHARE, Both, Passes
+from ibscan.numerics.channels.paths import PRIOR_SHARE, Both, Passes, normals
 
 __all__ = ["MOST_UNITS", "joint_densities"]
 
@@ -55,7 +55,6 @@ def joint_densities(
         As in `path_densities`; why a pair may come from a part of the distribution: the guide, methods.md, section 4.
     """
     rows, width = points.shape
-    options = {"dtype": points.dtype, "device": points.device}
     log_shares = inputs.log_shares(points)
     shares = _numbers(count)
     laws: list[PairLaw] = [ByWeight.of(inputs)]
@@ -64,26 +63,27 @@ def joint_densities(
     laws.insert(1, ByLines.of(inputs, log_shares))
     drawn = []
     for law, number in zip(laws, shares, strict=False):
-        place = torch.arange(number, **options) + torch.rand(rows, number, generator=generator, **options)
-        z = torch.randn(rows, number, passes.units, generator=generator, **options)
-        noise = torch.randn(rows, number, width, generator=generator, **options)
-        drawn.append(law.pairs(points, place / number, z, noise))
+        part = torch.arange(number, dtype=points.dtype, device=points.device)
+        place = (part + _uniforms(generator, points, rows, number)) / number
+        z, noise = (normals(generator, points, rows, number, size) for size in (passes.units, width))
+        drawn.append(law.pairs(points, place, z, noise))
     chosen = torch.cat([one for one, _ in drawn] + [owner.unsqueeze(1)], 1)
     z = torch.cat([one for _, one in drawn] + [made.unsqueeze(1)], 1)
     passed = passes.values(chosen.flatten(), z.flatten(0, 1).unsqueeze(1)).view(rows, count + 1, width)
     kernel = -0.5 * (points.unsqueeze(1) - passed).square_().sum(-1)
-    ratios = [
-        law.log_ratio(points, chosen, z) + math.log(number / count) for law, number in zip(laws, shares, strict=False)
-    ]
-    of_laws = torch.stack(ratios, -1)
-    weights = kernel - of_laws.logsumexp(-1)
+    of_laws = torch.stack(
+        [law.log_ratio(points, chosen, z) + math.log(n / count) for law, n in zip(laws, shares, strict=False)], -1
+    )
+    weights, chosen = (kernel - of_laws.logsumexp(-1)).split((count, 1), 1), chosen[:, :-1]
     at = _exchanged(laws, shares, points, owner, made, of_laws[:, -1].softmax(-1), generator)
-    own_weights = weights[:, :-1].scatter(1, at, weights[:, -1:])
-    own_chosen = chosen[:, :-1].scatter(1, at, owner.unsqueeze(1))
-    others = weights[:, :-1].masked_fill(chosen[:, :-1] == owner.unsqueeze(1), -torch.inf)
-    by_class = _by_class(others, chosen[:, :-1], inputs.weights)
+    own = _by_class(weights[0].scatter(1, at, weights[1]), chosen.scatter(1, at, owner.unsqueeze(1)), inputs.weights)
+    others = weights[0].masked_fill(chosen == owner.unsqueeze(1), -torch.inf)
     own_part = fresh_own.unsqueeze(1) + inputs.weights[owner].log()
-    return Both(_by_class(own_weights, own_chosen, inputs.weights), torch.logaddexp(by_class, own_part))
+    return Both(own, torch.logaddexp(_by_class(others, chosen, inputs.weights), own_part))
+
+
+def _uniforms(generator: torch.Generator, like: torch.Tensor, *shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
 def _numbers(count: int) -> tuple[int, int, int]:
@@ -108,7 +108,7 @@ def _exchanged(
     generator: torch.Generator,
 ) -> torch.Tensor:
     """Return which pair the one that made t takes the place of, (q, 1), by the probability of each law, (q, laws)."""
-    draw = torch.rand(len(points), 3, generator=generator, dtype=points.dtype, device=points.device)
+    draw = _uniforms(generator, points, len(points), 3)
     which = (likely.cumsum(-1) < draw[:, :1]).sum(-1).clamp_(max=len(laws) - 1)
     places = []
     for k, (law, number) in enumerate(zip(laws, shares, strict=False)):

@@ -16,12 +16,12 @@ import torch
 
 from ibscan.numerics.channels.linearised import Linearised
 
-__all__ = ["Both", "Passes", "likeliest", "path_densities", "shared_densities"]
+__all__ = ["Both", "Passes", "likeliest", "normals", "path_densities", "shared_densities"]
 
 # Share of paths from the prior: it bounds the weights by its reciprocal times the prior's own.
 PRIOR_SHARE = 0.2
-# Gauss-Newton steps to the likeliest path, and from how many replicas: the noise may have moved an input between clusters
-# in several ways.
+# Gauss-Newton steps to the likeliest path, and from how many replicas: the noise may have moved an input between
+# clusters in several ways.
 GAUSS_NEWTON, STARTS = 3, 4
 
 
@@ -53,6 +53,11 @@ class Both:
 
     own: torch.Tensor
     fresh: torch.Tensor
+
+
+def normals(generator: torch.Generator, like: torch.Tensor, *shape: int) -> torch.Tensor:
+    """Return standard normals of a shape, made where `like` lives and of its kind."""
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
 def path_densities(
@@ -123,13 +128,11 @@ def mixture_density(
     shares = path_counts(count, len(laws))
     rows, width = points.shape
 
-    def normals(number: int, size: int) -> torch.Tensor:
-        return torch.randn(rows, number, size, generator=generator, dtype=points.dtype, device=points.device)
-
-    paths = [normals(shares[0], passes.units)]
+    paths = [normals(generator, points, rows, shares[0], passes.units)]
     for law, number in zip(laws, shares[1:], strict=True):
         if number:
-            paths.append(law.paths(points, normals(number, passes.units), normals(number, width)))
+            z, noise = (normals(generator, points, rows, number, size) for size in (passes.units, width))
+            paths.append(law.paths(points, z, noise))
     z = torch.cat((*paths, made.unsqueeze(1)), 1)
     kernel = -0.5 * (points.unsqueeze(1) - passes.values(inputs, z)).square_().sum(-1)
     # ln of each law's share times its density over the prior's, (q, K + 1, laws).

@@ -26,8 +26,8 @@ settings.load_profile("repeatable")
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 VERBS = ("rank", "mi", "cluster", "scan")
-# What stands in for libraries that need not be installed holds no tests.
-collect_ignore = ["standins"]
+# Stand-ins for libraries that need not be installed, and benchmarks, hold no tests.
+collect_ignore = ["standins", "benchmarks"]
 FUZZ = 60
 
 

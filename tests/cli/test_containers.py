@@ -59,6 +59,7 @@ def mean(path: Path) -> np.ndarray:
     return sums / (within + between)
 
 
+@pytest.mark.slow
 def test_a_chain_of_containers_is_what_it_says(command: Run, run: Path, tmp_path: Path) -> None:
     scan = ["cluster", run, "-m", "mlp:tanh", "-o", tmp_path / "r.h5"]
     refused = command(*scan)

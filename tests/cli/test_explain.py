@@ -93,6 +93,7 @@ def test_every_name_in_a_full_file_is_explained(results: tuple[Path, Path]) -> N
             assert all(text for entry in found for label, text in entry.facts if label == "meaning"), name
 
 
+@pytest.mark.slow
 def test_every_attribute_of_a_variable_is_explained(results: tuple[Path, Path]) -> None:
     usual = {"_FillValue", "ancillary_variables", "flag_values", "flag_meanings", "shown"}
     for variable in read(results[0]).variables.values():

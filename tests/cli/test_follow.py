@@ -241,6 +241,7 @@ def test_of_a_trainers_folder_weights_and_json_are_opened(
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_training_deletes_is_kept(follow: Follow, folder: Path) -> None:
     first = saved(folder, 1)
     done, _ = follow({5: lambda: saved(folder, 2), 6: lambda: (folder / first.name).unlink()})
@@ -269,6 +270,7 @@ def test_last_is_looked_at_in_the_end(follow: Follow, folder: Path, equal: bool)
     assert done.err.count("last.safetensors: holds the same weights") == equal
 
 
+@pytest.mark.slow
 def test_what_stays_broken_is_named_once_in_the_end(follow: Follow, folder: Path, tmp_path: Path) -> None:
     saved(folder, 0)
     broken = folder / "epoch-00001.safetensors"
@@ -282,6 +284,7 @@ def test_what_stays_broken_is_named_once_in_the_end(follow: Follow, folder: Path
     assert "epoch-00001" in read(Path("r.h5")).attrs["skipped"]
 
 
+@pytest.mark.slow
 def test_the_same_step_twice_waits_for_one_to_go(follow: Follow, folder: Path) -> None:
     def twice() -> None:
         torch.save(chain(6, 5, 4, 2, seed=1).state_dict(), folder / "step_5.pt")
@@ -294,6 +297,7 @@ def test_the_same_step_twice_waits_for_one_to_go(follow: Follow, folder: Path) -
     assert done.code == 3
 
 
+@pytest.mark.slow
 def test_a_listed_epoch_may_yet_come(follow: Follow, folder: Path) -> None:
     saved(folder, 1)
     done, _ = follow({5: lambda: saved(folder, 3)}, "--epochs", "1,3,9")

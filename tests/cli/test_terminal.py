@@ -201,6 +201,7 @@ def test_modules_never_come_from_the_run_folder(series: Path, hostile: Path) -> 
 # In this process
 
 
+@pytest.mark.slow
 def test_a_table_through_a_pipe_has_no_styles_unless_forced(
     command: Run, hostile: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -524,7 +524,14 @@ FILES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "build", "error", "words"), FILES, ids=[row[0] for row in FILES])
+# A second each for a process that reads MATLAB, or for 600 MB; their kinds have shorter examples.
+SLOW_FILES = {"bomb.mat", "cut_behind.mat", "cells.mat", "start.mat"}
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "error", "words"),
+    [pytest.param(*row, id=row[0], marks=[pytest.mark.slow] * (row[0] in SLOW_FILES)) for row in FILES],
+)
 def test_files_that_are_no_probe_are_refused(
     name: str, build: Any, error: type[IbscanError], words: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -636,6 +643,7 @@ def test_every_format_gives_the_same_labels(
             assert (probe.y.tolist(), probe.labels, notices) == ([1, 0, 1], labels, ()), spec
 
 
+@pytest.mark.slow
 def test_labels_of_the_wrong_length_are_refused_in_every_format(tmp_path: Path) -> None:
     x, y = np.full((4, 2), 0.5), np.array([2, 0, 2])
     for spec in stored_labels(tmp_path, x, y):

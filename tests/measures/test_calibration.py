@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import binom
 from support.calibration import CASES, CHAINS, TRUTHS
 from support.calibration_far import NETWORK as FAR_NETWORK
 from support.calibration_far import READ_OUT as FAR_READ_OUT
@@ -58,6 +57,8 @@ def report() -> Iterator[dict[Any, Any]]:
 
 
 def fewest(count: int, share: float, seeds: int) -> int:
+    from scipy.stats import binom  # half a second, and every process collects this file
+
     return math.floor(share * count) if seeds >= LONG else int(binom.ppf(FALSE_ALARM, count, 0.95))
 
 

@@ -130,6 +130,7 @@ def test_quadrature_of_a_linear_scalar_net_is_one_line_with_more_noise() -> None
         assert ty == pytest.approx(line_ty(points, joint.numpy(), math.sqrt(variance)), rel=1e-8)
 
 
+@pytest.mark.slow
 def test_quadrature_in_the_plane_is_the_linear_law_and_has_converged() -> None:
     chain = random_chain((2, 2, 2, 1), 3, scale=1.5)
     x, joint = population(rows_of(6, 2), THIRDS)

@@ -408,6 +408,7 @@ def test_a_pass_along_another_path_is_refused(more: bool) -> None:
     assert_no_trace(short, traces(short))
 
 
+@pytest.mark.slow
 def test_the_model_is_freed_after_the_block() -> None:
     model = chain()
     gone = weakref.ref(model)

@@ -11,6 +11,7 @@ import torch
 from ibscan.core.network import JacobianSpec, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
 from ibscan.core.records import Array, Layer
 from ibscan.networks.activations import ACTIVATIONS
+from ibscan.networks.budget import CHAIN_BUDGETS, ChainBudget
 from ibscan.numerics.spectra.jacobian import row_factor, softmax_carried
 from ibscan.numerics.spectra.spectrum import finite_matrices, made_finite, spectral_norm
 from ibscan.numerics.spectra.sweep import Carried, carried_on, carried_post, exactly_on, started
@@ -18,12 +19,6 @@ from ibscan.numerics.tiling import aligned, cuts, mapped
 
 __all__ = ["Chain"]
 
-# Numbers a block of rows may hold at one layer: constants, not free memory, so that a run can be repeated bit for bit.
-ACTIVATION_BUDGET = 2**24
-FACTOR_BUDGET = 2**23
-NOISY_BUDGET = 2**21
-# Blocks of the Gram sweep run side by side on a CPU; a GPU needs large ones to be busy.
-SWEEP_BUDGET = {"cpu": 2**22, "cuda": 2**28}
 # Columns of a subspace's basis made at a time.
 COLUMNS = 256
 
@@ -39,6 +34,7 @@ class Chain:
         activation: Name of phi.
         output: Name of the last layer's activation.
         exact: The same chain in float64, whose derivatives are taken; None if this one is in float64.
+        budget: Numbers that blocks may hold; None for those of the device.
     """
 
     layers: tuple[Layer, ...]
@@ -47,6 +43,7 @@ class Chain:
     activation: str
     output: str
     exact: Chain | None = None
+    budget: ChainBudget | None = None
 
     @property
     def size(self) -> int:
@@ -77,6 +74,11 @@ class Chain:
         """Return how many numbers of a row are the input: all."""
         return self.inputs
 
+    @property
+    def limits(self) -> ChainBudget:
+        """Numbers that blocks may hold."""
+        return self.budget or CHAIN_BUDGETS[self.device.type]
+
     def alone(self, checkpoint: int) -> Chain:
         """Return the chain of one of the stacked checkpoints (C = 1)."""
         one = slice(checkpoint, checkpoint + 1)
@@ -91,7 +93,7 @@ class Chain:
             x: Probe rows, shape (N, ...), flattened here.
             visit: Takes the layer's index, pre and post of shape (C, n, D), float64, and the rows as a slice.
         """
-        for rows in cuts(0, len(x), ACTIVATION_BUDGET // (self.size * self._widest())):
+        for rows in cuts(0, len(x), self.limits.activations // (self.size * self._widest())):
             for layer, pre, post in self._forward(self._block(x, rows)):
                 visit(layer, pre.to(torch.float64), post.to(torch.float64), rows)
 
@@ -167,7 +169,7 @@ class Chain:
                 assert slope is not None
                 state = carried_on(state, slope, weights[layer + 1], norms[layer + 1])
 
-        mapped(swept, self._cuts(len(x), factor, SWEEP_BUDGET[self.device.type]), self.device)
+        mapped(swept, self._cuts(len(x), factor, self.limits.sweep), self.device)
         return {}
 
     @torch.inference_mode()  # without counting versions and views, a tenth of the time of so many short operations
@@ -192,7 +194,7 @@ class Chain:
         if end < 0:
             return {}
         first, start = self._first(spec)
-        for rows in self._cuts(len(x), first, FACTOR_BUDGET):
+        for rows in self._cuts(len(x), first, self.limits.factors):
             factor = first.unsqueeze(1)
             input_factor = torch.ones(self.size, 1, 1, 1, dtype=torch.float64, device=self.device)
             for layer, pre, post in self._forward(self._block(x, rows), start):
@@ -240,7 +242,7 @@ class Chain:
         # The first layer is the same in every replica.
         clean = self._layer(0, rows.expand(self.size, *rows.shape))[1]
         widest = max(one.width for one in self.layers[: layer + 1])
-        size = max(1, NOISY_BUDGET // (self.size * len(x) * widest))
+        size = max(1, self.limits.noisy // (self.size * len(x) * widest))
         for start in range(replicas.start, replicas.stop, size):
             block = range(start, min(start + size, replicas.stop))
             post = clean.unsqueeze(1).expand(-1, len(block), -1, -1)

@@ -19,19 +19,20 @@ from ibscan.numerics.tiling import aligned, cuts
 
 __all__ = ["HookedModel", "layer_hooks"]
 
-# Numbers a block of rows may hold: a constant, not free memory, so that a run can be repeated bit for bit.
-ACTIVATION_BUDGET = 2**22
-
 
 @dataclass(frozen=True)
 class HookedModel:
-    """A model in eval mode on `device` in `dtype`, its trace, and how its rows are packed (None: they are x alone)."""
+    """A model in eval mode on `device` in `dtype`, its trace, and how its rows are packed (None: they are x alone).
+
+    A block of rows may hold `budget` numbers at its widest layer.
+    """
 
     model: nn.Module
     trace: Trace
     device: torch.device
     dtype: torch.dtype
     packing: Packing | None
+    budget: int
 
     def rows(self, x: Array) -> torch.Tensor:
         """Return probe rows as a tensor on the device, in the model's dtype unless they are packed."""
@@ -40,7 +41,7 @@ class HookedModel:
 
     def blocks(self, x: Array) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield blocks of rows whose activations fit into the budget."""
-        for rows in cuts(0, len(x), ACTIVATION_BUDGET // self.widest(x)):
+        for rows in cuts(0, len(x), self.budget // self.widest(x)):
             yield rows, self.rows(x[rows])
 
     def widest(self, x: Array) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -14,6 +14,7 @@ from ibscan.core.boundary import foreign, ours
 from ibscan.core.network import JacobianSpec, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
 from ibscan.core.records import Array, Layer
 from ibscan.networks.affine import affine_calls, weight_of
+from ibscan.networks.budget import MODULE_BUDGETS, ModuleBudget
 from ibscan.networks.hooked import HookedModel, layer_hooks
 from ibscan.networks.jacobians.layer_jacobians import LayerJacobians
 from ibscan.networks.jacobians.rounding import ROWS
@@ -28,8 +29,6 @@ BY_ID = (
     "the probe's numbers are ids there, and there is no derivative by an id (give a probe of their embeddings, or "
     "differentiate by a layer's values with --from LAYER)"
 )
-# Numbers a block of replicas may hold: a constant, not free memory, so that a run can be repeated bit for bit.
-NOISY_BUDGET = 2**22
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,7 @@ class Module:
         packing: How rows hold the arguments beside x; None where there are none.
         exact: Makes the same network in float64, whose derivatives are taken; None if this one is in float64, or
             cannot be.
+        budget: Numbers that blocks may hold; None for those of the device.
         failures: Why sweeps tried before cannot be differentiated, the empty string where they can.
     """
 
@@ -53,17 +53,23 @@ class Module:
     dtype: torch.dtype
     packing: Packing | None = None
     exact: Callable[[], Module] | None = None
+    budget: ModuleBudget | None = None
     failures: dict[tuple[object, ...], str] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def precise(self) -> Module:
         """The network whose derivatives are taken: in float64 wherever it can run in that."""
-        return self if self.exact is None else self.exact()
+        return self if self.exact is None else replace(self.exact(), budget=self.budget)
+
+    @property
+    def limits(self) -> ModuleBudget:
+        """Numbers that blocks may hold."""
+        return self.budget or MODULE_BUDGETS[self.device.type]
 
     @cached_property
     def hooked(self) -> HookedModel:
         """The model as it is run."""
-        return HookedModel(self.model, self.trace, self.device, self.dtype, self.packing)
+        return HookedModel(self.model, self.trace, self.device, self.dtype, self.packing, self.limits.activations)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -160,7 +166,7 @@ class Module:
             Goldfeld et al. 2019, section 2: T_l = f_l(T_{l-1}) + Z_l.
         """
         rows = self.hooked.rows(x)
-        size = max(1, NOISY_BUDGET // (len(x) * self.hooked.widest(x)))
+        size = max(1, self.limits.noisy // (len(x) * self.hooked.widest(x)))
         for start in range(replicas.start, replicas.stop, size):
             block = range(start, min(start + size, replicas.stop))
             found: list[torch.Tensor] = []

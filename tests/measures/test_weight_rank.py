@@ -26,8 +26,8 @@ from ibscan.core.records import At
 from ibscan.core.streams import RandomStreams
 from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.weight_rank import WeightRank
-from ibscan.networks import chain as chain_module
 from ibscan.networks.admission import traced_network
+from ibscan.networks.budget import ChainBudget
 from ibscan.networks.chain import Chain
 from ibscan.networks.module import Module
 
@@ -242,19 +242,15 @@ def test_the_jacobian_bound_holds_row_by_row(activation: str) -> None:
 
 @pytest.mark.parametrize("spectrum_rows", [2, None])
 @pytest.mark.parametrize("smallest", [0.01, 1e-9])
-def test_blocks_of_rows_do_not_change_bounds(
-    smallest: float, spectrum_rows: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_of_rows_do_not_change_bounds(smallest: float, spectrum_rows: int | None) -> None:
     """Relative thresholds below what Gram matrices hold send every row to the SVD."""
     chain, x = random_chain((5, 6, 4), 3, scale=1.5), rows_of(11, 5)
     options: dict[str, Any] = {"rel_eps": (smallest,), "spectrum_rows": spectrum_rows}
     expected = bounds_of_rows(chain, ("tanh", "identity"), x, 1, EPS)
     used = bounded_rows(11, spectrum_rows)
-    for budget in (None, 1):
-        if budget is not None:
-            monkeypatch.setattr(chain_module, "FACTOR_BUDGET", budget)
-            monkeypatch.setattr(chain_module, "SWEEP_BUDGET", dict.fromkeys(("cpu", "cuda"), budget))
-        found = measured(network_of([chain]), x, **options)["rank_bound_jacobian"]
+    for budget in (None, ChainBudget(factors=1, sweep=1)):
+        network = dataclasses.replace(network_of([chain]), budget=budget)
+        found = measured(network, x, **options)["rank_bound_jacobian"]
         assert (found.status == Status.OK).all()
         np.testing.assert_allclose(found.value[0, 1], expected[:used].mean(0), rtol=1e-14)
 

@@ -132,6 +132,7 @@ def test_slope_equals_that_of_plain_draws(n: int, d: int, noise: float) -> None:
         assert abs(one.value[0, 0, 0] - truth[k]) <= 5 * math.hypot(one.stderr[0, 0, 0], error[k]) + 1e-3
 
 
+@pytest.mark.slow
 def test_slope_counts_directions_above_the_noise() -> None:
     sigma, noise = np.array([2.0, 0.6, 0.05]), 0.4
     found = told([cloud(4000, 3, 5) * sigma], noise=(noise,))["mi_readout_slope"].value[0, 0, 0]

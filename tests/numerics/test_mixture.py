@@ -408,6 +408,7 @@ def test_a_budget_below_two_draws_a_centre_still_answers(budget: Any) -> None:
     assert result.xt <= math.log(60) + 1e-12  # every term is <= -ln w_i
 
 
+@pytest.mark.slow
 def test_a_sampled_budget_is_honest_for_unequal_weights() -> None:
     """Half the weight on one row: a sample that ignored weights would miss it. Truth by quadrature."""
     points = list(np.linspace(-3, 3, 200))

@@ -187,11 +187,11 @@ class DifferentiableNetwork(WeightedNetwork, Protocol):
         ...
 
     def jacobians(self, x: Array, visit: VisitFactor, spec: JacobianSpec) -> Mapping[int, str]:
-        """Call visit(layer, factor, fed, rows); factor (C, n, D, k) has the singular values of the layer's Jacobian.
+        """Call visit(layer, factor, input_factor, rows) for blocks of rows, as far as `spec` wants the layer.
 
-        n is 1 where the Jacobian is the same at every row. `fed` is a factor of the Jacobian of what feeds the layer,
-        None where it says nothing (`spec.feeds`) or the layer is not fed by the one before it alone. Returns what
-        `grams` does.
+        `factor`, (C, n, D, k), has the singular values of the layer's Jacobian; n is 1 where that is the same at every
+        row. `input_factor` is a factor of the Jacobian of the layer's input, None where it is not asked for
+        (`spec.feeds`) or the input is not the output of the layer before it alone. Returns what `grams` does.
         """
         ...
 

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ibscan.core.boundary import foreign
+from ibscan.core.boundary import user_code
 from ibscan.core.records import Array
 from ibscan.networks.packing import Packing, model_inputs
 from ibscan.networks.trace.graph import INPUT, Place, Trace
@@ -66,7 +66,7 @@ class HookedModel:
             x, named = self.inputs(block)
             x = at.pop(INPUT)(x) if INPUT in at else x
             replay = Replay(self.trace.operations, self.model, x, at)
-            with foreign("the model"), forward_context(self.dtype), replay:
+            with user_code("the model"), forward_context(self.dtype), replay:
                 result = main_tensor(self.model(x, **named))
             replay.finish()
         except Reached as end:

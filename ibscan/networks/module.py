@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ibscan.core.boundary import foreign, ours
+from ibscan.core.boundary import own_code, user_code
 from ibscan.core.network import JacobianSpec, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
 from ibscan.core.records import Array, Layer
 from ibscan.networks.affine import affine_calls, weight_of
@@ -123,7 +123,7 @@ class Module:
                 layer: int, value: torch.Tensor, rows: slice = rows, pres: dict[int, torch.Tensor] = pres
             ) -> torch.Tensor:
                 pre, post = (_by_row(one, rows) for one in (pres.pop(layer), value.to(torch.float64, copy=True)))
-                with ours():
+                with own_code():
                     visit(layer, pre, post, rows)
                 return value
 
@@ -196,7 +196,7 @@ class Module:
         blocks: list[list[bool]] = []
         for _, block in model.blocks(x):
             given, named = model.inputs(block)
-            with torch.no_grad(), foreign("the model"), forward_context(model.dtype):
+            with torch.no_grad(), user_code("the model"), forward_context(model.dtype):
                 blocks.append(affine_calls(model.model, partial(model.model, given, **named)))
         called = tuple(all(call < len(one) and one[call] for one in blocks) for call in model.trace.calls)
         return called + (False,) * (len(self.layers) - len(called))

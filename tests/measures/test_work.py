@@ -19,7 +19,7 @@ from ibscan.core.records import Layer, Probe
 from ibscan.core.streams import RandomStreams
 from ibscan.engine.plan import BLOCK_SECONDS, planned
 from ibscan.engine.request import Request, Silent
-from ibscan.engine.scan import measured, partition
+from ibscan.engine.scan import measure_layers, partition
 from ibscan.measures.binned import BinnedInformation
 from ibscan.measures.clustering import Clustering
 from ibscan.measures.fit import ProbeFit
@@ -126,7 +126,7 @@ def test_the_estimate_is_right_within_a_factor_of_three(name: str, pytestconfig:
     torch.set_num_threads(1)
     try:
         began = time.process_time()
-        measured(measure, network, probe, RandomStreams(0))
+        measure_layers(measure, network, probe, RandomStreams(0))
         took = time.process_time() - began
     finally:
         torch.set_num_threads(before)

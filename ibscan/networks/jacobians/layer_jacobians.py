@@ -141,9 +141,9 @@ class LayerJacobians:
             whole = outputs.rows * outputs.size * sum(outputs.widths) <= budget
             return rounding_effect(outputs, reverse=sweep.reverse) if whole else []
 
-        for sweep, _, _, shares in replace(self, spec=replace(self.spec, layers=coarse)).blocks({}, computed, {}):
-            for layer, share in zip(sweep.layers, shares, strict=False):
-                found[layer] = max(found[layer], float(share))
+        for sweep, _, _, changes in replace(self, spec=replace(self.spec, layers=coarse)).blocks({}, computed, {}):
+            for layer, change in zip(sweep.layers, changes, strict=False):
+                found[layer] = max(found[layer], float(change))
         return found
 
     def _failure(self, sweep: Sweep) -> str:

@@ -1,4 +1,4 @@
-"""What the package is to those who import it: cheap, and the same names."""
+"""The package imports cheaply, its names are stable, and files and functions are short."""
 
 import ast
 import subprocess
@@ -66,7 +66,7 @@ def test_the_loop_of_a_minute_covers_every_room() -> None:
 
 
 def runs_in_the_loop(body: list[ast.stmt]) -> bool:
-    """Whether a file of tests has one that is not marked slow."""
+    """Return whether a file has a test that is not marked slow."""
     if any(isinstance(node, ast.Assign) and ast.unparse(node) == "pytestmark = pytest.mark.slow" for node in body):
         return False
     tests = [node for node in body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]

@@ -40,7 +40,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def distances(run: Path, epoch: int, layers: list[str]) -> list[float]:
-    """The mean distance of all pairs of rows after each layer, as ten obvious lines have it."""
+    """Return the mean distance of all pairs of rows after each layer, computed in plain torch."""
     with np.load(run / "probe.npz") as probe:
         post = probe["x"].reshape(len(probe["x"]), -1).astype(float)
     found = []

@@ -65,7 +65,7 @@ def every_flag() -> Iterator[str]:
 
 
 def heads_of(lines: list[str], result: Result) -> Iterator[str]:
-    """Yield what stands between the title of a table and its rule, but for names of layers."""
+    """Yield the column heads of printed tables, without names of layers."""
     layers = {str(name) for name in result["layer"].values}
     for at, line in enumerate(lines):
         if set(line.strip()) != {"─"}:

@@ -1,4 +1,4 @@
-"""`--follow`: a folder that training writes to, on a clock of the tests' own, so that nothing waits."""
+"""`--follow` on a folder that training writes to; a simulated clock makes every wait instant."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def build():
 
 @dataclass
 class Clock:
-    """Time in which a second passes with every look, and at some seconds something happens."""
+    """A simulated clock: each poll advances it by one second, and `events` run at their seconds."""
 
     events: Mapping[int, Callable[[], object]]
     now: float = 0.0
@@ -373,7 +373,7 @@ def test_following_needs_a_probe_and_a_folder(command: Run, folder: Path) -> Non
 
 
 def test_python_follows_a_folder_too(folder: Path) -> None:
-    """By the real clock, with a thread that trains."""
+    """With the real clock, and a thread in the role of training."""
     saved(folder, 0)
     training = threading.Timer(0.4, saved, (folder, 1))
     training.start()

@@ -41,7 +41,7 @@ def residual(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def untrained(script: ModuleType, tmp_path: Path) -> Path:
-    """Save the same net before training, which costs as much as importing an optimiser does."""
+    """Save the same net untrained: training imports an optimiser, which takes seconds."""
     folder = tmp_path / "untrained"
     folder.mkdir()
     save_file(script.build(2, 1).state_dict(), folder / "epoch-00000.safetensors")

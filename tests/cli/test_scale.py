@@ -29,7 +29,7 @@ BLOCKS = math.ceil(CHECKPOINTS / BLOCK)
 
 @pytest.fixture
 def long_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make a series of several blocks; nobody wrote to its files lately."""
+    """Make a series of several blocks, with modification times in the past."""
     folder = tmp_path / "ckpts"
     folder.mkdir()
     for epoch in range(CHECKPOINTS):
@@ -42,7 +42,7 @@ def long_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, key: Callable[..., str | None]) -> Counter[str]:
-    """Count the calls of a function by what a key says of their arguments."""
+    """Count the calls of a function, grouped by a key of their arguments."""
     count: Counter[str] = Counter()
     function = getattr(where, name)
 

@@ -222,7 +222,7 @@ def test_arriving_shards_of_tied_and_wrapped_weights_are_measured(
 
 @pytest.mark.slow
 def test_token_ids_are_measured_except_for_local_rank(command: Run, tmp_path: Path) -> None:
-    """They are fed as they are, and all but local rank is measured."""
+    """Token ids are the model's input as they are; every measure but local rank is taken."""
     folder = folder_of(tmp_path / "run", TEXT, text_state())
     np.save(tmp_path / "ids.npy", np.arange(12).reshape(6, 2) % 3)
     options = ("-m", "hf", "-p", tmp_path / "ids.npy", "--probe-arg", "scale=1", "--layers", "transformer.h.*")

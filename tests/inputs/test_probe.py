@@ -210,7 +210,7 @@ def test_several_possible_arrays_are_refused(tmp_path: Path) -> None:
 
 
 def suggested(error: Exception) -> list[str]:
-    """The specs an error offers, as a shell takes them."""
+    """Return the specs that an error suggests, split as a shell does."""
     offered = str(error).partition("such as ")[2].removesuffix(".").split(" or ")
     return [one.strip("'") for one in offered]
 

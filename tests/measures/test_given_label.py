@@ -1,4 +1,4 @@
-"""I(X; T | Y) = I(X; T) - I(T; Y) of every channel: known answers, errors of the same draws, and where it is none."""
+"""I(X; T | Y) = I(X; T) - I(T; Y) of every channel: known answers, errors from the same draws, where it is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The estimate of how long measures take: what it depends on, that no block is too long, that it is honest."""
+"""The estimate of how long measures take: what it depends on, that no block is too long, that it is accurate."""
 
 import itertools
 import math
@@ -87,7 +87,7 @@ def test_more_replicas_take_longer() -> None:
 )
 @pytest.mark.parametrize("rows", [40, 512, None])
 def test_no_block_takes_longer_than_half_a_minute(folder: Path, words: dict[str, Any], rows: int | None) -> None:
-    """Or it is one checkpoint; and cheap work is stacked as before."""
+    """Unless the block is a single checkpoint; cheap work is still stacked."""
     for epoch in range(40):
         ibscan.save(folder, chain(6, 30, 20, 10, 2, seed=0), epoch=epoch)
     x = np.random.default_rng(0).normal(size=(3000, 6))

@@ -325,7 +325,7 @@ def test_no_count_is_wrong_in_float32(name: str, at: At) -> None:
 
 
 def spied(monkeypatch: pytest.MonkeyPatch, place: Any, name: str) -> list[Any]:
-    """Return the list of calls to be made of a function."""
+    """Replace a function by one that records its calls; return the list of calls."""
     calls, real = [], getattr(place, name)
     monkeypatch.setattr(place, name, lambda *given, **named: calls.append(given) or real(*given, **named))
     return calls
@@ -362,7 +362,7 @@ def assert_same(
 def assert_routes(
     network: Module, x: np.ndarray, jacobians: Sequence[torch.Tensor], at: At, layers: Any = None
 ) -> None:
-    """What is visited, and what the measure makes of it."""
+    """Assert what every route visits, and the measure's estimates."""
     assert_same(network, x, jacobians, at, layers)
     found = LocalRank(eps=(0.03, 0.3), rel_eps=(0.01,), at=at, spectrum_rows=2)(
         network, probe_of(x), RandomStreams(0), layers
@@ -414,7 +414,7 @@ def test_memory_budgets_change_no_jacobian(name: str, budget: str, at: At, monke
 
 
 def no_forward_mode(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return the list of times that it was asked for."""
+    """Make forward mode fail; return the list of calls of it."""
     asked = []
 
     def jvp(*given: Any, **_: object) -> None:
@@ -457,7 +457,7 @@ def test_operations_without_forward_mode_are_differentiated_by_gradients(budget:
 
 
 def test_chains_in_blocks_of_one_row_give_the_same_counts() -> None:
-    """As they are where layers are wide: what is counted of one block is not of the next."""
+    """As with wide layers: counts of one block do not carry over to the next."""
     weights, biases = random_chain((6, 8, 5), 1, scale=1.5)
     x = rows_of(7, 6)
 
@@ -545,7 +545,7 @@ def test_a_layer_beyond_all_memory_has_that_status_and_other_measures_go_on(
 
 
 def memory(monkeypatch: pytest.MonkeyPatch, **said: str) -> None:
-    """Let files say what they say, others be missing."""
+    """Replace the contents of system files; others are missing."""
 
     def read_text(self: Path, *_: object) -> str:
         if self.name in said:

@@ -290,7 +290,7 @@ def test_detached_parts_are_differentiated(
 
 
 def test_a_row_that_is_not_finite_spoils_no_other() -> None:
-    """relu'(NaN) is 0: without a mark the layers after it would look sound."""
+    """relu'(NaN) is 0: if finiteness were not tracked, later layers would look finite."""
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     x = rows_of(4, 3)
     network = network_of(model, x)
@@ -354,7 +354,7 @@ def noised(
 @pytest.mark.parametrize("net", [shared, residual])
 @pytest.mark.parametrize("budget", [1, 50, 2**20])
 def test_a_noisy_walk_adds_noise_as_defined(net: Callable[..., Any], budget: int) -> None:
-    """Noise at every hidden post, seen by all that takes it; blocks of replicas do not matter."""
+    """Noise is added at every hidden post and reaches all its consumers; blocks of replicas change nothing."""
     model, _, shape = net()
     x = rows_of(4, *shape)
     network = dataclasses.replace(network_of(model, x), budget=ModuleBudget(noisy=budget))

@@ -1,4 +1,4 @@
-"""Models that are fed more than x: what goes beside a row goes with it, and is no part of the input that is varied."""
+"""Models with named arguments beside x: each row keeps its own, and they are not part of the varied input."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROWS, WORDS, UNITS = 5, 4, 3
 
 
 class Pooled(nn.Module):
-    """A mask of integers, lengths and a float, each of which changes what comes out."""
+    """A model with an integer mask, lengths and a float, each of which changes the output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def network(dtype: torch.dtype = torch.float64, *, budget: ModuleBudget | None =
 
 
 def plainly(layer: str, at: Any) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """Return a layer's values on one row as a function of its x, written out; what is fed is constant in it."""
+    """Return a layer's values on one row as a function of its x, written out; named arguments are constants."""
     net, (_, named) = model(), drawn()
 
     def value(x: torch.Tensor, row: int) -> torch.Tensor:

@@ -155,7 +155,7 @@ def twice(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tensor:
 
 
 def shared(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tensor:
-    """One layer called on what is followed, then on what comes out of unseen code."""
+    """One layer called on a traced value, then on the output of unseen code."""
     h = torch.tanh(net.s(torch.tanh(net.a(x))))
     return net.c(torch.tanh(net.b(torch.tanh(net.s(part(h))))))
 
@@ -183,7 +183,7 @@ def keywords(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tensor:
 
 
 def residual(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tensor:
-    """Unseen code in a branch that is added to one that is followed."""
+    """Unseen code in a branch that is added to a traced branch."""
     h = torch.tanh(net.a(x))
     return net.c(torch.tanh(net.b(h + part(torch.tanh(net.s(h))))))
 

@@ -205,7 +205,7 @@ def test_only_a_few_strata_are_ever_too_far(crowd: str) -> None:
     ("draws", "quantile"), [(2, 12.706204736174705), (3, 4.302652729749462), (10, 2.2621571627982055)]
 )
 def test_errors_of_far_strata_have_students_factor(draws: int, quantile: float) -> None:
-    """Constant strata but one: its own few draws are all there is to tell the error by."""
+    """All strata but one are constant: the error can only be estimated from that stratum's few draws."""
     strata, far = 100, torch.arange(100) == 3
     share = torch.full((strata,), 1 / strata, dtype=torch.float64)
     terms = torch.zeros(1, draws, strata, dtype=torch.float64)

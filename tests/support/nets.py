@@ -25,4 +25,4 @@ class Net(nn.Module):
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Return a module: which, only its name says."""
+            """Return the module of that name."""

@@ -1,16 +1,18 @@
 """A command is stopped, others use its output, and it goes on: it takes up what it had finished, to the same bits."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import Run, binary_probe, chain
 
 import ibscan
+from ibscan.core.records import Checkpoint
 from ibscan.core.result import Result
 from ibscan.engine import run as api
 from ibscan.errors import Interrupted
@@ -40,7 +42,12 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     load = api.load_tensors
-    monkeypatch.setattr(api, "load_tensors", lambda checkpoint: (names.append(checkpoint.name), load(checkpoint))[1])
+
+    def noted(checkpoint: Checkpoint) -> Mapping[str, torch.Tensor]:
+        names.append(checkpoint.name)
+        return load(checkpoint)
+
+    monkeypatch.setattr(api, "load_tensors", noted)
     return names
 
 
@@ -144,8 +151,13 @@ def test_two_stopped_commands_do_not_get_in_each_others_way(
     assert not output.with_name("r.h5.parts").exists()
 
 
+def four_deleted(nets: Path, _: Path) -> None:
+    for k in range(4):
+        (nets / f"epoch-0000{k}.safetensors").unlink()
+
+
 STRAYS: dict[str, Callable[[Path, Path], object]] = {
-    "a checkpoint is gone": lambda nets, _: [(nets / f"epoch-0000{k}.safetensors").unlink() for k in range(4)],
+    "a checkpoint is gone": four_deleted,
     "a checkpoint has changed": lambda nets, _: [
         ibscan.save(nets, chain(6, 40, 4, 2, seed=50 + k), epoch=k) for k in range(4)
     ],

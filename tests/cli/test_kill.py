@@ -5,15 +5,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import Run, binary_probe, chain
 from support.forked import Command, Server
 
 import ibscan.engine.run
+from ibscan.core.records import Checkpoint
 from ibscan.results.store import read
 
 pytestmark = pytest.mark.slow
@@ -274,7 +276,12 @@ def test_parts_are_taken_up_not_measured_again(
         assert server.start(*quick, "-o", output, **order).finished() == -signal.SIGKILL
     loaded: list[str] = []
     load = ibscan.engine.run.load_tensors
-    monkeypatch.setattr("ibscan.engine.run.load_tensors", lambda c: (loaded.append(c.name), load(c))[1])
+
+    def noted(checkpoint: Checkpoint) -> Mapping[str, torch.Tensor]:
+        loaded.append(checkpoint.name)
+        return load(checkpoint)
+
+    monkeypatch.setattr("ibscan.engine.run.load_tensors", noted)
     assert command(*quick, "-o", output).code == 0
     assert loaded == ["epoch-00002.safetensors", "epoch-00003.safetensors"]
     assert_same(output, quick_unbroken)

@@ -73,12 +73,14 @@ def test_every_file_is_read_twice_and_hashed_once(
     hashed = counted(monkeypatch, files, "_hashed", lambda stream, *_: checkpoint(stream.name))
     assert command("ls", long_series).code == 0
     assert (set(opened.values()), set(hashed.values())) == ({1}, {1})
-    opened.clear(), hashed.clear()
+    opened.clear()
+    hashed.clear()
     assert command("rank", long_series).code == 0
     # To be listed, and to be measured.
     assert (len(opened), set(opened.values())) == (CHECKPOINTS, {2})
     assert (len(hashed), set(hashed.values())) == (CHECKPOINTS, {1})
-    opened.clear(), hashed.clear()
+    opened.clear()
+    hashed.clear()
     assert command("rank", long_series).code == 0
     assert (set(opened.values()), set(hashed.values())) == ({1}, {1})
 

@@ -327,7 +327,12 @@ def test_no_count_is_wrong_in_float32(name: str, at: At) -> None:
 def spied(monkeypatch: pytest.MonkeyPatch, place: Any, name: str) -> list[Any]:
     """Replace a function by one that records its calls; return the list of calls."""
     calls, real = [], getattr(place, name)
-    monkeypatch.setattr(place, name, lambda *given, **named: calls.append(given) or real(*given, **named))
+
+    def spy(*given: Any, **named: Any) -> Any:
+        calls.append(given)
+        return real(*given, **named)
+
+    monkeypatch.setattr(place, name, spy)
     return calls
 
 

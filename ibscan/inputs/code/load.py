@@ -107,7 +107,7 @@ def code_hash(spec: str) -> str:
 
 
 def called(function: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> Any:  # noqa: ANN401
-    """Call foreign code, turning what it raises into an InputError.
+    """Call the user's code, turning what it raises into an InputError.
 
     Raises:
         InputError: It does not take these arguments, raises, or exits.

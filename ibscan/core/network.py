@@ -106,7 +106,10 @@ class LayeredNetwork(Protocol):
         ...
 
     def walk(self, x: Array, visit: Visit) -> None:
-        """Call visit(layer, pre, post, rows) with (C, n, ...) tensors, rows in blocks, each as soon as it is known."""
+        """Call visit(layer, pre, post, rows) for blocks of rows of x (N, ...), each layer as soon as its post is known.
+
+        pre and post are (C, n, ...), float64; `rows` is a slice.
+        """
         ...
 
 
@@ -127,7 +130,7 @@ class DecidingNetwork(LayeredNetwork, Protocol):
         ...
 
     def scores(self, x: Array, visit: Scores) -> None:
-        """Call visit(output, logits, rows) with (C, n, units) tensors, rows in blocks: the network's own output.
+        """Call visit(output, logits, rows) with (C, n, units) tensors, float64, for blocks of rows of x (N, ...).
 
         `logits` are the inputs of a softmax or sigmoid, unit by unit; None where their order differs or the output is
         normalised in parts. For any other output they are the output itself.
@@ -141,9 +144,19 @@ class NoisyNetwork(LayeredNetwork, Protocol):
     def noisy_walk(
         self, x: Array, layer: int, noise: float, normals: Normals, replicas: range
     ) -> Iterator[tuple[range, torch.Tensor]]:
-        """Yield (replicas, S) in blocks of replicas: S (C, R, n, D) is the layer's post before its own noise.
+        """Yield (replicas, S) in blocks of replicas: S (C, K, n, D) is the layer's post before its own noise.
 
-        Every noisy layer that feeds it adds noise * normals(its index, replica), of shape (n, D), to its post.
+        Every noisy layer before it adds noise * normals(its index, replica) to its post; normals are standard, (n, D).
+
+        Args:
+            x: Probe rows, shape (n, ...).
+            layer: Index of the layer wanted.
+            noise: Standard deviation, activation units.
+            normals: Standard normals of (layer index, replica).
+            replicas: Which replicas to make.
+
+        Source:
+            Goldfeld et al. 2019, section 2: T_l = f_l(T_{l-1}) + Z_l.
         """
         ...
 
@@ -181,8 +194,11 @@ class DifferentiableNetwork(WeightedNetwork, Protocol):
     def grams(self, x: Array, visit: VisitGram, spec: JacobianSpec) -> Mapping[int, str]:
         """Call visit(layer, gram, rows) for every layer wanted, with a `numerics.spectra.counting.Gram`: the fast way.
 
-        Blocks of rows may be visited side by side, each of a layer once. Returns the layers whose Jacobian cannot be
-        computed, with the reason; some of their rows may have been visited.
+        Blocks of rows of x (N, ...) may be visited side by side, each of a layer once. Returns the layers whose
+        Jacobian cannot be computed, with the reason; some of their rows may have been visited.
+
+        Source:
+            Patel and Shwartz-Ziv 2024, section 2.
         """
         ...
 

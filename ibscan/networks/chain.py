@@ -87,23 +87,13 @@ class Chain:
         return replace(self, weights=tuple(weight[one] for weight in self.weights), biases=biases, exact=exact)
 
     def walk(self, x: Array, visit: Visit) -> None:
-        """Call visit(layer, pre, post, rows) for every block of rows, layers in order.
-
-        Args:
-            x: Probe rows, shape (N, ...), flattened here.
-            visit: Takes the layer's index, pre and post of shape (C, n, D), float64, and the rows as a slice.
-        """
+        """Call visit(layer, pre, post, rows) for every block of rows, flattened, layers in order."""
         for rows in cuts(0, len(x), self.limits.activations // (self.size * self._widest())):
             for layer, pre, post in self._forward(self._block(x, rows)):
                 visit(layer, pre.to(torch.float64), post.to(torch.float64), rows)
 
     def scores(self, x: Array, visit: Scores) -> None:
-        """Call visit(output, logits, rows) for every block of rows, (C, n, units) each, float64.
-
-        Args:
-            x: Probe rows, shape (N, ...), flattened here.
-            visit: Takes the output, its logits (the output itself if that is no softmax or sigmoid), and the rows.
-        """
+        """Call visit(output, logits, rows) for every block of rows."""
 
         def last(layer: int, pre: torch.Tensor, post: torch.Tensor, rows: slice) -> None:
             if layer + 1 == len(self.layers):
@@ -132,16 +122,7 @@ class Chain:
     def grams(self, x: Array, visit: VisitGram, spec: JacobianSpec) -> Mapping[int, str]:
         """Call visit(layer, gram, rows) for every block of rows: the sweep of `numerics.spectra.sweep`.
 
-        Args:
-            x: Probe rows, shape (N, ...), flattened here.
-            visit: Takes the layer's index, its Gram matrices and the rows as a slice; called in parallel.
-            spec: Which Jacobians.
-
-        Returns:
-            Nothing: every layer has a derivative.
-
-        Source:
-            Patel and Shwartz-Ziv 2024, section 2.
+        Visits run in parallel. Every layer has a derivative, so nothing is returned.
         """
         if self.exact is not None:
             return self.exact.grams(x, visit, spec)
@@ -176,17 +157,8 @@ class Chain:
     def jacobians(self, x: Array, visit: VisitFactor, spec: JacobianSpec) -> Mapping[int, str]:
         """Call visit(layer, factor, input_factor, rows): matrices with the singular values of the Jacobians.
 
-        Args:
-            x: Probe rows, shape (N, ...), flattened here.
-            visit: Takes the layer's index, a factor of its Jacobian of shape (C, n, D, k), or (C, 1, D, k) if it is
-                the same for every row, float64, a factor of the Jacobian of its input, and the rows as a slice.
-            spec: Which Jacobians.
-
-        Returns:
-            Nothing: every layer has a derivative.
-
-        Source:
-            Patel and Shwartz-Ziv 2024, section 2; the first layer's row space is factored out once for all rows.
+        The first layer's row space is factored out once for all rows. Every layer has a derivative, so nothing is
+        returned.
         """
         if self.exact is not None:
             return self.exact.jacobians(x, visit, spec)
@@ -226,18 +198,7 @@ class Chain:
     def noisy_walk(
         self, x: Array, layer: int, noise: float, normals: Normals, replicas: range
     ) -> Iterator[tuple[range, torch.Tensor]]:
-        """Yield (replicas, S) in blocks of replicas, S of shape (C, K, n, D): the layer's post before its own noise.
-
-        Args:
-            x: Probe rows, shape (n, ...), flattened here.
-            layer: Index of the layer wanted; those before it are noisy.
-            noise: Standard deviation, activation units.
-            normals: Standard normals (n, D) of (layer index, replica).
-            replicas: Which replicas to make.
-
-        Source:
-            Goldfeld et al. 2019, section 2: T_l = f_l(T_{l-1}) + Z_l.
-        """
+        """Yield (replicas, S) in blocks of replicas, S (C, K, n, D): the layer's post before its own noise."""
         rows = aligned(x.reshape(len(x), -1)).to(self.device, self.weights[0].dtype)
         # The first layer is the same in every replica.
         clean = self._layer(0, rows.expand(self.size, *rows.shape))[1]

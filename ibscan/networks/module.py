@@ -106,12 +106,7 @@ class Module:
         return self
 
     def walk(self, x: Array, visit: Visit) -> None:
-        """Call visit(layer, pre, post, rows) for every block of rows, each layer as soon as its post is known.
-
-        Args:
-            x: Probe rows, shape (N, ...).
-            visit: Takes the layer's index, pre and post of shape (1, n, ...), float64, and the rows as a slice.
-        """
+        """Call visit(layer, pre, post, rows) for every block of rows, each layer as soon as its post is known."""
         for rows, block in self.hooked.blocks(x):
             pres: dict[int, torch.Tensor] = {}
 
@@ -130,13 +125,7 @@ class Module:
             self.hooked.run(block, [*layer_hooks(self.trace.pre, keep), *layer_hooks(self.trace.post, show)])
 
     def scores(self, x: Array, visit: Scores) -> None:
-        """Call visit(output, logits, rows) for every block of rows, (1, n, units) each, float64.
-
-        Args:
-            x: Probe rows, shape (N, ...).
-            visit: Takes the network's output, its logits (the output itself if that is no softmax or sigmoid; None if
-                they are not in its order), and the rows as a slice.
-        """
+        """Call visit(output, logits, rows) for every block of rows."""
         head = self.trace.head
         for rows, block in self.hooked.blocks(x):
             kept: list[torch.Tensor] = []
@@ -153,18 +142,7 @@ class Module:
     def noisy_walk(
         self, x: Array, layer: int, noise: float, normals: Normals, replicas: range
     ) -> Iterator[tuple[range, torch.Tensor]]:
-        """Yield (replicas, S) in blocks of replicas, S of shape (1, K, n, D): the layer's post before its own noise.
-
-        Args:
-            x: Probe rows, shape (n, ...).
-            layer: Index of the layer wanted.
-            noise: Standard deviation, activation units.
-            normals: Standard normals (n, D) of (layer index, replica).
-            replicas: Which replicas to make.
-
-        Source:
-            Goldfeld et al. 2019, section 2: T_l = f_l(T_{l-1}) + Z_l.
-        """
+        """Yield (replicas, S) in blocks of replicas, S (1, K, n, D): the layer's post before its own noise."""
         rows = self.hooked.rows(x)
         size = max(1, self.limits.noisy // (len(x) * self.hooked.widest(x)))
         for start in range(replicas.start, replicas.stop, size):
@@ -187,11 +165,7 @@ class Module:
             yield block, found[0].reshape(1, len(block), len(x), -1)
 
     def affine(self, x: Array) -> tuple[bool, ...]:
-        """Return for every layer whether, on these rows, its pre is its weight times its input plus its bias.
-
-        Args:
-            x: Probe rows, shape (N, ...).
-        """
+        """Return for every layer whether, on these rows, its pre is its weight times its input plus its bias."""
         model = self.precise.hooked
         blocks: list[list[bool]] = []
         for _, block in model.blocks(x):
@@ -212,19 +186,10 @@ class Module:
         return dict.fromkeys(sorted(self.trace.ids), BY_ID) if spec.origin is None else {}
 
     def grams(self, x: Array, visit: VisitGram, spec: JacobianSpec) -> Mapping[int, str]:
-        """Call visit(layer, gram, rows) for every layer wanted, from one sweep a group of layers.
+        """Call visit(layer, gram, rows) for every layer wanted, from one sweep per group of layers.
 
-        Args:
-            x: Probe rows, shape (N, ...).
-            visit: Takes the layer's index, its Gram matrices and the rows as a slice.
-            spec: Which Jacobians. The derivative is that of the function: what the model detaches for its training
-                counts.
-
-        Returns:
-            Layers that torch cannot differentiate, with the reason.
-
-        Source:
-            Patel and Shwartz-Ziv 2024, section 2.
+        The derivative is that of the function: parts that the model detaches for its training count. Returns the
+        layers that torch cannot differentiate, with the reason.
         """
         failed: dict[int, str] = {}
         jacobians = LayerJacobians(self.precise, x, spec)
@@ -236,21 +201,10 @@ class Module:
         return failed
 
     def jacobians(self, x: Array, visit: VisitFactor, spec: JacobianSpec) -> Mapping[int, str]:
-        """Call visit(layer, J, factor, rows), J = d layer / d variable (1, n, D, directions), float64.
+        """Call visit(layer, J, input_factor, rows), J = d layer / d variable (1, n, D, directions), float64.
 
-        If a layer is too wide for J to be held in memory, J is replaced by R of its QR decomposition.
-
-        Args:
-            x: Probe rows, shape (N, ...).
-            visit: Takes the layer's index, J, that of the layer's input where this is the post of the layer before,
-                and the rows as a slice.
-            spec: Which Jacobians, as for `grams`.
-
-        Returns:
-            Layers that torch cannot differentiate, with the reason.
-
-        Source:
-            Patel and Shwartz-Ziv 2024, section 2.
+        If a layer is too wide for J to be held in memory, J is replaced by R of its QR decomposition. Returns the
+        layers that torch cannot differentiate, with the reason.
         """
         failed: dict[int, str] = {}
         jacobians = LayerJacobians(self.precise, x, spec)
@@ -269,12 +223,7 @@ class Module:
         return LayerJacobians(self.precise, x, spec).norms()[None]
 
     def rounding(self, x: Array, spec: JacobianSpec) -> Mapping[int, float]:
-        """Return how far rounding may have moved Jacobians, in units of their norm, of layers coarser than float64.
-
-        Args:
-            x: Probe rows, shape (N, ...), of which a few are looked at.
-            spec: Which Jacobians.
-        """
+        """Return how far rounding moves Jacobians on a few rows, in units of their norm, of layers not in float64."""
         return LayerJacobians(self.precise, x[:ROWS], spec).rounding(self.hooked.widest(x))
 
 

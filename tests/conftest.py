@@ -26,8 +26,8 @@ settings.load_profile("repeatable")
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 VERBS = ("rank", "mi", "cluster", "scan")
-# What stands in for libraries that need not be installed holds no tests.
-collect_ignore = ["standins"]
+# Stand-ins for libraries that need not be installed, and benchmarks, hold no tests.
+collect_ignore = ["standins", "benchmarks"]
 FUZZ = 60
 
 
@@ -67,7 +67,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
-    """Set the number of threads; the number before is there again after the test."""
+    """Return a function that sets the number of threads; the previous number is restored after the test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -100,7 +100,7 @@ def command(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> Run
 
 
 def chain(*widths: int, seed: int = 0, gain: float = 2.0) -> nn.Sequential:
-    """Return a tanh chain with weights large enough to bend."""
+    """Return a tanh chain whose weights are large enough to be nonlinear."""
     torch.manual_seed(seed)
     modules: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
@@ -111,7 +111,7 @@ def chain(*widths: int, seed: int = 0, gain: float = 2.0) -> nn.Sequential:
 
 
 def binary_probe(folder: Path, bits: int = 6) -> Path:
-    """Write probe.npz: every vector of so many bits, and a label that ignores some of them."""
+    """Write probe.npz: all vectors of `bits` bits, labelled by whether the first two differ."""
     x = ((np.arange(2**bits)[:, None] >> np.arange(bits)) & 1).astype(np.float32)
     y = (x[:, 0] != x[:, 1]).astype(np.int64)
     np.savez(folder / "probe.npz", x=x, y=y)
@@ -140,7 +140,7 @@ def quiet_place(tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session", name="synthetic")
 def synthetic_results() -> ModuleType:
-    """Return the module that makes small results, for tests of the rooms that only see results."""
+    """Return the module that makes small results, for tests that need no network."""
     return synthetic
 
 

@@ -1,12 +1,13 @@
 """The law of imports: who may see whom, and that no arrow runs in a circle."""
 
 import ast
+import functools
 import sys
-from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from support.sources import nodes
 
 PACKAGE = Path(__file__).parent.parent / "ibscan"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -35,29 +36,34 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported(path: Path) -> Iterator[str]:
+@functools.cache
+def imported(path: Path) -> tuple[str, ...]:
     """Every imported module by its dotted name; those for typing alone are left out."""
-    tree = ast.parse(path.read_text())
     typing_only = {
         id(node)
-        for test in ast.walk(tree)
+        for test in nodes(path)
         if isinstance(test, ast.If) and ast.unparse(test.test) == "TYPE_CHECKING"
         for node in ast.walk(test)
     }
-    for node in ast.walk(tree):
+    found: list[str] = []
+    for node in nodes(path):
         if id(node) in typing_only:
             continue
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
             name = node.module or ""
             # `from ibscan.networks import chain` imports the module, not the room.
-            yield from (f"{name}.{a.name}" if file_of(f"{name}.{a.name}") else name for a in node.names)
+            found += [f"{name}.{a.name}" if file_of(f"{name}.{a.name}") else name for a in node.names]
+    return tuple(found)
 
 
+@functools.cache
 def file_of(name: str) -> Path | None:
     """Return where a module of ours lies, None where there is none of the name."""
+    if not name.startswith("ibscan"):
+        return None
     place = PACKAGE.parent.joinpath(*name.split("."))
     return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
 

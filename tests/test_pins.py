@@ -55,7 +55,7 @@ def plan(name: str) -> Plan:
 
 
 def key(name: str) -> str:
-    """Return the part key as of version 0.1.0: a new version makes new keys, and means to."""
+    """Return the part key as of version 0.1.0: keys of a new version differ on purpose."""
     made = plan(name)
     return dataclasses.replace(made, attrs={**made.attrs, "ibscan_version": "0.1.0"}).part_key()
 

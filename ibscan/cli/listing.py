@@ -12,11 +12,11 @@ from ibscan.core.estimate import Status
 from ibscan.core.records import Checkpoint, Series
 from ibscan.core.streams import RandomStreams
 from ibscan.engine.memory import BASE, layer_memory, weight_memory
-from ibscan.engine.model_spec import Stated, chain_globs, stated_model
-from ibscan.engine.models import globbed
+from ibscan.engine.model_spec import ModelSpec, chain_globs, stated_model
+from ibscan.engine.models import matches_glob
 from ibscan.engine.plan import Plan, manifest_of, planned, series_of
 from ibscan.engine.request import PARTIAL, Request
-from ibscan.engine.scan import measured
+from ibscan.engine.scan import measure_layers
 from ibscan.errors import IbscanError, NothingMatched
 from ibscan.inputs.probes.read import find_probe
 from ibscan.inputs.series.checkpoint import load_tensors
@@ -58,7 +58,7 @@ def listed(request: Request, output: Output) -> int:
         IbscanError: With a probe: the error that a scan would end with; the rows are printed before.
     """
     failure: IbscanError | None = None
-    stated: Stated | None
+    stated: ModelSpec | None
     layers: list[dict[str, Any]] = []
     if request.probe is None:
         series, stated = _read(request, output)
@@ -84,7 +84,7 @@ def listed(request: Request, output: Output) -> int:
     return PARTIAL if series.skipped else 0
 
 
-def _read(request: Request, output: Output) -> tuple[Series, Stated | None]:
+def _read(request: Request, output: Output) -> tuple[Series, ModelSpec | None]:
     """Read the series, and the model where it is stated."""
     manifest = manifest_of(request.paths, trust=request.trust)
     exclude = [] if manifest is None or manifest.probe_path is None else [manifest.probe_path]
@@ -114,7 +114,8 @@ def _obstacles(plan: Plan) -> dict[int, str]:
     first, seed = plan.series.checkpoints[0], plan.attrs["seed"]
     network = plan.model.network([(first, load_tensors(first))])
     try:
-        found = measured(tried, network, plan.probe.sampled(1, seed), RandomStreams(seed), plan.layers)[tried.trial]
+        row, streams = plan.probe.sampled(1, seed), RandomStreams(seed)
+        found = measure_layers(tried, network, row, streams, plan.layers)[tried.trial]
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -156,11 +157,11 @@ def _layers(plan: Plan, obstacles: Mapping[int, str]) -> Iterator[dict[str, Any]
             "not_measured": "; ".join(f"{name}: {reason}" for name, reason in (reasons | unlabelled).items()),
             "memory": memory[k],
         }
-    for name, reason in plan.model.untapped:
+    for name, reason in plan.model.unmeasured:
         yield {"layer": name, "not_measured": f"all: {reason}", "memory": 0}
 
 
-def _rows(series: Series, request: Request, stated: Stated | None, output: Output) -> Iterator[dict[str, Any]]:
+def _rows(series: Series, request: Request, stated: ModelSpec | None, output: Output) -> Iterator[dict[str, Any]]:
     coded = stated is not None and not stated.spec.startswith("mlp:")
     chain = "" if coded else _chain(series.checkpoints[0], request, stated, output)
     for order, checkpoint in enumerate(series.checkpoints):
@@ -186,7 +187,7 @@ def _rows(series: Series, request: Request, stated: Stated | None, output: Outpu
         yield {"checkpoint": name, "skipped": reason}
 
 
-def _chain(checkpoint: Checkpoint, request: Request, stated: Stated | None, output: Output) -> str:
+def _chain(checkpoint: Checkpoint, request: Request, stated: ModelSpec | None, output: Output) -> str:
     globs = chain_globs(request.chain) if stated is None else stated.chain
     try:
         order = chain_order(checkpoint.tensors, globs, checkpoint.state_key)
@@ -194,7 +195,7 @@ def _chain(checkpoint: Checkpoint, request: Request, stated: Stated | None, outp
         output.notice(f"{checkpoint.name}: {error}")
         return ""
     names = [name or "linear" for name in order]
-    if request.layers and not any(globbed(name, request.layers) for name in names):
+    if request.layers and not any(matches_glob(name, request.layers) for name in names):
         raise NothingMatched(f"--layers {' '.join(request.layers)} matches none of {', '.join(names)}.")
     shapes = [checkpoint.tensors[f"{name}.weight" if name else "weight"].shape for name in order]
     return "-".join(str(width) for width in (shapes[0][1], *(shape[0] for shape in shapes)))

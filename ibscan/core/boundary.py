@@ -1,6 +1,6 @@
 """The one boundary to the user's code: what it raises becomes one of our exceptions, which says where it happened.
 
-Every call into the user's code goes through `foreign`: importing it, building a model, loading weights, forward and
+Every call into the user's code goes through `user_code`: importing it, building a model, loading weights, forward and
 backward passes, reading what a probe's callable returned.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from ibscan.errors import IbscanError, InputError, Interrupted, OutOfMemory, Reached
 
-__all__ = ["foreign", "is_installed", "is_out_of_memory", "ours"]
+__all__ = ["is_installed", "is_out_of_memory", "own_code", "user_code"]
 
 LONGEST_MESSAGE, LONGEST_NAME = 300, 80
 PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
@@ -50,7 +50,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def foreign(where: str, verb: str = "raised") -> Iterator[None]:
+def user_code(where: str, verb: str = "raised") -> Iterator[None]:
     """Run the user's code: send what it prints to standard error, and turn what it raises into one sentence.
 
     No byte code is written beside its files. If it changes how warnings or numpy's floating-point errors are raised,
@@ -89,7 +89,7 @@ def foreign(where: str, verb: str = "raised") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ours() -> Iterator[None]:
+def own_code() -> Iterator[None]:
     """Run our code inside the user's: what it raises passes the boundary instead of being blamed on the user's code.
 
     Raises:

@@ -105,7 +105,10 @@ class LayeredNetwork(Protocol):
         ...
 
     def walk(self, x: Array, visit: Visit) -> None:
-        """Call visit(layer, pre, post, rows) with (C, n, ...) tensors, rows in blocks, each as soon as it is known."""
+        """Call visit(layer, pre, post, rows) for blocks of rows of x (N, ...), each layer as soon as its post is known.
+
+        pre and post are (C, n, ...), float64; `rows` is a slice.
+        """
         ...
 
 
@@ -126,7 +129,7 @@ class DecidingNetwork(LayeredNetwork, Protocol):
         ...
 
     def scores(self, x: Array, visit: Scores) -> None:
-        """Call visit(output, logits, rows) with (C, n, units) tensors, rows in blocks: the network's own output.
+        """Call visit(output, logits, rows) with (C, n, units) tensors, float64, for blocks of rows of x (N, ...).
 
         `logits` are the inputs of a softmax or sigmoid, unit by unit; None where their order differs or the output is
         normalised in parts. For any other output they are the output itself.
@@ -212,17 +215,20 @@ class DifferentiableNetwork(WeightedNetwork, Protocol):
     def grams(self, x: Array, visit: VisitGram, spec: JacobianSpec) -> Mapping[int, str]:
         """Call visit(layer, gram, rows) for every layer wanted, with a `numerics.spectra.counting.Gram`: the fast way.
 
-        Blocks of rows may be visited side by side, each of a layer once. Returns the layers whose Jacobian cannot be
-        computed, with the reason; some of their rows may have been visited.
+        Blocks of rows of x (N, ...) may be visited side by side, each of a layer once. Returns the layers whose
+        Jacobian cannot be computed, with the reason; some of their rows may have been visited.
+
+        Source:
+            Patel and Shwartz-Ziv 2024, section 2.
         """
         ...
 
     def jacobians(self, x: Array, visit: VisitFactor, spec: JacobianSpec) -> Mapping[int, str]:
-        """Call visit(layer, factor, fed, rows); factor (C, n, D, k) has the singular values of the layer's Jacobian.
+        """Call visit(layer, factor, input_factor, rows) for blocks of rows, as far as `spec` wants the layer.
 
-        n is 1 where the Jacobian is the same at every row. `fed` is a factor of the Jacobian of what feeds the layer,
-        None where it says nothing (`spec.feeds`) or the layer is not fed by the one before it alone. Returns what
-        `grams` does.
+        `factor`, (C, n, D, k), has the singular values of the layer's Jacobian; n is 1 where that is the same at every
+        row. `input_factor` is a factor of the Jacobian of the layer's input, None where it is not asked for
+        (`spec.feeds`) or the input is not the output of the layer before it alone. Returns what `grams` does.
         """
         ...
 

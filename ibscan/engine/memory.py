@@ -7,8 +7,7 @@ import math
 
 from ibscan.core.measure import NUMBER
 from ibscan.engine.plan import Plan
-from ibscan.networks import chain
-from ibscan.networks.jacobians import sweeps
+from ibscan.networks.budget import CHAIN_BUDGETS, MODULE_BUDGETS
 
 __all__ = ["BASE", "layer_memory", "weight_memory"]
 
@@ -25,7 +24,8 @@ def layer_memory(plan: Plan) -> list[int]:
         Bytes, one number for each of the L layers, right within a factor of about two.
     """
     model, stacked = plan.model, plan.model.max_stacked is None
-    budget = chain.FACTOR_BUDGET if stacked else sweeps.BLOCK_BUDGET[plan.device.type]
+    device = plan.device.type
+    budget = CHAIN_BUDGETS[device].factors if stacked else MODULE_BUDGETS[device].block
     # A chain's first Jacobian is its first weight.
     inputs = min(model.inputs, model.layers[0].width) if stacked else model.inputs
     sizes = [dataclasses.replace(plan.sizes(one), inputs=inputs, factor_budget=budget) for one in plan.measures]

@@ -15,11 +15,11 @@ from ibscan.inputs.series.adapters import adapters_sentence
 from ibscan.inputs.series.manifest import Manifest
 from ibscan.networks.resolve import parse_spec
 
-__all__ = ["Stated", "chain_globs", "stated_model"]
+__all__ = ["ModelSpec", "chain_globs", "stated_model"]
 
 
 @dataclass(frozen=True)
-class Stated:
+class ModelSpec:
     """The spec of a model: `mlp:ACT:OUT`, `hf:CLASS` with config entries, or a callable with arguments.
 
     `chain` has the globs of `--chain`. They are not part of `str()`, which identifies a result: the layers they give,
@@ -46,7 +46,7 @@ def stated_model(
     *,
     trust: bool,
     chain: str | None = None,
-) -> Stated:
+) -> ModelSpec:
     """Return the model's spec: from `--model`, else the manifest, else metadata, else a `config.json`.
 
     Args:
@@ -78,17 +78,17 @@ def stated_model(
     if stated.partition(":")[0] == "mlp":
         if arguments:
             raise UsageError(f"model arguments ({', '.join(arguments)}) are for a callable, and {stated} takes none.")
-        return Stated(str(parse_spec(stated)), chain=chain_globs(chain))
+        return ModelSpec(str(parse_spec(stated)), chain=chain_globs(chain))
     if chain is not None:
         raise UsageError(f"--chain {chain}: is the order of a plain chain's containers, and {stated} is code.")
     if typed is None and not trust:
         raise InputError(_untrusted(stated, checkpoints[0]))
     if stated.partition(":")[0] == "hf":
-        return Stated(f"hf:{stated_class(stated, checkpoints)}", dict(arguments))
+        return ModelSpec(f"hf:{stated_class(stated, checkpoints)}", dict(arguments))
     if typed is None:
         folder = manifest.path.parent if manifest is not None and manifest.model_spec else checkpoints[0].path.parent
         stated = str(folder / stated) if stated.partition(":")[0].endswith(".py") else stated
-    return Stated(stated, dict(arguments))
+    return ModelSpec(stated, dict(arguments))
 
 
 def _found_spec(checkpoints: Sequence[Checkpoint]) -> str | None:

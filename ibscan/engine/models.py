@@ -15,7 +15,7 @@ from torch import nn
 from ibscan.core.network import Network
 from ibscan.core.records import Array, Checkpoint, Layer, Probe
 from ibscan.engine.extra_inputs import ExtraInputs, extra_inputs
-from ibscan.engine.model_spec import Stated
+from ibscan.engine.model_spec import ModelSpec
 from ibscan.errors import InputError
 from ibscan.inputs.code.hf_config import config_beside
 from ibscan.inputs.code.hf_model import library_model
@@ -31,7 +31,7 @@ from ibscan.networks.resolve import chain_order, left_out, parse_spec
 from ibscan.networks.stacked import stacked_chain
 from ibscan.networks.trace.graph import Trace
 
-__all__ = ["Loaded", "Model", "globbed", "model_of"]
+__all__ = ["Loaded", "Model", "matches_glob", "model_of"]
 
 # Rows on which a model is traced.
 FEW_ROWS = 3
@@ -44,18 +44,18 @@ class Model:
     """A model that fits the series and the probe: its layers, and how to make a network of checkpoints.
 
     `inputs` is the size of a row, `outputs` that of the network's output. A network holds at most `max_stacked`
-    checkpoints, any number if None. `untapped` lists layers that cannot be measured, with the reason. `code` is the
+    checkpoints, any number if None. `unmeasured` lists layers that cannot be measured, with the reason. `code` is the
     hash of the file the model comes from, if any. `extra` has the probe arrays that it takes by name. `guard` goes
     around everything that runs its code.
     """
 
-    stated: Stated
+    stated: ModelSpec
     inputs: int
     outputs: int
     layers: tuple[Layer, ...]
     max_stacked: int | None
     network: Callable[[Sequence[Loaded]], Network]
-    untapped: tuple[tuple[str, str], ...] = ()
+    unmeasured: tuple[tuple[str, str], ...] = ()
     code: str = ""
     extra: ExtraInputs = field(default_factory=ExtraInputs)
     guard: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -67,7 +67,7 @@ class Model:
 
 
 def model_of(
-    stated: Stated,
+    stated: ModelSpec,
     first: Checkpoint,
     probe: Probe,
     *,
@@ -154,8 +154,8 @@ def _traced(
             f"{error} The model was fed the probe's {', '.join(extra.keys.values())} beside x; to leave that out, give "
             f"{file}#{without}."
         ) from error
-    unmatched = [glob for glob in globs if not any(globbed(layer.name, [glob]) for layer in network.layers)]
-    modules = [path for path, _ in model.named_modules() if path and unmatched and globbed(path, unmatched)]
+    unmatched = [glob for glob in globs if not any(matches_glob(layer.name, [glob]) for layer in network.layers)]
+    modules = [path for path, _ in model.named_modules() if path and unmatched and matches_glob(path, unmatched)]
     return (trace(model, rows, modules) if modules else network), modules
 
 
@@ -171,12 +171,12 @@ def _float64_trace(
     return trace if sizes[0] == sizes[1] else None
 
 
-def globbed(name: str, globs: Sequence[str]) -> bool:
+def matches_glob(name: str, globs: Sequence[str]) -> bool:
     """Return whether a layer's name matches one of the globs; without globs every name does."""
     return not globs or any(fnmatch.fnmatchcase(name, glob) for glob in globs)
 
 
-def _maker(stated: Stated, first: Checkpoint, *, run_script: bool) -> Maker:
+def _maker(stated: ModelSpec, first: Checkpoint, *, run_script: bool) -> Maker:
     """Return the maker of a model of transformers, or of a callable."""
     where = f"--model {stated.spec}"
     kind, _, name = stated.spec.partition(":")
@@ -188,7 +188,7 @@ def _maker(stated: Stated, first: Checkpoint, *, run_script: bool) -> Maker:
     return Maker(partial(called, function, stated.arguments, where), code_hash(stated.spec))
 
 
-def _chain(stated: Stated, first: Checkpoint, probe: Probe, device: torch.device, dtype: torch.dtype) -> Model:
+def _chain(stated: ModelSpec, first: Checkpoint, probe: Probe, device: torch.device, dtype: torch.dtype) -> Model:
     spec = parse_spec(stated.spec)
     try:
         order = chain_order(first.tensors, stated.chain, first.state_key)

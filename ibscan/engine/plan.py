@@ -20,8 +20,8 @@ from ibscan._version import __version__
 from ibscan.core.measure import Measure, Situation, Sizes
 from ibscan.core.records import Checkpoint, Probe, Series
 from ibscan.engine.measures import measures_of, stored_settings
-from ibscan.engine.model_spec import Stated, stated_model
-from ibscan.engine.models import Model, globbed, model_of
+from ibscan.engine.model_spec import ModelSpec, stated_model
+from ibscan.engine.models import Model, matches_glob, model_of
 from ibscan.engine.request import Reporter, Request
 from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
 from ibscan.inputs.probes.read import find_probe, read_probe
@@ -223,9 +223,9 @@ def _chosen(request: Request, reporter: Reporter, series: Series, model: Model) 
     for layer in model.layers:
         if not layer.width:
             raise InputError(f"{series.checkpoints[0].name}: layer {layer.name!r} has no units; expected at least one.")
-    for name, reason in model.untapped:
+    for name, reason in model.unmeasured:
         reporter.notice(f"{name} is not measured: {reason}.")
-    chosen = tuple(k for k, name in enumerate(model.names) if globbed(name, request.layers))
+    chosen = tuple(k for k, name in enumerate(model.names) if matches_glob(name, request.layers))
     if not chosen:
         raise NothingMatched(
             f"--layers {' '.join(request.layers)} matches none of the layers {', '.join(model.names)}."
@@ -273,7 +273,7 @@ def series_of(
 
 
 def _first_usable_model(
-    request: Request, reporter: Reporter, series: Series, stated: Stated, probe: Probe, device: torch.device
+    request: Request, reporter: Reporter, series: Series, stated: ModelSpec, probe: Probe, device: torch.device
 ) -> tuple[Series, Model]:
     """Build the model from the first checkpoint that can still be read; return the series without those before it."""
     while True:

@@ -21,7 +21,7 @@ from ibscan.errors import CheckpointError, OutOfMemory
 from ibscan.measures.driver import blank_estimates, failure_status
 from ibscan.numerics.memory import keep_freed
 
-__all__ = ["Block", "blocks", "measured", "partition"]
+__all__ = ["Block", "blocks", "measure_layers", "partition"]
 
 # Activations (checkpoints x rows x units) a stacked block may hold. Small networks on few rows are limited by the
 # number of calls and gain from stacking; larger ones do not, and are written after every checkpoint.
@@ -147,7 +147,7 @@ def _outcomes(
     for measure in measures:
         sample = probe.sampled(measure.samples, seed)
         try:
-            found = measured(measure, network, sample, RandomStreams(seed), layers)
+            found = measure_layers(measure, network, sample, RandomStreams(seed), layers)
         except (MemoryError, RuntimeError) as error:
             if network.size == 1:
                 found = _layer_by_layer(measure, network, sample, RandomStreams(seed), layers, error)
@@ -158,7 +158,7 @@ def _outcomes(
         yield measure, found, len(sample.x)
 
 
-def measured(
+def measure_layers(
     measure: Measure, network: Network, sample: Probe, streams: RandomStreams, layers: Sequence[int] | None = None
 ) -> Mapping[str, Estimate]:
     """Run a measure and return its estimates, arrays (C, L, ...); on one thread if layers are narrow.
@@ -202,7 +202,7 @@ def _layer_by_layer(
     failed: set[int] = set()
     for layer in wanted:
         try:
-            found[layer] = measured(measure, network, sample, streams, [layer])
+            found[layer] = measure_layers(measure, network, sample, streams, [layer])
         except (MemoryError, RuntimeError) as own:
             found[layer] = _without_values(measure, network, failure_status(own), {layer: _reason(own)})
             failed.add(layer)

@@ -100,13 +100,13 @@ class RankAccumulator:
         self.certain[:, layer, rows] = _by_row(counts.certain, size) | ~finite
         self.finite[:, layer, rows] = finite
 
-    def decompose(self, layer: int, factor: torch.Tensor, fed: torch.Tensor | None, block: slice) -> None:
+    def decompose(self, layer: int, factor: torch.Tensor, input_factor: torch.Tensor | None, block: slice) -> None:
         """Count from singular values where Gram matrices did not, and add spectra; `block` is of `self.rows`.
 
         Args:
             layer: Its index.
             factor: Of the Jacobians, shape (C, n or 1, D, k).
-            fed: The Jacobian of the layer's input, (C, n or 1, s, k), if bounds are wanted.
+            input_factor: A factor of the Jacobian of the layer's input, (C, n or 1, s, k), if bounds are wanted.
             block: Which of `self.rows`.
         """
         self.visited[layer] = True
@@ -140,9 +140,9 @@ class RankAccumulator:
         first = int(np.searchsorted(rows, self.spectral))
         if first:
             self._add_spectra(layer, sigma, first)
-            if fed is not None:
+            if input_factor is not None:
                 # Replaced by zero: rows that are not finite get no bound anyway.
-                self._add_bounds(layer, sigma, made_finite(fed, finite), rows[:first])
+                self._add_bounds(layer, sigma, made_finite(input_factor, finite), rows[:first])
 
     def _thresholds(self, layer: int, rows: Array) -> tuple[torch.Tensor, torch.Tensor]:
         """Return absolute thresholds, (C, n or 1, E), and those relative to the row's largest singular value, (R,).
@@ -163,14 +163,14 @@ class RankAccumulator:
         at = [*range(sigma.shape[-1]), self.size, self.size + 1]
         self.spectrum[:, layer, at] += torch.cat(sums, -1).cpu().numpy() / self.spectral
 
-    def _add_bounds(self, layer: int, sigma: torch.Tensor, fed: torch.Tensor, rows: Array) -> None:
+    def _add_bounds(self, layer: int, sigma: torch.Tensor, input_factor: torch.Tensor, rows: Array) -> None:
         """Bound the counts of rows by #{sigma(W) > eps / |B|}, W the weight and B the Jacobian of the layer's input."""
         if layer not in self.weights:
             weight = self.network.weight(layer) if self.affine[layer] else None
             self.weights[layer] = None
             if weight is not None and weight.separate and weight.positions:
                 # B is 1 if the layer's input is the network's: its Jacobian is then the weight, and decomposed already.
-                is_first = fed[0].numel() == 1 and weight.positions == 1 and bool((fed == 1.0).all())
+                is_first = input_factor[0].numel() == 1 and weight.positions == 1 and bool((input_factor == 1.0).all())
                 if is_first and layer not in self.rounding:
                     self.weights[layer] = sigma[:, 0]
                 else:
@@ -178,10 +178,10 @@ class RankAccumulator:
                     self.weights[layer] = own.repeat(1, weight.positions)
         weight_values = self.weights[layer]
         if weight_values is not None:
-            number = bound_counts(weight_values, fed, self.eps)
+            number = bound_counts(weight_values, input_factor, self.eps)
             # At thresholds below the rounding of the product the count is not bounded.
-            largest = weight_values[:, :1] * fed.square().sum((-2, -1)).sqrt()
-            rounded = SAFETY * rounding(max(weight_values.shape[1], *fed.shape[-2:])) * largest.unsqueeze(-1)
+            largest = weight_values[:, :1] * input_factor.square().sum((-2, -1)).sqrt()
+            rounded = SAFETY * rounding(max(weight_values.shape[1], *input_factor.shape[-2:])) * largest.unsqueeze(-1)
             number = torch.where((self.eps <= rounded) & (number < self.sizes[layer]), -1, number)
             number = number.expand(-1, max(len(rows), number.shape[1]), -1)[:, : len(rows)]
             self.bounds[:, layer][..., rows] = number.movedim(1, -1).cpu().numpy()
@@ -247,9 +247,9 @@ class RankAccumulator:
 
     def _ranks_uncertain(self) -> Array:
         """Return whether rounding may move effective and stable rank by more than `UNCERTAIN`, at every layer (L,)."""
-        share = self._relative_rounding()
-        least = np.where(share > 0.0, share, 1.0)
-        return np.asarray(least * np.abs(np.log(least)) * np.sqrt(self.sizes) > UNCERTAIN) | (share >= 1.0)
+        relative = self._relative_rounding()
+        least = np.where(relative > 0.0, relative, 1.0)
+        return np.asarray(least * np.abs(np.log(least)) * np.sqrt(self.sizes) > UNCERTAIN) | (relative >= 1.0)
 
     def _histogram(self, valid: Array) -> Array:
         """Return how many rows have each rank, (C, L, E, size + 1); -1 if not valid."""

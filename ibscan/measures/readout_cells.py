@@ -76,7 +76,7 @@ def layer_estimates(
         parts, counts, tails = [constant] * absolute, [-1] * absolute, [constant.xt] * absolute
     else:
         mixture = Mixture.of(data.values, weights)
-        noises = [*measure.noise, *(share * mixture.rms_radius for share in measure.rel_noise)]
+        noises = [*measure.noise, *(factor * mixture.rms_radius for factor in measure.rel_noise)]
         cells = mapped(partial(cell_of, mixture, normals), noises, data.values.device)
         if wide:
             chosen = [components(mixture, noise, measure.tolerance) for noise in measure.noise]

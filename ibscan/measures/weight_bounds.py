@@ -30,7 +30,8 @@ def weight_estimates(network: WeightedNetwork, probe: Probe, thresholds: Sequenc
 
     Returns:
         Estimates by quantity key, arrays (C, L, ...). Layers without a weight, or that are not affine on the probe, are
-        `not_measured`, and so are bounds behind a layer that is fed by more than the one before it: ranks may add up.
+        `not_measured`, and so are bounds behind a layer whose input is more than the output of the one before it:
+        ranks may add up.
     """
     shape = (network.size, len(network.layers))
     eps = torch.tensor(thresholds, dtype=torch.float64, device=network.device)
@@ -111,13 +112,13 @@ class _Weights:
         self.plain = self.plain and weight.positions is not None
         if not self.plain or weight.positions is None:
             return
-        share = max(weight.matrix.shape[-2:]) * float(torch.finfo(torch.float64).eps)
-        rank = numerical_rank(sigma, share * sigma[:, :1])[:, 0].to(torch.float64).cpu().numpy()
+        relative = max(weight.matrix.shape[-2:]) * float(torch.finfo(torch.float64).eps)
+        rank = numerical_rank(sigma, relative * sigma[:, :1])[:, 0].to(torch.float64).cpu().numpy()
         with np.errstate(divide="ignore"):
             self.log_norm.append(np.log(sigma[:, 0].cpu().numpy() * STEEPEST))
         self.ranks.append(np.where(finite, rank * weight.positions, np.nan))
         self.full.append(sigma.shape[1] * weight.positions)
-        self.rounding.append(share)
+        self.rounding.append(relative)
         self.most.append(most)
 
     def bounds(self, least: float, status: Array) -> tuple[Array, Array]:

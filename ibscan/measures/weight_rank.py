@@ -26,8 +26,8 @@ class WeightRank(Measure):
     """Singular values of every layer's weight matrix above thresholds, its norms over them, and the rank they allow.
 
     A convolution's weight is its kernel as a matrix, one row an output channel (an input channel where it is
-    transposed). A weight counts where the layer is found, on every probe row, to make its product with what it is fed,
-    plus its bias: no number is of the rows.
+    transposed). A weight counts where the layer is found, on every probe row, to be its product with the layer's
+    input plus the bias: no number is of the rows.
 
     Args:
         eps: Absolute thresholds, > 0 (strict inequality).
@@ -124,7 +124,7 @@ class WeightRank(Measure):
         from ibscan.measures.work import DECOMPOSITIONS
 
         pairs = zip([sizes.inputs, *(layer.width for layer in sizes.layers)], sizes.layers, strict=False)
-        work = [5e-4 + fed * layer.width * min(fed, layer.width) / DECOMPOSITIONS for fed, layer in pairs]
+        work = [5e-4 + inputs * layer.width * min(inputs, layer.width) / DECOMPOSITIONS for inputs, layer in pairs]
         return float(sum(work))
 
     def __call__(

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ibscan.core.boundary import foreign
+from ibscan.core.boundary import user_code
 from ibscan.core.records import Array
 from ibscan.errors import InputError
 from ibscan.networks.hooked import layer_hooks
@@ -49,7 +49,7 @@ def traced_network(
     rows = torch.as_tensor(x)
     if len(rows) == 1:  # the check needs a second row
         rows = torch.cat([rows, rows])
-    with foreign("the model"):
+    with user_code("the model"):
         # Moved in place, not copied.
         model = model.to(device)
     try:
@@ -66,7 +66,7 @@ def traced_network(
 
 def _trace(model: nn.Module, given: tuple[torch.Tensor, dict[str, torch.Tensor]], extra: Sequence[str]) -> Trace:
     rows, named = given
-    with torch.no_grad(), foreign("the model"), forward_context(rows.dtype):
+    with torch.no_grad(), user_code("the model"), forward_context(rows.dtype):
         return record(model.to(rows.dtype), rows, extra, named=named)
 
 

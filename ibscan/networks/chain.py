@@ -11,6 +11,7 @@ import torch
 from ibscan.core.network import JacobianSpec, Scores, Visit, VisitFactor, VisitGram, Weight
 from ibscan.core.records import Array, Layer
 from ibscan.networks.activations import ACTIVATIONS, activated
+from ibscan.networks.budget import CHAIN_BUDGETS, ChainBudget
 from ibscan.networks.chain_passes import ChainPasses
 from ibscan.numerics.spectra.jacobian import row_factor, softmax_carried
 from ibscan.numerics.spectra.spectrum import finite_matrices, made_finite, spectral_norm
@@ -19,11 +20,6 @@ from ibscan.numerics.tiling import aligned, cuts, mapped
 
 __all__ = ["Chain"]
 
-# Numbers a block of rows may hold at one layer: constants, not free memory, so that a run can be repeated bit for bit.
-ACTIVATION_BUDGET = 2**24
-FACTOR_BUDGET = 2**23
-# Blocks of the Gram sweep run side by side on a CPU; a GPU needs large ones to be busy.
-SWEEP_BUDGET = {"cpu": 2**22, "cuda": 2**28}
 # Columns of a subspace's basis made at a time.
 COLUMNS = 256
 
@@ -39,6 +35,7 @@ class Chain:
         activation: Name of phi.
         output: Name of the last layer's activation.
         exact: The same chain in float64, whose derivatives are taken; None if this one is in float64.
+        budget: Numbers that blocks may hold; None for those of the device.
     """
 
     layers: tuple[Layer, ...]
@@ -47,6 +44,7 @@ class Chain:
     activation: str
     output: str
     exact: Chain | None = None
+    budget: ChainBudget | None = None
 
     @property
     def size(self) -> int:
@@ -77,6 +75,11 @@ class Chain:
         """Return how many numbers of a row are the input: all."""
         return self.inputs
 
+    @property
+    def limits(self) -> ChainBudget:
+        """Numbers that blocks may hold."""
+        return self.budget or CHAIN_BUDGETS[self.device.type]
+
     def alone(self, checkpoint: int) -> Chain:
         """Return the chain of one of the stacked checkpoints (C = 1)."""
         one = slice(checkpoint, checkpoint + 1)
@@ -85,23 +88,13 @@ class Chain:
         return replace(self, weights=tuple(weight[one] for weight in self.weights), biases=biases, exact=exact)
 
     def walk(self, x: Array, visit: Visit) -> None:
-        """Call visit(layer, pre, post, rows) for every block of rows, layers in order.
-
-        Args:
-            x: Probe rows, shape (N, ...), flattened here.
-            visit: Takes the layer's index, pre and post of shape (C, n, D), float64, and the rows as a slice.
-        """
-        for rows in cuts(0, len(x), ACTIVATION_BUDGET // (self.size * self._widest())):
+        """Call visit(layer, pre, post, rows) for every block of rows, flattened, layers in order."""
+        for rows in cuts(0, len(x), self.limits.activations // (self.size * self._widest())):
             for layer, pre, post in self._forward(self._block(x, rows)):
                 visit(layer, pre.to(torch.float64), post.to(torch.float64), rows)
 
     def scores(self, x: Array, visit: Scores) -> None:
-        """Call visit(output, logits, rows) for every block of rows, (C, n, units) each, float64.
-
-        Args:
-            x: Probe rows, shape (N, ...), flattened here.
-            visit: Takes the output, its logits (the output itself if that is no softmax or sigmoid), and the rows.
-        """
+        """Call visit(output, logits, rows) for every block of rows."""
 
         def last(layer: int, pre: torch.Tensor, post: torch.Tensor, rows: slice) -> None:
             if layer + 1 == len(self.layers):
@@ -130,16 +123,7 @@ class Chain:
     def grams(self, x: Array, visit: VisitGram, spec: JacobianSpec) -> Mapping[int, str]:
         """Call visit(layer, gram, rows) for every block of rows: the sweep of `numerics.spectra.sweep`.
 
-        Args:
-            x: Probe rows, shape (N, ...), flattened here.
-            visit: Takes the layer's index, its Gram matrices and the rows as a slice; called in parallel.
-            spec: Which Jacobians.
-
-        Returns:
-            Nothing: every layer has a derivative.
-
-        Source:
-            Patel and Shwartz-Ziv 2024, section 2.
+        Visits run in parallel. Every layer has a derivative, so nothing is returned.
         """
         if self.exact is not None:
             return self.exact.grams(x, visit, spec)
@@ -167,24 +151,15 @@ class Chain:
                 assert slope is not None
                 state = carried_on(state, slope, weights[layer + 1], norms[layer + 1])
 
-        mapped(swept, self._cuts(len(x), factor, SWEEP_BUDGET[self.device.type]), self.device)
+        mapped(swept, self._cuts(len(x), factor, self.limits.sweep), self.device)
         return {}
 
     @torch.inference_mode()  # without counting versions and views, a tenth of the time of so many short operations
     def jacobians(self, x: Array, visit: VisitFactor, spec: JacobianSpec) -> Mapping[int, str]:
         """Call visit(layer, factor, input_factor, rows): matrices with the singular values of the Jacobians.
 
-        Args:
-            x: Probe rows, shape (N, ...), flattened here.
-            visit: Takes the layer's index, a factor of its Jacobian of shape (C, n, D, k), or (C, 1, D, k) if it is
-                the same for every row, float64, a factor of the Jacobian of its input, and the rows as a slice.
-            spec: Which Jacobians.
-
-        Returns:
-            Nothing: every layer has a derivative.
-
-        Source:
-            Patel and Shwartz-Ziv 2024, section 2; the first layer's row space is factored out once for all rows.
+        The first layer's row space is factored out once for all rows. Every layer has a derivative, so nothing is
+        returned.
         """
         if self.exact is not None:
             return self.exact.jacobians(x, visit, spec)
@@ -192,7 +167,7 @@ class Chain:
         if end < 0:
             return {}
         first, start = self._first(spec)
-        for rows in self._cuts(len(x), first, FACTOR_BUDGET):
+        for rows in self._cuts(len(x), first, self.limits.factors):
             factor = first.unsqueeze(1)
             input_factor = torch.ones(self.size, 1, 1, 1, dtype=torch.float64, device=self.device)
             for layer, pre, post in self._forward(self._block(x, rows), start):

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ibscan.core.boundary import foreign
+from ibscan.core.boundary import user_code
 from ibscan.core.records import Array
 from ibscan.networks.packing import Packing, model_inputs
 from ibscan.networks.trace.graph import INPUT, Place, Trace
@@ -19,19 +19,20 @@ from ibscan.numerics.tiling import aligned, cuts
 
 __all__ = ["HookedModel", "layer_hooks"]
 
-# Numbers a block of rows may hold: a constant, not free memory, so that a run can be repeated bit for bit.
-ACTIVATION_BUDGET = 2**22
-
 
 @dataclass(frozen=True)
 class HookedModel:
-    """A model in eval mode on `device` in `dtype`, its trace, and how its rows are packed (None: they are x alone)."""
+    """A model in eval mode on `device` in `dtype`, its trace, and how its rows are packed (None: they are x alone).
+
+    A block of rows may hold `budget` numbers at its widest layer.
+    """
 
     model: nn.Module
     trace: Trace
     device: torch.device
     dtype: torch.dtype
     packing: Packing | None
+    budget: int
 
     def rows(self, x: Array) -> torch.Tensor:
         """Return probe rows as a tensor on the device, in the model's dtype unless they are packed."""
@@ -40,7 +41,7 @@ class HookedModel:
 
     def blocks(self, x: Array) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield blocks of rows whose activations fit into the budget."""
-        for rows in cuts(0, len(x), ACTIVATION_BUDGET // self.widest(x)):
+        for rows in cuts(0, len(x), self.budget // self.widest(x)):
             yield rows, self.rows(x[rows])
 
     def widest(self, x: Array) -> int:
@@ -65,7 +66,7 @@ class HookedModel:
             x, named = self.inputs(block)
             x = at.pop(INPUT)(x) if INPUT in at else x
             replay = Replay(self.trace.operations, self.model, x, at)
-            with foreign("the model"), forward_context(self.dtype), replay:
+            with user_code("the model"), forward_context(self.dtype), replay:
                 result = main_tensor(self.model(x, **named))
             replay.finish()
         except Reached as end:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ibscan.core.boundary import foreign
+from ibscan.core.boundary import user_code
 from ibscan.core.records import WRAPPERS, is_counter
 from ibscan.core.text import near_names
 from ibscan.errors import CheckpointError, InputError
@@ -35,7 +35,7 @@ def built(build: Callable[[], Any]) -> nn.Module:
         model = model._modules["_orig_mod" if "_orig_mod" in model._modules else "module"]
     if not isinstance(model, nn.Module):
         raise InputError(f"the model's callable returned a {type(model).__name__}; expected an nn.Module.")
-    with foreign("the model"):
+    with user_code("the model"):
         return model.eval().requires_grad_(False)
 
 
@@ -69,7 +69,7 @@ def loaded(
         CheckpointError: Tensors differ that the model ties to one.
     """
     model = built(build)
-    with foreign("the model"):
+    with user_code("the model"):
         own = model.state_dict(keep_vars=True)
     # Lazy modules have no shapes yet.
     wanted = {key: tuple(tensor.shape) for key, tensor in own.items() if hasattr(tensor, "shape")}
@@ -82,7 +82,7 @@ def loaded(
     shapes = {key: tuple(tensor.shape) for key, tensor in fitting.items()}
     if shapes != wanted:
         raise InputError(_misfit(name, shapes, wanted) + _part(original, wanted))
-    with foreign("the model"):
+    with user_code("the model"):
         # Models are built in single precision, which would round weights saved in double.
         if any(tensor.dtype is torch.float64 for tensor in fitting.values()):
             model.double()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
 from torch import nn
 
-from ibscan.core.boundary import foreign, ours
+from ibscan.core.boundary import own_code, user_code
 from ibscan.core.network import JacobianSpec, Scores, Visit, VisitFactor, VisitGram, Weight
 from ibscan.core.records import Array, Layer
 from ibscan.networks.affine import affine_calls, weight_of
+from ibscan.networks.budget import MODULE_BUDGETS, ModuleBudget
 from ibscan.networks.hooked import HookedModel, layer_hooks
 from ibscan.networks.jacobians.layer_jacobians import LayerJacobians
 from ibscan.networks.jacobians.rounding import ROWS
@@ -42,6 +43,7 @@ class Module:
         packing: How rows hold the arguments beside x; None where there are none.
         exact: Makes the same network in float64, whose derivatives are taken; None if this one is in float64, or
             cannot be.
+        budget: Numbers that blocks may hold; None for those of the device.
         failures: Why sweeps tried before cannot be differentiated, the empty string where they can.
     """
 
@@ -51,17 +53,23 @@ class Module:
     dtype: torch.dtype
     packing: Packing | None = None
     exact: Callable[[], Module] | None = None
+    budget: ModuleBudget | None = None
     failures: dict[tuple[object, ...], str] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def precise(self) -> Module:
         """The network whose derivatives are taken: in float64 wherever it can run in that."""
-        return self if self.exact is None else self.exact()
+        return self if self.exact is None else replace(self.exact(), budget=self.budget)
+
+    @property
+    def limits(self) -> ModuleBudget:
+        """Numbers that blocks may hold."""
+        return self.budget or MODULE_BUDGETS[self.device.type]
 
     @cached_property
     def hooked(self) -> HookedModel:
         """The model as it is run."""
-        return HookedModel(self.model, self.trace, self.device, self.dtype, self.packing)
+        return HookedModel(self.model, self.trace, self.device, self.dtype, self.packing, self.limits.activations)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -98,12 +106,7 @@ class Module:
         return self
 
     def walk(self, x: Array, visit: Visit) -> None:
-        """Call visit(layer, pre, post, rows) for every block of rows, each layer as soon as its post is known.
-
-        Args:
-            x: Probe rows, shape (N, ...).
-            visit: Takes the layer's index, pre and post of shape (1, n, ...), float64, and the rows as a slice.
-        """
+        """Call visit(layer, pre, post, rows) for every block of rows, each layer as soon as its post is known."""
         for rows, block in self.hooked.blocks(x):
             pres: dict[int, torch.Tensor] = {}
 
@@ -115,20 +118,14 @@ class Module:
                 layer: int, value: torch.Tensor, rows: slice = rows, pres: dict[int, torch.Tensor] = pres
             ) -> torch.Tensor:
                 pre, post = (_by_row(one, rows) for one in (pres.pop(layer), value.to(torch.float64, copy=True)))
-                with ours():
+                with own_code():
                     visit(layer, pre, post, rows)
                 return value
 
             self.hooked.run(block, [*layer_hooks(self.trace.pre, keep), *layer_hooks(self.trace.post, show)])
 
     def scores(self, x: Array, visit: Scores) -> None:
-        """Call visit(output, logits, rows) for every block of rows, (1, n, units) each, float64.
-
-        Args:
-            x: Probe rows, shape (N, ...).
-            visit: Takes the network's output, its logits (the output itself if that is no softmax or sigmoid; None if
-                they are not in its order), and the rows as a slice.
-        """
+        """Call visit(output, logits, rows) for every block of rows."""
         head = self.trace.head
         for rows, block in self.hooked.blocks(x):
             kept: list[torch.Tensor] = []
@@ -156,16 +153,12 @@ class Module:
         return ModulePasses(self, x, layer, tuple(noise))
 
     def affine(self, x: Array) -> tuple[bool, ...]:
-        """Return for every layer whether, on these rows, its pre is its weight times its input plus its bias.
-
-        Args:
-            x: Probe rows, shape (N, ...).
-        """
+        """Return for every layer whether, on these rows, its pre is its weight times its input plus its bias."""
         model = self.precise.hooked
         blocks: list[list[bool]] = []
         for _, block in model.blocks(x):
             given, named = model.inputs(block)
-            with torch.no_grad(), foreign("the model"), forward_context(model.dtype):
+            with torch.no_grad(), user_code("the model"), forward_context(model.dtype):
                 blocks.append(affine_calls(model.model, partial(model.model, given, **named)))
         called = tuple(all(call < len(one) and one[call] for one in blocks) for call in model.trace.calls)
         return called + (False,) * (len(self.layers) - len(called))
@@ -181,19 +174,10 @@ class Module:
         return dict.fromkeys(sorted(self.trace.ids), BY_ID) if spec.origin is None else {}
 
     def grams(self, x: Array, visit: VisitGram, spec: JacobianSpec) -> Mapping[int, str]:
-        """Call visit(layer, gram, rows) for every layer wanted, from one sweep a group of layers.
+        """Call visit(layer, gram, rows) for every layer wanted, from one sweep per group of layers.
 
-        Args:
-            x: Probe rows, shape (N, ...).
-            visit: Takes the layer's index, its Gram matrices and the rows as a slice.
-            spec: Which Jacobians. The derivative is that of the function: what the model detaches for its training
-                counts.
-
-        Returns:
-            Layers that torch cannot differentiate, with the reason.
-
-        Source:
-            Patel and Shwartz-Ziv 2024, section 2.
+        The derivative is that of the function: parts that the model detaches for its training count. Returns the
+        layers that torch cannot differentiate, with the reason.
         """
         failed: dict[int, str] = {}
         jacobians = LayerJacobians(self.precise, x, spec)
@@ -205,21 +189,10 @@ class Module:
         return failed
 
     def jacobians(self, x: Array, visit: VisitFactor, spec: JacobianSpec) -> Mapping[int, str]:
-        """Call visit(layer, J, factor, rows), J = d layer / d variable (1, n, D, directions), float64.
+        """Call visit(layer, J, input_factor, rows), J = d layer / d variable (1, n, D, directions), float64.
 
-        If a layer is too wide for J to be held in memory, J is replaced by R of its QR decomposition.
-
-        Args:
-            x: Probe rows, shape (N, ...).
-            visit: Takes the layer's index, J, that of the layer's input where this is the post of the layer before,
-                and the rows as a slice.
-            spec: Which Jacobians, as for `grams`.
-
-        Returns:
-            Layers that torch cannot differentiate, with the reason.
-
-        Source:
-            Patel and Shwartz-Ziv 2024, section 2.
+        If a layer is too wide for J to be held in memory, J is replaced by R of its QR decomposition. Returns the
+        layers that torch cannot differentiate, with the reason.
         """
         failed: dict[int, str] = {}
         jacobians = LayerJacobians(self.precise, x, spec)
@@ -238,12 +211,7 @@ class Module:
         return LayerJacobians(self.precise, x, spec).norms()[None]
 
     def rounding(self, x: Array, spec: JacobianSpec) -> Mapping[int, float]:
-        """Return how far rounding may have moved Jacobians, in units of their norm, of layers coarser than float64.
-
-        Args:
-            x: Probe rows, shape (N, ...), of which a few are looked at.
-            spec: Which Jacobians.
-        """
+        """Return how far rounding moves Jacobians on a few rows, in units of their norm, of layers not in float64."""
         return LayerJacobians(self.precise, x[:ROWS], spec).rounding(self.hooked.widest(x))
 
 

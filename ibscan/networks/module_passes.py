@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ModulePasses"]
 
-# Numbers that a block of passes holds at its widest layer, and that the passes a block's derivative is made from hold
-# at all layers: constants, not free memory, so that a run can be repeated bit for bit.
-PASS_BUDGET = {"cpu": 2**22, "cuda": 2**26}
-DERIVATIVE_BUDGET = {"cpu": 2**22, "cuda": 2**26}
-
 
 @dataclass(frozen=True)
 class ModulePasses:
@@ -93,7 +88,7 @@ class ModulePasses:
         """
         paths, count = z.flatten(0, 1), z.shape[1]
         found = torch.empty(len(paths), self.width, dtype=torch.float64, device=z.device)
-        for part in cuts(0, len(paths), PASS_BUDGET[z.device.type] // self.network.hooked.widest(self.x)):
+        for part in cuts(0, len(paths), self.network.limits.noisy // self.network.hooked.widest(self.x)):
             owner = torch.arange(part.start, part.stop, device=z.device) // count
             # Every pass of every row is a row of one batch.
             found[part] = self._post(self._rows[inputs[owner]], paths[part]).detach()
@@ -112,7 +107,7 @@ class ModulePasses:
         assert self.mode is not None
         values = torch.empty(len(z), self.width, dtype=torch.float64, device=z.device)
         derivative = torch.empty(len(z), self.width, self.units, dtype=torch.float64, device=z.device)
-        numbers, budget = self.units + self.network.hooked.widest(self.x), DERIVATIVE_BUDGET[z.device.type]
+        numbers, budget = self.units + self.network.hooked.widest(self.x), self.network.limits.noisy
         for part in cuts(0, len(z), budget // (numbers * self.width)):
             rows = part.stop - part.start
             outputs = self._outputs(self.mode, inputs[part], z[part], max(1, budget // (numbers * rows)))

@@ -27,7 +27,7 @@ PERCENT = 1.5
 
 
 @dataclass(frozen=True)
-class _Stated:
+class _StatedMetric:
     """A number that a checkpoint states: the metric's name, and whether it is of training data by that name."""
 
     key: str
@@ -74,7 +74,7 @@ def contradiction(result: Result, checkpoints: Sequence[Checkpoint], classes: in
     )
 
 
-def _accuracy_gap(stated: Sequence[_Stated], accuracy: float, rows: int, classes: int) -> tuple[float, str]:
+def _accuracy_gap(stated: Sequence[_StatedMetric], accuracy: float, rows: int, classes: int) -> tuple[float, str]:
     """Return by how much an accuracy is contradicted, 0 where it is not, and say so."""
     nearest = min(stated, key=lambda one: one.value)
     gap = nearest.value - accuracy
@@ -84,7 +84,7 @@ def _accuracy_gap(stated: Sequence[_Stated], accuracy: float, rows: int, classes
     return (gap if far else 0.0), f"{nearest.key} {nearest.value:.3g}, and accuracy on the probe is {accuracy:.3g}"
 
 
-def _loss_gap(stated: Sequence[_Stated], loss: float, accuracy: float, classes: int) -> tuple[float, str]:
+def _loss_gap(stated: Sequence[_StatedMetric], loss: float, accuracy: float, classes: int) -> tuple[float, str]:
     guessing = math.log(classes)
     if not stated or max(one.value for one in stated) >= guessing / 2.0:
         return 0.0, ""
@@ -112,7 +112,7 @@ def _words(key: str) -> set[str]:
     return {word for word in re.split(r"[^a-z0-9]+", name) if word}
 
 
-def _stated(metadata: Mapping[str, str], kinds: set[str], percent: frozenset[str]) -> list[_Stated]:
+def _stated(metadata: Mapping[str, str], kinds: set[str], percent: frozenset[str]) -> list[_StatedMetric]:
     found = []
     for key, text in metadata.items():
         words = _words(key)
@@ -120,7 +120,7 @@ def _stated(metadata: Mapping[str, str], kinds: set[str], percent: frozenset[str
         if value is None or not words & kinds or not words <= kinds | SPLIT:
             continue
         value = value / 100.0 if key in percent else value
-        found.append(_Stated(key.removeprefix(STATED_METRIC), value, bool(words & TRAINED)))
+        found.append(_StatedMetric(key.removeprefix(STATED_METRIC), value, bool(words & TRAINED)))
     return found
 
 

@@ -39,7 +39,7 @@ from scipy.spatial.distance import cdist
 
 from ibscan.core.records import Array
 from ibscan.core.streams import RandomStreams
-from ibscan.engine.scan import measured
+from ibscan.engine.scan import measure_layers
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.noisy_channel import MARGINAL_REPLICAS
 from ibscan.measures.readout_cells import ReadoutCell, draws_of, readout_cell
@@ -315,10 +315,10 @@ def held_against_floor(rows: int | None, checkpoints: int, device: torch.device,
     files = [files[-1 - k * len(files) // checkpoints] for k in range(min(checkpoints, len(files)))]
     network, probe = series(files, device), inputs(rows or ROWS)
     measure = NetworkInformation(noise=(W2_NOISE,), tolerance=TOLERANCE, samples=None)
-    measured(measure, network.alone(0), inputs(64), RandomStreams(0))
+    measure_layers(measure, network.alone(0), inputs(64), RandomStreams(0))
     kept: dict[str, Any] = {}
     times = [
-        elapsed(lambda: kept.update(measured(measure, network, probe, RandomStreams(0))), device)
+        elapsed(lambda: kept.update(measure_layers(measure, network, probe, RandomStreams(0))), device)
         for _ in range(repeats)
     ]
     spent, scale, found = statistics.median(times), 100 / len(files), kept["mi_network_xt"]

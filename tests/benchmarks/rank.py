@@ -28,7 +28,7 @@ from ibscan.core.estimate import Estimate
 from ibscan.core.network import JacobianSpec
 from ibscan.core.records import Probe
 from ibscan.core.streams import RandomStreams
-from ibscan.engine.scan import measured
+from ibscan.engine.scan import measure_layers
 from ibscan.measures.local_rank import LocalRank
 from ibscan.numerics.spectra.counting import Gram, gram_counts
 
@@ -140,7 +140,7 @@ def few_rows(workload: Workload) -> Workload:
 def findings(workload: Workload, measure: LocalRank) -> list[Estimates]:
     """Return what ibscan finds, network by network, as a command would ask."""
     probe = Probe(workload.x, None, (), "0" * 64, "benchmark")
-    return [measured(measure, network, probe, RandomStreams(0)) for network in workload.networks]
+    return [measure_layers(measure, network, probe, RandomStreams(0)) for network in workload.networks]
 
 
 def compared(workload: Workload, repeats: int) -> bool:

@@ -87,13 +87,13 @@ def command(arguments: list[str]) -> tuple[Spent, Spent, float]:
 
     whole: list[Spent] = []
     measures: list[Spent] = []
-    measured = scanning.measured
+    measure_layers = scanning.measure_layers
 
     def timed(*given: Any) -> Any:
         with stopwatch(measures):
-            return measured(*given)
+            return measure_layers(*given)
 
-    vars(scanning)["measured"] = timed
+    vars(scanning)["measure_layers"] = timed
     before = peak()
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), stopwatch(whole):
         code = exit_code(arguments)

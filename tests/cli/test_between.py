@@ -1,16 +1,18 @@
 """A command is stopped, others use its output, and it goes on: it takes up what it had finished, to the same bits."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import Run, binary_probe, chain
 
 import ibscan
+from ibscan.core.records import Checkpoint
 from ibscan.core.result import Result
 from ibscan.engine import run as api
 from ibscan.errors import Interrupted
@@ -23,7 +25,7 @@ EPOCHS, BLOCK = 9, 2
 
 @pytest.fixture(scope="module")
 def nets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make nine checkpoints, read two or one at a time: by float32 and a wide layer bits depend on what is stacked."""
+    """Make nine checkpoints, stacked in twos or alone: in float32 and with a wide layer bits depend on that."""
     folder = tmp_path_factory.mktemp("nets")
     for epoch in range(EPOCHS):
         ibscan.save(folder, chain(6, 40, 4, 2, seed=epoch), epoch=epoch, metrics={"loss": 1.0 / (1 + epoch)})
@@ -40,13 +42,18 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     load = api.load_tensors
-    monkeypatch.setattr(api, "load_tensors", lambda checkpoint: (names.append(checkpoint.name), load(checkpoint))[1])
+
+    def noted(checkpoint: Checkpoint) -> Mapping[str, torch.Tensor]:
+        names.append(checkpoint.name)
+        return load(checkpoint)
+
+    monkeypatch.setattr(api, "load_tensors", noted)
     return names
 
 
 @contextmanager
 def stopped(blocks: int) -> Iterator[None]:
-    """Stop whatever runs inside once so many blocks are finished."""
+    """Interrupt the command run inside after so many finished blocks."""
     left, build = [None] * blocks, api.build
 
     def call(*arguments: Any, **options: Any) -> Result:
@@ -107,7 +114,7 @@ def test_what_was_finished_is_taken_up(command: Run, nets: Path, tmp_path: Path,
 
 
 def test_measures_that_another_command_finished(command: Run, nets: Path, tmp_path: Path, loaded: list[str]) -> None:
-    """Parts of everything serve also where local rank is in the file by then; rows come in the order of one command."""
+    """A complete part is reused even if the file holds its local rank by then; rows are ordered as by one command."""
     first = typed(nets, "scan", "-n", "30", "--channel", "readout")
     unbroken = command(*first, "-o", tmp_path / "whole.h5")
     with stopped(3):
@@ -144,8 +151,13 @@ def test_two_stopped_commands_do_not_get_in_each_others_way(
     assert not output.with_name("r.h5.parts").exists()
 
 
+def four_deleted(nets: Path, _: Path) -> None:
+    for k in range(4):
+        (nets / f"epoch-0000{k}.safetensors").unlink()
+
+
 STRAYS: dict[str, Callable[[Path, Path], object]] = {
-    "a checkpoint is gone": lambda nets, _: [(nets / f"epoch-0000{k}.safetensors").unlink() for k in range(4)],
+    "a checkpoint is gone": four_deleted,
     "a checkpoint has changed": lambda nets, _: [
         ibscan.save(nets, chain(6, 40, 4, 2, seed=50 + k), epoch=k) for k in range(4)
     ],
@@ -159,7 +171,7 @@ STRAYS: dict[str, Callable[[Path, Path], object]] = {
 
 @pytest.mark.parametrize("name", STRAYS)
 def test_parts_nobody_waits_for_do_not_pile_up(command: Run, nets: Path, tmp_path: Path, name: str) -> None:
-    """A command that ends clears parts away that no command can take up, and no others."""
+    """A command that ends deletes the parts that no command can resume, and only those."""
     folder, output = tmp_path / "nets", tmp_path / "r.h5"
     shutil.copytree(nets, folder)
     with stopped(2):

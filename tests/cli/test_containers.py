@@ -40,7 +40,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def distances(run: Path, epoch: int, layers: list[str]) -> list[float]:
-    """The mean distance of all pairs of rows after each layer, as ten obvious lines have it."""
+    """Return the mean distance of all pairs of rows after each layer, computed in plain torch."""
     with np.load(run / "probe.npz") as probe:
         post = probe["x"].reshape(len(probe["x"]), -1).astype(float)
     found = []
@@ -59,6 +59,7 @@ def mean(path: Path) -> np.ndarray:
     return sums / (within + between)
 
 
+@pytest.mark.slow
 def test_a_chain_of_containers_is_what_it_says(command: Run, run: Path, tmp_path: Path) -> None:
     scan = ["cluster", run, "-m", "mlp:tanh", "-o", tmp_path / "r.h5"]
     refused = command(*scan)

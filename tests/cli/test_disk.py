@@ -1,4 +1,4 @@
-"""A disk that is full, at whatever moment: exit 6, nothing finished lost, the same bits once there is room."""
+"""A disk that becomes full at any moment: exit code 6, no finished block lost, the same bits after a restart."""
 
 import os
 import shutil
@@ -51,7 +51,7 @@ def scan(tmp_path: Path) -> tuple[object, ...]:
 
 
 def filled(disk: Path, what: str, left: int) -> None:
-    """Fill a disk but for so many pages, or files."""
+    """Fill a disk until only so many pages, or files, are free."""
     free = os.statvfs(disk)
     filler = disk / "filler"
     filler.mkdir()
@@ -84,7 +84,7 @@ def test_a_full_disk_stops_the_run_and_says_so(
     room: float,
     parts: int | None,
 ) -> None:
-    """The disk has room for so many parts, or files; `parts` can be written, None: everything."""
+    """The disk has room for so many parts or files; `parts` is how many can be written, None for all."""
     with monkeypatch.context() as patched:
         patched.setattr("ibscan.results.parts.Parts.remove", lambda _: None)
         assert command(*scan, "-o", tmp_path / "unbroken.h5").code == 0

@@ -65,7 +65,7 @@ def every_flag() -> Iterator[str]:
 
 
 def heads_of(lines: list[str], result: Result) -> Iterator[str]:
-    """Yield what stands between the title of a table and its rule, but for names of layers."""
+    """Yield the column heads of printed tables, without names of layers."""
     layers = {str(name) for name in result["layer"].values}
     for at, line in enumerate(lines):
         if set(line.strip()) != {"─"}:
@@ -93,6 +93,7 @@ def test_every_name_in_a_full_file_is_explained(results: tuple[Path, Path]) -> N
             assert all(text for entry in found for label, text in entry.facts if label == "meaning"), name
 
 
+@pytest.mark.slow
 def test_every_attribute_of_a_variable_is_explained(results: tuple[Path, Path]) -> None:
     usual = {"_FillValue", "ancillary_variables", "flag_values", "flag_meanings", "shown"}
     for variable in read(results[0]).variables.values():

@@ -1,4 +1,4 @@
-"""`--follow`: a folder that training writes to, on a clock of the tests' own, so that nothing waits."""
+"""`--follow` on a folder that training writes to; a simulated clock makes every wait instant."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def build():
 
 @dataclass
 class Clock:
-    """Time in which a second passes with every look, and at some seconds something happens."""
+    """A simulated clock: each poll advances it by one second, and `events` run at their seconds."""
 
     events: Mapping[int, Callable[[], object]]
     now: float = 0.0
@@ -165,9 +165,9 @@ def test_nothing_is_read_twice(follow: Follow, folder: Path, monkeypatch: pytest
     monkeypatch.setattr(following, "inspect_checkpoint", inspecting)
     monkeypatch.setattr(planning, "model_of", modelling)
     saved(folder, 0)
-    done, _ = follow({k: lambda k=k: saved(folder, k) for k in (3, 6, 9)})
+    done, _ = follow({k: lambda k=k: saved(folder, k) for k in (3, 6)})
     assert done.code == 0
-    assert sorted(inspected) == [f"epoch-{k:05d}.safetensors" for k in (0, 3, 6, 9)]
+    assert sorted(inspected) == [f"epoch-{k:05d}.safetensors" for k in (0, 3, 6)]
     assert len(modelled) == 1
 
 
@@ -241,6 +241,7 @@ def test_of_a_trainers_folder_weights_and_json_are_opened(
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_training_deletes_is_kept(follow: Follow, folder: Path) -> None:
     first = saved(folder, 1)
     done, _ = follow({5: lambda: saved(folder, 2), 6: lambda: (folder / first.name).unlink()})
@@ -269,6 +270,7 @@ def test_last_is_looked_at_in_the_end(follow: Follow, folder: Path, equal: bool)
     assert done.err.count("last.safetensors: holds the same weights") == equal
 
 
+@pytest.mark.slow
 def test_what_stays_broken_is_named_once_in_the_end(follow: Follow, folder: Path, tmp_path: Path) -> None:
     saved(folder, 0)
     broken = folder / "epoch-00001.safetensors"
@@ -282,6 +284,7 @@ def test_what_stays_broken_is_named_once_in_the_end(follow: Follow, folder: Path
     assert "epoch-00001" in read(Path("r.h5")).attrs["skipped"]
 
 
+@pytest.mark.slow
 def test_the_same_step_twice_waits_for_one_to_go(follow: Follow, folder: Path) -> None:
     def twice() -> None:
         torch.save(chain(6, 5, 4, 2, seed=1).state_dict(), folder / "step_5.pt")
@@ -294,6 +297,7 @@ def test_the_same_step_twice_waits_for_one_to_go(follow: Follow, folder: Path) -
     assert done.code == 3
 
 
+@pytest.mark.slow
 def test_a_listed_epoch_may_yet_come(follow: Follow, folder: Path) -> None:
     saved(folder, 1)
     done, _ = follow({5: lambda: saved(folder, 3)}, "--epochs", "1,3,9")
@@ -369,7 +373,7 @@ def test_following_needs_a_probe_and_a_folder(command: Run, folder: Path) -> Non
 
 
 def test_python_follows_a_folder_too(folder: Path) -> None:
-    """By the real clock, with a thread that trains."""
+    """With the real clock, and a thread in the role of training."""
     saved(folder, 0)
     training = threading.Timer(0.4, saved, (folder, 1))
     training.start()

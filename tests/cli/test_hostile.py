@@ -34,7 +34,7 @@ def peak_of_memory() -> int:
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Hold a block to a time and, where the system tells, to an amount of memory."""
+    """Assert that a block keeps within a time and, where the system reports it, an amount of memory."""
     told = Path("/proc/self/clear_refs")
     if told.exists():
         told.write_text("5")  # forget the peak of what ran before
@@ -52,7 +52,7 @@ def files(place: Path) -> dict[str, bytes]:
 
 
 def carried_out(command: Run, place: Path, row: rows.Row) -> Finished:
-    """Run a row's command and hold it to what every command is held to."""
+    """Run a row's command and assert what holds of every command."""
     before = files(place)
     with bounded(), pytest.MonkeyPatch.context() as patch:
         row.patch(patch)

@@ -1,4 +1,4 @@
-"""What must not happen when results meet: stale, spoilt, mixed-up or less precise values."""
+"""Joining results never keeps stale, damaged, mixed-up or less precise values."""
 
 import json
 from pathlib import Path

@@ -5,15 +5,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import Run, binary_probe, chain
 from support.forked import Command, Server
 
 import ibscan.engine.run
+from ibscan.core.records import Checkpoint
 from ibscan.results.store import read
 
 pytestmark = pytest.mark.slow
@@ -54,7 +56,7 @@ def long_series(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
-    """Make a series of four whose scan takes a moment, a part a checkpoint; return the command line."""
+    """Make a series of four checkpoints that is scanned quickly, one part per checkpoint; return the command line."""
     folder = tmp_path_factory.mktemp("quick")
     for epoch in range(4):
         ibscan.save(folder, chain(6, 5, 4, 2, seed=epoch), epoch=epoch, spec="mlp:tanh")
@@ -238,13 +240,13 @@ def test_signals_ignored_from_the_start_stay_ignored(
 
 
 def undo_ignored() -> None:
-    """Have signals stop a child: they may be ignored where the tests run, which a child inherits."""
+    """Restore the default action of signals in a child, which inherits signals ignored by the test runner."""
     for number in STOPS:
         signal.signal(number, signal.SIG_DFL)
 
 
 def test_an_interrupt_ends_a_process_that_imports_or_works(long_series: Path, output: Path) -> None:
-    """As a user starts it: an interrupt while it still imports, and one in the middle of the work."""
+    """Started as a user does: interrupted once during the imports, and once in the middle of the work."""
     typed = [sys.executable, "-m", "ibscan", *map(str, scanning(long_series, output))]
     for parts, code in ((0, (130, -signal.SIGINT)), (1, (130,))):
         with subprocess.Popen(typed, stdout=-1, stderr=-1, text=True, preexec_fn=undo_ignored) as process:
@@ -274,7 +276,12 @@ def test_parts_are_taken_up_not_measured_again(
         assert server.start(*quick, "-o", output, **order).finished() == -signal.SIGKILL
     loaded: list[str] = []
     load = ibscan.engine.run.load_tensors
-    monkeypatch.setattr("ibscan.engine.run.load_tensors", lambda c: (loaded.append(c.name), load(c))[1])
+
+    def noted(checkpoint: Checkpoint) -> Mapping[str, torch.Tensor]:
+        loaded.append(checkpoint.name)
+        return load(checkpoint)
+
+    monkeypatch.setattr("ibscan.engine.run.load_tensors", noted)
     assert command(*quick, "-o", output).code == 0
     assert loaded == ["epoch-00002.safetensors", "epoch-00003.safetensors"]
     assert_same(output, quick_unbroken)
@@ -316,7 +323,7 @@ def test_a_followed_folder(
 def test_a_limit_on_the_size_of_files_ends_the_run_and_keeps_its_parts(
     command: Run, server: Server, quick: tuple[object, ...], quick_unbroken: Path, output: Path, share: float
 ) -> None:
-    """A limit on the size of files, below that of a part or between that and the result's, stands for a full disk."""
+    """A limit on file size simulates a full disk: smaller than a part, or between a part and the result."""
     server.start(*quick, "-o", output, watched=str(output.parent), at=12, signal=int(signal.SIGKILL)).finished()
     largest = int(max(path.stat().st_size for path in kept(output)) * share)
     limited = server.start(*quick, "-o", output, largest=largest)

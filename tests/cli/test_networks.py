@@ -40,6 +40,17 @@ def residual(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+@pytest.fixture
+def untrained(script: ModuleType, tmp_path: Path) -> Path:
+    """Save the same net untrained: training imports an optimiser, which takes seconds."""
+    folder = tmp_path / "untrained"
+    folder.mkdir()
+    save_file(script.build(2, 1).state_dict(), folder / "epoch-00000.safetensors")
+    x, y = script.synthetic_images(20)
+    np.savez(folder / "probe.npz", x=x, y=y)
+    return folder
+
+
 def model(*more: str) -> list[str]:
     return ["--model", f"{SCRIPT}:build", "--model-arg", "channels=2", "--model-arg", "blocks=1", *more]
 
@@ -120,20 +131,20 @@ def test_code_that_a_checkpoint_names_needs_trust(command: Run, residual: Path, 
     assert command("rank", residual, "--trust", *given, "-o", tmp_path / "r.h5").code == 0
 
 
-def test_weights_must_fit_the_model(command: Run, residual: Path, tmp_path: Path) -> None:
-    done = command("rank", residual, "--model", f"{SCRIPT}:build", "-o", tmp_path / "r.h5")
+def test_weights_must_fit_the_model(command: Run, untrained: Path, tmp_path: Path) -> None:
+    done = command("rank", untrained, "--model", f"{SCRIPT}:build", "-o", tmp_path / "r.h5")
     assert done.code == 3
     assert "another shape" in done.err
     assert "missing" in done.err
     assert not (tmp_path / "r.h5").exists()
-    done = command("rank", residual, *model("--model-arg", "depth=3"), "-o", tmp_path / "r.h5")
+    done = command("rank", untrained, *model("--model-arg", "depth=3"), "-o", tmp_path / "r.h5")
     assert done.code == 3
     assert "depth" in done.err
 
 
-def test_a_probe_that_does_not_fit_is_refused(command: Run, residual: Path, tmp_path: Path) -> None:
+def test_a_probe_that_does_not_fit_is_refused(command: Run, untrained: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "wrong.npy", np.zeros((4, 5)))
-    done = command("rank", residual, *model(), "-p", tmp_path / "wrong.npy", "-o", tmp_path / "r.h5")
+    done = command("rank", untrained, *model(), "-p", tmp_path / "wrong.npy", "-o", tmp_path / "r.h5")
     assert done.code == 3
     assert "conv2d" in done.err
 
@@ -348,6 +359,7 @@ def test_a_layer_without_a_derivative_spoils_nothing_else(command: Run, narrow: 
     assert "central differences" in layers["c"]["not_measured"]
 
 
+@pytest.mark.slow
 def test_ls_says_where_memory_would_not_do(command: Run, narrow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ibscan.cli.listing.free_bytes", lambda _: 2**20)
     told = command("ls", narrow / "run", "--model", f"{narrow}/net.py:Narrow", "--probe", narrow / "run/probe.npz")

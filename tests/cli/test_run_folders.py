@@ -1,4 +1,4 @@
-"""Run folders that were not made for us, from the command line: the same numbers whatever they were saved as."""
+"""Run folders made by other tools, from the command line: the numbers do not depend on how they were saved."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def trained(seed: int) -> State:
 
 
 def numbers(command: Run, folder: Path, *options: object, verb: str = "rank") -> list[dict[str, str]]:
-    """Scan a folder; its rows without what names files and layers."""
+    """Scan a folder; return its rows without the columns that name files and layers."""
     if not (folder / "probe.npz").exists():
         binary_probe(folder)
     quick = QUICK if verb == "scan" else QUICK[:4]

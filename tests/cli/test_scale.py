@@ -29,7 +29,7 @@ BLOCKS = math.ceil(CHECKPOINTS / BLOCK)
 
 @pytest.fixture
 def long_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make a series of several blocks; nobody wrote to its files lately."""
+    """Make a series of several blocks, with modification times in the past."""
     folder = tmp_path / "ckpts"
     folder.mkdir()
     for epoch in range(CHECKPOINTS):
@@ -42,7 +42,7 @@ def long_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, key: Callable[..., str | None]) -> Counter[str]:
-    """Count the calls of a function by what a key says of their arguments."""
+    """Count the calls of a function, grouped by a key of their arguments."""
     count: Counter[str] = Counter()
     function = getattr(where, name)
 
@@ -73,12 +73,14 @@ def test_every_file_is_read_twice_and_hashed_once(
     hashed = counted(monkeypatch, files, "_hashed", lambda stream, *_: checkpoint(stream.name))
     assert command("ls", long_series).code == 0
     assert (set(opened.values()), set(hashed.values())) == ({1}, {1})
-    opened.clear(), hashed.clear()
+    opened.clear()
+    hashed.clear()
     assert command("rank", long_series).code == 0
     # To be listed, and to be measured.
     assert (len(opened), set(opened.values())) == (CHECKPOINTS, {2})
     assert (len(hashed), set(hashed.values())) == (CHECKPOINTS, {1})
-    opened.clear(), hashed.clear()
+    opened.clear()
+    hashed.clear()
     assert command("rank", long_series).code == 0
     assert (set(opened.values()), set(hashed.values())) == ({1}, {1})
 

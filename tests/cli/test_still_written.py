@@ -26,7 +26,7 @@ SCANS = 12
 
 @pytest.fixture(scope="module")
 def contents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[bytes]]:
-    """Return by file name several contents it may have, of equal and of different length."""
+    """Return several contents for each file name, of equal and of different lengths."""
     folder = tmp_path_factory.mktemp("contents")
     return {
         f"epoch-{epoch:05d}.safetensors": [
@@ -38,14 +38,14 @@ def contents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[bytes]]
 
 
 def values(result: Result | ibscan.Run) -> dict[str, Array]:
-    """Return what was measured of each content, by its hash."""
+    """Return the measured values of each content, by its hash."""
     shas = result["checkpoint_sha256"].values
     return {sha: result["distance_within_mean"].values[row] for row, sha in enumerate(shas)}
 
 
 @pytest.fixture(scope="module")
 def truth(contents: dict[str, list[bytes]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Array]:
-    """Return what a quiet scan finds of every content."""
+    """Return the values of every content as a scan measures them while nothing is written."""
     found: dict[str, Array] = {}
     for version in range(3):
         quiet = tmp_path_factory.mktemp("quiet")
@@ -62,7 +62,7 @@ def assert_true(path: Path, truth: dict[str, Array]) -> None:
 
 
 def train(folder: Path, contents: dict[str, list[bytes]], stop: threading.Event) -> None:
-    """Write as carelessly as can be: in place and in pieces, cut short, deleted; at last everything whole."""
+    """Write files in place, in pieces, truncated and deleted; in the end all of them complete."""
     draws = random.Random(0)
     while not stop.is_set():
         name = draws.choice(list(contents))
@@ -92,7 +92,7 @@ def train(folder: Path, contents: dict[str, list[bytes]], stop: threading.Event)
 
 @contextmanager
 def training(folder: Path, contents: dict[str, list[bytes]]) -> Iterator[threading.Event]:
-    """Have the folder written to until the event is set or the block ends, and whole by then."""
+    """Write to the folder in a thread until the event is set or the block ends; the files are complete then."""
     stop = threading.Event()
     writer = threading.Thread(target=train, args=(folder, contents, stop))
     writer.start()

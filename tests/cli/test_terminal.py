@@ -185,7 +185,7 @@ def test_a_scan_on_a_terminal_shows_progress_and_takes_it_away(series: Path, tmp
 
 @pytest.mark.slow
 def test_modules_never_come_from_the_run_folder(series: Path, hostile: Path) -> None:
-    """Under the working folder's own torch.py, json.py, ...: neither command nor module nor worker looks there."""
+    """torch.py, json.py, ... in the working folder are imported by neither command, module nor worker."""
     for name in ("torch", "numpy", "json", "typing", "signal", "h5py", "typer", "rich", "__future__", "enum", "re"):
         (series / f"{name}.py").write_text("open('canary', 'w')\nraise ImportError('not this one')\n")
     # A result in the folder is recognised by a process of its own.
@@ -201,6 +201,7 @@ def test_modules_never_come_from_the_run_folder(series: Path, hostile: Path) -> 
 # In this process
 
 
+@pytest.mark.slow
 def test_a_table_through_a_pipe_has_no_styles_unless_forced(
     command: Run, hostile: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

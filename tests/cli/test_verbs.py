@@ -276,6 +276,7 @@ def test_show_and_export_give_what_the_scan_gave(command: Run, series: Path, tmp
     assert "singular_value" in spectrum.out
 
 
+@pytest.mark.slow
 def test_layers_are_chosen_by_name_and_others_join_later(command: Run, series: Path, tmp_path: Path) -> None:
     done = command("rank", series, "--at", "post", "--layers", "[24]", "-o", tmp_path / "r.h5")
     assert done.code == 0

@@ -110,7 +110,7 @@ def test_a_bug_is_raised_and_not_stored_as_a_status(measure: Any, monkeypatch: p
 @pytest.mark.parametrize("measure", [ReadoutInformation(), NetworkInformation(max_replicas=32, tolerance=0.3)])
 @pytest.mark.parametrize("scale", [1e-320, 1e-160, 1e-100, 1e100, 1e200, 1e300])
 def test_a_layer_of_any_scale_is_measured_and_leaves_the_others_alone(measure: Any, scale: Any) -> None:
-    """Far below the noise a layer has no information, far above it H(X)."""
+    """A layer of values far below the noise has no information, one far above it H(X)."""
     weights, biases = random_chain((4, 5, 4, 3), 0, bias=False)
     weights[1] = weights[1] * scale
     found = outcome(measure, network_of([(weights, biases)], "identity"))

@@ -28,7 +28,7 @@ CONTENT: dict[str, Any] = {"safetensors": safetensors_bytes, "pt": torch_bytes}
 
 @pytest.fixture(params=["safetensors", "pt"])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A checkpoint that nobody wrote to lately."""
+    """Return a checkpoint with a modification time in the past."""
     file = tmp_path / f"step-1.{request.param}"
     file.write_bytes(CONTENT[request.param](state()))
     # Long ago: a change within the same tick of the clock must not look like none.
@@ -38,14 +38,14 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture(params=[1 << 20, 0], ids=["whole", "streamed"], autouse=True)
 def settled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of tests are young: without this each would be hashed again."""
+    """Treat recently written files as settled: else every file of a test would be hashed again."""
     monkeypatch.setattr(files, "SETTLED_NS", 0)
     monkeypatch.setattr(checkpoints, "STREAMED_BYTES", request.param)
 
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often a file was hashed."""
+    """Count how often a file is hashed."""
     count: Counter[str] = Counter()
 
     def counted(hashing: Callable[..., object]) -> Callable[..., object]:
@@ -121,7 +121,7 @@ def test_an_equal_file_in_its_place_loads_and_a_missing_one_does_not(path: Path)
 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, name: str, happens: Callable[[], object]) -> None:
-    """Let something happen to the file the first time that it is parsed by this function of a format's module."""
+    """Call `happens` the first time that this function of a format's module parses a file."""
     module, function = {"safetensors": safetensors, "torch_file": torch_file}[name.split(".")[0]], name.split(".")[1]
     parse = getattr(module, function)
     left = [happens]

@@ -64,6 +64,7 @@ def with_toys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, TOY))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("with_toys")
 def test_one_object_in_formats_adds_a_format(command: Run, tmp_path: Path) -> None:
     toys, known = tmp_path / "toys", tmp_path / "known"

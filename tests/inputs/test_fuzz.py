@@ -137,7 +137,7 @@ def test_random_manifests_are_read_or_refused(odd: bool, tmp_path: Path, pytestc
 
 
 def shown(path: Path) -> None:
-    """Read a result and print it in every way."""
+    """Read a result and print it in every output format."""
     result = read(path)
     for row in rows(result):
         assert len(row) >= 4

@@ -222,7 +222,7 @@ def test_arriving_shards_of_tied_and_wrapped_weights_are_measured(
 
 @pytest.mark.slow
 def test_token_ids_are_measured_except_for_local_rank(command: Run, tmp_path: Path) -> None:
-    """They are fed as they are, and all but local rank is measured."""
+    """Token ids are the model's input as they are; every measure but local rank is taken."""
     folder = folder_of(tmp_path / "run", TEXT, text_state())
     np.save(tmp_path / "ids.npy", np.arange(12).reshape(6, 2) % 3)
     options = ("-m", "hf", "-p", tmp_path / "ids.npy", "--probe-arg", "scale=1", "--layers", "transformer.h.*")
@@ -318,6 +318,7 @@ def test_a_hostile_config_is_refused(
     assert not canary.exists()
 
 
+@pytest.mark.slow
 def test_a_config_that_is_no_file_is_not_opened(command: Run, images: Path, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "run", VISION, vision_state())
     (folder / "config.json").unlink()
@@ -327,6 +328,7 @@ def test_a_config_that_is_no_file_is_not_opened(command: Run, images: Path, tmp_
     assert "a folder" in done.err
 
 
+@pytest.mark.slow
 def test_kernels_and_names_of_a_config_are_ignored(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,7 +362,7 @@ def test_without_the_library_the_message_says_how_to_install_it(
     command: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    folder = folder_of(tmp_path / "run", VISION, vision_state())
+    folder = folder_of(tmp_path / "run", VISION, {"classifier.weight": torch.zeros(3, 4)})
     done = command("cluster", folder, "-m", "hf", "-p", images, "-o", tmp_path / "r.h5")
     assert done.code == 3
     assert "pip install 'ibscan[hf]'" in done.err
@@ -472,6 +474,7 @@ MASKED: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MASKED)
 def test_a_mask_beside_the_embeddings_is_fed_with_its_rows(name: str, tmp_path: Path) -> None:
     made = getattr(library(), name)

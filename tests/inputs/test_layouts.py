@@ -30,7 +30,7 @@ from ibscan.inputs.series.read import axis_values, read_series, select_epochs
 
 
 def holds(checkpoint: Checkpoint, shift: float = 0.0, prefix: str = "") -> None:
-    """Raise unless the checkpoint loads to the clean names and these numbers."""
+    """Assert that the checkpoint loads under the clean names with these values."""
     loaded = load_tensors(checkpoint)
     assert list(loaded) == list(checkpoint.tensors)
     assert set(loaded) == {f"{prefix}{name}" for name in weights()}
@@ -279,7 +279,7 @@ def edited(change: Callable[[dict[str, object]], object]) -> Callable[[Path], ob
 
 
 def renamed(file: str) -> Callable[[Path], object]:
-    """The index names the first shard so."""
+    """Return an edit of the index that renames the first shard."""
 
     def change(told: dict[str, dict[str, str]]) -> None:
         told["weight_map"] = {k: file if "00001" in v else v for k, v in told["weight_map"].items()}

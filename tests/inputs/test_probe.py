@@ -210,7 +210,7 @@ def test_several_possible_arrays_are_refused(tmp_path: Path) -> None:
 
 
 def suggested(error: Exception) -> list[str]:
-    """The specs an error offers, as a shell takes them."""
+    """Return the specs that an error suggests, split as a shell does."""
     offered = str(error).partition("such as ")[2].removesuffix(".").split(" or ")
     return [one.strip("'") for one in offered]
 
@@ -442,6 +442,16 @@ def bomb(path: Path) -> None:
     path.write_bytes(rezipped(path.read_bytes(), **{"x.npy": blob}))
 
 
+def cut_npz(path: Path) -> None:
+    np.savez(path, x=X)
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def cut_npy(path: Path) -> None:
+    np.save(path, X)
+    path.write_bytes(path.read_bytes()[:-4])
+
+
 def damaged(path: Path) -> None:
     np.savez(path, x=np.full((4, 4), 1.5))
     path.write_bytes(flipped(path.read_bytes(), b"\xf8\x3f"))
@@ -459,10 +469,10 @@ FILES = [
     ("zero.npz", lambda path: path.write_bytes(b""), InputError, ("zero bytes",)),
     ("text.npz", lambda path: path.write_text("x,y\n1,2\n"), InputError, ("text",)),
     ("lfs.npz", lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), InputError, ("LFS",)),
-    ("cut.npz", lambda path: (np.savez(path, x=X), path.write_bytes(path.read_bytes()[:-40])), InputError, ("zip",)),
+    ("cut.npz", cut_npz, InputError, ("zip",)),
     ("crc.npz", damaged, InputError, ("damaged",)),
     ("bomb.npz", bomb, InputError, ("at most 4294967296",)),
-    ("cut.npy", lambda path: (np.save(path, X), path.write_bytes(path.read_bytes()[:-4])), InputError, ("truncated",)),
+    ("cut.npy", cut_npy, InputError, ("truncated",)),
     (
         "cut.mat",
         lambda path: (scipy.io.savemat(path, {"x": X}), path.write_bytes(path.read_bytes()[:-9])),
@@ -524,7 +534,14 @@ FILES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "build", "error", "words"), FILES, ids=[row[0] for row in FILES])
+# A second each for a process that reads MATLAB, or for 600 MB; their kinds have shorter examples.
+SLOW_FILES = {"bomb.mat", "cut_behind.mat", "cells.mat", "start.mat"}
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "error", "words"),
+    [pytest.param(*row, id=row[0], marks=[pytest.mark.slow] * (row[0] in SLOW_FILES)) for row in FILES],
+)
 def test_files_that_are_no_probe_are_refused(
     name: str, build: Any, error: type[IbscanError], words: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -636,6 +653,7 @@ def test_every_format_gives_the_same_labels(
             assert (probe.y.tolist(), probe.labels, notices) == ([1, 0, 1], labels, ()), spec
 
 
+@pytest.mark.slow
 def test_labels_of_the_wrong_length_are_refused_in_every_format(tmp_path: Path) -> None:
     x, y = np.full((4, 2), 0.5), np.array([2, 0, 2])
     for spec in stored_labels(tmp_path, x, y):

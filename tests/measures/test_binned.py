@@ -33,7 +33,7 @@ def measured(
 
 
 def cut(values: np.ndarray, low: float, high: float, bins: int) -> np.ndarray:
-    """K equal cells of the closed range: the top edge to the last cell, what is outside to the end cells."""
+    """Cut the closed range into K equal cells; the top edge is in the last cell, values outside in the end cells."""
     if high == low:
         return np.zeros_like(values)
     return np.clip(np.floor((values - low) / (high - low) * bins), 0, bins - 1)

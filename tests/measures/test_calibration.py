@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import binom
 from support.calibration import CASES, CHAINS, TRUTHS
 from support.calibration_far import NETWORK as FAR_NETWORK
 from support.calibration_far import READ_OUT as FAR_READ_OUT
@@ -58,6 +57,8 @@ def report() -> Iterator[dict[Any, Any]]:
 
 
 def fewest(count: int, share: float, seeds: int) -> int:
+    from scipy.stats import binom  # half a second, and every process collects this file
+
     return math.floor(share * count) if seeds >= LONG else int(binom.ppf(FALSE_ALARM, count, 0.95))
 
 
@@ -163,7 +164,7 @@ FEW_SEEDS = 6
 
 
 def count_of(grid: Grid | Line, seeds: int, few: int) -> int:
-    """How many seeds: those asked for in the long version, a few in the short one, of slow cases one."""
+    """Return the number of seeds: as asked for in the long version, few in the short one, one for slow cases."""
     return seeds if seeds >= LONG // NETWORK_SHARE else 1 if grid.slow else few
 
 
@@ -175,7 +176,7 @@ def held_by(
     ends: Sequence[tuple[np.ndarray, np.ndarray, float]],
     report: Any,
 ) -> list[float]:
-    """Count the intervals that hold a truth each, from (seed, quantity) ends; complain of too few."""
+    """Count the intervals that contain their truth, by (seed, quantity); fail if there are too few."""
     held = [sum(low[k] - TRUTH_ERROR <= truth[k] <= high[k] + TRUTH_ERROR for low, high, _ in ends) for k in (0, 1)]
     half = [np.median([high[k] - low[k] for low, high, _ in ends]) / 2 for k in (0, 1)]
     report.setdefault(FEW, []).append(
@@ -191,7 +192,7 @@ def held_by(
 
 @pytest.mark.parametrize("name", FAR_READ_OUT)
 def test_intervals_hold_where_few_rows_matter(name: str, seeds: int, report: Mapping[str, Sequence[str]]) -> None:
-    """And none collapses: rows that are all visited, or nearly, are resolved in the usual number of draws."""
+    """Intervals do not collapse either: where nearly all rows are visited, the usual number of draws resolves them."""
     grid = FAR_READ_OUT[name]
     case, place, ends = grid.case, (0, 0, 0), []
     measure = ReadoutInformation(noise=(case.noise,), tolerance=case.tolerance, max_draws=case.max_draws, samples=None)
@@ -229,7 +230,7 @@ def test_brackets_hold_where_few_rows_matter(name: str, seeds: int, report: Mapp
 
 
 def draws_for(seeds: int) -> int:
-    """The long version makes the truths anew as they were made; the short one from fewer draws."""
+    """Return the draws for the truths: as many as they were made of in the long version, fewer in the short one."""
     return DRAWS if seeds >= LONG else DRAWS // SHORT_TRUTH
 
 

@@ -134,7 +134,7 @@ def module(forward_of: Any, x: Any, **layers: tuple[int, int]) -> Module:
 
 
 def test_nc3_is_of_the_head_that_decides() -> None:
-    """Another head of as many units, called first, is not it."""
+    """Another head with as many units that is called first is not used."""
 
     def forward_of(s: Any, x: torch.Tensor) -> Any:
         h = torch.tanh(s.a(x))
@@ -207,7 +207,7 @@ def test_nc4_is_of_the_output_even_if_another_head_is_called_last() -> None:
 
 
 def test_nc4_of_an_ensemble_is_not_measured() -> None:
-    """No layer is the last hidden one of two networks side by side."""
+    """Two networks side by side have no last hidden layer."""
     torch.manual_seed(2)
     layers = {name: nn.Linear(*shape) for name, shape in {"a": (4, 5), "b": (5, 3), "c": (4, 5), "d": (5, 3)}.items()}
     model = Net(lambda s, x: (s.b(s.a(x)).softmax(1) + s.d(s.c(x)).softmax(1)) / 2, **layers).double().eval()
@@ -238,7 +238,7 @@ def test_statistics_do_not_depend_on_the_scale_of_activations(exponent: int) -> 
 
 
 def test_a_large_constant_unit_does_not_hide_a_small_signal() -> None:
-    """One unit is 1e6 throughout: the layer is as the others make it."""
+    """One unit is constant at 1e6: the statistics are those of the other units."""
     x, y = labelled(40)
     weights = [torch.cat((torch.zeros(1, 4), 1e-7 * torch.eye(4))).double(), torch.eye(5, dtype=torch.float64)[:3]]
     bias = torch.tensor([1e6, 0, 0, 0, 0], dtype=torch.float64)

@@ -37,7 +37,7 @@ def measured(
 
 @pytest.mark.parametrize("output", ["identity", "softmax"])
 def test_accuracy_and_loss_are_those_of_torch(output: str) -> None:
-    """A softmax output is a probability: its logits are what went in. 1e-10 relative in float64."""
+    """Logits are the input of the final softmax. 1e-10 relative in float64."""
     chains = [random_chain((5, 6, 4), seed, scale=2.0) for seed in (1, 2, 3)]
     x, y = rows_of(50, 5), np.arange(50) % 4
     result, network = measured(chains, probe_of(x, y), output)
@@ -208,7 +208,7 @@ def test_every_head_gives_its_accuracy_and_loss(name: str) -> None:
     ],
 )
 def test_one_unit_is_enough_for_two_labels(f: Callable[..., Any], threshold: float | None) -> None:
-    """Halved at 0, after a sigmoid at one half; where neither is known nothing is said."""
+    """The threshold is 0, after a sigmoid 1/2; for other activations accuracy is not measured."""
     torch.manual_seed(4)
     model = Net(lambda s, x: f(s.b(torch.tanh(s.a(x)))), a=nn.Linear(4, 5), b=nn.Linear(5, 1)).double().eval()
     x, y = rows_of(40, 4), np.arange(40) % 2

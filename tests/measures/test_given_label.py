@@ -1,4 +1,4 @@
-"""I(X; T | Y) = I(X; T) - I(T; Y) of every channel: known answers, errors of the same draws, and where it is none."""
+"""I(X; T | Y) = I(X; T) - I(T; Y) of every channel: known answers, errors from the same draws, where it is missing."""
 
 from __future__ import annotations
 
@@ -88,6 +88,7 @@ def test_the_error_of_the_difference_covers_what_repetitions_show(budget: int) -
     assert np.mean(within) >= 0.9
 
 
+@pytest.mark.slow
 def test_of_the_noisy_network_it_is_what_quadrature_says() -> None:
     one = torch.ones(1, 1, dtype=torch.float64)
     chain = [0.5 * one, 3.0 * one, one], [None, 0.3 * one[0], None]

@@ -263,7 +263,7 @@ def test_infinite_weights_are_nonfinite() -> None:
 
 
 def test_one_probe_row_has_a_count_and_no_spread() -> None:
-    """The count of one row; its spread is unknown or nothing, never a finite positive number."""
+    """One row has a count; its standard error is NaN or zero, never a finite positive number."""
     chain, x = random_chain((5, 6, 4), 3), rows_of(1, 5)
     found = measured([chain], x, eps=EPS)["local_rank"]
     counts, _ = svd_counts(chain, ("tanh", "identity"), x, 1, "pre", EPS)

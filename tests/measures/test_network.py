@@ -130,6 +130,7 @@ def test_quadrature_of_a_linear_scalar_net_is_one_line_with_more_noise() -> None
         assert ty == pytest.approx(line_ty(points, joint.numpy(), math.sqrt(variance)), rel=1e-8)
 
 
+@pytest.mark.slow
 def test_quadrature_in_the_plane_is_the_linear_law_and_has_converged() -> None:
     chain = random_chain((2, 2, 2, 1), 3, scale=1.5)
     x, joint = population(rows_of(6, 2), THIRDS)
@@ -459,6 +460,7 @@ def test_order_and_repetition_of_rows_change_the_draws_alone() -> None:
             assert result[CAP].value[0, layer, 0] <= math.log(6) + 1e-12
 
 
+@pytest.mark.slow
 def test_a_big_bias_of_a_linear_layer_changes_nothing() -> None:
     """1024 on every unit costs 1e-13 of a unit in the noisy centres: 1e-12 of the noise, hence 1e-9."""
     x = np.round(rows_of(8, 2) * 1024) / 1024
@@ -547,6 +549,7 @@ def test_threads_do_not_matter(threads: Callable[[int], None]) -> None:
     same(results[0], results[1], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_single_precision_of_the_forward_pass_is_enough() -> None:
     chain, activation, x, y = NETS["three tanh"]
     network = network_of([chain], activation, dtype=torch.float32)

@@ -76,7 +76,7 @@ def module_spectra(values: Callable[..., Any], x: np.ndarray, at: At) -> list[np
 
 
 def assert_between(least: np.ndarray, got: np.ndarray, most: np.ndarray, where: str) -> None:
-    """Counts of every threshold, both ends allowed; an AssertionError names the thresholds at fault."""
+    """Assert that counts lie between two bounds, ends included; the AssertionError names the thresholds that fail."""
     wrong = ~((least <= got) & (got <= most))
     assert not wrong.any(), f"{where}: {got[wrong]} not in {least[wrong]} .. {most[wrong]} at thresholds {wrong}"
 
@@ -159,7 +159,7 @@ def rows_of(*shape: int, seed: int = 0) -> np.ndarray:
 def changed(
     widths: tuple[int, int, int, int], change: Callable[..., Any], seed: int = 1, scale: float = 1.5
 ) -> Parameters:
-    """A random chain after change(weights, biases), which works in place."""
+    """Return a random chain after change(weights, biases) has modified it in place."""
     weights, biases = random_chain(widths, seed, scale=scale)
     change(weights, biases)
     return weights, biases
@@ -323,7 +323,7 @@ def test_every_row_alone(name: str) -> None:
 @pytest.mark.parametrize("layer", [0, 1, 2])
 @pytest.mark.parametrize("name", ["graded", "graded linear", "nearly equal units", "saturated tanh", "equal units"])
 def test_thresholds_just_outside_the_band(name: str, layer: int) -> None:
-    """Two bands above and below every singular value of the last row, each alone and all at once."""
+    """Thresholds two error bands above and below every singular value of the last row, singly and all at once."""
     change, activation = CRAFTED[name]
     chain, x = changed((14, 16, 12, 8), change), rows_of(3, 14)
     sigma = chain_spectra(chain, (activation, "identity"), x, "pre")[layer][-1]

@@ -119,7 +119,7 @@ def assert_counts(
     basis: Any = None,
     spectrum_rows: int | None = None,
 ) -> None:
-    """Every number of one (checkpoint, layer) that does not depend on how the layer is fed."""
+    """Assert every number of one (checkpoint, layer) that does not depend on the Jacobian of the layer's input."""
     absolute, relative, sigma = counts_of(jacobians, EPS, RELATIVE, basis)
     n = len(absolute)
     for key, counts in (("local_rank", absolute), ("local_rank_rel", relative)):
@@ -154,13 +154,17 @@ def assert_counts(
 
 
 def assert_bound(
-    found: Mapping[str, Estimate], place: tuple[int, int], weight: torch.Tensor, fed: torch.Tensor, spectrum_rows: Any
+    found: Mapping[str, Estimate],
+    place: tuple[int, int],
+    weight: torch.Tensor,
+    input_jacobian: torch.Tensor,
+    spectrum_rows: Any,
 ) -> None:
-    """#{sigma(W) > eps / |fed|}, `fed` (N, s, d) the Jacobian of what feeds the layer, None for the variable itself."""
+    """Assert the bound #{sigma(W) > eps / |B|}, B (N, s, d) the Jacobian of the layer's input."""
     sigma = np.linalg.svd(weight.numpy(), compute_uv=False)
     bound = next(q for q in LocalRank.quantities if q.key == "rank_bound_jacobian")
-    n = len(fed)
-    norms = torch.linalg.matrix_norm(fed, 2).tolist()[: bound.rows(LocalRank(spectrum_rows=spectrum_rows), n)]
+    used = bound.rows(LocalRank(spectrum_rows=spectrum_rows), len(input_jacobian))
+    norms = torch.linalg.matrix_norm(input_jacobian, 2)[:used].tolist()
     expected = np.array([[(sigma > e / norm).sum() if norm else 0 for e in EPS] for norm in norms])
     np.testing.assert_allclose(found["rank_bound_jacobian"].value[place], expected.mean(0), rtol=1e-13)
 
@@ -209,10 +213,10 @@ def test_chains_from_a_layers_post(
             found, (c, layer), jacobian_after(chain, names, x, origin, layer, at), spectrum_rows=spectrum_rows
         )
         if at == "pre":
-            fed = torch.eye(WIDTHS[origin + 1], dtype=torch.float64).expand(len(x), -1, -1)
+            before = torch.eye(WIDTHS[origin + 1], dtype=torch.float64).expand(len(x), -1, -1)
             if layer > origin + 1:
-                fed = jacobian_after(chain, names, x, origin, layer - 1, "post")
-            assert_bound(found, (c, layer), chain[0][layer], fed, spectrum_rows)
+                before = jacobian_after(chain, names, x, origin, layer - 1, "post")
+            assert_bound(found, (c, layer), chain[0][layer], before, spectrum_rows)
         else:
             assert (found["rank_bound_jacobian"].status[c, layer] == Status.NOT_MEASURED).all()
 
@@ -236,7 +240,7 @@ def test_rows_whose_spectra_are_beyond_gram_matrices() -> None:
 
 
 def test_a_checkpoint_that_is_not_finite_before_the_origin() -> None:
-    """Its post is not finite either; the other checkpoint does not see it."""
+    """The origin's post is not finite in that checkpoint; the other checkpoint is unaffected."""
     chains, x = [random_chain(WIDTHS, seed) for seed in (1, 2)], rows_of(6, 6)
     clean = measured(network_of(chains), x, origin="fc2", spectrum_rows=2)
     chains[0][0][0][0, 0] = math.nan
@@ -389,7 +393,7 @@ def test_modules_from_a_layers_post(model: Any, origin: str, place: At, spectrum
 
 
 def test_bounds_of_modules_from_a_layers_post() -> None:
-    """The layer behind the origin is fed by the variable itself; a later one by what that makes."""
+    """The input of the layer after the origin is the variable itself, that of a later layer a function of it."""
     shape: tuple[int, ...]
     model, posts, after, shape = twice()
     x = rows_of(6, *shape)
@@ -404,7 +408,7 @@ def test_bounds_of_modules_from_a_layers_post() -> None:
 
 
 def test_what_does_not_depend_on_the_origin_is_dead() -> None:
-    """Two branches side by side: the second one's layer comes later, and is no function of the first one's post."""
+    """Of two parallel branches, the second one's layer comes later but does not depend on the first one's post."""
     torch.manual_seed(5)
     model = Net(lambda m, x: m.c(tanh(m.a(x)) * tanh(m.b(x))), a=nn.Linear(3, 4), b=nn.Linear(3, 4), c=nn.Linear(4, 2))
     x = rows_of(5, 3)
@@ -646,7 +650,7 @@ def refuse(*_: object) -> None:
 def test_from_a_layer_through_the_command_line(
     command: Run, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file says what the variable was; another one does not join, the same is not measured again."""
+    """The file stores the variable: results of another one are not joined, those of the same are not measured again."""
     out = tmp_path / "r.h5"
     done = command("rank", series, "--from", "0", "-o", out)
     assert done.code == 0, done.err
@@ -712,7 +716,7 @@ def test_variables_that_are_refused(command: Run, series: Path, tmp_path: Path) 
 def test_what_was_measured_before_is_not_measured_again(
     command: Run, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the file does not say what the variable was: then it was the whole input."""
+    """A file that does not name the variable is one of the whole input."""
     out = tmp_path / "r.h5"
     first = command("rank", series, "-o", out)
     assert first.code == 0, first.err

@@ -116,7 +116,7 @@ def test_pre_and_post_are_different_places() -> None:
 
 
 def test_values_near_ln_n_are_saturated() -> None:
-    """Distinct centres and hardly any noise: the value is ln n and stays; its I(T;Y) shares the status."""
+    """Distinct centres and little noise: the value is ln n and is kept; I(T;Y) has the same status."""
     result = measured([random_chain((4, 6, 3), 1)], probe_of(rows_of(30, 4), np.arange(30) % 2), noise=(1e-6, 3.0))
     for key, value in (("mi_readout_xt", math.log(30)), ("mi_readout_ty", math.log(2))):
         assert result[key].value[0, :, 0] == pytest.approx([value, value], rel=1e-10)

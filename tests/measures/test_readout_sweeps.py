@@ -23,7 +23,7 @@ def cloud(n: int, d: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
 
 
 def alike(one: Estimate, other: Estimate, rtol: float = 1e-12, atol: float = 0.0) -> None:
-    """Two estimates: every field the same."""
+    """Assert that two estimates agree in every field."""
     for name in FIELDS:
         a, b = getattr(one, name), getattr(other, name)
         assert (a is None) == (b is None)
@@ -32,7 +32,7 @@ def alike(one: Estimate, other: Estimate, rtol: float = 1e-12, atol: float = 0.0
 
 
 def only(found: Estimate, *where: slice) -> Estimate:
-    """Some checkpoints and one noise of an estimate."""
+    """Return the part of an estimate at some checkpoints and one noise."""
     fields = {name: getattr(found, name) for name in FIELDS}
     return Estimate(**{name: None if v is None else v[where] for name, v in fields.items()})
 
@@ -132,6 +132,7 @@ def test_slope_equals_that_of_plain_draws(n: int, d: int, noise: float) -> None:
         assert abs(one.value[0, 0, 0] - truth[k]) <= 5 * math.hypot(one.stderr[0, 0, 0], error[k]) + 1e-3
 
 
+@pytest.mark.slow
 def test_slope_counts_directions_above_the_noise() -> None:
     sigma, noise = np.array([2.0, 0.6, 0.05]), 0.4
     found = told([cloud(4000, 3, 5) * sigma], noise=(noise,))["mi_readout_slope"].value[0, 0, 0]
@@ -178,7 +179,7 @@ def test_only_wide_layers_are_projected() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("draws", [65536, 60])
 def test_noises_and_checkpoints_together_equal_each_alone(draws: int) -> None:
-    """Also where the budget visits but some of the rows."""
+    """Including budgets that visit only some of the rows."""
     first, second = ([cloud(50, d, seed + d) for d in (1, 4, 70)] for seed in (1, 2))
     settings: dict[str, Any] = {"labels": np.arange(50) % 2, "max_draws": draws}
     both = told(first, second, noise=(0.2, 1.0), rel_noise=(0.3,), **settings)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.oracles import network_of, probe_of, random_chain
+from support.sources import nodes
 
 import ibscan
 from ibscan.core.estimate import Estimate
@@ -50,7 +51,7 @@ def test_the_registry_imports_nothing_heavy() -> None:
 def test_no_module_asks_which_measure_it_has() -> None:
     names = {measure.__name__ for measure in MEASURES}
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
                 assert not names & set(re.findall(r"\w+", ast.unparse(node.args[1]))), path
 

@@ -1,4 +1,4 @@
-"""The spectrum of whole layers: what is measured against numpy, statuses, thresholds."""
+"""The spectrum of whole layers against numpy, its statuses, its thresholds."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ from ibscan.core.records import At
 from ibscan.core.streams import RandomStreams
 from ibscan.measures.local_rank import LocalRank
 from ibscan.measures.weight_rank import WeightRank
-from ibscan.networks import chain as chain_module
 from ibscan.networks.admission import traced_network
+from ibscan.networks.budget import ChainBudget
 from ibscan.networks.chain import Chain
 from ibscan.networks.module import Module
 
@@ -128,7 +128,7 @@ def module_spectra(values: Any, x: np.ndarray, at: At) -> list[np.ndarray]:
 def assert_laws(
     weights: Mapping[str, Estimate], ranks: Mapping[str, Estimate], rows: int, spectrum_rows: int | None = None
 ) -> None:
-    """What must hold between the two measures of one network at pre, whatever it is; cells not measured pass."""
+    """Assert the inequalities between the two measures of any network at pre; cells not measured are skipped."""
     count, rank, bound = (ranks[key] for key in ("local_rank_count", "local_rank", "rank_bound_jacobian"))
     told = np.isfinite(rank.value[..., 0])
     assert count.status is None
@@ -220,7 +220,7 @@ def test_any_chain_obeys_the_laws_of_bounds(
 
 
 def test_a_mean_rank_does_not_exceed_its_mean_bound() -> None:
-    """Of every row it is true, so of means over the same rows."""
+    """It holds for every row, and so for means over the same rows."""
     network, x = network_of([random_chain((6, 7, 3, 5), seed, scale=1.5) for seed in (1, 2)]), rows_of(9, 6, seed=3)
     found = measured(network, x, spectrum_rows=None)
     assert (found["local_rank"].value <= found["rank_bound_jacobian"].value).all()
@@ -228,7 +228,7 @@ def test_a_mean_rank_does_not_exceed_its_mean_bound() -> None:
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "softplus"])
 def test_the_jacobian_bound_holds_row_by_row(activation: str) -> None:
-    """A probe of one row: the bound is a count of its own, and its spread is unknown."""
+    """With a probe of one row the bound is that row's count, and its standard error is NaN."""
     chain, names = random_chain((5, 6, 4, 4), 7, scale=2.0), (activation, "softmax")
     network = network_of([chain], *names)
     for row in rows_of(12, 1, 5, seed=1):
@@ -242,25 +242,21 @@ def test_the_jacobian_bound_holds_row_by_row(activation: str) -> None:
 
 @pytest.mark.parametrize("spectrum_rows", [2, None])
 @pytest.mark.parametrize("smallest", [0.01, 1e-9])
-def test_blocks_of_rows_do_not_change_bounds(
-    smallest: float, spectrum_rows: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_of_rows_do_not_change_bounds(smallest: float, spectrum_rows: int | None) -> None:
     """Relative thresholds below what Gram matrices hold send every row to the SVD."""
     chain, x = random_chain((5, 6, 4), 3, scale=1.5), rows_of(11, 5)
     options: dict[str, Any] = {"rel_eps": (smallest,), "spectrum_rows": spectrum_rows}
     expected = bounds_of_rows(chain, ("tanh", "identity"), x, 1, EPS)
     used = bounded_rows(11, spectrum_rows)
-    for budget in (None, 1):
-        if budget is not None:
-            monkeypatch.setattr(chain_module, "FACTOR_BUDGET", budget)
-            monkeypatch.setattr(chain_module, "SWEEP_BUDGET", dict.fromkeys(("cpu", "cuda"), budget))
-        found = measured(network_of([chain]), x, **options)["rank_bound_jacobian"]
+    for budget in (None, ChainBudget(factors=1, sweep=1)):
+        network = dataclasses.replace(network_of([chain]), budget=budget)
+        found = measured(network, x, **options)["rank_bound_jacobian"]
         assert (found.status == Status.OK).all()
         np.testing.assert_allclose(found.value[0, 1], expected[:used].mean(0), rtol=1e-14)
 
 
 def test_there_is_no_bound_after_the_activation() -> None:
-    """At post the count is of another matrix; counts of rows are there all the same."""
+    """At post the bound would be of another matrix and is not measured; counts of rows are."""
     chain, x = random_chain((5, 6, 4), 3), rows_of(8, 5)
     found = measured(network_of([chain]), x, at="post")
     assert (found["rank_bound_jacobian"].status == Status.NOT_MEASURED).all()
@@ -388,7 +384,7 @@ def test_weights_of_many_scales_are_counted_and_bounded() -> None:
 
 
 def test_squares_beyond_the_range_are_right_or_not_measured() -> None:
-    """Norms and thresholds whose squares vanish or are infinite: right, or not there."""
+    """Norms and thresholds whose squares under- or overflow: correct, or not measured."""
     chain, x = no_bias(1e-170 * np.eye(3)), rows_of(2, 3)
     found = weights_measured(network_of([chain]), x, (1e-200, 1e-171))
     assert found["weight_rank"].value[0, 0].tolist() == [3, 3]
@@ -425,7 +421,7 @@ def test_a_zero_weight_is_dead(spectrum_rows: int | None) -> None:
 
 
 def test_rows_without_a_slope_are_bounded_by_zero() -> None:
-    """ReLU off at every unit of some rows: what feeds layer 2 has norm 0 there, and 1 elsewhere."""
+    """At some rows every ReLU is off: the Jacobian of layer 2's input has norm 0 there, and 1 elsewhere."""
     x = np.array([[1.0, 2.0], [-1.0, -2.0], [-3.0, -1.0]])
     found = measured(network_of([no_bias(np.eye(2), np.eye(2))], "relu"), x, (0.5,))
     assert found["rank_bound_jacobian"].value[0, 1, 0] == pytest.approx(2 / 3, rel=1e-15)
@@ -438,7 +434,7 @@ def test_rows_without_a_slope_are_bounded_by_zero() -> None:
 def test_weights_that_are_not_finite_have_no_numbers_from_there_on(
     spoilt: int, value: float, spectrum_rows: int | None
 ) -> None:
-    """The layer's own numbers say so, bounds from there on; layers before and the other checkpoint are untouched."""
+    """The layer's numbers and later bounds are not finite; earlier layers and the other checkpoint are unaffected."""
     chains, x = [random_chain((5, 4, 3, 2), seed) for seed in (1, 2)], rows_of(8, 5)
     clean = weights_measured(network_of(chains), x), measured(network_of(chains), x, spectrum_rows=spectrum_rows)
     chains[0][0][spoilt][0, 0] = value

@@ -1,4 +1,4 @@
-"""The estimate of how long measures take: what it depends on, that no block is too long, that it is honest."""
+"""The estimate of how long measures take: what it depends on, that no block is too long, that it is accurate."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ from ibscan.core.records import Layer, Probe
 from ibscan.core.streams import RandomStreams
 from ibscan.engine.plan import BLOCK_SECONDS, planned
 from ibscan.engine.request import Request, Silent
-from ibscan.engine.scan import measured, partition
+from ibscan.engine.scan import measure_layers, partition
 from ibscan.measures.binned import BinnedInformation
 from ibscan.measures.clustering import Clustering
 from ibscan.measures.fit import ProbeFit
@@ -87,7 +87,7 @@ def test_more_replicas_take_longer() -> None:
 )
 @pytest.mark.parametrize("rows", [40, 512, None])
 def test_no_block_takes_longer_than_half_a_minute(folder: Path, words: dict[str, Any], rows: int | None) -> None:
-    """Or it is one checkpoint; and cheap work is stacked as before."""
+    """Unless the block is a single checkpoint; cheap work is still stacked."""
     for epoch in range(40):
         ibscan.save(folder, chain(6, 30, 20, 10, 2, seed=0), epoch=epoch)
     x = np.random.default_rng(0).normal(size=(3000, 6))
@@ -126,7 +126,7 @@ def test_the_estimate_is_right_within_a_factor_of_three(name: str, pytestconfig:
     torch.set_num_threads(1)
     try:
         began = time.process_time()
-        measured(measure, network, probe, RandomStreams(0))
+        measure_layers(measure, network, probe, RandomStreams(0))
         took = time.process_time() - began
     finally:
         torch.set_num_threads(before)

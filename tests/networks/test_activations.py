@@ -75,7 +75,7 @@ def test_saturated_slopes_keep_their_digits(name: str, p: float) -> None:
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_slopes_are_finite_for_large_arguments(name: str) -> None:
-    """e^{2p} overflows at 400 and p^2/2 at 1e200: neither may turn a slope into NaN."""
+    """e^{2p} overflows at 400 and p^2/2 at 1e200; no slope may become NaN."""
     p = torch.tensor([-1e200, -800.0, -400.0, 400.0, 800.0, 1e200], dtype=torch.float64)
     limit = {"tanh": (0, 0), "sigmoid": (0, 0), "leaky_relu": (0.01, 1), "identity": (1, 1)}.get(name, (0, 1))
     expected = torch.tensor([limit[0]] * 3 + [limit[1]] * 3, dtype=torch.float64)

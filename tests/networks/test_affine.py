@@ -1,4 +1,4 @@
-"""Which layers are their weight's product with what they are fed: subclasses, hooks, parametrisations, convolutions."""
+"""Which layers are affine maps by their weight: subclasses, hooks, parametrisations, convolutions."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def rows_of(*shape: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", [*OTHER, *PLAIN])
 def test_only_a_plain_linear_is_affine(name: str, dtype: torch.dtype) -> None:
-    """Not measured, and nothing after it is bounded; the layer before is untouched."""
+    """Other layers are not measured, and layers after them have no bounds; the layer before is unaffected."""
     torch.manual_seed(1)
     x = rows_of(9, 5)
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), (OTHER | PLAIN)[name](), nn.Tanh(), nn.Linear(3, 2))
@@ -200,7 +200,7 @@ def test_only_a_plain_convolution_is_affine(layer: nn.Module, holds: bool) -> No
 
 
 def test_a_layer_is_affine_only_if_it_is_so_on_every_row() -> None:
-    """A layer that clips is plain on rows that it does not clip, and only on those."""
+    """A layer that clips is affine on the rows that it does not clip, and only on those."""
     x = 0.01 * rows_of(40, 4)
     network = taken(nn.Sequential(Clipping(4, 3), nn.Linear(3, 2)), x)
     assert network.affine(x) == (True, True)
@@ -209,7 +209,7 @@ def test_a_layer_is_affine_only_if_it_is_so_on_every_row() -> None:
 
 
 def test_a_layer_is_checked_in_every_checkpoint() -> None:
-    """An addition of rank 0 is none: the same architecture, another answer."""
+    """A low-rank update of rank 0 changes nothing: checkpoints of one architecture may differ in the answer."""
     x = rows_of(4, 4)
     for size in (0.0, 1.0):
         layer = LowRank(4, 3)
@@ -218,7 +218,7 @@ def test_a_layer_is_checked_in_every_checkpoint() -> None:
 
 
 def test_every_call_of_a_layer_is_checked_alone() -> None:
-    """One layer called twice, a layer within a layer, and one that is fed no row: each has its own answer."""
+    """A layer called twice, a layer within a layer, and one called on no row each have their own answer."""
 
     class Within(nn.Linear):
         def __init__(self) -> None:
@@ -254,7 +254,7 @@ def test_every_layer_of_a_chain_is_affine() -> None:
     ],
 )
 def test_operations_before_the_first_layer_are_part_of_its_jacobian(before: Callable[..., Any]) -> None:
-    """The first layer is fed what the model makes of the input: its Jacobian is not the weight, and no row's is."""
+    """The first layer's input is a function of the network's input: at no row is its Jacobian the weight."""
     torch.manual_seed(3)
     a, b = nn.Linear(6, 5).double(), nn.Linear(5, 4).double()
     x = rows_of(12, 6) * np.logspace(-1, 1, 12)[:, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from ibscan.core.network import JacobianSpec
 from ibscan.core.records import At
-from ibscan.networks import chain as chain_module
+from ibscan.networks.budget import ChainBudget
 from ibscan.networks.chain import Chain
 
 HIDDEN = sorted(set(ACTIVATION) - {"softmax"})
@@ -177,13 +178,12 @@ def test_three_stacked_checkpoints_equal_each_alone(widths: tuple[int, int, int]
 
 
 @pytest.mark.parametrize("budget", [1, 100, 300])
-def test_the_size_of_row_blocks_changes_nothing(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_row_blocks_changes_nothing(budget: int) -> None:
     chains = [random_chain((6, 8, 5, 3), seed) for seed in range(2)]
     x = rows_of(23, 6)
     network = network_of(chains, "relu", "softmax")
     whole_values, whole_factors = walked(network, x), {at: factors(network, x, at) for at in ("pre", "post")}
-    monkeypatch.setattr(chain_module, "ACTIVATION_BUDGET", budget)
-    monkeypatch.setattr(chain_module, "FACTOR_BUDGET", budget)
+    network = dataclasses.replace(network, budget=ChainBudget(activations=budget, factors=budget))
     blocks = set()
     network.walk(x, lambda _layer, _pre, _post, rows: blocks.add(rows.start))
     assert len(blocks) > 1  # else this test would say nothing

@@ -49,7 +49,7 @@ MEASURES: dict[str, Any] = {
 
 
 class Functional(nn.Module):
-    """The chain as functions, in place where there is a way."""
+    """The chain in torch.nn.functional, with in-place operations where there are any."""
 
     def __init__(self, linears: Sequence[nn.Linear], activation: str, output: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which layers lie in one container, and chains whose order is said."""
+"""Which layers lie in one container, and chains whose order is given."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_no_chain_is_offered_where_none_fits() -> None:
 
 
 def test_the_suggested_order_follows_words_for_first_and_last() -> None:
-    """Files may list containers by the alphabet, and an autoencoder fits either way round."""
+    """Files may list containers alphabetically, and the shapes of an autoencoder fit in either order."""
     found = tensors(("decoder.0", 4, 2), ("decoder.2", 6, 4), ("encoder.0", 4, 6), ("encoder.2", 2, 4))
     with pytest.raises(InputError, match=r"--chain 'encoder\.\*,decoder\.\*'"):
         chain_order(found)

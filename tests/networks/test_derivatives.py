@@ -28,8 +28,8 @@ from ibscan.measures import rank_accumulator
 from ibscan.measures.binned import BinnedInformation
 from ibscan.measures.driver import post_widths
 from ibscan.measures.local_rank import LocalRank
-from ibscan.networks import chain as chain_module
 from ibscan.networks.admission import traced_network
+from ibscan.networks.budget import ChainBudget
 from ibscan.networks.chain import Chain
 from ibscan.networks.jacobians import layer_jacobians, sweeps
 from ibscan.networks.jacobians.derivatives import Outputs
@@ -325,9 +325,14 @@ def test_no_count_is_wrong_in_float32(name: str, at: At) -> None:
 
 
 def spied(monkeypatch: pytest.MonkeyPatch, place: Any, name: str) -> list[Any]:
-    """Return the list of calls to be made of a function."""
+    """Replace a function by one that records its calls; return the list of calls."""
     calls, real = [], getattr(place, name)
-    monkeypatch.setattr(place, name, lambda *given, **named: calls.append(given) or real(*given, **named))
+
+    def spy(*given: Any, **named: Any) -> Any:
+        calls.append(given)
+        return real(*given, **named)
+
+    monkeypatch.setattr(place, name, spy)
     return calls
 
 
@@ -362,7 +367,7 @@ def assert_same(
 def assert_routes(
     network: Module, x: np.ndarray, jacobians: Sequence[torch.Tensor], at: At, layers: Any = None
 ) -> None:
-    """What is visited, and what the measure makes of it."""
+    """Assert what every route visits, and the measure's estimates."""
     assert_same(network, x, jacobians, at, layers)
     found = LocalRank(eps=(0.03, 0.3), rel_eps=(0.01,), at=at, spectrum_rows=2)(
         network, probe_of(x), RandomStreams(0), layers
@@ -378,21 +383,20 @@ def assert_routes(
 
 # Budgets of rows and blocks in units of the Jacobians of one row.
 BUDGETS: dict[str, Any] = {
-    "groups of layers": {"ROW_BUDGET": 0.6, "TANGENTS": 3},
-    "row by row": {"BLOCK_BUDGET": 0.1},
-    "two rows at a time": {"BLOCK_BUDGET": 2, "PASS_BUDGET": 100},
-    "a tangent a pass": {"PASS_BUDGET": 1},
-    "two tangents a pass": {"TANGENTS": 2},
-    "too wide": {"ROW_BUDGET": 0.1, "TANGENTS": 2},
-    "all of it": {"ROW_BUDGET": 0.05, "PASS_BUDGET": 1, "BLOCK_BUDGET": 0.1, "TANGENTS": 1},
+    "groups of layers": {"row": 0.6, "tangents": 3},
+    "row by row": {"block": 0.1},
+    "two rows at a time": {"block": 2, "one_pass": 100},
+    "a tangent a pass": {"one_pass": 1},
+    "two tangents a pass": {"tangents": 2},
+    "too wide": {"row": 0.1, "tangents": 2},
+    "all of it": {"row": 0.05, "one_pass": 1, "block": 0.1, "tangents": 1},
 }
 
 
-def limit(monkeypatch: pytest.MonkeyPatch, budget: Mapping[str, float], size: int) -> None:
-    for constant, value in budget.items():
-        unit = size if constant in ("ROW_BUDGET", "BLOCK_BUDGET") else 1
-        most = max(1, int(value * unit))
-        monkeypatch.setattr(sweeps, constant, most if constant == "TANGENTS" else {"cpu": most, "cuda": most})
+def with_budget(network: Module, budget: Mapping[str, float], size: int) -> Module:
+    """Return the network with a budget whose rows and blocks hold so many times `size` numbers."""
+    most = {name: max(1, int(value * (size if name in ("row", "block") else 1))) for name, value in budget.items()}
+    return dataclasses.replace(network, budget=dataclasses.replace(network.limits, **most))
 
 
 @pytest.mark.parametrize("at", ["pre", "post"])
@@ -400,7 +404,7 @@ def limit(monkeypatch: pytest.MonkeyPatch, budget: Mapping[str, float], size: in
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_memory_budgets_change_no_jacobian(name: str, budget: str, at: At, monkeypatch: pytest.MonkeyPatch) -> None:
     network, x, jacobians = case(name, 4)
-    limit(monkeypatch, BUDGETS[budget], sum(jacobian[0].numel() for jacobian in jacobians[at]))
+    network = with_budget(network, BUDGETS[budget], sum(jacobian[0].numel() for jacobian in jacobians[at]))
     sweeps_run, by_blocks, factors = (
         spied(monkeypatch, *of)
         for of in ((layer_jacobians, "run_sweep"), (sweeps, "gram_by_blocks"), (sweeps, "qr_factor"))
@@ -408,14 +412,14 @@ def test_memory_budgets_change_no_jacobian(name: str, budget: str, at: At, monke
     passes = spied(monkeypatch, torch.func, "vmap")
     assert_routes(network, x, jacobians[at], at)
     assert len(passes) > 4  # one for each of two calls, twice, without these budgets
-    if "ROW_BUDGET" in BUDGETS[budget]:
+    if "row" in BUDGETS[budget]:
         assert len(sweeps_run) > 4
         wide = any(jacobian.shape[1] > jacobian.shape[2] for jacobian in jacobians[at])
         assert bool(by_blocks) == bool(factors) == wide
 
 
 def no_forward_mode(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return the list of times that it was asked for."""
+    """Make forward mode fail; return the list of calls of it."""
     asked = []
 
     def jvp(*given: Any, **_: object) -> None:
@@ -427,13 +431,13 @@ def no_forward_mode(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("name", ["conv2d", "multihead", "encoder"])
-@pytest.mark.parametrize("budget", [{}, {"TANGENTS": 2}, {"BLOCK_BUDGET": 0.001, "PASS_BUDGET": 1}])
+@pytest.mark.parametrize("budget", [{}, {"tangents": 2}, {"block": 0.001, "one_pass": 1}])
 def test_narrow_layers_in_reverse_mode_agree_with_autograd(
     name: str, budget: Mapping[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, x, jacobians = case(name)
-    network = dataclasses.replace(network, failures={})
-    limit(monkeypatch, budget, sum(jacobian[0].numel() for jacobian in jacobians["pre"]))
+    size = sum(jacobian[0].numel() for jacobian in jacobians["pre"])
+    network = with_budget(dataclasses.replace(network, failures={}), budget, size)
     asked = no_forward_mode(monkeypatch)
     for at in ("pre", "post"):
         assert_routes(network, x, jacobians[at], at, (len(jacobians[at]) - 1,))
@@ -442,10 +446,8 @@ def test_narrow_layers_in_reverse_mode_agree_with_autograd(
     assert asked
 
 
-@pytest.mark.parametrize("budget", [{}, {"TANGENTS": 3}, {"BLOCK_BUDGET": 0.1}, {"ROW_BUDGET": 0.1}])
-def test_operations_without_forward_mode_are_differentiated_by_gradients(
-    budget: Mapping[str, float], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("budget", [{}, {"tangents": 3}, {"block": 0.1}, {"row": 0.1}])
+def test_operations_without_forward_mode_are_differentiated_by_gradients(budget: Mapping[str, float]) -> None:
     """cdist has none, and torch's vmap of it is wrong: the oracle does without."""
     torch.manual_seed(0)
     centres = torch.randn(1, 6, 4, dtype=torch.float64)
@@ -454,15 +456,13 @@ def test_operations_without_forward_mode_are_differentiated_by_gradients(
     network = network_of(model, x)
     rows = [torch.autograd.functional.jacobian(lambda row: model(row[None])[0], row) for row in torch.from_numpy(x)]
     jacobians = [model.a.weight.expand(4, 4, 4), torch.stack(rows)]
-    limit(monkeypatch, budget, 4 * (4 + 9))
-    assert_routes(network, x, jacobians, "pre")
+    assert_routes(with_budget(network, budget, 4 * (4 + 9)), x, jacobians, "pre")
     with pytest.raises(NotImplementedError):
         torch.func.jvp(model, (torch.from_numpy(x),), (torch.from_numpy(x),))
 
 
-def test_chains_in_blocks_of_one_row_give_the_same_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they are where layers are wide: what is counted of one block is not of the next."""
-    monkeypatch.setattr(chain_module, "SWEEP_BUDGET", dict.fromkeys(chain_module.SWEEP_BUDGET, 1))
+def test_chains_in_blocks_of_one_row_give_the_same_counts() -> None:
+    """As with wide layers: counts of one block do not carry over to the next."""
     weights, biases = random_chain((6, 8, 5), 1, scale=1.5)
     x = rows_of(7, 6)
 
@@ -470,7 +470,8 @@ def test_chains_in_blocks_of_one_row_give_the_same_counts(monkeypatch: pytest.Mo
         p = x @ weights[0].T + biases[0]
         return [(p, relu(p)), (relu(p) @ weights[1].T + biases[1],) * 2]
 
-    assert_no_wrong_count(chain_of([(weights, biases)], "relu"), x, oracle(None, values, x, "pre"), "pre")
+    network = dataclasses.replace(chain_of([(weights, biases)], "relu"), budget=ChainBudget(sweep=1))
+    assert_no_wrong_count(network, x, oracle(None, values, x, "pre"), "pre")
 
 
 # Memory --------------------------------------------------------------------------------------------------------------
@@ -549,7 +550,7 @@ def test_a_layer_beyond_all_memory_has_that_status_and_other_measures_go_on(
 
 
 def memory(monkeypatch: pytest.MonkeyPatch, **said: str) -> None:
-    """Let files say what they say, others be missing."""
+    """Replace the contents of system files; others are missing."""
 
     def read_text(self: Path, *_: object) -> str:
         if self.name in said:

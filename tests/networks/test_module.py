@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import io
 import sys
 from collections.abc import Callable
@@ -19,9 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ibscan.core.network import JacobianSpec
 from ibscan.errors import InputError
-from ibscan.networks import hooked
 from ibscan.networks.admission import traced_network
-from ibscan.networks.jacobians import sweeps as sweeps_module
+from ibscan.networks.budget import ModuleBudget
 from ibscan.networks.jacobians.derivatives import Outputs
 from ibscan.networks.loading import built, loaded
 from ibscan.networks.module import Module
@@ -194,16 +194,12 @@ def test_jacobians_are_those_of_autograd(net: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("net", "budget"), [(shared, 1), (recurrent, 1), (shared, 60), (residual, 200), (convolutional, 2000)]
 )
-def test_groups_of_layers_and_blocks_of_rows_change_no_jacobian(
-    net: Callable[..., Any], budget: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_groups_of_layers_and_blocks_of_rows_change_no_jacobian(net: Callable[..., Any], budget: int) -> None:
     model, _, shape = net()
     x = rows_of(7, *shape)
     network = network_of(model, x)
     whole = {at: jacobians(network, x, at) for at in ("pre", "post")}
-    for constant in ("BLOCK_BUDGET", "ROW_BUDGET"):
-        monkeypatch.setattr(sweeps_module, constant, {"cpu": budget, "cuda": budget})
-    monkeypatch.setattr(sweeps_module, "TANGENTS", 3)
+    network = dataclasses.replace(network, budget=ModuleBudget(block=budget, row=budget, tangents=3))
     visits = []
     network.jacobians(x, lambda layer, _, __, rows: visits.append((layer, rows.start)), JacobianSpec("post"))
     assert len(visits) > len(network.layers)
@@ -239,16 +235,13 @@ def no_batching_rule(s: Net, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("forward", [no_forward_rule, no_batching_rule])
 @pytest.mark.parametrize("budget", [1, 2**22])
-def test_operations_without_forward_mode_have_jacobians(
-    forward: Callable[..., Any], budget: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_operations_without_forward_mode_have_jacobians(forward: Callable[..., Any], budget: int) -> None:
     """Against central differences, step 1e-5: rounding and truncation near 1e-10; torch's vmap of cdist is wrong."""
     torch.manual_seed(0)
     model, x = Net(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 3)), rows_of(5, 4)
-    network = network_of(model, x)
+    network = dataclasses.replace(network_of(model, x), budget=ModuleBudget(activations=budget))
     with pytest.raises(NotImplementedError):
         torch.func.jvp(model, (torch.from_numpy(x),), (torch.from_numpy(x),))
-    monkeypatch.setattr(hooked, "ACTIVATION_BUDGET", budget)
     rows, h = torch.from_numpy(x), 1e-5
     steps = h * torch.eye(4, dtype=torch.float64)
     for at in ("pre", "post"):
@@ -297,7 +290,7 @@ def test_detached_parts_are_differentiated(
 
 
 def test_a_row_that_is_not_finite_spoils_no_other() -> None:
-    """relu'(NaN) is 0: without a mark the layers after it would look sound."""
+    """relu'(NaN) is 0: if finiteness were not tracked, later layers would look finite."""
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     x = rows_of(4, 3)
     network = network_of(model, x)
@@ -310,12 +303,12 @@ def test_a_row_that_is_not_finite_spoils_no_other() -> None:
 
 
 @pytest.mark.parametrize("budget", [1, 40, 100])
-def test_the_row_block_of_a_walk_changes_nothing(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_row_block_of_a_walk_changes_nothing(budget: int) -> None:
     model, _, shape = convolutional()
     x = rows_of(9, *shape)
     network = network_of(model, x)
     whole = walked(network, x)
-    monkeypatch.setattr(hooked, "ACTIVATION_BUDGET", budget)
+    network = dataclasses.replace(network, budget=ModuleBudget(activations=budget))
     blocks = []
     network.walk(x, lambda layer, _pre, _post, rows: blocks.append(rows.start) if layer == 0 else None)
     assert len(blocks) > 1

@@ -1,4 +1,4 @@
-"""Models that are fed more than x: what goes beside a row goes with it, and is no part of the input that is varied."""
+"""Models with named arguments beside x: each row keeps its own, and they are not part of the varied input."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ibscan.engine.extra_inputs import ExtraInputs, extra_inputs
 from ibscan.errors import InputError, UsageError
 from ibscan.inputs.probes.read import read_probe
 from ibscan.measures.driver import input_weights
-from ibscan.networks import module_passes
 from ibscan.networks.admission import traced_network
+from ibscan.networks.budget import ModuleBudget
 from ibscan.networks.module import Module
 from ibscan.networks.packing import Packing, model_inputs, named_arguments
 
@@ -29,7 +29,7 @@ ROWS, WORDS, UNITS = 5, 4, 3
 
 
 class Pooled(nn.Module):
-    """A mask of integers, lengths and a float, each of which changes what comes out."""
+    """A model with an integer mask, lengths and a float, each of which changes the output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,15 +59,16 @@ def model() -> Any:
     return Pooled().double().eval().requires_grad_(False)
 
 
-def network(dtype: torch.dtype = torch.float64) -> tuple[Module, np.ndarray]:
+def network(dtype: torch.dtype = torch.float64, *, budget: ModuleBudget | None = None) -> tuple[Module, np.ndarray]:
     x, named = drawn()
     packing = Packing.of(x, named)
     packed = packing.packed(x, named)
-    return traced_network(model(), packed[:3], (), device=CPU, dtype=dtype, packing=packing), packed
+    traced = traced_network(model(), packed[:3], (), device=CPU, dtype=dtype, packing=packing)
+    return dataclasses.replace(traced, budget=budget), packed
 
 
 def plainly(layer: str, at: Any) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """Return a layer's values on one row as a function of its x, written out; what is fed is constant in it."""
+    """Return a layer's values on one row as a function of its x, written out; named arguments are constants."""
     net, (_, named) = model(), drawn()
 
     def value(x: torch.Tensor, row: int) -> torch.Tensor:
@@ -100,9 +101,8 @@ def test_packed_rows_are_unpacked_unchanged() -> None:
 
 
 @pytest.mark.parametrize("budget", [1, 60, 2**22])
-def test_values_of_packed_rows_are_those_of_the_model(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ibscan.networks.hooked.ACTIVATION_BUDGET", budget)
-    net, packed = network()
+def test_values_of_packed_rows_are_those_of_the_model(budget: int) -> None:
+    net, packed = network(budget=ModuleBudget(activations=budget))
     x, order = torch.as_tensor(drawn()[0]), np.random.default_rng(3).permutation(ROWS)
     names = [layer.name for layer in net.layers]
     assert names == ["a", "b", "c"]
@@ -140,11 +140,8 @@ def test_jacobians_are_of_x_alone(
     at: At,
     wanted: tuple[int] | None,
     exact: Mapping[tuple[str, str, int], torch.Tensor],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("PASS_BUDGET", "BLOCK_BUDGET"):
-        monkeypatch.setattr(f"ibscan.networks.jacobians.sweeps.{name}", {"cpu": budget})
-    net, packed = network()
+    net, packed = network(budget=ModuleBudget(one_pass=budget, block=budget))
     assert net.inputs_of(packed) == WORDS * UNITS
     found: dict[tuple[int, int], torch.Tensor] = {}
     grams: dict[tuple[int, int], torch.Tensor] = {}
@@ -182,9 +179,8 @@ def test_jacobians_from_a_layer_keep_the_named_arguments() -> None:
         assert torch.allclose(torch.linalg.svdvals(found[2][row]), torch.linalg.svdvals(exact), atol=1e-12)
 
 
-def test_noisy_passes_repeat_the_named_arguments_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module_passes, "PASS_BUDGET", {"cpu": 200})
-    net, packed = network()
+def test_noisy_passes_repeat_the_named_arguments_row_by_row() -> None:
+    net, packed = network(budget=ModuleBudget(noisy=200))
     _, named = drawn()
     g = torch.Generator().manual_seed(0)
     z, order = torch.randn(ROWS, 4, 6, generator=g, dtype=torch.float64), torch.randperm(ROWS, generator=g)

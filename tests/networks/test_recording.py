@@ -308,7 +308,7 @@ def test_a_post_ends_before_an_in_place_residual_sum() -> None:
 
 
 def test_in_preactivation_blocks_the_summed_layers_have_bare_posts() -> None:
-    """What is summed is the layer's bare output; norm and activation belong to the branch."""
+    """The residual sum takes the layer's plain output; norm and activation belong to the branch."""
 
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = s.a(x)
@@ -389,7 +389,7 @@ def test_posts_end_before_branches_are_concatenated() -> None:
 
 
 def test_branches_of_one_layer_that_join_again_are_part_of_its_post() -> None:
-    """Both are computed from the layer alone, and all that is used passes their concatenation."""
+    """Both branches depend on the layer alone, and everything later uses their concatenation."""
     check(
         lambda s, x: s.b((lambda h: torch.cat([relu(h), -relu(-h)], 1))(s.a(x))),
         lambda m, x: {
@@ -409,7 +409,7 @@ def test_a_post_ends_where_paths_part() -> None:
 
 
 def test_a_post_ends_at_a_returned_feature() -> None:
-    """The feature list holds the activation before dropout and pooling: nothing after it is on every way."""
+    """The returned features hold the activation before dropout and pooling, so no later value is on every path."""
     check(
         lambda s, x: (lambda h: (s.b(functional.avg_pool1d(h, 2)), [h]))(relu(s.a(x))),
         lambda m, x: {"a": (m.a(x), relu(m.a(x))), "b": (m.b(functional.avg_pool1d(relu(m.a(x)), 2)),) * 2},
@@ -438,7 +438,7 @@ def test_unused_branches_are_ignored() -> None:
 
 
 def test_detached_branches_count_as_paths() -> None:
-    """z + (q - z).detach(): a detached way is a way."""
+    """z + (q - z).detach(): a detached path counts as a path."""
 
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         z = s.a(x)
@@ -483,7 +483,7 @@ def test_the_post_of_a_joint_projection_is_the_attended_value() -> None:
 
 
 def test_all_linear_layers_of_a_transformer_layer_are_found() -> None:
-    """In eval mode torch would take a way of its own through one fused operation, and no layer would be called."""
+    """In eval mode torch's fused fast path would call no layer."""
 
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         return s.head(s.block(tanh(s.embed(x))).mean(1))
@@ -698,7 +698,7 @@ def view_of_a_view(s: Net, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("forward", [stale_sibling, through_a_view, view_of_a_view])
 def test_changes_through_a_view_are_refused(forward: Callable[..., Any]) -> None:
-    """The post is no operation's output: right or refused, never silently wrong."""
+    """The post is not the output of an operation: the trace is correct or refused, never silently wrong."""
     model, x = made(forward, a=linear, b=linear)
     with pytest.raises(InputError, match="view"):
         network_of(model, x)
@@ -706,7 +706,7 @@ def test_changes_through_a_view_are_refused(forward: Callable[..., Any]) -> None
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_post_ends_where_an_older_view_of_its_tensor_starts(in_place: bool) -> None:
-    """The view is used after the change, and beside the tensor: the post is where both start."""
+    """The older view is used after the change, beside the tensor: the post ends before both."""
 
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = s.a(x)

@@ -1,4 +1,4 @@
-"""Jacobians of ordinary networks by whatever route leads: counts of autograd and an SVD, or failed with the reason."""
+"""Jacobians of common networks in every mode: the counts of autograd and an SVD, or failed with a reason."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ class Broken(Straight):
 @pytest.mark.parametrize("beside", [0.0, 1.0])
 @pytest.mark.parametrize("outputs", [3, 13])
 def test_a_wrong_derivative_is_failed(function: type[Any], said: str, beside: float, outputs: int) -> None:
-    """Alone, or beside a path that is right: the layer after it is failed, the one before it is measured."""
+    """With or without a parallel path that is correct: the layer after it is failed, the one before it is measured."""
     torch.manual_seed(0)
     model = Net(lambda s, x: s.b(function.apply(h := s.a(x)) + beside * h), a=line(6, 8), b=line(8, outputs))
     found = ranks(network_of(model, rows_of(4, 6)), rows_of(4, 6))
@@ -292,7 +292,7 @@ def test_a_wrong_derivative_is_failed(function: type[Any], said: str, beside: fl
 
 
 def test_custom_operators_are_measured_or_failed_with_the_reason() -> None:
-    """Registered with a derivative, and without: the first leaves no doubt, the second says what is missing."""
+    """With a registered derivative the operator is measured; without one the reason says what is missing."""
 
     @torch.library.custom_op("ibscan_tests::bend", mutates_args=())
     def bend(x: torch.Tensor) -> torch.Tensor:
@@ -487,7 +487,7 @@ COARSE = {
 @pytest.mark.parametrize("at", ["pre", "post"])
 @pytest.mark.parametrize("name", COARSE)
 def test_a_count_within_rounding_is_not_ok(name: str, at: At) -> None:
-    """What has the status ok is right, and thresholds far above the rounding have it."""
+    """A count with status ok is correct, and thresholds far above the rounding have that status."""
     dtype, cast, fine, unit = COARSE[name]
     after = torch.tanh if at == "post" else lambda h: h
     x = rows_of(6, 12)

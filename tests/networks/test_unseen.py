@@ -15,7 +15,7 @@ from ibscan.core.estimate import Estimate, Status
 from ibscan.core.measure import Measure
 from ibscan.core.records import Probe
 from ibscan.core.streams import RandomStreams
-from ibscan.engine.scan import measured
+from ibscan.engine.scan import measure_layers
 from ibscan.errors import InputError
 from ibscan.measures.clustering import Clustering
 from ibscan.measures.fit import ProbeFit
@@ -78,7 +78,7 @@ def probe() -> Probe:
 
 
 def found(measure: Measure, *parts: Part) -> dict[str, Estimate]:
-    return dict(measured(measure, network(*parts), probe(), RandomStreams(0)))
+    return dict(measure_layers(measure, network(*parts), probe(), RandomStreams(0)))
 
 
 UNSEEN = {"numpy": sine_by_numpy, "lists": sine_by_lists, "scripted": sine_scripted}
@@ -156,7 +156,7 @@ def twice(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tensor:
 
 
 def shared(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tensor:
-    """One layer called on what is followed, then on what comes out of unseen code."""
+    """One layer called on a traced value, then on the output of unseen code."""
     h = torch.tanh(net.s(torch.tanh(net.a(x))))
     return net.c(torch.tanh(net.b(torch.tanh(net.s(part(h))))))
 
@@ -184,7 +184,7 @@ def keywords(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tensor:
 
 
 def residual(part: Part, net: Shaped, x: torch.Tensor) -> torch.Tensor:
-    """Unseen code in a branch that is added to one that is followed."""
+    """Unseen code in a branch that is added to a traced branch."""
     h = torch.tanh(net.a(x))
     return net.c(torch.tanh(net.b(h + part(torch.tanh(net.s(h))))))
 
@@ -320,7 +320,7 @@ def test_indices_with_a_range_for_each_column_are_followed_through_numpy() -> No
     x = np.array([[8.0, 1.0], [3.0, 0.0], [5.0, 1.0]])
     network = traced(Columns(), x)
     assert [layer.name for layer in network.layers] == ["a", "b"]
-    rank = dict(measured(LocalRank(), network, Probe(x, None, (), "", ""), RandomStreams(0)))["local_rank"]
+    rank = dict(measure_layers(LocalRank(), network, Probe(x, None, (), "", ""), RandomStreams(0)))["local_rank"]
     assert rank.status is not None
     assert not (rank.status == Status.OK).any()
 

@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import t as student
 from support.oracles import line_ty, line_xt
 
 from ibscan.numerics.channels import mixture, tree
@@ -201,9 +200,12 @@ def test_only_a_few_strata_are_ever_too_far(crowd: str) -> None:
         assert near_enough(torch.from_numpy(places).norm(dim=1)).logical_not().nonzero().tolist() == [[7]]
 
 
-@pytest.mark.parametrize("draws", [2, 3, 10])
-def test_errors_of_far_strata_have_students_factor(draws: int) -> None:
-    """Constant strata but one: its own few draws are all there is to tell the error by."""
+# The quantiles of Student's t at 0.975, of draws - 1 degrees of freedom.
+@pytest.mark.parametrize(
+    ("draws", "quantile"), [(2, 12.706204736174705), (3, 4.302652729749462), (10, 2.2621571627982055)]
+)
+def test_errors_of_far_strata_have_students_factor(draws: int, quantile: float) -> None:
+    """All strata but one are constant: the error can only be estimated from that stratum's few draws."""
     strata, far = 100, torch.arange(100) == 3
     share = torch.full((strata,), 1 / strata, dtype=torch.float64)
     terms = torch.zeros(1, draws, strata, dtype=torch.float64)
@@ -211,7 +213,7 @@ def test_errors_of_far_strata_have_students_factor(draws: int) -> None:
     sums = Residuals(share, True, far)
     sums.add(terms, torch.zeros(draws, strata, 0, dtype=torch.float64))
     spread = float(terms[0, :, 3].std()) / math.sqrt(draws) / strata
-    assert sums.result()[1][0] == pytest.approx(CAUTION * spread * student.ppf(0.975, draws - 1) / 1.96, rel=1e-9)
+    assert sums.result()[1][0] == pytest.approx(CAUTION * spread * quantile / 1.96, rel=1e-9)
 
 
 # Slope -------------------------------------------------------------------------------------------------------------

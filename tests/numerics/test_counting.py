@@ -1,4 +1,4 @@
-"""Counts from Gram matrices: those of the SVD wherever they are called certain, and in doubt near thresholds."""
+"""Counts from Gram matrices: equal to the SVD's wherever they are certain, and uncertain near thresholds."""
 
 from __future__ import annotations
 

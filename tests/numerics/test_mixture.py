@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ibscan.numerics.channels.propagation import gaussian_exponents
 from support.oracles import (
     brute_information,
     line_entropy,
@@ -24,7 +25,6 @@ from support.oracles import (
 
 from ibscan.numerics.channels import mixture, tree
 from ibscan.numerics.channels.mixture import Mixture, collapsed, entropy, principal_components
-from ibscan.numerics.channels.propagation import gaussian_exponents
 from ibscan.numerics.channels.readout import draw_terms, readout_information
 from ibscan.numerics.channels.visits import never_visited, visits_for
 from ibscan.numerics.tiling import mapped, tiles
@@ -408,6 +408,7 @@ def test_a_budget_below_two_draws_a_centre_still_answers(budget: Any) -> None:
     assert result.xt <= math.log(60) + 1e-12  # every term is <= -ln w_i
 
 
+@pytest.mark.slow
 def test_a_sampled_budget_is_honest_for_unequal_weights() -> None:
     """Half the weight on one row: a sample that ignored weights would miss it. Truth by quadrature."""
     points = list(np.linspace(-3, 3, 200))
@@ -469,7 +470,7 @@ def test_rotation_and_permutation_do_not_matter(seed: Any) -> None:
 
 
 def test_exponents_of_minus_a_million_are_finite() -> None:
-    """Noise 0.005 and distances of 10: exp(-2e6) is zero in any float; pairs 0.004 apart are not."""
+    """Noise 0.005 and distances of 10: exp(-2e6) underflows; pairs 0.004 apart do not."""
     points = [-5.0, -4.996, 0.0, 5.0, 5.004]
     result = measured(column(points), uniform(5, 2), 0.005)
     assert_within(result.xt, line_xt(points, [1] * 5, 0.005), result.xt_se)
@@ -649,7 +650,7 @@ def test_larger_shares_are_missed_in_fewer_than_one_case_of_twenty() -> None:
 
 
 def test_a_value_is_in_its_bounds_and_no_surer_than_it_was_wrong() -> None:
-    """A budget of few draws, where bounds leave nothing open: the value is theirs, whatever the draws say."""
+    """With few draws and bounds that coincide the value is the bounds', whatever the draws give."""
     rng = np.random.default_rng(0)
     centres = 1e-3 * rng.standard_normal((500, 2))
     centres[:5] += 100.0 * np.arange(1, 6)[:, None]

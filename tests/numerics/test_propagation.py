@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ibscan.numerics.channels.propagation import Budget, Queries, bracket_terms, grouped, others_density, replica_sums
 
 from ibscan.numerics.channels.bracket import Bracket
 from ibscan.numerics.channels.controls import CAUTION
-from ibscan.numerics.channels.propagation import Budget, Queries, bracket_terms, grouped, others_density, replica_sums
 from ibscan.numerics.channels.readout import UNSEEN
 from ibscan.numerics.channels.visits import never_visited
 

@@ -1,4 +1,4 @@
-"""What checkpoints state against what the probe gives: said where it is far off, and nowhere else."""
+"""Metrics stated by checkpoints against those of the probe: reported where they differ much, and only there."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_stated_loss_that_differs_is_said(stated: Any, accuracy: Any, loss: An
 
 
 def test_one_sentence_names_the_worst_and_counts_the_others() -> None:
-    """The worst is named, the others counted; a share of a hundred is one at every checkpoint."""
+    """The worst is named and the others are counted; a metric in percent at one checkpoint is in percent at all."""
     stated = [{"acc": 0.9}, {"acc": 60.0}, {"acc": 98.0}, {}]
     sentence = said(stated, [0.1, 0.1, 0.1, 0.1])
     assert sentence is not None

@@ -1,4 +1,4 @@
-"""What is said of unresolved cells states what they used, whatever channel, file or command they come from."""
+"""Notices about unresolved cells state the draws they used, for every channel, file and command."""
 
 import dataclasses
 from typing import Any

@@ -38,7 +38,7 @@ class Case:
 
     @property
     def probe(self) -> Probe:
-        """Inputs are numbered: distinct, whatever their values."""
+        """Inputs are row numbers: distinct, whatever the values."""
         return probe_of(np.arange(len(self.values))[:, None], self.labels)
 
     @cached_property

@@ -12,7 +12,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from scipy.stats import t as student
 
 from support.calibration import Case
 from support.oracles import Parameters, line_ty, line_xt, weight_entropy
@@ -119,7 +118,7 @@ def normal(n: int, seed: int) -> np.ndarray:
 
 
 def heavy(degrees: int, n: int, seed: int) -> np.ndarray:
-    return student.rvs(degrees, size=n, random_state=np.random.default_rng(seed))
+    return np.random.default_rng(seed).standard_t(degrees, n)
 
 
 def rectified(n: int, seed: int) -> np.ndarray:

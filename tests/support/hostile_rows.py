@@ -451,15 +451,15 @@ def named(first: str, last: str) -> dict[str, torch.Tensor]:
     return {f"{new}.{part}": STATE[f"{old}.{part}"] for (old, new), part in pairs}
 
 
+def emptied(run: Path) -> Path:
+    for path in run.iterdir():
+        path.unlink()
+    return run
+
+
 FOLDERS = [
-    Row("an empty folder", lambda run: [path.unlink() for path in run.iterdir()], RANK, 5, ("run", "saw nothing")),
-    Row(
-        "only junk",
-        lambda run: [path.unlink() for path in run.iterdir()] + [(run / "notes.md").write_text("a")],
-        RANK,
-        5,
-        ("notes.md", ".safetensors"),
-    ),
+    Row("an empty folder", emptied, RANK, 5, ("run", "saw nothing")),
+    Row("only junk", lambda run: (emptied(run) / "notes.md").write_text("a"), RANK, 5, ("notes.md", ".safetensors")),
     Row("a missing path", nothing, "rank nowhere", 3, ("nowhere: does not exist",)),
     Row("no permission", nothing, RANK, 3, ("permission denied",), never_opened),
     Row(

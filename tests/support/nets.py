@@ -28,7 +28,7 @@ class Net(nn.Module):
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Return a module: which, only its name says."""
+            """Return the module of that name."""
 
 
 def noisy_posts(network: NoisyNetwork, x: Array, layer: int, noise: float, z: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from support.oracles import probe_of
 
 
 class Several(Given):
-    """Layers given outright: checkpoints, each a list of values (n, D)."""
+    """A network whose layers' values are given: checkpoints, each a list of values (n, D)."""
 
     def __init__(self, *checkpoints: Sequence[np.ndarray]) -> None:
         self.device, self.size = oracles.DEVICE, len(checkpoints)
@@ -41,7 +41,7 @@ def told(
     inputs: np.ndarray | None = None,
     **settings: Any,
 ) -> Mapping[str, Estimate]:
-    """Estimates of layers given outright; inputs are numbered unless given."""
+    """Return the estimates of layers whose values are given; inputs are row numbers unless given."""
     network: Any = Several(*checkpoints)
     inputs = np.arange(network.stacks[0].shape[1]) if inputs is None else inputs
     probe = probe_of(inputs[:, None], labels)

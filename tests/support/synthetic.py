@@ -71,7 +71,7 @@ FIT = (
 
 @dataclass(frozen=True)
 class Fake:
-    """Stands where a Measure would."""
+    """A minimal substitute for a Measure."""
 
     name: str
     quantities: tuple[Quantity, ...]
@@ -102,7 +102,7 @@ def layers(names: Sequence[str] = LAYERS) -> list[Layer]:
 
 
 def numbers(seed: str, shape: tuple[int, ...], cells: Sequence[Sequence[Any]], scale: float = 5.0) -> np.ndarray:
-    """Values that depend on what a cell is, not on where it stands: so that parts can be compared with the whole."""
+    """Return values that depend on a cell's coordinates, not its position, so that parts compare with the whole."""
     values = np.empty(shape)
     for index in np.ndindex(*shape):
         key = [seed, *(str(axis[place]) for axis, place in zip(cells, index, strict=True))]

@@ -50,7 +50,7 @@ def rows(n: int = 6, d: int = 3, seed: int = 0) -> torch.Tensor:
 
 
 def traces(model: Any) -> Any:
-    """All that a forward pass or a hook could leave behind."""
+    """Return everything that a forward pass or a hook could leave behind."""
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     modules = [
         (
@@ -170,7 +170,7 @@ def test_noise_stays_before_dropout_on_one_of_two_paths() -> None:
 
 @pytest.mark.parametrize("net", [chain, residual, normalised])
 def test_gradients_reach_every_parameter(net: Callable[..., Any]) -> None:
-    """And are those of the noisy pass: against the same pass with its noise written by hand where there is a chain."""
+    """They equal those of the same pass with noise written by hand, for a chain."""
     model, x = net().train(), rows(8)
     with ibscan.noisy(model, 0.1):
         model(x).square().sum().backward()
@@ -234,7 +234,7 @@ def test_training_flags_of_all_modules_are_restored() -> None:
 
 
 def test_recording_does_not_call_eval() -> None:
-    """Adapters merge their weights when they are told to evaluate."""
+    """Adapters merge their weights when eval() is called."""
 
     class Merging(nn.Linear):
         told = 0
@@ -306,7 +306,7 @@ def test_keyword_and_further_arguments_are_passed_on() -> None:
 
 
 def test_the_input_is_not_changed() -> None:
-    """By the pass that records: what the model itself does to it, it does once."""
+    """The recording pass leaves the input as it is: the model's own changes to it happen once."""
     model = Net(lambda s, x: s.b(tanh(s.a(x.mul_(2)))), a=nn.Linear(3, 3), b=nn.Linear(3, 1)).double()
     x = rows()
     with ibscan.noisy(model, 0.1):
@@ -350,7 +350,7 @@ def test_no_hook_remains_after_an_exception_in_the_block() -> None:
 
 @pytest.mark.parametrize("first", [True, False])
 def test_no_hook_remains_after_an_exception_in_the_forward_pass(first: bool) -> None:
-    """In the pass that records, or in a later one; the block goes on after either."""
+    """In the recording pass or in a later one; the block can go on after either."""
     model = residual().eval()
     before, x = traces(model), rows()
     with ibscan.noisy(model, 0.3):
@@ -387,7 +387,7 @@ def test_an_exception_deep_in_the_model_ends_the_pass() -> None:
 
 @pytest.mark.parametrize("more", [True, False])
 def test_a_pass_along_another_path_is_refused(more: bool) -> None:
-    """Also one that is shorter than the recorded one, whose last layers would go without a word."""
+    """Also a shorter path, whose last layers would silently go without noise."""
 
     def forward(s: Net, x: torch.Tensor) -> torch.Tensor:
         h = relu(s.a(x))
@@ -404,6 +404,7 @@ def test_a_pass_along_another_path_is_refused(more: bool) -> None:
     assert_no_trace(short, traces(short))
 
 
+@pytest.mark.slow
 def test_the_model_is_freed_after_the_block() -> None:
     model = chain()
     gone = weakref.ref(model)

@@ -25,7 +25,7 @@ EPS, REL = (1.0, 0.01, 0.1), (0.5,)
 
 
 def ranked(synthetic: ModuleType, size: int = 6, *, at: At = "pre", **changes: Any) -> Result:
-    """Local rank e + 1 + l / 4 at the smallest eps of epoch e and layer l, half of that at the next, then nothing."""
+    """Return local rank e + 1 + l / 4 at the smallest eps of epoch e and layer l, half of it at the next, then 0."""
     measure = synthetic.Fake("local_rank", synthetic.RANK, {"eps": EPS, "rel_eps": REL}, at=at)
     found: Result = synthetic.result(range(size), [measure, "fit"], names=("fc1", "out"), **changes)
     largest = 1.0 + np.arange(size)[:, None] + np.array([0.0, 0.25])

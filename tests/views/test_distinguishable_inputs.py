@@ -1,4 +1,4 @@
-"""How many inputs a channel tells apart, at the last checkpoint."""
+"""How many inputs a channel distinguishes, at the last checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TITLE = "inputs told apart"
 
 
 def known(synthetic: ModuleType) -> Result:
-    """The logarithms of the numbers below at the last epoch."""
+    """Return information whose exponentials are the numbers asserted below, at the last epoch."""
     found: Result = synthetic.result(
         (1, 20), ["network", "readout", "relative"], names=("fc1", "out"), settings={"input_entropy": np.log(64)}
     )

@@ -1,4 +1,4 @@
-"""The slope of noisy information beside local rank: only where both are of one place."""
+"""The slope of noisy information beside local rank: only where both are measured at the same place."""
 
 from __future__ import annotations
 

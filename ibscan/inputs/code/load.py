@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ibscan.core.boundary import foreign, is_installed
+from ibscan.core.boundary import is_installed, user_code
 from ibscan.core.text import near_names
 from ibscan.errors import CheckpointError, InputError, UsageError
 from ibscan.inputs.code.scripts import call_effect, import_effect
@@ -107,13 +107,13 @@ def code_hash(spec: str) -> str:
 
 
 def called(function: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> Any:  # noqa: ANN401
-    """Call foreign code, turning what it raises into an InputError.
+    """Call the user's code, turning what it raises into an InputError.
 
     Raises:
         InputError: It does not take these arguments, raises, or exits.
         OutOfMemory: It runs out of memory.
     """
-    with foreign(f"{where}:"):
+    with user_code(f"{where}:"):
         fault = _argument_fault(function, arguments)
         if fault is None:
             return function(**arguments)
@@ -215,7 +215,7 @@ def _imported_module(name: str, where: str, check: str | None) -> ModuleType:
     if own is not None:
         with contextlib.suppress(OSError, KeyError):
             sys.modules.setdefault(name, sys.modules[_module_name(own, own.read_bytes())])
-    with foreign(f"{where}:", "importing it raised"):
+    with user_code(f"{where}:", "importing it raised"):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -242,7 +242,7 @@ def _loaded_file(path: Path, where: str, check: str | None) -> ModuleType:
         _refuse_side_effects([(name, path.absolute())], name, check, where)
     if name in sys.modules:
         return sys.modules[name]
-    with foreign(f"{where}:", "loading it raised"):
+    with user_code(f"{where}:", "loading it raised"):
         spec = importlib.util.spec_from_file_location(name, path.absolute())
         assert spec is not None
         module = importlib.util.module_from_spec(spec)
@@ -259,7 +259,7 @@ def _loaded_file(path: Path, where: str, check: str | None) -> ModuleType:
 
 def _attribute(owner: Any, name: str, where: str) -> Any:  # noqa: ANN401 - as the code has it
     missing = object()
-    with foreign(f"{where}:", f"looking up {name!r} raised"):
+    with user_code(f"{where}:", f"looking up {name!r} raised"):
         found = getattr(owner, name, missing)
         if found is not missing:
             return found

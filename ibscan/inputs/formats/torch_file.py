@@ -166,7 +166,7 @@ def load_archive(source: BinaryIO, name: str) -> Any:  # noqa: ANN401 - whatever
     Raises:
         CheckpointError: torch cannot read it.
     """
-    # Boundary to foreign code: torch.load raises any exception on a damaged file.
+    # The boundary to a foreign reader: torch.load raises any exception on a damaged file.
     try:
         with _safe_switch_alone(), torch.serialization.safe_globals(_safe_globals()), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ibscan.core.boundary import foreign, is_out_of_memory
+from ibscan.core.boundary import is_out_of_memory, user_code
 from ibscan.core.records import Array
 from ibscan.core.text import first_line
 from ibscan.errors import InputError, UsageError
@@ -61,7 +61,7 @@ def probe_from_code(spec: str, selection: str, *, run_script: bool = False) -> R
     where = f"--probe {spec}"
     value = called(named_callable(spec, "--probe", run_script=run_script), {}, where)
     wanted = wanted_keys(selection, spec)
-    with foreign(f"{where}:", "reading what it returned raised"):
+    with user_code(f"{where}:", "reading what it returned raised"):
         return _returned(value, spec, selection, wanted, where)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ibscan.core.boundary import foreign
+from ibscan.core.boundary import user_code
 from ibscan.networks.trace.replay import forward_context
 from ibscan.numerics.spectra.spectrum import finite_matrices, made_finite
 from ibscan.numerics.tiling import cuts
@@ -74,7 +74,7 @@ class Outputs:
             return tangents
 
         # Any operation may lack a forward derivative, and the model's own may raise anything.
-        with foreign("the model"), _quiet():
+        with user_code("the model"), _quiet():
             found = torch.func.vmap(image)(self.columns(part).to(self.variable))
         return [tangents.to(torch.float64).permute(1, 2, 0) for tangents in found]
 
@@ -181,7 +181,7 @@ def spectral_norms(outputs: Outputs, start: torch.Tensor) -> list[torch.Tensor]:
         estimate = torch.zeros(outputs.rows, dtype=torch.float64, device=outputs.variable.device)
         for _ in range(STEPS):
             direction = direction / _lengths(direction)
-            with foreign("the model"), _quiet():
+            with user_code("the model"), _quiet():
                 image = torch.func.jvp(lambda x, k=k: outputs.values(x)[k], (outputs.variable,), (direction,))[1]
             before, estimate = estimate, image.to(torch.float64).norm(dim=1)
             if bool((estimate <= before * (1.0 + GROWTH)).all()):
@@ -224,7 +224,7 @@ def vjp(outputs: Outputs, layer: int, rows: torch.Tensor, seed: torch.Tensor) ->
     """
     leaf = rows.detach().clone().requires_grad_()
     # A checkpointed segment is run again in the backward pass.
-    with foreign("the model"), torch.enable_grad(), forward_context(leaf.dtype):
+    with user_code("the model"), torch.enable_grad(), forward_context(leaf.dtype):
         value = outputs.values(leaf)[layer]
         if value.requires_grad:
             torch.autograd.backward([value], [seed.to(value)])

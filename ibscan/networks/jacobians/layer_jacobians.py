@@ -5,32 +5,56 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from ibscan.core.network import JacobianSpec
-from ibscan.core.records import Array
+from ibscan.core.network import JacobianSpec, Weight
+from ibscan.core.records import Array, Layer
 from ibscan.errors import InputError
+from ibscan.networks.budget import ModuleBudget
+from ibscan.networks.hooked import HookedModel
 from ibscan.networks.jacobians.derivative_check import failure
 from ibscan.networks.jacobians.derivatives import Outputs, norms_from_gradients, spectral_norms
 from ibscan.networks.jacobians.rounding import expected_rounding, rounding_effect
-from ibscan.networks.jacobians.sweeps import Sweep, choose_modes, group_layers, memory_budget, run_sweep
-from ibscan.networks.trace.graph import INPUT, Place
+from ibscan.networks.jacobians.sweeps import Sweep, choose_modes, group_layers, run_sweep, within_memory
+from ibscan.networks.packing import Packing
+from ibscan.networks.trace.graph import INPUT, Place, Trace
 from ibscan.networks.trace.replay import derivative_context
 
-if TYPE_CHECKING:
-    from ibscan.networks.module import Module
-
 __all__ = ["LayerJacobians"]
+
+
+class TracedModel(Protocol):
+    """What of a network is needed to differentiate its layers: see `networks.module.Module`."""
+
+    @property
+    def layers(self) -> tuple[Layer, ...]: ...
+    @property
+    def trace(self) -> Trace: ...
+    @property
+    def hooked(self) -> HookedModel: ...
+    @property
+    def packing(self) -> Packing | None: ...
+    @property
+    def plain(self) -> bool: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def limits(self) -> ModuleBudget: ...
+    @property
+    def failures(self) -> dict[tuple[object, ...], str]: ...
+    def weight(self, layer: int) -> Weight | None: ...
 
 
 @dataclass(frozen=True)
 class LayerJacobians:
     """The Jacobians of a network's layers that `spec` asks for, at the rows x (N, ...)."""
 
-    network: Module
+    network: TracedModel
     x: Array
     spec: JacobianSpec
 
@@ -55,14 +79,14 @@ class LayerJacobians:
         widths = dict(zip(self.wanted, self._widths(), strict=True))
         directions = self.spec.directions
         size = self._variable(slice(0, 1))[0].numel() if directions is None else directions
-        budget = memory_budget(self.network.device)
-        for group in group_layers(widths, input_widths, size, budget):
+        budget = within_memory(self.network.limits, self.network.device)
+        for group in group_layers(widths, input_widths, size, budget.row):
             ways, reasons = choose_modes(group, self._failure)
             failed.update(reasons)
             for sweep in ways:
                 try:
                     for rows, found in run_sweep(
-                        sweep, len(self.x), self._outputs, partial(compute, sweep, budget), budget
+                        sweep, len(self.x), self._outputs, partial(compute, sweep, budget.row), budget
                     ):
                         yield sweep, size, rows, found
                 except InputError as error:
@@ -114,9 +138,9 @@ class LayerJacobians:
             whole = outputs.rows * outputs.size * sum(outputs.widths) <= budget
             return rounding_effect(outputs, reverse=sweep.reverse) if whole else []
 
-        for sweep, _, _, shares in replace(self, spec=replace(self.spec, layers=coarse)).blocks({}, computed, {}):
-            for layer, share in zip(sweep.layers, shares, strict=False):
-                found[layer] = max(found[layer], float(share))
+        for sweep, _, _, changes in replace(self, spec=replace(self.spec, layers=coarse)).blocks({}, computed, {}):
+            for layer, change in zip(sweep.layers, changes, strict=False):
+                found[layer] = max(found[layer], float(change))
         return found
 
     def _failure(self, sweep: Sweep) -> str:

@@ -86,6 +86,6 @@ def rounding_effect(outputs: Outputs, *, reverse: bool) -> list[torch.Tensor]:
         strict=True,
     ):
         norm = still.flatten(1).norm(dim=1)
-        share = (other - still).flatten(1).norm(dim=1) / torch.where(norm > 0.0, norm, 1.0)
-        found.append(SAFETY * torch.nan_to_num(share, posinf=0.0).amax().unsqueeze(0))
+        change = (other - still).flatten(1).norm(dim=1) / torch.where(norm > 0.0, norm, 1.0)
+        found.append(SAFETY * torch.nan_to_num(change, posinf=0.0).amax().unsqueeze(0))
     return found

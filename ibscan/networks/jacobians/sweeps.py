@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 
 from ibscan.core.boundary import is_out_of_memory
+from ibscan.networks.budget import ModuleBudget
 from ibscan.networks.jacobians.derivatives import (
     Outputs,
     full_jacobians,
@@ -29,21 +30,13 @@ __all__ = [
     "group_layers",
     "layer_factors",
     "layer_grams",
-    "memory_budget",
     "run_sweep",
+    "within_memory",
 ]
 
 # `reverse`: gradients, for few and narrow layers, and where forward mode fails. `plain`: gradients as in training,
 # where what the model detaches stays detached, if all else fails.
 Mode: TypeAlias = Literal["forward", "reverse", "plain"]
-# Directions of the input carried through one pass.
-TANGENTS = 256
-# Numbers held by the Jacobians of one row, by one pass at its widest layer, and by the Jacobians of a block of rows;
-# less where memory is short. On a CPU blocks over 32 MiB are allocated and cleared anew each time; a GPU needs larger
-# ones to be busy.
-ROW_BUDGET = {"cpu": 2**27, "cuda": 2**31}
-PASS_BUDGET = {"cpu": 2**22, "cuda": 2**29}
-BLOCK_BUDGET = {"cpu": 2**22, "cuda": 2**28}
 # Cost of a unit's gradient, in directions of forward mode.
 GRADIENT_COST = 2
 # Norms of Gram matrices outside this range may have under- or overflowed.
@@ -153,7 +146,7 @@ def run_sweep(
     rows: int,
     outputs: Callable[[Sweep, slice, int], Outputs],
     compute: Callable[[Outputs], list[torch.Tensor]],
-    budget: int,
+    budget: ModuleBudget,
 ) -> Iterator[tuple[slice, list[torch.Tensor]]]:
     """Yield (rows, result) for blocks of rows that fit into memory; a block is halved if memory runs out.
 
@@ -162,13 +155,11 @@ def run_sweep(
         rows: Number of rows.
         outputs: Returns the layers' values on some rows, for a number of tangents a pass.
         compute: Computes the result from them.
-        budget: Numbers that may be held in memory.
+        budget: Numbers that may be held, `within_memory`.
     """
     first = outputs(sweep, slice(0, 1), 1)
-    device = first.variable.device.type
-    block = max(1, min(BLOCK_BUDGET[device], budget) // (first.size * sum(sweep.widths)))
-    passed = min(PASS_BUDGET[device], budget) // (min(block, rows) * max(sweep.widths))
-    tangents = max(1, min(TANGENTS, passed))
+    block = max(1, budget.block // (first.size * sum(sweep.widths)))
+    tangents = max(1, min(budget.tangents, budget.one_pass // (min(block, rows) * max(sweep.widths))))
     left = cuts(0, rows, block)[::-1]
     while left:
         part = left.pop()
@@ -229,9 +220,10 @@ def _grams_of(jacobians: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [*map(gram, jacobians), *(jacobian.flatten(1).any(1) for jacobian in jacobians)]
 
 
-def memory_budget(device: torch.device) -> int:
-    """Return how many numbers the Jacobians of one row may hold."""
-    return available_floats(device, ROW_BUDGET[device.type])
+def within_memory(budget: ModuleBudget, device: torch.device) -> ModuleBudget:
+    """Return the budget with no more numbers of Jacobians than there is memory for now."""
+    row = available_floats(device, budget.row)
+    return replace(budget, row=row, one_pass=min(budget.one_pass, row), block=min(budget.block, row))
 
 
 def _too_wide(sweep: Sweep, outputs: Outputs, budget: int) -> bool:

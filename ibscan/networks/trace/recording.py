@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ibscan.core.boundary import foreign
+from ibscan.core.boundary import user_code
 from ibscan.errors import InputError
 from ibscan.networks.trace.dependence import dependence
 from ibscan.networks.trace.graph import INPUT, UNSEEN, Graph, Place, Trace
@@ -86,7 +86,7 @@ def _record_all(model: nn.Module, x: torch.Tensor, extra: Sequence[str], run: Ru
         recorder, result = _record_pass(model, x, extra, run, entries)
         graph = recorder.graph
         try:
-            with foreign("the model"):
+            with user_code("the model"):
                 other, changed = _record_pass(model, other_rows(x), extra, run, entries)
         except InputError:
             # Rows in another order may not fit the named arguments.

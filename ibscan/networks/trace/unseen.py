@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from ibscan.core.boundary import foreign
+from ibscan.core.boundary import user_code
 from ibscan.errors import InputError
 from ibscan.networks.trace.graph import INPUT, Graph, Place
 from ibscan.networks.trace.operations import Constants, Entry, tensor_hash
@@ -78,7 +78,7 @@ def unseen_inputs(model: nn.Module, graph: Graph, run: Run, x: torch.Tensor) -> 
         if place != INPUT:
             hooks[place] = _changed
         try:
-            with foreign("the model"):
+            with user_code("the model"):
                 after = hashes(other_rows(x) if place == INPUT else x, hooks)
         except InputError:
             # A model that cannot run on other numbers has read them.

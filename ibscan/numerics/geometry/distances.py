@@ -260,13 +260,13 @@ def _count_strip(pairs: _Pairs, rows: slice, columns: slice, spare: list[_Buffer
     for part in cuts(columns.start, columns.stop, pairs.budget.shape(points.device)[1]):
         shape = rows.stop - rows.start, part.stop - part.start
         squared, distance, cell = (place[: shape[0] * shape[1]].view(shape) for place in buffers)
-        share = None if weights is None else weights[rows].unsqueeze(1) * weights[part]
+        weight = None if weights is None else weights[rows].unsqueeze(1) * weights[part]
         if pairs.straddles(rows, part):  # count pairs above the diagonal only
-            share = (torch.ones_like(squared) if share is None else share).triu(1)
+            weight = (torch.ones_like(squared) if weight is None else weight).triu(1)
         _fill_distances(pairs, rows, part, left, error, (squared, distance, cell))
-        lengths.append(float(distance.sum() if share is None else torch.dot(distance.flatten(), share.flatten())))
+        lengths.append(float(distance.sum() if weight is None else torch.dot(distance.flatten(), weight.flatten())))
         _fill_cells(pairs, rows, part, margin, (squared, distance, cell))
-        found = torch.bincount(cell.flatten(), None if share is None else share.flatten(), minlength=bins + 1)
+        found = torch.bincount(cell.flatten(), None if weight is None else weight.flatten(), minlength=bins + 1)
         count += found[:bins].to(torch.int64)
         if len(found) > bins + 1 or float(found[bins]):
             index = (distance >= distance.amax() - 2.0 * margin).nonzero()

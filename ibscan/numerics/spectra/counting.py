@@ -173,15 +173,15 @@ def elimination_counts(values: torch.Tensor, error: torch.Tensor, eps: torch.Ten
     return Counts(number.T.contiguous(), certain | zero, scale > 0.0)
 
 
-def bound_counts(own: torch.Tensor, fed: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+def bound_counts(weight_values: torch.Tensor, input_factor: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
     """Return #{sigma(W) > eps / |B|}, which #{sigma(W B) > eps} does not exceed.
 
     The norm of B lies between that of its longest row and its Frobenius norm. Where the count differs between these, it
     is bounded by powers of a Gram matrix, and where it still differs, computed.
 
     Args:
-        own: Singular values of W, shape (C, d).
-        fed: B, shape (C, n, s, k), finite.
+        weight_values: Singular values of W, shape (C, d).
+        input_factor: B, shape (C, n, s, k), finite.
         eps: Thresholds, shape (E,).
 
     Returns:
@@ -190,14 +190,14 @@ def bound_counts(own: torch.Tensor, fed: torch.Tensor, eps: torch.Tensor) -> tor
     Source:
         Horn and Johnson, Topics in Matrix Analysis, theorem 3.3.16: sigma_k(W B) <= sigma_k(W) |B|.
     """
-    limits = (eps.unsqueeze(-1) / own.unsqueeze(1)).sort(-1).values
+    limits = (eps.unsqueeze(-1) / weight_values.unsqueeze(1)).sort(-1).values
     # Rows of the probe last, as sums over inner dimensions are slow.
-    lengths = fed.movedim(1, -1).square().sum(2)
+    lengths = input_factor.movedim(1, -1).square().sum(2)
     norms = torch.cat((lengths.sum(1).sqrt_().mul_(1 + WIDENING), lengths.amax(1).sqrt_().mul_(1 - WIDENING)), -1)
     found, least = _limits_below(limits, norms).chunk(2, 1)
     checkpoint, row = (found != least).any(-1).nonzero(as_tuple=True)
     if len(row):
-        matrix, limits = fed[checkpoint, row], limits[checkpoint]
+        matrix, limits = input_factor[checkpoint, row], limits[checkpoint]
         norm, least_norm = _norm_bounds(matrix)
         differs = _limits_below(limits, norm * (1 + WIDENING)) != _limits_below(limits, least_norm * (1 - WIDENING))
         undecided = differs.flatten(1).any(1)

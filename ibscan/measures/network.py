@@ -65,8 +65,8 @@ class NetworkInformation(Measure):
     required_keys: ClassVar[tuple[str, ...]] = ("mi_network_xt",)
     inapplicable: ClassVar[str] = "it feeds no other layer, so the noisy network has no noise there"
     source: ClassVar[str] = (
-        "Goldfeld et al. 2019, arXiv 1810.05728, sections 2 and 3; densities from both sides: Grosse et al. 2015, arXiv "
-        "1511.02543"
+        "Goldfeld et al. 2019, arXiv 1810.05728, sections 2 and 3; densities from both sides: Grosse et al. 2015, "
+        "arXiv 1511.02543"
     )
     caveat: ClassVar[str] = (
         "It is of the network with noise in it, which is the one measured only if it was trained so. It is of the rows "

@@ -31,7 +31,7 @@ from ibscan.measures.shared import (
 __all__ = ["NetworkInformation"]
 
 MAX_REPLICAS = Option(
-    "Noisy passes of one input at most, network channel.",
+    "Replicas of an input, and weighted paths of a draw, at most; network channel.",
     PRECISION,
     metavar="K",
     parse=whole,
@@ -46,8 +46,8 @@ class NetworkInformation(Measure):
 
     Args:
         noise: Standard deviations, > 0, activation units.
-        tolerance: Target half width, nats: of the 95 % interval of the draws, and of the replica bracket beside it.
-        max_replicas: Noisy passes of one input at most, >= 2.
+        tolerance: Target half width, nats: of the 95 % interval of the draws, and of the bracket beside it.
+        max_replicas: Replicas of an input, and weighted paths or pairs of a draw, at most, >= 2.
         max_draws: Draws of one cell at most.
         samples: Probe rows at most.
     """
@@ -64,7 +64,10 @@ class NetworkInformation(Measure):
     draws: ClassVar[bool] = True
     required_keys: ClassVar[tuple[str, ...]] = ("mi_network_xt",)
     inapplicable: ClassVar[str] = "it feeds no other layer, so the noisy network has no noise there"
-    source: ClassVar[str] = "Goldfeld et al. 2019, arXiv 1810.05728, sections 2 and 3"
+    source: ClassVar[str] = (
+        "Goldfeld et al. 2019, arXiv 1810.05728, sections 2 and 3; densities from both sides: Grosse et al. 2015, "
+        "arXiv 1511.02543"
+    )
     caveat: ClassVar[str] = (
         "It is of the network with noise in it, which is the one measured only if it was trained so. It is of the rows "
         "of the probe, at most H(X), and another noise tells another story."
@@ -77,8 +80,8 @@ class NetworkInformation(Measure):
             "information of the noisy network's layer about the input",
             (quantity.NOISE,),
             companions=("se", "lower", "upper", "draws", "replicas", "budget", "inputs", "paths"),
-            formula="I(X; T) = E[ln p(T | X) - ln p(T)], p(t | x) the mixture over noisy passes of x: the mean of own "
-            "draws (too large) and fresh ones (too small), which are the bracket",
+            formula="I(X; T) = E[ln p(T | X) - ln p(T)], both densities from noisy passes, too large with the one that "
+            "made the draw (own) and too small without (fresh): the middle of the bracket that these make",
         ),
         Quantity(
             "mi_network_ty",

@@ -140,7 +140,7 @@ class Estimate:
         "draws": "draws behind the",
         "replicas": "noisy passes of one input (1 where its density is exact) behind the",
         "budget": "replicas times draws allowed for the",
-        "inputs": "inputs visited for the",
+        "inputs": "rows visited for the",
         "paths": "weighted paths a draw (0: none, but replicas) behind the",
     }
     # Counts of draws and passes, which do not have the unit of the value.

@@ -55,7 +55,7 @@ class NoisyMeasure(Measure, Protocol):
 
     @property
     def max_replicas(self) -> int:
-        """Noisy passes of one input at most."""
+        """Replicas of an input, and weighted paths or pairs of a draw, at most."""
         ...
 
     @property

@@ -28,7 +28,7 @@ Generators = Callable[[int, int], torch.Generator]
 DRAWS, MARGINAL, PATHS, SAME_NOISE, NEAR = range(5)
 # Replicas of the other inputs, for the marginal: at first as many as make so many centres (or numbers) in all, at least
 # four; at most MOST_CENTRES.
-MARGINAL_CENTRES, MARGINAL_BUDGET, MARGINAL_REPLICAS = 2**12, 2**22, 4
+MARGINAL_CENTRES, MARGINAL_BUDGET, MARGINAL_REPLICAS = 2**11, 2**21, 4
 MOST_CENTRES, MOST_NUMBERS = 2**17, 2**24
 # Replicas among which weighted paths look for one near a draw, and that controls are fitted to.
 NEARBY = 64
@@ -182,9 +182,12 @@ class Channel:
 
     def marginal(self, replicas: range) -> torch.Tensor:
         """Return replicas of every distinct input, shape (R, n, D)."""
-        shape = (1, len(self.every), self.units)
-        made = [self._normals(MARGINAL, replica, *shape)[0] for replica in replicas]
-        return torch.stack([self.values(self.every, z.unsqueeze(1))[:, 0] for z in made])
+        shape = (len(self.every), self.units)
+        found = []
+        for part in cuts(replicas.start, replicas.stop, max(1, self._tile // (shape[0] * shape[1]))):
+            made = [self._normals(MARGINAL, replica, *shape) for replica in range(part.start, part.stop)]
+            found.append(self.values(self.every, torch.stack(made, 1)))
+        return torch.cat(found, 1).transpose(0, 1).contiguous()
 
     def first_replicas(self) -> tuple[torch.Tensor, int]:
         """Return the first replicas of every distinct input, (K, n, D), and how many there may be of each."""
@@ -203,7 +206,8 @@ class Channel:
         normals = [self._normals(DRAWS, draw, 1, rows, self.units + self.width)[0] for draw in range(draws)]
         made, noise = torch.stack(normals, 1).split((self.units, self.width), -1)
         numbers = draws * (effort.paths + 4) * (self.units + 3 * self.width) + effort.replicas * self.units
-        per_row = max(numbers, draws * effort.pairs * self.width * self.units, draws * LINES // 2)
+        of_pairs = max(effort.pairs * self.width * self.units, LINES // 2) if effort.pairs else 0
+        per_row = max(numbers, draws * of_pairs)
         parts = cuts(0, rows, max(1, self._tile // per_row))
         tiles = [_Tile(self, k, inputs[part], made[part], noise[part]) for k, part in enumerate(parts)]
         if effort.pairs:

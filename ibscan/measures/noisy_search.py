@@ -8,15 +8,20 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ibscan.measures.noisy_channel import NEARBY, Channel, Effort, Found
+from ibscan.numerics.channels.bracket import LEAST_DRAWS
 
 __all__ = ["ClosedBracket", "close_bracket"]
 
-# The bracket is first closed on few rows (the pilot); the values need more rows.
+# The bracket is first closed on few rows (the pilot); the values need more rows, or, of few rows, more draws.
 PILOT_ROWS, PILOT_DRAWS = 512, 1024
 # Share of the tolerance that the pilot must reach, so that the whole sample reaches the tolerance.
 MARGIN = 0.8
-# Replicas, weighted paths and pairs to begin with, and doublings that one step may ask for.
-REPLICAS, PATHS, PAIRS, STEP = 64, 16, 16, 3
+# Replicas (of one row, and more of few rows), weighted paths and pairs to begin with, and doublings that one step may
+# ask for.
+REPLICAS, REPLICAS_IN_ALL, PATHS, PAIRS, STEP = 64, 2**15, 16, 16, 3
+MOST_REPLICAS = 512
+# Replicas of all inputs that cost a draw less than its pairs.
+CHEAP_CENTRES = 2**14
 # Cost of one density of a draw at a replica, and of the linearisations of a draw, in noisy passes.
 KERNEL, LINES = 0.03, 12.0
 # A bracket that needs more than so many times the largest effort is given up.
@@ -57,11 +62,13 @@ def close_bracket(channel: Channel, inner: torch.Tensor, most_inner: int) -> Clo
     numbers = channel.units + channel.width + 32 * channel.population.joint.shape[1]
     most = max(2, min(budget.max_draws, DRAWN_BUDGET // numbers))
     rows = min(PILOT_ROWS, population, most // 2)
-    draws = max(2, min(PILOT_DRAWS, most, rows * budget.max_replicas) // rows)
+    # Where every row is visited the pilot has all draws that are needed at least.
+    pilot_draws = PILOT_DRAWS if rows < population else LEAST_DRAWS
+    draws = max(2, min(pilot_draws, most, rows * budget.max_replicas) // rows)
     # Draws of a row share its replicas: more of them than replicas would be counted as new.
-    replicas = min(max(REPLICAS, draws), budget.max_replicas)
+    replicas = min(max(REPLICAS, draws, min(REPLICAS_IN_ALL // rows, MOST_REPLICAS)), budget.max_replicas)
     search = _Search(channel, most_inner, rows, draws, Effort(0, replicas, 0, inner))
-    is_pilot = True
+    is_pilot = rows < population
     while True:
         search.close(budget.tolerance * (MARGIN if is_pilot else 1.0))
         bracket = search.found.bracket
@@ -69,6 +76,8 @@ def close_bracket(channel: Channel, inner: torch.Tensor, most_inner: int) -> Clo
         # whether it is.
         reached = bracket.width <= budget.tolerance
         if not bracket.finite or (bracket.width > 2 * budget.tolerance and not budget.patient):
+            break
+        if reached and not is_pilot and 1.96 * max(bracket.error[:2]) <= budget.tolerance:
             break
         aim = budget.tolerance if reached or budget.patient else math.inf
         effort = search.effort
@@ -138,13 +147,14 @@ class _Search:
             if count:
                 self.look(replace(effort, pairs=count))
             return count > 0
-        if self.by_pairs is None and self.channel.inputs is not None:
+        cheap = self._raised(len(effort.inner), factor, min(self.most_inner, CHEAP_CENTRES // effort.inner.shape[1]))
+        if not cheap and self.by_pairs is None and self.channel.inputs is not None:
             before = self.found
             self.look(replace(effort, pairs=min(PAIRS, most)))
             if self.found.outside >= before.outside:
                 self.by_pairs, self.effort, self.found = self.found, effort, before
             return True
-        count = self._raised(len(effort.inner), factor, self.most_inner)
+        count = cheap or self._raised(len(effort.inner), factor, self.most_inner)
         if count:
             more = self.channel.marginal(range(len(effort.inner), count))
             self.look(replace(effort, inner=torch.cat((effort.inner, more))))

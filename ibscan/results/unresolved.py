@@ -23,7 +23,7 @@ class _Tally:
 
     measured: int = 0
     unresolved: int = 0
-    replicas: list[float] = field(default_factory=list)
+    passes: list[float] = field(default_factory=list)  # replicas of an input, or weighted paths of a draw
     draws: list[float] = field(default_factory=list)
 
 
@@ -45,7 +45,8 @@ def unresolved_sentences(result: Result, *, tolerance: float, max_replicas: int,
         tally.measured += int((found.status != Status.NOT_MEASURED).sum())
         tally.unresolved += int(unresolved.sum())
         tally.draws += _spent(found.draws, unresolved)
-        tally.replicas += _spent(found.replicas, unresolved)
+        paths = found.paths if found.replicas is None or found.paths is None else np.fmax(found.replicas, found.paths)
+        tally.passes += _spent(found.replicas if paths is None else paths, unresolved)
     return [
         _sentence(channel, tally, tolerance, max_replicas, max_draws)
         for channel, tally in tallies.items()
@@ -63,9 +64,9 @@ def _sentence(channel: str, tally: _Tally, tolerance: float, max_replicas: int, 
     # Those of the read-out channel have no replicas.
     if channel == "network":
         options.append("--max-replicas")
-        if tally.replicas:
-            spent.append(_range(tally.replicas, "replica"))
-            allowed.append((max(tally.replicas), max_replicas))
+        if tally.passes:
+            spent.append(_range(tally.passes, "replica"))
+            allowed.append((max(tally.passes), max_replicas))
     options.append("--max-draws")
     if tally.draws:
         spent.append(_range(tally.draws, "draw"))

@@ -15,7 +15,7 @@ from ibscan.numerics.channels.paths import Both
 from ibscan.numerics.channels.readout import UNSEEN
 from ibscan.numerics.channels.visits import never_visited, visits_for
 
-__all__ = ["Bracket", "crossed_ends", "paired_ends"]
+__all__ = ["LEAST_DRAWS", "Bracket", "crossed_ends", "paired_ends"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 

@@ -18,6 +18,7 @@ from support.calibration_far import NETWORK as FAR_NETWORK
 from support.calibration_far import READ_OUT as FAR_READ_OUT
 from support.calibration_far import Grid, Line, identity_chain
 from support.calibration_oracle import DRAWS, chain_truth, read_out_truth
+from support.network_truth import FAMILIES
 from support.oracles import network_of, probe_of
 
 from ibscan.core.estimate import Status
@@ -122,32 +123,51 @@ def test_intervals_of_the_readout_hold_as_often_as_they_say(name: str, seeds: in
 
 NETWORK = (
     f"{'network channel':24}{'widths':>12}{'noise':>7}{'n':>6}{'seeds':>7}{'cov. xt':>9}{'cov. ty':>9}"
-    f"{'half xt':>9}{'half ty':>9}{'replicas':>10}{'draws':>8}"
+    f"{'half xt':>9}{'half ty':>9}{'replicas':>10}{'paths':>7}{'draws':>8}"
 )
+# Families whose truth quadrature knows: half of the seeds, and the tolerance.
+BY_NAME, FAMILY_SHARE, TOLERANCE = {family.name: family for family in FAMILIES}, 2, 0.05
 
 
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("name", [*CHAINS, *BY_NAME])
 def test_brackets_of_the_network_channel_hold(name: str, seeds: int, report: Any) -> None:
-    case, count = CHAINS[name], max(NETWORK_SEEDS, seeds // NETWORK_SHARE)
-    network, probe, place = network_of([case.chain], case.activation), probe_of(case.x, case.labels), (0, case.layer, 0)
-    measure = NetworkInformation(noise=(case.noise,), tolerance=case.tolerance, max_replicas=512, max_draws=2**13)
+    """And own >= value >= fresh: the value lies between the ends, which are 1.96 standard errors beyond the means."""
+    count = max(NETWORK_SEEDS, seeds // NETWORK_SHARE if name in CHAINS else seeds // FAMILY_SHARE)
+    if name in CHAINS:
+        case = CHAINS[name]
+        network, probe = network_of([case.chain], case.activation), probe_of(case.x, case.labels)
+        place, truth = (0, case.layer, 0), (case.truth[0], case.truth[2])
+        widths: Sequence[int] = [len(weight) for weight in case.chain[0][:-1]]
+        noise, tolerance = case.noise, case.tolerance
+    else:
+        family = BY_NAME[name]
+        network, probe, place = family.network, family.probe, family.place
+        truth, widths = (family.truth.xt, family.truth.ty), [len(weight) for weight in family.net.weights]
+        noise, tolerance = family.net.noise, TOLERANCE
+    measure = NetworkInformation(noise=(noise,), tolerance=tolerance, max_replicas=512, max_draws=2**13, samples=None)
     results = [measure(network, probe.sampled(None, s), RandomStreams(s)) for s in range(count)]
-    truth, held, half = case.truth, {}, {}
-    for key, exact in zip(QUANTITIES, (truth[0], truth[2]), strict=True):
+    held, half = {}, {}
+    for key, exact in zip(QUANTITIES, truth, strict=True):
         found = [result[f"mi_network_{key}"] for result in results]
-        lower, upper = (np.array([getattr(f, a)[place] for f in found]) for a in ("lower", "upper"))
-        held[key], half[key] = ((lower <= exact) & (exact <= upper)).sum(), np.median(upper - lower) / 2
-    widths = "-".join(str(part) for part in (case.x.shape[1], *(len(w) for w in case.chain[0][:-1])))
+        value, error, lower, upper = (
+            np.array([getattr(f, a)[place] for f in found]) for a in ("value", "stderr", "lower", "upper")
+        )
+        held[key] = ((lower - EXACT <= exact) & (exact <= upper + EXACT)).sum()
+        half[key] = np.median(upper - lower) / 2
+        assert (lower + 1.96 * error <= value + EXACT).all()
+        assert (value <= upper - 1.96 * error + EXACT).all()
+    of_xt = [result["mi_network_xt"] for result in results]
     report.setdefault(NETWORK, []).append(
-        f"{name:24}{widths:>12}{case.noise:7}{len(case.x):6}{count:7}"
+        f"{name:24}{'-'.join(map(str, (probe.x.shape[1], *widths))):>12}{noise:7}{len(probe.x):6}{count:7}"
         + "".join(f"{held[k]:9}" for k in QUANTITIES)
         + "".join(f"{half[k]:9.3f}" for k in QUANTITIES)
-        + f"{np.median([r['mi_network_xt'].replicas[place] for r in results]):10.0f}"
-        + f"{np.median([r['mi_network_xt'].draws[place] for r in results]):8.0f}"
+        + f"{np.median([found.replicas[place] for found in of_xt]):10.0f}"
+        + f"{np.median([found.paths[place] for found in of_xt]):7.0f}"
+        + f"{np.median([found.draws[place] for found in of_xt]):8.0f}"
     )
     for key in QUANTITIES:
         assert held[key] >= fewest(count, LEAST_BRACKETS, seeds), (key, held[key], count)
-        assert half[key] <= VACUOUS * case.tolerance, (key, half[key])
+        assert half[key] <= VACUOUS * tolerance, (key, half[key])
 
 
 # Few rows that matter -----------------------------------------------------------------------------------------------

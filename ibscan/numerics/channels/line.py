@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +16,13 @@ import torch
 from ibscan.numerics.channels.paths import Passes
 from ibscan.numerics.tiling import cuts, mapped
 
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
 __all__ = ["LineInformation", "Segments", "line_of_passes"]
 
-# The z-axis: panels to begin with, of Gauss-Legendre points; its ends, beyond which lies 1e-15 of a Gaussian.
-PANELS, POINTS, REACH = 16, 8, 8.0
+# The z-axis: panels to begin with, of Gauss-Lobatto points: a step near an end or the middle of a panel, where it has a
+# point, cannot hide from both halves and whole. Beyond REACH lies 1e-15 of a Gaussian.
+PANELS, POINTS, REACH = 16, 9, 8.0
 # A panel is accepted if whole and halves agree on E exp(i w S) at these w, each weighted as the layer's own noise damps
 # it, to this share of the panel's weight. Values of a float32 network cannot agree as closely: then the next is tried.
 FREQUENCIES, ACCURACIES = (1.0, 2.0, 4.0), (1e-7, 1e-5)
@@ -138,7 +142,7 @@ class _Points:
 
 def _points(passes: Passes, inputs: torch.Tensor, accuracy: float, most: int) -> tuple[_Points, _Points] | None:
     """Return points of inputs (q,) at the accepted panels, in halves and whole; None if not finite or too many."""
-    nodes, shares = (torch.from_numpy(array).to(inputs.device) for array in np.polynomial.legendre.leggauss(POINTS))
+    nodes, shares = (torch.from_numpy(array).to(inputs.device) for array in _lobatto(POINTS))
 
     def sampled(owner: torch.Tensor, left: torch.Tensor, width: float) -> _Points:
         z = left.unsqueeze(1) + width * (nodes + 1) / 2
@@ -167,6 +171,13 @@ def _points(passes: Passes, inputs: torch.Tensor, accuracy: float, most: int) ->
     return _Points.joined(halves), _Points.joined(wholes)
 
 
+def _lobatto(count: int) -> tuple[Array, Array]:
+    """Return nodes in [-1, 1], both ends among them, and weights of the Gauss-Lobatto rule."""
+    polynomial = np.polynomial.Legendre.basis(count - 1)
+    nodes = np.concatenate(([-1.0], polynomial.deriv().roots(), [1.0]))
+    return nodes, 2 / (count * (count - 1) * polynomial(nodes) ** 2)
+
+
 def _accepted(whole: _Points, half: _Points, accuracy: float, width: float) -> torch.Tensor:
     """Return which panels (p,) are fine enough, from whole ones (p, k) and halves (2 p, k) of a width."""
     middle = whole.places.mean(1, keepdim=True)
@@ -192,7 +203,7 @@ def _accepted(whole: _Points, half: _Points, accuracy: float, width: float) -> t
 class _Laws:
     """p(t|x) of q inputs on cells of their own, one input after the other: by halves and by whole panels, (2, cells).
 
-    Cells of an input are `first` to `first + length - 1`, (q,); t = 0 is in cell 0. `mean` and `variance` (q,) are of S.
+    Cells of an input are `first` to `first + length - 1`, (q,); t = 0 is in cell 0. `mean`, `variance` (q,) are of S.
     """
 
     first: torch.Tensor

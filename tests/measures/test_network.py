@@ -80,7 +80,8 @@ def quadrature(name: str, noise: float) -> list[tuple[float, float]]:
     weights, biases = (tuple(part.numpy() for part in parts[:-1] if part is not None) for parts in chain)
     distinct, joint = (part.numpy() for part in population(x, y))
     net = Noisy(weights, biases, activation, noise)
-    return [tuple(grid_information(net, distinct, joint, layer, 2.0)) for layer in range(len(weights))]
+    found = [grid_information(net, distinct, joint, layer, 2.0) for layer in range(len(weights))]
+    return [(xt, ty) for xt, ty in found]
 
 
 def measured(

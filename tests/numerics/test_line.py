@@ -155,7 +155,8 @@ def test_kinks_anywhere_cost_nothing(slope: float) -> None:
     kinks = [-0.31, 0.123, 0.77]
 
     def post(t: torch.Tensor) -> torch.Tensor:
-        return slope * sum((t - kink).clamp(min=0.0) * sign for kink, sign in zip(kinks, (1.0, -2.0, 1.5), strict=True))
+        bent = [(t - kink).clamp(min=0.0) * sign for kink, sign in zip(kinks, (1.0, -2.0, 1.5), strict=True)]
+        return slope * torch.stack(bent).sum(0)
 
     passes, x = Bent(torch.from_numpy(SIX[:, 0]), 0.4, post), SIX[:, 0]
     ends = np.array([-8.0, *kinks, 8.0])
@@ -189,17 +190,11 @@ def test_far_inputs_cost_nothing_and_are_known(far: float) -> None:
 
 @pytest.mark.parametrize("gain", [3.0, 30.0])
 def test_a_float32_network_is_right_to_its_own_precision(gain: float) -> None:
-    exact, single = (
-        found_by(
-            Bent(
-                torch.from_numpy(SIX[:, 0]).tanh(),
-                0.02,
-                lambda t, kind=kind: torch.tanh(gain * t.to(kind)).to(torch.float64) / 0.02,
-            ),
-            UNEVEN,
-        )
-        for kind in (torch.float64, torch.float32)
-    )
+    def post(kind: torch.dtype) -> Post:
+        return lambda t: torch.tanh(gain * t.to(kind)).to(torch.float64) / 0.02
+
+    places = torch.from_numpy(SIX[:, 0]).tanh()
+    exact, single = (found_by(Bent(places, 0.02, post(kind)), UNEVEN) for kind in (torch.float64, torch.float32))
     near(single, (exact.xt, exact.ty), 1e-6)
 
 

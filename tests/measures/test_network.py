@@ -21,6 +21,7 @@ from support.oracles import (
     probe_of,
     random_chain,
     weight_entropy,
+    with_idle_unit,
 )
 
 from ibscan.core.estimate import Estimate, Status
@@ -40,14 +41,6 @@ def scalars(*steps: tuple[float, float]) -> Parameters:
     """A chain of scalar layers w t + b and an output layer."""
     one = torch.ones(1, 1, dtype=torch.float64)
     return [w * one for w, _ in steps] + [one], [b * one[0] for _, b in steps] + [None]
-
-
-def with_idle_unit(chain: Parameters) -> Parameters:
-    """The same chain of scalar layers with one more unit in the first, read by none: such cells are not integrated."""
-    (first, second, *weights), (bias, *biases) = chain
-    zero = torch.zeros(1, 1, dtype=torch.float64)
-    widened = None if bias is None else torch.cat((bias, zero[0]))
-    return [torch.cat((first, zero)), torch.cat((second, zero), 1), *weights], [widened, *biases]
 
 
 # The network of methods.md 2.4.

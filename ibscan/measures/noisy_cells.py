@@ -30,6 +30,7 @@ from ibscan.measures.driver import (
 from ibscan.measures.noisy_channel import Budget, Channel, Population
 from ibscan.measures.noisy_search import close_bracket
 from ibscan.measures.readout_cells import draws_of, readout_cell
+from ibscan.numerics.channels.line import line_of_passes
 from ibscan.numerics.channels.mixture import Mixture, gaussian_cap, principal_components
 
 __all__ = ["network_estimates"]
@@ -38,6 +39,8 @@ __all__ = ["network_estimates"]
 INDEPENDENT_REPLICAS, SURELY_INDEPENDENT_REPLICAS = 16, 1024
 # Random numbers of one stage of a cell.
 STAGE = 2**32
+# Largest change of an integrated value at half the step, as a share of the tolerance, and in nats.
+CHANGE_SHARE, MOST_CHANGE = 0.1, 1e-6
 
 
 class NoisyMeasure(Measure, Protocol):
@@ -192,6 +195,9 @@ def _propagated_cell(channel: Channel) -> NetworkCell:
     state = layer_status(inner.flatten(0, 1))
     if state is not Status.OK:
         return NetworkCell.constant(state)
+    cell = _exact_cell(channel) if channel.units == channel.width == 1 else None
+    if cell is not None:
+        return cell
     end = close_bracket(channel, inner, most)
     found = end.found.bracket
     if not found.finite:
@@ -214,6 +220,21 @@ def _propagated_cell(channel: Channel) -> NetworkCell:
         end.rows,
         end.effort.paths,
     )
+
+
+def _exact_cell(channel: Channel) -> NetworkCell | None:
+    """Return the cell of one unit behind one noisy unit by quadrature; None where it is not exact or too expensive."""
+    population = channel.population
+    found = line_of_passes(channel, population.joint, min(CHANGE_SHARE * channel.budget.tolerance, MOST_CHANGE))
+    if found is None:
+        return None
+    cap = min(population.ceiling, 0.5 * math.log1p(found.variance))
+    # Within rounding of its bounds, a value is not beyond them.
+    xt = min(max(found.xt, 0.0), cap)
+    ty = min(max(found.ty, 0.0), xt)
+    state = Status.SATURATED if is_saturated(xt, population.ceiling) else Status.OK
+    exact = [(value, 0.0, value, value) for value in (xt, ty, xt - ty)]
+    return NetworkCell(state, exact[0], exact[1], exact[2], cap, 1, 0, population.size, 0)
 
 
 def _generator(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.network_grids import Noisy, grid_information
 from support.network_oracles import exact_information, linear_information, own_and_fresh, replica_information, replicas
 from support.oracles import (
     Parameters,
@@ -20,6 +21,7 @@ from support.oracles import (
     probe_of,
     random_chain,
     weight_entropy,
+    with_idle_unit,
 )
 
 from ibscan.core.estimate import Estimate, Status
@@ -43,6 +45,7 @@ def scalars(*steps: tuple[float, float]) -> Parameters:
 
 # The network of methods.md 2.4.
 TWO = scalars((0.5, 0.0), (3.0, 0.3))
+DRAWN = with_idle_unit(TWO)
 
 
 def rows_of(n: int, d: int, seed: int = 0) -> np.ndarray:
@@ -65,7 +68,13 @@ def population(x: np.ndarray, y: np.ndarray) -> tuple[torch.Tensor, torch.Tensor
 @cache
 def quadrature(name: str, noise: float) -> list[tuple[float, float]]:
     chain, activation, x, y = NETS[name]
-    return exact_information(chain, activation, *population(x, y), noise)
+    if name.startswith("plane"):
+        return exact_information(chain, activation, *population(x, y), noise)
+    weights, biases = (tuple(part.numpy() for part in parts[:-1] if part is not None) for parts in chain)
+    distinct, joint = (part.numpy() for part in population(x, y))
+    net = Noisy(weights, biases, activation, noise)
+    found = [grid_information(net, distinct, joint, layer, 2.0) for layer in range(len(weights))]
+    return [(xt, ty) for xt, ty in found]
 
 
 def measured(
@@ -88,7 +97,7 @@ def half(found: Estimate, place: tuple[int, int, int]) -> float:
 def check(found: Estimate, place: tuple[int, int, int], truth: float, rounding: float = 1e-9) -> None:
     """The house's rule for Monte Carlo, four standard errors, on the value and on both ends of the bracket.
 
-    A first layer of one unit is integrated, with no error but rounding.
+    Where one unit follows the noise of one unit at most it is integrated, with no error but rounding.
     """
     value, error = found.value[place], found.stderr[place] + rounding
     # The ends already lie 1.96 errors out; in one case of twenty that is not enough, in one of 15,000 four are not.
@@ -199,9 +208,43 @@ def test_information_is_that_of_quadrature(name: str, noise: float) -> None:
         assert result[XT].status[0, layer, 0] in (Status.OK, Status.SATURATED)
 
 
+@pytest.mark.parametrize("tolerance", [0.5, 0.05, 1e-7])
+def test_one_unit_behind_one_noisy_unit_has_no_error(tolerance: float) -> None:
+    """Nothing is drawn, whatever the budget and the seed: ends, value and truth are one."""
+    results = [measured([TWO], probe_of(FOUR, LAST), seed=seed, tolerance=tolerance, max_draws=2) for seed in (0, 1)]
+    for key, truth in ((XT, 0.619409), (TY, 0.218239), ("mi_network_xt_given_y", 0.619409 - 0.218239)):
+        for found in (result[key] for result in results):
+            assert found.value[0, 1, 0] == pytest.approx(truth, abs=2e-6)
+            assert found.stderr[0, 1, 0] == 0.0
+            assert found.lower[0, 1, 0] == found.value[0, 1, 0] == found.upper[0, 1, 0]
+            assert found.status[0, 1, 0] == Status.OK
+            assert found.value[0, 1, 0] == results[0][key].value[0, 1, 0]
+    xt = results[0][XT]
+    used = [float(array[0, 1, 0]) for array in (xt.draws, xt.replicas, xt.inputs, xt.paths) if array is not None]
+    assert used == [0.0, 1.0, 4.0, 0.0]
+
+
+def test_an_integrated_cell_is_what_draws_say() -> None:
+    for chain in (TWO, NETS["relu"][0], NETS["weights"][0]):
+        activation, x, y = next(net[1:] for net in NETS.values() if net[0] is chain)
+        exact, drawn = (measured([c], probe_of(x, y), activation) for c in (chain, with_idle_unit(chain)))
+        for key in (XT, TY):
+            assert drawn[key].stderr[0, 1, 0] > exact[key].stderr[0, 1, 0] == 0.0
+            check(drawn[key], (0, 1, 0), float(exact[key].value[0, 1, 0]))
+        np.testing.assert_allclose(exact[CAP].value[0, 1, 0], drawn[CAP].value[0, 1, 0], rtol=0.1)
+
+
+def test_what_quadrature_cannot_afford_is_drawn() -> None:
+    """A gain of 1e6 noises: no grid of the budget follows it."""
+    weights = [torch.full((1, 1), w, dtype=torch.float64) for w in (1.0, 1e6, 1.0)]
+    found = measured([(weights, [None] * 3)], probe_of(SIX, THIRDS), "identity", noise=(1.0,))[XT]
+    assert found.draws[0, 1, 0] > 0
+    check(found, (0, 1, 0), exact_linear_line(SIX[:, 0], 1e6))
+
+
 @pytest.mark.slow
 def test_the_two_layers_of_methods_to_a_finer_tolerance() -> None:
-    result = measured([TWO], probe_of(FOUR, LAST), tolerance=0.01, max_draws=2**16, max_replicas=2**13)
+    result = measured([DRAWN], probe_of(FOUR, LAST), tolerance=0.01, max_draws=2**16, max_replicas=2**13)
     for key, truth in ((XT, 0.619409), (TY, 0.218239)):
         found = result[key]
         check(found, (0, 1, 0), truth)
@@ -266,7 +309,7 @@ def test_linear_gaussian_of_seven_dimensions_is_unresolved() -> None:
 @pytest.mark.slow
 def test_intervals_cover_the_truth_over_seeds() -> None:
     xt, ty = exact_information(TWO, "tanh", *population(FOUR, LAST), 0.3)[1]
-    results = [measured([TWO], probe_of(FOUR, LAST), seed=seed) for seed in range(40)]
+    results = [measured([DRAWN], probe_of(FOUR, LAST), seed=seed) for seed in range(40)]
     for key, truth in ((XT, xt), (TY, ty)):
         found = [result[key] for result in results]
         inside = sum(bool(f.lower[0, 1, 0] <= truth <= f.upper[0, 1, 0]) for f in found)
@@ -279,7 +322,7 @@ def test_intervals_cover_the_truth_over_seeds() -> None:
 def test_draws_beyond_the_replicas_are_not_counted_as_new() -> None:
     """64 replicas, each asked many times: the error is that of 64 replicas, whatever the draws."""
     results = [
-        measured([TWO], probe_of(FOUR, LAST), seed=s, max_replicas=64, tolerance=0.005, max_draws=2**12)
+        measured([DRAWN], probe_of(FOUR, LAST), seed=s, max_replicas=64, tolerance=0.005, max_draws=2**12)
         for s in range(16)
     ]
     for key in (XT, TY):
@@ -588,7 +631,8 @@ def test_an_input_nearer_than_the_first_replicas_is_found() -> None:
     """A scalar net of so large a gain that sixteen replicas leave gaps of many noises; the other inputs fill them."""
     weights = [torch.full((1, 1), w, dtype=torch.float64) for w in (1.0, 200.0, 1.0)]
     x = np.linspace(-1.5, 1.5, 256)[np.random.default_rng(1).permutation(256), None]
-    result = measured([(weights, [None] * 3)], probe_of(x), "identity", noise=(1.0,), tolerance=0.2, max_draws=512)
+    chain = with_idle_unit((weights, [None] * 3))
+    result = measured([chain], probe_of(x), "identity", noise=(1.0,), tolerance=0.2, max_draws=512)
     exact = exact_linear_line(x[:, 0], 200.0)
     assert result[XT].lower[0, 1, 0] <= exact <= result[XT].upper[0, 1, 0]
     assert result[XT].value[0, 1, 0] == pytest.approx(exact, abs=0.3) or result[XT].status[0, 1, 0] == Status.UNRESOLVED
@@ -601,6 +645,6 @@ def exact_linear_line(points: np.ndarray, gain: float) -> float:
 
 def test_the_budget_of_draws_is_kept() -> None:
     for most in (2, 10, 100):
-        result = measured([TWO], probe_of(SIX, THIRDS), max_draws=most)
+        result = measured([DRAWN], probe_of(SIX, THIRDS), max_draws=most)
         assert result[XT].draws[0, 1, 0] <= most
         assert result[XT].status[0, 1, 0] == Status.UNRESOLVED

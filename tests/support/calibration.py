@@ -15,7 +15,7 @@ import torch
 
 from ibscan.core.records import Layer, Probe
 from support import oracles
-from support.oracles import Chained, Parameters, probe_of, random_chain
+from support.oracles import Chained, Parameters, probe_of, random_chain, with_idle_unit
 
 
 @dataclass(frozen=True)
@@ -194,9 +194,23 @@ ALIKE = np.column_stack((np.repeat(SIX[:, 0], (4, 1, 2, 1, 2, 2)), np.arange(12.
 CHAINS = {
     case.name: case
     for case in (
-        # methods.md 2.4
-        Chain("two layers", scalars((0.5, 0.0), (3.0, 0.3)), "tanh", FOUR, np.array([0, 0, 0, 1]), noise=0.3),
-        Chain("duplicates", scalars((0.6, 0.1), (2.0, -0.5), inputs=2), "tanh", ALIKE, np.arange(12) % 3, noise=0.3),
+        # methods.md 2.4; with a unit that nothing reads, as it would be integrated otherwise.
+        Chain(
+            "two layers",
+            with_idle_unit(scalars((0.5, 0.0), (3.0, 0.3))),
+            "tanh",
+            FOUR,
+            np.array([0, 0, 0, 1]),
+            noise=0.3,
+        ),
+        Chain(
+            "duplicates",
+            with_idle_unit(scalars((0.6, 0.1), (2.0, -0.5), inputs=2)),
+            "tanh",
+            ALIKE,
+            np.arange(12) % 3,
+            noise=0.3,
+        ),
         Chain(
             "third layer",
             scalars((1.0, 1.0), (1.5, -1.0), (1.0, 0.5)),

@@ -31,6 +31,7 @@ RANK_SHARE = 1e-10
 
 ACTIVATION: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "tanh": np.tanh,
+    "sigmoid": lambda p: 0.5 + 0.5 * np.tanh(0.5 * p),
     "relu": lambda p: np.maximum(p, 0.0),
     "identity": lambda p: p,
 }

@@ -169,3 +169,12 @@ def probe_of(x: Any, y: ArrayLike | None = None) -> Probe:
     x = np.asarray(x, dtype=float)
     labels = () if y is None else tuple(range(int(np.max(y)) + 1))
     return Probe(x=x, y=None if y is None else np.asarray(y), labels=labels, sha256="0" * 64, source="test")
+
+
+def with_idle_unit(chain: Parameters) -> Parameters:
+    """The same chain of scalar layers with one more unit in the first, read by none: such cells are not integrated."""
+    (first, second, *weights), (bias, *biases) = chain
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    row = torch.zeros(1, first.shape[1], dtype=torch.float64)
+    widened = None if bias is None else torch.cat((bias, zero[0]))
+    return [torch.cat((first, row)), torch.cat((second, zero), 1), *weights], [widened, *biases]

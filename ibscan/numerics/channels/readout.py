@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ibscan.numerics.channels.controls import QUADRATIC_WIDTH, Residuals, controls, near_enough
+from ibscan.numerics.channels.line import Segments
 from ibscan.numerics.channels.mixture import Mixture, entropy
 from ibscan.numerics.channels.neighbours import NeighbourControls
 from ibscan.numerics.channels.visits import Visits
@@ -286,17 +287,13 @@ def line_information(mixture: Mixture, noise: float) -> Information:
     step = noise / STEPS
     reach = math.ceil(REACH * STEPS)
     middle = (centres / step).round().long()
-    # Grid points within reach of a centre, each once: a centre's segment begins where the one before ends.
-    first = torch.cat((middle[:1] - reach, torch.maximum(middle[1:] - reach, middle[:-1] + reach + 1)))
-    length = middle + reach + 1 - first
-    start = length.cumsum(0) - length
+    grid = Segments.covering(middle - reach, middle + reach)
     columns = torch.cat((mixture.weights, mixture.share.unsqueeze(1) * mixture.centres), 1)
     prior, sums = mixture.weights.sum(0).log(), mixture.sums(columns, noise, mixture.rms_radius / noise)
     found = torch.zeros(3, dtype=centres.dtype, device=centres.device)
-    for part in cuts(0, int(length.sum()), NUMBERS.get(centres.device.type, NUMBERS["cuda"])):
+    for part in cuts(0, grid.size, NUMBERS.get(centres.device.type, NUMBERS["cuda"])):
         place = torch.arange(part.start, part.stop, device=centres.device)
-        segment = torch.searchsorted(start, place, right=True) - 1
-        t = (place - start[segment] + first[segment]).to(centres.dtype) * step
+        t = grid.integers(place).to(centres.dtype) * step
         right = torch.searchsorted(centres, t).clamp(1 if len(centres) > 1 else 0, len(centres) - 1)
         left = (right - 1).clamp(min=0)
         near = torch.where(t - centres[left] < centres[right] - t, centres[left], centres[right])

@@ -95,7 +95,7 @@ def _of_label(by_class: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
 class Bracket:
     """A bracket of I(X;T), I(T;Y) and I(X;T|Y), in this order, nats, with the variances that decide how to narrow it.
 
-    `value` is the middle of the two ends, `lower` and `upper` are 1.96 `error` beyond them. `between` and `within` are
+    `value` is the middle of the two ends (of I(X;T|Y) the difference), `lower` and `upper` are 1.96 `error` beyond them. `between` and `within` are
     variances of the draws between and within rows, (2, 2): ends, and the first two quantities; `common` is the variance
     of the replicas that all draws share.
     """
@@ -131,8 +131,9 @@ class Bracket:
             return np.stack([getattr(kinds[k], name)[..., j] for j, k in enumerate(nearest)], -1)
 
         high, low, error = chosen("high"), chosen("low"), chosen("error")
+        xt, ty, _ = ((high + low) / 2).tolist()
         return Bracket(
-            tuple(((high + low) / 2).tolist()),
+            (xt, ty, xt - ty),
             tuple(error.tolist()),
             tuple((low - 1.96 * error).tolist()),
             tuple((high + 1.96 * error).tolist()),

@@ -82,8 +82,9 @@ _TEXTS: Mapping[Status, tuple[str, str, str]] = {
     ),
     Status.UNRESOLVED: (
         "unresolved: tolerance not reached within the budget",
-        "the tolerance was not reached within the budget; for rank: the count is within reach of rounding coarser than "
-        "float64",
+        "the tolerance was not reached within the budget; in the network channel its bracket, which did not close, "
+        "stands behind the number, `3.1 [2.6, 3.6]?`, and is all that is known of it; for rank: the count is within "
+        "reach of rounding coarser than float64",
         "`--max-replicas`, `--max-draws`, a larger `--tolerance` or `--noise`; for rank: another eps",
     ),
     Status.LOWER_BOUND: (

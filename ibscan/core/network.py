@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
@@ -19,7 +19,6 @@ __all__ = [
     "Network",
     "NoisyNetwork",
     "NoisyPasses",
-    "Normals",
     "Scores",
     "VisitFactor",
     "VisitGram",
@@ -72,7 +71,6 @@ Visit: TypeAlias = "Callable[[int, torch.Tensor, torch.Tensor, slice], None]"
 Scores: TypeAlias = "Callable[[torch.Tensor, torch.Tensor | None, slice], None]"
 VisitFactor: TypeAlias = "Callable[[int, torch.Tensor, torch.Tensor | None, slice], None]"
 VisitGram: TypeAlias = "Callable[[int, Any, slice], None]"
-Normals: TypeAlias = "Callable[[int, int], Array]"
 
 
 class LayeredNetwork(Protocol):
@@ -177,15 +175,6 @@ class NoisyNetwork(LayeredNetwork, Protocol):
 
         `noise` has every layer's standard deviation, by index; output layers and those that are not noisy ignore
         theirs.
-        """
-        ...
-
-    def noisy_walk(
-        self, x: Array, layer: int, noise: float, normals: Normals, replicas: range
-    ) -> Iterator[tuple[range, torch.Tensor]]:
-        """Yield (replicas, S) in blocks of replicas: S (C, R, n, D) is the layer's post before its own noise.
-
-        Every noisy layer that feeds it adds noise * normals(its index, replica), of shape (n, D), to its post.
         """
         ...
 

@@ -113,6 +113,18 @@ class Result:
         named = {Estimate.field_of(other): self.variables.get(other) for other in main.ancillary}
         return {key: found for key, found in named.items() if key and found is not None and found.dims == main.dims}
 
+    def bracket(self, name: str) -> tuple[Variable, Variable] | None:
+        """Return the lower and upper end of a quantity's bracket, which narrows as more is spent; None without one.
+
+        A channel with a bracket has a budget of replicas. Ends of other quantities are bounds that hold whatever is
+        spent, and say nothing of how far a value may be off.
+        """
+        ends, suffix = self.companions(name), Estimate.companion("", "budget")
+        channels = [other.removesuffix(suffix) for other in self.variables if other.endswith(suffix)]
+        if not {"lower", "upper"} <= set(ends) or not any(name.startswith(f"{channel}_") for channel in channels):
+            return None
+        return ends["lower"], ends["upper"]
+
     def status(self, name: str) -> Array | None:
         """Return the status array that `name` shares, or None where it has none (counts, coordinates)."""
         status = self.companions(name).get("status")

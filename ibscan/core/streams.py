@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
 __all__ = ["RandomStreams"]
 
@@ -29,10 +28,3 @@ class RandomStreams:
 
         key = [self.seed, zlib.crc32(measure.encode()), layer, draw]
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
-
-    def on_device(self, measure: str, layer: int, draw: int, device: torch.device) -> torch.Generator:
-        """Return torch's generator of one draw, which makes its numbers on the device: equal on equal devices alone."""
-        import torch
-
-        seed = int(self.generator(measure, layer, draw).integers(2**63))
-        return torch.Generator(device).manual_seed(seed)

@@ -75,7 +75,7 @@ def model_of(
     device: torch.device,
     dtype: torch.dtype,
     run_script: bool = False,
-    guard: Callable[..., AbstractContextManager[None]] = nullcontext,
+    guard: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Model:
     """Build the model of the first checkpoint and check that the probe fits it.
 
@@ -87,7 +87,7 @@ def model_of(
         device: Where the network runs.
         dtype: Of the forward pass.
         run_script: Also run code that trains or writes files when it is imported.
-        guard: Goes around every call of the user's code; with `proven=True` while checkpoints are measured.
+        guard: Goes around every call of the user's code.
 
     Raises:
         InputError: The tensors do not form the model, or the probe does not fit it.
@@ -122,9 +122,8 @@ def model_of(
         double = None if exact_trace is None else in_float64
         return Module(with_weights(checkpoint, state).to(device, dtype), trace, device, dtype, packing, double)
 
-    later = guard if guard is nullcontext else partial(guard, proven=True)
     features, outputs = probe.x[0].size, trace.head.units
-    return Model(stated, features, outputs, trace.layers, 1, network_of, trace.unmeasured, maker.code, extra, later)
+    return Model(stated, features, outputs, trace.layers, 1, network_of, trace.unmeasured, maker.code, extra, guard)
 
 
 def _with_weights(maker: Maker, checkpoint: Checkpoint, state: Mapping[str, torch.Tensor]) -> nn.Module:

@@ -27,6 +27,7 @@ from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageErro
 from ibscan.inputs.probes.read import find_probe, read_probe
 from ibscan.inputs.series.checkpoint import inspect_checkpoint
 from ibscan.inputs.series.manifest import Manifest, read_manifest
+from ibscan.inputs.series.process_watch import process_watch
 from ibscan.inputs.series.read import read_series, select_epochs
 from ibscan.inputs.series.untouched import untouched
 from ibscan.measures.work import seconds
@@ -112,6 +113,7 @@ def resolved_inputs(request: Request) -> ResolvedInputs:
         UsageError: There is no such device, or the output may not be written.
         InputError: The manifest cannot be used.
     """
+    process_watch().begin()
     device = _device(request.device)
     manifest = manifest_of(request.paths, trust=request.trust)
     source, arguments = _probe_source(request, manifest)

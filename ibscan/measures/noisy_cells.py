@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ import torch
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.measure import Measure
 from ibscan.core.network import NoisyNetwork
-from ibscan.core.records import Array, Probe
+from ibscan.core.records import Probe
 from ibscan.core.streams import RandomStreams
 from ibscan.measures.driver import (
     ROUNDING,
@@ -219,5 +219,9 @@ def _propagated_cell(channel: Channel) -> NetworkCell:
 def _generator(
     measure: str, streams: RandomStreams, layer: int, device: torch.device, stage: int, draw: int
 ) -> torch.Generator:
-    """Return the generator of one draw or tile of one stage of a layer's cells, the same at every noise."""
-    return streams.on_device(measure, layer, stage * STAGE + draw, device)
+    """Return the generator of one draw or tile of one stage of a layer's cells, the same at every noise.
+
+    Numbers are made on the device: equal on equal devices alone.
+    """
+    seed = int(streams.generator(measure, layer, stage * STAGE + draw).integers(2**63))
+    return torch.Generator(device).manual_seed(seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +13,9 @@ from ibscan.core.records import Array, Probe
 from ibscan.measures.driver import ROUNDING, distinct_rows, input_weights
 from ibscan.numerics.channels.bracket import Bracket, crossed_ends, paired_ends
 from ibscan.numerics.channels.controls import QUADRATIC_WIDTH, ReplicaControls, controlled
-from ibscan.numerics.channels.joint import MOST_UNITS, Inputs, joint_densities
+from ibscan.numerics.channels.joint import MOST_UNITS, joint_densities
 from ibscan.numerics.channels.mixture import entropy
+from ibscan.numerics.channels.pair_laws import Inputs
 from ibscan.numerics.channels.paths import Both, path_densities, shared_densities
 from ibscan.numerics.channels.replicas import replica_densities
 from ibscan.numerics.tiling import aligned, cuts, mapped
@@ -25,7 +25,7 @@ __all__ = ["Budget", "Channel", "Effort", "Found", "Generators", "Population"]
 # Generators on the device of (stage, draw or tile).
 Generators = Callable[[int, int], torch.Generator]
 # Stages of a cell with random numbers of their own.
-DRAWS, MARGINAL, PATHS, SAME_NOISE = range(4)
+DRAWS, MARGINAL, PATHS, SAME_NOISE, NEAR = range(5)
 # Replicas of the other inputs, for the marginal: at first as many as make so many centres (or numbers) in all, at least
 # four; at most MOST_CENTRES.
 MARGINAL_CENTRES, MARGINAL_BUDGET, MARGINAL_REPLICAS = 2**12, 2**22, 4
@@ -33,7 +33,11 @@ MOST_CENTRES, MOST_NUMBERS = 2**17, 2**24
 # Replicas among which weighted paths look for one near a draw, and that controls are fitted to.
 NEARBY = 64
 # Numbers of one tile on the CPU, and of all linearised inputs.
-TILE, TILE_ON_GPU, LINEARISED = 2**20, 2**26, 2**25
+TILE, TILE_ON_GPU, LINEARISED = 2**20, 2**26, 2**23
+# Lines of all inputs, and of one, that pairs are drawn by.
+LINES, MOST_LINES = 2**13, 8
+# Share of a broader density in those from below, at most.
+FLOOR = 1e-3
 # Numbers of one linearisation, and its smaller side, up to which weighted paths pay.
 SLOPE_NUMBERS, SLOPE_SIDE = 2**16, 128
 
@@ -158,7 +162,11 @@ class Channel:
         numbers = self.width * self.units
         if not self.steerable or self.width > MOST_UNITS or len(self.every) * numbers > LINEARISED:
             return None
-        found = Inputs.of(self, self.population.joint, self._tile // (4 * numbers))
+        # About the path without noise, and some others where there is room.
+        count = max(1, min(LINES // len(self.every), LINEARISED // (len(self.every) * numbers), MOST_LINES))
+        paths = self._normals(NEAR, 0, count, len(self.every), self.units).transpose(0, 1).contiguous()
+        paths[:, 0] = 0.0
+        found = Inputs.of(self, self.population.joint, paths, self._tile // (4 * numbers * count))
         return found if found.sound else None
 
     def is_input_independent(self, replicas: int) -> bool:
@@ -195,7 +203,7 @@ class Channel:
         normals = [self._normals(DRAWS, draw, 1, rows, self.units + self.width)[0] for draw in range(draws)]
         made, noise = torch.stack(normals, 1).split((self.units, self.width), -1)
         numbers = draws * (effort.paths + 4) * (self.units + 3 * self.width) + effort.replicas * self.units
-        per_row = max(numbers, draws * effort.pairs * self.width * self.units, draws * len(self.every) // 2)
+        per_row = max(numbers, draws * effort.pairs * self.width * self.units, draws * LINES // 2)
         parts = cuts(0, rows, max(1, self._tile // per_row))
         tiles = [_Tile(self, k, inputs[part], made[part], noise[part]) for k, part in enumerate(parts)]
         if effort.pairs:
@@ -250,9 +258,7 @@ class _Tile:
         size = (len(self.rows), min(NEARBY, effort.replicas) if effort.paths else effort.replicas, channel.units)
         replicas = torch.randn(size, generator=generator, dtype=points.dtype, device=points.device)
         if effort.paths:
-            inside, seen = path_densities(
-                channel, self.rows, points, self.made, replicas, effort.paths, generator
-            )
+            inside, seen = path_densities(channel, self.rows, points, self.made, replicas, effort.paths, generator)
         else:
             seen = channel.values(self.rows, replicas)
             inside = shared_densities(seen, points, energy)
@@ -261,17 +267,18 @@ class _Tile:
         t = points.flatten(0, 1)
         given = (population.joint / population.share.unsqueeze(1))[owner]
         prior = population.joint.sum(0)
+        broad, floor = _broad(effort.inner, population.share, t), min(FLOOR, channel.budget.tolerance / 50)
         if effort.pairs:
             assert channel.inputs is not None
             made = self.made.flatten(0, 1)
             pairs = joint_densities(channel, channel.inputs, t, owner, made, flat.fresh, effort.pairs, generator)
             outside = Both(pairs.own.unsqueeze(0), pairs.fresh.unsqueeze(0))
-            kinds = [crossed_ends(flat, outside, given, prior)]
+            kinds = [crossed_ends(flat, outside, given, prior, broad, floor)]
         else:
             found = replica_densities(effort.inner, population.joint, t, energy.flatten(), owner, flat.fresh)
             kinds = [
-                crossed_ends(flat, found.crossed, given, prior),
-                paired_ends(found.owner, found.paired, given, prior),
+                crossed_ends(flat, found.crossed, given, prior, broad, floor),
+                paired_ends(found.owner, found.paired, given, prior, floor),
             ]
         shape = (*kinds[0].shape[:-1], *points.shape[:2])
         return _Ends(
@@ -280,3 +287,10 @@ class _Tile:
             seen[:, :NEARBY],
             inside.own - inside.fresh,
         )
+
+
+def _broad(inner: torch.Tensor, share: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Return ln of a Gaussian with twice the variances of the layer's units, + (d/2) ln 2 pi, at points (q, d)."""
+    mean = share @ inner.mean(0)
+    variance = 1.0 + 2.0 * (share @ (inner - mean).square().mean(0))
+    return -0.5 * ((points - mean).square() / variance).sum(1) - 0.5 * variance.log().sum()

@@ -16,7 +16,7 @@ PILOT_ROWS, PILOT_DRAWS = 512, 1024
 # Share of the tolerance that the pilot must reach, so that the whole sample reaches the tolerance.
 MARGIN = 0.8
 # Replicas, weighted paths and pairs to begin with, and doublings that one step may ask for.
-REPLICAS, PATHS, PAIRS, STEP = 64, 8, 16, 3
+REPLICAS, PATHS, PAIRS, STEP = 64, 16, 16, 3
 # Cost of one density of a draw at a replica, and of the linearisations of a draw, in noisy passes.
 KERNEL, LINES = 0.03, 12.0
 # A bracket that needs more than so many times the largest effort is given up.
@@ -90,7 +90,7 @@ class _Search:
     draws: int
     effort: Effort
     found: Found = field(init=False)
-    pairs_tried: bool = False
+    by_pairs: Found | None = None  # what the first pairs found, where replicas did better
 
     def __post_init__(self) -> None:
         self.look(self.effort)
@@ -131,23 +131,28 @@ class _Search:
         return count > 0
 
     def _more_outside(self, factor: float) -> bool:
-        """Estimate p(t, y) by so many times as many replicas or pairs, whichever leaves less; return whether it helps."""
+        """Estimate p(t, y) by so many times as many replicas or pairs; return whether it helps."""
         effort, most = self.effort, self.channel.budget.max_replicas
         if effort.pairs:
             count = self._raised(effort.pairs, factor, most)
             if count:
                 self.look(replace(effort, pairs=count))
             return count > 0
-        if not self.pairs_tried and self.channel.inputs is not None:
-            self.pairs_tried, before = True, self.found
+        if self.by_pairs is None and self.channel.inputs is not None:
+            before = self.found
             self.look(replace(effort, pairs=min(PAIRS, most)))
             if self.found.outside >= before.outside:
-                self.effort, self.found = effort, before
+                self.by_pairs, self.effort, self.found = self.found, effort, before
             return True
         count = self._raised(len(effort.inner), factor, self.most_inner)
         if count:
             more = self.channel.marginal(range(len(effort.inner), count))
             self.look(replace(effort, inner=torch.cat((effort.inner, more))))
+        elif self.by_pairs is not None:
+            factor *= self.by_pairs.outside / max(self.found.outside, 1e-9)
+            count = self._raised(PAIRS, factor, most)
+            if count:
+                self.look(replace(effort, pairs=count))
         return count > 0
 
     def _raised(self, count: int, factor: float, most: int) -> int:
@@ -157,4 +162,5 @@ class _Search:
         """
         if count >= most or (count * factor > HOPE * most and not self.channel.budget.patient):
             return 0
-        return min(most, count * 2 ** min(STEP, max(1, math.ceil(math.log2(max(factor, 1.0))))))
+        doublings = min(STEP, max(1, math.ceil(math.log2(max(factor, 1.0)))))
+        return min(most, count << doublings)

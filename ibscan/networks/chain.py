@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ibscan.core.network import JacobianSpec, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
+from ibscan.core.network import JacobianSpec, Scores, Visit, VisitFactor, VisitGram, Weight
 from ibscan.core.records import Array, Layer
 from ibscan.networks.activations import ACTIVATIONS, activated
 from ibscan.networks.chain_passes import ChainPasses
@@ -22,7 +22,6 @@ __all__ = ["Chain"]
 # Numbers a block of rows may hold at one layer: constants, not free memory, so that a run can be repeated bit for bit.
 ACTIVATION_BUDGET = 2**24
 FACTOR_BUDGET = 2**23
-NOISY_BUDGET = 2**21
 # Blocks of the Gram sweep run side by side on a CPU; a GPU needs large ones to be busy.
 SWEEP_BUDGET = {"cpu": 2**22, "cuda": 2**28}
 # Columns of a subspace's basis made at a time.
@@ -221,36 +220,6 @@ class Chain:
 
         self.jacobians(x, note, replace(spec, directions=None, basis=None))
         return found
-
-    def noisy_walk(
-        self, x: Array, layer: int, noise: float, normals: Normals, replicas: range
-    ) -> Iterator[tuple[range, torch.Tensor]]:
-        """Yield (replicas, S) in blocks of replicas, S of shape (C, K, n, D): the layer's post before its own noise.
-
-        Args:
-            x: Probe rows, shape (n, ...), flattened here.
-            layer: Index of the layer wanted; those before it are noisy.
-            noise: Standard deviation, activation units.
-            normals: Standard normals (n, D) of (layer index, replica).
-            replicas: Which replicas to make.
-
-        Source:
-            Goldfeld et al. 2019, section 2: T_l = f_l(T_{l-1}) + Z_l.
-        """
-        rows = aligned(x.reshape(len(x), -1)).to(self.device, self.weights[0].dtype)
-        # The first layer is the same in every replica.
-        clean = self._layer(0, rows.expand(self.size, *rows.shape))[1]
-        widest = max(one.width for one in self.layers[: layer + 1])
-        size = max(1, NOISY_BUDGET // (self.size * len(x) * widest))
-        for start in range(replicas.start, replicas.stop, size):
-            block = range(start, min(start + size, replicas.stop))
-            post = clean.unsqueeze(1).expand(-1, len(block), -1, -1)
-            for before in range(layer):
-                z = aligned(np.stack([normals(before, replica) for replica in block]))
-                noisy = post + noise * z.to(self.device, post.dtype)
-                _, post = self._layer(before + 1, noisy.flatten(1, 2))
-                post = post.reshape(self.size, len(block), len(x), -1)
-            yield block, post.to(torch.float64)
 
     def noisy_passes(self, x: Array, layer: int, noise: Sequence[float]) -> ChainPasses:
         """Return the noisy passes of some rows up to a layer, of one checkpoint (C = 1).

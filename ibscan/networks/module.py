@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
-import numpy as np
 import torch
 from torch import nn
 
 from ibscan.core.boundary import foreign, ours
-from ibscan.core.network import JacobianSpec, Normals, Scores, Visit, VisitFactor, VisitGram, Weight
+from ibscan.core.network import JacobianSpec, Scores, Visit, VisitFactor, VisitGram, Weight
 from ibscan.core.records import Array, Layer
 from ibscan.networks.affine import affine_calls, weight_of
 from ibscan.networks.hooked import HookedModel, layer_hooks
@@ -21,7 +20,7 @@ from ibscan.networks.jacobians.sweeps import as_gram, layer_factors, layer_grams
 from ibscan.networks.module_passes import ModulePasses
 from ibscan.networks.packing import Packing
 from ibscan.networks.trace.graph import LAYERS, Trace
-from ibscan.networks.trace.replay import Reached, forward_context
+from ibscan.networks.trace.replay import forward_context
 
 __all__ = ["Module"]
 
@@ -29,8 +28,6 @@ BY_ID = (
     "the probe's numbers are ids there, and there is no derivative by an id (give a probe of their embeddings, or "
     "differentiate by a layer's values with --from LAYER)"
 )
-# Numbers a block of replicas may hold: a constant, not free memory, so that a run can be repeated bit for bit.
-NOISY_BUDGET = 2**22
 
 
 @dataclass(frozen=True)
@@ -144,42 +141,6 @@ class Module:
             assert output is not None
             found, *logits = (one.reshape(1, len(block), -1).to(torch.float64, copy=True) for one in (output, *kept))
             visit(found, found if head.raw else logits[0] if logits else None, rows)
-
-    def noisy_walk(
-        self, x: Array, layer: int, noise: float, normals: Normals, replicas: range
-    ) -> Iterator[tuple[range, torch.Tensor]]:
-        """Yield (replicas, S) in blocks of replicas, S of shape (1, K, n, D): the layer's post before its own noise.
-
-        Args:
-            x: Probe rows, shape (n, ...).
-            layer: Index of the layer wanted.
-            noise: Standard deviation, activation units.
-            normals: Standard normals (n, D) of (layer index, replica).
-            replicas: Which replicas to make.
-
-        Source:
-            Goldfeld et al. 2019, section 2: T_l = f_l(T_{l-1}) + Z_l.
-        """
-        rows = self.hooked.rows(x)
-        size = max(1, NOISY_BUDGET // (len(x) * self.hooked.widest(x)))
-        for start in range(replicas.start, replicas.stop, size):
-            block = range(start, min(start + size, replicas.stop))
-            found: list[torch.Tensor] = []
-
-            def add(index: int, value: torch.Tensor, block: range = block) -> torch.Tensor:
-                z = np.stack([normals(index, replica) for replica in block])
-                return value + noise * torch.as_tensor(z).to(value).reshape(value.shape)
-
-            def keep(value: torch.Tensor, found: list[torch.Tensor] = found) -> torch.Tensor:
-                found.append(value.to(torch.float64, copy=True))
-                raise Reached
-
-            others = [k for k in self.trace.noisy if k != layer]
-            # The wanted layer first: another may have its post at the same place.
-            hooks = [(self.trace.post[layer], keep), *layer_hooks(self.trace.post, add, others)]
-            # Every replica of every row is a row of one batch.
-            self.hooked.run(rows.expand(len(block), *rows.shape).flatten(0, 1), hooks)
-            yield block, found[0].reshape(1, len(block), len(x), -1)
 
     def noisy_passes(self, x: Array, layer: int, noise: Sequence[float]) -> ModulePasses:
         """Return the noisy passes of some rows up to a layer.

@@ -137,8 +137,8 @@ def _given(result: Result, key: str, field: str) -> Array:
 
 
 def _is_bracketed(result: Result, key: str) -> bool:
-    """Tell whether a quantity is of a channel with a bracket: such a channel has a budget of replicas."""
-    return any("budget" in result.companions(side) for side in Estimate.sides(key) if side in result)
+    """Tell whether a quantity is a side of a channel with a bracket; the difference of the sides has no tolerance."""
+    return bool(Estimate.sides(key)) and result.bracket(key) is not None
 
 
 def open_bracket(result: Result, key: str) -> Array:

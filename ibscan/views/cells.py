@@ -1,16 +1,21 @@
-"""Format numbers for a table: aligned, marked with their status, and their trend in a few characters."""
+"""Format numbers for a table: aligned, marked with their status, their bracket where it is open, and their trend."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from typing import TypeAlias
 
 import numpy as np
 
 from ibscan.core.estimate import Status
 from ibscan.core.records import Array
 
-__all__ = ["formatted", "mark", "number", "trend"]
+__all__ = ["Ends", "formatted", "has_open_bracket", "mark", "number", "trend"]
+
+# Lower and upper ends of brackets, in the shape of the values.
+Ends: TypeAlias = tuple[Array, Array]
 
 _MARKS = {
     Status.OK: "",
@@ -44,27 +49,46 @@ def number(value: float) -> str:
     return f"{value:.0f}" if value == round(value) and abs(value) < _MOST_DIGITS else f"{value:.4g}"
 
 
-def formatted(values: Array, statuses: Array | None, *, unicode: bool) -> list[str]:
+def has_open_bracket(statuses: Array | None, ends: Ends | None) -> Array | None:
+    """Return where a bracket did not close, and so stands behind its number; None without statuses or brackets."""
+    if statuses is None or ends is None:
+        return None
+    return np.asarray((statuses == Status.UNRESOLVED) & ~np.isnan(ends[0]) & ~np.isnan(ends[1]))
+
+
+def formatted(values: Array, statuses: Array | None, *, unicode: bool, ends: Ends | None = None) -> list[str]:
     """Format a column: the same decimals for all, three or four digits, status marks behind; align on the right.
+
+    An open bracket stands between the number and its mark, `3.1 [2.6, 3.6]?`, both in digits of their own.
 
     Args:
         values: (R,) numbers.
         statuses: (R,) codes, or None where there are none.
         unicode: Whether marks may be beyond ASCII.
+        ends: (R,) ends of brackets, or None where there are none.
     """
     codes = [Status.OK] * len(values) if statuses is None else [Status(code) for code in statuses.tolist()]
     listed = [float(value) for value in values.tolist()]
-    decimals = _decimals(v for v, code in zip(listed, codes, strict=True) if code is not Status.NOT_MEASURED)
-    marks = [mark(code, unicode=unicode) for code in codes]
-    # Where one cell has a mark, the others get a space, so that digits are aligned.
-    blank = " " if any(m and not math.isnan(v) for m, v in zip(marks, listed, strict=True)) else ""
-    cells: list[str] = []
-    for value, code, sign in zip(listed, codes, marks, strict=True):
-        if code is Status.NOT_MEASURED or math.isnan(value):
-            cells.append((sign or "nan") + blank)
+    opened = has_open_bracket(statuses, ends)
+    brackets: list[tuple[float, float] | None] = [None] * len(listed)
+    if opened is not None and ends is not None:
+        pairs = zip(opened.tolist(), ends[0].tolist(), ends[1].tolist(), strict=True)
+        brackets = [(low, high) if is_open else None for is_open, low, high in pairs]
+    alike = zip(listed, codes, brackets, strict=True)
+    decimals = _decimals(v for v, code, bracket in alike if code is not Status.NOT_MEASURED and bracket is None)
+    cells: list[tuple[str, str]] = []
+    for value, code, bracket in zip(listed, codes, brackets, strict=True):
+        sign = mark(code, unicode=unicode)
+        if bracket is not None:
+            text, behind = _bracketed(value, *bracket)
+            cells.append((text, behind + sign))
+        elif code is Status.NOT_MEASURED or math.isnan(value):
+            cells.append((sign or "nan", ""))
         else:
-            cells.append(_fixed(value, decimals) + (sign or blank))
-    return cells
+            cells.append((_fixed(value, decimals), sign))
+    # What one cell has behind its number is left blank in the others, so that digits are aligned.
+    room = max((len(behind) for _, behind in cells), default=0)
+    return [text + behind.ljust(room) for text, behind in cells]
 
 
 def trend(values: Array, length: int, *, unicode: bool) -> str:
@@ -104,6 +128,36 @@ def _decimals(values: Iterable[float]) -> int | None:
     if largest == round(largest) and all(magnitude == round(magnitude) for magnitude in magnitudes):
         return 0
     return 0 if largest >= 1000 else 1 if largest >= 100 else 2 if largest >= 10 else 3
+
+
+def _bracketed(value: float, low: float, high: float) -> tuple[str, str]:
+    """Return a number and its bracket, its ends rounded outward so that it still holds.
+
+    They have two digits of the bracket's width, and no more decimals than numbers of their size have anyway.
+
+    Example:
+        >>> _bracketed(3.12, 2.62, 3.59)
+        ('3.12', ' [2.62, 3.59]')
+        >>> _bracketed(3.12, 2.12, 4.13)
+        ('3.1', ' [2.1, 4.2]')
+    """
+    decimals, width = _decimals((value, low, high)), high - low
+    if decimals is not None and 0 < width < math.inf:
+        decimals = min(decimals, max(0, 1 - math.floor(math.log10(width))))
+    ends = _rounded(low, decimals, ROUND_FLOOR), _rounded(high, decimals, ROUND_CEILING)
+    text = "" if math.isnan(value) else f"{value:z.3g}" if decimals is None else f"{value:z.{decimals}f}"
+    return text, f" [{', '.join(ends)}]"
+
+
+def _rounded(value: float, decimals: int | None, rounding: str) -> str:
+    """Round a number down or up to so many decimals, or to three digits."""
+    if not math.isfinite(value):
+        return f"{value}"
+    # As decimal as the shortest text that stands for the number: 3.6 is not rounded up to 3.7.
+    exact = Decimal(repr(value))
+    if decimals is None:
+        return f"{float(Context(prec=3, rounding=rounding).plus(exact)):z.3g}"
+    return f"{exact.quantize(Decimal(1).scaleb(-decimals), rounding):z.{decimals}f}"
 
 
 def _fixed(value: float, decimals: int | None) -> str:

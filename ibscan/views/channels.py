@@ -10,6 +10,7 @@ import numpy as np
 
 from ibscan.core.estimate import Status
 from ibscan.core.records import Array
+from ibscan.views.cells import has_open_bracket
 from ibscan.views.layout import Column, column
 from ibscan.views.view import View, is_measured, measured_indices, name_of, quantity_of, statuses, terms
 
@@ -28,7 +29,6 @@ __all__ = [
     "noise_groups",
     "notes",
     "widest_bracket",
-    "without_open_brackets",
 ]
 
 HEADS: Mapping[str, str] = {
@@ -71,7 +71,6 @@ NOISY = (
 # Quantities of a channel that have a table or a curve.
 SIDES = ("xt", "ty", "slope")
 CHANNELS = (*NOISY, Channel("binned", "binned", "binning"))
-_NETWORK = "mi_network_"
 PROJECTED = Channel("readout_projected", "read-out", "noise")
 
 
@@ -105,15 +104,20 @@ def channel_columns(view: View, channel: Channel, side: str) -> list[ChannelColu
 
 
 def noise_groups(
-    view: View, found: Sequence[Sequence[ChannelColumn]], *, values: Mapping[str, Array] | None = None, prefix: str = ""
+    view: View,
+    found: Sequence[Sequence[ChannelColumn]],
+    *,
+    change: Callable[[Array], Array] | None = None,
+    prefix: str = "",
 ) -> list[tuple[str, list[Column]]]:
     """Return a group of columns for each channel, under heads that give the noise alone.
 
-    `values` by key replace a quantity's numbers; `prefix` is put before the name of the channel.
+    `change`, increasing, is applied to the numbers; `prefix` is put before the name of the channel.
     """
 
     def shown(one: ChannelColumn) -> Column:
-        return column(view, one.key, one.heads[-1].split(" ", 1), one.index, values=(values or {}).get(one.key))
+        plain = column(view, one.key, one.heads[-1].split(" ", 1), one.index)
+        return plain if change is None else plain.changed(change)
 
     return [(prefix + columns[0].channel.label, [shown(one) for one in columns]) for columns in found]
 
@@ -133,21 +137,6 @@ def measured_at(view: View, columns: Sequence[ChannelColumn], *, unit: bool = Tr
     return "; ".join((terms(view, columns[0].key, unit=unit), *listed))
 
 
-def without_open_brackets(view: View, key: str) -> Array:
-    """Return values (C, L, P) in the unit asked for, NaN where the network channel's bracket is open.
-
-    Such a value can be anything.
-    """
-    values, status, result = view.values(key), statuses(view, key), view.result
-    ends = result.companions(key)
-    if status is None or not {"lower", "upper", "stderr"} <= set(ends) or not key.startswith(_NETWORK):
-        return values
-    low, high, error = (ends[field].values for field in ("lower", "upper", "stderr"))
-    tolerance = result.settings.get("measures", {}).get("mi_network", {}).get("tolerance", 0.0)
-    is_open = (status == Status.UNRESOLVED) & ((high - low) / 2 - 1.96 * error > tolerance)
-    return np.where(is_open, np.nan, values)
-
-
 def notes(view: View, columns: Sequence[ChannelColumn]) -> list[str]:
     """Return the notes below columns of one side: what the channels are, how exact the values, and their ceiling."""
     side = columns[0].side
@@ -156,8 +145,6 @@ def notes(view: View, columns: Sequence[ChannelColumn]) -> list[str]:
     found += [_SLOPE] if side == "slope" else []
     if binned:
         found += [*([_BINNED[side]] if side in _BINNED else []), *_moving(view, binned), *_outside(view, binned)]
-    if any(_is_open_somewhere(view, one) for one in columns):
-        found.append("? alone: the bracket is open, the value means nothing; --variable NAME_lower and NAME_upper.")
     error, bracket = largest_error(view, columns), widest_bracket(view, columns)
     unit = view.unit(columns[0].key)
     found += [f"Standard errors up to {quantity_of(error, unit)}."] if error is not None else []
@@ -165,12 +152,6 @@ def notes(view: View, columns: Sequence[ChannelColumn]) -> list[str]:
         ends = f"Brackets of the network channel end up to {quantity_of(bracket, unit)} from its values"
         found.append(f"{ends}, unresolved ones aside.")
     return found + ([_ceiling(view, columns[0].key)] if side == "xt" else [])
-
-
-def _is_open_somewhere(view: View, one: ChannelColumn) -> bool:
-    status = statuses(view, one.key)
-    missing = np.isnan(without_open_brackets(view, one.key))
-    return status is not None and bool((missing & (status == Status.UNRESOLVED))[..., one.index].any())
 
 
 def input_entropy(view: View, key: str) -> tuple[float, bool]:
@@ -194,24 +175,28 @@ def largest_error(
 ) -> float | None:
     """Return the largest standard error of columns to two digits, of all checkpoints or the last; None without any.
 
-    Of the layers given alone, and without values whose bracket is open.
+    Of the layers given alone, of values that are finite, and without those whose bracket is open: it stands beside
+    them, and includes their errors.
     """
 
     def errors(key: str) -> Array | None:
         found = view.companion(key, "stderr")
-        return None if found is None else np.where(np.isfinite(without_open_brackets(view, key)), found, np.nan)
+        opened = has_open_bracket(statuses(view, key), view.bracket(key))
+        usable = np.isfinite(view.values(key)) & (True if opened is None else ~opened)
+        return None if found is None else np.where(usable, found, np.nan)
 
     return _largest(columns, errors, last, layers)
 
 
 def widest_bracket(view: View, columns: Sequence[ChannelColumn], *, last: bool = False) -> float | None:
-    """Return the largest half width of the network channel's brackets, resolved values alone."""
+    """Return the largest half width of the brackets of columns, resolved values alone; None without any."""
 
     def half_widths(key: str) -> Array | None:
-        low, high, status = view.companion(key, "lower"), view.companion(key, "upper"), statuses(view, key)
-        if low is None or high is None or not key.startswith(_NETWORK):
+        ends, status = view.bracket(key), statuses(view, key)
+        if ends is None:
             return None
-        return 0.5 * (high - low if status is None else np.where(status == Status.UNRESOLVED, np.nan, high - low))
+        width = ends[1] - ends[0]
+        return 0.5 * (width if status is None else np.where(status == Status.UNRESOLVED, np.nan, width))
 
     return _largest(columns, half_widths, last)
 

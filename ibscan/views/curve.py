@@ -13,8 +13,8 @@ from ibscan.core.records import Array
 from ibscan.core.result import Result
 from ibscan.errors import NothingMatched
 from ibscan.views.cells import number
-from ibscan.views.channels import CHANNELS, SIDES, Channel, channel_columns, notes, without_open_brackets
-from ibscan.views.layout import Column, by_parameter
+from ibscan.views.channels import CHANNELS, SIDES, Channel, channel_columns, notes
+from ibscan.views.layout import by_parameter, column
 from ibscan.views.view import View, derivative, measured_indices, name_of, terms
 
 __all__ = ["curve_table", "curve_tables", "curves"]
@@ -71,12 +71,9 @@ def curve_table(view: View, key: str, *, advise: bool = False) -> Stack:
     order = [index for index in _order(values) if index in known]
     labels = [name_of(v, view.unicode) if isinstance(v, str) else f"{v:g}" for v in values[order].tolist()]
     axis, checkpoints = view.axis
-    whole = Column((), without_open_brackets(view, key), view.result.status(key)).of(..., order)
-    columns = []
-    for checkpoint in shown:
-        one = whole.of(checkpoint)  # (L, R)
-        marks = None if one.statuses is None else one.statuses.T
-        columns.append(Column((axis, checkpoints[checkpoint]), one.values.T, marks))
+    columns = [
+        column(view, key, (axis, checkpoints[checkpoint]), order).of(checkpoint).turned() for checkpoint in shown
+    ]
     if key in _RANKS:
         threshold = _THRESHOLDS[key].format(eps=view.eps)
         below = [f"{_COUNTED.format(of=derivative(view, key))} {threshold} In parentheses: units of the layer."]

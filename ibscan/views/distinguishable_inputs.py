@@ -17,7 +17,6 @@ from ibscan.views.channels import (
     measured_at,
     noise_groups,
     widest_bracket,
-    without_open_brackets,
 )
 from ibscan.views.layout import Table, by_layer
 from ibscan.views.view import View
@@ -38,13 +37,12 @@ def _sheets(view: View) -> Iterator[Stack]:
     error, bracket = (of(view, every, last=True) for of in (largest_error, widest_bracket))
     # An exponential of a foreign file's numbers may overflow.
     with np.errstate(over="ignore"):
-        counts = {one.key: np.exp(without_open_brackets(view, one.key)) for one in every}
+        groups = noise_groups(view, found, change=np.exp)
         if error is not None:
             notes.append(f"Standard errors up to {100 * np.expm1(error):.2g} % of the number.")
         if bracket is not None:
             ends = f"Brackets of the network channel end up to a factor {np.exp(bracket):.3g} from it"
             notes.append(f"{ends}, unresolved ones aside.")
-    groups = noise_groups(view, found, values=counts)
     yield by_layer(view, (TABLE.title, measured_at(view, every, unit=False)), groups, notes)
 
 

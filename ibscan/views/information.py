@@ -7,7 +7,7 @@ from itertools import groupby
 
 from rich.console import Group as Stack
 
-from ibscan.views.channels import CHANNELS, ChannelColumn, channel_columns, measured_at, notes, without_open_brackets
+from ibscan.views.channels import CHANNELS, ChannelColumn, channel_columns, measured_at, notes
 from ibscan.views.curve import curve_table
 from ibscan.views.layout import by_checkpoint, column
 from ibscan.views.view import View
@@ -33,8 +33,7 @@ def information_sheets(view: View, side: str, title: str) -> Iterator[Stack]:
         if columns in curves:
             yield curve_table(view, columns[0].key)
             continue
-        values = {one.key: without_open_brackets(view, one.key) for one in columns}
-        shown = [column(view, one.key, one.heads, one.index, values=values[one.key]) for one in columns]
+        shown = [column(view, one.key, one.heads, one.index) for one in columns]
         yield by_checkpoint(view, (title, measured_at(view, columns)), shown, notes(view, columns))
 
 

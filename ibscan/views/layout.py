@@ -7,7 +7,7 @@ table is of, and under what terms), and notes to print below.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,20 +17,26 @@ from rich.text import Text
 from ibscan.core.estimate import Status
 from ibscan.core.quantity import BINNING, NOISE, REL_NOISE
 from ibscan.core.records import Array
-from ibscan.views.cells import formatted, mark, trend
+from ibscan.views.cells import Ends, formatted, has_open_bracket, mark, trend
 from ibscan.views.grid import TextColumn, TextGroup, panels
 from ibscan.views.view import View, is_measured, name_of, statuses
 
 __all__ = ["HEADS", "Column", "Table", "by_checkpoint", "by_layer", "by_parameter", "column", "explained"]
 
 _TREND = 8
+_OPEN = "]?"
+_OPEN_LEGEND = (
+    "v [a, b]? the bracket did not close within the budget: the true value is between a and b (95 %), v is only a "
+    "number between them"
+)
 HEADS: Mapping[str, str] = {
     "epoch": "Epoch of the checkpoint.",
     "step": "Optimiser step of the checkpoint.",
     "checkpoint": "Name of the checkpoint, where epoch or step is not known of all.",
     "accuracy": "Share of probe rows whose label the network predicts.",
     "layer": "Name of the layer, in the order of first call.",
-    "trend": "Course of the numbers above over all checkpoints, between the smallest and the largest of the column.",
+    "trend": "Course of the numbers above over all checkpoints, between the smallest and the largest of the column; "
+    "open brackets are gaps.",
     "ε": "Threshold: singular values above it are counted.",
     "eps": "Threshold: singular values above it are counted.",
     **{dimension.label: f"{dimension.meaning}." for dimension in (NOISE, REL_NOISE, BINNING)},
@@ -56,24 +62,39 @@ class Table:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of numbers under every layer: heads from top to bottom, values and statuses (R, L), or (R,)."""
+    """One column of numbers under every layer: heads from top to bottom; values, statuses and ends (R, L), or (R,)."""
 
     heads: tuple[str, ...]
     values: Array
     statuses: Array | None
+    ends: Ends | None = None
 
     def of(self, *index: Any) -> Column:  # noqa: ANN401 - an index of numpy
         """Return part of the column."""
-        return Column(self.heads, self.values[index], None if self.statuses is None else self.statuses[index])
+        return self._arranged(lambda array: array[index])
+
+    def turned(self) -> Column:
+        """Return the column with rows and layers exchanged."""
+        return self._arranged(np.transpose)
+
+    def changed(self, change: Callable[[Array], Array]) -> Column:
+        """Apply an increasing function to the numbers."""
+        ends = None if self.ends is None else (change(self.ends[0]), change(self.ends[1]))
+        return replace(self, values=change(self.values), ends=ends)
+
+    def _arranged(self, arrange: Callable[[Array], Array]) -> Column:
+        statuses = None if self.statuses is None else arrange(self.statuses)
+        return replace(self.changed(arrange), statuses=statuses)
 
 
 def column(view: View, name: str, heads: Sequence[str], *index: Any, values: Array | None = None) -> Column:  # noqa: ANN401
-    """Return a column of a variable, a row a checkpoint.
+    """Return a column of a variable, a row a checkpoint, with its brackets where it has any.
 
-    `index` is along its dimensions beyond checkpoint and layer; `values` replace its numbers, in its shape.
+    `index` is along its dimensions beyond checkpoint and layer; `values` replace its numbers, in its shape, and have no
+    brackets.
     """
-    numbers = view.values(name) if values is None else values
-    return Column(tuple(heads), numbers, statuses(view, name)).of(..., *index)
+    numbers, ends = (view.values(name), view.bracket(name)) if values is None else (values, None)
+    return Column(tuple(heads), numbers, statuses(view, name), ends).of(..., *index)
 
 
 def by_checkpoint(
@@ -180,11 +201,12 @@ def _lead(view: View, rows: Sequence[int]) -> list[TextColumn]:
 def _text(view: View, one: Column, rows: Sequence[int] | None = None) -> TextColumn:
     """Format a column (R,): all rows without a trend, or the rows given with the trend over all."""
     shown = one if rows is None else one.of(list(rows))
-    texts = formatted(shown.values, shown.statuses, unicode=view.unicode)
+    texts = formatted(shown.values, shown.statuses, unicode=view.unicode, ends=shown.ends)
     if rows is None:
         return TextColumn(one.heads, tuple(texts))
     gaps = one.statuses == Status.NOT_MEASURED if one.statuses is not None else np.zeros(one.values.shape, dtype=bool)
-    known = np.where(gaps, np.nan, one.values)
+    opened = has_open_bracket(one.statuses, one.ends)
+    known = np.where(gaps if opened is None else gaps | opened, np.nan, one.values)
     course = trend(known, max(_TREND, *(len(text) for text in texts)), unicode=view.unicode)
     return TextColumn(one.heads, tuple(texts), course)
 
@@ -216,4 +238,6 @@ def _legend(view: View, marked: Sequence[TextColumn], groups: Sequence[TextGroup
         alone = status is Status.NOT_MEASURED
         if sign and any(text == sign or (not alone and text.endswith(sign)) for text in cells):
             seen.append(f"{sign} {status.legend}")
+        if status is Status.UNRESOLVED and any(text.endswith(_OPEN) for text in cells):
+            seen.append(_OPEN_LEGEND)
     return ["; ".join(seen)] if seen else []

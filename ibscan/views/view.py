@@ -10,7 +10,7 @@ import numpy as np
 from ibscan.core.estimate import Status
 from ibscan.core.records import Array
 from ibscan.core.result import Result, Variable
-from ibscan.views.cells import number
+from ibscan.views.cells import Ends, number
 from ibscan.views.console import escaped
 
 __all__ = [
@@ -84,6 +84,11 @@ class View:
         """Return a field of a quantity's estimate in the unit asked for, None where the result has none."""
         found = self.result.companions(key).get(field)
         return None if found is None else self._converted(found)
+
+    def bracket(self, key: str) -> Ends | None:
+        """Return the ends of a quantity's bracket in the unit asked for, None where it has none."""
+        ends = self.result.bracket(key)
+        return None if ends is None else (self._converted(ends[0]), self._converted(ends[1]))
 
     def unit(self, name: str) -> str:
         """Return the unit asked for of a variable; empty for plain numbers."""

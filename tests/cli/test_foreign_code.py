@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +14,6 @@ import ibscan
 from ibscan.cli.entry import exit_code
 from ibscan.core.estimate import Status
 from ibscan.errors import InputError, OutOfMemory, ResourceError
-from ibscan.inputs.series import untouched as untouched_room
-from ibscan.inputs.series.untouched import untouched
 from ibscan.measures.clustering import Clustering
 from ibscan.results.coverage import statuses
 from ibscan.results.store import read
@@ -188,48 +183,6 @@ def test_what_code_writes_elsewhere_is_its_own_business(
     del sys.modules["ibscan_t_beside"]
 
 
-@contextmanager
-def elsewhere(text: str) -> Iterator[Callable[[], None]]:
-    """Do something in another process, as a training does that goes on; what is waited for counts as this one's."""
-    text = f"from pathlib import Path; import sys\nsys.stdin.readline()\n{text}\nprint(flush=True)\nsys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", text], stdin=-1, stdout=-1, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-
-        def go() -> None:
-            print(file=process.stdin, flush=True)
-            process.stdout.readline()
-
-        yield go
-        process.stdin.close()
-
-
-@pytest.mark.parametrize("growing", [False, True], ids=["once", "follow"])
-@pytest.mark.parametrize(
-    ("text", "blamed"),
-    [
-        ("Path('run/epoch_3.pt').write_bytes(bytes(9999))", ()),
-        ("Path('run/log.txt').open('a').write('x' * 9999)", ()),
-        ("Path('run/last.pt').write_bytes(bytes(9999))", ()),
-        ("Path('run/epoch_2.pt').write_bytes(bytes(9999))", (False,)),
-        ("Path('run/epoch_2.pt').unlink()", (False,)),
-        ("Path('run/epoch_3.pt.tmp').unlink()", ()),
-    ],
-)
-def test_a_training_that_goes_on_is_not_the_code(run: Path, text: str, blamed: tuple[bool, ...], growing: bool) -> None:
-    (run / "last.pt").write_bytes(bytes(9998))
-    (run / "epoch_3.pt.tmp").touch()
-    with pytest.MonkeyPatch.context() as patch, elsewhere(text) as go:
-        if not Path("/proc/self/io").exists():  # where the system does not say, as this process did nothing
-            patch.setattr(untouched_room, "_written", lambda _of="self": 0)
-        if growing in blamed:
-            with pytest.raises(InputError, match=r"epoch_2.pt"), untouched([run], "net:x", "-m", growing=growing):
-                go()
-        else:
-            with untouched([run], "net:x", "-m", growing=growing):
-                go()
-
-
 # What a model does first when it is measured, on more rows than it is looked at with.
 LATER = {
     "write": ("(HERE / 'log.txt').write_text('gone')", "log.txt was changed"),
@@ -241,6 +194,10 @@ LATER = {
     "move": ("os.replace(HERE / 'log.txt', HERE / 'old.txt')", "old.txt was added; log.txt"),
     "delete": ("(HERE / 'epoch_2.pt').unlink(missing_ok=True)", "epoch_2.pt was deleted"),
     "child": ("os.system(f'rm {HERE}/epoch_2.pt; echo >> {HERE}/log.txt')", "log.txt was changed"),
+    "thread": (
+        "import threading; t = threading.Thread(target=np.ones(1).tofile, args=(HERE / 'act',)); t.start(); t.join()",
+        "act was added",
+    ),
     "relative": (
         "here = os.getcwd(); os.chdir(HERE); open('new.txt', 'w').close(); os.chdir(here)",
         "new.txt was added",
@@ -260,26 +217,6 @@ def test_what_a_model_changes_while_it_is_measured_stops_the_command(
     assert "while this code ran" in done.err
     for word in words.split("; "):
         assert word in done.err
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Path('run/epoch_3.pt').write_bytes(bytes(9))",
-        "Path('run/epoch_2.pt').write_bytes(bytes(99))",
-        "Path('run/epoch_2.pt').unlink()",
-        "Path('run/log.txt').open('a').write('x' * 99)",
-        "Path('run/lock').touch()",
-    ],
-)
-def test_what_another_program_does_meanwhile_is_not_held_against_a_model(run: Path, text: str) -> None:
-    with elsewhere(text) as go, untouched([run], "net:x", "-m", growing=False, proven=True):
-        go()
-
-
-def test_followed_files_that_code_changes(run: Path) -> None:
-    with pytest.raises(InputError, match=r"epoch_2.pt was changed"), untouched([run], "n:x", "-m", growing=True):
-        (run / "epoch_2.pt").write_bytes(bytes(9999))
 
 
 # What code raises ---------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Networks that are no plain chain, through the command line: code, its weights, its layers, and what ls says of it."""
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -92,16 +93,21 @@ def test_a_table_has_both_channels_and_bins_side_by_side(command: Run, series: P
 
 
 @pytest.mark.slow
-def test_a_bracket_left_open_shows_no_value(command: Run, series: Path) -> None:
+def test_a_bracket_left_open_is_printed_and_exported(command: Run, series: Path) -> None:
     options = ["--noise", "0.3", "--max-replicas", "4", "--channel", "network", "--epochs", "30"]
     done = command("mi", series, *options, "--format", "table")
     assert done.code == 0
     assert "unresolved" in done.err
-    assert "? alone" in done.out
-    cells = [line.split() for line in done.out.splitlines() if line.strip().startswith("30 ")]
-    assert any("?" in row for row in cells)
-    value = command("mi", series, *options).rows()
-    assert any(r["variable"] == "mi_network_xt" and r["status"] == "unresolved" and r["lower"] for r in value)
+    assert "v [a, b]? the bracket did not close" in " ".join(done.out.split())
+    rows = command("mi", series, *options).rows()
+    for key, title in (("xt", "I(X;T)"), ("ty", "I(T;Y)"), ("xt_given_y", "I(X;T|Y)")):
+        table = next(part for part in done.out.split("\n\n") if f"information {title}" in part or f", {title}" in part)
+        printed = re.findall(r"\[(\S+), (\S+)\]\?", table)
+        stored = [r for r in rows if r["variable"] == f"mi_network_{key}" and r["status"] == "unresolved"]
+        assert printed
+        assert len(printed) == len(stored)
+        for (low, high), row in zip(printed, stored, strict=True):
+            assert float(low) <= float(row["lower"]) < float(row["upper"]) <= float(high)
 
 
 @pytest.mark.slow

@@ -6,13 +6,13 @@ import contextlib
 import copy
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from support.nets import Net
+from support.nets import Net, noisy_posts
 from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -20,7 +20,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ibscan.core.network import JacobianSpec
 from ibscan.errors import InputError
 from ibscan.networks import hooked
-from ibscan.networks import module as module_module
 from ibscan.networks.admission import traced_network
 from ibscan.networks.jacobians import sweeps as sweeps_module
 from ibscan.networks.jacobians.derivatives import Outputs
@@ -325,64 +324,6 @@ def test_the_row_block_of_a_walk_changes_nothing(budget: int, monkeypatch: pytes
             torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
 
 
-# Noise ---------------------------------------------------------------------------------------------------------------
-
-
-def streams(widths: Sequence[int], rows: int) -> tuple[Callable[..., Any], list[Any]]:
-    """Normals of (layer, replica), and the calls made."""
-    calls = []
-
-    def normals(layer: int, replica: int) -> np.ndarray:
-        calls.append((layer, replica))
-        return np.random.default_rng((layer, replica)).standard_normal((rows, widths[layer]))
-
-    return normals, calls
-
-
-def noised(
-    net: Callable[..., Any], x: np.ndarray, noise: float, normals: Callable[..., Any], replica: int
-) -> list[torch.Tensor]:
-    """Every layer's S of the noisy network, by hand."""
-    model, _, _ = net()
-    model.double().eval()
-
-    def z(layer: int, like: torch.Tensor) -> torch.Tensor:
-        return noise * torch.from_numpy(normals(layer, replica)).view(like.shape)
-
-    rows = torch.from_numpy(x)
-    if net is shared:
-        s = tanh(model.a(rows))
-        t = tanh(model.a(s + z(0, s)))
-        return [s, t, model.b(t + z(1, t))]
-    h = model.a(rows)
-    y = model.b(relu(model.n(t := h + z(0, h))))
-    return [h, y, functional.softmax(model.c(tanh(y + z(1, y) + t)), -1)]
-
-
-@pytest.mark.parametrize("net", [shared, residual])
-@pytest.mark.parametrize("budget", [1, 50, 2**20])
-def test_a_noisy_walk_adds_noise_as_defined(
-    net: Callable[..., Any], budget: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Noise at every hidden post, seen by all that takes it; blocks of replicas do not matter."""
-    monkeypatch.setattr(module_module, "NOISY_BUDGET", budget)
-    model, _, shape = net()
-    x = rows_of(4, *shape)
-    network = network_of(model, x)
-    normals, calls = streams([layer.width for layer in network.layers], 4)
-    for layer in range(3):
-        parts = list(network.noisy_walk(x, layer, 0.4, normals, range(2, 7)))
-        assert [replica for block, _ in parts for replica in block] == [2, 3, 4, 5, 6]
-        assert len(parts) == (5 if budget == 1 else 1 if budget > 1000 else len(parts))
-        found = torch.cat([values for _, values in parts], 1)
-        assert found.dtype == torch.float64
-        assert found.shape == (1, 5, 4, network.layers[layer].width)
-        for k, replica in enumerate(range(2, 7)):
-            expected = noised(net, x, 0.4, normals, replica)[layer]
-            torch.testing.assert_close(found[0, k], expected, rtol=1e-11, atol=1e-13)
-    assert not any(layer == 2 for layer, _ in calls)  # the output layer has no noise
-
-
 def test_float32_modules_run_in_float32() -> None:
     """24 bits, few layers of width 5: 1e-5 of the largest value. What is visited is float64."""
     model, _, shape = residual()
@@ -397,9 +338,6 @@ def test_float32_modules_run_in_float32() -> None:
             assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
     for layer, jacobian in jacobians(single, x, "pre").items():
         assert (jacobian - slopes[layer]).abs().max() < 1e-5 * slopes[layer].abs().max()
-    normals, _ = streams([5, 5, 3], 6)
-    noise = [next(n.noisy_walk(x, 2, 0.3, normals, range(2)))[1] for n in (single, double)]
-    assert (noise[0] - noise[1]).abs().max() < 1e-4
 
 
 # Models that cannot be measured ---------------------------------------------------------------------------------------
@@ -473,7 +411,7 @@ def test_prints_of_a_model_go_to_standard_error() -> None:
         network = network_of(model, x)
         walked(network, x)
         jacobians(network, x, "pre")
-        next(network.noisy_walk(x, 0, 0.1, lambda *_: np.zeros((3, 4)), range(1)))
+        noisy_posts(network, x, 1, 0.1, torch.zeros(3, 1, 4))
     assert out.getvalue() == ""
     assert "noise on standard output" in err.getvalue()
 

@@ -19,6 +19,7 @@ from ibscan.engine.extra_inputs import ExtraInputs, extra_inputs
 from ibscan.errors import InputError, UsageError
 from ibscan.inputs.probes.read import read_probe
 from ibscan.measures.driver import input_weights
+from ibscan.networks import module_passes
 from ibscan.networks.admission import traced_network
 from ibscan.networks.module import Module
 from ibscan.networks.packing import Packing, model_inputs, named_arguments
@@ -181,20 +182,26 @@ def test_jacobians_from_a_layer_keep_the_named_arguments() -> None:
         assert torch.allclose(torch.linalg.svdvals(found[2][row]), torch.linalg.svdvals(exact), atol=1e-12)
 
 
-def test_a_noisy_walk_repeats_the_named_arguments_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ibscan.networks.module.NOISY_BUDGET", 200)
+def test_noisy_passes_repeat_the_named_arguments_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_passes, "PASS_BUDGET", {"cpu": 200})
     net, packed = network()
     _, named = drawn()
-    z = {k: np.random.default_rng(k).normal(size=(ROWS, 6)) for k in range(4)}
-    parts = list(net.noisy_walk(packed, 1, 0.3, lambda _, replica: z[replica], range(4)))
-    assert len(parts) > 1
+    g = torch.Generator().manual_seed(0)
+    z, order = torch.randn(ROWS, 4, 6, generator=g, dtype=torch.float64), torch.randperm(ROWS, generator=g)
+    passes = net.noisy_passes(packed, 1, (0.3, 0.1, 0.1))
     plain, x = model(), torch.as_tensor(drawn()[0])
-    pooled = torch.stack([plainly("a", "post")(x[row], row) for row in range(ROWS)])
-    for block, values in parts:
-        for k, replica in enumerate(block):
-            b = plain.b(pooled + 0.3 * torch.as_tensor(z[replica])) * torch.as_tensor(named["gain"])
-            expected = torch.where(torch.as_tensor(named["keep"])[:, None], b, 0.5).tanh()
-            assert torch.allclose(values[0, k], expected, rtol=1e-12)
+    gain, keep = (torch.as_tensor(named[name])[:, None] for name in ("gain", "keep"))
+
+    def noisy(z: torch.Tensor) -> torch.Tensor:
+        pooled = torch.stack([plainly("a", "post")(x[row], row) for row in range(ROWS)])
+        return torch.where(keep[..., None], plain.b(pooled[:, None] + 0.3 * z) * gain, 0.5).tanh()
+
+    assert torch.allclose(passes.values(order, z[order]), noisy(z)[order], rtol=1e-12)
+    assert passes.differentiable
+    values, derivative = passes.linearised(order, z[order, 0])
+    assert torch.allclose(values, noisy(z)[order, 0], rtol=1e-12)
+    jacobian = torch.autograd.functional.jacobian(lambda z: noisy(z).sum((0, 1)), z[:, :1])[:, :, 0].transpose(0, 1)
+    assert torch.allclose(derivative, jacobian[order], atol=1e-12)
 
 
 def test_a_network_with_named_arguments_is_not_plain() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.nets import Net
+from support.nets import Net, noisy_posts
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -721,8 +721,8 @@ def test_a_post_ends_where_an_older_view_of_its_tensor_starts(in_place: bool) ->
     wanted = 2 * relu(h) if in_place else h + relu(h)
     torch.testing.assert_close(walked(network, x)["a"][1], wanted, rtol=1e-12, atol=0)
     torch.testing.assert_close(walked(network, x)["b"][1], model.b(wanted), rtol=1e-12, atol=0)
-    doubled = next(network.noisy_walk(x, 1, 0.5, lambda *_: np.ones((5, 4)), range(1)))[1]
-    torch.testing.assert_close(doubled[0, 0], model.b(wanted + 0.5), rtol=1e-12, atol=1e-12)
+    doubled = noisy_posts(network, x, 1, 0.5, torch.ones(5, 1, 4))
+    torch.testing.assert_close(doubled[:, 0], model.b(wanted + 0.5), rtol=1e-12, atol=1e-12)
 
 
 def test_the_probe_survives_a_model_that_changes_its_input() -> None:
@@ -870,13 +870,9 @@ def test_a_named_module_at_the_post_of_a_layer_is_before_that_layers_noise() -> 
     """act's post is stem's post: T there is S plus one noise, not two."""
     model, x = blocks(), np.random.default_rng(0).standard_normal((5, 4))
     network = network_of(model, x, ("act",))
-
-    def normals(layer: Any, replica: Any) -> Any:
-        return np.random.default_rng((layer, replica)).standard_normal((5, 4))
-
-    own, asked = (next(network.noisy_walk(x, k, 0.3, normals, range(3)))[1] for k in (0, 3))
+    own, asked = (noisy_posts(network, x, k, 0.3, torch.empty(5, 3, 0)) for k in (0, 3))
     assert torch.equal(own, asked)
-    torch.testing.assert_close(own[0, 2], tanh(model.stem(torch.from_numpy(x))), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(own[:, 2], tanh(model.stem(torch.from_numpy(x))), rtol=1e-12, atol=1e-14)
 
 
 def test_a_named_module_that_passes_x_on_is_refused() -> None:
@@ -932,7 +928,7 @@ def test_a_path_that_depends_on_the_data_is_refused(forward: Callable[..., Any])
         network.walk(-x, lambda *_: None)
     if forward not in (early_exit, one_more):  # these differ after the last layer known
         with pytest.raises(InputError, match="another way"):
-            list(network.noisy_walk(-x, last, 0.1, lambda *_: np.zeros((3, 4)), range(1)))
+            noisy_posts(network, -x, last, 0.1, torch.zeros(3, 1, 4 * last))
         with pytest.raises(InputError, match="another way"):
             network.jacobians(-x, lambda *_: None, JacobianSpec("post"))
 
@@ -971,10 +967,10 @@ def test_parts_of_rows_may_be_the_first_dimension() -> None:
 
     network = check(forward, expected, shape=(3, 4), plain=True, a=linear, b=lambda: linear(4, 2))
     x = np.random.default_rng(1).standard_normal((2, 3, 4))
-    z = np.random.default_rng(2).standard_normal((2, 2, 12))
-    m, h = network.model, relu(network.model.a(torch.from_numpy(x))) + 0.5 * torch.from_numpy(z[1]).view(2, 3, 4)
-    found = next(network.noisy_walk(x, 1, 0.5, lambda _, replica: z[replica], range(2)))[1]
-    torch.testing.assert_close(found[0, 1], m.b(h).mean(1), rtol=1e-12, atol=1e-14)
+    z = torch.from_numpy(np.random.default_rng(2).standard_normal((2, 2, 12)))
+    m, h = network.model, relu(network.model.a(torch.from_numpy(x))) + 0.5 * z[:, 1].view(2, 3, 4)
+    found = noisy_posts(network, x, 1, 0.5, z)
+    torch.testing.assert_close(found[:, 1], m.b(h).mean(1), rtol=1e-12, atol=1e-14)
 
 
 def test_a_single_row_that_is_squeezed_is_measured() -> None:

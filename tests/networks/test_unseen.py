@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from support.nets import noisy_posts
 from torch import nn
 
 from ibscan.core.estimate import Estimate, Status
@@ -263,14 +264,10 @@ def test_layers_and_noise_around_unseen_code_are_those_of_the_twin(
     given, twin = shaped(forward, UNSEEN[way], dtype), shaped(forward, sine_behind_a_product, dtype)
     assert given.layers == twin.layers
     assert (given.hidden, given.output, given.trace.noisy) == (twin.hidden, twin.output, twin.trace.noisy)
-
-    def normals(layer: int, replica: int) -> np.ndarray:
-        return np.random.default_rng([layer, replica]).standard_normal((ROWS, given.layers[layer].width))
-
     for layer in range(len(given.layers)):
-        drawn, expected = (
-            [values for _, values in one.noisy_walk(probe().x, layer, 0.3, normals, range(2))] for one in (given, twin)
-        )
+        units = twin.noisy_passes(probe().x, layer, (0.3,) * len(given.layers)).units
+        z = torch.randn(ROWS, 2, units, generator=torch.Generator().manual_seed(layer), dtype=torch.float64)
+        drawn, expected = (noisy_posts(one, probe().x, layer, 0.3, z) for one in (given, twin))
         torch.testing.assert_close(drawn, expected, rtol=1e-5, atol=1e-5)
 
 

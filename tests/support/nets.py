@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ibscan.core.network import NoisyNetwork
+from ibscan.core.records import Array
+
 
 class Net(nn.Module):
     """Modules by name and a forward pass written as a function of them and the rows."""
@@ -26,3 +29,9 @@ class Net(nn.Module):
 
         def __getattr__(self, name: str) -> Any:
             """Return a module: which, only its name says."""
+
+
+def noisy_posts(network: NoisyNetwork, x: Array, layer: int, noise: float, z: torch.Tensor) -> torch.Tensor:
+    """Return a layer's posts (n, K, D) in K noisy passes of every row, at normals z (n, K, m)."""
+    passes = network.noisy_passes(x, layer, (noise,) * len(network.layers))
+    return passes.values(torch.arange(len(x)), z)

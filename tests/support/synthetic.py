@@ -132,7 +132,9 @@ COMPANIONS = {
     "mi_readout_rel_ty": ("stderr",),
     "mi_readout_rel_slope": ("stderr",),
     "mi_readout_projected_xt": ("stderr",),
-    "mi_network_xt": ("stderr", "lower", "upper"),
+    "mi_network_xt": ("stderr", "lower", "upper", "budget"),
+    "mi_network_ty": ("stderr", "lower", "upper"),
+    "mi_network_xt_given_y": ("stderr", "lower", "upper"),
 }
 MEASURES = {
     "rank": Fake("local_rank", RANK, {"eps": (0.1, 0.01), "rel_eps": (0.01,)}, at="pre"),

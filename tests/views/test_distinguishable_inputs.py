@@ -65,13 +65,13 @@ def test_units_do_not_change_it(synthetic: ModuleType, width: int) -> None:
     assert plain[0] == "inputs told apart at epoch 20 - at post, 64 probe rows"
 
 
-def test_of_an_open_bracket_nothing_is_told(synthetic: ModuleType) -> None:
+def test_an_open_bracket_is_one_of_numbers_of_inputs(synthetic: ModuleType) -> None:
     found = known(synthetic)
     synthetic.marked(found, "mi_network_xt", (-1, 0, 0), Status.UNRESOLVED)
-    found["mi_network_xt_upper"].values[-1, 0, 0] = 5.0
+    found["mi_network_xt_lower"].values[-1, 0, 0], found["mi_network_xt_upper"].values[-1, 0, 0] = 0.5, np.log(40.5)
     synthetic.marked(found, "mi_network_xt", (-1, 1, 0), Status.NOT_MEASURED, np.nan)
     table = table_of(synthetic, found)
-    assert table[5].split() == ["fc1", "?", "8.500", "1.00"]
+    assert table[5].split() == ["fc1", "4", "[1,", "41]?", "8.500", "1.00"]
     assert table[6].split() == ["out", "-", "2.250", "63.50"]
     found["mi_network_xt_status"].values[...] = Status.NOT_MEASURED
     assert "network" not in " ".join(table_of(synthetic, found))

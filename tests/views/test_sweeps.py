@@ -110,16 +110,16 @@ def test_many_kinds_of_cells_are_a_curve_in_their_order(synthetic: ModuleType) -
     assert any("does not estimate I(X;T)" in line for line in curve)
 
 
-def test_an_open_bracket_has_no_value_in_a_curve(synthetic: ModuleType) -> None:
+def test_a_curve_shows_a_bracket_where_it_is_open(synthetic: ModuleType) -> None:
     found = swept(synthetic, 2, ["network"])
     place = found["noise"].values.tolist().index(0.05)
     found["mi_network_xt_lower"].values[...] = 0.0
     found["mi_network_xt_upper"].values[...] = 0.01
     synthetic.marked(found, "mi_network_xt", (1, 0, place), Status.UNRESOLVED)
-    found["mi_network_xt_upper"].values[1, 0, place] = 3.0
+    found["mi_network_xt_upper"].values[1, 0, place] = 8.0
     (curve,) = tables_of(synthetic.printed(found), "network I(X; T) against noise")
-    assert curve[6].split() == ["0.05", "4", "?", "4.250", "5.250"]
-    assert any(line.startswith("? alone: the bracket is open") for line in curve)
+    assert curve[6].split() == ["0.05", "4", "5", "[0,", "8]?", "4.250", "5.250"]
+    assert "v [a, b]? the bracket did not close within the budget" in " ".join(curve)
     assert "Brackets of the network channel end up to 0.005 nat from its values, unresolved ones aside." in curve
 
 

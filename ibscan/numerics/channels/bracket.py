@@ -27,54 +27,68 @@ HIDDEN_STEPS = 6
 LARGEST = 1e100
 
 
-def crossed_ends(inside: Both, outside: Both, given: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
+def crossed_ends(
+    inside: Both, outside: Both, given: torch.Tensor, prior: torch.Tensor, broad: torch.Tensor, floor: float
+) -> torch.Tensor:
     """Return terms of draws whose means are upper and lower ends of I(X;T), I(T;Y) and I(X;T|Y).
 
-    An end takes one density from above and the other from below, so that it holds whatever made the two.
+    An end takes one density from above and the other from below, so that it holds whatever made the two. Densities from
+    below are mixed with a share `floor` of a broader density, which is a density too: on average over t its logarithm
+    is still too small, but no path that was missed makes it minus a hundred.
 
     Args:
         inside: ln p(t|x), shape (q,).
         outside: ln p(t, y), shape (V, q, classes).
         given: P(Y | X = x) of each draw's input, shape (q, classes).
         prior: P(Y), shape (classes,).
+        broad: ln of a density at t that is nowhere far below p(t), shape (q,).
+        floor: Its share, in (0, 1); an end moves by no more than that.
 
     Returns:
         Shape (2, 3, V, q): upper and lower; the three quantities; nats.
+
+    Source:
+        Gibbs' inequality: E ln q(t) <= E ln p(t) under p.
     """
-    total, label = _margins(outside, given, prior)
+    total = Both(outside.own.logsumexp(-1), _mixed(outside.fresh.logsumexp(-1), broad, floor))
+    by_class = _mixed(outside.fresh - prior.log(), total.fresh.unsqueeze(-1), floor)
+    label = Both(_of_label(outside.own - prior.log(), given), _of_label(by_class, given))
+    fresh = _mixed(inside.fresh, total.fresh, floor)
     return torch.stack(
         (
             torch.stack((inside.own - total.fresh, label.own - total.fresh, inside.own - label.fresh)),
-            torch.stack((inside.fresh - total.own, label.fresh - total.own, inside.fresh - label.own)),
+            torch.stack((fresh - total.own, label.fresh - total.own, fresh - label.own)),
         )
     )
 
 
-def paired_ends(inside: Both, outside: Both, given: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
+def paired_ends(inside: Both, outside: Both, given: torch.Tensor, prior: torch.Tensor, floor: float) -> torch.Tensor:
     """Return the ends as `crossed_ends`, from densities of the same paths, as many for the owner as for other inputs.
 
     Errors cancel. Own less own is I(X; T and the paths), of paths that are drawn given T with one exchanged for that
-    which made T; fresh less fresh is the mean of ln r(x|t) / P(x) of a law r that is guessed from the paths.
+    which made T; fresh less fresh is the mean of ln r(x|t) / P(x) of a law r that is guessed from the paths, and mixed
+    with a share `floor` of P(x).
 
     Source:
         Barber and Agakov 2003 (below); data processing (above): the guide, methods.md, section 4.
     """
-    total, label = _margins(outside, given, prior)
-    ends = [
-        torch.stack((x - t, y - t, x - y))
-        for x, t, y in ((inside.own, total.own, label.own), (inside.fresh, total.fresh, label.fresh))
-    ]
-    return torch.stack(ends)
+
+    def ratios(x: torch.Tensor, joint: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        total, by_class = joint.logsumexp(-1), joint - prior.log()
+        return x - total, by_class - total.unsqueeze(-1), x.unsqueeze(-1) - by_class
+
+    above = ratios(inside.own, outside.own)
+    below = [_mixed(ratio, torch.zeros_like(ratio), floor) for ratio in ratios(inside.fresh, outside.fresh)]
+    return torch.stack([torch.stack((x, _of_label(y, given), _of_label(z, given))) for x, y, z in (above, below)])
 
 
-def _margins(outside: Both, given: torch.Tensor, prior: torch.Tensor) -> tuple[Both, Both]:
-    """Return ln p(t) and the mean of ln p(t|y) over the labels of each draw's input, shape (V, q)."""
+def _mixed(log_density: torch.Tensor, broad: torch.Tensor, floor: float) -> torch.Tensor:
+    return torch.logaddexp(log_density + math.log1p(-floor), broad + math.log(floor))
 
-    def of_label(joint: torch.Tensor) -> torch.Tensor:
-        return torch.where(given > 0, given * (joint - prior.log()), 0.0).sum(-1)
 
-    total = Both(outside.own.logsumexp(-1), outside.fresh.logsumexp(-1))
-    return total, Both(of_label(outside.own), of_label(outside.fresh))
+def _of_label(by_class: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+    """Return the mean over the labels of each draw's input, (..., q), of (..., q, classes)."""
+    return torch.where(given > 0, given * by_class, 0.0).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -118,7 +132,10 @@ class Bracket:
 
         high, low, error = chosen("high"), chosen("low"), chosen("error")
         return Bracket(
-            *(tuple(end.tolist()) for end in ((high + low) / 2, error, low - 1.96 * error, high + 1.96 * error)),
+            tuple(((high + low) / 2).tolist()),
+            tuple(error.tolist()),
+            tuple((low - 1.96 * error).tolist()),
+            tuple((high + 1.96 * error).tolist()),
             float((high - low)[:2].max() / 2),
             chosen("between")[:, :2],
             chosen("within")[:, :2],

@@ -1,72 +1,25 @@
 """The density of a draw under all inputs, ln p(t, y), by importance-weighted pairs of an input and a path.
 
 p(t, y) = sum_j W[j, y] E_z N(t; S_j(z), I). A pair (j, z) has weight W[j, y] N(t; S_j(z), I) N(z; 0, I) / q(j, z | t),
-with q from the inputs' linearised Gaussians at t: a few dozen pairs a draw find those in reach, however many they are.
-The bounds are those of one input's paths (`paths`): the pair that made t is a draw from p(j, z | t, y).
+with q from linearised passes: a few dozen pairs a draw find the inputs in reach, however many they are. The bounds are
+those of one input's paths (`paths`): the pair that made t is a draw from p(j, z | t, y).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 
-from ibscan.numerics.channels.linearised import Linearised
-from ibscan.numerics.channels.paths import PRIOR_SHARE, Both, Passes
+from ibscan.numerics.channels.pair_laws import ByLines, BySteps, ByWeight, Inputs, PairLaw
+from ibscan.numerics.channels.paths import PRIOR_SHARE, Both, Passes, normals
 
-__all__ = ["MOST_UNITS", "Inputs", "joint_densities"]
+__all__ = ["MOST_UNITS", "joint_densities"]
 
 # Quadratic forms of all inputs at a draw are one matrix product, which pays up to this width.
 MOST_UNITS = 12
-# Squared distances from the middle, in squared noises, up to which the forms are right to 1e-6.
-FARTHEST = 1e10
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """All n inputs, linearised about the path without noise, with joint weights W (n, classes).
-
-    `form` (f, n) are the coefficients of ln w_j N(t; offset_j, I + A_j A_j^T) on the monomials of t - `middle`.
-    """
-
-    weights: torch.Tensor
-    clean: Linearised
-    middle: torch.Tensor
-    form: torch.Tensor
-
-    @staticmethod
-    def of(passes: Passes, weights: torch.Tensor, block: int) -> Inputs:
-        """Linearise every input, `block` at a time."""
-        parts = []
-        for inputs in torch.arange(len(weights), device=weights.device).split(max(1, block)):
-            none = torch.zeros(len(inputs), passes.units, dtype=weights.dtype, device=weights.device)
-            parts.append(Linearised.of(*passes.linearised(inputs, none), none))
-        clean = Linearised(
-            *(torch.cat([getattr(part, k) for part in parts]) for k in ("offset", "slope", "gain", "log_det"))
-        )
-        middle = clean.offset.median(0).values
-        offset = clean.offset - middle
-        width = offset.shape[1]
-        precision = torch.eye(width, dtype=offset.dtype, device=offset.device) - clean.slope @ clean.gain
-        first, second = torch.triu_indices(width, width, device=offset.device)
-        twice = torch.where(first == second, 1.0, 2.0)
-        linear = (precision @ offset.unsqueeze(-1)).squeeze(-1)
-        constant = weights.sum(1).log() - clean.log_det - 0.5 * (offset * linear).sum(1)
-        form = torch.cat((-0.5 * twice * precision[:, first, second], linear, constant.unsqueeze(1)), 1)
-        return Inputs(weights, clean, middle, form.mT.contiguous())
-
-    @property
-    def sound(self) -> bool:
-        """Whether the quadratic forms are right to 1e-6: they lose digits far from the middle."""
-        return float((self.clean.offset - self.middle).square().sum(1).max()) <= FARTHEST
-
-    def log_shares(self, points: torch.Tensor) -> torch.Tensor:
-        """Return ln w_j N(t; offset_j, I + A_j A_j^T) + (d/2) ln 2 pi of every input at t (q, d), (q, n)."""
-        t = points - self.middle
-        first, second = torch.triu_indices(t.shape[1], t.shape[1], device=t.device)
-        monomials = torch.cat((t[:, first] * t[:, second], t, torch.ones_like(t[:, :1])), 1)
-        return monomials @ self.form
+# Likely inputs whose passes are linearised anew for each draw, and the share of pairs that are theirs.
+CANDIDATES, STEP_SHARE = 8, 0.4
 
 
 def joint_densities(
@@ -81,9 +34,9 @@ def joint_densities(
 ) -> Both:
     """Return ln p(t, y) of draws from above and below, by `count` weighted pairs of an input and a path.
 
-    Pairs are of two laws: an input by its linearised Gaussian at t and a path given t and that input, or an input by
-    its weight and a path from the prior. Within a law the k-th pair has its input from the k-th part of the law's
-    distribution function, so that pairs spread over the inputs in reach.
+    Each law has a fixed number of pairs, the k-th of them from the k-th part of its distribution function, so that
+    pairs spread over the inputs in reach; a pair's weight is by the whole mixture. The pair that made t takes the place
+    of one of a law, with the probability that it came from that law, in that law's part that is its input's.
 
     Args:
         passes: Noisy passes, in units of the noise.
@@ -102,63 +55,66 @@ def joint_densities(
         As in `path_densities`; why a pair may come from a part of the distribution: the guide, methods.md, section 4.
     """
     rows, width = points.shape
-    options = {"dtype": points.dtype, "device": points.device}
-
-    def uniform(number: int) -> torch.Tensor:
-        # The k-th of `number` lies in the k-th part of the unit interval.
-        place = torch.arange(number, **options) + torch.rand(rows, number, generator=generator, **options)
-        return place / number
-
-    prior = max(1, round(PRIOR_SHARE * count))
-    found = count - prior
-    shares = inputs.weights.sum(1)
-    by_weight = shares.cumsum(0)
-    log_share = inputs.log_shares(points)
-    top = log_share.amax(1, keepdim=True)
-    by_density = log_share.sub_(top).exp_().cumsum_(1)
-    total = by_density[:, -1:]
-    log_total = total.log() + top
-    last = len(shares) - 1
-    near = torch.searchsorted(by_density, uniform(found) * total).clamp_(max=last)
-    any_input = torch.searchsorted(by_weight, uniform(prior) * by_weight[-1]).clamp_(max=last)
-    chosen = torch.cat((near, any_input, owner.unsqueeze(1)), 1)
-    z = torch.randn(rows, count, passes.units, generator=generator, **options)
-    noise = torch.randn(rows, found, width, generator=generator, **options)
-    of_found = inputs.clean.taken(near)
-    given = of_found.paths(points.unsqueeze(1), z[:, :found].unsqueeze(2), noise.unsqueeze(2)).squeeze(2)
-    z = torch.cat((given, z[:, found:], made.unsqueeze(1)), 1)
+    log_shares = inputs.log_shares(points)
+    shares = _numbers(count)
+    laws: list[PairLaw] = [ByWeight.of(inputs)]
+    if shares[2]:
+        laws.append(BySteps.of(passes, inputs, points, log_shares, CANDIDATES))
+    laws.insert(1, ByLines.of(inputs, log_shares))
+    drawn = []
+    for law, number in zip(laws, shares, strict=False):
+        part = torch.arange(number, dtype=points.dtype, device=points.device)
+        place = (part + _uniforms(generator, points, rows, number)) / number
+        z, noise = (normals(generator, points, rows, number, size) for size in (passes.units, width))
+        drawn.append(law.pairs(points, place, z, noise))
+    chosen = torch.cat([one for one, _ in drawn] + [owner.unsqueeze(1)], 1)
+    z = torch.cat([one for _, one in drawn] + [made.unsqueeze(1)], 1)
     passed = passes.values(chosen.flatten(), z.flatten(0, 1).unsqueeze(1)).view(rows, count + 1, width)
     kernel = -0.5 * (points.unsqueeze(1) - passed).square_().sum(-1)
-    # Over w_j N(z; 0, I): the share of each law times its density.
-    line = inputs.clean.offset[chosen] + (inputs.clean.slope[chosen] * z.unsqueeze(2)).sum(-1)
-    by_line = -0.5 * (points.unsqueeze(1) - line).square_().sum(-1) - log_total + math.log(found / count)
-    by_prior = torch.full_like(by_line, math.log(prior / count))
-    mixture = torch.logaddexp(by_line, by_prior)
-    weights = kernel - mixture
-    # The place of the pair that made t: of a law by probability, within it by the owner's part of the distribution.
-    draw = torch.rand(rows, 2, generator=generator, **options)
-    is_near = draw[:, 0].log() < by_line[:, -1] - mixture[:, -1]
-    in_near = _part(by_density, owner, draw[:, 1]) / total[:, 0]
-    in_prior = _part(by_weight.expand(rows, -1), owner, draw[:, 1]) / by_weight[-1]
-    place = torch.where(
-        is_near,
-        (in_near * found).long().clamp_(max=found - 1),
-        found + (in_prior * prior).long().clamp_(max=prior - 1),
-    ).unsqueeze(1)
-    own_weights = weights[:, :-1].scatter(1, place, weights[:, -1:])
-    own_chosen = chosen[:, :-1].scatter(1, place, owner.unsqueeze(1))
-    others = weights[:, :-1].masked_fill(chosen[:, :-1] == owner.unsqueeze(1), -torch.inf)
-    by_class = _by_class(others, chosen[:, :-1], inputs.weights)
+    of_laws = torch.stack(
+        [law.log_ratio(points, chosen, z) + math.log(n / count) for law, n in zip(laws, shares, strict=False)], -1
+    )
+    weights, chosen = (kernel - of_laws.logsumexp(-1)).split((count, 1), 1), chosen[:, :-1]
+    at = _exchanged(laws, shares, points, owner, made, of_laws[:, -1].softmax(-1), generator)
+    own = _by_class(weights[0].scatter(1, at, weights[1]), chosen.scatter(1, at, owner.unsqueeze(1)), inputs.weights)
+    others = weights[0].masked_fill(chosen == owner.unsqueeze(1), -torch.inf)
     own_part = fresh_own.unsqueeze(1) + inputs.weights[owner].log()
-    return Both(_by_class(own_weights, own_chosen, inputs.weights), torch.logaddexp(by_class, own_part))
+    return Both(own, torch.logaddexp(_by_class(others, chosen, inputs.weights), own_part))
 
 
-def _part(cumulative: torch.Tensor, owner: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
-    """Return a point, at `draw` in [0, 1], in each owner's part of a cumulative sum (q, n), shape (q,)."""
-    end = cumulative.gather(1, owner.unsqueeze(1)).squeeze(1)
-    start = cumulative.gather(1, (owner - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
-    start = torch.where(owner > 0, start, 0.0)
-    return start + (end - start) * draw
+def _uniforms(generator: torch.Generator, like: torch.Tensor, *shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device)
+
+
+def _numbers(count: int) -> tuple[int, int, int]:
+    """Return how many pairs are by weight, by lines and by steps.
+
+    Example:
+        >>> _numbers(16), _numbers(2)
+        ((3, 7, 6), (1, 1, 0))
+    """
+    prior = max(1, round(PRIOR_SHARE * count))
+    steps = round(STEP_SHARE * count) if count >= 4 else 0
+    return prior, count - prior - steps, steps
+
+
+def _exchanged(
+    laws: list[PairLaw],
+    shares: tuple[int, ...],
+    points: torch.Tensor,
+    owner: torch.Tensor,
+    made: torch.Tensor,
+    likely: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Return which pair the one that made t takes the place of, (q, 1), by the probability of each law, (q, laws)."""
+    draw = _uniforms(generator, points, len(points), 3)
+    which = (likely.cumsum(-1) < draw[:, :1]).sum(-1).clamp_(max=len(laws) - 1)
+    places = []
+    for k, (law, number) in enumerate(zip(laws, shares, strict=False)):
+        place = law.place(points, owner, made, draw[:, 1:])
+        places.append(sum(shares[:k]) + (place * number).long().clamp_(max=number - 1))
+    return torch.stack(places, 1).gather(1, which.unsqueeze(1))
 
 
 def _by_class(weights: torch.Tensor, chosen: torch.Tensor, joint: torch.Tensor) -> torch.Tensor:

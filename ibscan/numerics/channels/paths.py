@@ -16,10 +16,13 @@ import torch
 
 from ibscan.numerics.channels.linearised import Linearised
 
-__all__ = ["Both", "Passes", "path_densities", "shared_densities"]
+__all__ = ["Both", "Passes", "likeliest", "normals", "path_densities", "shared_densities"]
 
 # Share of paths from the prior: it bounds the weights by its reciprocal times the prior's own.
 PRIOR_SHARE = 0.2
+# Gauss-Newton steps to the likeliest path, and from how many replicas: the noise may have moved an input between
+# clusters in several ways.
+GAUSS_NEWTON, STARTS = 3, 4
 
 
 class Passes(Protocol):
@@ -52,6 +55,11 @@ class Both:
     fresh: torch.Tensor
 
 
+def normals(generator: torch.Generator, like: torch.Tensor, *shape: int) -> torch.Tensor:
+    """Return standard normals of a shape, made where `like` lives and of its kind."""
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+
+
 def path_densities(
     passes: Passes,
     inputs: torch.Tensor,
@@ -64,9 +72,10 @@ def path_densities(
     """Return ln p(t|x) of draws from above and below, by `count` weighted paths each.
 
     The law of the paths is a mixture: the prior, and the paths given t where passes are linear about the path without
-    noise, about the replica whose pass comes nearest to t, and about the likeliest path by that line (one Gauss-Newton
-    step). Each law has a fixed number of paths, and a path's weight is by the whole mixture (the balance heuristic).
-    The path that made t takes the place of one of each law in turn, with the probability that it came from that law.
+    noise, or about the likeliest path that Gauss-Newton steps find from the replica, of a part of them, whose pass is
+    nearest to t. Each law has a fixed number of paths, and a path's weight is by the whole mixture (the balance
+    heuristic). The path that made t takes the place of one of each law in turn, with the probability that it came from
+    that law.
 
     Args:
         passes: Noisy passes, in units of the noise.
@@ -86,18 +95,24 @@ def path_densities(
     """
     rows, draws, width = points.shape
     seen = passes.values(inputs, replicas)
-    nearest = torch.cdist(points, seen, compute_mode="donot_use_mm_for_euclid_dist").argmin(-1)
-    start = replicas.gather(1, nearest.unsqueeze(-1).expand(-1, -1, passes.units)).flatten(0, 1)
     each = inputs.repeat_interleave(draws)
     t, z0 = points.reshape(-1, width), made.reshape(-1, passes.units)
     none = torch.zeros(rows, passes.units, dtype=t.dtype, device=t.device)
     clean = Linearised.of(*passes.linearised(inputs, none), none)
-    by_row = torch.arange(rows, device=t.device).repeat_interleave(draws)
-    near = Linearised.of(*passes.linearised(each, start), start)
-    step = near.mean_path(t)
-    laws = [clean.taken(by_row), near, Linearised.of(*passes.linearised(each, step), step)]
+    laws = [clean.taken(torch.arange(rows, device=t.device).repeat_interleave(draws))]
+    for some, passed in zip(replicas.chunk(STARTS, 1), seen.chunk(STARTS, 1), strict=True):
+        nearest = torch.cdist(points, passed, compute_mode="donot_use_mm_for_euclid_dist").argmin(-1)
+        path = some.gather(1, nearest.unsqueeze(-1).expand(-1, -1, passes.units)).flatten(0, 1)
+        laws.append(likeliest(passes, each, t, path))
     found = mixture_density(passes, each, t, z0, laws, count, generator)
     return Both(found.own.view(rows, draws), found.fresh.view(rows, draws)), seen
+
+
+def likeliest(passes: Passes, inputs: torch.Tensor, points: torch.Tensor, path: torch.Tensor) -> Linearised:
+    """Linearise inputs (q,) about their likeliest paths given t (q, d), by Gauss-Newton steps from paths (q, m)."""
+    for _ in range(GAUSS_NEWTON):
+        path = Linearised.of(*passes.linearised(inputs, path), path).mean_path(points)
+    return Linearised.of(*passes.linearised(inputs, path), path)
 
 
 def mixture_density(
@@ -113,13 +128,11 @@ def mixture_density(
     shares = path_counts(count, len(laws))
     rows, width = points.shape
 
-    def normals(number: int, size: int) -> torch.Tensor:
-        return torch.randn(rows, number, size, generator=generator, dtype=points.dtype, device=points.device)
-
-    paths = [normals(shares[0], passes.units)]
+    paths = [normals(generator, points, rows, shares[0], passes.units)]
     for law, number in zip(laws, shares[1:], strict=True):
         if number:
-            paths.append(law.paths(points, normals(number, passes.units), normals(number, width)))
+            z, noise = (normals(generator, points, rows, number, size) for size in (passes.units, width))
+            paths.append(law.paths(points, z, noise))
     z = torch.cat((*paths, made.unsqueeze(1)), 1)
     kernel = -0.5 * (points.unsqueeze(1) - passes.values(inputs, z)).square_().sum(-1)
     # ln of each law's share times its density over the prior's, (q, K + 1, laws).

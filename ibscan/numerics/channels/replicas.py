@@ -7,7 +7,6 @@ too large on average, else too small.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 

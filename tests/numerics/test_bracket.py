@@ -193,11 +193,14 @@ def test_a_value_outside_its_range_is_off_by_its_distance() -> None:
         assert bracket.upper[0] >= min(max(level, 0.0), 2.0) - 1e-12
 
 
-def test_terms_that_are_not_finite_make_no_finite_bracket() -> None:
-    for bad in (math.nan, math.inf):
-        draws = np.ones((4, 3))
-        draws[1, 1] = bad
-        assert not Bracket.of([terms(draws)], 4, (math.log(4), math.log(2))).finite
+def test_terms_that_are_not_numbers_make_no_finite_bracket() -> None:
+    draws = np.ones((4, 3))
+    draws[1, 1] = math.nan
+    assert not Bracket.of([terms(draws)], 4, (math.log(4), math.log(2))).finite
+    # Even if only one end of one quantity has them.
+    one = terms(np.ones((4, 3)))
+    one[0, 2, 0, 1, 1] = math.nan
+    assert not Bracket.of([one], 4, (math.log(4), math.log(2))).finite
 
 
 def test_one_row_or_one_draw_is_not_taken_for_certain() -> None:

@@ -24,7 +24,9 @@ from ibscan.numerics.channels.pair_laws import FARTHEST, Inputs
 from ibscan.numerics.channels.paths import Both
 from ibscan.numerics.channels.replicas import GROUPS, replica_densities
 
-CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def generator(seed: int) -> torch.Generator:
@@ -191,16 +193,17 @@ def test_the_pair_that_made_a_draw_changes_the_law_by_the_density(name: str, cou
     others = [by_pairs(name, count, lines, torch.full_like(draws.owner, j), nothing).fresh for j in range(inputs)]
     below = torch.stack(others).logsumexp(0) - math.log(inputs - 1)
     assert_exchanged(above.logsumexp(1), below.logsumexp(1), draws.joint.logsumexp(1), QUADRATURE)
-    assert_exchanged(*(draws.by_label(one) for one in (above, below, draws.joint)), QUADRATURE)
+    at_label = [draws.by_label(one) for one in (above, below, draws.joint)]
+    assert_exchanged(at_label[0], at_label[1], at_label[2], QUADRATURE)
 
 
 def test_pairs_of_one_input_are_its_paths() -> None:
     """Below there is nothing but the owner's density; the classes share one density by their weights."""
     draws = drawn("one input")
     found = by_pairs("one input", 7, 1, draws.owner, draws.inside)
-    torch.testing.assert_close(found.fresh, draws.inside.unsqueeze(1) + CASES["one input"][1].log().squeeze(0), **CLOSE)
+    assert_close(found.fresh, draws.inside.unsqueeze(1) + CASES["one input"][1].log().squeeze(0))
     ratio = found.own[:, 0] - found.own[:, 1]
-    torch.testing.assert_close(ratio, torch.full_like(ratio, math.log(2.0)), **CLOSE)
+    assert_close(ratio, torch.full_like(ratio, math.log(2.0)))
 
 
 # Replicas ----------------------------------------------------------------------------------------------------------
@@ -225,14 +228,14 @@ def test_replicas_are_the_sums_they_stand_for(count: int, offset: float) -> None
         others = [i for i in range(4) if i != j]
         for v, some in enumerate(kept):
             rest = kernel[q][some].mean(0)[others] @ weights[others].numpy()
-            inside = weights[j].numpy()
-            near = {"rtol": 0, "atol": 1e-8}
-            np.testing.assert_allclose(found.crossed.own[v, q], np.log(rest + own * inside), **near)
-            np.testing.assert_allclose(found.paired.own[v, q], np.log(rest + own * inside), **near)
-            np.testing.assert_allclose(found.paired.fresh[v, q], np.log(rest + fresh * inside), **near)
-            np.testing.assert_allclose(
-                found.crossed.fresh[v, q], np.log(rest + math.exp(fresh_own[q]) * inside), **near
-            )
+            for side, density in (
+                (found.crossed.own, own),
+                (found.paired.own, own),
+                (found.paired.fresh, fresh),
+                (found.crossed.fresh, math.exp(fresh_own[q])),
+            ):
+                expected = np.log(rest + density * weights[j].numpy())
+                np.testing.assert_allclose(side[v, q].numpy(), expected, rtol=0, atol=1e-8)
 
 
 @pytest.mark.slow
@@ -254,15 +257,14 @@ def test_replicas_have_the_mean_and_the_law_of_the_density(name: str, count: int
         exchanged = (truth - above).sigmoid() - (below - truth).sigmoid()
         assert_mean(exchanged.view(-1, at_once).mean(1), 0.0, slack=QUADRATURE)
 
-    own, paired, crossed = (
-        torch.cat([read(one)[0] for one in found])
-        for read in (lambda r: r.paired.own, lambda r: r.paired.fresh, lambda r: r.crossed.fresh)
-    )
+    own = torch.cat([one.paired.own[0] for one in found])
+    paired = torch.cat([one.paired.fresh[0] for one in found])
+    crossed = torch.cat([one.crossed.fresh[0] for one in found])
     total = draws.joint.logsumexp(1)
     assert_law(own.logsumexp(1), paired.logsumexp(1), total)
-    assert_law(*(draws.by_label(one) for one in (own, paired, draws.joint)))
-    inside = (torch.cat([getattr(one.owner, side) for one in found]) for side in ("own", "fresh"))
-    assert_law(*inside, draws.inside)
+    assert_law(draws.by_label(own), draws.by_label(paired), draws.by_label(draws.joint))
+    inside = Both(torch.cat([one.owner.own for one in found]), torch.cat([one.owner.fresh for one in found]))
+    assert_law(inside.own, inside.fresh, draws.inside)
     # With the owner's density known, what is left to chance are other inputs.
     crossed_ratio = (crossed.logsumexp(1) - total).exp()
     assert_mean(crossed_ratio.view(-1, at_once).mean(1), 1.0, slack=QUADRATURE)

@@ -169,9 +169,8 @@ def test_shared_replicas_are_the_sums_they_stand_for(offset: float, numbers: int
     found = shared_densities(seen + offset, points, energy, numbers)
     terms = -0.5 * (points.unsqueeze(2) - offset - seen.unsqueeze(1)).square().sum(-1)
     above = torch.cat((terms[..., :-1], -energy.unsqueeze(-1)), -1)
-    close = {"rtol": 1e-9, "atol": 1e-9}
-    torch.testing.assert_close(found.fresh, terms.logsumexp(-1) - math.log(7), **close)
-    torch.testing.assert_close(found.own, above.logsumexp(-1) - math.log(7), **close)
+    torch.testing.assert_close(found.fresh, terms.logsumexp(-1) - math.log(7), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.own, above.logsumexp(-1) - math.log(7), rtol=1e-9, atol=1e-9)
 
 
 # Weighted paths of one input ---------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ class OneLayer:
 def gaussian_log(points: torch.Tensor, mean: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
     """ln N(t; mean, covariance) + (d/2) ln 2 pi, by torch's own law."""
     law = MultivariateNormal(mean, covariance, validate_args=False)
-    log: torch.Tensor = law.log_prob(points)  # type: ignore[no-untyped-call]
+    log: torch.Tensor = law.log_prob(points)
     return log + 0.5 * points.shape[-1] * math.log(2 * math.pi)
 
 

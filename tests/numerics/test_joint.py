@@ -76,6 +76,8 @@ CASES: dict[str, tuple[OneLayer, torch.Tensor]] = {
     "one input": (OneLayer.scalar("tanh", [0.3], 0.7, 4.0), joint((2, 1))),
     "two far apart": (OneLayer.scalar("linear", [-3000.0, 3000.0], 2.0), joint((1, 0), (0, 3))),
     "most out of reach": (OneLayer.scalar("relu", [-1.0, 0.3, 40.0, 80.0, 1e4], 1.0, 3.0), joint(*((1,),) * 5)),
+    # The likely pairs are of each class as often as they should: a place of another part is seen at once.
+    "all in reach": (OneLayer.scalar("tanh", [-0.3, -0.1, 0.1, 0.3], 0.1), joint((1, 0), (1, 0), (0, 1), (0, 1))),
     "across a step": (
         OneLayer.scalar("step", [-0.5, -0.05, 0.1, 0.4], 0.3, 5.0),
         joint((1, 0), (1, 0), (0, 1), (0, 1)),

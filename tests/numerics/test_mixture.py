@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ibscan.numerics.channels.propagation import gaussian_exponents
 from support.oracles import (
     brute_information,
     line_entropy,
@@ -26,6 +25,7 @@ from support.oracles import (
 from ibscan.numerics.channels import mixture, tree
 from ibscan.numerics.channels.mixture import Mixture, collapsed, entropy, principal_components
 from ibscan.numerics.channels.readout import draw_terms, readout_information
+from ibscan.numerics.channels.replicas import gaussian_exponents
 from ibscan.numerics.channels.visits import never_visited, visits_for
 from ibscan.numerics.tiling import mapped, tiles
 
@@ -588,9 +588,8 @@ def test_gaussian_exponents_are_those_of_differences(spread: Any) -> None:
     """Right to 1e-8 in absolute terms, as its docstring states, where expansion is used; else to rounding."""
     a, b = gauss((13, 4), 1) * spread, gauss((9, 4), 2) * spread
     b[3] = a[5]
-    shift = torch.arange(13, dtype=torch.float64)
-    expected = shift[:, None] - ((a[:, None] - b[None]) ** 2).sum(-1) / 2
-    got = gaussian_exponents(b)(a, shift)
+    expected = -((a[:, None] - b[None]) ** 2).sum(-1) / 2
+    got = gaussian_exponents(b)(a)
     assert got.shape == (13, 9)
     assert ((got - expected).abs() <= 1e-8 + 1e-12 * expected.abs()).all()
 

@@ -95,9 +95,9 @@ def _of_label(by_class: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
 class Bracket:
     """A bracket of I(X;T), I(T;Y) and I(X;T|Y), in this order, nats, with the variances that decide how to narrow it.
 
-    `value` is the middle of the two ends (of I(X;T|Y) the difference), `lower` and `upper` are 1.96 `error` beyond them. `between` and `within` are
-    variances of the draws between and within rows, (2, 2): ends, and the first two quantities; `common` is the variance
-    of the replicas that all draws share.
+    `value` is the middle of the two ends (of I(X;T|Y) the difference), `lower` and `upper` 1.96 `error` beyond them.
+    `between` and `within` are variances of the draws between and within rows, (2, 2): ends, and the first two
+    quantities; `common` is the variance of the replicas that all draws share.
     """
 
     value: tuple[float, ...]
@@ -125,7 +125,8 @@ class Bracket:
             guide, methods.md, section 4.
         """
         kinds = [_Means.of(kind, population, np.array((*entropies, entropies[0]))) for kind in ends]
-        nearest = np.argmin([kind.high - kind.low for kind in kinds], 0)
+        with np.errstate(invalid="ignore"):  # Infinite ends are told by `finite`.
+            nearest = np.argmin([kind.high - kind.low for kind in kinds], 0)
 
         def chosen(name: str) -> Array:
             return np.stack([getattr(kinds[k], name)[..., j] for j, k in enumerate(nearest)], -1)

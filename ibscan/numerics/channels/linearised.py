@@ -42,7 +42,7 @@ class Linearised:
         gain = torch.cholesky_solve(slope if wide else slope.mT, factor)
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         offset = values - (slope @ path.unsqueeze(-1)).squeeze(-1)
-        return Linearised(torch.nan_to_num(offset), slope, gain.mT if wide else gain, log_det)
+        return Linearised(torch.nan_to_num(offset, 0.0, 0.0, 0.0), slope, gain.mT if wide else gain, log_det)
 
     def taken(self, index: torch.Tensor) -> Linearised:
         """Return those of some inputs, by index (any shape)."""

@@ -158,6 +158,11 @@ class NoisyPasses(Protocol):
         """Whether `linearised` can be had."""
         ...
 
+    @property
+    def concurrent(self) -> bool:
+        """Whether several threads may ask at once: a user's module may keep state between its hooks."""
+        ...
+
     def values(self, inputs: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """Return the layer's post before its own noise, (q, K, D) float64, of rows `inputs` (q,), at z (q, K, m)."""
         ...

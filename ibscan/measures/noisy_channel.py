@@ -212,7 +212,10 @@ class Channel:
         tiles = [_Tile(self, k, inputs[part], made[part], noise[part]) for k, part in enumerate(parts)]
         if effort.pairs:
             assert self.inputs is not None  # Made before threads ask for it.
-        done = mapped(lambda tile: tile.ends(effort), tiles, inputs.device)
+        if self.passes.concurrent:
+            done = mapped(lambda tile: tile.ends(effort), tiles, inputs.device)
+        else:
+            done = [tile.ends(effort) for tile in tiles]
         follow = ReplicaControls(noise.transpose(0, 1), torch.cat([one.centres for one in done]).transpose(0, 1))
         if self.width <= QUADRATIC_WIDTH:
             follow.add(torch.cat([one.seen for one in done]).transpose(0, 1))

@@ -48,6 +48,11 @@ class ChainPasses:
         """Always True: every layer has a derivative."""
         return True
 
+    @property
+    def concurrent(self) -> bool:
+        """Always True: passes change nothing."""
+        return True
+
     def values(self, inputs: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """Return the layer's post before its own noise, (q, K, D) float64.
 

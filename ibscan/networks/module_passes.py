@@ -70,6 +70,11 @@ class ModulePasses:
         """Whether torch differentiates the layer by the noise, as central differences on a row confirm."""
         return self._precise.mode is not None
 
+    @property
+    def concurrent(self) -> bool:
+        """Always False: hooks and torch's default dtype are the process's."""
+        return False
+
     @cached_property
     def mode(self) -> Mode | None:
         """How the layer is differentiated by the noise; None where no mode gives the derivative."""

@@ -94,6 +94,7 @@ def without_derivative(network: Any) -> Any:
 
     class Passes:
         differentiable = False
+        concurrent = True
 
         def __init__(self, passes: Any) -> None:
             self.passes, self.width, self.units = passes, passes.width, passes.units

@@ -204,7 +204,9 @@ def test_a_constant_layer_adds_no_noise_to_another() -> None:
         layers["beside"].weight.zero_()
         layers["beside"].bias.fill_(-1.0)
     x, y = rows_of(10, 2), np.arange(10) % 2
-    net = traced_network(nets.Net(forward, **layers), probe_of(x), device=oracles.DEVICE, dtype=torch.float64)
+    net = traced_network(
+        nets.Net(forward, **layers).eval().requires_grad_(False), x, (), device=oracles.DEVICE, dtype=torch.float64
+    )
     found = measured(net, probe_of(x, y))
     assert found["mi_network_rel_xt"].status[0, :3, 0].tolist() == [Status.OK, Status.DEAD, Status.OK]
     # As if it were not there.

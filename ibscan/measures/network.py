@@ -12,7 +12,7 @@ from ibscan.core.estimate import Estimate
 from ibscan.core.measure import Measure, Sizes
 from ibscan.core.network import NoisyNetwork
 from ibscan.core.option import PRECISION, Option, at_least, option, whole
-from ibscan.core.quantity import Quantity
+from ibscan.core.quantity import Dimension, Quantity
 from ibscan.core.records import Layer, Probe
 from ibscan.core.streams import RandomStreams
 from ibscan.measures.shared import (
@@ -22,6 +22,7 @@ from ibscan.measures.shared import (
     MAX_DRAWS,
     MOST_DRAWS,
     NOISE,
+    REL_NOISE,
     ROWS,
     SAMPLES,
     TARGET,
@@ -40,12 +41,57 @@ MAX_REPLICAS = Option(
 )
 
 
+def _quantities(prefix: str, dim: Dimension, network: str) -> tuple[Quantity, ...]:
+    return (
+        Quantity(
+            f"{prefix}_xt",
+            "I(X; T)",
+            "nat",
+            f"information of the {network}'s layer about the input",
+            (dim,),
+            companions=("se", "lower", "upper", "draws", "replicas", "budget", "inputs", "paths"),
+            formula="I(X; T) = E[ln p(T | X) - ln p(T)], both densities from noisy passes, too large with the one that "
+            "made the draw (own) and too small without (fresh): the middle of the bracket that these make",
+        ),
+        Quantity(
+            f"{prefix}_ty",
+            "I(T; Y)",
+            "nat",
+            f"information of the {network}'s layer about the label",
+            (dim,),
+            companions=("se", "lower", "upper"),
+            formula="I(T; Y) = E[ln p(T | Y) - ln p(T)], p(t | y) the mixture over the rows of the class",
+        ),
+        Quantity(
+            f"{prefix}_xt_given_y",
+            "I(X; T | Y)",
+            "nat",
+            f"information of the {network}'s layer about the input beyond the label, I(X; T) - I(T; Y)",
+            (dim,),
+            companions=("se", "lower", "upper"),
+            formula="I(X; T | Y) = I(X; T) - I(T; Y) = E[ln p(T | X) - ln p(T | Y)], its error of the same draws",
+            caveat=GIVEN_Y,
+            table=BEYOND_Y,
+        ),
+        Quantity(
+            f"{prefix}_cap",
+            "cap of I(X; T)",
+            "nat",
+            "smallest proven upper bound: H(X), or the Gaussian of the same covariance at this layer or one before it",
+            (dim,),
+            formula="min over layers up to this of min(H(X), (1/2) ln det(I + Cov(S) / noise^2)), S before its noise",
+        ),
+    )
+
+
 @dataclass(frozen=True)
 class NetworkInformation(Measure):
     """I(X; T) and I(T; Y) of a hidden layer T of the noisy network: noise after every hidden layer, propagated.
 
     Args:
         noise: Standard deviations, > 0, activation units.
+        rel_noise: Standard deviations as multiples of each layer's own root-mean-square distance from its mean in the
+            network without noise, > 0.
         tolerance: Target half width, nats: of the 95 % interval of the draws, and of the bracket beside it.
         max_replicas: Replicas of an input, and weighted paths or pairs of a draw, at most, >= 2.
         max_draws: Draws of one cell at most.
@@ -53,6 +99,7 @@ class NetworkInformation(Measure):
     """
 
     noise: tuple[float, ...] = option(DEFAULT_NOISE, NOISE)
+    rel_noise: tuple[float, ...] = option((), REL_NOISE)
     tolerance: float = option(TARGET, TOLERANCE)
     max_replicas: int = option(4096, MAX_REPLICAS)
     max_draws: int = option(MOST_DRAWS, MAX_DRAWS)
@@ -62,7 +109,7 @@ class NetworkInformation(Measure):
     verb: ClassVar[str] = "mi"
     channel: ClassVar[str] = "network"
     draws: ClassVar[bool] = True
-    required_keys: ClassVar[tuple[str, ...]] = ("mi_network_xt",)
+    required_keys: ClassVar[tuple[str, ...]] = ("mi_network_xt", "mi_network_rel_xt")
     inapplicable: ClassVar[str] = "it feeds no other layer, so the noisy network has no noise there"
     source: ClassVar[str] = (
         "Goldfeld et al. 2019, arXiv 1810.05728, sections 2 and 3; densities from both sides: Grosse et al. 2015, "
@@ -73,43 +120,15 @@ class NetworkInformation(Measure):
         "of the probe, at most H(X), and another noise tells another story."
     )
     quantities: ClassVar[tuple[Quantity, ...]] = (
+        *_quantities("mi_network", quantity.NOISE, "noisy network"),
+        *_quantities("mi_network_rel", quantity.REL_NOISE, "relatively noisy network"),
         Quantity(
-            "mi_network_xt",
-            "I(X; T)",
-            "nat",
-            "information of the noisy network's layer about the input",
-            (quantity.NOISE,),
-            companions=("se", "lower", "upper", "draws", "replicas", "budget", "inputs", "paths"),
-            formula="I(X; T) = E[ln p(T | X) - ln p(T)], both densities from noisy passes, too large with the one that "
-            "made the draw (own) and too small without (fresh): the middle of the bracket that these make",
-        ),
-        Quantity(
-            "mi_network_ty",
-            "I(T; Y)",
-            "nat",
-            "information of the noisy network's layer about the label",
-            (quantity.NOISE,),
-            companions=("se", "lower", "upper"),
-            formula="I(T; Y) = E[ln p(T | Y) - ln p(T)], p(t | y) the mixture over the rows of the class",
-        ),
-        Quantity(
-            "mi_network_xt_given_y",
-            "I(X; T | Y)",
-            "nat",
-            "information of the noisy network's layer about the input beyond the label, I(X; T) - I(T; Y)",
-            (quantity.NOISE,),
-            companions=("se", "lower", "upper"),
-            formula="I(X; T | Y) = I(X; T) - I(T; Y) = E[ln p(T | X) - ln p(T | Y)], its error of the same draws",
-            caveat=GIVEN_Y,
-            table=BEYOND_Y,
-        ),
-        Quantity(
-            "mi_network_cap",
-            "cap of I(X; T)",
-            "nat",
-            "smallest proven upper bound: H(X), or the Gaussian of the same covariance at this layer or one before it",
-            (quantity.NOISE,),
-            formula="min over layers up to this of min(H(X), (1/2) ln det(I + Cov(S) / noise^2)), S before its noise",
+            "mi_network_noise_absolute",
+            "noise",
+            "activation units",
+            "the relative noise times the layer's root-mean-square distance from its mean in the network without noise",
+            (quantity.REL_NOISE,),
+            formula="rel_noise (E||S - E S||^2)^(1/2), S the layer of the network without noise",
         ),
     )
 
@@ -126,7 +145,7 @@ class NetworkInformation(Measure):
     @property
     def coordinates(self) -> Mapping[str, Sequence[float]]:
         """The noise levels."""
-        return {"noise": self.noise}
+        return {"noise": self.noise, "rel_noise": self.rel_noise}
 
     def seconds(self, sizes: Sizes) -> float:
         """Return an estimate in seconds for networks that need many draws; much too long for others."""
@@ -137,12 +156,12 @@ class NetworkInformation(Measure):
         whole_budget = CELL_BUDGET * math.sqrt(budget / BUDGET)
         precision = TARGET / self.tolerance
         cell = CELL * precision ** (2.0 if precision > 1 else 0.5) + (SPENT * whole_budget if self.patient else 0.0)
-        total = 0.0
+        total, levels = 0.0, len(self.noise) + len(self.rel_noise)
         for layer in sizes.layers:
             if layer.first:
-                total += len(self.noise) * drawn(self, sizes.rows, layer.width)
+                total += levels * drawn(self, sizes.rows, layer.width)
             elif not layer.output:
-                total += len(self.noise) * min(cell, whole_budget) * by_rows * max(1.0, layer.width / 10)
+                total += levels * min(cell, whole_budget) * by_rows * max(1.0, layer.width / 10)
         return total
 
     def __call__(
@@ -162,7 +181,7 @@ class NetworkInformation(Measure):
 
         Returns:
             Values (mean of own and fresh) with Monte-Carlo standard errors, brackets and caps, nats; arrays (C, L,
-            noise). The output layer is not noisy, and not measured.
+            noise) or (C, L, rel_noise). The output layer is not noisy, and not measured.
         """
         from ibscan.measures.noisy_cells import network_estimates
 

@@ -30,11 +30,14 @@ from ibscan.measures.driver import (
 from ibscan.measures.noisy_channel import Budget, Channel, Population
 from ibscan.measures.noisy_search import close_bracket
 from ibscan.measures.readout_cells import draws_of, readout_cell
+from ibscan.measures.spread import layer_spreads
 from ibscan.numerics.channels.line import line_of_passes
 from ibscan.numerics.channels.mixture import Mixture, gaussian_cap, principal_components
 
 __all__ = ["network_estimates"]
 
+# Beginnings of the keys of quantities over noise, and over relative noise.
+ABSOLUTE, RELATIVE = "mi_network", "mi_network_rel"
 # Draws of noise under which a layer must be the same for every input to be called independent of the input.
 INDEPENDENT_REPLICAS, SURELY_INDEPENDENT_REPLICAS = 16, 1024
 # Random numbers of one stage of a cell.
@@ -49,6 +52,11 @@ class NoisyMeasure(Measure, Protocol):
     @property
     def noise(self) -> tuple[float, ...]:
         """Standard deviations, activation units."""
+        ...
+
+    @property
+    def rel_noise(self) -> tuple[float, ...]:
+        """Standard deviations relative to each layer's root-mean-square distance from its mean."""
         ...
 
     @property
@@ -93,34 +101,80 @@ class NetworkCell:
         return NetworkCell(status, *((value,) * 4,) * 3, value, replicas, value, value, value)
 
 
+@dataclass(frozen=True)
+class _Level:
+    """One noise level of one checkpoint: quantities whose keys begin with `name`, and every layer's noise, by index."""
+
+    name: str
+    place: int
+    noise: tuple[float, ...]
+
+
 def network_estimates(
     measure: NoisyMeasure, network: NoisyNetwork, probe: Probe, streams: RandomStreams
 ) -> dict[str, Estimate]:
-    """Return the estimates of every hidden layer at every noise level, arrays (C, L, noise), by quantity key."""
+    """Return the estimates of every hidden layer at every noise level, by quantity key.
+
+    Arrays are (C, L, noise) or (C, L, rel_noise).
+    """
     population = Population.of(probe, network)
     budget = Budget(measure.tolerance, measure.max_replicas, measure.max_draws, measure.patient)
     found = blank_estimates(measure, network)
-    for c in range(network.size):
+    for c, levels in enumerate(_levels(measure, network, population)):
         alone = network.alone(c)
         for index, layer in enumerate(network.layers):
-            for k, noise in enumerate(() if layer.output else measure.noise):
+            for level in () if layer.output else levels:
                 try:
-                    if layer.first:
-                        cell = _readout_cell(alone, population, index, noise, budget, streams)
-                    else:
-                        passes = alone.noisy_passes(population.distinct, index, [noise] * len(network.layers))
-                        generators = partial(_generator, measure.name, streams, index, network.device)
-                        cell = _propagated_cell(Channel(passes, population, noise, generators, budget))
+                    cell = _cell(measure.name, alone, population, index, level.noise, budget, streams)
                 except (MemoryError, RuntimeError) as error:
                     cell = NetworkCell.constant(failure_status(error))
-                for key, estimate in _cell_estimates(cell, budget).items():
-                    fill(found[key], (c, index, k), estimate)
-    labelled = {"mi_network_ty": probe.y is not None, "mi_network_xt_given_y": labels_consistent(probe)}
-    return _with_limits(found, network, labelled)
+                estimates = _cell_estimates(level.name, cell, budget)
+                if level.name == RELATIVE:
+                    estimates[f"{ABSOLUTE}_noise_absolute"] = _noise_estimate(level.noise[index], cell.status)
+                for key, estimate in estimates.items():
+                    fill(found[key], (c, index, level.place), estimate)
+    labelled = {"ty": probe.y is not None, "xt_given_y": labels_consistent(probe)}
+    for name in (ABSOLUTE, RELATIVE):
+        found |= _with_limits(found, name, network, labelled)
+    return found
 
 
-def _cell_estimates(cell: NetworkCell, budget: Budget) -> dict[str, Estimate]:
-    """Return the estimates of one cell by quantity key."""
+def _levels(measure: NoisyMeasure, network: NoisyNetwork, population: Population) -> list[list[_Level]]:
+    """Return the noise levels of each checkpoint, those relative to its layers last."""
+    absolute = [_Level(ABSOLUTE, k, (noise,) * len(network.layers)) for k, noise in enumerate(measure.noise)]
+    if not measure.rel_noise:
+        return [absolute] * network.size
+    spreads = layer_spreads(network, population.distinct, population.share).tolist()
+    return [
+        absolute
+        + [_Level(RELATIVE, k, tuple(share * spread for spread in own)) for k, share in enumerate(measure.rel_noise)]
+        for own in spreads
+    ]
+
+
+def _cell(
+    measure: str,
+    network: NoisyNetwork,
+    population: Population,
+    layer: int,
+    noise: tuple[float, ...],
+    budget: Budget,
+    streams: RandomStreams,
+) -> NetworkCell:
+    """Return the cell of a layer of one checkpoint, given every layer's noise."""
+    own = noise[layer]
+    if not own > 0 or math.isinf(own):
+        # Relative noise of a layer that is constant, or not finite.
+        return NetworkCell.constant(Status.DEAD if own == 0 else Status.NONFINITE)
+    if network.layers[layer].first:
+        return _readout_cell(network, population, layer, own, budget, streams)
+    passes = network.noisy_passes(population.distinct, layer, noise)
+    generators = partial(_generator, measure, streams, layer, network.device)
+    return _propagated_cell(Channel(passes, population, own, generators, budget))
+
+
+def _cell_estimates(name: str, cell: NetworkCell, budget: Budget) -> dict[str, Estimate]:
+    """Return the estimates of one cell by quantity key; keys begin with `name`."""
 
     def estimate(numbers: tuple[float, ...], **more: Any) -> Estimate:  # noqa: ANN401 - single numbers
         value, error, lower, upper = (np.array(number) for number in numbers)
@@ -128,20 +182,29 @@ def _cell_estimates(cell: NetworkCell, budget: Budget) -> dict[str, Estimate]:
 
     allowed = float(budget.max_replicas) * budget.max_draws
     return {
-        "mi_network_xt": estimate(
+        f"{name}_xt": estimate(
             cell.xt, draws=cell.draws, replicas=cell.replicas, budget=allowed, inputs=cell.inputs, paths=cell.paths
         ),
-        "mi_network_ty": estimate(cell.ty),
-        "mi_network_xt_given_y": estimate(cell.given),
-        "mi_network_cap": Estimate(np.array(cell.cap), np.array(cell.status)),
+        f"{name}_ty": estimate(cell.ty),
+        f"{name}_xt_given_y": estimate(cell.given),
+        f"{name}_cap": Estimate(np.array(cell.cap), np.array(cell.status)),
     }
 
 
+def _noise_estimate(noise: float, status: Status) -> Estimate:
+    """Return the estimate of a cell's own noise, which is exact where the cell was measured."""
+    usual = Status.OK if status in (Status.SATURATED, Status.UNRESOLVED) else status
+    return Estimate(np.array(noise if usual in (Status.OK, Status.DEAD) else math.nan), np.array(usual))
+
+
 def _with_limits(
-    found: Mapping[str, Estimate], network: NoisyNetwork, labelled: Mapping[str, bool]
+    found: Mapping[str, Estimate], name: str, network: NoisyNetwork, labelled: Mapping[str, bool]
 ) -> dict[str, Estimate]:
-    """Return the estimates held against their caps, and those about labels not measured if there are none."""
-    xt, cap = found["mi_network_xt"], found["mi_network_cap"]
+    """Return the estimates held against their caps, and those about labels not measured if there are none.
+
+    Keys begin with `name`; `labelled` says of each quantity about labels whether it can be measured.
+    """
+    xt, cap = found[f"{name}_xt"], found[f"{name}_cap"]
     assert xt.status is not None
     assert xt.stderr is not None
     if network.plain:
@@ -154,12 +217,13 @@ def _with_limits(
     status[above & np.isin(status, (Status.OK, Status.SATURATED))] = Status.UNRESOLVED
     cap_status = np.where(np.isin(status, (Status.SATURATED, Status.UNRESOLVED)), Status.OK, status).astype(np.int8)
     about_labels = {}
-    for key, measurable in labelled.items():
+    for side, measurable in labelled.items():
+        key = f"{name}_{side}"
         about_labels[key] = replace(found[key], status=label_status(status, labelled=measurable))
         for array in () if measurable else (found[key].value, found[key].stderr, found[key].lower, found[key].upper):
             assert array is not None
             array[:] = np.nan
-    return {"mi_network_xt": xt, **about_labels, "mi_network_cap": replace(cap, status=cap_status)}
+    return {f"{name}_xt": xt, **about_labels, f"{name}_cap": replace(cap, status=cap_status)}
 
 
 def _readout_cell(

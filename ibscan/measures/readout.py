@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ibscan.core import quantity
 from ibscan.core.estimate import Estimate
 from ibscan.core.measure import Measure, Sizes
 from ibscan.core.network import LayeredNetwork
-from ibscan.core.option import MEASURE, Option, number, option, positive
+from ibscan.core.option import option
 from ibscan.core.quantity import Dimension, Quantity
 from ibscan.core.records import At, Probe
 from ibscan.core.streams import RandomStreams
-from ibscan.errors import UsageError
 from ibscan.measures.shared import (
     AT,
     BEYOND_Y,
@@ -24,6 +23,7 @@ from ibscan.measures.shared import (
     MOST_DRAWS,
     NOISE,
     READ_OUT,
+    REL_NOISE,
     ROWS,
     SAMPLES,
     TARGET,
@@ -36,24 +36,6 @@ if TYPE_CHECKING:
     from ibscan.measures.readout_cells import Draws
 
 __all__ = ["ReadoutInformation"]
-
-
-def _needs_readout(given: Mapping[str, Any]) -> None:
-    if given.get("rel_noise") and given.get("channel") and "readout" not in given["channel"]:
-        raise UsageError("--rel-noise is of the read-out channel, and only --channel network was asked for.")
-
-
-REL_NOISE = Option(
-    "Noise of the read-out channel as a multiple of the layer's own root-mean-square distance from its mean; "
-    "repeatable.",
-    MEASURE,
-    metavar="R",
-    several=True,
-    parse=number,
-    check=positive,
-    against=_needs_readout,
-    place=1,
-)
 
 
 def _quantities(prefix: str, dim: Dimension, noisy: str) -> tuple[Quantity, ...]:

@@ -34,6 +34,7 @@ __all__ = [
     "RANK_ROWS",
     "READ_OUT",
     "REL_EPS",
+    "REL_NOISE",
     "ROWS",
     "SAMPLES",
     "TARGET",
@@ -131,6 +132,16 @@ NOISE = Option(
     parse=number,
     check=positive,
     settle=trained_noise,
+)
+REL_NOISE = Option(
+    "Noise as a multiple of the layer's own root-mean-square distance from its mean, in the network without noise; "
+    "repeatable.",
+    MEASURE,
+    metavar="R",
+    several=True,
+    parse=number,
+    check=positive,
+    place=1,
 )
 TOLERANCE = Option(
     "Target 95% half width of noisy values, nats.", PRECISION, metavar="T", parse=number, check=positive, place=6

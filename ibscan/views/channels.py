@@ -61,6 +61,14 @@ NOISY = (
     Channel("network", "network", "noise", "network: Gaussian noise of that standard deviation at every hidden layer."),
     Channel("readout", "read-out", "noise", "read-out: Gaussian noise of that standard deviation at this layer alone."),
     Channel(
+        "network_rel",
+        "network",
+        "rel_noise",
+        "network, noise R rms: at every hidden layer, of a standard deviation R times the layer's own root-mean-square "
+        "distance from its mean without noise; in activation units it differs by layer and checkpoint (--variable "
+        "mi_network_noise_absolute).",
+    ),
+    Channel(
         "readout_rel",
         "read-out",
         "rel_noise",

@@ -270,6 +270,36 @@ def test_the_fashion_fixture_describes_itself(command: Run, tmp_path: Path) -> N
     assert (result["mi_readout_xt_status"].values != Status.NOT_MEASURED).all()
 
 
+@pytest.mark.slow
+def test_both_channels_take_noise_relative_to_each_layer(command: Run, tmp_path: Path) -> None:
+    out = tmp_path / "r.h5"
+    common = ["mi", FIXTURES / "fashion-mlp", "--epochs", "90", "-n", "24", "--tolerance", "2", "-o", out]
+    done = command(*common, "--rel-noise", "0.3", "--channel", "network")
+    assert done.code == 0, done.err
+    alone = read(out)
+    assert not any(name.startswith("mi_readout") for name in alone.variables)
+    status = alone["mi_network_rel_xt_status"].values[0, :, 0]
+    assert (status[:3] != Status.NOT_MEASURED).all()
+    assert status[3] == Status.NOT_MEASURED
+    assert np.isfinite(alone["mi_network_rel_xt"].values[0, :3]).all()
+    noise = alone["mi_network_noise_absolute"].values[0, :3, 0]
+    assert len(set(noise)) == 3
+    assert "network, noise R rms" in command("show", out, "--format", "table").out
+    # The other channel, and another noise, into the same file; what is there is not measured again.
+    assert command(*common, "--rel-noise", "0.3", "--rel-noise", "1").code == 0
+    both = read(out)
+    assert both["rel_noise"].values.tolist() == [0.3, 1.0]
+    assert both.settings["measures"]["mi_network"]["rel_noise"] == [0.3, 1.0]
+    for name in (name for name in alone.variables if name.startswith(("mi_network_rel", "mi_network_noise"))):
+        np.testing.assert_array_equal(both[name].values[..., 0], alone[name].values[..., 0], err_msg=name)
+    np.testing.assert_allclose(both["noise_absolute"].values[0, :3, 0], noise, rtol=1e-9)
+    np.testing.assert_allclose(
+        both["mi_network_rel_xt"].values[0, 0], both["mi_readout_rel_xt"].values[0, 0], rtol=1e-6
+    )
+    rows = command("export", out, "--variable", "mi_network_rel_xt").rows()
+    assert {(row["parameter"], float(row["parameter_value"])) for row in rows} == {("rel_noise", 0.3), ("rel_noise", 1)}
+
+
 NARROW = """
 import torch
 from torch import nn

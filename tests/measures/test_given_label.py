@@ -25,6 +25,7 @@ CHANNELS = {
     "mi_readout": ReadoutInformation(noise=(0.5,), tolerance=0.2, max_draws=256),
     "mi_readout_rel": ReadoutInformation(noise=(0.5,), rel_noise=(0.5,), tolerance=0.2, max_draws=256),
     "mi_network": NetworkInformation(noise=(0.5,), tolerance=0.2, max_replicas=32, max_draws=256),
+    "mi_network_rel": NetworkInformation(noise=(), rel_noise=(0.5,), tolerance=0.2, max_replicas=32, max_draws=256),
 }
 # Corners of a cube about 0, the label their first coordinate: of the others alone is anything left.
 CORNERS = np.array([[a, b, c] for a in (-1.0, 1.0) for b in (-1.0, 1.0) for c in (-1.0, 1.0)])

@@ -135,7 +135,7 @@ def test_what_is_not_given_keeps_its_default() -> None:
         ({"eps": -1}, "--eps -1: expected a finite number > 0"),
         ({"eps": ()}, "eps names no threshold"),
         ({"channel": "both"}, f"--channel both: expected {' or '.join(CHANNELS)}"),
-        ({"rel_noise": 0.1, "channel": "network"}, "--rel-noise is of the read-out channel"),
+        ({"rel_noise": 0}, "--rel-noise 0: expected a finite number > 0"),
         ({"bin_range": "0:1", "bin_width": 0.1}, "add --bins K"),
         ({"tolerance": None}, "--tolerance None"),
         ({"model_arg": 3}, "model_arg"),

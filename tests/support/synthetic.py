@@ -47,6 +47,7 @@ PROJECTED = (
     Quantity("mi_readout_projected_components", "k", "1", "components kept", (NOISE,), counted=True),
 )
 NETWORK = (Quantity("mi_network_xt", "I(X; T)", "nat", "information about the input", (NOISE,)),)
+NETWORK_RELATIVE = (Quantity("mi_network_rel_xt", "I(X; T)", "nat", "information about the input", (REL_NOISE,)),)
 BINNED = (
     Quantity("mi_binned_xt", "H(bin T)", "nat", "entropy of the binned layer", (BINNING,)),
     Quantity("mi_binned_ty", "I(bin T; Y)", "nat", "information about the label", (BINNING,)),
@@ -133,6 +134,7 @@ COMPANIONS = {
     "mi_readout_rel_slope": ("stderr",),
     "mi_readout_projected_xt": ("stderr",),
     "mi_network_xt": ("stderr", "lower", "upper", "budget"),
+    "mi_network_rel_xt": ("stderr", "lower", "upper", "budget"),
     "mi_network_ty": ("stderr", "lower", "upper"),
     "mi_network_xt_given_y": ("stderr", "lower", "upper"),
 }
@@ -143,6 +145,7 @@ MEASURES = {
     "relative": Fake("relative", RELATIVE, {"rel_noise": (0.1,)}),
     "projected": Fake("projected", PROJECTED, {"noise": (0.1,)}),
     "network": Fake("network", NETWORK, {"noise": (0.1,)}),
+    "network_relative": Fake("network_relative", NETWORK_RELATIVE, {"rel_noise": (0.1,)}),
     "binned": Fake("binned", BINNED, {"binning": ("30 bins",)}),
     "cluster": Fake("clustering", CLUSTER, {"distance_bin": range(5)}),
     "fit": Fake("fit", FIT),

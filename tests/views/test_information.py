@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ibscan.core.estimate import Status
 from ibscan.core.result import Result
 
 
@@ -40,6 +41,22 @@ def test_relative_noise_is_a_column_that_says_so(synthetic: ModuleType) -> None:
     ]
     label = tables_of(synthetic.printed(relative(synthetic)), "mutual information I(T;Y)")[0]
     assert label[4].split()[-3:] == ["noise", "0.1", "rms"]
+
+
+def test_both_channels_at_relative_noise_stand_side_by_side(synthetic: ModuleType) -> None:
+    found = synthetic.result(range(2), ["network_relative", "relative"], names=("fc1",))
+    table = synthetic.printed(found)[1]
+    assert [line.split() for line in table[2:5]] == [
+        ["network", "read-out"],
+        ["I(X;", "T)", "I(X;", "T+Z)"],
+        ["epoch", *["noise", "0.1", "rms"] * 2],
+    ]
+    notes = " ".join(table)
+    assert "network, noise R rms: at every hidden layer, of a standard deviation R times" in notes
+    assert "(--variable mi_network_noise_absolute)" in notes
+    synthetic.marked(found, "mi_network_rel_xt", (-1, 0, 0), Status.UNRESOLVED, 3.1)
+    found["mi_network_rel_xt_lower"].values[-1], found["mi_network_rel_xt_upper"].values[-1] = 2.6, 3.6
+    assert "3.1 [2.6, 3.6]?" in " ".join(synthetic.printed(found)[1])
 
 
 def test_relative_noise_alone_has_no_note_on_absolute_noise(synthetic: ModuleType) -> None:

@@ -307,6 +307,7 @@ CPU seconds, one thread, float64. half: half of ibscan's bracket, its standard e
 reaches the same. replicas s: CPU seconds of a pass and of a distance, timed on the layer, times what the cheapest plan
 needs: rows x K passes and rows x draws x K distances for p(t|x) (column p(t|x)), {ROWS} x Km passes and rows x draws x
 {ROWS} x Km distances for p(t). >=: more passes than were run are needed, extrapolated as if gaps went with 1 / K.
+The baseline's error is by ibscan's rule, its draws are no fewer than ibscan's least, without controls.
 agree: the pilot's bracket and ibscan's overlap within {APART:g} combined standard errors."""
     )
     return right

@@ -8,8 +8,9 @@ they bracket I, and so do own less own, fresh less fresh, with Km passes of the 
 
 Nothing is pruned, and there are no controls. K and Km are doubled on a pilot of visited inputs, whose gaps they are.
 Inputs and draws are what brings the standard error, by ibscan's own rule, within its share of the width. Of all that
-would do, the cheapest is taken, with hindsight: the search for it is not counted. CPU seconds are measured for a pass,
-for a distance, and for one with the centres of the marginal, on the layer itself, and multiplied by their numbers.
+would do, the cheapest is taken, with hindsight: the search for it is not counted, nor the error of the passes of every
+input, which all draws share. CPU seconds are measured for a pass, for a distance, and for one with the centres of the
+marginal, on the layer itself, and multiplied by their numbers.
 """
 
 from __future__ import annotations

@@ -34,14 +34,14 @@ class Values:
     ceiling: float
 
 
-def series(names: Sequence[str], device: torch.device) -> Chain:
-    states = [load_file(SERIES / name) for name in names]
+def series(names: Sequence[str], device: torch.device, run: Path = SERIES) -> Chain:
+    states = [load_file(run / name) for name in names]
     order = [f"fc{k}" for k in range(1, HIDDEN + 2)]
     return stacked_chain(ChainSpec("tanh", "softmax"), order, states, device=device, dtype=torch.float64)
 
 
-def inputs(rows: int) -> Probe:
-    stored = np.load(SERIES / "probe.npz")
+def inputs(rows: int, run: Path = SERIES) -> Probe:
+    stored = np.load(run / "probe.npz")
     return Probe(stored["x"], stored["y"], (0, 1), "0" * 64, "benchmark").sampled(rows, 0)
 
 

@@ -1,7 +1,7 @@
 """Noisy information against a loop in numpy: `python tests/benchmarks/mi.py`.
 
 Prints CPU seconds of the loop and of ibscan in the same run, their ratio and whether the values agree, and the growth
-with the number of rows; leaves with 1 where values disagree. With `--device cuda`: W2, the network channel.
+with the number of rows; leaves with 1 where values disagree. `network.py` has the network channel.
 
 The loop is what a careful user writes for I(X; T+Z) of a layer's n values s_i: draws t = s_i + z, one a value and pass;
 squared distances from differences, in blocks of 2^18 (2 MB) or of one draw, the fastest of 1 to 512 draws at 3 to 512
@@ -22,7 +22,6 @@ import argparse
 import math
 import os
 import resource
-import statistics
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
@@ -30,7 +29,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 # Before torch is imported, and not where a test run merely looks at this file.
-if __name__ == "__main__" and not any("cuda" in argument for argument in sys.argv):
+if __name__ == "__main__":
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 
 import numpy as np
@@ -39,9 +38,6 @@ from scipy.spatial.distance import cdist
 
 from ibscan.core.records import Array
 from ibscan.core.streams import RandomStreams
-from ibscan.engine.scan import measure_layers
-from ibscan.measures.network import NetworkInformation
-from ibscan.measures.noisy_channel import MARGINAL_REPLICAS
 from ibscan.measures.readout_cells import ReadoutCell, draws_of, readout_cell
 from ibscan.numerics.channels.mixture import Mixture
 from ibscan.numerics.channels.readout import UNSEEN, readout_information
@@ -62,8 +58,6 @@ GROWTH, GROWTH_NOISE, GROWTH_WIDTH = (2000, 6000, 18_000, 50_000), (0.05, 0.2), 
 BLOCK = 2**18
 # Standard errors that values may be apart, and nats that bounds may.
 APART, AGREEMENT = 4.0, 1e-9
-# W2: noise, seconds for 100 checkpoints (performance.md section 5).
-W2_NOISE, TARGET = 0.1, 10.0
 COLUMNS = (
     *("workload", "noise", "loop s", "passes", "ibscan s", "ratio", "demanded", "cell", "at .02", "cdist"),
     *("h - h", "I(X;T+Z)", "half width", "of a pass", "results"),
@@ -287,54 +281,6 @@ def growth(rows: int | None, repeats: int) -> bool:
     return True
 
 
-# The network channel on a GPU ----------------------------------------------------------------------------------------
-
-
-def exponential_rate(device: torch.device) -> float:
-    """Return float64 exponentials a second, the best of three after one for nothing."""
-    from timing import elapsed
-
-    x = torch.full((2**20 if device.type == "cpu" else 2**27,), -1.0, dtype=torch.float64, device=device)
-    out = torch.empty_like(x)
-    return len(x) / min([elapsed(lambda: torch.exp(x, out=out), device) for _ in range(4)][1:])
-
-
-def held_against_floor(rows: int | None, checkpoints: int, device: torch.device, repeats: int) -> None:
-    """Run W2 and print its time, scaled to 100 checkpoints, beside target and floor.
-
-    The floor: of every pair of a draw and a centre 2 d operations at the rate of a product, and an exponential. Centres
-    are the own replicas, as many as the bracket took, and four of every input; in the first layer, the inputs' alone.
-    """
-    from layers import HIDDEN, ROWS, SERIES, inputs, series
-    from timing import elapsed, product_rate
-
-    rate, exponentials = product_rate(device), exponential_rate(device)
-    print(f"float64: {rate / 1e12:.3g} TFLOP/s of a product, {exponentials:.3g} exponentials/s on {device}", flush=True)
-    files = sorted(path.name for path in SERIES.glob("epoch-*.safetensors"))
-    # Spread over the training, the last one among them.
-    files = [files[-1 - k * len(files) // checkpoints] for k in range(min(checkpoints, len(files)))]
-    network, probe = series(files, device), inputs(rows or ROWS)
-    measure = NetworkInformation(noise=(W2_NOISE,), tolerance=TOLERANCE, samples=None)
-    measure_layers(measure, network.alone(0), inputs(64), RandomStreams(0))
-    kept: dict[str, Any] = {}
-    times = [
-        elapsed(lambda: kept.update(measure_layers(measure, network, probe, RandomStreams(0))), device)
-        for _ in range(repeats)
-    ]
-    spent, scale, found = statistics.median(times), 100 / len(files), kept["mi_network_xt"]
-    draws, own = (np.nan_to_num(part[:, :HIDDEN, 0]) for part in (found.draws, found.replicas))
-    pairs = draws * np.where(np.arange(HIDDEN) > 0, own + MARGINAL_REPLICAS * len(probe.x), len(probe.x))
-    widths = np.array([layer.width for layer in network.layers[:HIDDEN]])
-    floor = float((pairs * (2 * widths / rate + 1 / exponentials)).sum())
-    states, numbers = np.unique(found.status[:, :HIDDEN], return_counts=True)
-    print(f"W2 {len(probe.x)} rows, {HIDDEN} layers, {len(files)} checkpoints, noise {W2_NOISE:g}: {spent:.3f} s")
-    print(
-        f"    scaled to 100 checkpoints: {spent * scale:.1f} s; target {TARGET:g} s at {ROWS} rows; floor "
-        f"{floor * scale:.3g} s: {floor / spent:.1%}; {pairs.sum() * scale:.2e} pairs"
-    )
-    print(f"    cells by status: {dict(zip(states.tolist(), numbers.tolist(), strict=True))}", flush=True)
-
-
 # Running -------------------------------------------------------------------------------------------------------------
 
 
@@ -361,16 +307,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Noisy information against a loop in numpy")
     parser.add_argument("--rows", type=int, help="rows, instead of each workload's own, and at most in the growth")
     parser.add_argument("--repeats", type=int, default=3, help="runs to take the median of")
-    parser.add_argument("--only", help="szt, wide, bounds or growth; W2 is --workloads gpu")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
-    parser.add_argument("--workloads", choices=("cpu", "gpu"), help="cpu ones on a CPU, gpu ones (W2) on a GPU")
-    parser.add_argument("--checkpoints", type=int, default=20, help="of W2, whose time is scaled to 100")
+    parser.add_argument("--only", help="szt, wide, bounds or growth")
     arguments = parser.parse_args()
-    if arguments.device == "cpu":
-        torch.set_num_threads(1)
-    if arguments.workloads == "gpu" or (arguments.workloads is None and arguments.device != "cpu"):
-        held_against_floor(arguments.rows, arguments.checkpoints, torch.device(arguments.device), arguments.repeats)
-        return 0
+    torch.set_num_threads(1)
     return 0 if small(arguments) else 1
 
 

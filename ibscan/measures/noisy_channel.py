@@ -224,8 +224,9 @@ class Channel:
         # One set of coefficients a term and end.
         ends = [controlled(kind.flatten(0, 2), controls).view(kind.shape) for kind in ends]
         bracket = Bracket.of(ends, self.population.size, self.population.entropies)
-        gap = torch.cat([one.gap for one in done])
-        return Found(bracket, float(gap.mean()) / 2)
+        # Crossed ends of two informations are apart by the gaps of two densities each, of three in all.
+        of_xt, of_ty, of_given = (ends[0][0, :, 0] - ends[0][1, :, 0]).mean((-2, -1)).tolist()
+        return Found(bracket, max(0.0, (of_xt + of_given - of_ty) / 4))
 
     @property
     def _tile(self) -> int:
@@ -238,12 +239,11 @@ class Channel:
 
 @dataclass(frozen=True)
 class _Ends:
-    """What a tile of r rows with M draws gives: kinds of ends (2, 3, V, r, M), passes, and own less fresh (r, M)."""
+    """What a tile of r rows with M draws gives: kinds of ends (2, 3, V, r, M), and passes."""
 
     kinds: list[torch.Tensor]
     centres: torch.Tensor  # the passes that made the draws, (r, M, D)
     seen: torch.Tensor  # replicas of the rows, (r, K, D)
-    gap: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -292,12 +292,14 @@ class _Tile:
             [kind.reshape(*kind.shape[:-1], *shape[-2:]) for kind in kinds],
             centres,
             seen[:, :NEARBY],
-            inside.own - inside.fresh,
         )
 
 
 def _broad(inner: torch.Tensor, share: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     """Return ln of a Gaussian with twice the variances of the layer's units, + (d/2) ln 2 pi, at points (q, d)."""
     mean = share @ inner.mean(0)
-    variance = 1.0 + 2.0 * (share @ (inner - mean).square().mean(0))
-    return -0.5 * ((points - mean).square() / variance).sum(1) - 0.5 * variance.log().sum()
+    offsets = inner - mean
+    # Scale by the largest first, whose square may leave the range of float64.
+    largest = offsets.abs().amax().clamp(min=1.0)
+    spread = largest * (share @ (offsets / largest).square().mean(0) * 2.0 + largest**-2).sqrt()
+    return -0.5 * ((points - mean) / spread).square().sum(1) - spread.log().sum()

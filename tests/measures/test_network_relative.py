@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,8 +22,8 @@ from ibscan.measures.driver import layer_values
 from ibscan.measures.network import NetworkInformation
 from ibscan.measures.readout import ReadoutInformation
 from ibscan.measures.spread import layer_spreads
-from ibscan.networks import chain as chain_network
 from ibscan.networks.admission import traced_network
+from ibscan.networks.budget import ChainBudget
 from ibscan.numerics.channels.mixture import Mixture
 
 SIX = np.array([[-2.5], [-1.5], [-0.4], [0.3], [1.2], [2.6]])
@@ -68,14 +69,13 @@ def layers_apart(parameters: Sequence[Parameters], x: np.ndarray, activation: st
 
 @pytest.mark.parametrize("block", [None, 1, 7])
 @pytest.mark.parametrize("scale", [1.0, 1e-170, 1e155])
-def test_the_spread_is_the_rms_radius_of_the_readout(
-    scale: float, block: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_spread_is_the_rms_radius_of_the_readout(scale: float, block: int | None) -> None:
     x = scale * rows_of(20, 3)
-    if block is not None:
-        monkeypatch.setattr(chain_network, "ACTIVATION_BUDGET", block * 2 * 5)
     made = [([*w], [None] * 3) for w in (random_chain((3, 4, 5, 2), seed)[0] for seed in (1, 2))]
-    found = layer_spreads(network_of(made, "relu"), x, share(20)).numpy()
+    network = network_of(made, "relu")
+    if block is not None:
+        network = dataclasses.replace(network, budget=ChainBudget(activations=block * 2 * 5))
+    found = layer_spreads(network, x, share(20)).numpy()
     np.testing.assert_allclose(found, layers_apart(made, x, "relu"), rtol=1e-12)
 
 

@@ -142,7 +142,8 @@ def test_the_ends_are_means_and_the_value_is_their_middle() -> None:
     kind = torch.from_numpy(rng.standard_normal((2, 3, 1, 6, 4))) + torch.tensor([9.0, 5.0]).view(2, 1, 1, 1, 1)
     bracket = Bracket.of([kind], 6, UNCAPPED)
     high, low = kind.mean((-3, -2, -1)).numpy()
-    np.testing.assert_allclose(bracket.value, (high + low) / 2)
+    np.testing.assert_allclose(bracket.value[:2], (high + low)[:2] / 2)
+    assert bracket.value[2] == bracket.value[0] - bracket.value[1]
     np.testing.assert_allclose(np.array(bracket.upper) - 1.96 * np.array(bracket.error), high)
     np.testing.assert_allclose(np.array(bracket.lower) + 1.96 * np.array(bracket.error), low)
     assert bracket.width == pytest.approx((high - low)[:2].max() / 2)
@@ -162,6 +163,8 @@ def test_of_several_kinds_the_nearest_ends_count_for_each_quantity() -> None:
     both = Bracket.of([one, other], 6, UNCAPPED)
     for name in ("value", "error", "lower", "upper"):
         expected = [getattr(alone[k], name)[j] for j, k in enumerate((0, 1, 0))]
+        if name == "value":
+            expected[2] = expected[0] - expected[1]
         assert list(getattr(both, name)) == pytest.approx(expected, abs=1e-12)
     assert both.width == pytest.approx(
         max((b.upper[j] - b.lower[j]) / 2 - 1.96 * b.error[j] for j, b in enumerate(alone))

@@ -139,7 +139,10 @@ def mixture_density(
     terms = [torch.full_like(kernel, math.log(shares[0] / count))]
     for law, number in zip(laws, shares[1:], strict=True):
         if number:
-            ratio = law.log_kernel(points, z) - law.log_density(points).unsqueeze(1)
+            # Not a number where both are 0, far outside the range of float64.
+            ratio = (law.log_kernel(points, z) - law.log_density(points).unsqueeze(1)).nan_to_num_(
+                0.0, None, -torch.inf
+            )
             terms.append(ratio + math.log(number / count))
     stacked = torch.stack(terms, -1)
     mixture = stacked.logsumexp(-1)

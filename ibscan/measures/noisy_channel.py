@@ -35,7 +35,7 @@ NEARBY = 64
 # Numbers of one tile on the CPU, and of all linearised inputs.
 TILE, TILE_ON_GPU, LINEARISED = 2**20, 2**26, 2**23
 # Lines of all inputs, and of one, that pairs are drawn by.
-LINES, MOST_LINES = 2**13, 8
+LINES, MOST_LINES = 2**12, 8
 # Share of a broader density in those from below, at most.
 FLOOR = 1e-3
 # Numbers of one linearisation, and its smaller side, up to which weighted paths pay.
@@ -94,13 +94,16 @@ class Effort:
     """How densities are estimated.
 
     Given the input: by `paths` weighted paths a draw, or, if 0, by `replicas` of each row. Under all inputs: by `pairs`
-    weighted pairs of an input and a path a draw, or, if 0, by `inner` (K, n, D), replicas of every input.
+    weighted pairs of an input and a path a draw, or, if 0, by `inner` (K, n, D), replicas of every input. `search` and
+    `pair_search` say whether likely paths are looked for thoroughly.
     """
 
     paths: int
     replicas: int
     pairs: int
     inner: torch.Tensor
+    search: bool = False
+    pair_search: bool = False
 
 
 @dataclass(frozen=True)
@@ -265,7 +268,9 @@ class _Tile:
         size = (len(self.rows), min(NEARBY, effort.replicas) if effort.paths else effort.replicas, channel.units)
         replicas = torch.randn(size, generator=generator, dtype=points.dtype, device=points.device)
         if effort.paths:
-            inside, seen = path_densities(channel, self.rows, points, self.made, replicas, effort.paths, generator)
+            inside, seen = path_densities(
+                channel, self.rows, points, self.made, replicas, effort.paths, generator, thorough=effort.search
+            )
         else:
             seen = channel.values(self.rows, replicas)
             inside = shared_densities(seen, points, energy)
@@ -278,7 +283,17 @@ class _Tile:
         if effort.pairs:
             assert channel.inputs is not None
             made = self.made.flatten(0, 1)
-            pairs = joint_densities(channel, channel.inputs, t, owner, made, flat.fresh, effort.pairs, generator)
+            pairs = joint_densities(
+                channel,
+                channel.inputs,
+                t,
+                owner,
+                made,
+                flat.fresh,
+                effort.pairs,
+                generator,
+                thorough=effort.pair_search,
+            )
             outside = Both(pairs.own.unsqueeze(0), pairs.fresh.unsqueeze(0))
             kinds = [crossed_ends(flat, outside, given, prior, broad, floor)]
         else:

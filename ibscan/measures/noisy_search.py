@@ -18,12 +18,12 @@ PILOT_ROWS, PILOT_DRAWS = 512, 1024
 MARGIN = 0.8
 # Replicas (of one row, and more of few rows), weighted paths and pairs to begin with, and doublings that one step may
 # ask for.
-REPLICAS, REPLICAS_IN_ALL, PATHS, PAIRS, STEP = 64, 2**15, 16, 16, 3
+REPLICAS, REPLICAS_IN_ALL, PATHS, PAIRS, STEP = 64, 2**15, 8, 16, 3
 MOST_REPLICAS = 512
 # Replicas of all inputs that cost a draw less than its pairs.
 CHEAP_CENTRES = 2**14
 # Cost of one density of a draw at a replica, and of the linearisations of a draw, in noisy passes.
-KERNEL, LINES = 0.03, 12.0
+KERNEL, LINES = 0.03, 6.0
 # A bracket that needs more than so many times the largest effort is given up.
 HOPE = 2.0
 # Evaluations of a search at most: a guard, as each is asked for more than the one before.
@@ -125,6 +125,9 @@ class _Search:
         """Estimate p(t|x) by so many times as many paths, weighted where that costs less; return whether it helps."""
         effort, budget = self.effort, self.channel.budget
         if effort.paths:
+            if not effort.search:
+                self.look(replace(effort, search=True))
+                return True
             count = self._raised(effort.paths, factor, budget.max_replicas)
             if count:
                 self.look(replace(effort, paths=count))
@@ -143,6 +146,9 @@ class _Search:
         """Estimate p(t, y) by so many times as many replicas or pairs; return whether it helps."""
         effort, most = self.effort, self.channel.budget.max_replicas
         if effort.pairs:
+            if not effort.pair_search:
+                self.look(replace(effort, pair_search=True))
+                return True
             count = self._raised(effort.pairs, factor, most)
             if count:
                 self.look(replace(effort, pairs=count))

@@ -12,14 +12,14 @@ import math
 import torch
 
 from ibscan.numerics.channels.pair_laws import ByLines, BySteps, ByWeight, Inputs, PairLaw
-from ibscan.numerics.channels.paths import PRIOR_SHARE, Both, Passes, normals
+from ibscan.numerics.channels.paths import GAUSS_NEWTON, PRIOR_SHARE, Both, Passes, normals
 
 __all__ = ["MOST_UNITS", "joint_densities"]
 
 # Quadratic forms of all inputs at a draw are one matrix product, which pays up to this width.
 MOST_UNITS = 12
 # Likely inputs whose passes are linearised anew for each draw, and the share of pairs that are theirs.
-CANDIDATES, STEP_SHARE = 8, 0.4
+CANDIDATES, FEW, STEP_SHARE = 8, 2, 0.4
 
 
 def joint_densities(
@@ -31,6 +31,8 @@ def joint_densities(
     fresh_own: torch.Tensor,
     count: int,
     generator: torch.Generator,
+    *,
+    thorough: bool = True,
 ) -> Both:
     """Return ln p(t, y) of draws from above and below, by `count` weighted pairs of an input and a path.
 
@@ -47,6 +49,7 @@ def joint_densities(
         fresh_own: ln p(t|owner) from below, of more paths; takes the place of the owner's pairs in the lower estimate.
         count: K >= 2, pairs a draw.
         generator: Of the normals.
+        thorough: Whether to linearise many likely inputs anew by several steps; else few, by none.
 
     Returns:
         ln p(t, y) + (d/2) ln 2 pi, shape (q, classes).
@@ -59,7 +62,8 @@ def joint_densities(
     shares = _numbers(count)
     laws: list[PairLaw] = [ByWeight.of(inputs)]
     if shares[2]:
-        laws.append(BySteps.of(passes, inputs, points, log_shares, CANDIDATES))
+        candidates, steps = (CANDIDATES, GAUSS_NEWTON) if thorough else (FEW, 0)
+        laws.append(BySteps.of(passes, inputs, points, log_shares, candidates, steps))
     laws.insert(1, ByLines.of(inputs, log_shares))
     drawn = []
     for law, number in zip(laws, shares, strict=False):

@@ -191,13 +191,15 @@ class BySteps:
     log_total: torch.Tensor  # (q, 1)
 
     @staticmethod
-    def of(passes: Passes, inputs: Inputs, points: torch.Tensor, log_shares: torch.Tensor, count: int) -> BySteps:
+    def of(
+        passes: Passes, inputs: Inputs, points: torch.Tensor, log_shares: torch.Tensor, count: int, steps: int
+    ) -> BySteps:
         """Take Gauss-Newton steps from the best lines of the `count` likeliest inputs, by `Inputs.log_shares`."""
         best, line = log_shares.view(len(points), -1, inputs.count).max(-1)
         candidates = best.topk(min(count, best.shape[1]), 1).indices
         start = inputs.lines.taken((candidates * inputs.count + line.gather(1, candidates)).flatten())
         each, owner = points.repeat_interleave(candidates.shape[1], 0), candidates.flatten()
-        lines = likeliest(passes, owner, each, start.mean_path(each))
+        lines = likeliest(passes, owner, each, start.mean_path(each), steps)
         share = inputs.weights.sum(1).log()[candidates] + lines.log_density(each).view_as(candidates)
         log_total = share.logsumexp(1, keepdim=True)
         cumulative = (share - log_total).exp().cumsum(1)

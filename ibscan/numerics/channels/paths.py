@@ -16,7 +16,7 @@ import torch
 
 from ibscan.numerics.channels.linearised import Linearised
 
-__all__ = ["Both", "Passes", "likeliest", "normals", "path_densities", "shared_densities"]
+__all__ = ["GAUSS_NEWTON", "Both", "Passes", "likeliest", "normals", "path_densities", "shared_densities"]
 
 # Share of paths from the prior: it bounds the weights by its reciprocal times the prior's own.
 PRIOR_SHARE = 0.2
@@ -68,6 +68,8 @@ def path_densities(
     replicas: torch.Tensor,
     count: int,
     generator: torch.Generator,
+    *,
+    thorough: bool = True,
 ) -> tuple[Both, torch.Tensor]:
     """Return ln p(t|x) of draws from above and below, by `count` weighted paths each.
 
@@ -85,6 +87,7 @@ def path_densities(
         replicas: Paths from the prior, independent of those that made t, to look for a nearby one, shape (r, R, m).
         count: K >= 2, paths a draw.
         generator: Of the normals.
+        thorough: Whether to start from several replicas, and take several steps; else from one, and take one.
 
     Returns:
         ln p(t|x) + (d/2) ln 2 pi, shape (r, M); and the passes of the replicas, (r, R, d).
@@ -100,17 +103,18 @@ def path_densities(
     none = torch.zeros(rows, passes.units, dtype=t.dtype, device=t.device)
     clean = Linearised.of(*passes.linearised(inputs, none), none)
     laws = [clean.taken(torch.arange(rows, device=t.device).repeat_interleave(draws))]
-    for some, passed in zip(replicas.chunk(STARTS, 1), seen.chunk(STARTS, 1), strict=True):
+    starts, steps = (STARTS, GAUSS_NEWTON) if thorough else (1, 1)
+    for some, passed in zip(replicas.chunk(starts, 1), seen.chunk(starts, 1), strict=True):
         nearest = torch.cdist(points, passed, compute_mode="donot_use_mm_for_euclid_dist").argmin(-1)
         path = some.gather(1, nearest.unsqueeze(-1).expand(-1, -1, passes.units)).flatten(0, 1)
-        laws.append(likeliest(passes, each, t, path))
+        laws.append(likeliest(passes, each, t, path, steps))
     found = mixture_density(passes, each, t, z0, laws, count, generator)
     return Both(found.own.view(rows, draws), found.fresh.view(rows, draws)), seen
 
 
-def likeliest(passes: Passes, inputs: torch.Tensor, points: torch.Tensor, path: torch.Tensor) -> Linearised:
+def likeliest(passes: Passes, inputs: torch.Tensor, points: torch.Tensor, path: torch.Tensor, steps: int) -> Linearised:
     """Linearise inputs (q,) about their likeliest paths given t (q, d), by Gauss-Newton steps from paths (q, m)."""
-    for _ in range(GAUSS_NEWTON):
+    for _ in range(steps):
         path = Linearised.of(*passes.linearised(inputs, path), path).mean_path(points)
     return Linearised.of(*passes.linearised(inputs, path), path)
 

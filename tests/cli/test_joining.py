@@ -123,12 +123,12 @@ def test_a_larger_budget_takes_up_each_unresolved_noise(command: Run, series: Pa
     assert (result["mi_readout_xt_draws"].values[..., place] > 130).all()
 
 
-def test_more_replicas_take_up_what_was_left_open(
+def test_a_larger_budget_takes_up_what_was_left_open(
     command: Run, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "r.h5"
-    common = ["mi", series, "--channel", "network", "--tolerance", "0.15", "--epochs", "10,30", "-o", out]
-    assert "unresolved" in command(*common, "--max-replicas", "4").err
+    common = ["mi", series, "--channel", "network", "--tolerance", "0.05", "--epochs", "10,30", "-o", out]
+    assert "unresolved" in command(*common, "--max-replicas", "4", "--max-draws", "64").err
     few = read(out)
     assert (few["mi_network_xt_status"].values[:, 1] == Status.UNRESOLVED).all()
 
@@ -138,11 +138,12 @@ def test_more_replicas_take_up_what_was_left_open(
     with monkeypatch.context() as patch:
         # The same budget would leave them open again.
         patch.setattr(NetworkInformation, "__call__", refuse)
-        assert command(*common, "--max-replicas", "4").code == 0
+        assert command(*common, "--max-replicas", "4", "--max-draws", "64").code == 0
     assert command(*common).code == 0
     result = read(out)
     assert (result["mi_network_xt_status"].values[:, :2] != Status.UNRESOLVED).all()
     assert (result["mi_network_replicas"].values[:, 1] > 4).all()
+    assert (result["mi_network_xt_draws"].values[:, 1] > 64).all()
     assert (result["mi_network_xt_status"].values[:, 2] == Status.NOT_MEASURED).all()
 
 
@@ -151,7 +152,7 @@ def test_a_budget_that_was_too_small_is_not_tried_again(
 ) -> None:
     out = tmp_path / "r.h5"
     common = ["mi", series, "--channel", "network", "--epochs", "30", "--noise", "0.3", "-o", out]
-    budget = ["--tolerance", "0.1", "--max-replicas", "8"]
+    budget = ["--tolerance", "0.001", "--max-replicas", "8", "--max-draws", "64"]
     assert "unresolved" in command(*common, *budget).err
     before = {n: np.array(read(out)[n].values) for n in read(out).variables if n.startswith("mi_network")}
     with monkeypatch.context() as patch:

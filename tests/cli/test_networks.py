@@ -105,7 +105,8 @@ def test_a_table_has_both_channels_and_bins_side_by_side(command: Run, series: P
 
 @pytest.mark.slow
 def test_a_bracket_left_open_is_printed_and_exported(command: Run, series: Path) -> None:
-    options = ["--noise", "0.3", "--max-replicas", "4", "--channel", "network", "--epochs", "30"]
+    budget = ["--max-replicas", "2", "--tolerance", "0.0001", "--max-draws", "8"]
+    options = ["--noise", "0.3", *budget, "--channel", "network", "--epochs", "30"]
     done = command("mi", series, *options, "--format", "table")
     assert done.code == 0
     assert "unresolved" in done.err

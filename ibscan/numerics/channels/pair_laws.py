@@ -19,6 +19,8 @@ __all__ = ["ByLines", "BySteps", "ByWeight", "Inputs", "PairLaw"]
 
 # Squared distances from the middle, in squared noises, up to which the quadratic forms are right to 1e-6.
 FARTHEST = 1e10
+# Of a line beside the likeliest.
+LEAST_EXPONENT = -80.0
 
 
 class PairLaw(Protocol):
@@ -147,7 +149,8 @@ class ByLines:
     def of(inputs: Inputs, log_shares: torch.Tensor) -> ByLines:
         """Make the law from `Inputs.log_shares` at the draws, which are overwritten."""
         top = log_shares.amax(1, keepdim=True)
-        cumulative = log_shares.sub_(top).exp_().cumsum_(1)
+        # Exponentials that underflow are slow; what is clamped is nothing beside the largest.
+        cumulative = log_shares.sub_(top).clamp_(min=LEAST_EXPONENT).exp_().cumsum_(1)
         total = cumulative[:, -1:].clone()
         return ByLines(inputs, cumulative.div_(total), total.log_().add_(top))
 
@@ -195,9 +198,13 @@ class BySteps:
         passes: Passes, inputs: Inputs, points: torch.Tensor, log_shares: torch.Tensor, count: int, steps: int
     ) -> BySteps:
         """Take Gauss-Newton steps from the best lines of the `count` likeliest inputs, by `Inputs.log_shares`."""
-        best, line = log_shares.view(len(points), -1, inputs.count).max(-1)
+        if inputs.count > 1:
+            best, line = log_shares.view(len(points), -1, inputs.count).max(-1)
+        else:
+            best, line = log_shares, None
         candidates = best.topk(min(count, best.shape[1]), 1).indices
-        start = inputs.lines.taken((candidates * inputs.count + line.gather(1, candidates)).flatten())
+        of_best = candidates if line is None else candidates * inputs.count + line.gather(1, candidates)
+        start = inputs.lines.taken(of_best.flatten())
         each, owner = points.repeat_interleave(candidates.shape[1], 0), candidates.flatten()
         lines = likeliest(passes, owner, each, start.mean_path(each), steps)
         share = inputs.weights.sum(1).log()[candidates] + lines.log_density(each).view_as(candidates)

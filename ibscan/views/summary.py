@@ -196,7 +196,7 @@ TABLE = Table(
         "change": "From the peak to the last value, or from the lowest where it expands or the last is the peak; with "
         "half of its 95 % interval, errors taken as independent.",
         "beyond": "Whether the change exceeds its error; empty where that is not known.",
-        "verdict": "; ".join(f"{word.value}: {text}" for word, text in WORDS.items()) + ".",
+        "verdict": f"What it did: {', '.join(word.value for word in WORDS)}; each of these words is explained.",
     },
     _sheets,
     shown=Shown.ALWAYS,

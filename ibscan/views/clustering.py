@@ -28,7 +28,7 @@ def _columns(view: View) -> list[Column]:
 def _courses(view: View) -> Iterator[Course]:
     """Yield the first of what says the same."""
     for one in _columns(view)[:1]:
-        yield Course((" ".join(one.heads).replace("/ ", "/"),), one)
+        yield Course(("clustering", " ".join(one.heads).replace("/ ", "/")), one)
 
 
 def _sheets(view: View) -> Iterator[Stack]:

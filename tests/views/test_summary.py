@@ -112,7 +112,7 @@ def test_there_is_a_row_for_each_rank_channel_and_clustering_of_each_layer(synth
         "read-out I(X; T+Z) noise 0.1",
         "read-out I(X; T+Z) noise 0.1 rms",
         "binned H(bin T) 30 bins",
-        "within/between",
+        "clustering within/between",
     ]
     assert [row["layer"] for row in rows] == list(synthetic.LAYERS) * 7
     assert all(tuple(row) == ROWS for row in rows)
@@ -120,7 +120,9 @@ def test_there_is_a_row_for_each_rank_channel_and_clustering_of_each_layer(synth
 
 def test_without_distances_clustering_is_nc1(synthetic: ModuleType) -> None:
     bare = synthetic.Fake("clustering", synthetic.CLUSTER[6:7])
-    assert {row["quantity"] for row in summary_rows(synthetic.result((0, 1), [bare]), units="nats")} == {"NC1"}
+    assert {row["quantity"] for row in summary_rows(synthetic.result((0, 1), [bare]), units="nats")} == {
+        "clustering NC1"
+    }
 
 
 def test_layers_of_which_nothing_was_measured_have_no_row(synthetic: ModuleType) -> None:

@@ -33,8 +33,9 @@ class Word(Enum):
 
 
 WORDS: Mapping[Word, str] = {
-    Word.COMPRESSES: "fell since its peak, by more than the error of that change",
-    Word.EXPANDS: "rose from its lowest to the last by more than the error, and did not fall since its peak",
+    Word.COMPRESSES: "fell since its peak by more than the error, and made up for half of it at most",
+    Word.EXPANDS: "rose from its lowest to the last by more than the error, and did not fall since; of an earlier fall "
+    "it made up for more than half",
     Word.FLAT: "neither: no change to the last value exceeds its error",
     Word.SATURATED: "too close to its ceiling, at the peak and at last, to tell whether it changed",
     Word.CANNOT_TELL: "the errors do not decide (unresolved values, open brackets that overlap), or there are not two "
@@ -123,7 +124,8 @@ def judged(values: Array, statuses: Array | None, errors: Errors) -> Verdict:
     """Judge a series (C,) by its errors; values that are not measured are left out.
 
     Pairs of saturated values tell nothing. A fall or a rise is decided by any earlier value that differs from the last
-    beyond errors; an unresolved value among those that might have shown a fall forbids any other verdict.
+    beyond errors; an unresolved value among those that might have shown a fall forbids any other verdict. Of a fall
+    and the rise after it the larger one is told.
     """
     codes = np.zeros(values.shape, dtype=int) if statuses is None else statuses
     measured = np.flatnonzero(codes != Status.NOT_MEASURED)
@@ -144,12 +146,14 @@ def judged(values: Array, statuses: Array | None, errors: Errors) -> Verdict:
     fell, rose = upper < 0, lower > 0
     # Where brackets are open, a fall that they leave possible is as undecided as one that they show.
     open_ends = (unsure[before] | unsure[last]) & (lower < 0) & (upper > 0)
-    if fell.any():
-        start = peak if peak in before[fell] else int(before[np.argmin(upper)])
-        return _moved(Word.COMPRESSES, (first, start, last), start, values, errors, saturated)
-    if rose.any() and not open_ends.any():
-        start = lowest if lowest in before[rose] else int(before[np.argmax(lower)])
-        return _moved(Word.EXPANDS, (first, peak, last), start, values, errors, saturated)
+    top = peak if peak in before[fell] else int(before[np.argmin(upper)])
+    bottom = lowest if lowest in before[rose] else int(before[np.argmax(lower)])
+    expands = rose.any() and not open_ends.any() and not fell[before > bottom].any()
+    # Halved, as the sum of two numbers near the largest double would overflow.
+    if fell.any() and not (expands and values[last] / 2 > values[top] / 4 + values[bottom] / 4):
+        return _moved(Word.COMPRESSES, (first, top, last), top, values, errors, saturated)
+    if expands:
+        return _moved(Word.EXPANDS, (first, peak, last), bottom, values, errors, saturated)
     word = Word.CANNOT_TELL if open_ends.any() else Word.SATURATED if saturated[last] else Word.FLAT
     start = peak if peak < last else lowest if lowest < last else int(before[-1])
     return Verdict(word, first, peak, last, None, *_change(values, errors, start, last))

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def told(synthetic: ModuleType) -> Result:
     return found
 
 
-def lines_of(synthetic: ModuleType, found: Result, width: int = 100, **options: bool) -> list[str]:
+def lines_of(synthetic: ModuleType, found: Result, width: int = 100, **options: Any) -> list[str]:
     (block,) = synthetic.printed(found, width, summary=True, **options)
     return list(block)
 

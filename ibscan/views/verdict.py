@@ -36,8 +36,8 @@ WORDS: Mapping[Word, str] = {
     Word.COMPRESSES: "fell since its peak by more than the error, and made up for half of it at most",
     Word.EXPANDS: "rose from its lowest to the last by more than the error, and did not fall since; of an earlier fall "
     "it made up for more than half",
-    Word.FLAT: "neither: no change to the last value exceeds its error",
-    Word.SATURATED: "too close to its ceiling, at the peak and at last, to tell whether it changed",
+    Word.FLAT: "no change to the last value exceeds its error",
+    Word.SATURATED: "too close to its ceiling to tell whether it changed",
     Word.CANNOT_TELL: "the errors do not decide (unresolved values, open brackets that overlap), or there are not two "
     "values",
 }

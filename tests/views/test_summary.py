@@ -203,6 +203,13 @@ def test_the_usual_output_is_brief(synthetic: ModuleType) -> None:
     assert len([line for line in every if line[:5].strip().isdigit()]) == 100 * len(rows) // 5
 
 
+def test_the_usual_output_of_the_first_fixture_s_shape_fits_ninety_lines(synthetic: ModuleType) -> None:
+    rank = synthetic.Fake("local_rank", synthetic.RANK, {"eps": (0.001, 0.01, 0.1), "rel_eps": (0.01,)}, at="pre")
+    measures = (rank, "network", "readout", "slope", "binned", "cluster", "fit")
+    found = synthetic.result(range(20), measures, names=("fc1", "fc2", "fc10", "out", "fc5", "fc6"))
+    assert sum(len(block) + 1 for block in synthetic.printed(found, 120, full=False)) <= 90
+
+
 def test_of_several_parameters_the_one_that_moves_is_shown_in_brief(synthetic: ModuleType) -> None:
     found = synthetic.result((0, 1), ["rank"])
     found["local_rank"].values[..., 0] = 3.0

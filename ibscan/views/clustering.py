@@ -58,5 +58,6 @@ TABLE = Table(
         "nearest mean err": "share of rows nearer to the mean of another class.",
     },
     _sheets,
+    {"clustering": "How close rows of one label are, against those of others; it falls as classes gather."},
     courses=_courses,
 )

@@ -144,8 +144,8 @@ def shown(path: Path) -> None:
     screen = console(sys.stdout, color="never", width=80)
     with contextlib.suppress(NothingMatched):
         tables(result, summary=True, width=80)
-    for how in ({"full": True}, {"full": False}, {"curve": True}):
-        for block in tables(result, every=True, width=80, **how):
+    for full, curve in ((True, False), (False, False), (False, True)):
+        for block in tables(result, every=True, full=full, curve=curve, width=80):
             screen.print(block)
 
 

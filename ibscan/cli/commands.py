@@ -75,7 +75,7 @@ def listing(**options: Any) -> int:  # noqa: ANN401
 @app.command(context_settings=HELP, epilog="Example: ibscan show ibscan.h5 --units bits")
 @taking(RESULT, PRINTING, SHOW, ALL)
 def show(**options: Any) -> int:  # noqa: ANN401
-    """The tables again, from a file."""
+    """The output again, from a file: in brief with a summary, or every table (--full)."""
     from ibscan.results.store import read
 
     output_for(options).result(read(options["result"]))

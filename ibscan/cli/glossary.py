@@ -27,6 +27,7 @@ __all__ = ["Entry", "default_of", "entries", "explained", "near", "pages", "sect
 HEAD = "word in a table's head"
 _TABLES: Mapping[str, str] = {
     "table head": HEAD,
+    "summary word": "word of the summary",
     "status": "status",
     "symbol": "symbol in formulas",
     "coordinate": "coordinate in the result file",
@@ -40,6 +41,8 @@ _ALSO_NAMES = "mark"
 _CODE = re.compile(r"`([^`]+)`")
 _LINK = re.compile(r"\[([^\]]+)\]\([^)]*\)")
 _CELL = re.compile(r"(?<!\\)\|")
+# A symbol such as I(X; T) is one word.
+_WORD = re.compile(r"[^\s,()]*\([^)]*\)|[^\s,]+")
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?")
 
 
@@ -132,7 +135,7 @@ def _made(name: str) -> list[Entry]:
 
 def _in_words(name: str) -> list[Entry]:
     """Explain the words of a table's head one by one, numbers aside; none where one of them is unknown."""
-    words = [word for word in re.split(r"[\s,]+", name) if word and not _NUMBER.fullmatch(word)]
+    words = [word for word in _WORD.findall(name) if not _NUMBER.fullmatch(word)]
     found = _part(" ".join(words))
     if found or words in ([], [name]):
         return found

@@ -70,6 +70,8 @@ def _printing(name: str, default: Any, text: str, *flags: str, **more: Any) -> S
 
 
 SHOW_SETTINGS = (
+    _printing("full", False, "Every table, with bounds, slopes, spectra and notes, instead of the numbers in brief."),
+    _printing("summary", False, "The summary alone: what fell or rose, since when, and whether beyond its error."),
     _printing(
         "curve", False, "What was measured against its eps, noise or cells, a column a checkpoint; nothing else."
     ),

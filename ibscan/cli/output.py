@@ -45,6 +45,8 @@ class Output:
     every: bool
     variable: str | None
     curve: bool
+    full: bool
+    summary: bool
     color: str
     quiet: bool
     progress_mode: str
@@ -63,6 +65,11 @@ class Output:
             sys.stdout.flush()
 
     def _result(self, result: Result) -> None:
+        if self.summary and self.format != "table":
+            from ibscan.views.summary import ROWS, summary_rows
+
+            self._rows(ROWS, summary_rows(result, units=self.units))
+            return
         if self.format != "table":
             from ibscan.results.export import rows, write_rows
 
@@ -83,6 +90,8 @@ class Output:
             every=self.every,
             variable=self.variable,
             curve=self.curve,
+            full=self.full,
+            summary=self.summary,
             width=screen.width,
             unicode=unicode_ok(sys.stdout),
         ):
@@ -154,15 +163,20 @@ def output_for(options: Mapping[str, Any]) -> Output:
     form = "jsonl" if options["json"] else options["format"]
     if form == "auto":
         form = "table" if sys.stdout.isatty() else "tsv"
-    curve, variable = options.get("curve", False), options.get("variable")
-    if curve and variable is not None:
-        raise UsageError(f"--curve and --variable {variable}: each says alone what is shown; give one of them.")
+    variable = options.get("variable")
+    full, summary, curve = (options.get(name, False) for name in ("full", "summary", "curve"))
+    typed = [flag for flag, given in (("--summary", summary), ("--full", full), ("--curve", curve)) if given]
+    typed += [f"--variable {variable}"] if variable is not None else []
+    if len(typed) > 1:
+        raise UsageError(f"{' and '.join(typed)}: each says alone what is shown; give one of them.")
     return Output(
         form,
         options.get("units", "nats"),
         options.get("every", False),
         variable,
         curve,
+        full,
+        summary,
         options["color"],
         options["quiet"],
         options["progress"],

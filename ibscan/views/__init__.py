@@ -1,7 +1,8 @@
 """Tables of a result, each one file and one line in `TABLES`, and the progress line.
 
 To add a table, write `ibscan/views/NAME.py` with `TABLE = Table(title, heads, sheets)` (see `ibscan.views.layout`) and
-add NAME below. Rows, panels, units, marks, thinning and encodings are the layout's.
+add NAME below. It comes with `--full`, unless its `shown` says otherwise; what it declares as `courses` stands in the
+summary, and the leading one in the usual table. Rows, panels, units, marks, thinning and encodings are the layout's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ __all__ = ["TABLES", "columns", "specs"]
 
 # Modules of this package, in the order shown. Names, so that importing the package loads neither numpy nor rich.
 TABLES: tuple[str, ...] = (
+    "brief",
     "local_rank",
     "rank_bounds",
     "input_information",
@@ -26,6 +28,7 @@ TABLES: tuple[str, ...] = (
     "information_slope",
     "clustering",
     "declared",
+    "summary",
 )
 
 

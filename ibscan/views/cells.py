@@ -91,32 +91,30 @@ def formatted(values: Array, statuses: Array | None, *, unicode: bool, ends: End
     return [text + behind.ljust(room) for text, behind in cells]
 
 
-def trend(values: Array, length: int, *, unicode: bool) -> str:
-    """Draw values as a line of levels between smallest and largest; empty where fewer than two are finite.
+def trend(values: Array, length: int, scale: tuple[float, float], *, unicode: bool) -> str:
+    """Draw values as a line of levels of a scale; empty where fewer than two are finite.
 
     Args:
         values: (C,) numbers in order; NaN leaves a gap.
         length: Characters at most; more values are averaged in pieces.
+        scale: Lowest and highest level; values beyond are drawn at its ends.
         unicode: Block elements, or ASCII.
     """
     if np.isfinite(values).sum() < 2:
         return ""
     pieces = [piece[np.isfinite(piece)] for piece in np.array_split(values, min(length, len(values)))]
     # Halved before they are added: two numbers near the largest double would overflow.
-    means = [float(np.mean(piece / 2)) if len(piece) else math.nan for piece in pieces]
-    known = [mean for mean in means if not math.isnan(mean)]
-    low, span = min(known), max(known) - min(known)
+    halves = [float(np.mean(piece / 2)) if len(piece) else math.nan for piece in pieces]
+    low, span = scale[0] / 2, scale[1] / 2 - scale[0] / 2
     levels = _LEVELS if unicode else _ASCII_LEVELS
 
-    # A constant is drawn low: its height says nothing.
-    constant = span <= 1e-9 * max(abs(low), abs(low + span))
-
-    def level(mean: float) -> str:
-        if math.isnan(mean):
+    def level(half: float) -> str:
+        if math.isnan(half):
             return " "
-        return levels[0 if constant else min(int((mean - low) / span * len(levels)), len(levels) - 1)]
+        share = min(max((half - low) / span, 0.0), 1.0) if span > 0 else 0.0
+        return levels[min(int(share * len(levels)), len(levels) - 1)]
 
-    return "".join(level(mean) for mean in means)
+    return "".join(level(half) for half in halves)
 
 
 def _decimals(values: Iterable[float]) -> int | None:

@@ -11,7 +11,7 @@ import numpy as np
 from ibscan.core.estimate import Status
 from ibscan.core.records import Array
 from ibscan.views.cells import has_open_bracket
-from ibscan.views.layout import Column, column
+from ibscan.views.column import Column, column
 from ibscan.views.view import View, is_measured, measured_indices, name_of, quantity_of, statuses, terms
 
 __all__ = [

@@ -9,7 +9,8 @@ from rich.console import Group as Stack
 
 from ibscan.core.estimate import Status
 from ibscan.core.records import Array
-from ibscan.views.layout import Column, Table, by_checkpoint, column, explained
+from ibscan.views.column import Column, Course, column, scaled
+from ibscan.views.layout import Table, by_checkpoint, explained
 from ibscan.views.view import View, is_measured, statuses, terms
 
 __all__ = ["TABLE"]
@@ -18,14 +19,23 @@ _WITHIN, _BETWEEN = "distance_within_mean", "distance_between_mean"
 _ONES = {"nc1": ("NC1",), "nearest_mean_error": ("nearest", "mean err")}
 
 
-def _sheets(view: View) -> Iterator[Stack]:
+def _columns(view: View) -> list[Column]:
     present = [key for key in (_WITHIN, _BETWEEN, *_ONES) if is_measured(view, key)]
-    if not present:
-        return
     columns = [_ratio(view)] if {_WITHIN, _BETWEEN} <= set(present) else []
-    columns += [column(view, key, heads) for key, heads in _ONES.items() if key in present]
+    return columns + [column(view, key, heads) for key, heads in _ONES.items() if key in present]
+
+
+def _courses(view: View) -> Iterator[Course]:
+    """Yield the first of what says the same."""
+    for one in _columns(view)[:1]:
+        yield Course(("clustering", " ".join(one.heads).replace("/ ", "/")), one)
+
+
+def _sheets(view: View) -> Iterator[Stack]:
+    columns = _columns(view)
     if columns:
-        title = (TABLE.title, terms(view, present[0], unit=False))
+        measured = next(key for key in (_WITHIN, *_ONES) if is_measured(view, key))
+        title = (TABLE.title, terms(view, measured, unit=False))
         yield by_checkpoint(view, title, columns, [f"{explained(TABLE.heads)} All fall as classes gather."])
 
 
@@ -37,7 +47,7 @@ def _ratio(view: View) -> Column:
     worse: Array | None = None
     if first is not None and second is not None:
         worse = np.where(first == Status.OK, second, first)
-    return Column(("within/", "between"), ratio, worse)
+    return scaled(Column(("within/", "between"), ratio, worse))
 
 
 TABLE = Table(
@@ -48,4 +58,6 @@ TABLE = Table(
         "nearest mean err": "share of rows nearer to the mean of another class.",
     },
     _sheets,
+    {"clustering": "How close rows of one label are, against those of others; it falls as classes gather."},
+    courses=_courses,
 )

@@ -16,7 +16,7 @@ from ibscan.errors import Interrupted
 
 __all__ = ["console", "escaped", "is_terminal", "reader_may_leave", "unicode_ok"]
 
-_GLYPHS = "▁▂▃▄▅▆▇█†─→≤×"
+_GLYPHS = "▁▂▃▄▅▆▇█†─→≤×±"
 
 
 @contextmanager

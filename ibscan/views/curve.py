@@ -14,7 +14,8 @@ from ibscan.core.result import Result
 from ibscan.errors import NothingMatched
 from ibscan.views.cells import number
 from ibscan.views.channels import CHANNELS, SIDES, Channel, channel_columns, notes
-from ibscan.views.layout import by_parameter, column
+from ibscan.views.column import column
+from ibscan.views.layout import by_parameter
 from ibscan.views.view import View, derivative, measured_indices, name_of, terms
 
 __all__ = ["curve_table", "curve_tables", "curves"]

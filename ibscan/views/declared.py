@@ -10,7 +10,8 @@ from rich.console import Group as Stack
 from ibscan.core.estimate import Status
 from ibscan.core.result import Variable
 from ibscan.views.cells import number
-from ibscan.views.layout import Column, Table, by_checkpoint, by_layer, column, explained
+from ibscan.views.column import Column, column
+from ibscan.views.layout import Table, by_checkpoint, by_layer, explained
 from ibscan.views.view import View, is_measured, measured_indices, name_of, terms
 
 __all__ = ["TABLE"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.cells import cell_len
+from rich.cells import cell_len, chop_cells
 from rich.text import Text
 
 __all__ = ["TextColumn", "TextGroup", "panels"]
@@ -35,12 +35,15 @@ class TextGroup:
     columns: tuple[TextColumn, ...]
 
 
-def panels(lead: Sequence[TextColumn], groups: Sequence[TextGroup], *, width: int, unicode: bool) -> list[Text]:
+def panels(
+    lead: Sequence[TextColumn], groups: Sequence[TextGroup], sections: Mapping[int, str], *, width: int, unicode: bool
+) -> list[Text]:
     """Lay out groups side by side after the lead columns, and in further panels where the width ends.
 
     Args:
         lead: Columns repeated in every panel.
         groups: In order; all columns have the same number of cells and heads.
+        sections: Lines above rows, by the index of the row; they are folded at the width.
         width: Characters across the terminal.
         unicode: Whether rules may use line drawing.
 
@@ -50,14 +53,14 @@ def panels(lead: Sequence[TextColumn], groups: Sequence[TextGroup], *, width: in
     room = width - sum(column.width + len(_GAP) for column in lead) + len(_GAP)
     narrowest = [TextGroup(group.name, (column,)) for group in groups for column in group.columns]
     if any(_needed(group) > room for group in narrowest):
-        return [_listed(lead, groups)]
+        return [_listed(lead, groups, sections)]
     packed: list[list[TextGroup]] = []
     for group in _split(groups, room):
         if packed and sum(_needed(other) for other in (*packed[-1], group)) <= room:
             packed[-1].append(group)
         else:
             packed.append([group])
-    return [_panel(lead, row, unicode) for row in packed]
+    return [_panel(lead, row, _folded(sections, width), unicode) for row in packed]
 
 
 def _needed(group: TextGroup) -> int:
@@ -78,7 +81,12 @@ def _split(groups: Sequence[TextGroup], room: int) -> Iterator[TextGroup]:
         yield TextGroup(group.name, piece)
 
 
-def _panel(lead: Sequence[TextColumn], groups: Sequence[TextGroup], unicode: bool) -> Text:
+def _folded(sections: Mapping[int, str], width: int) -> Mapping[int, str]:
+    """Fold lines at a width; a panel cuts nothing, and folds nothing itself."""
+    return {row: "\n".join(chop_cells(line, width)) for row, line in sections.items()}
+
+
+def _panel(lead: Sequence[TextColumn], groups: Sequence[TextGroup], sections: Mapping[int, str], unicode: bool) -> Text:
     text = Text(no_wrap=True, overflow="ignore")
     heads = max((len(column.heads) for group in groups for column in group.columns), default=0)
     columns = [(column, column.width) for column in lead]
@@ -107,16 +115,20 @@ def _panel(lead: Sequence[TextColumn], groups: Sequence[TextGroup], unicode: boo
         style="dim",
     )
     for row in range(len(columns[0][0].cells)):
+        if row in sections:
+            text.append(sections[row] + "\n", style="bold")
         text.append(line([column.cells[row] for column, _ in columns]) + "\n")
     if any(column.trend for group in groups for column in group.columns):
         text.append(line([column.trend for column, _ in columns]) + "\n", style="cyan")
     return text
 
 
-def _listed(lead: Sequence[TextColumn], groups: Sequence[TextGroup]) -> Text:
+def _listed(lead: Sequence[TextColumn], groups: Sequence[TextGroup], sections: Mapping[int, str]) -> Text:
     """Return one value a line, for widths in which no table fits."""
     text = Text(overflow="fold")
     for row in range(len(lead[0].cells)):
+        if row in sections:
+            text.append(sections[row] + "\n", style="bold")
         text.append(", ".join(" ".join((*column.heads, column.cells[row])) for column in lead) + "\n", style="bold")
         for group in groups:
             for column in group.columns:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import groupby
 
 from rich.console import Group as Stack
 
-from ibscan.views.channels import CHANNELS, ChannelColumn, channel_columns, measured_at, notes
+from ibscan.views.channels import CHANNELS, ChannelColumn, channel_columns, input_entropy, measured_at, notes
+from ibscan.views.column import Column, Course, column
 from ibscan.views.curve import curve_table
-from ibscan.views.layout import by_checkpoint, column
+from ibscan.views.layout import by_checkpoint
 from ibscan.views.view import View
 
-__all__ = ["information_sheets"]
+__all__ = ["information_courses", "information_sheets"]
 
 _MOST_COLUMNS = 4
 # More values of one parameter are easier to read as a curve.
 _MOST_VALUES = 4
+
+
+def information_courses(view: View, side: str) -> Iterator[Course]:
+    """Yield each channel at each parameter of a side (`xt` or `ty`) at which anything was measured."""
+    for channel in CHANNELS:
+        for one in channel_columns(view, channel, side):
+            yield Course(one.heads, _shown(view, one))
 
 
 def information_sheets(view: View, side: str, title: str) -> Iterator[Stack]:
@@ -33,8 +42,16 @@ def information_sheets(view: View, side: str, title: str) -> Iterator[Stack]:
         if columns in curves:
             yield curve_table(view, columns[0].key)
             continue
-        shown = [column(view, one.key, one.heads, one.index) for one in columns]
+        shown = [_shown(view, one) for one in columns]
         yield by_checkpoint(view, (title, measured_at(view, columns)), shown, notes(view, columns))
+
+
+def _shown(view: View, one: ChannelColumn) -> Column:
+    """Return the numbers of a column; those of I(X;T) are between 0 and H(X)."""
+    ceiling = None if one.side != "xt" else input_entropy(view, one.key)[0]
+    if ceiling is not None and view.unit(one.key) == "bit":
+        ceiling /= math.log(2)
+    return column(view, one.key, one.heads, one.index, ceiling=ceiling)
 
 
 def _part(one: ChannelColumn) -> tuple[int, int]:

@@ -8,7 +8,8 @@ from rich.console import Group as Stack
 
 from ibscan.views.cells import number
 from ibscan.views.channels import NOISY, channel_columns, largest_error, noise_groups
-from ibscan.views.layout import Table, by_layer, column
+from ibscan.views.column import column
+from ibscan.views.layout import Table, by_layer
 from ibscan.views.view import View, measured_indices, terms
 
 __all__ = ["TABLE"]

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from enum import Enum
 
-import numpy as np
 from rich.console import Group as Stack
 from rich.text import Text
 
 from ibscan.core.estimate import Status
 from ibscan.core.quantity import BINNING, NOISE, REL_NOISE
-from ibscan.core.records import Array
-from ibscan.views.cells import Ends, formatted, has_open_bracket, mark, trend
+from ibscan.views.cells import formatted, mark
+from ibscan.views.column import Column, Course, column, course_of, is_empty
 from ibscan.views.grid import TextColumn, TextGroup, panels
-from ibscan.views.view import View, is_measured, name_of, statuses
+from ibscan.views.view import View, is_measured, name_of
 
-__all__ = ["HEADS", "Column", "Table", "by_checkpoint", "by_layer", "by_parameter", "column", "explained"]
+__all__ = ["HEADS", "Shown", "Table", "by_checkpoint", "by_course", "by_layer", "by_parameter", "explained", "sheet"]
 
 _TREND = 8
 _OPEN = "]?"
@@ -35,8 +34,9 @@ HEADS: Mapping[str, str] = {
     "checkpoint": "Name of the checkpoint, where epoch or step is not known of all.",
     "accuracy": "Share of probe rows whose label the network predicts.",
     "layer": "Name of the layer, in the order of first call.",
-    "trend": "Course of the numbers above over all checkpoints, between the smallest and the largest of the column; "
-    "open brackets are gaps.",
+    "trend": "Course over all checkpoints, on one scale: from 0 to the units of the layer (local rank), to H(X) "
+    "(I(X;T)), to 1 (accuracy), else to the largest value of all layers; flat where the range is within errors; "
+    "saturated values and open brackets are gaps.",
     "ε": "Threshold: singular values above it are counted.",
     "eps": "Threshold: singular values above it are counted.",
     **{dimension.label: f"{dimension.meaning}." for dimension in (NOISE, REL_NOISE, BINNING)},
@@ -46,55 +46,29 @@ HEADS: Mapping[str, str] = {
 }
 
 
+class Shown(Enum):
+    """When a table is shown."""
+
+    USUAL = "usual"  # without --full: it says in brief what the tables of FULL say
+    FULL = "full"  # with --full alone
+    ALWAYS = "always"
+
+
 @dataclass(frozen=True)
 class Table:
     """Specify a table: its title, its own column heads with one sentence each, and how its sheets are made.
 
     `sheets` makes what is printed, by `by_checkpoint`, `by_layer` or `by_parameter`; nothing where nothing was
-    measured. `groups` explains the names of groups of columns, where these are no layers.
+    measured. `groups` explains the names of groups of columns, where these are no layers. `shown` says when it is
+    shown. `courses` are those of its numbers that the summary judges, the leading ones first.
     """
 
     title: str
     heads: Mapping[str, str]
     sheets: Callable[[View], Iterable[Stack]]
     groups: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of numbers under every layer: heads from top to bottom; values, statuses and ends (R, L), or (R,)."""
-
-    heads: tuple[str, ...]
-    values: Array
-    statuses: Array | None
-    ends: Ends | None = None
-
-    def of(self, *index: Any) -> Column:  # noqa: ANN401 - an index of numpy
-        """Return part of the column."""
-        return self._arranged(lambda array: array[index])
-
-    def turned(self) -> Column:
-        """Return the column with rows and layers exchanged."""
-        return self._arranged(np.transpose)
-
-    def changed(self, change: Callable[[Array], Array]) -> Column:
-        """Apply an increasing function to the numbers."""
-        ends = None if self.ends is None else (change(self.ends[0]), change(self.ends[1]))
-        return replace(self, values=change(self.values), ends=ends)
-
-    def _arranged(self, arrange: Callable[[Array], Array]) -> Column:
-        statuses = None if self.statuses is None else arrange(self.statuses)
-        return replace(self.changed(arrange), statuses=statuses)
-
-
-def column(view: View, name: str, heads: Sequence[str], *index: Any, values: Array | None = None) -> Column:  # noqa: ANN401
-    """Return a column of a variable, a row a checkpoint, with its brackets where it has any.
-
-    `index` is along its dimensions beyond checkpoint and layer; `values` replace its numbers, in its shape, and have no
-    brackets.
-    """
-    numbers, ends = (view.values(name), view.bracket(name)) if values is None else (values, None)
-    return Column(tuple(heads), numbers, statuses(view, name), ends).of(..., *index)
+    shown: Shown = Shown.FULL
+    courses: Callable[[View], Iterable[Course]] = lambda view: ()  # noqa: ARG005
 
 
 def by_checkpoint(
@@ -120,7 +94,22 @@ def by_checkpoint(
     ]
     thinning = f"{len(rows)} of {view.size} checkpoints shown (--all shows every one); trend over all."
     lead, below = _lead(view, rows), [*notes, *([thinning] if len(rows) < view.size else [])]
-    return _sheet(view, title, lead, groups, below, marked=lead[1:])
+    return sheet(view, title, lead, groups, below, marked=lead[1:])
+
+
+def by_course(view: View, title: Sequence[str], courses: Sequence[Course], notes: Sequence[str], most: int) -> Stack:
+    """Lay out a table with at most so many checkpoints down, and under every course its layers; no trend."""
+    rows = view.shown(most)
+    names = [name_of(name, view.unicode) for name in view.result["layer"].values.tolist()]
+    groups = []
+    for course in courses:
+        own = [(name, course.column.of(slice(None), layer)) for layer, name in enumerate(names)]
+        texts = [replace(_text(view, one.of(rows)), heads=(name,)) for name, one in own if not is_empty(one)]
+        groups.append(TextGroup(" ".join(course.name), tuple(texts)))
+    lead = [replace(one, trend="") for one in _lead(view, rows)]
+    thinning = f"{len(rows)} of {view.size} checkpoints shown (--all shows every one)."
+    below = [*notes, *([thinning] if len(rows) < view.size else [])]
+    return sheet(view, title, lead, groups, [" ".join(below)] if below else [], marked=lead[1:])
 
 
 def by_parameter(
@@ -143,7 +132,7 @@ def by_parameter(
         TextGroup(layer, tuple(_text(view, one) for one in own))
         for layer, own in _layers(view, columns, widths=widths, skip_empty=False)
     ]
-    return _sheet(view, title, [lead], groups, notes)
+    return sheet(view, title, [lead], groups, notes)
 
 
 def by_layer(
@@ -164,7 +153,7 @@ def by_layer(
     texts = [TextGroup(name, tuple(_text(view, one.of(-1, chosen)) for one in own)) for name, own in groups]
     axis, labels = view.axis
     title = (f"{title[0]} at {axis} {labels[-1]}", *title[1:])
-    return _sheet(view, title, [lead], texts, notes, marked=_lead(view, view.shown())[1:])
+    return sheet(view, title, [lead], texts, notes, marked=_lead(view, view.shown())[1:])
 
 
 def explained(heads: Mapping[str, str]) -> str:
@@ -180,13 +169,9 @@ def _layers(
     for layer, name in enumerate(names):
         own = columns if name is None else [one.of(slice(None), layer) for one in columns]
         if skip_empty:
-            own = [one for one in own if not _is_empty(one)] or own[:1]
+            own = [one for one in own if not is_empty(one)] or own[:1]
         title = "" if name is None else name_of(name, view.unicode)
         yield title + (f" ({view.result['layer_width'].values[layer]})" if widths else ""), own
-
-
-def _is_empty(one: Column) -> bool:
-    return one.statuses is not None and bool((one.statuses == Status.NOT_MEASURED).all())
 
 
 def _lead(view: View, rows: Sequence[int]) -> list[TextColumn]:
@@ -194,7 +179,7 @@ def _lead(view: View, rows: Sequence[int]) -> list[TextColumn]:
     name, labels = view.axis
     columns = [TextColumn((name,), tuple(labels[row] for row in rows), "trend" if view.size > 1 else "")]
     if is_measured(view, "probe_accuracy", "checkpoint"):
-        columns.append(_text(view, column(view, "probe_accuracy", ("accuracy",)), rows))
+        columns.append(_text(view, column(view, "probe_accuracy", ("accuracy",), ceiling=1.0), rows))
     return columns
 
 
@@ -204,26 +189,27 @@ def _text(view: View, one: Column, rows: Sequence[int] | None = None) -> TextCol
     texts = formatted(shown.values, shown.statuses, unicode=view.unicode, ends=shown.ends)
     if rows is None:
         return TextColumn(one.heads, tuple(texts))
-    gaps = one.statuses == Status.NOT_MEASURED if one.statuses is not None else np.zeros(one.values.shape, dtype=bool)
-    opened = has_open_bracket(one.statuses, one.ends)
-    known = np.where(gaps if opened is None else gaps | opened, np.nan, one.values)
-    course = trend(known, max(_TREND, *(len(text) for text in texts)), unicode=view.unicode)
+    course = course_of(one, max(_TREND, *(len(text) for text in texts)), unicode=view.unicode)
     return TextColumn(one.heads, tuple(texts), course)
 
 
-def _sheet(
+def sheet(
     view: View,
     title: Sequence[str],
     lead: Sequence[TextColumn],
     groups: Sequence[TextGroup],
     notes: Sequence[str],
     marked: Sequence[TextColumn] = (),
+    sections: Mapping[int, str] | None = None,
 ) -> Stack:
-    """Return a table: title, panels, legend of the marks in groups and `marked` columns, notes, and a blank line."""
+    """Return a table: title, panels, legend of the marks in groups and `marked` columns, notes, and a blank line.
+
+    `sections` are lines above rows, by the index of the row.
+    """
     separator = " · " if view.unicode else " - "
     return Stack(
         Text(separator.join(part for part in title if part), style="bold yellow", overflow="fold"),
-        *panels(lead, groups, width=view.width, unicode=view.unicode),
+        *panels(lead, groups, sections or {}, width=view.width, unicode=view.unicode),
         *(Text(note, style="dim", overflow="fold") for note in (*_legend(view, marked, groups), *notes)),
         Text(""),
     )

@@ -10,7 +10,8 @@ from rich.console import Group as Stack
 
 from ibscan.core.estimate import Status
 from ibscan.views.channels import NOISY, PROJECTED, channel_columns, input_entropy, largest_error
-from ibscan.views.layout import Table, by_layer, column
+from ibscan.views.column import column
+from ibscan.views.layout import Table, by_layer
 from ibscan.views.view import View, is_measured, quantity_of, statuses, terms
 
 __all__ = ["TABLE"]

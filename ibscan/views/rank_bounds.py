@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from rich.console import Group as Stack
 
-from ibscan.views.layout import Table, by_layer, column, explained
+from ibscan.views.column import column
+from ibscan.views.layout import Table, by_layer, explained
 from ibscan.views.view import View, is_measured, terms
 
 __all__ = ["TABLE"]

@@ -9,10 +9,14 @@ from rich.console import Group as Stack
 from rich.console import RenderableType
 
 from ibscan.core.result import Result
+from ibscan.errors import NothingMatched
 from ibscan.views import specs
+from ibscan.views.column import column
 from ibscan.views.curve import curve_tables
 from ibscan.views.head import head
-from ibscan.views.layout import by_checkpoint, column
+from ibscan.views.layout import Shown, by_checkpoint
+from ibscan.views.summary import NOTHING_SUMMARISED
+from ibscan.views.summary import TABLE as SUMMARY
 from ibscan.views.view import View, name_of, terms, thinned
 
 __all__ = ["tables"]
@@ -27,6 +31,8 @@ def tables(
     every: bool = False,
     variable: str | None = None,
     curve: bool = False,
+    full: bool = False,
+    summary: bool = False,
     width: int,
     unicode: bool = True,
 ) -> list[RenderableType]:
@@ -38,6 +44,8 @@ def tables(
         every: Every checkpoint instead of about twelve, log-spaced, first and last among them.
         variable: One variable in place of the usual tables, histograms and spectra included.
         curve: Curves over eps, noise or cells in place of the usual tables.
+        full: Every table, instead of the leading numbers in brief.
+        summary: The summary alone, without a head.
         width: Columns of the terminal; layers that do not fit go to further panels.
         unicode: Whether the terminal shows more than ASCII.
 
@@ -46,15 +54,21 @@ def tables(
 
     Raises:
         UsageError: There is no such variable, or no such unit.
-        NothingMatched: Curves are asked for, and there is none.
+        NothingMatched: Curves or the summary are asked for, and there is none.
     """
     result.check_shown(units, variable)
     view = View(result, units, every, max(1, width), unicode)
+    if summary:
+        found = list(SUMMARY.sheets(view))
+        if not found:
+            raise NothingMatched(NOTHING_SUMMARISED)
+        return [*found]
     if curve:
         return [head(view), *curve_tables(view)]
     if variable is not None:
         return [head(view), _variable(view, variable)]
-    return [head(view), *(sheet for table in specs() for sheet in table.sheets(view))]
+    wanted = (Shown.ALWAYS, Shown.FULL if full else Shown.USUAL)
+    return [head(view), *(sheet for table in specs() if table.shown in wanted for sheet in table.sheets(view))]
 
 
 def _variable(view: View, name: str) -> Stack:

@@ -16,6 +16,7 @@ from ibscan.views.console import escaped
 __all__ = [
     "View",
     "derivative",
+    "information_unit",
     "is_measured",
     "measured_indices",
     "name_of",
@@ -119,6 +120,11 @@ def name_of(text: str, unicode: bool) -> str:
 def quantity_of(value: float, unit: str) -> str:
     """Format a number with its unit."""
     return f"{number(value)} {unit}".strip()
+
+
+def information_unit(view: View) -> str:
+    """Name the unit of information where several quantities stand together."""
+    return "information in " + ("bit" if view.units == "bits" else "nat")
 
 
 def is_measured(view: View, name: str, *own: str) -> bool:

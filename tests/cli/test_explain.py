@@ -101,7 +101,7 @@ def test_every_attribute_of_a_variable_is_explained(results: tuple[Path, Path]) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("view", [[], ["--curve"], ["--variable", "singular_value"]])
+@pytest.mark.parametrize("view", [[], ["--full"], ["--curve"], ["--variable", "singular_value"]])
 def test_every_word_in_the_head_of_a_printed_table_is_explained(
     results: tuple[Path, Path], command: Run, monkeypatch: pytest.MonkeyPatch, view: list[str]
 ) -> None:

@@ -96,8 +96,8 @@ def script_accuracy(folder: Path) -> list[float]:
 
 @pytest.mark.slow
 def test_a_table_has_both_channels_and_bins_side_by_side(command: Run, series: Path) -> None:
-    done = command("mi", series, "--noise", "0.1", "--tolerance", "0.3", "--format", "table", "--epochs", "1,30")
-    head = done.out.splitlines()
+    assert command("mi", series, "--noise", "0.1", "--tolerance", "0.3", "--epochs", "1,30").code == 0
+    head = command("show", "ibscan.h5", "--full", "--format", "table").out.splitlines()
     line = next(line for line in head if "network" in line)
     assert "read-out" in line
     assert "binned" in line
@@ -106,14 +106,14 @@ def test_a_table_has_both_channels_and_bins_side_by_side(command: Run, series: P
 @pytest.mark.slow
 def test_a_bracket_left_open_is_printed_and_exported(command: Run, series: Path) -> None:
     budget = ["--max-replicas", "2", "--tolerance", "0.0001", "--max-draws", "8"]
-    options = ["--noise", "0.3", *budget, "--channel", "network", "--epochs", "30"]
-    done = command("mi", series, *options, "--format", "table")
+    done = command("mi", series, "--noise", "0.3", *budget, "--channel", "network", "--epochs", "30")
     assert done.code == 0
     assert "unresolved" in done.err
-    assert "v [a, b]? the bracket did not close" in " ".join(done.out.split())
-    rows = command("mi", series, *options).rows()
+    rows = done.rows()
+    full = command("show", "ibscan.h5", "--full", "--format", "table").out
+    assert "v [a, b]? the bracket did not close" in " ".join(full.split())
     for key, title in (("xt", "I(X;T)"), ("ty", "I(T;Y)"), ("xt_given_y", "I(X;T|Y)")):
-        table = next(part for part in done.out.split("\n\n") if f"information {title}" in part or f", {title}" in part)
+        table = next(part for part in full.split("\n\n") if f"information {title}" in part or f", {title}" in part)
         printed = re.findall(r"\[(\S+), (\S+)\]\?", table)
         stored = [r for r in rows if r["variable"] == f"mi_network_{key}" and r["status"] == "unresolved"]
         assert printed

@@ -264,10 +264,11 @@ def test_ls_shows_the_series_as_understood(command: Run, series: Path) -> None:
 @pytest.mark.slow
 def test_show_and_export_give_what_the_scan_gave(command: Run, series: Path, tmp_path: Path) -> None:
     command("scan", series, "-o", tmp_path / "r.h5")
-    table = command("show", tmp_path / "r.h5", "--format", "table")
-    assert table.code == 0
-    for words in ("I(X; T+Z)", "H(bin T)", "read-out", "clustering", "eps"):
-        assert words in table.out, words
+    for more in ([], ["--full"]):
+        table = command("show", tmp_path / "r.h5", "--format", "table", *more)
+        assert table.code == 0
+        for words in ("I(X; T+Z)", "H(bin T)", "read-out", "clustering", "local rank"):
+            assert words in table.out, words
     exported = command("export", tmp_path / "r.h5", "--format", "jsonl")
     rows = [json.loads(line) for line in exported.out.splitlines()]
     assert list(rows[0]) == COLUMNS.split()

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import fuzzing as make
 
-from ibscan.errors import CheckpointError, IbscanError
+from ibscan.errors import CheckpointError, IbscanError, NothingMatched
 from ibscan.inputs.probes.read import read_probe
 from ibscan.inputs.series.checkpoint import inspect_checkpoint, load_tensors
 from ibscan.inputs.series.manifest import read_manifest
@@ -142,8 +142,10 @@ def shown(path: Path) -> None:
     for row in rows(result):
         assert len(row) >= 4
     screen = console(sys.stdout, color="never", width=80)
-    for curve in (False, True):
-        for block in tables(result, every=True, curve=curve, width=80):
+    with contextlib.suppress(NothingMatched):
+        tables(result, summary=True, width=80)
+    for full, curve in ((True, False), (False, False), (False, True)):
+        for block in tables(result, every=True, full=full, curve=curve, width=80):
             screen.print(block)
 
 

@@ -19,6 +19,7 @@ from ibscan.results.axes import AUXILIARY, DESCRIPTIONS
 from ibscan.results.export import COLUMNS as EXPORTED
 from ibscan.views import columns
 from ibscan.views.cells import mark
+from ibscan.views.verdict import WORDS
 
 PAGES = Path(str(files("ibscan"))) / "guide"
 REGION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -100,6 +101,11 @@ def heads() -> str:
     return table(("table head", "meaning"), ((", ".join(same), meaning) for meaning, same in words.items()))
 
 
+def words() -> str:
+    """Return the words of the summary."""
+    return table(("summary word", "meaning"), ((f"`{word.value}`", f"{text}.") for word, text in WORDS.items()))
+
+
 def companions() -> str:
     """Return what stands beside a variable."""
     said = {suffix: f"{text.removesuffix(' the')} the value" for suffix, text in Estimate.MEANINGS.items()}
@@ -155,6 +161,7 @@ REGIONS: Mapping[str, Callable[[], str]] = {
     "coordinates": coordinates,
     "companions": companions,
     "heads": heads,
+    "words": words,
     "statuses": statuses,
     "rows": rows,
     "ls": listed,

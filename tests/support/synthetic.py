@@ -201,8 +201,9 @@ def marked(found: Result, name: str, index: tuple[Any, ...], status: Status, val
 
 
 def printed(found: Result, width: int = 100, *, unicode: bool = True, **options: Any) -> list[list[str]]:
-    """The lines of each block that `show` prints, none for the blank one at its end."""
+    """The lines of each block that `show --full` prints or the options say, none for the blank one at its end."""
     blocks = []
+    options.setdefault("full", not any(options.get(name) for name in ("variable", "curve", "summary")))
     for block in tables(found, width=width, unicode=unicode, **options):
         stream = io.StringIO()
         console(stream, color="never", width=width).print(block)

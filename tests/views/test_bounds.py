@@ -10,7 +10,7 @@ from conftest import Run
 
 
 def shown(command: Run, file: Any, *options: Any) -> Any:
-    found = command("show", file, "--format", "table", *options)
+    found = command("show", file, "--full", "--format", "table", *options)
     assert found.code == 0, found.err
     return found.out
 

@@ -34,14 +34,20 @@ def test_marks_stand_behind_and_digits_below_digits() -> None:
 
 def test_a_trend_rises_with_its_values() -> None:
     rising = np.arange(100.0)
-    assert trend(rising, 8, unicode=True) == "▁▂▃▄▅▆▇█"
-    assert trend(rising, 5, unicode=False) == "_.-=#"
-    assert trend(rising[::-1], 4, unicode=True) == "█▆▃▁"
-    assert trend(np.full(4, 3.0), 8, unicode=True) == "▁▁▁▁"
-    assert trend(np.array([1.0, np.nan, 2.0]), 8, unicode=True) == "▁ █"
-    assert trend(np.array([1.0]), 8, unicode=True) == ""
-    assert trend(np.array([np.nan, np.inf, 1.0]), 8, unicode=True) == ""
-    assert trend(np.array([-1.7e308, 1.7e308, 1.7e308]), 3, unicode=True)[0] == "▁"
+    assert trend(rising, 8, (0.0, 99.0), unicode=True) == "▁▂▃▄▅▆▇█"
+    assert trend(rising, 5, (0.0, 99.0), unicode=False) == "_.-=#"
+    assert trend(rising[::-1], 4, (0.0, 99.0), unicode=True) == "█▆▃▁"
+    assert trend(np.array([1.0, np.nan, 2.0]), 8, (1.0, 2.0), unicode=True) == "▁ █"
+    assert trend(np.array([1.0]), 8, (0.0, 1.0), unicode=True) == ""
+    assert trend(np.array([np.nan, np.inf, 1.0]), 8, (0.0, 1.0), unicode=True) == ""
+    assert trend(np.array([-1.7e308, 1.7e308, 1.7e308]), 3, (-1.7e308, 1.7e308), unicode=True) == "▁██"
+
+
+def test_levels_are_of_the_scale_and_not_of_the_values() -> None:
+    assert trend(np.array([7.9, 8.0, 8.1]), 8, (0.0, 8.32), unicode=True) == "███"
+    assert trend(np.array([0.1, 0.2]), 8, (0.0, 8.32), unicode=True) == "▁▁"
+    assert trend(np.array([-1.0, 9.0]), 8, (0.0, 8.0), unicode=True) == "▁█"
+    assert trend(np.array([3.0, 3.0]), 8, (0.0, 0.0), unicode=True) == "▁▁"
 
 
 def test_numbers_have_four_digits_at_most() -> None:

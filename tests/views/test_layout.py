@@ -26,6 +26,8 @@ EXPECTED = Path(__file__).parent / "expected"
 REWRITE = "IBSCAN_REWRITE_EXPECTED"
 CASES: dict[str, dict[str, Any]] = {
     "nats-80": {"width": 80},
+    "usual-120": {"width": 120, "full": False},
+    "usual-80-ascii": {"width": 80, "full": False, "units": "bits", "unicode": False},
     "bits-120-ascii": {"width": 120, "units": "bits", "unicode": False},
     "curves-100": {"width": 100, "curve": True},
     "variable-100": {"width": 100, "variable": "mi_network_xt", "every": True},
@@ -83,7 +85,8 @@ def test_tables_are_printed_as_before(synthetic: ModuleType, case: str) -> None:
 
 
 def test_every_table_has_a_specification_and_is_shown(synthetic: ModuleType) -> None:
-    shown = [lines[0] for lines in synthetic.printed(everything(synthetic), 120)]
+    found = everything(synthetic)
+    shown = [lines[0] for full in (True, False) for lines in synthetic.printed(found, 120, full=full)]
     for table in views.specs():
         assert isinstance(table, Table)
         assert any(line.startswith(table.title) for line in shown), table.title
@@ -93,9 +96,9 @@ def test_every_head_is_explained(synthetic: ModuleType, monkeypatch: pytest.Monk
     heads: set[tuple[str, ...]] = set()
     panels = layout.panels
 
-    def recorded(lead: Sequence[Any], groups: Sequence[Any], **options: Any) -> Any:
+    def recorded(lead: Sequence[Any], groups: Sequence[Any], sections: Any, **options: Any) -> Any:
         heads.update(one.heads for one in (*lead, *(c for group in groups for c in group.columns)))
-        return panels(lead, groups, **options)
+        return panels(lead, groups, sections, **options)
 
     monkeypatch.setattr(layout, "panels", recorded)
     found = everything(synthetic)

@@ -20,6 +20,7 @@ from ibscan.views.tables import tables
 def shown(found: Any, width: int = 100, *, unicode: bool = True, **options: Any) -> str:
     stream = io.StringIO()
     screen = console(stream, color="never", width=width)
+    options.setdefault("full", True)
     for block in tables(found, width=width, unicode=unicode, **options):
         screen.print(block)
     return stream.getvalue()

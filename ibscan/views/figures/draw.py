@@ -1,0 +1,198 @@
+"""Draw a picture with matplotlib, and encode it as PNG, SVG or PDF: the only room that knows the library."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ibscan.errors import UsageError
+from ibscan.views.figures.artists import Look, draw_panel
+from ibscan.views.figures.legend import entries
+from ibscan.views.figures.picture import Axis, Picture, Scale
+from ibscan.views.figures.style import Style, named_style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawn
+
+__all__ = ["FORMATS", "check_library", "drawn", "encoded"]
+
+# What formats write beside the picture: nothing that differs from day to day.
+FORMATS: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+_INCH, _POINT = 25.4, 25.4 / 72
+# Mean width of a character, and height of a line, over the size of the font.
+_CHARACTER, _LINE = 0.56, 1.35
+_ABOVE, _BELOW = 5.0, 8.0
+
+
+def check_library() -> None:
+    """Check that the drawing library is there, before anything is read.
+
+    Raises:
+        UsageError: It is not.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UsageError(f"plot needs matplotlib ({error}); install it with pip install 'ibscan[plot]'.") from None
+
+
+def drawn(picture: Picture, *, style: str = "print", axes: Axes | Sequence[Axes] | None = None) -> Drawn:
+    """Draw a picture.
+
+    Args:
+        picture: What is shown.
+        style: `print`, one column of a paper, or `screen`.
+        axes: Axes to draw on, one a panel, in place of those of a new figure; the legend is then that of the first.
+
+    Returns:
+        A figure of matplotlib, which is none of pyplot's and opens no window.
+
+    Raises:
+        UsageError: matplotlib is not installed, there is no such style, or there are fewer axes than panels.
+    """
+    look = Look(named_style(style), picture)
+    check_library()
+    import matplotlib as mpl
+
+    with mpl.rc_context(dict(look.style.settings())):
+        if axes is not None:
+            return _on(picture, look, axes)
+        return _new(picture, look)
+
+
+def _on(picture: Picture, look: Look, axes: Axes | Sequence[Axes]) -> Drawn:
+    given = list(axes) if isinstance(axes, Sequence | np.ndarray) else [axes]
+    if len(given) < len(picture.panels):
+        raise UsageError(
+            f"axes: {picture.name} has {len(picture.panels)} panels, and {len(given)} axes were given; --variable and "
+            "kind choose fewer panels, or give one axes a panel."
+        )
+    for panel, one in zip(picture.panels, given, strict=False):
+        draw_panel(one, panel, look, 40)
+        one.set_xlabel(picture.x.label, parse_math=False)
+        one.set_ylabel(panel.y.label, parse_math=False)
+    handles, labels = entries(picture, look)
+    if handles:
+        _name(given[0].legend(handles, [f"{k}" for k in range(len(labels))], frameon=False), labels)
+    figure: Any = given[0].figure
+    if isinstance(picture.colours, Scale):
+        _colour_bar(figure, picture, look, given[: len(picture.panels)])
+    return figure  # type: ignore[no-any-return]
+
+
+def _new(picture: Picture, look: Look) -> Drawn:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    style, count = look.style, len(picture.panels)
+    columns = min(picture.columns or (1 if count <= 3 else 2), count)
+    rows = -(-count // columns)
+    handles, labels = entries(picture, look)
+    across = _across(labels, style)
+    legend_rows = -(-len(labels) // across) if labels else 0
+    line = style.font * _LINE * _POINT
+    title = "\n".join(
+        textwrap.fill(text, int(style.width / (_CHARACTER * style.font * _POINT))) for text in (picture.title, *picture.notes)
+    )
+    height = rows * style.height(columns) + line * (legend_rows + title.count("\n") + 1) + _ABOVE + _BELOW
+    figure = Figure(figsize=(style.width / _INCH, height / _INCH), layout="constrained")
+    FigureCanvasAgg(figure)
+    engine: Any = figure.get_layout_engine()
+    engine.set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=not picture.x.names, sharey=picture.share_y).ravel()
+    room = int(0.92 * style.width / columns / (_CHARACTER * style.font * _POINT))
+    for panel, one in zip(picture.panels, grid, strict=False):
+        draw_panel(one, panel, look, room)
+    for place, one in enumerate(grid):
+        if place >= count:
+            one.remove()
+        elif place + columns >= count:
+            one.tick_params(labelbottom=True)
+    figure.suptitle(title, parse_math=False, x=0.01, ha="left", linespacing=1.2)
+    figure.supxlabel(picture.x.label, fontsize=style.font, parse_math=False)
+    _y_label(figure, picture, grid, style)
+    if isinstance(picture.colours, Scale):
+        _colour_bar(figure, picture, look, list(grid[:count]))
+    if handles:
+        numbers = [f"{k}" for k in range(len(labels))]
+        made = figure.legend(handles, numbers, loc="outside lower left", ncols=across, frameon=False, **_TIGHT)
+        _name(made, labels)
+    return figure
+
+
+_TIGHT: dict[str, Any] = {
+    "handlelength": 1.6,
+    "columnspacing": 1.0,
+    "handletextpad": 0.5,
+    "labelspacing": 0.25,
+    "borderpad": 0.1,
+    "borderaxespad": 0.1,
+}
+
+
+def _across(labels: Sequence[str], style: Style) -> int:
+    """Return how many entries of the legend fit side by side."""
+    longest = max(map(len, labels), default=1)
+    return max(1, min(len(labels), int(style.width / ((_CHARACTER * longest + 3.4) * style.font * _POINT))))
+
+
+def _name(legend: Any, labels: Sequence[str]) -> None:  # noqa: ANN401 - a legend of matplotlib
+    """Give a legend its words: the library leaves out those that begin with `_`, and reads `$` as mathematics."""
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_parse_math(False)
+        text.set_text(label)
+
+
+def _y_label(figure: Drawn, picture: Picture, grid: Any, style: Style) -> None:  # noqa: ANN401 - axes
+    labels = [panel.y.label for panel in picture.panels]
+    if len(set(labels)) == 1:
+        if labels[0]:
+            figure.supylabel(labels[0], fontsize=style.font, parse_math=False)
+        return
+    for label, one in zip(labels, grid, strict=False):
+        one.set_ylabel(label, parse_math=False)
+
+
+def _colour_bar(figure: Drawn, picture: Picture, look: Look, axes: list[Axes]) -> None:
+    if look.norm is None or not isinstance(picture.colours, Scale):
+        return
+    from matplotlib.cm import ScalarMappable
+
+    bar = figure.colorbar(
+        ScalarMappable(look.norm, look.map), ax=axes, location="right", aspect=45, fraction=0.03, pad=0.02
+    )
+    bar.set_label(picture.colours.label, parse_math=False)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.minorticks_off()
+    ticks = look.bar_ticks()
+    if ticks is not None:
+        bar.set_ticks(ticks[0], labels=ticks[1])
+
+
+def encoded(picture: Picture, form: str, *, style: str = "print") -> bytes:
+    """Draw a picture and return the bytes of its file, the same bytes every time.
+
+    Args:
+        picture: What is shown.
+        form: `png`, `svg` or `pdf`.
+        style: `print` or `screen`.
+
+    Raises:
+        UsageError: As `drawn` does; or there is no such form.
+    """
+    if form not in FORMATS:
+        raise UsageError(f"format {form!r}: expected {', '.join(FORMATS)}.")
+    figure, stream = drawn(picture, style=style), io.BytesIO()
+    import matplotlib as mpl
+
+    with mpl.rc_context(dict(named_style(style).settings())), warnings.catch_warnings():
+        # A name may have letters that the font lacks, which are drawn as boxes.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(stream, format=form, metadata=FORMATS[form])
+    return stream.getvalue()

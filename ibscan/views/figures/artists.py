@@ -21,6 +21,8 @@ __all__ = ["Look", "draw_panel", "fitted"]
 # Points of longer series have no dots, but for those on their own.
 _MOST_DOTS = 40
 _FROM_ZERO = 0.5
+# Values that are all smaller are zero but for rounding.
+_ROUNDING = 1e-12
 # Marks of values that are not plainly ok: form, and whether it is filled.
 STATUS_MARKS = {Status.SATURATED: "o", Status.UNRESOLVED: "D", Status.LOWER_BOUND: "^"}
 
@@ -58,11 +60,9 @@ class Look:
 
     @cached_property
     def first(self) -> float:
-        """The smallest positive number of the series, from which the axis is logarithmic."""
-        at = [np.asarray(curve.x) for panel in self.picture.panels for curve in panel.curves]
-        at += [np.asarray(curve.tint) for p in self.picture.panels for curve in p.curves if curve.tint is not None]
-        if isinstance(self.picture.colours, Scale) and not any(c.tint is not None for p in self.picture.panels for c in p.curves):
-            at = [np.array([curve.shade for panel in self.picture.panels for curve in panel.curves])]
+        """The smallest positive number that has a colour, from which a scale with zero is logarithmic."""
+        curves = [curve for panel in self.picture.panels for curve in panel.curves]
+        at = [np.full(1, curve.shade) if curve.tint is None else curve.tint for curve in curves]
         known = np.concatenate([np.empty(0), *at])
         return float(known[known > 0].min(initial=np.inf)) if (known > 0).any() else 1.0
 
@@ -75,10 +75,12 @@ class Look:
         return self.map(self.norm(shade))
 
     def bar_ticks(self) -> tuple[list[float], list[str]] | None:
-        """Return places and labels on a logarithmic colour bar; None for those the library chooses."""
+        """Return places and labels on a colour bar; None for those the library chooses."""
         scale = self.picture.colours
-        if not isinstance(scale, Scale) or not scale.log:
+        if not isinstance(scale, Scale) or not (scale.log or scale.ends):
             return None
+        if scale.ends:
+            return [scale.low, scale.high], list(scale.ends)
         ticks = log_ticks(scale.low, scale.high, self.first)
         return ticks, [tick_label(tick) for tick in ticks]
 
@@ -94,7 +96,7 @@ def log_ticks(low: float, high: float, first: float) -> list[float]:
 
 def tick_label(value: float) -> str:
     """Format a number on an axis: plain up to 10000, then as a power of ten."""
-    if value == 0 or 1e-3 < abs(value) < 1e5:
+    if value == 0 or 0.9e-3 < abs(value) < 1e5:
         return f"{value:g}"
     power = np.log10(value)
     return f"$10^{{{round(power)}}}$" if abs(power - round(power)) < 1e-9 else f"{value:.0e}"
@@ -263,10 +265,14 @@ def _x_axis(axes: Axes, axis: Axis, look: Look) -> None:
 
 def _y_axis(axes: Axes, panel: Panel) -> None:
     """Begin a linear axis at zero, where values come near it."""
-    values = np.concatenate([np.empty(0), *(c.y[np.isfinite(c.y)] for c in panel.curves)])
-    if panel.y.scale == "linear" and len(values) and 0 <= values.min() <= _FROM_ZERO * values.max():
-        axes.set_ylim(bottom=-0.02 * axes.get_ylim()[1])
-    if panel.y.scale == "linear" and not any(curve.steps for curve in panel.curves):
-        from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-        axes.yaxis.set_major_locator(MaxNLocator(4))
+    values = np.concatenate([np.empty(0), *(c.y[np.isfinite(c.y)] for c in panel.curves)])
+    if panel.y.scale != "linear" or not len(values) or any(curve.steps for curve in panel.curves):
+        return
+    if np.abs(values).max() < _ROUNDING:
+        axes.set_ylim(-0.05, 1.0)
+    elif 0 <= values.min() <= _FROM_ZERO * values.max():
+        axes.set_ylim(bottom=-0.02 * axes.get_ylim()[1])
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))

@@ -44,6 +44,7 @@ def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
             Names(("within classes", "between classes"), ordered=False),
             ("",),
             columns=len(chosen),
+            share_x="row",
             notes=tuple(notes),
         )
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from ibscan.errors import UsageError
 from ibscan.views.figures.artists import Look, draw_panel
-from ibscan.views.figures.legend import entries
-from ibscan.views.figures.picture import Axis, Picture, Scale
+from ibscan.views.figures.legend import Entries, names, signs
+from ibscan.views.figures.picture import Picture, Scale
 from ibscan.views.figures.style import Style, named_style
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ FORMATS: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {
 _INCH, _POINT = 25.4, 25.4 / 72
 # Mean width of a character, and height of a line, over the size of the font.
 _CHARACTER, _LINE = 0.56, 1.35
-_ABOVE, _BELOW = 5.0, 8.0
+_ABOVE = 5.0
 
 
 def check_library() -> None:
@@ -77,9 +77,7 @@ def _on(picture: Picture, look: Look, axes: Axes | Sequence[Axes]) -> Drawn:
         draw_panel(one, panel, look, 40)
         one.set_xlabel(picture.x.label, parse_math=False)
         one.set_ylabel(panel.y.label, parse_math=False)
-    handles, labels = entries(picture, look)
-    if handles:
-        _name(given[0].legend(handles, [f"{k}" for k in range(len(labels))], frameon=False), labels)
+    _legend(given[0], [*names(picture, look), *signs(picture, look)], "best", look.style)
     figure: Any = given[0].figure
     if isinstance(picture.colours, Scale):
         _colour_bar(figure, picture, look, given[: len(picture.panels)])
@@ -93,37 +91,47 @@ def _new(picture: Picture, look: Look) -> Drawn:
     style, count = look.style, len(picture.panels)
     columns = min(picture.columns or (1 if count <= 3 else 2), count)
     rows = -(-count // columns)
-    handles, labels = entries(picture, look)
-    across = _across(labels, style)
-    legend_rows = -(-len(labels) // across) if labels else 0
-    line = style.font * _LINE * _POINT
-    title = "\n".join(
-        textwrap.fill(text, int(style.width / (_CHARACTER * style.font * _POINT))) for text in (picture.title, *picture.notes)
-    )
-    height = rows * style.height(columns) + line * (legend_rows + title.count("\n") + 1) + _ABOVE + _BELOW
+    title = "\n".join(textwrap.fill(text, _room(style, 1)) for text in (picture.title, *picture.notes))
+    above, below = names(picture, look), signs(picture, look)
+    lines = title.count("\n") + 2 + _rows(above, style) + _rows(below, style)
+    own = style.font * _LINE * _POINT
+    height = rows * style.height(columns) + own * (lines + (rows if picture.share_x == "row" else 1)) + _ABOVE
     figure = Figure(figsize=(style.width / _INCH, height / _INCH), layout="constrained")
     FigureCanvasAgg(figure)
     engine: Any = figure.get_layout_engine()
     engine.set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=not picture.x.names, sharey=picture.share_y).ravel()
-    room = int(0.92 * style.width / columns / (_CHARACTER * style.font * _POINT))
+    shared = False if picture.x.names else picture.share_x
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey=picture.share_y).ravel()
     for panel, one in zip(picture.panels, grid, strict=False):
-        draw_panel(one, panel, look, room)
+        draw_panel(one, panel, look, _room(style, columns))
+    _label_axes(picture, grid, columns)
+    if isinstance(picture.colours, Scale):
+        _colour_bar(figure, picture, look, list(grid[:count]))
+    # The title is that of the upper legend: matplotlib would lay one over the other.
+    _legend(figure, above, "outside upper left", style, title)
+    _legend(figure, below, "outside lower left", style)
+    return figure
+
+
+def _room(style: Style, columns: int) -> int:
+    """Return how many characters fit over one of so many columns."""
+    return int(0.95 * style.width / columns / (_CHARACTER * style.font * _POINT))
+
+
+def _label_axes(picture: Picture, grid: Any, columns: int) -> None:  # noqa: ANN401 - axes
+    """Label axes where their panels end: below the lowest of each column, on the left of what shares a scale."""
+    count = len(picture.panels)
+    same = len({panel.y.label for panel in picture.panels}) == 1
     for place, one in enumerate(grid):
         if place >= count:
             one.remove()
-        elif place + columns >= count:
+            continue
+        if place + columns >= count:
             one.tick_params(labelbottom=True)
-    figure.suptitle(title, parse_math=False, x=0.01, ha="left", linespacing=1.2)
-    figure.supxlabel(picture.x.label, fontsize=style.font, parse_math=False)
-    _y_label(figure, picture, grid, style)
-    if isinstance(picture.colours, Scale):
-        _colour_bar(figure, picture, look, list(grid[:count]))
-    if handles:
-        numbers = [f"{k}" for k in range(len(labels))]
-        made = figure.legend(handles, numbers, loc="outside lower left", ncols=across, frameon=False, **_TIGHT)
-        _name(made, labels)
-    return figure
+            if columns < 3 or place % columns == columns // 2:
+                one.set_xlabel(picture.x.label, parse_math=False)
+        if place % columns == 0 or not same:
+            one.set_ylabel(picture.panels[place].y.label, parse_math=False)
 
 
 _TIGHT: dict[str, Any] = {
@@ -133,30 +141,31 @@ _TIGHT: dict[str, Any] = {
     "labelspacing": 0.25,
     "borderpad": 0.1,
     "borderaxespad": 0.1,
+    "alignment": "left",
 }
 
 
-def _across(labels: Sequence[str], style: Style) -> int:
-    """Return how many entries of the legend fit side by side."""
-    longest = max(map(len, labels), default=1)
-    return max(1, min(len(labels), int(style.width / ((_CHARACTER * longest + 3.4) * style.font * _POINT))))
+def _across(entries: Entries, style: Style) -> int:
+    """Return how many entries of a legend fit side by side."""
+    longest = max((len(label) for _, label in entries), default=1)
+    return max(1, min(len(entries), int(style.width / ((_CHARACTER * longest + 3.4) * style.font * _POINT))))
 
 
-def _name(legend: Any, labels: Sequence[str]) -> None:  # noqa: ANN401 - a legend of matplotlib
-    """Give a legend its words: the library leaves out those that begin with `_`, and reads `$` as mathematics."""
-    for text, label in zip(legend.get_texts(), labels, strict=True):
+def _rows(entries: Entries, style: Style) -> int:
+    return -(-len(entries) // _across(entries, style))
+
+
+def _legend(where: Any, entries: Entries, loc: str, style: Style, title: str = "") -> None:  # noqa: ANN401 - a figure
+    """Add a legend: matplotlib leaves out labels that begin with `_`, and reads `$` as mathematics."""
+    if not entries and not title:
+        return
+    handles, numbers = [handle for handle, _ in entries], [str(k) for k in range(len(entries))]
+    across = _across(entries, style)
+    made = where.legend(handles, numbers, loc=loc, ncols=across, title=title or None, frameon=False, **_TIGHT)
+    made.get_title().set_parse_math(False)
+    for text, (_, label) in zip(made.get_texts(), entries, strict=True):
         text.set_parse_math(False)
         text.set_text(label)
-
-
-def _y_label(figure: Drawn, picture: Picture, grid: Any, style: Style) -> None:  # noqa: ANN401 - axes
-    labels = [panel.y.label for panel in picture.panels]
-    if len(set(labels)) == 1:
-        if labels[0]:
-            figure.supylabel(labels[0], fontsize=style.font, parse_math=False)
-        return
-    for label, one in zip(labels, grid, strict=False):
-        one.set_ylabel(label, parse_math=False)
 
 
 def _colour_bar(figure: Drawn, picture: Picture, look: Look, axes: list[Axes]) -> None:

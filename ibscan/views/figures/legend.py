@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -13,7 +13,10 @@ from ibscan.views.figures.artists import STATUS_MARKS, Look, fitted
 from ibscan.views.figures.picture import Curve, Names, Picture, Scale
 from ibscan.views.figures.style import GREY, LINES, MARKERS
 
-__all__ = ["entries"]
+__all__ = ["Entries", "names", "signs"]
+
+# Handles of matplotlib, and labels.
+Entries: TypeAlias = list[tuple[Any, str]]
 
 _MOST_NAMES = 14
 _LONGEST = 30
@@ -31,10 +34,18 @@ _GAPS = {
 }
 
 
-def entries(picture: Picture, look: Look) -> tuple[list[Any], list[str]]:
-    """Return handles and labels of the legend: only what the picture has."""
-    made = [*_names(picture, look), *_runs(picture, look), *_lines(picture, look), *_statuses(picture, look)]
-    return [handle for handle, _ in made], [fitted(label, _LONGEST) for _, label in made]
+def names(picture: Picture, look: Look) -> Entries:
+    """Return what colours, markers and styles of lines stand for: a handle and a label each."""
+    return _fitted([*_names(picture, look), *_runs(picture, look)])
+
+
+def signs(picture: Picture, look: Look) -> Entries:
+    """Return what bands, levels, marks and gaps say, of those that the picture has: a handle and a label each."""
+    return _fitted([*_lines(picture, look), *_statuses(picture, look)])
+
+
+def _fitted(made: Entries) -> Entries:
+    return [(handle, fitted(label, _LONGEST)) for handle, label in made]
 
 
 def _curves(picture: Picture) -> list[Curve]:

@@ -10,7 +10,7 @@ import numpy as np
 from ibscan.core.records import Array
 from ibscan.views.figures.curves import cells, checkpoints_axis, label_of, layers_shown, places
 from ibscan.views.figures.panels import parameter_name, parameters, symbol_axis, titled
-from ibscan.views.figures.picture import Curve, Figure, Panel, Picture, Run, Scale
+from ibscan.views.figures.picture import Axis, Curve, Figure, Panel, Picture, Run, Scale
 from ibscan.views.view import is_measured
 
 __all__ = ["FIGURE"]
@@ -36,11 +36,10 @@ def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
             if curves:
                 having = [(k, ()) for k in ranks if is_measured(runs[k].view, metric, _OF_CHECKPOINT)]
                 y = symbol_axis(runs, metric, having, _words(metric))
-                panels.append(Panel(f"rank of {layer}", (metric, _RANK), curves, y))
+                panels.append(_panel(layer, (metric, _RANK), curves, y))
         if panels:
-            tints = [curve.tint for panel in panels for curve in panel.curves if curve.tint is not None]
-            known = np.concatenate([tint[np.isfinite(tint)] for tint in tints])
-            scale = Scale(f"local rank, {parameter_name('eps', value)}", float(known.min()), float(known.max()))
+            label = f"local rank of the layer, {parameter_name('eps', value)}"
+            scale = Scale(label, 0.0, 1.0, ends=("lowest", "highest"))
             yield Picture(
                 "metric",
                 metric,
@@ -53,6 +52,16 @@ def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
                 share_y=True,
                 notes=tuple(notes),
             )
+
+
+def _panel(layer: str, variables: tuple[str, ...], curves: Sequence[Curve], y: Axis) -> Panel:
+    """Return the panel of a layer: colours stand for its own range of ranks, which the title gives."""
+    every = np.concatenate([curve.tint for curve in curves if curve.tint is not None])
+    low, high = float(np.nanmin(every)), float(np.nanmax(every))
+    span = high - low if high > low else np.inf
+    shaded = [dataclasses.replace(curve, tint=(curve.tint - low) / span) for curve in curves if curve.tint is not None]
+    ranks = f"{low:.3g} to {high:.3g}" if high > low else f"{low:.3g}"
+    return Panel(f"{layer}, rank {ranks}", variables, tuple(shaded), y)
 
 
 def _metrics(runs: Sequence[Run]) -> list[str]:

@@ -55,8 +55,8 @@ def parameter_name(dim: str, value: object) -> str:
     if isinstance(value, str):
         return name_of(value, unicode=True)
     label = DIMENSIONS[dim].label.replace("eps", "ε").removesuffix("/rms") if dim in DIMENSIONS else dim
-    end = {"rel_noise": " rms", "rel_eps": " of the largest"}.get(dim, "")
-    return f"{label or dim} {number(float(str(value)))}{end}"
+    start, end = "rel. " if dim == "rel_eps" else "", " rms" if dim == "rel_noise" else ""
+    return f"{start}{label or dim} {number(float(str(value)))}{end}"
 
 
 def symbol(view: View, key: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -96,12 +97,13 @@ class Names:
 
 @dataclass(frozen=True)
 class Scale:
-    """Colours that stand for numbers, on a colour bar."""
+    """Colours that stand for numbers, on a colour bar; `ends` name its ends, in place of numbers."""
 
     label: str
     low: float
     high: float
     log: bool = False
+    ends: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class Picture:
         band: What the band about a curve is; empty where there is none.
         marks: Names of markers, where these say something.
         columns: Panels side by side.
+        share_x: Whether `all` panels have the same range of x, or those of a `row`.
         share_y: Whether panels have the same y axis.
         notes: Below the panels.
     """
@@ -133,6 +136,7 @@ class Picture:
     band: str = ""
     marks: tuple[str, ...] = ()
     columns: int = 0
+    share_x: Literal["all", "row"] = "all"
     share_y: bool = False
     notes: tuple[str, ...] = ()
 

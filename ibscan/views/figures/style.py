@@ -47,7 +47,7 @@ class Style:
             "xtick.labelsize": self.font - 0.5,
             "ytick.labelsize": self.font - 0.5,
             "legend.fontsize": self.font - 0.5,
-            "figure.titlesize": self.font + 0.5,
+            "legend.title_fontsize": self.font + 0.5,
             "axes.linewidth": 0.6 * self.line,
             "xtick.major.width": 0.6 * self.line,
             "ytick.major.width": 0.6 * self.line,

@@ -130,7 +130,7 @@ def listed() -> str:
 def _row(setting: Setting) -> tuple[str, str, str]:
     flags, value = typed(setting)
     shown = ", ".join(f"`{flag}`" for flag in flags) + (f" `{value}`" if value else "")
-    verbs = verbs_of(flags[0])
+    verbs = verbs_of(setting)
     if set(SCAN_VERBS) <= set(verbs):
         verbs = ("scan verbs", *(verb for verb in verbs if verb not in SCAN_VERBS))
     default = default_of(setting)

@@ -68,16 +68,18 @@ def _curves(runs: Sequence[Run], variable: tuple[str, str], layer: str) -> Itera
         order = sorted(known, key=lambda index, at=view.result[dim].values: float(at[index]))  # type: ignore[misc]
         parts = [cells(run, key, index).at(slice(None), names.index(layer)) for index in order]
         x, at, (_, labels) = view.result[dim].values[order].astype(np.float64), places(view), view.axis
-
         for row in checkpoint_scale(view, _MOST_CHECKPOINTS):
             one = [part.at(row) for part in parts]
             half = [part.half for part in one if part.half is not None]
             status = [part.status for part in one if part.status is not None]
             ends = [(np.nan, np.nan) if part.ends is None else part.ends for part in one]
+            y = np.array([float(part.values) for part in one])
+            if not np.isfinite(y).any():
+                continue
             yield Curve(
                 labels[row],
                 x,
-                np.array([float(part.values) for part in one]),
+                y,
                 float(at[row]),
                 number,
                 np.array(half, dtype=np.float64) if len(half) == len(one) else None,

@@ -21,6 +21,7 @@ __all__ = ["Look", "draw_panel", "fitted"]
 # Points of longer series have no dots, but for those on their own.
 _MOST_DOTS = 40
 _FROM_ZERO = 0.5
+_MOST_TICKS = 12
 # Values that are all smaller are zero but for rounding.
 _ROUNDING = 1e-12
 # Marks of values that are not plainly ok: form, and whether it is filled.
@@ -237,7 +238,7 @@ def _tinted(axes: Axes, curve: Curve, tint: Array, look: Look) -> None:
 
 
 def _x_axis(axes: Axes, axis: Axis, look: Look) -> None:
-    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
 
     if axis.names:
         most = 6
@@ -260,7 +261,9 @@ def _x_axis(axes: Axes, axis: Axis, look: Look) -> None:
     ticks = log_ticks(float(at.min()), float(at.max()), first)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FixedFormatter([tick_label(tick) for tick in ticks]))
-    axes.xaxis.set_minor_locator(NullLocator())
+    few = np.unique(at) if axis.scale == "log" else np.empty(0)
+    axes.xaxis.set_minor_locator(FixedLocator(few.tolist()) if 0 < len(few) <= _MOST_TICKS else NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _y_axis(axes: Axes, panel: Panel) -> None:

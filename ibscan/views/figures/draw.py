@@ -26,7 +26,7 @@ __all__ = ["FORMATS", "check_library", "drawn", "encoded"]
 FORMATS: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 _INCH, _POINT = 25.4, 25.4 / 72
 # Mean width of a character, and height of a line, over the size of the font.
-_CHARACTER, _LINE = 0.56, 1.35
+_CHARACTER, _LINE = 0.48, 1.35
 _ABOVE = 5.0
 
 
@@ -148,7 +148,7 @@ _TIGHT: dict[str, Any] = {
 def _across(entries: Entries, style: Style) -> int:
     """Return how many entries of a legend fit side by side."""
     longest = max((len(label) for _, label in entries), default=1)
-    return max(1, min(len(entries), int(style.width / ((_CHARACTER * longest + 3.4) * style.font * _POINT))))
+    return max(1, min(len(entries), int(style.width / ((_CHARACTER * longest + 3.8) * style.font * _POINT))))
 
 
 def _rows(entries: Entries, style: Style) -> int:

@@ -58,8 +58,9 @@ def _panel(layer: str, variables: tuple[str, ...], curves: Sequence[Curve], y: A
     """Return the panel of a layer: colours stand for its own range of ranks, which the title gives."""
     every = np.concatenate([curve.tint for curve in curves if curve.tint is not None])
     low, high = float(np.nanmin(every)), float(np.nanmax(every))
-    span = high - low if high > low else np.inf
-    shaded = [dataclasses.replace(curve, tint=(curve.tint - low) / span) for curve in curves if curve.tint is not None]
+    # A constant rank is in the middle of the scale.
+    middle, span = (low, high - low) if high > low else (low - 0.5, 1.0)
+    shaded = [dataclasses.replace(c, tint=(c.tint - middle) / span) for c in curves if c.tint is not None]
     ranks = f"{low:.3g} to {high:.3g}" if high > low else f"{low:.3g}"
     return Panel(f"{layer}, rank {ranks}", variables, tuple(shaded), y)
 

@@ -123,7 +123,7 @@ def channel_panels(runs: Sequence[Run], side: str) -> list[tuple[Channel, Panel,
         key = channel.variable(side)
         for value, found in parameters(runs, key, channel.dim):
             view = runs[found[0][0]].view
-            title = f"{channel.label}, {symbol(view, key)}, {parameter_name(channel.dim, value)}"
+            title = f"{channel.label} {symbol(view, key)}, {parameter_name(channel.dim, value)}"
             curves = over_checkpoints(runs, key, found)
             levels = ceiling(runs, key, found) if side == "xt" else ()
             axis = symbol_axis(runs, key, found, {"xt": "I(X; T)", "ty": "I(T; Y)"}.get(side, ""))

@@ -35,6 +35,7 @@ _TABLES: Mapping[str, str] = {
     "row column": "column of rows and exports",
     "ls column": "column of ibscan ls",
     "verb": "verb",
+    "figure": "kind of figure",
 }
 _ALSO_NAMES = "mark"
 _CODE = re.compile(r"`([^`]+)`")

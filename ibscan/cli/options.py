@@ -64,9 +64,7 @@ CHECKPOINTS = _argument(
     "[CKPTS]...",
 )
 RESULT = (_argument("result", Path, inspect.Parameter.empty, "A file that a scan wrote.", "RESULT"),)
-RESULTS = (
-    _argument("results", list[Path] | None, None, "Files that scans wrote. Default: ibscan.h5.", "[RESULT]..."),
-)
+RESULTS = (_argument("results", list[Path] | None, None, "Files that scans wrote. Default: ibscan.h5.", "[RESULT]..."),)
 
 
 def _printing(name: str, default: Any, text: str, *flags: str, **more: Any) -> Setting:  # noqa: ANN401 - of its kind
@@ -110,9 +108,7 @@ PLOT_SETTINGS = (
     _printing("format", "png", "Of the figures in a folder.", kind=Literal["png", "svg", "pdf"]),
     _printing("kind", (), f"Figures to draw: {_KINDS}; repeatable. Default: all.", metavar="KIND", several=True),
     _printing("variable", (), "Variables to draw, alone; repeatable.", metavar="NAME", several=True),
-    _printing(
-        "run", (), "A result, and the name it has in legends; repeatable.", metavar="NAME=FILE", several=True
-    ),
+    _printing("run", (), "A result, and the name it has in legends; repeatable.", metavar="NAME=FILE", several=True),
     _printing("band", False, "Mean over results (seeds), and their standard deviation as a band."),
     _printing(
         "style",

@@ -45,8 +45,7 @@ def plotted(options: Mapping[str, Any], default: Path) -> int:
     single = place.suffix.lower().removeprefix(".") if _is_file(place) else ""
     paths = _named(options["results"] or [], options["run"] or [], default)
     results = {name: _selected(read(path), path, options) for name, path in paths.items()}
-    kinds = tuple(kind.replace("-", "_") for kind in options["kind"] or ())
-    variables = tuple(options["variable"] or ())
+    kinds, variables = (tuple(options[name] or ()) for name in ("kind", "variable"))
     found = pictures(results, kinds=kinds, variables=variables, units=options["units"], band=options["band"])
     if single:
         _check_one(found, place)
@@ -156,7 +155,9 @@ def _selected(result: Result, path: Path, options: Mapping[str, Any]) -> Result:
     layers = [name for name in names if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
     if not layers:
         near = list(dict.fromkeys(_near(globs, names)))
-        raise NothingMatched(f"--layers {' '.join(globs)}: {path} has no such layer; it has {listed(near or names, 8)}.")
+        raise NothingMatched(
+            f"--layers {' '.join(globs)}: {path} has no such layer; it has {listed(near or names, 8)}."
+        )
     return selected(result, checkpoints=kept, coordinates={"layer": layers})
 
 

@@ -73,10 +73,7 @@ def pictures(
     from ibscan.views.figures.pooled import pooled
     from ibscan.views.figures.variable import of_variable
 
-    for kind in kinds:
-        if kind not in FIGURES:
-            near = near_names(kind, FIGURES, 3, 0.5) or FIGURES
-            raise UsageError(f"--kind {kind!r}: there is no such figure; expected {' or '.join(near)}.")
+    kinds = tuple(map(_kind, kinds))
     runs = _runs(results, units, variables, band)
     runs = [pooled(runs)] if band and len(runs) > 1 else runs
     found = [
@@ -96,6 +93,14 @@ def pictures(
             "what each kind needs."
         )
     return found
+
+
+def _kind(name: str) -> str:
+    """Return the name of a kind as `FIGURES` has it, whether typed with - or _."""
+    if (kind := name.replace("-", "_")) not in FIGURES:
+        near = near_names(kind, FIGURES, 3, 0.5) or FIGURES
+        raise UsageError(f"--kind {name!r}: there is no such figure; expected {' or '.join(near)}.")
+    return kind
 
 
 def _runs(results: Mapping[str, Result], units: str, variables: Sequence[str], band: bool) -> list[Run]:

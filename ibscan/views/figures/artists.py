@@ -21,7 +21,6 @@ __all__ = ["Look", "draw_panel", "fitted"]
 # Points of longer series have no dots, but for those on their own.
 _MOST_DOTS = 40
 _FROM_ZERO = 0.5
-_MOST_TICKS = 12
 # Values that are all smaller are zero but for rounding.
 _ROUNDING = 1e-12
 # Marks of values that are not plainly ok: form, and whether it is filled.
@@ -151,7 +150,13 @@ def _line(axes: Axes, curve: Curve, look: Look) -> None:
     known = np.isfinite(curve.y)
     drawn = np.where(known & (codes != Status.UNRESOLVED), curve.y, np.nan)
     axes.plot(
-        curve.x, drawn, color=colour, linewidth=style.line, linestyle=LINES[curve.run % len(LINES)], zorder=3, gid="line"
+        curve.x,
+        drawn,
+        color=colour,
+        linewidth=style.line,
+        linestyle=LINES[curve.run % len(LINES)],
+        zorder=3,
+        gid="line",
     )
     if curve.half is not None:
         half = np.where(np.isfinite(curve.half), curve.half, 0.0)
@@ -170,7 +175,7 @@ def _line(axes: Axes, curve: Curve, look: Look) -> None:
 def _isolated(values: Array) -> Array:
     """Return which numbers have no neighbour, and so no line."""
     padded = np.concatenate([[np.nan], values, [np.nan]])
-    return np.isnan(padded[:-2]) & np.isnan(padded[2:])
+    return np.asarray(np.isnan(padded[:-2]) & np.isnan(padded[2:]))
 
 
 def _marks(axes: Axes, curve: Curve, where: Array, mark: tuple[str, Any, Any], style: Style) -> None:
@@ -238,7 +243,7 @@ def _tinted(axes: Axes, curve: Curve, tint: Array, look: Look) -> None:
 
 
 def _x_axis(axes: Axes, axis: Axis, look: Look) -> None:
-    from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
     if axis.names:
         most = 6
@@ -261,8 +266,8 @@ def _x_axis(axes: Axes, axis: Axis, look: Look) -> None:
     ticks = log_ticks(float(at.min()), float(at.max()), first)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FixedFormatter([tick_label(tick) for tick in ticks]))
-    few = np.unique(at) if axis.scale == "log" else np.empty(0)
-    axes.xaxis.set_minor_locator(FixedLocator(few.tolist()) if 0 < len(few) <= _MOST_TICKS else NullLocator())
+    minor = [k * tick for tick in ticks for k in range(2, 10) if first <= k * tick <= float(at.max())]
+    axes.xaxis.set_minor_locator(FixedLocator(minor))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 

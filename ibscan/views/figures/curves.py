@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,8 @@ def cells(run: Run, key: str, *index: int) -> Cells:
 
 def _at(values: Array, index: tuple[int, ...]) -> Array:
     """Return the values at an index along the last dimensions."""
-    return np.asarray(values[(..., *index)])
+    where: tuple[Any, ...] = (..., *index)
+    return np.asarray(values[where])
 
 
 def band_of(runs: Sequence[Run]) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ibscan.errors import UsageError
-from ibscan.views.figures.artists import Look, draw_panel
+from ibscan.views.figures.artists import Look, draw_panel, fitted
 from ibscan.views.figures.legend import Entries, names, signs
 from ibscan.views.figures.picture import Picture, Scale
 from ibscan.views.figures.style import Style, named_style
@@ -60,7 +60,7 @@ def drawn(picture: Picture, *, style: str = "print", axes: Axes | Sequence[Axes]
     check_library()
     import matplotlib as mpl
 
-    with mpl.rc_context(dict(look.style.settings())):
+    with mpl.rc_context(look.style.settings()):
         if axes is not None:
             return _on(picture, look, axes)
         return _new(picture, look)
@@ -104,7 +104,7 @@ def _new(picture: Picture, look: Look) -> Drawn:
     grid = figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey=picture.share_y).ravel()
     for panel, one in zip(picture.panels, grid, strict=False):
         draw_panel(one, panel, look, _room(style, columns))
-    _label_axes(picture, grid, columns)
+    _label_axes(picture, grid, columns, int(0.9 * style.height(columns) / (_CHARACTER * style.font * _POINT)))
     if isinstance(picture.colours, Scale):
         _colour_bar(figure, picture, look, list(grid[:count]))
     # The title is that of the upper legend: matplotlib would lay one over the other.
@@ -118,8 +118,11 @@ def _room(style: Style, columns: int) -> int:
     return int(0.95 * style.width / columns / (_CHARACTER * style.font * _POINT))
 
 
-def _label_axes(picture: Picture, grid: Any, columns: int) -> None:  # noqa: ANN401 - axes
-    """Label axes where their panels end: below the lowest of each column, on the left of what shares a scale."""
+def _label_axes(picture: Picture, grid: Any, columns: int, room: int) -> None:  # noqa: ANN401 - axes
+    """Label axes where their panels end: below the lowest of each column, on the left of what shares a scale.
+
+    So many characters fit beside a panel.
+    """
     count = len(picture.panels)
     same = len({panel.y.label for panel in picture.panels}) == 1
     for place, one in enumerate(grid):
@@ -131,11 +134,11 @@ def _label_axes(picture: Picture, grid: Any, columns: int) -> None:  # noqa: ANN
             if columns < 3 or place % columns == columns // 2:
                 one.set_xlabel(picture.x.label, parse_math=False)
         if place % columns == 0 or not same:
-            one.set_ylabel(picture.panels[place].y.label, parse_math=False)
+            one.set_ylabel(fitted(picture.panels[place].y.label, room), parse_math=False)
 
 
 _TIGHT: dict[str, Any] = {
-    "handlelength": 1.6,
+    "handlelength": 2.0,
     "columnspacing": 1.0,
     "handletextpad": 0.5,
     "labelspacing": 0.25,
@@ -177,7 +180,7 @@ def _colour_bar(figure: Drawn, picture: Picture, look: Look, axes: list[Axes]) -
         ScalarMappable(look.norm, look.map), ax=axes, location="right", aspect=45, fraction=0.03, pad=0.02
     )
     bar.set_label(picture.colours.label, parse_math=False)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.minorticks_off()
     ticks = look.bar_ticks()
     if ticks is not None:
@@ -200,7 +203,7 @@ def encoded(picture: Picture, form: str, *, style: str = "print") -> bytes:
     figure, stream = drawn(picture, style=style), io.BytesIO()
     import matplotlib as mpl
 
-    with mpl.rc_context(dict(named_style(style).settings())), warnings.catch_warnings():
+    with mpl.rc_context(named_style(style).settings()), warnings.catch_warnings():
         # A name may have letters that the font lacks, which are drawn as boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure.savefig(stream, format=form, metadata=FORMATS[form])

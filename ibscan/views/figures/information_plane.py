@@ -14,8 +14,6 @@ from ibscan.views.view import is_measured
 
 __all__ = ["FIGURE"]
 
-# Worst first: a point has the status of the worse of its coordinates.
-
 
 def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
     panels: list[Panel] = []
@@ -42,6 +40,7 @@ def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
                 tuple(run.name for run in runs),
                 marks=layer_names(runs),
                 columns=1 if len(panels) < 3 else 2,
+                share_y=True,
             )
         )
 
@@ -58,9 +57,7 @@ def _curves(runs: Sequence[Run], channel: Channel, found: Found) -> Iterator[Cur
                 label = label_of(view, layer)
                 nowhere = np.where(known, y.values, np.nan)
                 mark = names.index(label)
-                yield Curve(
-                    label, x.values, nowhere, run=number, status=_worse(x, y), tint=places(view), mark=mark
-                )
+                yield Curve(label, x.values, nowhere, run=number, status=_worse(x, y), tint=places(view), mark=mark)
 
 
 def _worse(x: Cells, y: Cells) -> np.ndarray | None:

@@ -27,10 +27,7 @@ def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
         for channel in NOISY
         for value, found in parameters(runs, channel.variable("slope"), channel.dim)
     ]
-    ranks = [
-        (_RANK, f"rank, {parameter_name('eps', value)}", found)
-        for value, found in parameters(runs, _RANK, "eps")
-    ]
+    ranks = [(_RANK, f"rank, {parameter_name('eps', value)}", found) for value, found in parameters(runs, _RANK, "eps")]
     slopes = [one for one in slopes if ranks and _alike(runs, one[0], one[2], ranks[0][2])]
     if not slopes:
         return
@@ -47,7 +44,7 @@ def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
     yield Picture(
         "information_slope",
         "",
-        titled(runs, slopes[0][0], slopes[0][2], "slope −dI(X; T+Z)/d ln noise and local rank"),
+        titled(runs, slopes[0][0], slopes[0][2], "slope of I(X; T+Z) and local rank"),
         tuple(Panel(layer, names, tuple(curves[layer]), y) for layer in shown if layer in curves),
         checkpoints_axis(runs),
         Names(tuple(label for _, label, _ in every), ordered=False),

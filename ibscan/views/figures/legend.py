@@ -10,7 +10,7 @@ import numpy as np
 from ibscan.core.estimate import Status
 from ibscan.core.records import Array
 from ibscan.views.figures.artists import STATUS_MARKS, Look, fitted
-from ibscan.views.figures.picture import Curve, Names, Picture, Scale
+from ibscan.views.figures.picture import Curve, Names, Picture
 from ibscan.views.figures.style import GREY, LINES, MARKERS
 
 __all__ = ["Entries", "names", "signs"]
@@ -58,7 +58,7 @@ def _handle(look: Look, **properties: Any) -> Any:  # noqa: ANN401 - a line of m
     return Line2D([], [], **{"linewidth": 1.3 * look.style.line, "markersize": 2 * look.style.marker, **properties})
 
 
-def _thinned(names: tuple[str, ...], used: set[int]) -> list[int]:
+def _thinned(used: set[int]) -> list[int]:
     shown = sorted(used)
     if len(shown) <= _MOST_NAMES:
         return shown
@@ -68,10 +68,10 @@ def _thinned(names: tuple[str, ...], used: set[int]) -> list[int]:
 def _names(picture: Picture, look: Look) -> Iterator[tuple[Any, str]]:
     colours, curves = picture.colours, _curves(picture)
     if isinstance(colours, Names):
-        for shade in _thinned(colours.names, {int(curve.shade) for curve in curves}):
+        for shade in _thinned({int(curve.shade) for curve in curves}):
             yield _handle(look, color=look.colour(shade)), colours.names[shade]
     if picture.marks:
-        for mark in _thinned(picture.marks, {curve.mark for curve in curves}):
+        for mark in _thinned({curve.mark for curve in curves}):
             form = MARKERS[mark % len(MARKERS)]
             yield _handle(look, color=GREY, linestyle="none", marker=form, markeredgewidth=0), picture.marks[mark]
 
@@ -102,23 +102,17 @@ def _statuses(picture: Picture, look: Look) -> Iterator[tuple[Any, str]]:
             missing: Array = ~np.isfinite(curve.y)
             codes |= set(np.asarray(curve.status)[~missing].tolist())
             gaps |= set(np.asarray(curve.status)[missing].tolist())
-    for status, form in STATUS_MARKS.items():
-        if status in codes:
-            bracket = status is Status.UNRESOLVED and any(_has_bracket(curve) for curve in curves)
-            label = "open: unresolved, its bracket" if bracket else _SAID[status]
-            shown = "o" if picture.marks or isinstance(picture.colours, Scale) and _tinted(picture) else form
-            handle = _handle(
-                look, linestyle="none", marker=shown, markerfacecolor="white", markeredgecolor=GREY, markeredgewidth=0.8
-            )
-            yield handle, label
-    said = [text for status, text in _GAPS.items() if status in gaps]
-    if said:
-        yield _handle(look, linestyle="none"), f"gap: {', '.join(said)}"
-
-
-def _tinted(picture: Picture) -> bool:
-    return any(curve.tint is not None for curve in _curves(picture))
-
-
-def _has_bracket(curve: Curve) -> bool:
-    return curve.ends is not None and bool(np.isfinite(curve.ends[0]).any())
+    present = {status: form for status, form in STATUS_MARKS.items() if status in codes}
+    if any(curve.tint is not None for curve in curves):
+        # Markers stand for layers there, and hollow ones for every such status.
+        said = " or ".join(_SAID[status].rpartition(": ")[2] for status in present)
+        present, words = ({Status.SATURATED: "o"} if present else {}), {Status.SATURATED: f"hollow: {said}"}
+    else:
+        opened = any(curve.ends is not None and np.isfinite(curve.ends[0]).any() for curve in curves)
+        words = _SAID | ({Status.UNRESOLVED: "unresolved, its bracket"} if opened else {})
+    for status, form in present.items():
+        edge = {"markerfacecolor": "white", "markeredgecolor": GREY, "markeredgewidth": 0.8}
+        yield _handle(look, linestyle="none", marker=form, **edge), words[status]
+    gap = [text for status, text in _GAPS.items() if status in gaps]
+    if gap:
+        yield _handle(look, linestyle="none"), f"gap: {', '.join(gap)}"

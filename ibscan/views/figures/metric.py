@@ -9,7 +9,7 @@ import numpy as np
 
 from ibscan.core.records import Array
 from ibscan.views.figures.curves import cells, checkpoints_axis, label_of, layers_shown, places
-from ibscan.views.figures.panels import parameter_name, parameters, symbol_axis, titled
+from ibscan.views.figures.panels import Found, parameter_name, parameters, symbol_axis, titled
 from ibscan.views.figures.picture import Axis, Curve, Figure, Panel, Picture, Run, Scale
 from ibscan.views.view import is_measured
 
@@ -34,7 +34,7 @@ def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
         for layer in shown:
             curves = tuple(_curves(runs, metric, layer, ranks))
             if curves:
-                having = [(k, ()) for k in ranks if is_measured(runs[k].view, metric, _OF_CHECKPOINT)]
+                having: Found = [(k, ()) for k in ranks if is_measured(runs[k].view, metric, _OF_CHECKPOINT)]
                 y = symbol_axis(runs, metric, having, _words(metric))
                 panels.append(_panel(layer, (metric, _RANK), curves, y))
         if panels:
@@ -72,7 +72,7 @@ def _metrics(runs: Sequence[Run]) -> list[str]:
 
 
 def _words(metric: str) -> str:
-    own = {"probe_accuracy": "accuracy on the probe", "probe_loss": "loss on the probe"}
+    own = {"probe_accuracy": "probe accuracy", "probe_loss": "probe loss"}
     return own.get(metric, metric.removeprefix(_PREFIX).replace("_", " "))
 
 

@@ -73,8 +73,8 @@ def symbol_axis(runs: Sequence[Run], key: str, found: Found, words: str = "") ->
 
 def titled(runs: Sequence[Run], key: str, found: Found, words: str) -> str:
     """Return a title: words, and how the variable was measured."""
-    said = terms(runs[found[0][0]].view, key, unit=False)
-    return f"{words} · {said}" if said else words
+    said = list(dict.fromkeys(terms(runs[k].view, key, unit=False) for k, _ in found))
+    return f"{words} · {'; '.join(said)}" if any(said) else words
 
 
 def log_or_linear(curves: Iterable[Curve]) -> str:

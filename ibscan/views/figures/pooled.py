@@ -78,7 +78,7 @@ def _cut(variable: Variable, keep: Mapping[str, list[int]]) -> Array:
     values = variable.values
     for axis, dim in enumerate(variable.dims):
         values = np.take(values, keep[dim], axis)
-    return values
+    return np.asarray(values)
 
 
 def _parts(result: Result, key: str, keep: Mapping[str, list[int]]) -> Mapping[str, Array] | None:
@@ -112,4 +112,4 @@ def _mean(key: str, like: Variable, parts: Sequence[Mapping[str, Array]]) -> dic
 def _worst(statuses: Array) -> Array:
     rank = {int(status): place for place, status in enumerate(_WORST)}
     places_ = np.vectorize(rank.__getitem__, otypes=[np.int64])(statuses).min(0)
-    return np.asarray([int(status) for status in _WORST], dtype=np.int8)[places_]
+    return np.asarray([int(status) for status in _WORST], dtype=np.int8).take(places_)

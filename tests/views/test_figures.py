@@ -242,6 +242,34 @@ def test_a_text_is_shortened_in_its_middle() -> None:
     assert len(fitted("x" * 100, 20)) == 20
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("values", [(1e308, -1e308), (5e-324, 0.0), (np.nan, np.inf)])
+def test_numbers_of_any_size_are_drawn_without_a_warning(values: tuple[float, float]) -> None:
+    found = everything()
+    for variable in found.variables.values():
+        if variable.values.dtype.kind == "f":
+            variable.values[1], variable.values[2] = values
+    for picture in pictures({"run": found}):
+        encoded(picture, "png")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epochs", [(-5, -1, 0, 3), (0, 1e-300, 1, 1e300), (7, 7, 7, 7)])
+def test_epochs_of_any_size_have_an_axis(epochs: tuple[float, ...]) -> None:
+    found = everything()
+    found["epoch"].values[:] = epochs
+    for kind in ("local_rank", "information_plane", "rank_curve", "metric"):
+        encoded(one(found, kind), "png")
+
+
+def test_panels_that_share_an_axis_show_all_of_it() -> None:
+    found = everything()
+    found["local_rank"].values[..., 1] += 100
+    figure = drawn(one(found, "local_rank", "local_rank"))
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+    assert figure.axes[0].get_ylim()[1] > 100
+
+
 def test_axes_of_somebody_else_are_drawn_on() -> None:
     from matplotlib.figure import Figure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,12 @@ from ibscan.views.figures.style import COLOUR_MAP, COLOURS, GREY, LINES, MAP_END
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Look", "draw_panel", "fitted"]
+__all__ = ["Look", "draw_panel", "fitted", "limit_y"]
 
 # Points of longer series have no dots, but for those on their own.
 _MOST_DOTS = 40
 _FROM_ZERO = 0.5
+_MOST_TICKS = 5
 # Values that are all smaller are zero but for rounding.
 _ROUNDING = 1e-12
 # Marks of values that are not plainly ok: form, and whether it is filled.
@@ -91,6 +93,7 @@ def log_ticks(low: float, high: float, first: float) -> list[float]:
     powers = [10.0**k for k in range(start, stop + 1)]
     if len(powers) < 2:
         powers = sorted({*powers, first, high})
+    powers = powers[:: -(-len(powers) // _MOST_TICKS)]
     return [*([0.0] if low <= 0 else []), *powers]
 
 
@@ -130,7 +133,6 @@ def draw_panel(axes: Axes, panel: Panel, look: Look, room: int) -> None:
         else:
             _line(axes, curve, look)
     _x_axis(axes, look.picture.x, look)
-    _y_axis(axes, panel)
 
 
 def _histogram(axes: Axes, curve: Curve, look: Look) -> None:
@@ -221,7 +223,8 @@ def _tinted(axes: Axes, curve: Curve, tint: Array, look: Look) -> None:
     """Draw points that have a colour each, along a thin line."""
     style, codes = look.style, _codes(curve)
     line = LINES[curve.run % len(LINES)]
-    axes.plot(curve.x, curve.y, color=GREY, linewidth=0.4 * style.line, linestyle=line, alpha=0.7, zorder=1, gid="path")
+    path = np.where(codes == Status.UNRESOLVED, np.nan, curve.y)
+    axes.plot(curve.x, path, color=GREY, linewidth=0.4 * style.line, linestyle=line, alpha=0.7, zorder=1, gid="path")
     if curve.half is not None:
         axes.errorbar(curve.x, curve.y, yerr=curve.half, fmt="none", ecolor=GREY, elinewidth=0.5 * style.line, zorder=1)
     known = np.isfinite(curve.x) & np.isfinite(curve.y) & np.isfinite(tint)
@@ -271,16 +274,19 @@ def _x_axis(axes: Axes, axis: Axis, look: Look) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _y_axis(axes: Axes, panel: Panel) -> None:
-    """Begin a linear axis at zero, where values come near it."""
+def limit_y(axes: Sequence[Axes], panels: Sequence[Panel]) -> None:
+    """Begin linear axes at zero, where values come near it, once all panels that share them are drawn."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    values = np.concatenate([np.empty(0), *(c.y[np.isfinite(c.y)] for c in panel.curves)])
-    if panel.y.scale != "linear" or not len(values) or any(curve.steps for curve in panel.curves):
+    curves = [curve for panel in panels for curve in panel.curves]
+    values = np.concatenate([np.empty(0), *(curve.y[np.isfinite(curve.y)] for curve in curves)])
+    if any(panel.y.scale != "linear" for panel in panels) or not len(values) or any(curve.steps for curve in curves):
         return
-    if np.abs(values).max() < _ROUNDING:
-        axes.set_ylim(-0.05, 1.0)
-    elif 0 <= values.min() <= _FROM_ZERO * values.max():
-        axes.set_ylim(bottom=-0.02 * axes.get_ylim()[1])
-    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    top = axes[0].get_ylim()[1]
+    for one in axes:
+        if np.abs(values).max() < _ROUNDING:
+            one.set_ylim(-0.05, 1.0)
+        elif 0 <= values.min() <= _FROM_ZERO * values.max():
+            one.set_ylim(-0.02 * top, top)
+        one.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+        one.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))

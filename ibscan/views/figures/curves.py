@@ -33,6 +33,7 @@ __all__ = [
 _NORMAL = 1.96
 _SHOWN = frozenset({Status.OK, Status.SATURATED, Status.UNRESOLVED, Status.LOWER_BOUND})
 _WIDE_RANGE = 20.0
+_LARGEST = 1e100
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,19 @@ def cells(run: Run, key: str, *index: int) -> Cells:
     codes = None if codes is None else _at(codes, index)
     if codes is not None:
         values = np.where(np.isin(codes, list(_SHOWN)), values, np.nan)
-    values = np.where(np.isfinite(values), values, np.nan)
+    values = _drawable(values)
     errors, bracket = view.companion(key, "stderr"), view.bracket(key)
-    half = None if errors is None else _at(errors, index) * (1.0 if run.pooled else _NORMAL)
-    ends = None if bracket is None else (_at(bracket[0], index), _at(bracket[1], index))
+    half = None if errors is None else _drawable(_at(errors, index)) * (1.0 if run.pooled else _NORMAL)
+    ends = None if bracket is None else (_drawable(_at(bracket[0], index)), _drawable(_at(bracket[1], index)))
     opened = has_open_bracket(codes, ends)
     if ends is not None and opened is not None:
         ends = tuple(np.where(opened, end, np.nan) for end in ends)  # type: ignore[assignment]
     return Cells(values, half, ends if opened is not None and opened.any() else None, codes)
+
+
+def _drawable(values: Array) -> Array:
+    """Return numbers that can be drawn, NaN for others: of larger ones no axis can be made."""
+    return np.where(np.abs(values) < _LARGEST, values, np.nan)
 
 
 def _at(values: Array, index: tuple[int, ...]) -> Array:
@@ -134,7 +140,9 @@ def over_checkpoints(runs: Sequence[Run], key: str, found: Iterable[tuple[int, t
 def places(view: View) -> Array:
     """Return where checkpoints lie on the axis of the series: its numbers, or their order where it has none."""
     values = view.axis_values
-    return np.arange(view.size, dtype=np.float64) if values is None else values.astype(np.float64)
+    if values is None or np.abs(values).max(initial=0.0) >= _LARGEST:
+        return np.arange(view.size, dtype=np.float64)
+    return values.astype(np.float64)
 
 
 def checkpoints_axis(runs: Sequence[Run]) -> Axis:

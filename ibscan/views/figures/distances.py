@@ -43,8 +43,8 @@ def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
             Axis("distance / activation units"),
             Names(("within classes", "between classes"), ordered=False),
             ("",),
-            columns=len(chosen),
-            share_x="row",
+            columns=max(2, len(chosen)),
+            share_x="row" if len(chosen) > 1 else "none",
             notes=tuple(notes),
         )
 

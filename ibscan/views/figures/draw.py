@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ibscan.errors import UsageError
-from ibscan.views.figures.artists import Look, draw_panel, fitted
+from ibscan.views.figures.artists import Look, draw_panel, fitted, limit_y
 from ibscan.views.figures.legend import Entries, names, signs
 from ibscan.views.figures.picture import Picture, Scale
 from ibscan.views.figures.style import Style, named_style
@@ -77,6 +77,7 @@ def _on(picture: Picture, look: Look, axes: Axes | Sequence[Axes]) -> Drawn:
         draw_panel(one, panel, look, 40)
         one.set_xlabel(picture.x.label, parse_math=False)
         one.set_ylabel(panel.y.label, parse_math=False)
+        limit_y([one], [panel])
     _legend(given[0], [*names(picture, look), *signs(picture, look)], "best", look.style)
     figure: Any = given[0].figure
     if isinstance(picture.colours, Scale):
@@ -95,15 +96,20 @@ def _new(picture: Picture, look: Look) -> Drawn:
     above, below = names(picture, look), signs(picture, look)
     lines = title.count("\n") + 2 + _rows(above, style) + _rows(below, style)
     own = style.font * _LINE * _POINT
-    height = rows * style.height(columns) + own * (lines + (rows if picture.share_x == "row" else 1)) + _ABOVE
+    height = rows * style.height(columns) + own * (lines + (1 if picture.share_x == "all" else rows)) + _ABOVE
     figure = Figure(figsize=(style.width / _INCH, height / _INCH), layout="constrained")
     FigureCanvasAgg(figure)
     engine: Any = figure.get_layout_engine()
     engine.set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-    shared = False if picture.x.names else picture.share_x
+    shared = "none" if picture.x.names else picture.share_x
     grid = figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey=picture.share_y).ravel()
     for panel, one in zip(picture.panels, grid, strict=False):
-        draw_panel(one, panel, look, _room(style, columns))
+        draw_panel(one, panel, look, _room(style, columns, bar=isinstance(picture.colours, Scale)))
+    if picture.share_y:
+        limit_y(list(grid[:count]), picture.panels)
+    else:
+        for panel, one in zip(picture.panels, grid, strict=False):
+            limit_y([one], [panel])
     _label_axes(picture, grid, columns, int(0.9 * style.height(columns) / (_CHARACTER * style.font * _POINT)))
     if isinstance(picture.colours, Scale):
         _colour_bar(figure, picture, look, list(grid[:count]))
@@ -113,9 +119,10 @@ def _new(picture: Picture, look: Look) -> Drawn:
     return figure
 
 
-def _room(style: Style, columns: int) -> int:
-    """Return how many characters fit over one of so many columns."""
-    return int(0.95 * style.width / columns / (_CHARACTER * style.font * _POINT))
+def _room(style: Style, columns: int, *, bar: bool = False) -> int:
+    """Return how many characters fit over one of so many columns, beside the labels of the axis and a colour bar."""
+    beside = (4.0 if columns > 1 else 1.5) * style.font * _POINT + (8.0 * style.font * _POINT if bar else 0.0)
+    return int((style.width - beside) / columns / (_CHARACTER * style.font * _POINT))
 
 
 def _label_axes(picture: Picture, grid: Any, columns: int, room: int) -> None:  # noqa: ANN401 - axes
@@ -172,14 +179,15 @@ def _legend(where: Any, entries: Entries, loc: str, style: Style, title: str = "
 
 
 def _colour_bar(figure: Drawn, picture: Picture, look: Look, axes: list[Axes]) -> None:
-    if look.norm is None or not isinstance(picture.colours, Scale):
+    scale = picture.colours
+    if not isinstance(scale, Scale) or not scale.high > scale.low:  # of a single checkpoint
         return
     from matplotlib.cm import ScalarMappable
 
     bar = figure.colorbar(
         ScalarMappable(look.norm, look.map), ax=axes, location="right", aspect=45, fraction=0.03, pad=0.02
     )
-    bar.set_label(picture.colours.label, parse_math=False)
+    bar.set_label(scale.label, parse_math=False)
     bar.outline.set_visible(False)
     bar.minorticks_off()
     ticks = look.bar_ticks()

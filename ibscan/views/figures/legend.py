@@ -19,7 +19,7 @@ __all__ = ["Entries", "names", "signs"]
 Entries: TypeAlias = list[tuple[Any, str]]
 
 _MOST_NAMES = 14
-_LONGEST = 30
+_LONGEST_NAME, _LONGEST = 30, 60
 _SAID = {
     Status.SATURATED: "hollow: saturated",
     Status.UNRESOLVED: "open: unresolved",
@@ -36,16 +36,16 @@ _GAPS = {
 
 def names(picture: Picture, look: Look) -> Entries:
     """Return what colours, markers and styles of lines stand for: a handle and a label each."""
-    return _fitted([*_names(picture, look), *_runs(picture, look)])
+    return _fitted([*_names(picture, look), *_runs(picture, look)], _LONGEST_NAME)
 
 
 def signs(picture: Picture, look: Look) -> Entries:
     """Return what bands, levels, marks and gaps say, of those that the picture has: a handle and a label each."""
-    return _fitted([*_lines(picture, look), *_statuses(picture, look)])
+    return _fitted([*_lines(picture, look), *_statuses(picture, look)], _LONGEST)
 
 
-def _fitted(made: Entries) -> Entries:
-    return [(handle, fitted(label, _LONGEST)) for handle, label in made]
+def _fitted(made: Entries, longest: int) -> Entries:
+    return [(handle, fitted(label, longest)) for handle, label in made]
 
 
 def _curves(picture: Picture) -> list[Curve]:

@@ -98,7 +98,8 @@ def found_at(runs: Sequence[Run], key: str) -> list[tuple[str, Found]]:
 def over_series(
     runs: Sequence[Run], kind: str, title: str, panels: Sequence[Panel], *, columns: int = 0, part: str = ""
 ) -> Picture:
-    """Return the picture of panels that have layers as colours and the series as their axis."""
+    """Return the picture of panels that have layers as colours and the series as their axis; empty ones are left out."""
+    panels = [panel for panel in panels if panel.curves]
     shared = len({panel.y for panel in panels}) == 1
     return without_excess(
         Picture(
@@ -123,7 +124,10 @@ def channel_panels(runs: Sequence[Run], side: str) -> list[tuple[Channel, Panel,
         key = channel.variable(side)
         for value, found in parameters(runs, key, channel.dim):
             view = runs[found[0][0]].view
-            title = f"{channel.label} {symbol(view, key)}, {parameter_name(channel.dim, value)}"
+            # Without the word where the unit says it: panels are narrow.
+            parameter = parameter_name(channel.dim, value)
+            parameter = parameter.removeprefix("noise ") if channel.dim == "rel_noise" else parameter
+            title = f"{channel.label} {symbol(view, key)}, {parameter}"
             curves = over_checkpoints(runs, key, found)
             levels = ceiling(runs, key, found) if side == "xt" else ()
             axis = symbol_axis(runs, key, found, {"xt": "I(X; T)", "ty": "I(T; Y)"}.get(side, ""))

@@ -121,7 +121,7 @@ class Picture:
         band: What the band about a curve is; empty where there is none.
         marks: Names of markers, where these say something.
         columns: Panels side by side.
-        share_x: Whether `all` panels have the same range of x, or those of a `row`.
+        share_x: Whether `all` panels have the same range of x, those of a `row`, or none.
         share_y: Whether panels have the same y axis.
         notes: Below the panels.
     """
@@ -136,7 +136,7 @@ class Picture:
     band: str = ""
     marks: tuple[str, ...] = ()
     columns: int = 0
-    share_x: Literal["all", "row"] = "all"
+    share_x: Literal["all", "row", "none"] = "all"
     share_y: bool = False
     notes: tuple[str, ...] = ()
 

@@ -111,5 +111,5 @@ def _mean(key: str, like: Variable, parts: Sequence[Mapping[str, Array]]) -> dic
 
 def _worst(statuses: Array) -> Array:
     rank = {int(status): place for place, status in enumerate(_WORST)}
-    places_ = np.vectorize(rank.__getitem__, otypes=[np.int64])(statuses).min(0)
-    return np.asarray([int(status) for status in _WORST], dtype=np.int8).take(places_)
+    worst: Array = np.vectorize(rank.__getitem__, otypes=[np.int64])(statuses).min(0)
+    return np.asarray(np.array([int(status) for status in _WORST], dtype=np.int8)[worst])

@@ -42,7 +42,7 @@ class Style:
         return {
             "font.family": "DejaVu Sans",
             "font.size": self.font,
-            "axes.titlesize": self.font,
+            "axes.titlesize": self.font - 0.5,
             "axes.labelsize": self.font,
             "xtick.labelsize": self.font - 0.5,
             "ytick.labelsize": self.font - 0.5,

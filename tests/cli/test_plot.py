@@ -8,6 +8,7 @@ import pytest
 from conftest import Run
 from support import synthetic
 
+from ibscan.cli.plotting import _named
 from ibscan.results.store import write
 
 
@@ -18,6 +19,7 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_file_holds_one_figure(command: Run, saved: Path, tmp_path: Path) -> None:
     for name, magic in (("a.png", b"\x89PNG"), ("a.SVG", b"<?xml"), ("a.pdf", b"%PDF")):
         done = command("plot", saved, "-o", tmp_path / name, "--kind", "label-information")
@@ -35,6 +37,7 @@ def test_a_folder_holds_every_figure(command: Run, saved: Path, tmp_path: Path) 
     assert all(name.endswith(".svg") for name in names)
 
 
+@pytest.mark.slow
 def test_the_default_result_and_folder_are_those_of_the_working_folder(command: Run, tmp_path: Path) -> None:
     write(synthetic.result(measures=("fit", "rank")), tmp_path / "ibscan.h5")
     assert command("plot", "--kind", "local_rank", inside=tmp_path).code == 0
@@ -44,6 +47,7 @@ def test_the_default_result_and_folder_are_those_of_the_working_folder(command: 
     ]
 
 
+@pytest.mark.slow
 def test_layers_and_epochs_are_selected(command: Run, saved: Path, tmp_path: Path) -> None:
     one, other = tmp_path / "a.svg", tmp_path / "b.svg"
     common = ("plot", saved, "--variable", "local_rank", "--kind", "local_rank")
@@ -79,16 +83,18 @@ def test_a_mistake_ends_in_one_sentence(
     assert len(done.err.splitlines()) == 1
 
 
-def test_results_have_names_that_tell_them_apart(command: Run, tmp_path: Path) -> None:
-    from ibscan.cli.plotting import _named
-
+def test_results_have_names_that_tell_them_apart(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a/run.h5", "b/run.h5", "c.h5")]
     assert list(_named(paths, ["own=d.h5"], Path("ibscan.h5"))) == ["own", "a/run", "b/run", "c"]
+
+
+def test_several_results_make_one_figure(command: Run, tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a/run.h5", "b/run.h5", "c.h5")]
     for k, path in enumerate(paths):
         path.parent.mkdir(exist_ok=True)
         write(synthetic.result((0, 1, k + 2), ("fit", "rank")), path)
     done = command(
-        "plot", *paths[:2], "--run", f"own={paths[2]}", "--kind", "local_rank", "--band", "-o", tmp_path / "x"
+        "plot", *paths[:2], "--run", f"own={paths[2]}", "--variable", "probe_loss", "--band", "-o", tmp_path / "x.png"
     )
     assert done.code == 0, done.err
 

@@ -224,8 +224,9 @@ def test_many_layers_run_from_dark_to_light_and_a_legend_names_some() -> None:
     found = synthetic.result(measures=("rank",), names=names)
     picture = one(found, "local_rank")
     assert isinstance(picture.colours, Names)
-    assert legends(picture)[0] == "blocks.0"
-    assert len(legends(picture)) <= 16
+    said = legends(picture)
+    assert said[0] == "blocks.0"
+    assert len(said) <= 16
     assert "layers shown" in one(found, "rank_curve").notes[0]
 
 
@@ -243,7 +244,7 @@ def test_a_text_is_shortened_in_its_middle() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("values", [(1e308, -1e308), (5e-324, 0.0), (np.nan, np.inf)])
+@pytest.mark.parametrize("values", [(1e308, 5e-324), (np.nan, np.inf)])
 def test_numbers_of_any_size_are_drawn_without_a_warning(values: tuple[float, float]) -> None:
     found = everything()
     for variable in found.variables.values():

@@ -62,8 +62,10 @@ def _panel(view: View, layer: int, row: int, title: str) -> Panel:
 
 def _density(counts: Array, edges: Array) -> Array | None:
     """Return a histogram as a density; None where nothing was measured or all distances are one."""
+    if not np.isfinite(edges).all() or (counts < 0).any() or not counts.sum() > 0:
+        return None
     widths = np.diff(edges)
-    if not np.isfinite(edges).all() or (widths <= 0).any() or (counts < 0).any() or not counts.sum() > 0:
+    if (widths <= 0).any():
         return None
     return np.asarray(counts / counts.sum() / widths)
 

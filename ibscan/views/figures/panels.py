@@ -98,7 +98,7 @@ def found_at(runs: Sequence[Run], key: str) -> list[tuple[str, Found]]:
 def over_series(
     runs: Sequence[Run], kind: str, title: str, panels: Sequence[Panel], *, columns: int = 0, part: str = ""
 ) -> Picture:
-    """Return the picture of panels that have layers as colours and the series as their axis; empty ones are left out."""
+    """Return the picture of panels along the series, layers as colours; empty panels are left out."""
     panels = [panel for panel in panels if panel.curves]
     shared = len({panel.y for panel in panels}) == 1
     return without_excess(

@@ -86,6 +86,8 @@ def _check_one(found: Sequence[Picture], place: Path) -> None:
         kinds = list(dict.fromkeys(picture.kind for picture in found))
         if len(kinds) > 1:
             remedy = f"name one with --kind ({listed(kinds, 12)})"
+        elif found[0].part and found[0].part not in found[0].variables:
+            remedy = "draw one result alone"
         else:
             parts = [picture.part or picture.variables[0] for picture in found]
             remedy = f"name one with --variable ({listed(parts, 12)})"

@@ -15,7 +15,7 @@ from ibscan.results.store import write
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "run.h5"
-    write(synthetic.result((0, 1, 10), ("rank", "readout")), path)
+    write(synthetic.result((0, 1, 10), ("rank", "readout", "cluster")), path)
     return path
 
 
@@ -68,8 +68,9 @@ def test_layers_and_epochs_are_selected(command: Run, saved: Path, tmp_path: Pat
         (("--layers", "fc3"), 5, "--layers fc3: run.h5 has no such layer; it has fc"),
         (("--epochs", "7"), 5, "--epochs 7: no checkpoint has epoch 7 (the nearest is 10); epoch runs from 0 to 10."),
         (("--epochs", "x"), 2, "--epochs x: 'x' is no number"),
-        (("--kind", "collapse"), 5, "--kind collapse: the result holds no numbers for such a figure"),
+        (("--kind", "information_slope"), 5, "--kind information_slope: the result holds no numbers for such a figure"),
         (("run.h5",), 2, "run.h5: stands twice among the results; give it once."),
+        (("--run", "b=run.h5", "--kind", "distances", "-o", "a.png"), 2, "2 figures fit; draw one result alone, or "),
         (("--run", "a"), 2, "--run a: expected NAME=FILE"),
         (("none.h5",), 3, "none.h5: cannot be read"),
     ],

@@ -92,7 +92,7 @@ def _new(picture: Picture, look: Look) -> Drawn:
     style, count = look.style, len(picture.panels)
     columns = min(picture.columns or (1 if count <= 3 else 2), count)
     rows = -(-count // columns)
-    title = "\n".join(textwrap.fill(text, _room(style, 1)) for text in (picture.title, *picture.notes))
+    title = "\n".join(textwrap.fill(text, int(0.92 * _room(style, 1))) for text in (picture.title, *picture.notes))
     above, below = names(picture, look), signs(picture, look)
     lines = title.count("\n") + 2 + _rows(above, style) + _rows(below, style)
     own = style.font * _LINE * _POINT

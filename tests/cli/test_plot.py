@@ -15,7 +15,11 @@ from ibscan.results.store import write
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "run.h5"
-    write(synthetic.result((0, 1, 10), ("rank", "readout", "cluster")), path)
+    found = synthetic.result((0, 1, 10), ("rank", "readout", "cluster"))
+    # Histograms have ascending edges.
+    found["distance_edge_low"].values[...] = range(5)
+    found["distance_edge_high"].values[...] = range(1, 6)
+    write(found, path)
     return path
 
 

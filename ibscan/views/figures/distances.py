@@ -34,6 +34,8 @@ def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
             if label_of(view, layer) in shown
             for row in chosen
         ]
+        if not any(panel.curves for panel in panels):
+            continue
         own = f"{run.name}: " if len(runs) > 1 else ""
         yield Picture(
             "distances",

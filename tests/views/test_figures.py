@@ -167,7 +167,7 @@ def test_a_metric_is_coloured_by_the_rank_of_each_layer() -> None:
     tint = picture.panels[0].curves[0].tint
     assert tint is not None
     assert (tint.min(), tint.max()) == (0, 1)
-    assert re.fullmatch(r"fc1, rank [0-9.]+ to [0-9.]+", picture.panels[0].title)
+    assert re.fullmatch(r"fc1: [0-9.]+ to [0-9.]+", picture.panels[0].title)
 
 
 def test_results_side_by_side_have_a_style_of_line_each() -> None:

@@ -62,7 +62,7 @@ def _panel(layer: str, variables: tuple[str, ...], curves: Sequence[Curve], y: A
     middle, span = (low, high - low) if high > low else (low - 0.5, 1.0)
     shaded = [dataclasses.replace(c, tint=(c.tint - middle) / span) for c in curves if c.tint is not None]
     ranks = f"{low:.3g} to {high:.3g}" if high > low else f"{low:.3g}"
-    return Panel(f"{layer}, rank {ranks}", variables, tuple(shaded), y)
+    return Panel(f"{layer}: {ranks}", variables, tuple(shaded), y)
 
 
 def _metrics(runs: Sequence[Run]) -> list[str]:

@@ -23,7 +23,7 @@ ROOMS = {
     "networks": ("errors core numerics", "numpy torch"),
     "measures": ("errors core numerics", "numpy torch"),
     "results": ("errors core", "numpy h5py"),
-    "views": ("errors core", "numpy rich"),
+    "views": ("errors core", "numpy rich matplotlib"),
     "engine": ("_version errors core numerics inputs networks measures results", "numpy torch"),
     "training": ("errors core networks", "torch safetensors"),
     "cli": ("_version errors core numerics inputs networks measures results views engine", "rich typer"),
@@ -78,6 +78,18 @@ def test_a_module_imports_what_its_room_may_see(path: Path) -> None:
             assert room_of(file) in {room_of(path), *rooms}, f"{path.name} imports {name}"
         else:
             assert name.split(".")[0] in {*sys.stdlib_module_names, *libraries}, f"{path.name} imports {name}"
+
+
+def test_matplotlib_is_known_to_the_drawing_of_figures_alone() -> None:
+    knowing = {path.relative_to(PACKAGE).as_posix() for path in MODULES if any(map(is_matplotlib, imported(path)))}
+    assert knowing <= {f"views/figures/{name}.py" for name in ("draw", "artists", "legend")}
+    for path in (PACKAGE / name for name in knowing):
+        tops = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert not any("matplotlib" in ast.unparse(node) for node in tops), path
+
+
+def is_matplotlib(name: str) -> bool:
+    return name.split(".")[0] == "matplotlib"
 
 
 def test_every_room_has_its_row_and_sees_rows_above_it_alone() -> None:

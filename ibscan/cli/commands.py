@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ibscan.cli.options import ALL, PRINTED, PRINTING, RESULT, SHOW, of_verb, taking
+from ibscan.cli.options import ALL, PLOT, PRINTED, PRINTING, RESULT, RESULTS, SHOW, of_verb, taking
 from ibscan.cli.output import output_for
 from ibscan.errors import NothingMatched, UsageError
 
@@ -93,6 +93,15 @@ def export(**options: Any) -> int:  # noqa: ANN401
     options["format"] = "tsv" if options["format"] == "auto" else options["format"]
     output_for(options).result(read(options["result"]))
     return 0
+
+
+@app.command(context_settings=HELP, epilog="Example: ibscan plot ibscan.h5 -o figures/ --format pdf")
+@taking(RESULTS, PLOT)
+def plot(**options: Any) -> int:  # noqa: ANN401
+    """Figures of one result, or of several side by side or as mean and spread."""
+    from ibscan.cli.plotting import plotted
+
+    return plotted(options, DEFAULT_OUTPUT)
 
 
 def _scanned(verb: str, options: Mapping[str, Any]) -> int:

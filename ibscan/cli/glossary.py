@@ -13,7 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from ibscan.cli.commands import app
-from ibscan.cli.options import PRINTED
+from ibscan.cli.options import PLOTTED, PRINTED
 from ibscan.core.estimate import Estimate
 from ibscan.core.option import Setting
 from ibscan.core.text import near_names
@@ -36,6 +36,7 @@ _TABLES: Mapping[str, str] = {
     "row column": "column of rows and exports",
     "ls column": "column of ibscan ls",
     "verb": "verb",
+    "figure": "kind of figure",
 }
 _ALSO_NAMES = "mark"
 _CODE = re.compile(r"`([^`]+)`")
@@ -185,7 +186,7 @@ def _dimensions() -> Iterator[Entry]:
 
 def settings() -> tuple[Setting, ...]:
     """Return every option of the command line."""
-    return (*run_settings(), *measure_settings(), *PRINTED)
+    return (*run_settings(), *measure_settings(), *PRINTED, *PLOTTED)
 
 
 def typed(setting: Setting) -> tuple[tuple[str, ...], str]:
@@ -207,12 +208,15 @@ def _commands() -> Mapping[str, TyperCommand]:
     return {name: command for name, command in group.commands.items() if isinstance(command, TyperCommand)}
 
 
-def verbs_of(flag: str) -> tuple[str, ...]:
-    """Return the commands that have a flag, in the order of the help."""
+def verbs_of(setting: Setting) -> tuple[str, ...]:
+    """Return the commands that have an option, in the order of the help; another may have its flag and mean another."""
     return tuple(
         name
         for name, command in _commands().items()
-        if any(flag in (*parameter.opts, *parameter.secondary_opts) for parameter in command.params)
+        if any(
+            setting.flag in parameter.opts and getattr(parameter, "help", None) == setting.help
+            for parameter in command.params
+        )
     )
 
 
@@ -224,8 +228,8 @@ def _options() -> Iterator[Entry]:
             ("meaning", setting.help),
             ("default", default_of(setting)),
             ("repeatable", "yes" if setting.option.several else ""),
-            ("commands", ", ".join(f"ibscan {verb}" for verb in verbs_of(flags[0]))),
-            ("in Python", "" if setting in PRINTED else f"{setting.name}=..."),
+            ("commands", ", ".join(f"ibscan {verb}" for verb in verbs_of(setting))),
+            ("in Python", "" if setting in (*PRINTED, *PLOTTED) else f"{setting.name}=..."),
         )
         yield Entry((*flags, setting.name), "option", facts, "options")
 

@@ -13,8 +13,9 @@ import typer
 from ibscan.core.option import OUTPUT, Option, Setting
 from ibscan.engine.request import READING, run_settings
 from ibscan.measures import VERBS, measure_settings
+from ibscan.views.figures import FIGURES
 
-__all__ = ["ALL", "PRINTED", "PRINTING", "RESULT", "SHOW", "of_verb", "taking"]
+__all__ = ["ALL", "PLOT", "PLOTTED", "PRINTED", "PRINTING", "RESULT", "RESULTS", "SHOW", "of_verb", "taking"]
 
 
 def _argument(name: str, kind: Any, default: Any, text: str, metavar: str) -> inspect.Parameter:  # noqa: ANN401
@@ -63,6 +64,7 @@ CHECKPOINTS = _argument(
     "[CKPTS]...",
 )
 RESULT = (_argument("result", Path, inspect.Parameter.empty, "A file that a scan wrote.", "RESULT"),)
+RESULTS = (_argument("results", list[Path] | None, None, "Files that scans wrote. Default: ibscan.h5.", "[RESULT]..."),)
 
 
 def _printing(name: str, default: Any, text: str, *flags: str, **more: Any) -> Setting:  # noqa: ANN401 - of its kind
@@ -94,10 +96,43 @@ ALL_SETTINGS = (
     _printing("color", "auto", "NO_COLOR and FORCE_COLOR are respected.", kind=Literal["auto", "always", "never"]),
     _printing("debug", False, "Show tracebacks."),
 )
+_KINDS = ", ".join(FIGURES)
+PLOT_SETTINGS = (
+    _printing(
+        "output",
+        None,
+        "A folder for every figure, or a file .png, .svg or .pdf for one. Default: ibscan-figures.",
+        "-o",
+        "--output",
+        metavar="DIR|FILE",
+        kind=Path,
+    ),
+    _printing("format", "png", "Of the figures in a folder.", kind=Literal["png", "svg", "pdf"]),
+    _printing("kind", (), f"Figures to draw: {_KINDS}; repeatable. Default: all.", metavar="KIND", several=True),
+    _printing("variable", (), "Variables to draw, alone; repeatable.", metavar="NAME", several=True),
+    _printing("run", (), "A result, and the name it has in legends; repeatable.", metavar="NAME=FILE", several=True),
+    _printing("band", False, "Mean over results (seeds), and their standard deviation as a band."),
+    _printing(
+        "style",
+        "print",
+        "print: one column of a paper, 85 mm; screen: wider, with larger letters.",
+        kind=Literal["print", "screen"],
+    ),
+)
 # Options of printing, which are no part of a request.
 PRINTED = (*SHOW_SETTINGS, *PRINTING_SETTINGS, *ALL_SETTINGS)
+# Options of plot: its own, what it selects as scans do, and what it says as other verbs do.
+PLOTTED = PLOT_SETTINGS
 SHOW, PRINTING, ALL = (
     tuple(_parameter(setting) for setting in group) for group in (SHOW_SETTINGS, PRINTING_SETTINGS, ALL_SETTINGS)
+)
+PLOT = tuple(
+    _parameter(setting)
+    for setting in (
+        *PLOT_SETTINGS,
+        *(setting for setting in run_settings() if setting.name in ("layers", "epochs")),
+        *(setting for setting in (*PRINTING_SETTINGS, *ALL_SETTINGS) if setting.name in ("units", "quiet", "debug")),
+    )
 )
 
 

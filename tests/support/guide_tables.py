@@ -19,6 +19,7 @@ from ibscan.results.axes import AUXILIARY, DESCRIPTIONS
 from ibscan.results.export import COLUMNS as EXPORTED
 from ibscan.views import columns
 from ibscan.views.cells import mark
+from ibscan.views.figures import specs
 from ibscan.views.verdict import WORDS
 
 PAGES = Path(str(files("ibscan"))) / "guide"
@@ -133,10 +134,15 @@ def listed() -> str:
     return table(("ls column", "meaning"), ((f"`{name}`", text) for name, text in LISTED.items()))
 
 
+def figures() -> str:
+    """Return the kinds of figures."""
+    return table(("figure", "shows"), ((f"`{name}`", spec.title) for name, spec in specs().items()))
+
+
 def _row(setting: Setting) -> tuple[str, str, str]:
     flags, value = typed(setting)
     shown = ", ".join(f"`{flag}`" for flag in flags) + (f" `{value}`" if value else "")
-    verbs = verbs_of(flags[0])
+    verbs = verbs_of(setting)
     if set(SCAN_VERBS) <= set(verbs):
         verbs = ("scan verbs", *(verb for verb in verbs if verb not in SCAN_VERBS))
     default = default_of(setting)
@@ -165,6 +171,7 @@ REGIONS: Mapping[str, Callable[[], str]] = {
     "statuses": statuses,
     "rows": rows,
     "ls": listed,
+    "figures": figures,
 }
 
 if __name__ == "__main__":

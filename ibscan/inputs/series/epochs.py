@@ -11,7 +11,7 @@ from ibscan.core.records import Series
 from ibscan.errors import NothingMatched, UsageError
 from ibscan.inputs.series.ordering import axis_number
 
-__all__ = ["axis_values", "select_epochs"]
+__all__ = ["axis_values", "indices", "select_epochs"]
 
 FORMS = "expected start:stop:step such as 0:500:10, a list such as 1,10,100, last, or log:50"
 NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
@@ -37,6 +37,27 @@ def select_epochs(series: Series, spec: str, *, partial: bool = False) -> Series
         NothingMatched: It matches no checkpoint, or lists a number that none has; the nearest is named.
     """
     values = axis_values(series)
+    kept, missing = indices(values, series.axis, spec)
+    skipped = _skipped(series)
+    sentence = f"{missing}{skipped}" if missing else ""
+    if not kept or (missing and not partial):
+        raise NothingMatched(sentence or f"--epochs {spec}: there is no checkpoint to choose from.{skipped}")
+    notices = (*series.notices, sentence) if missing else series.notices
+    return dataclasses.replace(series, checkpoints=tuple(series.checkpoints[index] for index in kept), notices=notices)
+
+
+def indices(values: Sequence[float], axis: str, spec: str) -> tuple[list[int], str]:
+    """Return the indices of the values that a selection names, and a sentence on listed ones that are not there.
+
+    Args:
+        values: Numbers on the axis.
+        axis: Its name, for messages.
+        spec: As `select_epochs` takes it.
+
+    Raises:
+        UsageError: The selection cannot be read.
+        NothingMatched: A range or `log:` matches none of the values.
+    """
     text = spec.strip()
     missing: list[str] = []
     if text == "last":
@@ -51,15 +72,11 @@ def select_epochs(series: Series, spec: str, *, partial: bool = False) -> Series
         absent = [number for number in dict.fromkeys(wanted) if not any(_equal(value, number) for value in values)]
         missing = [_absent(number, values) for number in absent]
     if not values:
-        raise NothingMatched(f"--epochs {spec}: there is no checkpoint to choose from.{_skipped(series)}")
-    span = f"{series.axis} runs from {_plain(min(values))} to {_plain(max(values))}"
+        return [], ""
+    span = f"{axis} runs from {_plain(min(values))} to {_plain(max(values))}"
     if not kept and not missing:
         raise NothingMatched(f"--epochs {spec}: matches none of {len(values)} checkpoints, whose {span}.")
-    sentence = f"--epochs {spec}: no checkpoint has {series.axis} {', '.join(missing)}; {span}.{_skipped(series)}"
-    if not kept or (missing and not partial):
-        raise NothingMatched(sentence)
-    notices = (*series.notices, sentence) if missing else series.notices
-    return dataclasses.replace(series, checkpoints=tuple(series.checkpoints[index] for index in kept), notices=notices)
+    return kept, f"--epochs {spec}: no checkpoint has {axis} {', '.join(missing)}; {span}." if missing else ""
 
 
 def _absent(number: float, values: Sequence[float]) -> str:

@@ -1,0 +1,181 @@
+"""`ibscan plot`: read results, select from them, and write their figures."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ibscan.core.text import listed, near_names
+from ibscan.errors import NothingMatched, UsageError
+
+if TYPE_CHECKING:
+    from ibscan.core.result import Result
+    from ibscan.views.figures.picture import Picture
+
+__all__ = ["plotted"]
+
+_FOLDER = Path("ibscan-figures")
+
+
+def plotted(options: Mapping[str, Any], default: Path) -> int:
+    """Draw results as the options say, and say where the figures are.
+
+    Args:
+        options: Of the command, by name.
+        default: The result drawn where none is named.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UsageError: The library for drawing is not installed, an option cannot be read, or a place cannot be written.
+        InputError: A result cannot be read.
+        NothingMatched: There is nothing to draw.
+    """
+    from ibscan.cli.output import say
+    from ibscan.results.store import read, write_bytes
+    from ibscan.views.figures import pictures
+    from ibscan.views.figures.draw import check_library, encoded
+
+    check_library()
+    place: Path = options["output"] or _FOLDER
+    single = place.suffix.lower().removeprefix(".") if _is_file(place) else ""
+    paths = _named(options["results"] or [], options["run"] or [], default)
+    results = {name: _selected(read(path), path, options) for name, path in paths.items()}
+    kinds, variables = (tuple(options[name] or ()) for name in ("kind", "variable"))
+    found = pictures(results, kinds=kinds, variables=variables, units=options["units"], band=options["band"])
+    if single:
+        _check_one(found, place)
+    else:
+        _make_folder(place)
+    for picture in found:
+        target = place if single else place / f"{_file_name(picture.name)}.{options['format']}"
+        write_bytes(encoded(picture, single or options["format"], style=options["style"]), target)
+    if not options["quiet"]:
+        count = f"{len(found)} figure{'s' if len(found) > 1 else ''}"
+        say(f"written to {place}" if single else f"{count} written to {place}")
+    return 0
+
+
+def _is_file(place: Path) -> bool:
+    """Tell whether figures go to one file, by its suffix.
+
+    Raises:
+        UsageError: It looks like a file of another format.
+    """
+    from ibscan.views.figures.draw import FORMATS
+
+    suffix = place.suffix.lower().removeprefix(".")
+    if not suffix or place.is_dir():
+        return False
+    if suffix not in FORMATS:
+        raise UsageError(f"-o {place}: .{suffix} is no format of figures; expected .png, .svg, .pdf, or a folder.")
+    return True
+
+
+def _check_one(found: Sequence[Picture], place: Path) -> None:
+    """Check that one figure fits a request for one file.
+
+    Raises:
+        UsageError: Several do.
+    """
+    if len(found) > 1:
+        kinds = list(dict.fromkeys(picture.kind for picture in found))
+        if len(kinds) > 1:
+            remedy = f"name one with --kind ({listed(kinds, 12)})"
+        elif found[0].part and found[0].part not in found[0].variables:
+            remedy = "draw one result alone"
+        else:
+            parts = [picture.part or picture.variables[0] for picture in found]
+            remedy = f"name one with --variable ({listed(parts, 12)})"
+        raise UsageError(f"-o {place}: {len(found)} figures fit; {remedy}, or give a folder.")
+
+
+def _make_folder(place: Path) -> None:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"-o {place}: the folder cannot be made ({error.strerror or error}). Name another place."
+        ) from error
+
+
+def _file_name(name: str) -> str:
+    """Return a name for a file: metrics may have any letters."""
+    return "".join(letter if letter.isalnum() or letter in "_-." else "_" for letter in name)[:200]
+
+
+def _named(paths: Sequence[Path], named: Sequence[str], default: Path) -> dict[str, Path]:
+    """Return results by the names that legends give them: the end of a path, as long as tells them apart.
+
+    Raises:
+        UsageError: A name cannot be read, or stands twice.
+    """
+    given: dict[str, Path] = {}
+    for text in named:
+        name, equals, file = text.partition("=")
+        if not (name and equals and file) or name in given:
+            raise UsageError(f"--run {text}: expected NAME=FILE, with a name that no other has.")
+        given[name] = Path(file)
+    if not paths and not given:
+        return {default.stem: default}
+    absolute = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - links stay as they were typed
+    if (twice := next((path for k, path in enumerate(paths) if absolute[k] in absolute[:k]), None)) is not None:
+        raise UsageError(f"{twice}: stands twice among the results; give it once.")
+    for path, whole in zip(paths, absolute, strict=True):
+        others = [other.with_suffix("") for other in absolute if other != whole]
+        parts = whole.with_suffix("").parts
+        own = next(
+            (parts[-k:] for k in range(1, len(parts)) if not any(o.parts[-k:] == parts[-k:] for o in others)), parts
+        )
+        name = "/".join(own)
+        given[name if name not in given else str(path)] = path
+    return given
+
+
+def _selected(result: Result, path: Path, options: Mapping[str, Any]) -> Result:
+    """Keep the layers and checkpoints that options name.
+
+    Raises:
+        UsageError: A selection cannot be read.
+        NothingMatched: It matches nothing.
+    """
+    from ibscan.results.axes import checkpoint_keys
+    from ibscan.results.select import selected
+
+    kept = None
+    if options["epochs"] is not None:
+        keys = checkpoint_keys(result)
+        kept = {keys[index] for index in _epochs(result, path, options["epochs"])}
+    globs = options["layers"] or []
+    if not globs:
+        return selected(result, checkpoints=kept)
+    names = [str(name) for name in result["layer"].values.tolist()]
+    layers = [name for name in names if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
+    if not layers:
+        near = list(dict.fromkeys(_near(globs, names)))
+        raise NothingMatched(
+            f"--layers {' '.join(globs)}: {path} has no such layer; it has {listed(near or names, 8)}."
+        )
+    return selected(result, checkpoints=kept, coordinates={"layer": layers})
+
+
+def _near(globs: Sequence[str], names: Sequence[str]) -> Iterator[str]:
+    for glob in globs:
+        yield from near_names(glob, names, 3)
+
+
+def _epochs(result: Result, path: Path, spec: str) -> list[int]:
+    from ibscan.inputs.series.epochs import indices
+    from ibscan.views.view import View
+
+    view = View(result, "nats", every=True, width=1, unicode=True)
+    values = view.axis_values
+    numbers = list(map(float, range(view.size) if values is None else values.tolist()))
+    kept, missing = indices(numbers, view.axis_name, spec)
+    if missing or not kept:
+        raise NothingMatched(f"{path}: {missing or f'--epochs {spec}: there is no checkpoint to choose from.'}")
+    return kept

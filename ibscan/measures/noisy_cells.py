@@ -266,7 +266,7 @@ def _propagated_cell(channel: Channel) -> NetworkCell:
     found = end.found.bracket
     if not found.finite:
         return NetworkCell.constant(Status.NONFINITE)
-    inner = end.effort.inner
+    inner = end.effort.inner.centres
     weights = population.share.repeat(len(inner)) / len(inner)
     # In units of the noise.
     spread = gaussian_cap(principal_components(inner.flatten(0, 1), weights)[0], 1.0)

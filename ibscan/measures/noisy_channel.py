@@ -16,8 +16,8 @@ from ibscan.numerics.channels.controls import QUADRATIC_WIDTH, ReplicaControls, 
 from ibscan.numerics.channels.joint import MOST_UNITS, joint_densities
 from ibscan.numerics.channels.mixture import entropy
 from ibscan.numerics.channels.pair_laws import Inputs
-from ibscan.numerics.channels.paths import Both, path_densities, shared_densities
-from ibscan.numerics.channels.replicas import replica_densities
+from ibscan.numerics.channels.paths import STARTS, Both, path_densities, shared_densities
+from ibscan.numerics.channels.replicas import Replicas, replica_densities
 from ibscan.numerics.tiling import aligned, cuts, mapped
 
 __all__ = ["Budget", "Channel", "Effort", "Found", "Generators", "Population"]
@@ -94,14 +94,14 @@ class Effort:
     """How densities are estimated.
 
     Given the input: by `paths` weighted paths a draw, or, if 0, by `replicas` of each row. Under all inputs: by `pairs`
-    weighted pairs of an input and a path a draw, or, if 0, by `inner` (K, n, D), replicas of every input. `search` and
+    weighted pairs of an input and a path a draw, or, if 0, by `inner`, replicas of every input. `search` and
     `pair_search` say whether likely paths are looked for thoroughly.
     """
 
     paths: int
     replicas: int
     pairs: int
-    inner: torch.Tensor
+    inner: Replicas
     search: bool = False
     pair_search: bool = False
 
@@ -209,12 +209,15 @@ class Channel:
         normals = [self._normals(DRAWS, draw, 1, rows, self.units + self.width)[0] for draw in range(draws)]
         made, noise = torch.stack(normals, 1).split((self.units, self.width), -1)
         numbers = draws * (effort.paths + 4) * (self.units + 3 * self.width) + effort.replicas * self.units
-        of_pairs = max(effort.pairs * self.width * self.units, LINES // 2) if effort.pairs else 0
-        per_row = max(numbers, draws * of_pairs)
+        slope = self.width * self.units
+        of_pairs = max(effort.pairs * slope, LINES // 2) if effort.pairs else 0
+        of_paths = (1 + STARTS if effort.search else 2) * slope if effort.paths else 0
+        per_row = max(numbers, draws * of_pairs, draws * of_paths)
         parts = cuts(0, rows, max(1, self._tile // per_row))
-        tiles = [_Tile(self, k, inputs[part], made[part], noise[part]) for k, part in enumerate(parts)]
-        if effort.pairs:
-            assert self.inputs is not None  # Made before threads ask for it.
+        broad = effort.inner.broad(self.population.share)
+        tiles = [_Tile(self, k, inputs[part], made[part], noise[part], broad) for k, part in enumerate(parts)]
+        # Made before threads ask for it.
+        assert self.inputs is not None if effort.pairs else effort.inner.exponents is not None
         if self.passes.concurrent:
             done = mapped(lambda tile: tile.ends(effort), tiles, inputs.device)
         else:
@@ -258,6 +261,7 @@ class _Tile:
     rows: torch.Tensor
     made: torch.Tensor
     noise: torch.Tensor
+    broad: Callable[[torch.Tensor], torch.Tensor]  # ln of the density that those from below are mixed with
 
     def ends(self, effort: Effort) -> _Ends:
         """Return the terms of the draws."""
@@ -279,7 +283,7 @@ class _Tile:
         t = points.flatten(0, 1)
         given = (population.joint / population.share.unsqueeze(1))[owner]
         prior = population.joint.sum(0)
-        broad, floor = _broad(effort.inner, population.share, t), min(FLOOR, channel.budget.tolerance / 50)
+        broad, floor = self.broad(t), min(FLOOR, channel.budget.tolerance / 50)
         if effort.pairs:
             assert channel.inputs is not None
             made = self.made.flatten(0, 1)
@@ -308,13 +312,3 @@ class _Tile:
             centres,
             seen[:, :NEARBY],
         )
-
-
-def _broad(inner: torch.Tensor, share: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Return ln of a Gaussian with twice the variances of the layer's units, + (d/2) ln 2 pi, at points (q, d)."""
-    mean = share @ inner.mean(0)
-    offsets = inner - mean
-    # Scale by the largest first, whose square may leave the range of float64.
-    largest = offsets.abs().amax().clamp(min=1.0)
-    spread = largest * (share @ (offsets / largest).square().mean(0) * 2.0 + largest**-2).sqrt()
-    return -0.5 * ((points - mean) / spread).square().sum(1) - spread.log().sum()

@@ -9,6 +9,7 @@ import torch
 
 from ibscan.measures.noisy_channel import NEARBY, Channel, Effort, Found
 from ibscan.numerics.channels.bracket import LEAST_DRAWS
+from ibscan.numerics.channels.replicas import Replicas
 
 __all__ = ["ClosedBracket", "close_bracket"]
 
@@ -67,7 +68,7 @@ def close_bracket(channel: Channel, inner: torch.Tensor, most_inner: int) -> Clo
     draws = max(2, min(pilot_draws, most, rows * budget.max_replicas) // rows)
     # Draws of a row share its replicas: more of them than replicas would be counted as new.
     replicas = min(max(REPLICAS, draws, min(REPLICAS_IN_ALL // rows, MOST_REPLICAS)), budget.max_replicas)
-    search = _Search(channel, most_inner, rows, draws, Effort(0, replicas, 0, inner))
+    search = _Search(channel, most_inner, rows, draws, Effort(0, replicas, 0, Replicas(inner)))
     is_pilot = rows < population
     while True:
         search.close(budget.tolerance * (MARGIN if is_pilot else 1.0))
@@ -153,17 +154,18 @@ class _Search:
             if count:
                 self.look(replace(effort, pairs=count))
             return count > 0
-        cheap = self._raised(len(effort.inner), factor, min(self.most_inner, CHEAP_CENTRES // effort.inner.shape[1]))
+        inner = effort.inner.centres
+        cheap = self._raised(len(inner), factor, min(self.most_inner, CHEAP_CENTRES // inner.shape[1]))
         if not cheap and self.by_pairs is None and self.channel.inputs is not None:
             before = self.found
             self.look(replace(effort, pairs=min(PAIRS, most)))
             if self.found.outside >= before.outside:
                 self.by_pairs, self.effort, self.found = self.found, effort, before
             return True
-        count = cheap or self._raised(len(effort.inner), factor, self.most_inner)
+        count = cheap or self._raised(len(inner), factor, self.most_inner)
         if count:
-            more = self.channel.marginal(range(len(effort.inner), count))
-            self.look(replace(effort, inner=torch.cat((effort.inner, more))))
+            more = self.channel.marginal(range(len(inner), count))
+            self.look(replace(effort, inner=Replicas(torch.cat((inner, more)))))
         elif self.by_pairs is not None:
             factor *= self.by_pairs.outside / max(self.found.outside, 1e-9)
             count = self._raised(PAIRS, factor, most)

@@ -22,7 +22,7 @@ from support.path_oracles import (
 from ibscan.numerics.channels.joint import joint_densities
 from ibscan.numerics.channels.pair_laws import FARTHEST, Inputs
 from ibscan.numerics.channels.paths import Both
-from ibscan.numerics.channels.replicas import GROUPS, replica_densities
+from ibscan.numerics.channels.replicas import GROUPS, Replicas, replica_densities
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -217,7 +217,7 @@ def test_replicas_are_the_sums_they_stand_for(count: int, offset: float) -> None
     centres, weights = 2 * gauss(count, 4, 2), gauss(4, 3, seed=1).square()
     owner = torch.tensor([2, 0, 0, 3, 1])
     points, energy, fresh_own = 2 * gauss(5, 2, seed=2), gauss(5, seed=3).square(), gauss(5, seed=4)
-    found = replica_densities(centres + offset, weights, points + offset, energy, owner, fresh_own)
+    found = replica_densities(Replicas(centres + offset), weights, points + offset, energy, owner, fresh_own)
     kernel = (-0.5 * (points[:, None, None] - centres).square().sum(-1)).exp().numpy()  # (q, K, n)
     groups = min(GROUPS, count)
     kept = [np.ones(count, dtype=bool), *(np.arange(count) % groups != k for k in range(groups))]
@@ -252,7 +252,7 @@ def test_replicas_have_the_mean_and_the_law_of_the_density(name: str, count: int
         normals = gauss(len(weights), count, passes.units, seed=100 + k)
         centres = passes.values(every, normals).transpose(0, 1).contiguous()
         given = (draws.points[part], energy[part], draws.owner[part], draws.inside[part])
-        found.append(replica_densities(centres, weights, *given))
+        found.append(replica_densities(Replicas(centres), weights, *given))
         assert torch.equal(found[-1].crossed.own, found[-1].paired.own)
 
     def assert_law(above: torch.Tensor, below: torch.Tensor, truth: torch.Tensor) -> None:

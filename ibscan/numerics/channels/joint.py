@@ -58,13 +58,8 @@ def joint_densities(
         As in `path_densities`; why a pair may come from a part of the distribution: the guide, methods.md, section 4.
     """
     rows, width = points.shape
-    log_shares = inputs.log_shares(points)
     shares = _numbers(count)
-    laws: list[PairLaw] = [ByWeight.of(inputs)]
-    if shares[2]:
-        candidates, steps = (CANDIDATES, GAUSS_NEWTON) if thorough else (FEW, 0)
-        laws.append(BySteps.of(passes, inputs, points, log_shares, candidates, steps))
-    laws.insert(1, ByLines.of(inputs, log_shares))
+    laws = _laws(passes, inputs, points, shares, thorough=thorough)
     drawn = []
     for law, number in zip(laws, shares, strict=False):
         part = torch.arange(number, dtype=points.dtype, device=points.device)
@@ -84,6 +79,19 @@ def joint_densities(
     others = weights[0].masked_fill(chosen == owner.unsqueeze(1), -torch.inf)
     own_part = fresh_own.unsqueeze(1) + inputs.weights[owner].log()
     return Both(own, torch.logaddexp(_by_class(others, chosen, inputs.weights), own_part))
+
+
+def _laws(
+    passes: Passes, inputs: Inputs, points: torch.Tensor, shares: tuple[int, ...], *, thorough: bool
+) -> list[PairLaw]:
+    """Return the laws of pairs, that by steps only if it has a share."""
+    log_shares = inputs.log_shares(points)
+    steps: list[PairLaw] = []
+    if shares[2]:
+        few, number = (CANDIDATES, GAUSS_NEWTON) if thorough else (FEW, 0)
+        steps = [BySteps.of(passes, inputs, points, log_shares, few, number)]
+    # Last, as it overwrites the shares.
+    return [ByWeight.of(inputs), ByLines.of(inputs, log_shares), *steps]
 
 
 def _uniforms(generator: torch.Generator, like: torch.Tensor, *shape: int) -> torch.Tensor:

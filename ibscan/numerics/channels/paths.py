@@ -16,7 +16,7 @@ import torch
 
 from ibscan.numerics.channels.linearised import Linearised
 
-__all__ = ["GAUSS_NEWTON", "Both", "Passes", "likeliest", "normals", "path_densities", "shared_densities"]
+__all__ = ["GAUSS_NEWTON", "STARTS", "Both", "Passes", "likeliest", "normals", "path_densities", "shared_densities"]
 
 # Share of paths from the prior: it bounds the weights by its reciprocal times the prior's own.
 PRIOR_SHARE = 0.2

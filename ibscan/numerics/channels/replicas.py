@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from ibscan.numerics.channels.paths import Both, shared_densities
 from ibscan.numerics.tiling import mapped, tiles
 
-__all__ = ["Replicated", "gaussian_exponents", "replica_densities"]
+__all__ = ["Replicas", "Replicated", "gaussian_exponents", "replica_densities"]
 
 # Exponents are clamped at e^-300 of the largest, which changes no sum.
 LEAST_EXPONENT = -300.0
@@ -40,8 +41,38 @@ class Replicated:
     owner: Both
 
 
+@dataclass(frozen=True)
+class Replicas:
+    """Passes of K replicas of every input, (K, n, d), in units of the noise, none of which made a draw."""
+
+    centres: torch.Tensor
+
+    @cached_property
+    def middle(self) -> torch.Tensor:
+        """The median of all passes, (d,): the mean follows a single far input, which would cost the others digits."""
+        return self.centres.flatten(0, 1).median(0).values
+
+    @cached_property
+    def exponents(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """`gaussian_exponents` of all passes, about their middle."""
+        return gaussian_exponents(self.centres.flatten(0, 1) - self.middle)
+
+    def broad(self, share: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return ln of a Gaussian with twice the variances of the units, + (d/2) ln 2 pi, at points (q, d).
+
+        Args:
+            share: Weights of the inputs, (n,).
+        """
+        mean = share @ self.centres.mean(0)
+        offsets = self.centres - mean
+        # Scale by the largest first, whose square may leave the range of float64.
+        largest = offsets.abs().amax().clamp(min=1.0)
+        spread = largest * (share @ (offsets / largest).square_().mean(0) * 2.0 + largest**-2).sqrt()
+        return lambda points: -0.5 * ((points - mean) / spread).square().sum(1) - spread.log().sum()
+
+
 def replica_densities(
-    centres: torch.Tensor,
+    replicas: Replicas,
     weights: torch.Tensor,
     points: torch.Tensor,
     energy: torch.Tensor,
@@ -51,7 +82,7 @@ def replica_densities(
     """Return ln p(t, y) + (d/2) ln 2 pi of draws from above and below, by replicas of every input.
 
     Args:
-        centres: Passes of K replicas of every input, none of which made a draw, (K, n, d), in units of the noise.
+        replicas: Of every input.
         weights: Joint weights W of inputs and classes, (n, classes).
         points: t, shape (q, d).
         energy: |t - s|^2 / 2 of the pass s that made t, shape (q,).
@@ -61,32 +92,28 @@ def replica_densities(
     Source:
         Goldfeld et al. 2019, arXiv 1810.05728, section 3; the bounds: the guide, methods.md, section 4.
     """
-    replicas, inputs, width = centres.shape
-    flat = centres.reshape(-1, width)
-    # Centre about the median: the mean follows a single far input, which would cost the others digits.
-    middle = flat.median(0).values
-    exponents = gaussian_exponents(flat - middle)
-    moved = points - middle
-    groups = min(GROUPS, replicas)
+    count, inputs, _ = replicas.centres.shape
+    moved = points - replicas.middle
+    groups = min(GROUPS, count)
     kinds = 1 + groups if groups > 1 else 1
     others = points.new_empty(kinds, len(points), weights.shape[1])
     # Interleaved, so that more replicas go to all groups.
-    group = torch.arange(replicas, device=points.device) % groups
+    group = torch.arange(count, device=points.device) % groups
     members = torch.stack([torch.ones_like(group), *(group != k for k in range(kinds - 1))]).to(points.dtype)
     members /= members.sum(1, keepdim=True)
 
     def fill(part: slice) -> None:
-        exponent = exponents(moved[part]).view(-1, replicas, inputs)
-        exponent.scatter_(2, owner[part].view(-1, 1, 1).expand(-1, replicas, 1), -torch.inf)
+        exponent = replicas.exponents(moved[part]).view(-1, count, inputs)
+        exponent.scatter_(2, owner[part].view(-1, 1, 1).expand(-1, count, 1), -torch.inf)
         # Relative to the largest of each draw. If there is no other input it is -inf: clamp it before subtracting.
         top = exponent.view(len(exponent), -1).amax(1).clamp(min=-LARGEST).view(-1, 1, 1)
         exponent = exponent.sub_(top).clamp_(min=LEAST_EXPONENT).exp_().view(-1, inputs)
-        density = (exponent @ weights).view(-1, replicas, weights.shape[1])
+        density = (exponent @ weights).view(-1, count, weights.shape[1])
         others[:, part] = ((members @ density).log_() + top).transpose(0, 1)
 
-    mapped(fill, tiles(len(points), replicas * inputs, points.device), points.device)
+    mapped(fill, tiles(len(points), count * inputs, points.device), points.device)
     inside = weights[owner].log()
-    own = shared_densities(centres.transpose(0, 1)[owner], points.unsqueeze(1), energy.unsqueeze(1))
+    own = shared_densities(replicas.centres.transpose(0, 1)[owner], points.unsqueeze(1), energy.unsqueeze(1))
     own = Both(own.own.squeeze(1), own.fresh.squeeze(1))
 
     def with_owner(density: torch.Tensor) -> torch.Tensor:

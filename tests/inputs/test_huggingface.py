@@ -3,9 +3,9 @@
 import functools
 import importlib
 import json
+import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any, cast
 
@@ -203,15 +203,10 @@ def test_arriving_shards_of_tied_and_wrapped_weights_are_measured(
         (place / "model.safetensors").unlink()
         in_shards(place, "model.safetensors", {f"{wrapper}{key}": tensor for key, tensor in state.items()})
     run.mkdir()
-    arrivals = [
-        threading.Timer(delay, (tmp_path / name).rename, (run / name,))
-        for delay, name in ((0.2, "checkpoint-10"), (0.6, "checkpoint-20"))
-    ]
-    for arrival in arrivals:
-        arrival.start()
-    done = command("cluster", run, "--follow", "--idle", "0.6", *given, tmp_path / "b.h5")
-    for arrival in arrivals:
-        arrival.join()
+    # By another program: what a thread of this one moves would be the model's doing.
+    moves = [f"sleep 0.3; mv {tmp_path / name} {run / name}" for name in ("checkpoint-10", "checkpoint-20")]
+    with subprocess.Popen(["/bin/sh", "-c", "; ".join(moves)]):
+        done = command("cluster", run, "--follow", "--idle", "1", *given, tmp_path / "b.h5")
     assert done.code == 0, done.err
     one, other = read(tmp_path / "a.h5"), read(tmp_path / "b.h5")
     assert other["step"].values.tolist() == [10, 20]

@@ -285,7 +285,7 @@ def test_both_channels_take_noise_relative_to_each_layer(command: Run, tmp_path:
     assert np.isfinite(alone["mi_network_rel_xt"].values[0, :3]).all()
     noise = alone["mi_network_noise_absolute"].values[0, :3, 0]
     assert len(set(noise)) == 3
-    assert "network, noise R rms" in command("show", out, "--format", "table").out
+    assert "network, noise R rms" in command("show", out, "--full", "--format", "table").out
     # The other channel, and another noise, into the same file; what is there is not measured again.
     assert command(*common, "--rel-noise", "0.3", "--rel-noise", "1").code == 0
     both = read(out)

@@ -61,7 +61,7 @@ def pooled(runs: Sequence[Run]) -> Run:
         for name, scale in results[0].coordinates.items()
         if all(dim in keep for dim in scale.dims)
     }
-    budgets = {name: found for name, found in results[0].variables.items() if name.endswith("_budget")}
+    budgets = {name: found for name, found in results[0].variables.items() if Estimate.field_of(name) == "budget"}
     whole = Result(scales, {**budgets, **variables}, results[0].attrs)
     view = View(whole, first.units, first.every, first.width, first.unicode)
     return Run(f"mean of {len(runs)}", view, len(runs))

@@ -40,6 +40,8 @@ __all__ = ["network_estimates"]
 ABSOLUTE, RELATIVE = "mi_network", "mi_network_rel"
 # Draws of noise under which a layer must be the same for every input to be called independent of the input.
 INDEPENDENT_REPLICAS, SURELY_INDEPENDENT_REPLICAS = 16, 1024
+# Accuracy of quadrature beside the change at half the step, nats.
+QUADRATURE = 1e-8
 # Random numbers of one stage of a cell.
 STAGE = 2**32
 # Largest change of an integrated value at half the step, as a share of the tolerance, and in nats.
@@ -297,7 +299,9 @@ def _exact_cell(channel: Channel) -> NetworkCell | None:
     xt = min(max(found.xt, 0.0), cap)
     ty = min(max(found.ty, 0.0), xt)
     state = Status.SATURATED if is_saturated(xt, population.ceiling) else Status.OK
-    exact = [(value, 0.0, value, value) for value in (xt, ty, xt - ty)]
+    # The ends own up to what quadrature leaves.
+    left = found.change + QUADRATURE
+    exact = [(value, 0.0, value - left, value + left) for value in (xt, ty, xt - ty)]
     return NetworkCell(state, exact[0], exact[1], exact[2], cap, 1, 0, population.size, 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +13,9 @@ from ibscan.core.network import NoisyNetwork, NoisyPasses
 from ibscan.core.records import Array, Probe
 from ibscan.measures.driver import ROUNDING, distinct_rows, input_weights
 from ibscan.numerics.channels.bracket import Bracket, crossed_ends, paired_ends
-from ibscan.numerics.channels.controls import QUADRATIC_WIDTH, ReplicaControls, controlled
+from ibscan.numerics.channels.controls import QUADRATIC_WIDTH, ReplicaControls, controlled, controlled_by_row
 from ibscan.numerics.channels.joint import MOST_UNITS, joint_densities
-from ibscan.numerics.channels.mixture import entropy
+from ibscan.numerics.channels.mixture import Mixture, entropy
 from ibscan.numerics.channels.pair_laws import Inputs
 from ibscan.numerics.channels.paths import STARTS, Both, path_densities, shared_densities
 from ibscan.numerics.channels.replicas import Replicas, replica_densities
@@ -25,13 +26,18 @@ __all__ = ["Budget", "Channel", "Effort", "Found", "Generators", "Population"]
 # Generators on the device of (stage, draw or tile).
 Generators = Callable[[int, int], torch.Generator]
 # Stages of a cell with random numbers of their own.
-DRAWS, MARGINAL, PATHS, SAME_NOISE, NEAR = range(5)
+DRAWS, MARGINAL, PATHS, SAME_NOISE, NEAR, WITHIN = range(6)
 # Replicas of the other inputs, for the marginal: at first as many as make so many centres (or numbers) in all, at least
-# four; at most MOST_CENTRES.
-MARGINAL_CENTRES, MARGINAL_BUDGET, MARGINAL_REPLICAS = 2**11, 2**21, 4
+# one; at most MOST_CENTRES.
+MARGINAL_CENTRES, MARGINAL_BUDGET = 2**10, 2**21
 MOST_CENTRES, MOST_NUMBERS = 2**17, 2**24
 # Replicas among which weighted paths look for one near a draw, and that controls are fitted to.
 NEARBY = 64
+# Inputs, and replicas of each, that the spread of a layer given the input is taken from, up to a width; the noise, in
+# units of that spread, at which distances of inputs predict their information best (tried on trained networks).
+WITHIN_INPUTS, WITHIN_REPLICAS, WITHIN_WIDTH, PREDICTIVE = 256, 16, 512, math.sqrt(3.0)
+# Inputs that predict, if so many of them are near each on average; else all do, of which few are near.
+FEW_CENTRES, NEAR_CENTRES = 1024, 32
 # Numbers of one tile on the CPU, and of all linearised inputs.
 TILE, TILE_ON_GPU, LINEARISED = 2**20, 2**26, 2**23
 # Lines of all inputs, and of one, that pairs are drawn by.
@@ -172,6 +178,37 @@ class Channel:
         found = Inputs.of(self, self.population.joint, paths, self._tile // (4 * numbers * count))
         return found if found.sound else None
 
+    @cached_property
+    def predicted(self) -> torch.Tensor | None:
+        """What distances of inputs predict of the terms of each row, less its mean over all rows, (N, 2).
+
+        Distances are between layers without noise, relative to the mean spread that noise makes of a layer. None where
+        the layer is too wide.
+        """
+        if self.width > WITHIN_WIDTH:
+            return None
+        some = self.every[:WITHIN_INPUTS]
+        made = self.values(some, self._normals(WITHIN, 0, len(some), WITHIN_REPLICAS, self.units))
+        offsets = (made - made.mean(1, keepdim=True)).flatten(0, 1)
+        spread = offsets.mT @ offsets / (len(offsets) * (1 - 1 / WITHIN_REPLICAS))
+        spread.diagonal().add_(1.0)
+        clean = self.values(self.every, offsets.new_zeros(len(self.every), 1, self.units))[:, 0]
+        factor, failed = torch.linalg.cholesky_ex(spread)
+        if failed or not bool(torch.isfinite(clean).all()):
+            return None
+        points = torch.linalg.solve_triangular(factor, (clean - clean.median(0).values).mT, upper=False).mT
+        joint = self.population.joint
+        for step in sorted({max(1, len(points) // FEW_CENTRES), 1}, reverse=True):
+            centres, every = points[::step].contiguous(), self.every[::step]
+            weights = joint[::step] / joint[::step].sum()
+            mixture = Mixture(centres, weights, every, weights.sum(1), every[:0])
+            known = mixture.predicted(points, joint / joint.sum(1, keepdim=True), PREDICTIVE)
+            # Some of the centres are enough where several are near each input.
+            if float(known[0].mean()) < math.log(len(centres) / NEAR_CENTRES):
+                break
+        known = known.mT[self.population.owner]
+        return known - known.mean(0)
+
     def is_input_independent(self, replicas: int) -> bool:
         """Return whether, under each of `replicas` draws of noise, the layer is the same for every input."""
         for part in cuts(0, min(replicas, self.budget.max_replicas), max(1, self._tile // len(self.every))):
@@ -195,7 +232,7 @@ class Channel:
     def first_replicas(self) -> tuple[torch.Tensor, int]:
         """Return the first replicas of every distinct input, (K, n, D), and how many there may be of each."""
         inputs, most = len(self.every), self.budget.max_replicas
-        count = max(MARGINAL_REPLICAS, min(MARGINAL_CENTRES, MARGINAL_BUDGET // self.width) // inputs)
+        count = max(1, min(MARGINAL_CENTRES, MARGINAL_BUDGET // self.width) // inputs)
         largest = min(MOST_CENTRES, MOST_NUMBERS // self.width) // inputs
         return self.marginal(range(min(count, most))), min(max(count, largest), most)
 
@@ -214,10 +251,10 @@ class Channel:
         of_paths = (1 + STARTS if effort.search else 2) * slope if effort.paths else 0
         per_row = max(numbers, draws * of_pairs, draws * of_paths)
         parts = cuts(0, rows, max(1, self._tile // per_row))
-        broad = effort.inner.broad(self.population.share)
+        broad = effort.inner.broad()
         tiles = [_Tile(self, k, inputs[part], made[part], noise[part], broad) for k, part in enumerate(parts)]
         # Made before threads ask for it.
-        assert self.inputs is not None if effort.pairs else effort.inner.exponents is not None
+        assert self.inputs is not None if effort.pairs else effort.inner.sums
         if self.passes.concurrent:
             done = mapped(lambda tile: tile.ends(effort), tiles, inputs.device)
         else:
@@ -228,7 +265,10 @@ class Channel:
         controls = follow.follow()
         ends = [torch.cat(kind, 3) for kind in zip(*(one.kinds for one in done), strict=True)]
         # One set of coefficients a term and end.
-        ends = [controlled(kind.flatten(0, 2), controls).view(kind.shape) for kind in ends]
+        known = self.predicted[:rows] if rows < self.population.size and self.predicted is not None else None
+        for k, kind in enumerate(ends):
+            left = controlled(kind.flatten(0, 2), controls)
+            ends[k] = (left if known is None else controlled_by_row(left, known)).view(kind.shape)
         bracket = Bracket.of(ends, self.population.size, self.population.entropies)
         # Crossed ends of two informations are apart by the gaps of two densities each, of three in all.
         of_xt, of_ty, of_given = (ends[0][0, :, 0] - ends[0][1, :, 0]).mean((-2, -1)).tolist()
@@ -301,7 +341,7 @@ class _Tile:
             outside = Both(pairs.own.unsqueeze(0), pairs.fresh.unsqueeze(0))
             kinds = [crossed_ends(flat, outside, given, prior, broad, floor)]
         else:
-            found = replica_densities(effort.inner, population.joint, t, energy.flatten(), owner, flat.fresh)
+            found = replica_densities(effort.inner, t, energy.flatten(), owner, flat.fresh)
             kinds = [
                 crossed_ends(flat, found.crossed, given, prior, broad, floor),
                 paired_ends(found.owner, found.paired, given, prior, floor),

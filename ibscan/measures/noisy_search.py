@@ -20,7 +20,7 @@ MARGIN = 0.8
 # Replicas (of one row, and more of few rows), weighted paths and pairs to begin with, and doublings that one step may
 # ask for.
 REPLICAS, REPLICAS_IN_ALL, PATHS, PAIRS, STEP = 64, 2**15, 8, 16, 3
-MOST_REPLICAS = 512
+MOST_REPLICAS = 256
 # Replicas of all inputs that cost a draw less than its pairs.
 CHEAP_CENTRES = 2**14
 # Cost of one density of a draw at a replica, and of the linearisations of a draw, in noisy passes.
@@ -68,7 +68,8 @@ def close_bracket(channel: Channel, inner: torch.Tensor, most_inner: int) -> Clo
     draws = max(2, min(pilot_draws, most, rows * budget.max_replicas) // rows)
     # Draws of a row share its replicas: more of them than replicas would be counted as new.
     replicas = min(max(REPLICAS, draws, min(REPLICAS_IN_ALL // rows, MOST_REPLICAS)), budget.max_replicas)
-    search = _Search(channel, most_inner, rows, draws, Effort(0, replicas, 0, Replicas(inner)))
+    first = Effort(0, replicas, 0, Replicas(inner, channel.population.joint))
+    search = _Search(channel, most_inner, rows, draws, first)
     is_pilot = rows < population
     while True:
         search.close(budget.tolerance * (MARGIN if is_pilot else 1.0))
@@ -155,7 +156,9 @@ class _Search:
                 self.look(replace(effort, pairs=count))
             return count > 0
         inner = effort.inner.centres
-        cheap = self._raised(len(inner), factor, min(self.most_inner, CHEAP_CENTRES // inner.shape[1]))
+        # Few cost so little that more are tried even if they will not be enough.
+        cheap = min(self.most_inner, CHEAP_CENTRES // inner.shape[1], len(inner) << _doublings(factor))
+        cheap = cheap if cheap > len(inner) else 0
         if not cheap and self.by_pairs is None and self.channel.inputs is not None:
             before = self.found
             self.look(replace(effort, pairs=min(PAIRS, most)))
@@ -165,7 +168,7 @@ class _Search:
         count = cheap or self._raised(len(inner), factor, self.most_inner)
         if count:
             more = self.channel.marginal(range(len(inner), count))
-            self.look(replace(effort, inner=Replicas(torch.cat((inner, more)))))
+            self.look(replace(effort, inner=Replicas(torch.cat((inner, more)), effort.inner.weights)))
         elif self.by_pairs is not None:
             factor *= self.by_pairs.outside / max(self.found.outside, 1e-9)
             count = self._raised(PAIRS, factor, most)
@@ -180,5 +183,8 @@ class _Search:
         """
         if count >= most or (count * factor > HOPE * most and not self.channel.budget.patient):
             return 0
-        doublings = min(STEP, max(1, math.ceil(math.log2(max(factor, 1.0)))))
-        return min(most, count << doublings)
+        return min(most, count << _doublings(factor))
+
+
+def _doublings(factor: float) -> int:
+    return min(STEP, max(1, math.ceil(math.log2(max(factor, 1.0)))))

@@ -75,7 +75,7 @@ class Repetitions:
             pairs = joint_densities(channel, channel.inputs, t, owner, at, inside.fresh, count, source)
             outside = Both(pairs.own.unsqueeze(0), pairs.fresh.unsqueeze(0))
             found[f"{name}, pairs"] = crossed_ends(inside, outside, given, prior, broad, FLOOR)
-            every = replica_densities(Replicas(centres), population.joint, t, energy.flatten(), owner, inside.fresh)
+            every = replica_densities(Replicas(centres, population.joint), t, energy.flatten(), owner, inside.fresh)
             found[f"{name}, replicas"] = crossed_ends(inside, every.crossed, given, prior, broad, FLOOR)
         found["paired"] = paired_ends(every.owner, every.paired, given, prior, FLOOR)
         return {name: ends[:, :, 0].mean(-1) for name, ends in found.items()}
@@ -114,7 +114,7 @@ def test_brackets_hold_without_their_errors(name: str, effort: str) -> None:
         repetition = Repetitions(NAMED[name], seed)
         channel = repetition.channel
         assert channel.inputs is not None
-        inner = Replicas(channel.marginal(range(4)))
+        inner = Replicas(channel.marginal(range(4)), channel.population.joint)
         found = channel.bracketed(channel.population.size, 8, Effort(4, 8, 4 if effort == "pairs" else 0, inner))
         error = 1.96 * np.array(found.bracket.error)
         uppers.append(np.array(found.bracket.upper) - error)

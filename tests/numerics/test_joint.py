@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from scipy.special import logsumexp
 from support.path_oracles import (
     QUADRATURE,
     OneLayer,
@@ -211,33 +212,40 @@ def test_pairs_of_one_input_are_its_paths() -> None:
 # Replicas ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("offset", [0.0, 1e6])
-@pytest.mark.parametrize("count", [2, 3, 9])
-def test_replicas_are_the_sums_they_stand_for(count: int, offset: float) -> None:
-    centres, weights = 2 * gauss(count, 4, 2), gauss(4, 3, seed=1).square()
+@pytest.mark.parametrize(("scale", "offset"), [(2.0, 0.0), (2.0, 1e6), (60.0, 0.0), (1e5, 0.0)])
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_replicas_are_the_sums_they_stand_for(count: int, scale: float, offset: float) -> None:
+    """Also where all are so far from a draw that only whose replicas are nearer is left: others to e^700 of the owner."""
+    centres, weights = scale * gauss(count, 4, 2), gauss(4, 3, seed=1).square()
     owner = torch.tensor([2, 0, 0, 3, 1])
-    points, energy, fresh_own = 2 * gauss(5, 2, seed=2), gauss(5, seed=3).square(), gauss(5, seed=4)
-    found = replica_densities(Replicas(centres + offset), weights, points + offset, energy, owner, fresh_own)
-    kernel = (-0.5 * (points[:, None, None] - centres).square().sum(-1)).exp().numpy()  # (q, K, n)
-    groups = min(GROUPS, count)
-    kept = [np.ones(count, dtype=bool), *(np.arange(count) % groups != k for k in range(groups))]
+    points, energy, fresh_own = scale * gauss(5, 2, seed=2), gauss(5, seed=3).square(), gauss(5, seed=4)
+    found = replica_densities(Replicas(centres + offset, weights), points + offset, energy, owner, fresh_own)
+    exponents = -0.5 * (points[:, None, None] - centres).square().sum(-1).numpy()  # (q, K, n)
+    joint_weights = weights.numpy()
+    # Groups of replicas, or of inputs where there is one replica of each.
+    number = np.arange(4)[None] if count == 1 else np.arange(count)[:, None]
+    groups = min(GROUPS, number.size)
+    kept = [np.broadcast_to(number % GROUPS != k, (count, 4)).astype(float) for k in range(-1, groups)]
     assert found.crossed.own.shape == (1 + groups, 5, 3)
     for q, j in enumerate(owner.tolist()):
-        fresh = kernel[q, :, j].mean()
-        own = fresh + (math.exp(-energy[q]) - kernel[q, -1, j]) / count
-        assert float(found.owner.own[q]) == pytest.approx(math.log(own), abs=1e-8)
-        assert float(found.owner.fresh[q]) == pytest.approx(math.log(fresh), abs=1e-8)
-        others = [i for i in range(4) if i != j]
+        fresh = logsumexp(exponents[q, :, j]) - math.log(count)
+        own = logsumexp([*exponents[q, :-1, j], -float(energy[q])]) - math.log(count)
+        assert float(found.owner.own[q]) == pytest.approx(own, abs=1e-8, rel=1e-10)
+        assert float(found.owner.fresh[q]) == pytest.approx(fresh, abs=1e-8, rel=1e-10)
+        clipped = np.minimum(exponents[q], min(-float(energy[q]), exponents[q, :, j].max()) + 700.0)
         for v, some in enumerate(kept):
-            rest = kernel[q][some].mean(0)[others] @ weights[others].numpy()
+            size = (some * joint_weights.sum(1)).sum() / joint_weights.sum()
+            of_others = some * (np.arange(4) != j) / size
             for side, density in (
                 (found.crossed.own, own),
                 (found.paired.own, own),
                 (found.paired.fresh, fresh),
-                (found.crossed.fresh, math.exp(fresh_own[q])),
+                (found.crossed.fresh, float(fresh_own[q])),
             ):
-                expected = np.log(rest + density * weights[j].numpy())
-                np.testing.assert_allclose(side[v, q].numpy(), expected, rtol=0, atol=1e-8)
+                for label in range(3):
+                    rest = logsumexp(clipped, b=of_others * joint_weights[:, label])
+                    expected = np.logaddexp(rest, density + math.log(joint_weights[j, label]))
+                    assert float(side[v, q, label]) == pytest.approx(expected, abs=1e-8, rel=1e-10)
 
 
 @pytest.mark.slow
@@ -252,7 +260,7 @@ def test_replicas_have_the_mean_and_the_law_of_the_density(name: str, count: int
         normals = gauss(len(weights), count, passes.units, seed=100 + k)
         centres = passes.values(every, normals).transpose(0, 1).contiguous()
         given = (draws.points[part], energy[part], draws.owner[part], draws.inside[part])
-        found.append(replica_densities(Replicas(centres), weights, *given))
+        found.append(replica_densities(Replicas(centres, weights), *given))
         assert torch.equal(found[-1].crossed.own, found[-1].paired.own)
 
     def assert_law(above: torch.Tensor, below: torch.Tensor, truth: torch.Tensor) -> None:

@@ -25,7 +25,6 @@ from support.oracles import (
 from ibscan.numerics.channels import mixture, tree
 from ibscan.numerics.channels.mixture import Mixture, collapsed, entropy, principal_components
 from ibscan.numerics.channels.readout import draw_terms, readout_information
-from ibscan.numerics.channels.replicas import gaussian_exponents
 from ibscan.numerics.channels.visits import never_visited, visits_for
 from ibscan.numerics.tiling import mapped, tiles
 
@@ -581,17 +580,6 @@ def test_rows_of_a_heavy_centre_are_strata_of_their_own() -> None:
         found = measured(rows, joint, 0.4, seed=seed + 1, tolerance=10.0, max_draws=128)
         held += abs(found.xt - truth.xt) <= 1.96 * found.xt_se + 4 * truth.xt_se
     assert held >= 33
-
-
-@pytest.mark.parametrize("spread", [1e-9, 1.0, 1e3, 1e7])
-def test_gaussian_exponents_are_those_of_differences(spread: Any) -> None:
-    """Right to 1e-8 in absolute terms, as its docstring states, where expansion is used; else to rounding."""
-    a, b = gauss((13, 4), 1) * spread, gauss((9, 4), 2) * spread
-    b[3] = a[5]
-    expected = -((a[:, None] - b[None]) ** 2).sum(-1) / 2
-    got = gaussian_exponents(b)(a)
-    assert got.shape == (13, 9)
-    assert ((got - expected).abs() <= 1e-8 + 1e-12 * expected.abs()).all()
 
 
 @given(st.integers(0, 5000), st.integers(1, 10_000_000))

@@ -15,6 +15,7 @@ __all__ = [
     "ReplicaControls",
     "Residuals",
     "controlled",
+    "controlled_by_row",
     "controls",
     "gaussian",
     "near_enough",
@@ -36,6 +37,9 @@ DEPENDENT = 1e-10
 FAR, OUTER, CROWD = 2.0, 64, 16
 # Factor on standard errors: the spread is estimated, from skewed terms, and 95 % intervals must hold all the same.
 CAUTION = 1.15
+
+# Root-mean-square deviation, nats, from which on what is known of rows counts.
+SLIGHT = 0.05
 
 Follow = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -121,6 +125,29 @@ def controlled(terms: torch.Tensor, follow: torch.Tensor) -> torch.Tensor:
         centred = centred.flatten(0, 1)
         fit = _fitted(centred.mT @ centred, len(terms))
         left[:, *mine] -= (follow[mine] @ fit).movedim(-1, 0)
+    return left
+
+
+def controlled_by_row(terms: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Return terms minus what is known of their rows, with coefficients fitted on the other half of the rows.
+
+    Args:
+        terms: Shape (terms, rows, draws), of a sample of the rows.
+        known: Of each row less its mean over all rows, sampled or not, shape (rows, p).
+
+    Returns:
+        The shape of the terms, with the same expected means; the terms themselves where rows are few.
+    """
+    if len(known) < FEW_STRATA:
+        return terms
+    joint, left = torch.cat((terms.mean(-1).mT, known), 1), terms.clone()
+    for mine, other in ((0, 1), (1, 0)):
+        centred = joint[other::2] - joint[other::2].mean(0)
+        spread = centred.mT @ centred
+        # What hardly varies in one half may vary in the other.
+        spread.diagonal()[len(terms) :].add_(len(centred) * SLIGHT**2)
+        fit = _fitted(spread, len(terms))
+        left[:, mine::2] -= (known[mine::2] @ fit).mT.unsqueeze(-1)
     return left
 
 

@@ -18,7 +18,17 @@ from ibscan.numerics.channels.tree import Tree
 from ibscan.numerics.equal_rows import all_differ
 from ibscan.numerics.tiling import cuts, mapped
 
-__all__ = ["Budget", "Mixture", "collapsed", "entropy", "gaussian_cap", "principal_components"]
+__all__ = [
+    "LARGEST_EXPONENT",
+    "NEGLIGIBLE",
+    "Budget",
+    "Mixture",
+    "Sums",
+    "collapsed",
+    "entropy",
+    "gaussian_cap",
+    "principal_components",
+]
 
 Sums = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -212,8 +222,11 @@ class Mixture:
         Source:
             Kolchinsky and Tracey 2017, Entropy 19(7) 361, equation 10: Jensen's inequality, which holds for every term.
         """
-        given = self.weights / self.share.unsqueeze(1)
-        by_class = self._near(self.weights, noise)
+        return self.predicted(self.centres, self.weights / self.share.unsqueeze(1), noise)
+
+    def predicted(self, points: torch.Tensor, given: torch.Tensor, noise: float) -> torch.Tensor:
+        """Return `pairwise`, (2, q), at points (q, d) near the centres, with their P(Y | point), (q, classes)."""
+        by_class = self._near(self.weights, noise, points)
         total = by_class.sum(1, keepdim=True)
         ratio = by_class.log() - total.log() - self.weights.sum(0).log()
         return torch.stack((-total.log().squeeze(1), torch.where(given > 0, given * ratio, 0.0).sum(1)))
@@ -230,12 +243,12 @@ class Mixture:
     def _overlap(self, noise: float) -> torch.Tensor:
         # Cached, as bounds at doubled noises share most of them.
         if noise not in self._overlaps:
-            self._overlaps[noise] = self._near(self.share.unsqueeze(1), noise).squeeze(1)
+            self._overlaps[noise] = self._near(self.share.unsqueeze(1), noise, self.centres).squeeze(1)
         return self._overlaps[noise]
 
-    def _near(self, columns: torch.Tensor, noise: float) -> torch.Tensor:
-        none = torch.zeros(len(self.centres), dtype=self.centres.dtype, device=self.centres.device)
-        return self.sums(columns, noise)(self.centres / noise, none)
+    def _near(self, columns: torch.Tensor, noise: float, points: torch.Tensor) -> torch.Tensor:
+        none = torch.zeros(len(points), dtype=points.dtype, device=points.device)
+        return self.sums(columns, noise)(points / noise, none)
 
     def sums(self, columns: torch.Tensor, noise: float, size: float = 1.0) -> Sums:
         """Return the function (t, shift) -> sum_j exp(shift_i - ||t_i - s_j / noise||^2 / 2) columns_j.

@@ -7,25 +7,22 @@ too large on average, else too small.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
+from ibscan.numerics.channels.mixture import LARGEST_EXPONENT, NEGLIGIBLE, Mixture, Sums
 from ibscan.numerics.channels.paths import Both, shared_densities
-from ibscan.numerics.tiling import mapped, tiles
 
-__all__ = ["Replicas", "Replicated", "gaussian_exponents", "replica_densities"]
+__all__ = ["GROUPS", "Replicas", "Replicated", "replica_densities"]
 
-# Exponents are clamped at e^-300 of the largest, which changes no sum.
-LEAST_EXPONENT = -300.0
-LARGEST = 1e300
-# Groups of replicas in the jackknife.
+# Groups in the jackknife.
 GROUPS = 4
-# |a|^2 + |b|^2 - 2 a.b has an error of about 1e-16 max|s|^2: it is used up to this ratio of max|s|^2 to noise^2, where
-# exponents are right to 1e-8.
-EXPANSION = 1e8
+# Exponents that the owner's replicas may be below the pass that made a draw, e^-300 of which is nothing.
+FARTHEST = 300.0
 
 
 @dataclass(frozen=True)
@@ -43,9 +40,13 @@ class Replicated:
 
 @dataclass(frozen=True)
 class Replicas:
-    """Passes of K replicas of every input, (K, n, d), in units of the noise, none of which made a draw."""
+    """Passes of K replicas of n inputs, (K, n, d), in units of the noise, none of which made a draw.
+
+    `weights` W (n, classes) are the joint weights of the inputs.
+    """
 
     centres: torch.Tensor
+    weights: torch.Tensor
 
     @cached_property
     def middle(self) -> torch.Tensor:
@@ -53,16 +54,39 @@ class Replicas:
         return self.centres.flatten(0, 1).median(0).values
 
     @cached_property
-    def exponents(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """`gaussian_exponents` of all passes, about their middle."""
-        return gaussian_exponents(self.centres.flatten(0, 1) - self.middle)
+    def group(self) -> torch.Tensor:
+        """The group of each pass, (K, n), of at most four: of replicas, so that more of them go to all groups.
 
-    def broad(self, share: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return ln of a Gaussian with twice the variances of the units, + (d/2) ln 2 pi, at points (q, d).
-
-        Args:
-            share: Weights of the inputs, (n,).
+        Of single replicas groups are of inputs, whose differences then count as errors of the replicas too.
         """
+        replicas, inputs = (torch.arange(size, device=self.centres.device) for size in self.centres.shape[:2])
+        number = replicas.unsqueeze(1) if len(replicas) > 1 else inputs.unsqueeze(0)
+        return (number % GROUPS).expand(len(replicas), len(inputs))
+
+    @cached_property
+    def sums(self) -> tuple[Sums, ...]:
+        """Of each group the function (t, shift) -> sum exp(shift - |t - s|^2 / 2) W, at t less the middle."""
+        found = []
+        for k in range(int(self.group.max()) + 1):
+            replica, owner = (self.group == k).nonzero(as_tuple=True)
+            weights = self.weights[owner]
+            every = torch.arange(len(weights), device=weights.device)
+            mixture = Mixture(self.centres[replica, owner] - self.middle, weights, every, weights.sum(1), every[:0])
+            found.append(mixture.sums(weights, 1.0))
+        return tuple(found)
+
+    @cached_property
+    def averages(self) -> torch.Tensor:
+        """Factors of the groups' sums in p(t, y), (V, groups): by all of them, and by all but each."""
+        one_hot = self.group.unsqueeze(-1) == torch.arange(int(self.group.max()) + 1, device=self.group.device)
+        size = (one_hot * self.weights.sum(1, keepdim=True)).sum((0, 1))
+        kept = torch.cat((torch.ones_like(size).unsqueeze(0), 1.0 - torch.eye(len(size)).to(size)))
+        kept = kept[: 1 if len(size) == 1 else None] * self.weights.sum()
+        return kept / ((kept > 0).to(size) @ size).unsqueeze(1)
+
+    def broad(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return ln of a Gaussian with twice the variances of the units, + (d/2) ln 2 pi, at points (q, d)."""
+        share = self.weights.sum(1)
         mean = share @ self.centres.mean(0)
         offsets = self.centres - mean
         # Scale by the largest first, whose square may leave the range of float64.
@@ -72,18 +96,12 @@ class Replicas:
 
 
 def replica_densities(
-    replicas: Replicas,
-    weights: torch.Tensor,
-    points: torch.Tensor,
-    energy: torch.Tensor,
-    owner: torch.Tensor,
-    fresh_own: torch.Tensor,
+    replicas: Replicas, points: torch.Tensor, energy: torch.Tensor, owner: torch.Tensor, fresh_own: torch.Tensor
 ) -> Replicated:
     """Return ln p(t, y) + (d/2) ln 2 pi of draws from above and below, by replicas of every input.
 
     Args:
         replicas: Of every input.
-        weights: Joint weights W of inputs and classes, (n, classes).
         points: t, shape (q, d).
         energy: |t - s|^2 / 2 of the pass s that made t, shape (q,).
         owner: Index of the input that made each t, shape (q,).
@@ -92,28 +110,19 @@ def replica_densities(
     Source:
         Goldfeld et al. 2019, arXiv 1810.05728, section 3; the bounds: the guide, methods.md, section 4.
     """
-    count, inputs, _ = replicas.centres.shape
-    moved = points - replicas.middle
-    groups = min(GROUPS, count)
-    kinds = 1 + groups if groups > 1 else 1
-    others = points.new_empty(kinds, len(points), weights.shape[1])
-    # Interleaved, so that more replicas go to all groups.
-    group = torch.arange(count, device=points.device) % groups
-    members = torch.stack([torch.ones_like(group), *(group != k for k in range(kinds - 1))]).to(points.dtype)
-    members /= members.sum(1, keepdim=True)
-
-    def fill(part: slice) -> None:
-        exponent = replicas.exponents(moved[part]).view(-1, count, inputs)
-        exponent.scatter_(2, owner[part].view(-1, 1, 1).expand(-1, count, 1), -torch.inf)
-        # Relative to the largest of each draw. If there is no other input it is -inf: clamp it before subtracting.
-        top = exponent.view(len(exponent), -1).amax(1).clamp(min=-LARGEST).view(-1, 1, 1)
-        exponent = exponent.sub_(top).clamp_(min=LEAST_EXPONENT).exp_().view(-1, inputs)
-        density = (exponent @ weights).view(-1, count, weights.shape[1])
-        others[:, part] = ((members @ density).log_() + top).transpose(0, 1)
-
-    mapped(fill, tiles(len(points), count * inputs, points.device), points.device)
+    weights, seen = replicas.weights, replicas.centres.transpose(0, 1)[owner]
+    exponent = -0.5 * (points.unsqueeze(1) - seen).square_().sum(-1)
+    # What is left out of sums is nothing beside the owner's density, from above or from below: sums are relative to the
+    # owner's nearest replica, or to the pass that made t if that is farther.
+    nearest = torch.maximum(energy, -exponent.amax(1))
+    shift = nearest.minimum(energy + FARTHEST)
+    others = _of_others(replicas, points, exponent, owner, shift)
+    # Where all inputs are so far that this is nothing, whose replicas are nearer is still to be told.
+    far = ((nearest > shift) & (others[0].amax(1) + shift < math.log(NEGLIGIBLE))).nonzero().squeeze(1)
+    if len(far):
+        others[:, far] = _of_others(replicas, points[far], exponent[far], owner[far], nearest[far])
     inside = weights[owner].log()
-    own = shared_densities(replicas.centres.transpose(0, 1)[owner], points.unsqueeze(1), energy.unsqueeze(1))
+    own = shared_densities(seen, points.unsqueeze(1), energy.unsqueeze(1))
     own = Both(own.own.squeeze(1), own.fresh.squeeze(1))
 
     def with_owner(density: torch.Tensor) -> torch.Tensor:
@@ -123,29 +132,22 @@ def replica_densities(
     return Replicated(Both(above, with_owner(fresh_own)), Both(above, with_owner(own.fresh)), own)
 
 
-def gaussian_exponents(centres: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the function a -> -||a_i - c_j||^2 / 2, float64.
-
-    It is one matrix product with two more columns, a . c - |c|^2/2 - |a|^2/2, if that is right to 1e-8, else computed
-    from differences.
+def _of_others(
+    replicas: Replicas, points: torch.Tensor, exponent: torch.Tensor, owner: torch.Tensor, shift: torch.Tensor
+) -> torch.Tensor:
+    """Return ln of the part of p(t, y) that is not the owner's, (V, q, classes).
 
     Args:
-        centres: c, shape (n, d), float64, centred, in units of the noise.
-
-    Returns:
-        A function of a (m, d), giving shape (m, n).
+        replicas: Of every input.
+        points: t, shape (q, d).
+        exponent: -|t - s|^2 / 2 of the owner's replicas, shape (q, K).
+        owner: Index of the input that made each t, shape (q,).
+        shift: Added to exponents, so that what matters neither overflows nor vanishes, shape (q,).
     """
-    squared = centres.square().sum(1, keepdim=True)
-    if float(squared.max()) > EXPANSION:
-
-        def from_differences(a: torch.Tensor) -> torch.Tensor:
-            return torch.cdist(a, centres, compute_mode="donot_use_mm_for_euclid_dist").square_().mul_(-0.5)
-
-        return from_differences
-    right = torch.cat((centres, -0.5 * squared, torch.ones_like(squared)), 1).mT.contiguous()
-
-    def from_product(a: torch.Tensor) -> torch.Tensor:
-        rest = -0.5 * a.square().sum(1, keepdim=True)
-        return torch.cat((a, torch.ones_like(rest), rest), 1) @ right
-
-    return from_product
+    kernel = (exponent + shift.unsqueeze(1)).clamp_(max=LARGEST_EXPONENT).exp_()
+    group, moved, parts = replicas.group.mT[owner], points - replicas.middle, []
+    for k, sums in enumerate(replicas.sums):
+        mine = (kernel * (group == k)).sum(1, keepdim=True) * replicas.weights[owner]
+        # Rounding of the difference is small beside the owner's part, which is added again from elsewhere.
+        parts.append((sums(moved, shift) - mine).clamp_(min=0.0))
+    return torch.tensordot(replicas.averages, torch.stack(parts), 1).log_() - shift.unsqueeze(1)

@@ -215,7 +215,7 @@ def test_pairs_of_one_input_are_its_paths() -> None:
 @pytest.mark.parametrize(("scale", "offset"), [(2.0, 0.0), (2.0, 1e6), (60.0, 0.0), (1e5, 0.0)])
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
 def test_replicas_are_the_sums_they_stand_for(count: int, scale: float, offset: float) -> None:
-    """Also where all are so far from a draw that only whose replicas are nearer is left: others to e^700 of the owner."""
+    """Also where all are so far from a draw that only whose replicas are nearer is left, to e^700 of the owner's."""
     centres, weights = scale * gauss(count, 4, 2), gauss(4, 3, seed=1).square()
     owner = torch.tensor([2, 0, 0, 3, 1])
     points, energy, fresh_own = scale * gauss(5, 2, seed=2), gauss(5, seed=3).square(), gauss(5, seed=4)

@@ -118,7 +118,7 @@ def replica_densities(
     shift = nearest.minimum(energy + FARTHEST)
     others = _of_others(replicas, points, exponent, owner, shift)
     # Where all inputs are so far that this is nothing, whose replicas are nearer is still to be told.
-    far = ((nearest > shift) & (others[0].amax(1) + shift < math.log(NEGLIGIBLE))).nonzero().squeeze(1)
+    far = ((nearest > shift) & (others.amax(2).amin(0) + shift < math.log(NEGLIGIBLE))).nonzero().squeeze(1)
     if len(far):
         others[:, far] = _of_others(replicas, points[far], exponent[far], owner[far], nearest[far])
     inside = weights[owner].log()

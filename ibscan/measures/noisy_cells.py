@@ -27,7 +27,8 @@ from ibscan.measures.driver import (
     layer_status,
     layer_values,
 )
-from ibscan.measures.noisy_channel import Budget, Channel, Population
+from ibscan.measures.noisy_channel import Channel
+from ibscan.measures.noisy_population import Budget, Population
 from ibscan.measures.noisy_search import close_bracket
 from ibscan.measures.readout_cells import draws_of, readout_cell
 from ibscan.measures.spread import layer_spreads
@@ -213,6 +214,8 @@ def _with_limits(
         # Data processing inequality: in a plain chain the cap of a layer holds for all layers after it.
         smallest = np.fmin.accumulate(cap.value, 1)
         cap = replace(cap, value=np.where(np.isnan(cap.value), np.nan, smallest))
+        for key in (f"{name}_xt", *(f"{name}_{side}" for side in labelled)):
+            _narrowed(found[key], xt.status == Status.UNRESOLVED)
     # A bracket around a value above a proven bound is wrong.
     above = xt.value - cap.value > 1.96 * xt.stderr + ROUNDING
     status = xt.status
@@ -226,6 +229,21 @@ def _with_limits(
             assert array is not None
             array[:] = np.nan
     return {f"{name}_xt": xt, **about_labels, f"{name}_cap": replace(cap, status=cap_status)}
+
+
+def _narrowed(estimate: Estimate, is_open: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+    """Move the ends of open brackets to those of other layers of a plain chain, in place; arrays are (C, L, noise).
+
+    No layer has more information than one before it, in all, about the label, or beyond the label (data processing).
+    """
+    assert estimate.lower is not None
+    assert estimate.upper is not None
+    before = np.fmin.accumulate(estimate.upper, 1)
+    after = np.fmax.accumulate(estimate.lower[:, ::-1], 1)[:, ::-1]
+    # Ends of two layers may cross by their errors.
+    narrower = is_open & (after <= before)
+    estimate.upper[narrower], estimate.lower[narrower] = before[narrower], after[narrower]
+    estimate.value[narrower] = ((before + after) / 2)[narrower]
 
 
 def _readout_cell(
@@ -275,17 +293,29 @@ def _propagated_cell(channel: Channel) -> NetworkCell:
     xt, ty, given = zip(found.value, found.error, found.lower, found.upper, strict=True)
     resolved = end.reached and 1.96 * max(found.error[:2]) <= tolerance
     state = Status.SATURATED if is_saturated(xt[2], population.ceiling) else Status.OK
+    cap = min(population.ceiling, spread)
+    if not resolved:
+        state = Status.UNRESOLVED
+        xt, given = _within(xt, cap), _within(given, cap)
+        ty = _within(ty, min(cap, population.entropies[1]))
     return NetworkCell(
-        state if resolved else Status.UNRESOLVED,
+        state,
         xt,
         ty,
         given,
-        min(population.ceiling, spread),
+        cap,
         end.effort.replicas,
         end.rows * end.draws,
         end.rows,
         end.effort.paths,
     )
+
+
+def _within(cell: tuple[float, float, float, float], most: float) -> tuple[float, float, float, float]:
+    """Return a cell that is not resolved with its ends moved into [0, most], and the middle of these."""
+    _, error, lower, upper = cell
+    lower, upper = (min(max(end, 0.0), most) for end in (lower, upper))
+    return (lower + upper) / 2, error, lower, upper
 
 
 def _exact_cell(channel: Channel) -> NetworkCell | None:

@@ -6,27 +6,29 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 
-from ibscan.core.network import NoisyNetwork, NoisyPasses
-from ibscan.core.records import Array, Probe
-from ibscan.measures.driver import ROUNDING, distinct_rows, input_weights
+from ibscan.core.network import NoisyPasses
+from ibscan.measures.driver import ROUNDING
+from ibscan.measures.noisy_population import Budget, Population
 from ibscan.numerics.channels.bracket import Bracket, crossed_ends, paired_ends
 from ibscan.numerics.channels.controls import QUADRATIC_WIDTH, ReplicaControls, controlled, controlled_by_row
 from ibscan.numerics.channels.joint import MOST_UNITS, joint_densities
-from ibscan.numerics.channels.mixture import Mixture, entropy
+from ibscan.numerics.channels.mixture import Mixture
 from ibscan.numerics.channels.pair_laws import Inputs
 from ibscan.numerics.channels.paths import STARTS, Both, path_densities, shared_densities
 from ibscan.numerics.channels.replicas import Replicas, replica_densities
-from ibscan.numerics.tiling import aligned, cuts, mapped
+from ibscan.numerics.tiling import cuts, mapped
 
-__all__ = ["Budget", "Channel", "Effort", "Found", "Generators", "Population"]
+__all__ = ["NEARBY", "Channel", "Effort", "Found", "Generators", "Inside"]
 
+Tiled = TypeVar("Tiled")
 # Generators on the device of (stage, draw or tile).
 Generators = Callable[[int, int], torch.Generator]
 # Stages of a cell with random numbers of their own.
-DRAWS, MARGINAL, PATHS, SAME_NOISE, NEAR, WITHIN = range(6)
+DRAWS, MARGINAL, PATHS, SAME_NOISE, NEAR, WITHIN, AMONG = range(7)
 # Replicas of the other inputs, for the marginal: at first as many as make so many centres (or numbers) in all, at least
 # one; at most MOST_CENTRES.
 MARGINAL_CENTRES, MARGINAL_BUDGET = 2**10, 2**21
@@ -49,53 +51,6 @@ SLOPE_NUMBERS, SLOPE_SIDE = 2**16, 128
 
 
 @dataclass(frozen=True)
-class Budget:
-    """The tolerance of a cell and what may be spent on it, as in `NetworkInformation`."""
-
-    tolerance: float
-    max_replicas: int
-    max_draws: int
-    patient: bool
-
-
-@dataclass(frozen=True)
-class Population:
-    """The probe as a population: N rows, the distinct inputs among them, and their joint weights with the classes."""
-
-    x: Array
-    distinct: Array  # the distinct inputs among x, (n, ...)
-    owner: torch.Tensor  # index of the distinct input each row is, (N,)
-    rows: torch.Tensor  # joint weights of rows and classes, (N, classes)
-    joint: torch.Tensor  # joint weights of distinct inputs and classes, (n, classes)
-    ceiling: float  # H(X), nats
-
-    @staticmethod
-    def of(probe: Probe, network: NoisyNetwork) -> Population:
-        """Make the population of a probe, with equal rows merged."""
-        weights, ceiling = input_weights(probe)
-        first, member, _ = distinct_rows(probe.x)
-        owner = torch.as_tensor(member, device=network.device)
-        rows = aligned(weights).to(network.device)
-        joint = torch.zeros(len(first), rows.shape[1], dtype=rows.dtype, device=rows.device).index_add_(0, owner, rows)
-        return Population(probe.x, probe.x[first], owner, rows, joint, ceiling)
-
-    @property
-    def size(self) -> int:
-        """N, the number of rows."""
-        return len(self.owner)
-
-    @cached_property
-    def share(self) -> torch.Tensor:
-        """Weights of the distinct inputs, (n,)."""
-        return self.joint.sum(1)
-
-    @cached_property
-    def entropies(self) -> tuple[float, float]:
-        """H(X) and H(Y), nats."""
-        return self.ceiling, entropy(self.joint.sum(0))
-
-
-@dataclass(frozen=True)
 class Effort:
     """How densities are estimated.
 
@@ -112,12 +67,36 @@ class Effort:
     pair_search: bool = False
 
 
+# Rows, draws of each, paths, replicas, and whether likely paths are looked for thoroughly.
+Task = tuple[int, int, int, int, bool]
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Densities given the input of M draws of each of r rows, found by a task.
+
+    ln p(t|x) from above (`own`) and below (`fresh`), (r, M); the passes that made the draws, `centres` (r, M, D); and
+    some replicas of the rows, `seen` (r, K, D).
+    """
+
+    task: Task
+    own: torch.Tensor
+    fresh: torch.Tensor
+    centres: torch.Tensor
+    seen: torch.Tensor
+
+    def of(self, part: slice) -> Inside:
+        """Return those of some rows."""
+        return Inside(self.task, self.own[part], self.fresh[part], self.centres[part], self.seen[part])
+
+
 @dataclass(frozen=True)
 class Found:
-    """A bracket and the part of its width that is due to the densities given the input, nats."""
+    """A bracket, the part of its width that is due to the densities given the input, nats, and these."""
 
     bracket: Bracket
     inside: float
+    densities: Inside
 
     @property
     def outside(self) -> float:
@@ -236,8 +215,10 @@ class Channel:
         largest = min(MOST_CENTRES, MOST_NUMBERS // self.width) // inputs
         return self.marginal(range(min(count, most))), min(max(count, largest), most)
 
-    def bracketed(self, rows: int, draws: int, effort: Effort) -> Found:
+    def bracketed(self, rows: int, draws: int, effort: Effort, before: Inside | None = None) -> Found:
         """Return the bracket of `draws` draws of each of the first `rows` rows.
+
+        Densities given the input are those found `before`, if an equal effort found them.
 
         Raises:
             MemoryError, RuntimeError: From the network.
@@ -245,25 +226,23 @@ class Channel:
         inputs = self.population.owner[:rows]
         normals = [self._normals(DRAWS, draw, 1, rows, self.units + self.width)[0] for draw in range(draws)]
         made, noise = torch.stack(normals, 1).split((self.units, self.width), -1)
-        numbers = draws * (effort.paths + 4) * (self.units + 3 * self.width) + effort.replicas * self.units
+        task = (rows, draws, effort.paths, effort.replicas, effort.search)
+        inside = before if before is not None and before.task == task else self._inside(task, inputs, made, noise)
         slope = self.width * self.units
-        of_pairs = max(effort.pairs * slope, LINES // 2) if effort.pairs else 0
-        of_paths = (1 + STARTS if effort.search else 2) * slope if effort.paths else 0
-        per_row = max(numbers, draws * of_pairs, draws * of_paths)
-        parts = cuts(0, rows, max(1, self._tile // per_row))
-        broad = effort.inner.broad()
-        tiles = [_Tile(self, k, inputs[part], made[part], noise[part], broad) for k, part in enumerate(parts)]
+        per_row = draws * (max(effort.pairs * slope, LINES // 2) if effort.pairs else 4 * self.width)
         # Made before threads ask for it.
         assert self.inputs is not None if effort.pairs else effort.inner.sums
-        if self.passes.concurrent:
-            done = mapped(lambda tile: tile.ends(effort), tiles, inputs.device)
-        else:
-            done = [tile.ends(effort) for tile in tiles]
-        follow = ReplicaControls(noise.transpose(0, 1), torch.cat([one.centres for one in done]).transpose(0, 1))
+        broad = effort.inner.broad()
+
+        def kinds(number: int, part: slice) -> list[torch.Tensor]:
+            tile = _Tile(self, number, inputs[part], made[part], noise[part])
+            return tile.ends(effort, inside.of(part), broad)
+
+        ends = [torch.cat(kind, 3) for kind in zip(*self._by_tile(kinds, rows, per_row), strict=True)]
+        follow = ReplicaControls(noise.transpose(0, 1), inside.centres.transpose(0, 1))
         if self.width <= QUADRATIC_WIDTH:
-            follow.add(torch.cat([one.seen for one in done]).transpose(0, 1))
+            follow.add(inside.seen.transpose(0, 1))
         controls = follow.follow()
-        ends = [torch.cat(kind, 3) for kind in zip(*(one.kinds for one in done), strict=True)]
         # One set of coefficients a term and end.
         known = self.predicted[:rows] if rows < self.population.size and self.predicted is not None else None
         for k, kind in enumerate(ends):
@@ -272,7 +251,29 @@ class Channel:
         bracket = Bracket.of(ends, self.population.size, self.population.entropies)
         # Crossed ends of two informations are apart by the gaps of two densities each, of three in all.
         of_xt, of_ty, of_given = (ends[0][0, :, 0] - ends[0][1, :, 0]).mean((-2, -1)).tolist()
-        return Found(bracket, max(0.0, (of_xt + of_given - of_ty) / 4))
+        return Found(bracket, max(0.0, (of_xt + of_given - of_ty) / 4), inside)
+
+    def _inside(self, task: Task, inputs: torch.Tensor, made: torch.Tensor, noise: torch.Tensor) -> Inside:
+        """Return the densities given the input of draws that paths `made` (m, M, m) and `noise` (m, M, D) make."""
+        rows, draws, paths, replicas, search = task
+        slope = self.width * self.units
+        numbers = draws * (paths + 4) * (self.units + 3 * self.width) + replicas * self.units
+        per_row = max(numbers, draws * (1 + STARTS if search else 2) * slope if paths else 0)
+
+        def found(number: int, part: slice) -> Inside:
+            return _Tile(self, number, inputs[part], made[part], noise[part]).inside(task)
+
+        done = self._by_tile(found, rows, per_row)
+        return Inside(
+            task, *(torch.cat([getattr(one, k) for one in done]) for k in ("own", "fresh", "centres", "seen"))
+        )
+
+    def _by_tile(self, function: Callable[[int, slice], Tiled], rows: int, per_row: int) -> list[Tiled]:
+        """Return the function's values at tiles of rows, given their numbers, so that a tile stays small."""
+        parts = list(enumerate(cuts(0, rows, max(1, self._tile // per_row))))
+        if self.passes.concurrent:
+            return mapped(lambda tile: function(*tile), parts, self.population.joint.device)
+        return [function(*tile) for tile in parts]
 
     @property
     def _tile(self) -> int:
@@ -284,15 +285,6 @@ class Channel:
 
 
 @dataclass(frozen=True)
-class _Ends:
-    """What a tile of r rows with M draws gives: kinds of ends (2, 3, V, r, M), and passes."""
-
-    kinds: list[torch.Tensor]
-    centres: torch.Tensor  # the passes that made the draws, (r, M, D)
-    seen: torch.Tensor  # replicas of the rows, (r, K, D)
-
-
-@dataclass(frozen=True)
 class _Tile:
     """Some rows (r,) with the paths that made their draws, (r, M, m), and the noise of the layer itself, (r, M, D)."""
 
@@ -301,32 +293,38 @@ class _Tile:
     rows: torch.Tensor
     made: torch.Tensor
     noise: torch.Tensor
-    broad: Callable[[torch.Tensor], torch.Tensor]  # ln of the density that those from below are mixed with
 
-    def ends(self, effort: Effort) -> _Ends:
-        """Return the terms of the draws."""
-        channel, population = self.channel, self.channel.population
+    def inside(self, task: Task) -> Inside:
+        """Return the densities of the draws given their inputs."""
+        channel, (_, _, paths, replicas, search) = self.channel, task
         centres = channel.values(self.rows, self.made)
         points, energy = centres + self.noise, 0.5 * self.noise.square().sum(-1)
         generator = channel.generators(PATHS, self.number)
-        size = (len(self.rows), min(NEARBY, effort.replicas) if effort.paths else effort.replicas, channel.units)
-        replicas = torch.randn(size, generator=generator, dtype=points.dtype, device=points.device)
-        if effort.paths:
-            inside, seen = path_densities(
-                channel, self.rows, points, self.made, replicas, effort.paths, generator, thorough=effort.search
+        size = (len(self.rows), min(NEARBY, replicas) if paths else replicas, channel.units)
+        around = torch.randn(size, generator=generator, dtype=points.dtype, device=points.device)
+        if paths:
+            found, seen = path_densities(
+                channel, self.rows, points, self.made, around, paths, generator, thorough=search
             )
         else:
-            seen = channel.values(self.rows, replicas)
-            inside = shared_densities(seen, points, energy)
+            seen = channel.values(self.rows, around)
+            found = shared_densities(seen, points, energy)
+        return Inside(task, found.own, found.fresh, centres, seen[:, :NEARBY])
+
+    def ends(self, effort: Effort, inside: Inside, broad: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+        """Return the terms of the draws, kinds of ends (2, 3, V, r, M).
+
+        `broad` is ln of the density that those from below are mixed with.
+        """
+        channel, population = self.channel, self.channel.population
+        points, energy = inside.centres + self.noise, 0.5 * self.noise.square().sum(-1)
         owner = self.rows.repeat_interleave(points.shape[1])
-        flat = Both(inside.own.flatten(), inside.fresh.flatten())
-        t = points.flatten(0, 1)
+        flat, t = Both(inside.own.flatten(), inside.fresh.flatten()), points.flatten(0, 1)
         given = (population.joint / population.share.unsqueeze(1))[owner]
-        prior = population.joint.sum(0)
-        broad, floor = self.broad(t), min(FLOOR, channel.budget.tolerance / 50)
+        prior, below, floor = population.joint.sum(0), broad(t), min(FLOOR, channel.budget.tolerance / 50)
         if effort.pairs:
             assert channel.inputs is not None
-            made = self.made.flatten(0, 1)
+            generator, made = channel.generators(AMONG, self.number), self.made.flatten(0, 1)
             pairs = joint_densities(
                 channel,
                 channel.inputs,
@@ -339,16 +337,11 @@ class _Tile:
                 thorough=effort.pair_search,
             )
             outside = Both(pairs.own.unsqueeze(0), pairs.fresh.unsqueeze(0))
-            kinds = [crossed_ends(flat, outside, given, prior, broad, floor)]
+            kinds = [crossed_ends(flat, outside, given, prior, below, floor)]
         else:
             found = replica_densities(effort.inner, t, energy.flatten(), owner, flat.fresh)
             kinds = [
-                crossed_ends(flat, found.crossed, given, prior, broad, floor),
+                crossed_ends(flat, found.crossed, given, prior, below, floor),
                 paired_ends(found.owner, found.paired, given, prior, floor),
             ]
-        shape = (*kinds[0].shape[:-1], *points.shape[:2])
-        return _Ends(
-            [kind.reshape(*kind.shape[:-1], *shape[-2:]) for kind in kinds],
-            centres,
-            seen[:, :NEARBY],
-        )
+        return [kind.reshape(*kind.shape[:-1], *points.shape[:2]) for kind in kinds]

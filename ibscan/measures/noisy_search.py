@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ibscan.measures.noisy_channel import NEARBY, Channel, Effort, Found
+from ibscan.measures.noisy_channel import NEARBY, Channel, Effort, Found, Inside
 from ibscan.numerics.channels.bracket import LEAST_DRAWS
+from ibscan.numerics.channels.paths import GAUSS_NEWTON, STARTS
 from ibscan.numerics.channels.replicas import Replicas
 
 __all__ = ["ClosedBracket", "close_bracket"]
@@ -25,8 +26,14 @@ MOST_REPLICAS = 256
 CHEAP_CENTRES = 2**14
 # Cost of one density of a draw at a replica, and of the linearisations of a draw, in noisy passes.
 KERNEL, LINES = 0.03, 6.0
-# A bracket that needs more than so many times the largest effort is given up.
-HOPE = 2.0
+# A bracket that needs more than so many times the largest effort is given up; looking thoroughly for likely paths may
+# save a factor. Where one linearisation has so many numbers, a few rows say first whether there is hope.
+HOPE, THOROUGH = 2.0, 32.0
+LARGE_SLOPE, GLANCE_ROWS = 2**12, 64
+# Multiply-adds that the weighted paths of a pilot may take, unless the user set the budget: some seconds.
+AFFORDABLE = 4e9
+# Gaps are all the same beyond this.
+LARGEST_GAP = 300.0
 # Evaluations of a search at most: a guard, as each is asked for more than the one before.
 MOST_TRIES = 24
 # Numbers the draws of one cell may hold: rows times draws times units.
@@ -101,6 +108,7 @@ class _Search:
     draws: int
     effort: Effort
     found: Found = field(init=False)
+    densities: Inside | None = None  # given the input, of the last effort
     by_pairs: Found | None = None  # what the first pairs found, where replicas did better
 
     def __post_init__(self) -> None:
@@ -108,7 +116,8 @@ class _Search:
 
     def look(self, effort: Effort) -> None:
         """Take an effort, and what it finds."""
-        self.effort, self.found = effort, self.channel.bracketed(self.rows, self.draws, effort)
+        self.effort, self.found = effort, self.channel.bracketed(self.rows, self.draws, effort, self.densities)
+        self.densities = self.found.densities
 
     def close(self, target: float) -> None:
         """Raise the effort until the width is within the target, or until more would not be enough."""
@@ -117,7 +126,8 @@ class _Search:
             common = 2 * 1.96 * math.sqrt(bracket.common)
             if not bracket.finite or (bracket.width <= target and common <= tolerance):
                 return
-            inside, outside = self.found.inside / target, max(self.found.outside / target, common / tolerance)
+            inside = _excess(self.found.inside, target)
+            outside = max(_excess(self.found.outside, target), common / tolerance)
             # Each may take half of the width, or what the other leaves.
             inside, outside = inside / max(0.5, 0.9 - outside), outside / max(0.5, 0.9 - inside)
             if not (self._more_inside(inside) if inside >= outside else self._more_outside(outside)):
@@ -128,29 +138,53 @@ class _Search:
         effort, budget = self.effort, self.channel.budget
         if effort.paths:
             if not effort.search:
-                self.look(replace(effort, search=True))
-                return True
-            count = self._raised(effort.paths, factor, budget.max_replicas)
-            if count:
-                self.look(replace(effort, paths=count))
-            return count > 0
+                return self._look_thoroughly(effort.paths * factor, replace(effort, search=True))
+            more = replace(effort, paths=self._raised(effort.paths, factor, budget.max_replicas))
+            affordable = budget.patient or self._operations(more) <= AFFORDABLE
+            if more.paths and affordable:
+                self.look(more)
+            return more.paths > 0 and affordable
         count = self._raised(effort.replicas, factor, budget.max_replicas)
         cost = effort.replicas * max(1.0, factor) * (1 + KERNEL * self.draws)
         if self.channel.steerable and (not count or cost > NEARBY + self.draws * (2 * PATHS + LINES)):
             most = budget.max_replicas
-            self.look(replace(effort, paths=min(PATHS, most), replicas=min(NEARBY, most)))
+            weighted = replace(effort, paths=min(PATHS, most), replicas=min(NEARBY, most))
+            if not self._worth(weighted):
+                return False
+            self.look(weighted)
             return True
         if count:
             self.look(replace(effort, replicas=count))
         return count > 0
+
+    def _look_thoroughly(self, wanted: float, effort: Effort) -> bool:
+        """Take an effort that looks thoroughly for likely paths, if `wanted` paths or pairs are not far too many."""
+        hopeless = wanted > THOROUGH * HOPE * self.channel.budget.max_replicas or self._operations(effort) > AFFORDABLE
+        if hopeless and not self.channel.budget.patient:
+            return False
+        self.look(effort)
+        return True
+
+    def _operations(self, effort: Effort) -> float:
+        """Return about how many multiply-adds the weighted paths of all draws take."""
+        slope, side = self.channel.width * self.channel.units, min(self.channel.width, self.channel.units)
+        laws = 1 + STARTS * (1 + GAUSS_NEWTON) if effort.search else 3
+        return float(self.rows * self.draws * slope * (laws * side + 2 * (2 + effort.search * STARTS) * effort.paths))
+
+    def _worth(self, effort: Effort) -> bool:
+        """Return whether an effort of weighted paths may close the bracket, by few rows where it costs much."""
+        channel, budget = self.channel, self.channel.budget
+        if budget.patient or self.rows <= GLANCE_ROWS or channel.width * channel.units < LARGE_SLOPE:
+            return True
+        glance = channel.bracketed(GLANCE_ROWS, self.draws, effort)
+        return effort.paths * _excess(glance.inside, budget.tolerance) <= THOROUGH * HOPE * budget.max_replicas
 
     def _more_outside(self, factor: float) -> bool:
         """Estimate p(t, y) by so many times as many replicas or pairs; return whether it helps."""
         effort, most = self.effort, self.channel.budget.max_replicas
         if effort.pairs:
             if not effort.pair_search:
-                self.look(replace(effort, pair_search=True))
-                return True
+                return self._look_thoroughly(effort.pairs * factor, replace(effort, pair_search=True))
             count = self._raised(effort.pairs, factor, most)
             if count:
                 self.look(replace(effort, pairs=count))
@@ -184,6 +218,14 @@ class _Search:
         if count >= most or (count * factor > HOPE * most and not self.channel.budget.patient):
             return 0
         return min(most, count << _doublings(factor))
+
+
+def _excess(gap: float, target: float) -> float:
+    """Return by which factor too few paths leave a gap (half the distance of the ends) beyond a target.
+
+    Ends are apart by about ln(1 + v / K), v the relative variance of the weights of K paths.
+    """
+    return math.expm1(2.0 * min(gap, LARGEST_GAP)) / (2.0 * target)
 
 
 def _doublings(factor: float) -> int:

@@ -11,7 +11,11 @@ import torch
 from support.network_truth import FAMILIES, Family
 from support.path_oracles import assert_at_least
 
-from ibscan.measures.noisy_channel import Budget, Channel, Effort, Population
+from ibscan.core.estimate import Status
+from ibscan.core.streams import RandomStreams
+from ibscan.measures.network import NetworkInformation
+from ibscan.measures.noisy_channel import Channel, Effort
+from ibscan.measures.noisy_population import Budget, Population
 from ibscan.numerics.channels.bracket import crossed_ends, paired_ends
 from ibscan.numerics.channels.joint import joint_densities
 from ibscan.numerics.channels.paths import Both, path_densities, shared_densities
@@ -123,3 +127,32 @@ def test_brackets_hold_without_their_errors(name: str, effort: str) -> None:
     for quantity, truth in enumerate(repetition.truth):
         assert_at_least(high[quantity], truth, ROUNDING)
         assert_at_least(-low[quantity], -truth, ROUNDING)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_open_brackets_are_within_what_is_proven_and_hold(name: str) -> None:
+    """A budget that closes nothing: ends between 0 and the cap, and no layer above one before it."""
+    family = NAMED[name]
+    measure = NetworkInformation(
+        noise=(family.net.noise,), tolerance=0.003, max_replicas=4, max_draws=256, samples=None
+    )
+    held = 0
+    for seed in range(10):
+        result = measure(family.network, family.probe.sampled(None, seed), RandomStreams(seed))
+        xt, ty, cap = (result[f"mi_network_{key}"] for key in ("xt", "ty", "cap"))
+        assert xt.lower is not None
+        assert xt.upper is not None
+        assert ty.lower is not None
+        assert ty.upper is not None
+        is_open = xt.status == Status.UNRESOLVED
+        for one in (xt, ty):
+            assert (one.lower[is_open] >= 0.0).all()
+            assert (one.upper[is_open] <= cap.value[is_open] + ROUNDING).all()
+            np.testing.assert_allclose(one.value[is_open], ((one.lower + one.upper) / 2)[is_open])
+        between = is_open[:, 1:] & ~np.isnan(xt.upper[:, :-1])
+        assert (xt.upper[:, 1:] <= xt.upper[:, :-1])[between].all()
+        place = family.place
+        held += bool(xt.lower[place] <= family.truth.xt <= xt.upper[place])
+        held += bool(ty.lower[place] <= family.truth.ty <= ty.upper[place])
+    assert held >= 18

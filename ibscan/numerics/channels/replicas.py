@@ -150,4 +150,5 @@ def _of_others(
         mine = (kernel * (group == k)).sum(1, keepdim=True) * replicas.weights[owner]
         # Rounding of the difference is small beside the owner's part, which is added again from elsewhere.
         parts.append((sums(moved, shift) - mine).clamp_(min=0.0))
-    return torch.tensordot(replicas.averages, torch.stack(parts), 1).log_() - shift.unsqueeze(1)
+    averaged: torch.Tensor = torch.tensordot(replicas.averages, torch.stack(parts), 1)
+    return averaged.log_() - shift.unsqueeze(1)

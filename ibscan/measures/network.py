@@ -149,7 +149,7 @@ class NetworkInformation(Measure):
 
     def seconds(self, sizes: Sizes) -> float:
         """Return an estimate in seconds for networks that need many draws; much too long for others."""
-        from ibscan.measures.work import BUDGET, CELL, CELL_BUDGET, SPENT, drawn
+        from ibscan.measures.work import BUDGET, CELL, CELL_BUDGET, SPENT, WIDEST, drawn
 
         by_rows = math.sqrt(sizes.rows / 1024)
         budget = float(self.max_replicas) * self.max_draws
@@ -161,7 +161,8 @@ class NetworkInformation(Measure):
             if layer.first:
                 total += levels * drawn(self, sizes.rows, layer.width)
             elif not layer.output:
-                total += levels * min(cell, whole_budget) * by_rows * max(1.0, layer.width / 10)
+                wide = min(max(1.0, layer.width / 10) ** 2, WIDEST)
+                total += levels * min(cell, whole_budget) * by_rows * wide
         return total
 
     def __call__(

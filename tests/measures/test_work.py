@@ -108,6 +108,8 @@ WORKLOADS: dict[str, tuple[Measure, tuple[int, ...], int]] = {
     "network": (NetworkInformation(), SZT, 256),
     "network, 1024 rows": (NetworkInformation(), SZT, 1024),
     "network, 40 units": (NetworkInformation(), (20, 40, 40, 40, 10), 256),
+    "network, 20 units": (NetworkInformation(), (20, 20, 20, 20, 10), 1024),
+    "network, 128 units": (NetworkInformation(noise=(0.5,)), (784, 256, 128, 10), 1024),
     "network, five noises": (NetworkInformation(noise=(0.02, 0.05, 0.1, 0.2, 0.5)), SZT, 256),
     "read-out": (ReadoutInformation(), SZT, 2048),
     "read-out, wide": (ReadoutInformation(), (100, 256, 128, 10), 1024),

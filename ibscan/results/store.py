@@ -20,7 +20,7 @@ from ibscan.results.axes import AUXILIARY, stored_text
 from ibscan.results.decode import DIMENSION_NAMES, FORMAT_VERSION, decoded, unreadable
 from ibscan.results.unsealed import read_in_child
 
-__all__ = ["FORMAT_VERSION", "read", "write", "write_bytes"]
+__all__ = ["FORMAT_VERSION", "encoded", "read", "write", "write_bytes"]
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 # Below this a chunk index costs more than compression saves.
@@ -30,7 +30,7 @@ _NOT_OURS_TO_WRITE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, e
 
 def write(result: Result, path: Path) -> None:
     """Write a result with a seal at its end, as `write_bytes` does."""
-    content = _encoded(result)
+    content = encoded(result)
     write_bytes(content + _seal(hashlib.sha256(content).hexdigest()), path)
 
 
@@ -112,7 +112,7 @@ def _is_intact(path: Path, size: int) -> bool | None:
     return seal == _seal(digest.hexdigest()) if seal.startswith(b"\nibscan ") else None
 
 
-def _encoded(result: Result) -> bytes:
+def encoded(result: Result) -> bytes:
     """Encode a result in memory: on a full disk HDF5 would leave a handle that cannot be closed."""
     with h5py.File("result", "w", driver="core", backing_store=False, track_order=True) as file:
         for name, value in result.attrs.items():

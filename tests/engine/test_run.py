@@ -32,7 +32,7 @@ def test_options_take_the_forms_of_the_command_line(series: Path) -> None:
         {"samples": 3.5},
         {"samples": True},
         {"bin_range": "x"},
-        {"probe": np.zeros((2, 6))},
+        {"probe": np.zeros((2, 5))},
         {"eps": []},
         {"colour": "red"},
         {"device": "tpu"},

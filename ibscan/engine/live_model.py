@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ibscan.core.boundary import user_code
-from ibscan.errors import UsageError
+from ibscan.errors import InputError, UsageError
 from ibscan.inputs.code.live import Live, is_of_a_library, source_hash
 from ibscan.inputs.code.load import Maker, argument_fault, called
 from ibscan.networks.loading import built, unwrapped
@@ -35,8 +35,8 @@ def live_maker(given: Live, arguments: Mapping[str, Any], where: str) -> Maker:
     if isinstance(found, nn.Module):
         if arguments:
             raise UsageError(
-                f"{where}: is a network that is made already, and --model-arg ({', '.join(arguments)}) is for a class "
-                "or function; leave one of the two out."
+                f"{where}: is a network that is made already, and --model-arg is for a class or function "
+                f"({', '.join(arguments)}); leave one of the two out."
             )
         model = unwrapped(found)
         return Maker(partial(_copied, lambda: model, where), _identity(given, model, where))
@@ -49,8 +49,12 @@ def live_maker(given: Live, arguments: Mapping[str, Any], where: str) -> Maker:
 
 
 def _copied(make: Callable[[], Any], where: str) -> Any:  # noqa: ANN401 - as the user's code made it
-    with user_code(f"{where}:", "copying it raised"):
-        return copy.deepcopy(unwrapped(make()))
+    made = unwrapped(make())
+    try:
+        with user_code(f"{where}:", "copying it raised"):
+            return copy.deepcopy(made)
+    except InputError as error:
+        raise InputError(f"{error} Its class, or a function that makes it anew, needs no copy.") from error
 
 
 def _identity(given: Live, model: nn.Module, where: str) -> str:

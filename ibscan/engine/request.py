@@ -261,8 +261,7 @@ def requested(verb: Verb, paths: Sequence[Path], given: Mapping[str, Any], comma
         setting = of_run.get(name) or of_measures.get(name)
         if setting is None:
             near = near_names(name, [*of_run, *of_measures], 3)
-            known = "the options are those of the command line that say what to measure, with underscores"
-            said = f"did you mean {' or '.join(near)}?" if near else f"{known} (--from is from_layer)."
+            said = f"did you mean {' or '.join(near)}?" if near else f"help(ibscan.{verb}) lists all options."
             raise UsageError(f"ibscan.{verb}: there is no option {name!r}; {said}")
         value = _read(verb, setting, value)
         if value is not None or (name not in of_run and setting.initial is not None):

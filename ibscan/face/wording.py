@@ -22,9 +22,9 @@ __all__ = ["in_python", "speaking_python"]
 
 _FLAG = re.compile(r"(?<![\w/.-])--?[a-z][a-z-]*(?![\w=])")
 _VERB = re.compile(r"\bibscan (scan|rank|mi|cluster)\b")
-_VALUE = re.compile(r" ('[^']*'|[^\s'-]\S*?)(?=[.,;:)]*(?:\s|$))")
+_VALUE = re.compile(r" ('[^']*'|[^\s'(-]\S*?)(?=[.,;:)]*(?:\s|$))")
 # Words that follow a flag in a sentence, and are not its value.
-_WORDS = {"and", "or", "if", "is", "to", "for", "takes", "chooses", "says", "draws", "keeps", "asks", "names"}
+_WORDS = {"and", "or", "if", "is", "to", "for", "may", "takes", "chooses", "says", "draws", "keeps", "asks", "names"}
 # What raised an error is its cause here; on the command line --debug prints it.
 _SAID = {"--debug": "__cause__"}
 # Switches of `plot`, whose options are no part of a request.
@@ -79,27 +79,30 @@ def _settings() -> Mapping[str, Setting]:
 
 def _value(setting: Setting, rest: str, given: Any, *, off: bool) -> tuple[str, int]:  # noqa: ANN401 - as passed
     """Return what stands behind a keyword, and how much of the rest of a sentence it was."""
+    for text, written in _shown(given):
+        if text and re.match(rf" {re.escape(text)}(?!\w)", rest):
+            return written, len(text) + 1
     if setting.kind is bool:
         return str(not off), 0
-    for text, value in _shown(given):
-        if text and re.match(rf" {re.escape(text)}(?!\w)", rest):
-            return repr(value), len(text) + 1
     found = _VALUE.match(rest)
     if found is None or not _is_value(setting, found[1], rest[found.end() :]):
         return "", 0
     return _written(setting, found[1]), found.end()
 
 
-def _shown(given: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - as passed
-    """Yield the ways a message may show a value that was passed, with the value."""
+def _shown(given: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 - as passed
+    """Yield the ways a message may show a value that was passed, with what Python writes for it."""
+    plain = isinstance(given, list | tuple) and all(isinstance(one, str | int | float) for one in given)
     if isinstance(given, str | int | float):
-        yield str(given), given
-    elif isinstance(given, list | tuple):
-        for joint in (" ", ","):
-            yield joint.join(map(str, given)), given
-        yield str(given), given
+        yield str(given), repr(given)
+    elif plain:
+        for text in (str(given), *(joint.join(map(str, given)) for joint in (" ", ",", ":"))):
+            yield text, repr(given)
         for one in given:
             yield from _shown(one)
+    elif given is not None:
+        for text in ("(x, y)", "{...}", getattr(given, "__name__", None), type(given).__name__):
+            yield str(text), str(text)
 
 
 def _is_value(setting: Setting, text: str, after: str) -> bool:
@@ -109,6 +112,8 @@ def _is_value(setting: Setting, text: str, after: str) -> bool:
         except ValueError:
             return False
         return True
+    if setting.name.endswith("_arg"):
+        return "=" in text
     # A plain word may go on with the sentence instead.
     return not text.isalpha() or text != text.lower() or (text not in _WORDS and _takes_words(setting, text, after))
 

@@ -69,7 +69,8 @@ def held(value: Any) -> Live:  # noqa: ANN401 - whatever was handed over
         >>> str(held((1, 2))), str(held({"x": 1})), str(held([1, 2]))
         ('(x, y)', '{...}', 'list')
     """
-    shown = "(x, y)" if isinstance(value, tuple) else "{...}" if isinstance(value, Mapping) else type(value).__name__
+    pair = isinstance(value, tuple) and len(value) == 2
+    shown = "(x, y)" if pair else "{...}" if isinstance(value, Mapping) else type(value).__name__
     return Live(value, shown, f"{HELD}{shown}")
 
 
@@ -118,7 +119,7 @@ def _returned(
         return Returned(_array(parts[x], "x", where), labels, where, parts, x, y)
     if wanted and wanted != {"y": ""}:
         raise UsageError(f"{where}#{selection}: it returns no mapping, so nothing is picked by '#'; leave it out.")
-    if isinstance(value, list) and _is_pair(value, where):
+    if isinstance(value, list) and _is_pair(value, where, verb):
         value = tuple(value)
     if isinstance(value, tuple):
         if not 1 <= len(value) <= 2:
@@ -139,7 +140,7 @@ def _remedy(value: Any) -> str:  # noqa: ANN401 - as the code returned it
     return ""
 
 
-def _is_pair(value: list[Any], where: str) -> bool:
+def _is_pair(value: list[Any], where: str, verb: str) -> bool:
     """Tell whether a list is [x, y] or [x], and not rows.
 
     Raises:
@@ -153,8 +154,8 @@ def _is_pair(value: list[Any], where: str) -> bool:
         return True
     if len(value) == 2 and arrays and shapes[0] == shapes[1] and len(shapes[0]) > 1:
         raise UsageError(
-            f"{where}: returned a list of two arrays of shape {shapes[0]}, which may be x and y or two rows; return a "
-            "tuple (x, y), or the rows as one array."
+            f"{where}: {verb} a list of two arrays of shape {shapes[0]}, which may be x and y or two rows; "
+            f"{'give' if verb == 'is' else 'return'} a tuple (x, y), or the rows as one array."
         )
     return False
 

@@ -64,6 +64,8 @@ def _arguments(kind: str) -> Callable[[str, Any], Any]:
     def read(flag: str, given: Any) -> Any:  # noqa: ANN401, ARG001 - a mapping, or KEY=VALUE once or several times
         if isinstance(given, Mapping):
             return given
+        if not isinstance(given, str | list | tuple | None) or not all(isinstance(one, str) for one in given or ()):
+            raise TypeError(f"is a {type(given).__name__}; expected a mapping.")
         from ibscan.inputs.probes import arguments
 
         parse = {"probe": arguments.parse_arguments, "model": arguments.parse_model_arguments}[kind]

@@ -24,11 +24,14 @@ _FLAG = re.compile(r"(?<![\w/.-])--?[a-z][a-z-]*(?![\w=])")
 _VERB = re.compile(r"\bibscan (scan|rank|mi|cluster)\b")
 _VALUE = re.compile(r" ('[^']*'|[^\s'(-]\S*?)(?=[.,;:)]*(?:\s|$))")
 # Words that follow a flag in a sentence, and are not its value.
-_WORDS = {"and", "or", "if", "is", "to", "for", "may", "takes", "chooses", "says", "draws", "keeps", "asks", "names"}
-# What raised an error is its cause here; on the command line --debug prints it.
-_SAID = {"--debug": "__cause__"}
-# Switches of `plot`, whose options are no part of a request.
-_SWITCHES = tuple(Setting(name, name, False, Option("", OUTPUT)) for name in ("band", "full", "summary", "curve"))
+_WORDS = {
+    *("and", "or", "if", "is", "to", "for", "out", "that", "may"),
+    *("takes", "chooses", "says", "draws", "keeps", "asks", "names", "shows"),
+}
+# What raised an error is its cause here, where the command line prints it; and the summary is a function.
+_SAID = {"--debug": "__cause__", "--summary": "run.summary()"}
+# Switches of verbs that show results, which are no part of a request.
+_SWITCHES = tuple(Setting(name, name, False, Option("", OUTPUT)) for name in ("band", "full", "curve"))
 
 
 @contextmanager
@@ -49,7 +52,7 @@ def in_python(message: str, given: Mapping[str, Any] | None = None) -> str:
     """Return a message with its options as keywords.
 
     Example:
-        >>> print(in_python("--noise -1: expected a number > 0; give --seed 3 or add --trust.", {"noise": [-1]}))
+        >>> print(in_python("--noise -1: expected a number > 0; give --seed 3 or add --trust.", {"noise": -1}))
         noise=-1: expected a number > 0; give seed=3 or add trust=True.
         >>> print(in_python("add --probe-arg scale=255, or name it with --model mlp:ACT."))
         add probe_arg={'scale': 255}, or name it with model='mlp:ACT'.
@@ -100,8 +103,8 @@ def _shown(given: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 - as passed
             yield text, repr(given)
         for one in given:
             yield from _shown(one)
-    elif given is not None:
-        for text in ("(x, y)", "{...}", getattr(given, "__name__", None), type(given).__name__):
+    if given is not None and not plain:
+        for text in ("(x, y)", "{...}", getattr(getattr(given, "func", given), "__name__", None), type(given).__name__):
             yield str(text), str(text)
 
 
@@ -124,7 +127,7 @@ def _takes_words(setting: Setting, text: str, after: str) -> bool:
 
 def _written(setting: Setting, text: str) -> str:
     """Return a value as Python writes it; a stand-in such as FILE stays as it is."""
-    if text.isupper() or setting.option.parse is not None:
+    if text.isupper() or (setting.option.parse is not None and not text.isalpha()):
         return text
     key, equals, value = text.strip("'").partition("=")
     if not equals or not setting.name.endswith("_arg"):

@@ -41,20 +41,19 @@ def live(found: Any) -> Live:  # noqa: ANN401 - whatever was handed over
     """Describe a class, a function or an instance of a class.
 
     Example:
-        >>> live(Live).spec.rpartition("/")[2], live(Live).defined
+        >>> live(Live).spec, live(Live).defined
         ('ibscan.inputs.code.live:Live', True)
     """
     owner = _owner(found)
     module, qualified = str(getattr(owner, "__module__", "")), str(getattr(owner, "__qualname__", ""))
     # Parts of a name that cannot be typed: `make.<locals>.Net`, `<lambda>`.
     dotted = re.sub(r"[^\w.]", "", qualified.replace("<locals>.", ""))
-    file = _file(module)
+    file = _file(owner)
     # Inside a package a file is imported by its dotted name, elsewhere it is given by its path.
-    origin = module if file is None or "." in module else str(file)
-    spec = f"{origin}:{dotted}"
-    spec = spec if is_code(spec) else "python:object"
-    defined = file is not None and found is owner and "<" not in qualified and _is_found(module, qualified, found)
-    return Live(found, dotted.rpartition(".")[2] or type(found).__name__, spec, defined)
+    spec = f"{module if file is None or '.' in module else file}:{dotted}"
+    defined = file is not None and found is owner and _is_found(module, qualified, found)
+    name = dotted.rpartition(".")[2] or type(found).__name__
+    return Live(found, name, spec if is_code(spec) else "python:object", defined)
 
 
 def source_hash(found: Any) -> str:  # noqa: ANN401 - as above
@@ -63,15 +62,16 @@ def source_hash(found: Any) -> str:  # noqa: ANN401 - as above
     What was typed at a prompt has a source in notebooks, and only its byte code elsewhere.
     """
     owner = _owner(found)
-    module = str(getattr(owner, "__module__", ""))
-    if _file(module) is not None:
-        return code_hash(f"{module}:{getattr(owner, '__qualname__', '')}")
-    return hashlib.sha256("\0".join(map(_source, _functions(owner))).encode()).hexdigest()
+    file = _file(owner)
+    if file is not None:
+        return code_hash(f"{file}:")
+    own = [function for one in _bases(owner) for function in _functions(one)]
+    return hashlib.sha256("\0".join(map(_source, own)).encode()).hexdigest()
 
 
 def is_of_a_library(found: Any) -> bool:  # noqa: ANN401 - as above
     """Tell whether an object's class or function is a library's, and not the user's."""
-    file = _file(str(getattr(_owner(found), "__module__", "")))
+    file = _file(_owner(found))
     return file is not None and is_installed(str(file))
 
 
@@ -83,10 +83,12 @@ def _owner(found: Any) -> Any:  # noqa: ANN401 - as above
     return found if isinstance(found, type) or inspect.isroutine(found) else type(found)
 
 
-def _file(module: str) -> Path | None:
-    """Return the file of a module, None where it has none that exists, as at a prompt."""
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return Path(file) if isinstance(file, str) and file.endswith(".py") and Path(file).is_file() else None
+def _file(owner: Any) -> Path | None:  # noqa: ANN401 - as above
+    """Return the file a class or function was read from, None where there is none, as at a prompt."""
+    # Of the code itself: its module may be one that runs what is typed.
+    named = [function.__code__.co_filename for function in _functions(owner) if hasattr(function, "__code__")]
+    named = named or [str(getattr(sys.modules.get(str(getattr(owner, "__module__", ""))), "__file__", None))]
+    return next((path for path in map(Path, named) if path.suffix == ".py" and path.is_file()), None)
 
 
 def _is_found(module: str, qualified: str, found: Any) -> bool:  # noqa: ANN401 - as above
@@ -96,22 +98,23 @@ def _is_found(module: str, qualified: str, found: Any) -> bool:  # noqa: ANN401 
     return place is found
 
 
+def _bases(owner: Any) -> list[Any]:  # noqa: ANN401 - as above
+    """Return a class and its bases that are no library's, or the function itself."""
+    bases = owner.__mro__ if isinstance(owner, type) else [owner]
+    return [base for base in bases if base is not object and not is_of_a_library(base)]
+
+
 def _functions(owner: Any) -> Iterator[Any]:  # noqa: ANN401 - as above
-    """Yield the functions of a class and of its bases that are no library's, or the function itself."""
-    if not isinstance(owner, type):
-        yield owner
-        return
-    for base in owner.__mro__:
-        if base is not object and not is_of_a_library(base):
-            yield from (part for _, part in sorted(vars(base).items()) if inspect.isfunction(part))
+    """Yield the functions that a class defines itself, or the function, without what decorators put around them."""
+    parts = [part for _, part in sorted(vars(owner).items())] if isinstance(owner, type) else [owner]
+    yield from (inspect.unwrap(part) for part in parts if inspect.isfunction(part))
 
 
 def _source(function: Any) -> str:  # noqa: ANN401 - as above
     try:
         return inspect.getsource(function)
     except (OSError, TypeError):
-        code = getattr(function, "__code__", None)
-        return str(getattr(function, "__qualname__", "")) if code is None else _byte_code(code)
+        return _byte_code(function.__code__)
 
 
 def _byte_code(code: CodeType) -> str:

@@ -26,7 +26,7 @@ ROOMS = {
     "views": ("errors core", "numpy rich matplotlib IPython"),
     "engine": ("_version errors core numerics inputs networks measures results", "numpy torch"),
     "training": ("errors core networks", "torch safetensors"),
-    "face": ("errors core measures results views engine", "numpy pandas xarray h5netcdf"),
+    "face": ("errors core measures results views engine", "numpy pandas xarray"),
     "cli": ("_version errors core numerics inputs networks measures results views engine", "rich typer"),
     "__main__": ("cli", ""),
     "__init__": ("_version errors training face", ""),

@@ -88,7 +88,8 @@ class NamedArray:
         for one in [wanted] if _is_single(wanted) else wanted:
             found = np.flatnonzero(_equal(values, one))
             if not len(found):
-                shown = [str(value) for value in dict.fromkeys(values.tolist())]
+                listing = dict.fromkeys(values.tolist())
+                shown = [value if isinstance(value, str) else f"{value:g}" for value in listing]
                 near = near_names(str(one), shown, 3) if values.dtype.kind == "O" else []
                 raise UsageError(
                     f"{name}={one!r}: there is no such value; expected {listed(near or shown, _MOST_NAMED)}."

@@ -66,12 +66,13 @@ def facts(result: Result, output: Path | None) -> list[tuple[str, str]]:
     skipped, failed = json.loads(attrs.get("skipped", "{}")), failures(result)
     left = [f"{len(skipped)} checkpoints skipped"] if skipped else []
     left += [f"{failed} cells could not be measured"] if failed else []
+    measures = sorted(map(str, result.settings.get("measures", {})))
     found = [
         ("checkpoints", span),
         ("model", str(attrs.get("model", "unknown"))),
         ("layers", f"{len(layers)}: {listed(layers, _MOST_NAMED)}"),
         ("probe", str(attrs.get("probe", "unknown")).removeprefix("probe=") + (f", {rows} rows" if rows else "")),
-        ("measured", f"{len(result.quantities)}: {listed(sorted(result.quantities, key=_is_beside), _MOST_NAMED)}"),
+        ("measured", f"{listed(measures, _MOST_NAMED) or '?'}; {len(result.quantities)} quantities"),
         ("settings", f"seed {attrs.get('seed', '?')}, {result.settings.get('dtype', '?')}, {attrs.get('device', '?')}"),
         ("status", "; ".join(left) or ("complete" if attrs.get("complete") else "not complete")),
         ("made", f"{attrs.get('created_at', '?')} by ibscan {attrs.get('ibscan_version', '?')}"),
@@ -105,11 +106,6 @@ def _cell(cell: Any) -> str:  # noqa: ANN401 - a number, text or None
     if cell is None:
         return ""
     return f"{cell:.4g}" if isinstance(cell, float | np.floating) else html.escape(escaped(str(cell)))
-
-
-def _is_beside(name: str) -> bool:
-    """Tell whether a quantity says how well the network does, and not what its layers keep."""
-    return name.startswith(("metric_", "probe_"))
 
 
 def _clipped(text: str) -> str:

@@ -104,8 +104,9 @@ def _shown(given: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 - as passed
         for one in given:
             yield from _shown(one)
     if given is not None and not plain:
-        for text in ("(x, y)", "{...}", getattr(getattr(given, "func", given), "__name__", None), type(given).__name__):
-            yield str(text), str(text)
+        named = getattr(getattr(given, "func", given), "__name__", None)
+        for name in ("(x, y)", "{...}", str(named), type(given).__name__):
+            yield name, name
 
 
 def _is_value(setting: Setting, text: str, after: str) -> bool:

@@ -39,7 +39,7 @@ def test_options_take_the_forms_of_the_command_line(series: Path) -> None:
         {"dtype": "int8"},
     ],
 )
-def test_a_wrong_option_is_refused_with_a_message(series: Path, options: dict[str, object]) -> None:
+def test_a_wrong_option_is_refused_with_a_message(series: Path, options: dict[str, Any]) -> None:
     with pytest.raises(IbscanError):
         ibscan.scan(series, **options)
 

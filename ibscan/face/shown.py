@@ -24,6 +24,8 @@ from ibscan.views.view import View
 __all__ = ["Summary", "facts", "facts_html", "facts_text"]
 
 _MOST_NAMED, _WIDEST, _WIDTH = 6, 100, 120
+# Notebooks set every cell to the right, which suits numbers alone.
+_LEFT = ' style="text-align: left"'
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -88,7 +90,7 @@ def facts_text(found: Iterable[tuple[str, str]]) -> str:
 
 def facts_html(result: Result, output: Path | None) -> str:
     """Return facts and the summary as HTML. Names from files are escaped."""
-    about = "".join(f"<tr><th>{label}</th><td>{html.escape(text)}</td></tr>" for label, text in facts(result, output))
+    about = "".join(f"<tr>{_head(label)}{_cell(text)}</tr>" for label, text in facts(result, output))
     try:
         summary = Summary(result, "nats", summary_rows(result, units="nats"))._repr_html_()
     except NothingMatched:
@@ -97,15 +99,19 @@ def facts_html(result: Result, output: Path | None) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    heads = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    body = "".join(f"<tr>{''.join(f'<td>{_cell(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    heads = "".join(map(_head, head))
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def _head(text: str) -> str:
+    return f"<th{_LEFT}>{html.escape(text)}</th>"
+
+
 def _cell(cell: Any) -> str:  # noqa: ANN401 - a number, text or None
-    if cell is None:
-        return ""
-    return f"{cell:.4g}" if isinstance(cell, float | np.floating) else html.escape(escaped(str(cell)))
+    if isinstance(cell, float | np.floating):
+        return f"<td>{cell:.4g}</td>"
+    return f"<td{_LEFT}>{'' if cell is None else html.escape(escaped(str(cell)))}</td>"
 
 
 def _clipped(text: str) -> str:

@@ -30,7 +30,9 @@ def object_or(role: Literal["model", "probe"]) -> Callable[[str, Any], Any]:
                 f"{flag} {type(given).__name__}: expected a network (an nn.Module), a class or function that makes "
                 "one, or a spec such as mlp:tanh. Weights come from the checkpoints."
             )
-        return live(given)
+        from ibscan.networks.loading import unwrapped
+
+        return live(unwrapped(given))
 
     return read
 

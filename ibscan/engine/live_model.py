@@ -38,8 +38,7 @@ def live_maker(given: Live, arguments: Mapping[str, Any], where: str) -> Maker:
                 f"{where}: is a network that is made already, and --model-arg is for a class or function "
                 f"({', '.join(arguments)}); leave one of the two out."
             )
-        model = unwrapped(found)
-        return Maker(partial(_copied, lambda: model, where), _identity(given, model, where))
+        return Maker(partial(_copied, lambda: found, where), _identity(given, found, where))
     if (fault := argument_fault(found, arguments)) is not None:
         raise UsageError(f"{where}: {fault} Give them with --model-arg, or hand over a network that is made.")
     make = partial(called, found, arguments, where)

@@ -23,7 +23,7 @@ from ibscan.views.view import View
 
 __all__ = ["Summary", "facts", "facts_html", "facts_text"]
 
-_MOST_NAMED, _WIDEST, _WIDTH = 6, 100, 120
+_MOST_NAMED, _WIDEST, _WIDTH = 4, 100, 120
 # Notebooks set every cell to the right, which suits numbers alone.
 _LEFT = ' style="text-align: left"'
 
@@ -74,7 +74,7 @@ def facts(result: Result, output: Path | None) -> list[tuple[str, str]]:
         ("model", str(attrs.get("model", "unknown"))),
         ("layers", f"{len(layers)}: {listed(layers, _MOST_NAMED)}"),
         ("probe", str(attrs.get("probe", "unknown")).removeprefix("probe=") + (f", {rows} rows" if rows else "")),
-        ("measured", f"{listed(measures, _MOST_NAMED) or '?'}; {len(result.quantities)} quantities"),
+        ("measured", f"{len(result.quantities)} quantities: {listed(measures, _MOST_NAMED)}"),
         ("settings", f"seed {attrs.get('seed', '?')}, {result.settings.get('dtype', '?')}, {attrs.get('device', '?')}"),
         ("status", "; ".join(left) or ("complete" if attrs.get("complete") else "not complete")),
         ("made", f"{attrs.get('created_at', '?')} by ibscan {attrs.get('ibscan_version', '?')}"),

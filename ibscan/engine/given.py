@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from inspect import isroutine
 from numbers import Real
 from os import PathLike
@@ -24,7 +25,7 @@ def object_or(role: Literal["model", "probe"]) -> Callable[[str, Any], Any]:
         from ibscan.inputs.probes.callable_probe import held
 
         if role == "probe":
-            return live(given) if isroutine(given) else held(given)
+            return live(given) if isroutine(given) or isinstance(given, partial) else held(given)
         if not callable(given) or hasattr(given, "__array__"):
             raise UsageError(
                 f"{flag} {type(given).__name__}: expected a network (an nn.Module), a class or function that makes "

@@ -13,7 +13,7 @@ from torch import nn
 
 from ibscan.core.boundary import user_code
 from ibscan.errors import InputError, UsageError
-from ibscan.inputs.code.live import Live, is_of_a_library, source_hash
+from ibscan.inputs.code.live import Live, source_hash
 from ibscan.inputs.code.load import Maker, argument_fault, called
 from ibscan.networks.loading import built, unwrapped
 
@@ -59,8 +59,10 @@ def _copied(make: Callable[[], Any], where: str) -> Any:  # noqa: ANN401 - as th
 def _identity(given: Live, model: nn.Module, where: str) -> str:
     """Return the SHA-256 of the user's source and of all of a model that its checkpoints do not hold."""
     digest = hashlib.sha256()
-    own = {type(module): None for module in model.modules() if not is_of_a_library(module)}
-    for source in (*([] if is_of_a_library(given.found) else [given.found]), *own):
+    # Layers of torch are known by their names and settings, whatever its version.
+    classes = [kind for kind in map(type, model.modules()) if kind.__module__.partition(".")[0] != "torch"]
+    made_by = [] if isinstance(given.found, nn.Module) else [given.found]
+    for source in (*made_by, *dict.fromkeys(classes)):
         digest.update(source_hash(source).encode())
     with user_code(f"{where}:", "describing it raised"):
         for fact in _facts(model):
@@ -86,6 +88,9 @@ def _fact(value: Any) -> str:  # noqa: ANN401 - any attribute
     if isinstance(value, torch.Tensor):
         content = value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
         return f"{tuple(value.shape)} {value.dtype} {hashlib.sha256(content).hexdigest()}"
+    if isinstance(value, nn.Module):  # in a plain list, where neither checkpoints nor state dicts have it
+        held = [f"{key} {_fact(tensor)}" for key, tensor in value.state_dict().items()]
+        return "; ".join([*_facts(value), *held])
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_fact, value))}]"
     if isinstance(value, Mapping):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, ValuesView
 from inspect import Parameter, Signature, signature
 from os import PathLike
 from pathlib import Path
@@ -86,7 +86,8 @@ def _run(verb: Verb, ckpts: Any, options: Mapping[str, Any], progress: bool) -> 
 
 def _request(verb: Verb, ckpts: Any, options: Mapping[str, Any]) -> Request:  # noqa: ANN401 - as passed
     single = isinstance(ckpts, str | PathLike)
-    several = isinstance(ckpts, Sequence) or (isinstance(ckpts, Iterable) and hasattr(ckpts, "__next__"))
+    # A network may be iterated over too.
+    several = isinstance(ckpts, Sequence | Set | ValuesView | Iterator)
     paths = [ckpts] if single or not several else [*ckpts]
     wrong = next((path for path in paths if not isinstance(path, str | PathLike)), None)
     if wrong is not None or not paths:

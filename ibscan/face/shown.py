@@ -68,13 +68,17 @@ def facts(result: Result, output: Path | None) -> list[tuple[str, str]]:
     skipped, failed = json.loads(attrs.get("skipped", "{}")), failures(result)
     left = [f"{len(skipped)} checkpoints skipped"] if skipped else []
     left += [f"{failed} cells could not be measured"] if failed else []
-    measures = sorted(map(str, result.settings.get("measures", {})))
+    known = result.settings.get("measures")
+    measures = sorted(known) if isinstance(known, dict) else []  # a foreign file may have anything there
     found = [
         ("checkpoints", span),
         ("model", str(attrs.get("model", "unknown"))),
         ("layers", f"{len(layers)}: {listed(layers, _MOST_NAMED)}"),
         ("probe", str(attrs.get("probe", "unknown")).removeprefix("probe=") + (f", {rows} rows" if rows else "")),
-        ("measured", f"{len(result.quantities)} quantities: {listed(measures, _MOST_NAMED)}"),
+        (
+            "measured",
+            f"{len(result.quantities)} quantities" + (f": {listed(measures, _MOST_NAMED)}" if measures else ""),
+        ),
         ("settings", f"seed {attrs.get('seed', '?')}, {result.settings.get('dtype', '?')}, {attrs.get('device', '?')}"),
         ("status", "; ".join(left) or ("complete" if attrs.get("complete") else "not complete")),
         ("made", f"{attrs.get('created_at', '?')} by ibscan {attrs.get('ibscan_version', '?')}"),

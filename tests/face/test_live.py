@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from conftest import Run
@@ -188,10 +189,11 @@ def test_a_class_of_a_file_is_the_one_that_is_named_by_path(
 
 
 def test_networks_are_told_apart_by_what_checkpoints_do_not_hold(net: Net, ckpts: Path) -> None:
-    other, shifted, acting = Net(slope=0.2), Net(), Net()
+    other, shifted, acting, hiding = Net(slope=0.2), Net(), Net(), Net()
+    hiding.hidden = [nn.Linear(1, 1)]  # type: ignore[assignment]
     shifted.shift += 1
     acting.act = torch.tanh  # type: ignore[assignment]
-    codes = [code(model, ckpts) for model in (net, other, shifted, acting, lambda: Net(slope=0.3))]
+    codes = [code(model, ckpts) for model in (net, other, shifted, acting, hiding, lambda: Net(slope=0.3))]
     assert len(set(codes)) == len(codes)
     assert code(Net(), ckpts) == codes[0]  # weights are no part of it: those of checkpoints replace them
     net.train()
@@ -257,6 +259,8 @@ X, Y = arrays()
         ({"inputs": X, "labels": Y}, True),
         (TensorDataset(torch.as_tensor(X), torch.as_tensor(Y)), True),
         (lambda: (X, Y), True),
+        (functools.partial(tuple, [X, Y]), True),
+        ((pandas.DataFrame(X), pandas.Series(Y)), True),
         (X, False),
         (torch.as_tensor(X), False),
         ((X,), False),

@@ -55,6 +55,22 @@ def test_functions_have_every_option_in_their_signature() -> None:
     assert {"ckpts", "model", "probe", "noise", "layers", "output", "progress"} <= names
 
 
+OPENED = """
+import sys, ibscan
+run = ibscan.open(sys.argv[1])
+repr(run), run._repr_html_(), run.summary(), run["local_rank"].sel(layer="fc1"), run.to_dataframe(), run.to_xarray()
+run.plot()
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_reading_showing_drawing_and_converting_need_no_torch(tmp_path: Path) -> None:
+    write(marked(), tmp_path / "r.h5")
+    done = subprocess.run([sys.executable, "-c", OPENED, str(tmp_path / "r.h5")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 # Arrays
 
 

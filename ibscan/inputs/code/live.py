@@ -16,7 +16,7 @@ from typing import Any
 from ibscan.core.boundary import is_installed
 from ibscan.inputs.code.load import code_hash, is_code
 
-__all__ = ["Live", "is_of_a_library", "live", "source_hash"]
+__all__ = ["Live", "live", "source_hash"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ def source_hash(found: Any) -> str:  # noqa: ANN401 - as above
     return hashlib.sha256("\0".join(map(_source, own)).encode()).hexdigest()
 
 
-def is_of_a_library(found: Any) -> bool:  # noqa: ANN401 - as above
+def _is_of_a_library(found: Any) -> bool:  # noqa: ANN401 - as above
     """Tell whether an object's class or function is a library's, and not the user's."""
     file = _file(_owner(found))
     return file is not None and is_installed(str(file))
@@ -101,7 +101,7 @@ def _is_found(module: str, qualified: str, found: Any) -> bool:  # noqa: ANN401 
 def _bases(owner: Any) -> list[Any]:  # noqa: ANN401 - as above
     """Return a class and its bases that are no library's, or the function itself."""
     bases = owner.__mro__ if isinstance(owner, type) else [owner]
-    return [base for base in bases if base is not object and not is_of_a_library(base)]
+    return [base for base in bases if base is not object and not _is_of_a_library(base)]
 
 
 def _functions(owner: Any) -> Iterator[Any]:  # noqa: ANN401 - as above

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ibscan.errors import IbscanError
-    from ibscan.face.files import opened as open  # noqa: F401 - in no star import, where it would replace the builtin
+    from ibscan.face.files import opened
     from ibscan.face.run import Run
     from ibscan.face.scan import cluster, mi, rank, scan
     from ibscan.training.noisy import noisy
     from ibscan.training.save import save
+
+    open = opened  # no part of a star import, where it would replace the builtin
 
 __all__ = ["IbscanError", "Run", "__version__", "cluster", "mi", "noisy", "rank", "save", "scan"]
 

@@ -114,13 +114,17 @@ class NamedArray:
         return NamedArray(self.name, dims, values, coords, self.attrs)
 
     def __repr__(self) -> str:
+        from ibscan.views.console import escaped
+
         sizes = ", ".join(f"{dim}: {size}" for dim, size in zip(self.dims, self.shape, strict=True))
         head = f"<{self.name} ({sizes})> {self.attrs.get('long_name', '')}".rstrip()
         coords = [name for name, one in self.coords.items() if one.dims]
         unit = self.attrs.get("units")
         facts = [f"unit: {unit}"] if unit and unit != "1" else []
         facts += [f"coordinates: {', '.join(coords)}"] if coords else []
-        return "\n".join([head, *facts, np.array2string(self.values, threshold=20, edgeitems=2, precision=5)])
+        return "\n".join(
+            [*map(escaped, (head, *facts)), np.array2string(self.values, threshold=20, edgeitems=2, precision=5)]
+        )
 
 
 def named_array(result: Result, name: str) -> NamedArray:

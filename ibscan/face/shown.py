@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,9 @@ from ibscan.views.view import View
 
 __all__ = ["Summary", "facts", "facts_html", "facts_text"]
 
-_MOST_NAMED, _WIDEST, _WIDTH = 4, 100, 120
+_MOST_NAMED, _WIDEST = 4, 100
+# Columns of a summary where there is no terminal.
+_WIDTH = 120
 # Notebooks set every cell to the right, which suits numbers alone.
 _LEFT = ' style="text-align: left"'
 
@@ -40,9 +43,9 @@ class Summary:
     rows: Sequence[Mapping[str, Any]]
 
     def __str__(self) -> str:
-        stream = io.StringIO()
-        screen = console(stream, color="never", width=_WIDTH)
-        for table in tables(self.result, units=self.units, summary=True, width=_WIDTH):
+        stream, width = io.StringIO(), shutil.get_terminal_size((_WIDTH, 24)).columns
+        screen = console(stream, color="never", width=width)
+        for table in tables(self.result, units=self.units, summary=True, width=width):
             screen.print(table)
         return stream.getvalue().strip("\n")
 

@@ -80,7 +80,7 @@ def facts(result: Result, output: Path | None) -> list[tuple[str, str]]:
         ("probe", str(attrs.get("probe", "unknown")).removeprefix("probe=") + (f", {rows} rows" if rows else "")),
         (
             "measured",
-            f"{len(result.quantities)} quantities" + (f": {listed(measures, _MOST_NAMED)}" if measures else ""),
+            f"{len(result.quantities)} quantities" + (f": {listed(measures, 3)}" if measures else ""),
         ),
         ("settings", f"seed {attrs.get('seed', '?')}, {result.settings.get('dtype', '?')}, {attrs.get('device', '?')}"),
         ("status", "; ".join(left) or ("complete" if attrs.get("complete") else "not complete")),

@@ -28,6 +28,8 @@ _WORDS = {
     *("and", "or", "if", "is", "to", "for", "out", "that", "may"),
     *("takes", "chooses", "says", "draws", "keeps", "asks", "names", "shows"),
 }
+# Where the command line names code, Python hands over what it makes.
+_CODE = ("module:callable", "path.py:callable")
 # What raised an error is its cause here, where the command line prints it; and the summary is a function.
 _SAID = {"--debug": "__cause__", "--summary": "run.summary()"}
 # Switches of verbs that show results, which are no part of a request.
@@ -130,6 +132,8 @@ def _written(setting: Setting, text: str) -> str:
     """Return a value as Python writes it; a stand-in such as FILE stays as it is."""
     if text.isupper() or (setting.option.parse is not None and not text.isalpha()):
         return text
+    if setting.name == "model" and text in _CODE:
+        return "net"
     key, equals, value = text.strip("'").partition("=")
     if not equals or not setting.name.endswith("_arg"):
         return repr(text.strip("'"))

@@ -16,17 +16,19 @@ if TYPE_CHECKING:
     from ibscan.errors import IbscanError
     from ibscan.face.files import opened
     from ibscan.face.run import Run
+    from ibscan.face.runs import Runs
     from ibscan.face.scan import cluster, mi, rank, scan
     from ibscan.training.noisy import noisy
     from ibscan.training.save import save
 
     open = opened  # no part of a star import, where it would replace the builtin
 
-__all__ = ["IbscanError", "Run", "__version__", "cluster", "mi", "noisy", "rank", "save", "scan"]
+__all__ = ["IbscanError", "Run", "Runs", "__version__", "cluster", "mi", "noisy", "rank", "save", "scan"]
 
 _HOMES = dict.fromkeys(("cluster", "mi", "rank", "scan"), "ibscan.face.scan") | {
     "IbscanError": "ibscan.errors",
     "Run": "ibscan.face.run",
+    "Runs": "ibscan.face.runs",
     "noisy": "ibscan.training.noisy",
     "open": "ibscan.face.files",
     "save": "ibscan.training.save",

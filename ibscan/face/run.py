@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ibscan.face.shown import Summary
 
-__all__ = ["Run"]
+__all__ = ["Run", "shown_in_notebooks"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -109,10 +109,7 @@ class Run:
 
         with speaking_python({"variable": variable, "kind": kind}):
             figure = plot(self.result, kind, variable, units=units, style=style, axes=ax)
-        if ax is None:
-            # It is none of pyplot's, which alone teaches a notebook to show figures.
-            figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]
-        return figure
+        return figure if ax is not None else shown_in_notebooks(figure)
 
     def to_xarray(self) -> xarray.Dataset:
         """Return everything as xarray reads it from the file: dimensions, coordinates, attributes and numbers.
@@ -153,6 +150,12 @@ class Run:
             if difference is not None:
                 raise UsageError(f"{target} holds another result: {difference}. Name another file.")
             write(self.result, target)
+
+
+def shown_in_notebooks(figure: Figure) -> Figure:
+    """Return a figure that a notebook shows: it is none of pyplot's, which alone teaches notebooks to."""
+    figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]
+    return figure
 
 
 def _png(figure: Figure) -> bytes:

@@ -1,6 +1,7 @@
 """Every example of the guide's page on Python runs as it stands."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,11 @@ def test_every_example_of_the_page_runs(tmp_path: Path, capsys: pytest.CaptureFi
     for epoch in (0, 10, 20):
         ibscan.save(tmp_path / "ckpts", Net(), epoch=epoch, spec="mlp:relu")
     ibscan.scan("ckpts", model=Net, probe=(x, y), output="ibscan.h5")
+    for seed in (0, 1):
+        shutil.copy("ibscan.h5", f"seed{seed}.h5")
     place = {"net": Net(), "Net": Net, "x": x, "y": y}
     examples = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(examples) == 5
+    assert len(examples) == 6
     for example in examples:
         exec(example, place)
     assert capsys.readouterr().out == "eps=-1: expected a finite number > 0.\n"

@@ -63,7 +63,7 @@ class Runs:
         from ibscan.face.shown import facts
 
         told = {name: dict(facts(run.result, run.output)) for name, run in self.runs.items()}
-        lines = [f"{name}: {fact['checkpoints']}; {fact['layers']}" for name, fact in told.items()]
+        lines = [f"{name}: checkpoints {fact['checkpoints']}; layers {fact['layers']}" for name, fact in told.items()]
         more = [f"and {len(lines) - _MOST_LISTED} more"] if len(lines) > _MOST_LISTED else []
         return "\n".join(["<ibscan.Runs>", *lines[:_MOST_LISTED], *more])
 

@@ -13,14 +13,24 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ibscan.engine.run import Run, cluster, mi, rank, scan
+    from ibscan.errors import IbscanError
+    from ibscan.face.files import opened
+    from ibscan.face.run import Run
+    from ibscan.face.runs import Runs
+    from ibscan.face.scan import cluster, mi, rank, scan
     from ibscan.training.noisy import noisy
     from ibscan.training.save import save
 
-__all__ = ["Run", "__version__", "cluster", "mi", "noisy", "rank", "save", "scan"]
+    open = opened  # no part of a star import, where it would replace the builtin
 
-_HOMES = dict.fromkeys(("Run", "cluster", "mi", "rank", "scan"), "ibscan.engine.run") | {
+__all__ = ["IbscanError", "Run", "Runs", "__version__", "cluster", "mi", "noisy", "rank", "save", "scan"]
+
+_HOMES = dict.fromkeys(("cluster", "mi", "rank", "scan"), "ibscan.face.scan") | {
+    "IbscanError": "ibscan.errors",
+    "Run": "ibscan.face.run",
+    "Runs": "ibscan.face.runs",
     "noisy": "ibscan.training.noisy",
+    "open": "ibscan.face.files",
     "save": "ibscan.training.save",
 }
 
@@ -28,10 +38,10 @@ _HOMES = dict.fromkeys(("Run", "cluster", "mi", "rank", "scan"), "ibscan.engine.
 def __getattr__(name: str) -> "Any":  # noqa: ANN401 - a module's attribute may be anything
     if name not in _HOMES:
         raise AttributeError(f"module 'ibscan' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(_HOMES[name]), {"open": "opened"}.get(name, name))
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "open"])

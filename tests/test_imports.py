@@ -23,12 +23,13 @@ ROOMS = {
     "networks": ("errors core numerics", "numpy torch"),
     "measures": ("errors core numerics", "numpy torch"),
     "results": ("errors core", "numpy h5py"),
-    "views": ("errors core", "numpy rich matplotlib"),
+    "views": ("errors core", "numpy rich matplotlib IPython"),
     "engine": ("_version errors core numerics inputs networks measures results", "numpy torch"),
     "training": ("errors core networks", "torch safetensors"),
+    "face": ("errors core measures results views engine", "numpy pandas xarray"),
     "cli": ("_version errors core numerics inputs networks measures results views engine", "rich typer"),
     "__main__": ("cli", ""),
-    "__init__": ("_version engine training", ""),
+    "__init__": ("_version errors training face", ""),
 }
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ibscan.core.text import listed, near_names
+from ibscan.core.text import listed, near_names, told_apart
 from ibscan.errors import NothingMatched, UsageError
 
 if TYPE_CHECKING:
@@ -122,16 +121,7 @@ def _named(paths: Sequence[Path], named: Sequence[str], default: Path) -> dict[s
         given[name] = Path(file)
     if not paths and not given:
         return {default.stem: default}
-    absolute = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - links stay as they were typed
-    if (twice := next((path for k, path in enumerate(paths) if absolute[k] in absolute[:k]), None)) is not None:
-        raise UsageError(f"{twice}: stands twice among the results; give it once.")
-    for path, whole in zip(paths, absolute, strict=True):
-        others = [other.with_suffix("") for other in absolute if other != whole]
-        parts = whole.with_suffix("").parts
-        own = next(
-            (parts[-k:] for k in range(1, len(parts)) if not any(o.parts[-k:] == parts[-k:] for o in others)), parts
-        )
-        name = "/".join(own)
+    for path, name in zip(paths, told_apart(paths), strict=True):
         given[name if name not in given else str(path)] = path
     return given
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-__all__ = ["by_name", "first_line", "is_initial", "listed", "natural", "near_names", "text_number"]
+from ibscan.errors import UsageError
+
+__all__ = ["by_name", "first_line", "is_initial", "listed", "natural", "near_names", "text_number", "told_apart"]
 
 INITIAL = re.compile(
     r"init|inits|initial|initially|initiali[sz]ed|initiali[sz]ation|start|begin|beginning|untrained|random|scratch|before"
@@ -67,6 +70,30 @@ def listed(words: Sequence[str], most: int) -> str:
         ('a, b and 1 more', 'a, b')
     """
     return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+
+
+def told_apart(paths: Sequence[Path]) -> list[str]:
+    """Return names of files: the ends of their paths without suffix, as long as tells each from the others.
+
+    Raises:
+        UsageError: One stands twice.
+
+    Example:
+        >>> told_apart([Path("a/run.h5"), Path("b/run.h5"), Path("b/other.h5")])
+        ['a/run', 'b/run', 'other']
+    """
+    absolute = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - links stay as they were typed
+    if (twice := next((path for k, path in enumerate(paths) if absolute[k] in absolute[:k]), None)) is not None:
+        raise UsageError(f"{twice}: stands twice among the results; give it once.")
+    names = []
+    for whole in absolute:
+        others = [other.with_suffix("") for other in absolute if other != whole]
+        parts = whole.with_suffix("").parts
+        ends = (parts[-k:] for k in range(1, len(parts)))
+        names.append(
+            "/".join(next((end for end in ends if not any(o.parts[-len(end) :] == end for o in others)), parts))
+        )
+    return names
 
 
 def first_line(error: BaseException, longest: int = 120) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from ibscan.core.records import Checkpoint
 from ibscan.errors import InputError, UsageError
 from ibscan.inputs.code.hf_config import config_beside, stated_class
+from ibscan.inputs.code.live import Live
 from ibscan.inputs.series.adapters import adapters_sentence
 from ibscan.inputs.series.manifest import Manifest
 from ibscan.networks.resolve import parse_spec
@@ -23,12 +24,13 @@ class ModelSpec:
     """The spec of a model: `mlp:ACT:OUT`, `hf:CLASS` with config entries, or a callable with arguments.
 
     `chain` has the globs of `--chain`. They are not part of `str()`, which identifies a result: the layers they give,
-    in order, are stored with it instead.
+    in order, are stored with it instead. `live` is the object that `spec` describes, where Python handed one over.
     """
 
     spec: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     chain: tuple[str, ...] = ()
+    live: Live | None = None
 
     def __str__(self) -> str:
         # The folder of a file does not identify it: its content does, and has a hash.
@@ -39,7 +41,7 @@ class ModelSpec:
 
 
 def stated_model(
-    typed: str | None,
+    typed: str | Live | None,
     arguments: Mapping[str, Any],
     manifest: Manifest | None,
     checkpoints: Sequence[Checkpoint],
@@ -50,7 +52,7 @@ def stated_model(
     """Return the model's spec: from `--model`, else the manifest, else metadata, else a `config.json`.
 
     Args:
-        typed: `--model`, or None.
+        typed: `--model`, the object that Python handed over in its place, or None.
         arguments: `--model-arg`; each replaces the manifest's of the same name.
         manifest: The manifest beside the checkpoints, or None.
         checkpoints: The series.
@@ -63,6 +65,10 @@ def stated_model(
         InputError: A file names code, and `--trust` was not given; a `config.json` that is needed cannot be used; or
             the checkpoints hold adapters, and no code that may know them was named.
     """
+    if isinstance(typed, Live):
+        if chain is not None:
+            raise UsageError(f"--chain {chain}: is the order of a plain chain's containers, and {typed} is code.")
+        return ModelSpec(typed.spec, dict(arguments), live=typed)
     if chain is None and manifest is not None and (typed or manifest.model_spec or "mlp:").startswith("mlp:"):
         chain = manifest.chain
     stated = typed

@@ -15,12 +15,13 @@ from torch import nn
 from ibscan.core.network import Network
 from ibscan.core.records import Array, Checkpoint, Layer, Probe
 from ibscan.engine.extra_inputs import ExtraInputs, extra_inputs
+from ibscan.engine.live_model import live_maker
 from ibscan.engine.model_spec import ModelSpec
 from ibscan.errors import InputError
 from ibscan.inputs.code.hf_config import config_beside
 from ibscan.inputs.code.hf_model import library_model
 from ibscan.inputs.code.load import Maker, called, code_hash, named_callable
-from ibscan.inputs.probes.probe_keys import split_spec
+from ibscan.inputs.probes.probe_keys import HELD, split_spec
 from ibscan.inputs.series.adapters import adapters_alone, adapters_sentence
 from ibscan.inputs.series.checkpoint import load_tensors
 from ibscan.networks.admission import traced_network
@@ -150,9 +151,10 @@ def _traced(
             raise
         file, selection = split_spec(probe.source)
         without = ",".join(part for part in (selection, *(f"{key}=" for key in extra.keys.values())) if part)
+        how = "hand over arrays without it" if file.startswith(HELD) else f"give {file}#{without}"
         raise InputError(
-            f"{error} The model was fed the probe's {', '.join(extra.keys.values())} beside x; to leave that out, give "
-            f"{file}#{without}."
+            f"{error} The model was fed the probe's {', '.join(extra.keys.values())} beside x; to leave that out, "
+            f"{how}."
         ) from error
     unmatched = [glob for glob in globs if not any(matches_glob(layer.name, [glob]) for layer in network.layers)]
     modules = [path for path, _ in model.named_modules() if path and unmatched and matches_glob(path, unmatched)]
@@ -177,7 +179,9 @@ def matches_glob(name: str, globs: Sequence[str]) -> bool:
 
 
 def _maker(stated: ModelSpec, first: Checkpoint, *, run_script: bool) -> Maker:
-    """Return the maker of a model of transformers, or of a callable."""
+    """Return the maker of a model of transformers, of a callable, or of an object that Python handed over."""
+    if stated.live is not None:
+        return live_maker(stated.live, stated.arguments, f"--model {stated.live}")
     where = f"--model {stated.spec}"
     kind, _, name = stated.spec.partition(":")
     if kind == "hf":

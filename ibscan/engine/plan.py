@@ -24,6 +24,7 @@ from ibscan.engine.model_spec import ModelSpec, stated_model
 from ibscan.engine.models import Model, matches_glob, model_of
 from ibscan.engine.request import Reporter, Request
 from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
+from ibscan.inputs.code.live import Live
 from ibscan.inputs.probes.read import find_probe, read_probe
 from ibscan.inputs.series.checkpoint import inspect_checkpoint
 from ibscan.inputs.series.manifest import Manifest, read_manifest
@@ -101,7 +102,7 @@ class ResolvedInputs:
 
     device: torch.device
     manifest: Manifest | None
-    probe: str | None
+    probe: str | Live | None
     probe_arg: Mapping[str, Any]
     exclude: tuple[Path, ...]
 
@@ -117,7 +118,7 @@ def resolved_inputs(request: Request) -> ResolvedInputs:
     device = _device(request.device)
     manifest = manifest_of(request.paths, trust=request.trust)
     source, arguments = _probe_source(request, manifest)
-    beside = [] if source is None else [Path(source.partition("#")[0])]
+    beside = [Path(source.partition("#")[0])] if isinstance(source, str) else []
     if request.output is not None:
         check_output(request.output, [*beside, *(path for path in request.paths if path.is_file())])
     return ResolvedInputs(device, manifest, source, arguments, (*beside, *([request.output] if request.output else [])))
@@ -134,7 +135,8 @@ def probe_of(request: Request, resolved: ResolvedInputs) -> tuple[Probe, tuple[s
             f"{request.paths[0]}: no probe was found beside the checkpoints (probe.npz, probe.npy, probe.mat, ...) and "
             "none was given; name the inputs to measure on with --probe FILE."
         )
-    with untouched(request.paths, resolved.probe.partition("#")[0], "--probe", growing=request.follow):
+    code = resolved.probe.partition("#")[0] if isinstance(resolved.probe, str) else resolved.probe.spec
+    with untouched(request.paths, code, "--probe", growing=request.follow):
         probe, notices = read_probe(resolved.probe, resolved.probe_arg, run_script=request.run_script)
     return probe, tuple(notices)
 
@@ -308,7 +310,7 @@ def _folder(paths: Sequence[Path]) -> Path | None:
     return parents.pop() if len(parents) == 1 else None
 
 
-def _probe_source(request: Request, manifest: Manifest | None) -> tuple[str | None, dict[str, Any]]:
+def _probe_source(request: Request, manifest: Manifest | None) -> tuple[str | Live | None, dict[str, Any]]:
     # The manifest's scale and mean belong to the probe it names, not to one given by --probe.
     if request.probe is not None:
         return request.probe, dict(request.probe_arg)

@@ -8,7 +8,7 @@ from functools import partial
 from numbers import Real
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ibscan.core.option import (
     INPUT,
@@ -25,8 +25,13 @@ from ibscan.core.option import (
     settings_of,
     whole,
 )
+from ibscan.core.text import near_names
+from ibscan.engine.given import given_value, object_or, word
 from ibscan.errors import UsageError
 from ibscan.measures import VERBS, measure_settings
+
+if TYPE_CHECKING:
+    from ibscan.inputs.code.live import Live
 
 __all__ = ["IDLE_SECONDS", "PARTIAL", "Reporter", "Request", "Silent", "requested", "run_settings"]
 
@@ -59,6 +64,8 @@ def _arguments(kind: str) -> Callable[[str, Any], Any]:
     def read(flag: str, given: Any) -> Any:  # noqa: ANN401, ARG001 - a mapping, or KEY=VALUE once or several times
         if isinstance(given, Mapping):
             return given
+        if not isinstance(given, str | list | tuple | None) or not all(isinstance(one, str) for one in given or ()):
+            raise TypeError(f"is a {type(given).__name__}; expected a mapping.")
         from ibscan.inputs.probes import arguments
 
         parse = {"probe": arguments.parse_arguments, "model": arguments.parse_model_arguments}[kind]
@@ -79,7 +86,7 @@ class Request:
 
     verb: Verb
     paths: tuple[Path, ...] = (Path(),)
-    probe: str | None = option(
+    probe: str | Live | None = option(
         None,
         _reading(
             "Inputs (and labels) to measure on: FILE, FILE#x=KEY,y=KEY, IDX folder or FOLDER#test, module:callable or "
@@ -87,7 +94,7 @@ class Request:
             INPUT,
             flags=("-p", "--probe"),
             metavar="SPEC",
-            read=_path(str),
+            read=object_or("probe"),
         ),
     )
     probe_arg: Mapping[str, Any] = option(
@@ -125,7 +132,7 @@ class Request:
         ),
     )
     trust: bool = option(False, _reading("Allow code and paths named by files found beside the checkpoints.", INPUT))
-    model: str | None = option(
+    model: str | Live | None = option(
         None,
         _reading(
             "mlp:ACT or mlp:ACT:OUT for a plain chain; module:callable or path.py:callable returning an nn.Module; hf "
@@ -133,6 +140,7 @@ class Request:
             MODEL,
             flags=("-m", "--model"),
             metavar="SPEC",
+            read=object_or("model"),
         ),
     )
     model_arg: Mapping[str, Any] = option(
@@ -164,13 +172,17 @@ class Request:
     layers: tuple[str, ...] = option(
         (), _reading("Layers to report; repeatable. Default: all.", MODEL, metavar="GLOB", several=True)
     )
-    device: str = option("auto", Option("auto takes CUDA where there is one.", PRECISION, metavar="auto|cpu|cuda[:I]"))
+    device: str = option(
+        "auto",
+        Option("auto takes CUDA where there is one.", PRECISION, metavar="auto|cpu|cuda[:I]", read=word),
+    )
     dtype: Literal["float32", "float64"] = option(
         "float64",
         Option(
             "Of the forward pass; measuring is float64 all the same.",
             PRECISION,
             metavar="float32|float64",
+            read=word,
             check=one_of("float32", "float64"),
         ),
     )
@@ -250,10 +262,9 @@ def requested(verb: Verb, paths: Sequence[Path], given: Mapping[str, Any], comma
     for name, value in given.items():
         setting = of_run.get(name) or of_measures.get(name)
         if setting is None:
-            raise UsageError(
-                f"ibscan.{verb}: there is no option {name!r}; the options are those of the command line that say what "
-                "to measure, with underscores (--from is from_layer)."
-            )
+            near = near_names(name, [*of_run, *of_measures], 3)
+            said = f"did you mean {' or '.join(near)}?" if near else f"help(ibscan.{verb}) lists all options."
+            raise UsageError(f"ibscan.{verb}: there is no option {name!r}; {said}")
         value = _read(verb, setting, value)
         if value is not None or (name not in of_run and setting.initial is not None):
             (fields if name in of_run else options)[name] = value
@@ -268,10 +279,11 @@ def _read(verb: str, setting: Setting, value: Any) -> Any:  # noqa: ANN401 - wha
             return spec.read(setting.flag, value)
         except TypeError as error:
             raise UsageError(f"ibscan.{verb}: {setting.name} {error}") from None
-    if spec.several and value is not None:
-        value = (value,) if isinstance(value, str | Real) else tuple(value)
-        if not value and spec.nothing:
-            raise UsageError(f"ibscan.{verb}: {setting.name} names no {spec.nothing}; expected one number or several.")
+    if value is None:
+        return None
+    value = given_value(setting, value)
+    if value == () and spec.nothing:
+        raise UsageError(f"ibscan.{verb}: {setting.name} names no {spec.nothing}; expected one number or several.")
     return value
 
 

@@ -1,15 +1,13 @@
-"""Run a request: what both the command line and the Python functions call."""
+"""Run a request: what both the command line and Python call."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from inspect import Parameter, Signature, signature
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -18,110 +16,34 @@ from ibscan.core.records import Checkpoint
 from ibscan.core.result import Result
 from ibscan.engine import resume
 from ibscan.engine.plan import Plan, planned, skip_sentence
-from ibscan.engine.request import PARTIAL, Reporter, Request, Silent, requested, run_settings
+from ibscan.engine.request import PARTIAL, Reporter, Request, Silent
 from ibscan.engine.scan import Block, blocks, partition
 from ibscan.engine.watch import polls
-from ibscan.errors import InputError, UsageError
+from ibscan.errors import InputError
 from ibscan.inputs.series.checkpoint import load_tensors
-from ibscan.measures import measure_settings
 from ibscan.results.axes import is_metric
 from ibscan.results.coverage import FAILURES, failures, rows_of, statuses
-from ibscan.results.join import first_difference, join, joined
-from ibscan.results.parts import Parts, check_output, parts
+from ibscan.results.join import join, joined
+from ibscan.results.parts import Parts, parts
 from ibscan.results.schema import build
 from ibscan.results.select import arranged, selected
 from ibscan.results.stated import contradiction
-from ibscan.results.store import read, write
+from ibscan.results.store import write
 from ibscan.results.unresolved import unresolved_sentences
 
-__all__ = ["Run", "cluster", "mi", "rank", "run", "scan"]
+__all__ = ["Finished", "run"]
 
 
 @dataclass(frozen=True)
-class Run:
-    """The result of a scan: named arrays, the file they were written to if any, and the exit code of the command.
-
-    `run["local_rank"]` is one array; `run.result.estimate("local_rank")` has its errors, extremes and statuses too.
-    """
+class Finished:
+    """What a scan came to: its result, the file it was written to if any, and the exit code of the command."""
 
     result: Result
     output: Path | None
     exit_code: int
 
-    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - a Variable, which numpy takes as an array
-        return self.result[name]
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.result
-
-    def to_hdf5(self, path: str | PathLike[str]) -> None:
-        """Write the arrays to one HDF5 file, completely or not at all.
-
-        Raises:
-            UsageError: The path is a folder, or a file that is not a result of the same model, probe, seed and dtype.
-            ResourceError: The disk is full.
-        """
-        target = Path(path)
-        check_output(target, [])
-        difference = first_difference(read(target), self.result.attrs) if target.exists() else None
-        if difference is not None:
-            raise UsageError(f"{target} holds another result: {difference}. Name another file.")
-        write(self.result, target)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.result.variables)
-
-
-def rank(ckpts: str | PathLike[str] | Sequence[str | PathLike[str]] = ".", **options: Any) -> Run:  # noqa: ANN401
-    """Measure local rank; see `scan` for the arguments."""
-    return run(_request("rank", ckpts, options))
-
-
-def mi(ckpts: str | PathLike[str] | Sequence[str | PathLike[str]] = ".", **options: Any) -> Run:  # noqa: ANN401
-    """Measure binned and noisy-channel mutual information; see `scan` for the arguments."""
-    return run(_request("mi", ckpts, options))
-
-
-def cluster(ckpts: str | PathLike[str] | Sequence[str | PathLike[str]] = ".", **options: Any) -> Run:  # noqa: ANN401
-    """Measure clustering; see `scan` for the arguments."""
-    return run(_request("cluster", ckpts, options))
-
-
-def scan(ckpts: str | PathLike[str] | Sequence[str | PathLike[str]] = ".", **options: Any) -> Run:  # noqa: ANN401
-    """Measure everything on a series of checkpoints.
-
-    Args:
-        ckpts: A folder, a file, or several files.
-        **options: Those of the command line that say what to measure, with underscores: `probe`, `probe_arg` and
-            `model_arg` (mappings), `model`, `chain`, `run_script`, `state_key`, `layers`, `at`, `epochs`, `samples`,
-            `from_layer` (--from), `input_dims`, `eps`, `rel_eps`, `noise`, `rel_noise`, `bins`, `bin_width`,
-            `bin_range`, `tolerance`, `seed`, ... A repeatable option takes one value or several; `rel_eps` may be
-            empty. `output` names a file to write and resume; without it the result stays in memory.
-
-    Returns:
-        The run: `run["local_rank"]` is a named array, `run.to_hdf5(path)` writes the file.
-
-    Raises:
-        IbscanError: With the exit code of the guide's table (ci.md).
-    """
-    return run(_request("scan", ckpts, options))
-
-
-def _keywords(*functions: Callable[..., Run]) -> None:
-    """Give the functions a signature with all options, for `help`; type checkers see `**options`."""
-    for function in functions:
-        keywords = [
-            Parameter(setting.name, Parameter.KEYWORD_ONLY, default=setting.default)
-            for setting in (*run_settings(), *measure_settings())
-        ]
-        first = signature(function).parameters["ckpts"]
-        function.__signature__ = Signature([first, *keywords], return_annotation=Run)  # type: ignore[attr-defined]
-
-
-_keywords(rank, mi, cluster, scan)
-
-
-def run(request: Request, reporter: Reporter | None = None) -> Run:
+def run(request: Request, reporter: Reporter | None = None) -> Finished:
     """Run a scan verb.
 
     Finished blocks are kept as parts beside the output; the file is written once all are there. The same request again
@@ -151,7 +73,7 @@ def run(request: Request, reporter: Reporter | None = None) -> Run:
     return _run_of(request, plan, result, skipped, set(), reporter)
 
 
-def _follow(request: Request, output: Path, reporter: Reporter) -> Run:
+def _follow(request: Request, output: Path, reporter: Reporter) -> Finished:
     """Measure a folder's checkpoints as they arrive, and bring the file up to date after every poll."""
     following = polls(request, reporter)
     measured: set[tuple[str, str]] = set()
@@ -177,7 +99,7 @@ def _run_of(
     skipped: Mapping[str, str],
     measured: set[tuple[str, str]],
     reporter: Reporter,
-) -> Run:
+) -> Finished:
     """Return the run: the part of the result asked for, with `measured` checkpoints that were deleted since."""
     skipped = {**plan.series.skipped, **skipped}
     asked = None if result is None else _asked(result, plan, measured)
@@ -188,7 +110,7 @@ def _run_of(
     contradicted = contradiction(asked, plan.series.checkpoints, len(plan.probe.labels))
     if contradicted is not None:
         reporter.notice(contradicted)
-    return Run(asked, request.output, _exit_code(asked, skipped, request, reporter))
+    return Finished(asked, request.output, _exit_code(asked, skipped, request, reporter))
 
 
 def _update_file(
@@ -237,11 +159,6 @@ def _update_file(
     # Even if nothing was measured: a run that died after writing the file left its parts behind.
     dataclasses.replace(kept, held=result, series=plan.series.checkpoints).remove()
     return result, skipped
-
-
-def _request(verb: Any, ckpts: Any, options: Mapping[str, Any]) -> Request:  # noqa: ANN401 - whatever was called with
-    paths = [ckpts] if isinstance(ckpts, str | PathLike) else list(ckpts)
-    return requested(verb, [Path(path) for path in paths], options, f"ibscan.{verb}(...)")
 
 
 def _cut(plan: Plan, checkpoints: Sequence[Checkpoint]) -> list[tuple[Checkpoint, ...]]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ibscan.core.estimate import Estimate, Status
@@ -44,6 +45,8 @@ def parse_range(flag: str, given: Any) -> Any:  # noqa: ANN401 - text, a pair, o
 
 
 def _check_range(flag: str, given: Any) -> None:  # noqa: ANN401 - whatever was given
+    if not isinstance(given, tuple | list) or len(given) != 2 or not all(isinstance(end, Real) for end in given):
+        raise UsageError(f"{flag} {given}: expected LO:HI, such as -1:1.")
     low, high = given
     if not -math.inf < low < high < math.inf:
         raise UsageError(f"{flag} {low}:{high}: expected LO:HI, finite, with LO < HI.")

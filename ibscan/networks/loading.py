@@ -13,7 +13,7 @@ from ibscan.core.records import WRAPPERS, is_counter
 from ibscan.core.text import near_names
 from ibscan.errors import CheckpointError, InputError
 
-__all__ = ["built", "loaded"]
+__all__ = ["built", "loaded", "unwrapped"]
 
 # Wrappers of torch.compile and torch.optim.swa_utils, by name: their modules are slow to import.
 UNWRAPPED = ("OptimizedModule", "AveragedModel")
@@ -30,13 +30,18 @@ def built(build: Callable[[], Any]) -> nn.Module:
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build()
-    while isinstance(model, nn.Module) and (type(model).__name__ in UNWRAPPED or _parallel(model)):
-        model = model._modules["_orig_mod" if "_orig_mod" in model._modules else "module"]
+        model = unwrapped(build())
     if not isinstance(model, nn.Module):
         raise InputError(f"the model's callable returned a {type(model).__name__}; expected an nn.Module.")
     with user_code("the model"):
         return model.eval().requires_grad_(False)
+
+
+def unwrapped(model: Any) -> Any:  # noqa: ANN401 - as the user's code made it
+    """Return the model inside of torch.compile, DataParallel and AveragedModel; anything else as it is."""
+    while isinstance(model, nn.Module) and (type(model).__name__ in UNWRAPPED or _parallel(model)):
+        model = model._modules["_orig_mod" if "_orig_mod" in model._modules else "module"]
+    return model
 
 
 def _parallel(model: nn.Module) -> bool:

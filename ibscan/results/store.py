@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ibscan.results.axes import AUXILIARY, stored_text
 from ibscan.results.decode import DIMENSION_NAMES, FORMAT_VERSION, decoded, unreadable
 from ibscan.results.unsealed import read_in_child
 
-__all__ = ["FORMAT_VERSION", "read", "write", "write_bytes"]
+__all__ = ["DIMENSION_NAMES", "FORMAT_VERSION", "dimension_names", "read", "stored_variables", "write", "write_bytes"]
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 # Below this a chunk index costs more than compression saves.
@@ -54,6 +55,17 @@ def write_bytes(content: bytes, path: Path) -> None:
         raise ResourceError(
             f"{path}: writing {len(content)} bytes failed ({reason}). Free space, or name another place with -o."
         ) from error
+
+
+def stored_variables(result: Result) -> dict[str, Variable]:
+    """Return what a file holds of a result: its coordinates, then its variables, less what is empty."""
+    everything = {**result.coordinates, **result.variables}
+    return {name: variable for name, variable in everything.items() if variable.values.size}
+
+
+def dimension_names(variables: Mapping[str, Variable]) -> str:
+    """Return the attribute `DIMENSION_NAMES` of a file that holds these variables."""
+    return json.dumps({name: variable.dims for name, variable in variables.items()})
 
 
 def read(path: Path) -> Result:
@@ -117,11 +129,8 @@ def _encoded(result: Result) -> bytes:
     with h5py.File("result", "w", driver="core", backing_store=False, track_order=True) as file:
         for name, value in result.attrs.items():
             _put_attribute(file.attrs, name, value)
-        everything = {**result.coordinates, **result.variables}
-        present = {name: variable for name, variable in everything.items() if variable.values.size}
-        _put_attribute(
-            file.attrs, DIMENSION_NAMES, json.dumps({name: variable.dims for name, variable in present.items()})
-        )
+        present = stored_variables(result)
+        _put_attribute(file.attrs, DIMENSION_NAMES, dimension_names(present))
         datasets = {name: _put_dataset(file, name, variable) for name, variable in present.items()}
         scales = [name for name in result.coordinates if name in present and present[name].dims == (name,)]
         for name in scales:

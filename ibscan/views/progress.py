@@ -15,7 +15,7 @@ from rich.progress import Progress as Live
 
 from ibscan.views.console import console, escaped, is_terminal
 
-__all__ = ["Progress", "progress"]
+__all__ = ["Progress", "pace", "progress"]
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -50,10 +50,14 @@ class Progress:
             self.stream.flush()
 
     def _pace(self) -> str:
-        elapsed = max(time.monotonic() - self.began, 1e-9)
-        rate = self.done / elapsed
-        left = _duration((self.total - self.done) / rate)
-        return f"{f'{rate:.3g}/s' if rate >= 1 else f'{rate * 60:.3g}/min'}, about {left} left"
+        return pace(self.done, self.total, time.monotonic() - self.began)
+
+
+def pace(done: int, total: int, elapsed: float) -> str:
+    """Return how fast checkpoints are finished, and about how long the rest takes."""
+    rate = done / max(elapsed, 1e-9)
+    left = _duration((total - done) / rate)
+    return f"{f'{rate:.3g}/s' if rate >= 1 else f'{rate * 60:.3g}/min'}, about {left} left"
 
 
 @contextmanager

@@ -376,7 +376,7 @@ def test_following_needs_a_probe_and_a_folder(command: Run, folder: Path) -> Non
         done = command("rank", *paths, "--follow")
         assert done.code == 2, done.err
         assert "one folder" in done.err
-    with pytest.raises(UsageError, match="--output"):
+    with pytest.raises(UsageError, match="output="):
         ibscan.rank(folder, follow=True)
 
 

@@ -32,14 +32,14 @@ def test_options_take_the_forms_of_the_command_line(series: Path) -> None:
         {"samples": 3.5},
         {"samples": True},
         {"bin_range": "x"},
-        {"probe": np.zeros((2, 6))},
+        {"probe": np.zeros((2, 5))},
         {"eps": []},
         {"colour": "red"},
         {"device": "tpu"},
         {"dtype": "int8"},
     ],
 )
-def test_a_wrong_option_is_refused_with_a_message(series: Path, options: dict[str, object]) -> None:
+def test_a_wrong_option_is_refused_with_a_message(series: Path, options: dict[str, Any]) -> None:
     with pytest.raises(IbscanError):
         ibscan.scan(series, **options)
 

@@ -351,7 +351,7 @@ def test_a_scan_measures_the_network_with_its_arguments(tmp_path: Path, monkeypa
     with torch.no_grad():
         y = net(torch.tensor(x), torch.tensor(mask)).argmax(1).numpy()
     np.savez("probe.npz", x=x, attention_mask=mask, y=y)
-    options = {"model": "net.py:Net", "noise": [0.3], "tolerance": 0.5, "bins": [3], "seed": 1}
+    options: dict[str, Any] = {"model": "net.py:Net", "noise": [0.3], "tolerance": 0.5, "bins": [3], "seed": 1}
     run = ibscan.scan("run", probe="probe.npz", **options)
     assert run.exit_code == 0
     assert float(run["probe_accuracy"].values[0]) == 1.0

@@ -394,7 +394,7 @@ def beside_another(run: Path) -> None:
 
 
 def same_as_clean(_: Finished, place: Path) -> None:
-    from ibscan.engine.run import rank
+    from ibscan import rank
 
     (place / "clean").mkdir()
     (place / "clean" / "step-1.safetensors").write_bytes(GOOD)

@@ -24,7 +24,7 @@ from ibscan.inputs.code.scripts import call_effect, import_effect
 from ibscan.inputs.code.sources import files_of
 from ibscan.inputs.files import exists, regular_stat, unreadable
 
-__all__ = ["Maker", "called", "code_hash", "importing", "is_code", "named_callable"]
+__all__ = ["Maker", "argument_fault", "called", "code_hash", "importing", "is_code", "named_callable"]
 
 ATTRIBUTES = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 MODULE = re.compile(rf"{ATTRIBUTES}:{ATTRIBUTES}")
@@ -114,13 +114,14 @@ def called(function: Callable[..., Any], arguments: Mapping[str, Any], where: st
         OutOfMemory: It runs out of memory.
     """
     with user_code(f"{where}:"):
-        fault = _argument_fault(function, arguments)
+        fault = argument_fault(function, arguments)
         if fault is None:
             return function(**arguments)
     raise InputError(f"{where}: {fault}")
 
 
-def _argument_fault(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str | None:
+def argument_fault(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str | None:
+    """Return how arguments do not fit a callable, None if they do or its signature is not known."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # built in C, or without a signature

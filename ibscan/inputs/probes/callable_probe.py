@@ -1,8 +1,8 @@
-"""Call code that returns a probe, and convert its result to arrays."""
+"""Convert a probe that code returns, or that Python handed over, to arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,11 @@ from ibscan.core.boundary import is_out_of_memory, user_code
 from ibscan.core.records import Array
 from ibscan.core.text import first_line
 from ibscan.errors import InputError, UsageError
+from ibscan.inputs.code.live import Live
 from ibscan.inputs.code.load import called, named_callable
-from ibscan.inputs.probes.probe_keys import INPUTS, chosen_keys, wanted_keys
+from ibscan.inputs.probes.probe_keys import HELD, INPUTS, chosen_keys, wanted_keys
 
-__all__ = ["Returned", "as_numpy", "probe_from_code"]
+__all__ = ["Returned", "as_numpy", "held", "probe_from_code", "probe_from_object"]
 
 EXPECTED = "expected x, a tuple (x, y), or a mapping with x and y"
 
@@ -58,14 +59,53 @@ def probe_from_code(spec: str, selection: str, *, run_script: bool = False) -> R
         InputError: The callable is missing, fails, or returns something else.
         ResourceError: Memory runs out.
     """
-    where = f"--probe {spec}"
-    value = called(named_callable(spec, "--probe", run_script=run_script), {}, where)
+    return _from_callable(named_callable(spec, "--probe", run_script=run_script), spec, selection, f"--probe {spec}")
+
+
+def held(value: Any) -> Live:  # noqa: ANN401 - whatever was handed over
+    """Describe arrays that Python hands over as a probe: the name that messages and the result give them.
+
+    Example:
+        >>> str(held((1, 2))), str(held({"x": 1})), str(held([1, 2]))
+        ('(x, y)', '{...}', 'list')
+    """
+    pair = isinstance(value, tuple) and len(value) == 2
+    shown = "(x, y)" if pair else "{...}" if isinstance(value, Mapping) else type(value).__name__
+    return Live(value, shown, f"{HELD}{shown}")
+
+
+def probe_from_object(given: Live) -> Returned:
+    """Return the inputs and labels of what Python handed over: arrays, or a function that returns them.
+
+    Raises:
+        UsageError: Ambiguous arrays in a mapping.
+        InputError: It is something else, or a function of it fails.
+        ResourceError: Memory runs out.
+    """
+    where = f"--probe {given}"
+    if given.defined or callable(given.found):
+        return _from_callable(given.found, given.spec, "", where)
+    with user_code(f"{where}:", "reading it raised"):
+        return _returned(given.found, given.spec, "", {}, where, "is")
+
+
+def _from_callable(function: Callable[..., Any], spec: str, selection: str, where: str) -> Returned:
+    value = called(function, {}, where)
     wanted = wanted_keys(selection, spec)
     with user_code(f"{where}:", "reading what it returned raised"):
         return _returned(value, spec, selection, wanted, where)
 
 
-def _returned(value: Any, spec: str, selection: str, wanted: Mapping[str, str], where: str) -> Returned:  # noqa: ANN401
+def _returned(
+    value: Any,  # noqa: ANN401 - as the code returned it
+    spec: str,
+    selection: str,
+    wanted: Mapping[str, str],
+    where: str,
+    verb: str = "returned",
+) -> Returned:
+    if isinstance(value, torch.utils.data.TensorDataset):
+        value = value.tensors
     fields = getattr(value, "_fields", ())
     if isinstance(value, tuple) and set(fields) & set(INPUTS):
         value = dict(zip(fields, value, strict=True))
@@ -73,25 +113,34 @@ def _returned(value: Any, spec: str, selection: str, wanted: Mapping[str, str], 
         # A user's own mapping may run code when it is read.
         parts = called(lambda: {str(key): part for key, part in value.items() if part is not None}, {}, where)
         if not parts:
-            raise InputError(f"{where}: returned an empty mapping; {EXPECTED}.")
+            raise InputError(f"{where}: {verb} an empty mapping; {EXPECTED}.")
         x, y = chosen_keys({key: _shape(part) for key, part in parts.items()}, wanted, spec)
         labels = None if y is None else _array(parts[y], "y", where)
         return Returned(_array(parts[x], "x", where), labels, where, parts, x, y)
     if wanted and wanted != {"y": ""}:
         raise UsageError(f"{where}#{selection}: it returns no mapping, so nothing is picked by '#'; leave it out.")
-    if isinstance(value, list) and _is_pair(value, where):
+    if isinstance(value, list) and _is_pair(value, where, verb):
         value = tuple(value)
     if isinstance(value, tuple):
         if not 1 <= len(value) <= 2:
-            raise InputError(f"{where}: returned a tuple of {len(value)}; {EXPECTED}.")
+            raise InputError(f"{where}: {verb} a tuple of {len(value)}; {EXPECTED}.")
         second = None if len(value) == 1 or wanted else value[1]
         return Returned(_array(value[0], "x", where), None if second is None else _array(second, "y", where), where, {})
     if not (isinstance(value, list) or hasattr(value, "__array__")):
-        raise InputError(f"{where}: returned something of type {type(value).__name__}; {EXPECTED}.")
+        raise InputError(f"{where}: {verb} something of type {type(value).__name__}; {EXPECTED}{_remedy(value)}.")
     return Returned(_array(value, "x", where), None, where, {})
 
 
-def _is_pair(value: list[Any], where: str) -> bool:
+def _remedy(value: Any) -> str:  # noqa: ANN401 - as the code returned it
+    """Return how to take arrays from what torch trains on, which would change from pass to pass; else nothing."""
+    if isinstance(value, torch.utils.data.DataLoader):
+        return ". A loader may shuffle, and a probe is fixed rows: give one batch of it, x, y = next(iter(loader))"
+    if isinstance(value, torch.utils.data.Dataset):
+        return ". Give its arrays, such as those of one batch: x, y = next(iter(DataLoader(dataset, 1000)))"
+    return ""
+
+
+def _is_pair(value: list[Any], where: str, verb: str) -> bool:
     """Tell whether a list is [x, y] or [x], and not rows.
 
     Raises:
@@ -105,8 +154,8 @@ def _is_pair(value: list[Any], where: str) -> bool:
         return True
     if len(value) == 2 and arrays and shapes[0] == shapes[1] and len(shapes[0]) > 1:
         raise UsageError(
-            f"{where}: returned a list of two arrays of shape {shapes[0]}, which may be x and y or two rows; return a "
-            "tuple (x, y), or the rows as one array."
+            f"{where}: {verb} a list of two arrays of shape {shapes[0]}, which may be x and y or two rows; "
+            f"{'give' if verb == 'is' else 'return'} a tuple (x, y), or the rows as one array."
         )
     return False
 

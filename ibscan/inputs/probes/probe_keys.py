@@ -10,7 +10,7 @@ from ibscan.errors import UsageError
 from ibscan.inputs.files import exists
 from ibscan.inputs.probes.naming import Shapes, fits, pairs, role_of
 
-__all__ = ["INPUTS", "LABELS", "chosen_keys", "left_out", "split_spec", "wanted_keys"]
+__all__ = ["HELD", "INPUTS", "LABELS", "chosen_keys", "left_out", "split_spec", "wanted_keys"]
 
 INPUTS = ("x", "X", "inputs", "input", "images", "data", "features", "F", "x_probe", "X_probe")
 LABELS = ("y", "Y", "labels", "label", "targets", "target", "classes", "class", "y_probe", "Y_probe")
@@ -18,6 +18,8 @@ LABELS = ("y", "Y", "labels", "label", "targets", "target", "classes", "class", 
 TRANSFORMER_INPUTS = ("pixel_values", "input_values", "input_features", "inputs_embeds", "input_ids")
 AUXILIARY = re.compile(r"(.*_)?(mask|masks|lengths?|token_type_ids|position_ids|ids|weights?|index|indices)")
 MOST_SUGGESTED, MOST_LISTED = 4, 12
+# How the source of a probe begins that Python handed over: nothing is picked from it by '#'.
+HELD = "probe="
 # A shell needs no quotes around these characters.
 UNQUOTED = re.compile(r"[\w@%+=:,./#-]*")
 
@@ -124,6 +126,8 @@ def _ambiguous(
     role: str, found: Sequence[str], inputs: str | None, wanted: Mapping[str, str], shapes: Shapes, file: str
 ) -> UsageError:
     """Return the error that lists the arrays and suggests specs that would be accepted."""
+    if file.startswith(HELD):
+        return UsageError(f"{file}: which array is {role} is not clear from {_listed(shapes)}; call it {role!r}.")
     suggested: list[str] = []
     for x, y in _suggestions(found, inputs, wanted, shapes):
         # A spec cannot hold a key with a comma.

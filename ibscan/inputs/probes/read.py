@@ -13,12 +13,13 @@ import numpy as np
 
 from ibscan.core.records import Array, Beside, Probe
 from ibscan.errors import CheckpointError, InputError, UsageError
+from ibscan.inputs.code.live import Live
 from ibscan.inputs.code.load import is_code
 from ibscan.inputs.files import exists, file_head, regular_stat
 from ibscan.inputs.formats.recognise import content_kind
 from ibscan.inputs.probes.arguments import applied, checked_arguments, parse_arguments
 from ibscan.inputs.probes.arrays import named_arrays
-from ibscan.inputs.probes.callable_probe import probe_from_code
+from ibscan.inputs.probes.callable_probe import Returned, probe_from_code, probe_from_object
 from ibscan.inputs.probes.hdf5 import is_result
 from ibscan.inputs.probes.idx import idx_pair, labels_beside, read_idx
 from ibscan.inputs.probes.labels import class_indices
@@ -63,12 +64,15 @@ def find_probe(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def read_probe(spec: str, arguments: Mapping[str, Any], *, run_script: bool = False) -> tuple[Probe, tuple[str, ...]]:
+def read_probe(
+    given: str | Live, arguments: Mapping[str, Any], *, run_script: bool = False
+) -> tuple[Probe, tuple[str, ...]]:
     """Read a probe: x (N, ...) as C-contiguous float64 with `arguments` applied, labels (N,) as class indices.
 
     Args:
-        spec: `FILE`, `FILE#x=KEY,y=KEY`, or for IDX `FOLDER#train`, `FOLDER#test`; an empty `y=` takes no labels. Or
-            `module:callable`, `path.py:callable`, which runs code: trust it first if a file named it.
+        given: `FILE`, `FILE#x=KEY,y=KEY`, or for IDX `FOLDER#train`, `FOLDER#test`; an empty `y=` takes no labels. Or
+            `module:callable`, `path.py:callable`, which runs code: trust it first if a file named it. Or what Python
+            handed over.
         arguments: `scale`, `mean`, `std`, `shape`, applied in this order.
         run_script: Also run code that trains or writes files when it is imported.
 
@@ -80,10 +84,14 @@ def read_probe(spec: str, arguments: Mapping[str, Any], *, run_script: bool = Fa
         InputError: Failing code; a missing, damaged or unfit file; no rows; NaN or infinity; labels of another length.
     """
     checked = checked_arguments(arguments, "--probe-arg")
+    spec = given if isinstance(given, str) else given.spec
     file, selection = split_spec(spec)
     try:
-        if is_code(file):
-            raw = _from_code(file, selection, run_script=run_script)
+        if isinstance(given, Live):
+            raw = _with_beside(probe_from_object(given), {}, file)
+        elif is_code(file):
+            found = probe_from_code(file, selection, run_script=run_script)
+            raw = _with_beside(found, wanted_keys(selection, file), file)
         elif exists(file) and Path(file).is_dir():
             images, beside = idx_pair(Path(file), selection, file)
             raw = _Arrays(read_idx(images, str(images)), read_idx(beside, str(beside)) if beside else None)
@@ -109,9 +117,8 @@ def read_probe(spec: str, arguments: Mapping[str, Any], *, run_script: bool = Fa
     return Probe(x, y, labels, _digest(x, y, labels), spec, raw.beside), (*raw.notices, *notices)
 
 
-def _from_code(spec: str, selection: str, *, run_script: bool) -> _Arrays:
-    found = probe_from_code(spec, selection, run_script=run_script)
-    beside = _beside(found.shapes, wanted_keys(selection, spec), (found.inputs, found.labels), spec, found.read)
+def _with_beside(found: Returned, wanted: Mapping[str, str], file: str) -> _Arrays:
+    beside = _beside(found.shapes, wanted, (found.inputs, found.labels), file, found.read)
     return _Arrays(found.x, found.y, beside=beside)
 
 

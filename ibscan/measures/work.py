@@ -20,7 +20,7 @@ PAIR, PAIR_UNIT = 6e-9, 5e-11
 # Seconds for a cell of the network channel at 1024 rows, 10 units and the default tolerance; how many times as long one
 # of a wide layer may take before it is given up; seconds for one that uses up BUDGET replicas times draws, growing as
 # the square root.
-CELL, WIDEST, CELL_BUDGET, BUDGET = 0.5, 16.0, 0.135, 2.0**14
+CELL, WIDEST, CELL_BUDGET, BUDGET = 0.5, 16.0, 0.1, 2.0**14
 # Share of a budget set by the user that cells spend without reaching the tolerance.
 SPENT = 0.15
 

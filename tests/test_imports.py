@@ -23,7 +23,7 @@ ROOMS = {
     "networks": ("errors core numerics", "numpy torch"),
     "measures": ("errors core numerics", "numpy torch"),
     "results": ("errors core", "numpy h5py"),
-    "views": ("errors core", "numpy rich matplotlib"),
+    "views": ("errors core", "numpy rich matplotlib jinja2 markupsafe"),
     "engine": ("_version errors core numerics inputs networks measures results", "numpy torch"),
     "training": ("errors core networks", "torch safetensors"),
     "cli": ("_version errors core numerics inputs networks measures results views engine", "rich typer"),

@@ -14,6 +14,7 @@ from ibscan.core.records import Array
 from ibscan.views.figures.picture import Axis, Curve, Names, Panel, Picture, Scale
 from ibscan.views.figures.signs import STATUS_MARKS
 from ibscan.views.figures.style import COLOUR_MAP, COLOURS, GREY, LINES, MAP_END, MARKERS, Style
+from ibscan.views.figures.ticks import log_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +24,6 @@ __all__ = ["Look", "draw_panel", "fitted", "limit_y"]
 # Points of longer series have no dots, but for those on their own.
 _MOST_DOTS = 40
 _FROM_ZERO = 0.5
-_MOST_TICKS = 5
 # Values that are all smaller are zero but for rounding.
 _ROUNDING = 1e-12
 
@@ -76,16 +76,6 @@ class Look:
             return [scale.low, scale.high], list(scale.ends)
         ticks = log_ticks(scale.low, scale.high, self.picture.first)
         return ticks, [tick_label(tick) for tick in ticks]
-
-
-def log_ticks(low: float, high: float, first: float) -> list[float]:
-    """Return zero where it is on the axis, and the powers of ten from the first number to the last."""
-    start, stop = int(np.ceil(np.log10(first) - 1e-9)), int(np.floor(np.log10(high) + 1e-9))
-    powers = [10.0**k for k in range(start, stop + 1)]
-    if len(powers) < 2:
-        powers = sorted({*powers, first, high})
-    powers = powers[:: -(-len(powers) // _MOST_TICKS)]
-    return [*([0.0] if low <= 0 else []), *powers]
 
 
 def tick_label(value: float) -> str:

@@ -74,4 +74,4 @@ def _density(counts: Array, edges: Array) -> Array | None:
     return np.asarray(counts / counts.sum() / widths)
 
 
-FIGURE = Figure("Histograms of distances within and between classes, by layer, at three checkpoints.", _pictures)
+FIGURE = Figure("Histograms of distances within and between classes, by layer and checkpoint.", _pictures)

@@ -10,7 +10,7 @@ from ibscan.core.records import Array
 from ibscan.views.figures.curves import checkpoint_scale, label_of, layers_shown, places, series_places
 from ibscan.views.figures.panels import titled
 from ibscan.views.figures.picture import Axis, Curve, Figure, Names, Panel, Picture, Run
-from ibscan.views.view import View, is_measured
+from ibscan.views.view import is_measured
 
 __all__ = ["FIGURE"]
 
@@ -29,7 +29,7 @@ def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
         chosen = list(range(view.size)) if view.every else checkpoint_scale(view, _MOST_CHECKPOINTS)
         axis, labels = view.axis
         panels = [
-            _panel(view, layer, row, f"{label_of(view, layer)}, {axis} {labels[row]}")
+            _panel(runs, number, (row, layer), f"{label_of(view, layer)}, {axis} {labels[row]}")
             for layer in range(len(view.result["layer"].values))
             if label_of(view, layer) in shown
             for row in chosen
@@ -52,14 +52,16 @@ def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
         )
 
 
-def _panel(view: View, layer: int, row: int, title: str) -> Panel:
+def _panel(runs: Sequence[Run], number: int, at: tuple[int, int], title: str) -> Panel:
+    """Return the panel of a result at a checkpoint and layer."""
+    view, (row, layer) = runs[number].view, at
     low, high = (view.values(name)[row, layer] for name in _EDGES)
     edges = np.append(low, high[-1:])
     curves = []
     for shade, name in enumerate(_SIDES):
         share = _density(view.values(name)[row, layer], edges)
         if share is not None:
-            curves.append(Curve(name, edges, share, shade, steps=True))
+            curves.append(Curve(name, edges, share, shade, number, steps=True))
     place = float(places(view)[row])
     return Panel(title, _SIDES, tuple(curves), Axis("density"), layer=label_of(view, layer), place=place)
 

@@ -97,7 +97,7 @@ def _curve(picture: Picture, panel: Panel, curve: Curve) -> dict[str, Any]:
         made["half"] = _numbers(curve.half)
     if curve.ends is not None and np.isfinite(curve.ends[0]).any():
         made["low"], made["high"] = _numbers(curve.ends[0]), _numbers(curve.ends[1])
-    if curve.status is not None and np.any(curve.status):
+    if curve.status is not None:
         made["status"] = np.asarray(curve.status).tolist()
     if curve.told:
         made["told"] = [

@@ -183,11 +183,13 @@ def _pictures(results: Mapping[str, Result], units: str, band: bool) -> list[Pic
 def _data(found: Sequence[Picture], axis: str) -> dict[str, Any]:
     """Return what the script draws: pictures, and what they have in common, such as the name of the series' axis."""
     drawings = [drawing(picture) for picture in found]
+    # A picture may be of one result alone.
+    most = max((len(picture.runs) for picture in found), default=0)
     curves = [curve for one in drawings for panel in one["panels"] for curve in _curves(panel)]
     return {
         "pictures": drawings,
         "layers": list(dict.fromkeys(curve["layer"] for curve in curves)),
-        "runs": list(max((picture.runs for picture in found), key=lambda names: len(names), default=())),
+        "runs": next((picture.runs for picture in found if len(picture.runs) == most), ()),
         "band": next((picture.band.removeprefix("band: ") for picture in found if picture.band), "95 % interval"),
         "axis": axis,
         "statuses": {int(status): status.legend for status in Status},
@@ -223,7 +225,9 @@ def _kinds(found: Sequence[Picture]) -> list[dict[str, Any]]:
 def _run(name: str, result: Result, explained: Explained, units: str, every: bool) -> dict[str, Any]:
     """Return what the page says of one result beside figures."""
     view = View(result, units, every, _WIDTH, unicode=True)
-    attributes = [(key, escaped(str(value))) for key, value in result.attrs.items() if key not in _OWN_ATTRIBUTES]
+    attributes = [
+        (escaped(key), escaped(str(value))) for key, value in result.attrs.items() if key not in _OWN_ATTRIBUTES
+    ]
     measured = {key: value for key, value in result.settings.items() if key != "measures"}
     return {
         "name": name_of(name, unicode=True),

@@ -32,6 +32,8 @@
   const joined = (...parts) => parts.filter((part) => part !== "").join(" ");
   const placed = (axis, value) => joined(axis.name, axis.names.length ? axis.names[value] : number(value), axis.unit);
 
+  const checkpoint = (picture, place) => `${page.axis} ${picture.places.find(([at]) => at === place)[1]}`;
+
   function valueOf(told, i) {
     const half = told.half ? told.half[i] : null;
     const error = half === null ? "" : `± ${number(half)}`;
@@ -42,13 +44,12 @@
   function hover(picture, panel, curve, i) {
     const run = page.runs.length > 1 ? page.runs[curve.run] : "";
     const title = panel.layer || curve.told || !panel.y.name ? "" : panel.title;
-    const label = curve.at && picture.places.find(([place]) => place === curve.at[i]);
-    const where = label ? `${page.axis} ${label[1]}` : placed(picture.x, curve.x[i]);
+    const where = curve.at ? checkpoint(picture, curve.at[i]) : placed(picture.x, curve.x[i]);
     const plain = { name: panel.y.name || panel.title, values: curve.y, half: curve.half, unit: panel.y.unit };
     const values = (curve.told || [plain]).map((told) => valueOf(told, i));
     const opened = curve.low && curve.low[i] !== null;
     const bracket = opened ? `bracket ${number(curve.low[i])} to ${number(curve.high[i])}` : "";
-    const status = curve.status && curve.status[i] ? page.statuses[curve.status[i]] : "";
+    const status = curve.status ? page.statuses[curve.status[i]] : "";
     const lines = [run, title, curve.what, where, ...values, bracket, status].filter((line) => line);
     return [`<b>${safe(curve.layer)}</b>`, ...lines.map(safe)].join("<br>");
   }
@@ -170,10 +171,11 @@
     return `rgb(${a.map((part, k) => Math.round(part + (b[k] - part) * (at - left))).join(",")})`;
   }
 
-  function histogram(picture, panel, curve, base) {
+  function histogram(picture, panel, curve, base, place) {
     const unit = picture.x.unit, name = panel.y.name;
-    const text = curve.y.map((value, i) => [`<b>${safe(curve.layer)}</b>`, safe(curve.what),
-      safe(joined(picture.x.name, `${number(curve.x[i])} to ${number(curve.x[i + 1])}`, unit)), safe(`${name} ${number(value)}`)].join("<br>"));
+    const text = curve.y.map((value, i) => [`<b>${safe(curve.layer)}</b>`,
+      safe(page.runs.length > 1 ? page.runs[curve.run] : ""), safe(curve.what), safe(checkpoint(picture, place)),
+      safe(joined(picture.x.name, `${number(curve.x[i])} to ${number(curve.x[i + 1])}`, unit)), safe(`${name} ${number(value)}`)].filter((line) => line).join("<br>"));
     return [{ ...base, x: curve.x, y: [...curve.y, curve.y[curve.y.length - 1]], mode: "lines", fill: "tozeroy",
       fillcolor: faded(curve.colour, 0.25), line: { shape: "hv", color: curve.colour, width: 1.3 },
       hoverinfo: "text", hovertext: [...text, text[text.length - 1]] }];
@@ -213,7 +215,7 @@
           hovertext: cap.y.map((v) => safe(joined(cap.layer, "cap", number(v), panel.y.unit))) });
       for (const curve of curves) {
         const own = base(curve.legend);
-        if (curve.steps) traces.push(...histogram(picture, panel, curve, own));
+        if (curve.steps) traces.push(...histogram(picture, panel, curve, own, item.place));
         else if (curve.tint) traces.push(...tintedTraces(picture, panel, curve, scale, { ...own, showlegend: false }, item.place));
         else traces.push(...lineTraces(picture, panel, curve, scale, own));
       }
@@ -250,7 +252,7 @@
   function layoutOf(item, panels, scale, width, traces) {
     const { picture } = item, count = panels.length, right = picture.scale ? 84 : 4;
     const names = [...new Set(traces.filter((t) => t.showlegend).map((t) => t.name))];
-    const across = Math.max(1, Math.floor((width - 110) / (50 + 7 * Math.max(1, ...names.map((name) => name.length)))));
+    const across = Math.max(1, Math.floor((width - (width < 600 ? 0 : 110)) / (50 + 7 * Math.max(1, ...names.map((name) => name.length)))));
     const legend = names.length ? 10 + 20 * Math.ceil(names.length / across) : 6;
     let most = Math.min(count, Math.max(1, Math.floor((width - right) / (printing ? 215 : 300))), 4), rows, columns, cell, high;
     const arrange = () => {
@@ -285,7 +287,7 @@
         domain: [1 - (row * high + high - 46) / tall, 1 - (row * high + 26) / tall],
         title: title(panel.y.label, high / 8), matches: picture.shareY && k ? "y" : undefined };
       layout.annotations.push({ xref: `x${suffix} domain`, yref: `y${suffix} domain`, x: 0, y: 1, xanchor: "left", yanchor: "bottom",
-        yshift: 2, showarrow: false, text: safe(fitted(panel.title, (cell - 72) / 6.6)), font: { size: 12.5, weight: 600 } });
+        yshift: 2, showarrow: false, text: safe(fitted(panel.title, Math.floor(printing ? (cell - 30) / 5.8 : (cell - 60) / 6.6))), font: { size: printing ? 10.5 : 12.5, weight: 600 } });
     });
     return layout;
   }
@@ -303,7 +305,7 @@
     if (!item.canvas.classList.contains("js-plotly-plot")) item.canvas.textContent = "";
     const scale = scaleOf(item.picture), traces = tracesOf(item, panels, scale);
     item.canvas.style.minHeight = "0";
-    Plotly.react(item.canvas, traces, layoutOf(item, panels, scale, width, traces), CONFIG);
+    Plotly.react(item.canvas, traces, layoutOf(item, panels, scale, width, traces), { ...CONFIG, displayModeBar: width < 600 ? false : "hover" });
   }
 
   // ---- What is drawn when.
@@ -374,18 +376,17 @@
     later();
   }, { rootMargin: "300px" });
   items.forEach((item) => seen.observe(item.figure));
-  window.addEventListener("resize", () => renew(items.filter((item) => Math.floor(item.canvas.clientWidth) !== item.width)));
+  // The width at which a figure was drawn is that of the page then; whoever turns a phone has another.
+  new ResizeObserver(() => {
+    if (!printing) renew(items.filter((item) => item.width && Math.floor(item.canvas.clientWidth) !== item.width));
+  }).observe(document.querySelector("main"));
 
-  let closed = [];
   window.addEventListener("beforeprint", () => {
     printing = true;
-    closed = [...document.querySelectorAll("details:not([open])")];
-    closed.forEach((one) => (one.open = true));
     items.forEach(draw);
   });
   window.addEventListener("afterprint", () => {
     printing = false;
-    closed.forEach((one) => (one.open = false));
     renew(items);
   });
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ibscan.cli.options import ALL, PLOT, PRINTED, PRINTING, REPORT, RESULT, RESULTS, SHOW, of_verb, taking
+from ibscan.cli.options import ALL, PLOT, PRINTED, PRINTING, RESULT, RESULTS, SHOW, of_verb, taking
 from ibscan.cli.output import output_for
 from ibscan.errors import NothingMatched, UsageError
 
 if TYPE_CHECKING:
     from ibscan.engine.request import Request
 
-__all__ = ["HELP", "app"]
+__all__ = ["DEFAULT_OUTPUT", "HELP", "app"]
 
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -102,15 +102,6 @@ def plot(**options: Any) -> int:  # noqa: ANN401
     from ibscan.cli.plotting import plotted
 
     return plotted(options, DEFAULT_OUTPUT)
-
-
-@app.command(context_settings=HELP, epilog="Example: ibscan report ibscan.h5 -o report.html")
-@taking(RESULTS, REPORT)
-def report(**options: Any) -> int:  # noqa: ANN401
-    """One page of HTML for a browser: summary, figures with values on hover, tables, settings, what words mean."""
-    from ibscan.cli.reporting import reported
-
-    return reported(options, DEFAULT_OUTPUT)
 
 
 def _scanned(verb: str, options: Mapping[str, Any]) -> int:

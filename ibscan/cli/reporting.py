@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ibscan._version import __version__
+from ibscan.cli.commands import DEFAULT_OUTPUT, HELP, app
+from ibscan.cli.glossary import explained
+from ibscan.cli.options import REPORT, RESULTS, taking
+from ibscan.cli.output import say
+from ibscan.cli.plotting import results_of
 from ibscan.errors import UsageError
 
 if TYPE_CHECKING:
     from ibscan.core.result import Result
     from ibscan.views.report.page import Explained, Setting
 
-__all__ = ["explained_names", "reported"]
+__all__ = ["explained_names", "report"]
 
 _PAGE = Path("report.html")
 # What mail and reviewers' forms still take; Plotly is five of it.
@@ -22,24 +27,10 @@ MOST_BYTES = 8_000_000
 _FEWER = (200, 100, 50, 25, 12)
 
 
-def reported(options: Mapping[str, Any], default: Path) -> int:
-    """Write results as a page as the options say, and say where it is.
-
-    Args:
-        options: Of the command, by name.
-        default: The result reported where none is named.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        UsageError: A library is not installed, an option cannot be read, a place cannot be written, or there is more
-            than fits on a page.
-        InputError: A result cannot be read.
-        NothingMatched: A selection matches nothing.
-    """
-    from ibscan.cli.output import say
-    from ibscan.cli.plotting import results_of
+@app.command(context_settings=HELP, epilog="Example: ibscan report ibscan.h5 -o report.html")
+@taking(RESULTS, REPORT)
+def report(**options: Any) -> int:  # noqa: ANN401 - the signature is made of the option groups
+    """One page of HTML for a browser: summary, figures with values on hover, tables, settings, what words mean."""
     from ibscan.results.store import write_bytes
     from ibscan.views.report.page import check_libraries
 
@@ -47,7 +38,7 @@ def reported(options: Mapping[str, Any], default: Path) -> int:
     place: Path = options["output"] or _PAGE
     if place.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"-o {place}: a report is a page of HTML; expected a name that ends in .html.")
-    write_bytes(_page(results_of(options, default), options), place)
+    write_bytes(_page(results_of(options, DEFAULT_OUTPUT), options), place)
     if not options["quiet"]:
         say(f"written to {place}")
     return 0
@@ -105,7 +96,6 @@ def _fewer(results: Mapping[str, Result], most: int) -> tuple[dict[str, Result],
 
 def explained_names(results: Mapping[str, Result]) -> Explained:
     """Return what `ibscan explain` says of the names in results, and how they were set."""
-    from ibscan.cli.glossary import explained
     from ibscan.views.report.page import Explained
 
     keys = dict.fromkeys(key for result in results.values() for key in result.quantities)

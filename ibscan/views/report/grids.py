@@ -9,6 +9,8 @@ from ibscan.views.layout import Sheet
 
 __all__ = ["Grid", "Part", "grid"]
 
+_BESIDE = 72
+
 
 @dataclass(frozen=True)
 class Part:
@@ -35,7 +37,9 @@ class Grid:
 
 def grid(sheet: Sheet) -> Grid:
     """Return a table as rows."""
-    parts = tuple(_part(sheet, groups) for groups in packed(sheet.lead, sheet.groups, sheet.width))
+    # Beside a long name, which is folded on the page, there is room for numbers.
+    width = max(sheet.width, sum(column.width for column in sheet.lead) + _BESIDE)
+    parts = tuple(_part(sheet, groups) for groups in packed(sheet.lead, sheet.groups, width))
     return Grid(sheet.title, parts, sheet.notes)
 
 

@@ -80,7 +80,9 @@
     if (names.length) {
       const step = Math.ceil(names.length / Math.max(2, Math.floor(room / 70)));
       const shown = names.map((_, k) => k).filter((k) => k % step === 0);
-      return { tickmode: "array", tickvals: shown, ticktext: shown.map((k) => safe(fitted(names[k], 14))), tickangle: -30 };
+      const end = names[0].slice(names[0].lastIndexOf(".")), alike = names.every((name) => name.endsWith(end) && name !== end);
+      const text = (k) => safe(fitted(alike ? names[k].slice(0, -end.length) : names[k], 16));
+      return { tickmode: "array", tickvals: shown, ticktext: shown.map(text), tickangle: -30 };
     }
     if (!scale.zero && picture.x.scale !== "log") return { nticks: 6 };
     const ticks = [...(scale.zero ? [0] : []), ...powers(scale.first, scale.last)];
@@ -263,7 +265,7 @@
     };
     arrange();
     while (printing && legend + rows * high > TALLEST && most < 4) { most += 1; arrange(); }
-    const tall = rows * high, inner = width - right;
+    const tall = rows * high, inner = width - right, below = picture.x.names.length ? 84 : 46;
     const layout = {
       width, height: tall + legend, margin: { l: 0, r: right, t: legend, b: 0, pad: 0 }, autosize: false,
       hovermode: "closest", paper_bgcolor: "#ffffff", plot_bgcolor: "#ffffff", dragmode: "zoom",
@@ -284,7 +286,7 @@
         domain: [(column * cell + 60) / inner, ((column + 1) * cell - 12) / inner],
         title: title(bottom ? picture.x.label : "", cell / 7), matches: picture.shareX && k ? "x" : undefined };
       layout[`yaxis${suffix}`] = { ...line, ...yAxis(alike, shared), anchor: `x${suffix}`,
-        domain: [1 - (row * high + high - 46) / tall, 1 - (row * high + 26) / tall],
+        domain: [1 - (row * high + high - below) / tall, 1 - (row * high + 26) / tall],
         title: title(panel.y.label, high / 8), matches: picture.shareY && k ? "y" : undefined };
       layout.annotations.push({ xref: `x${suffix} domain`, yref: `y${suffix} domain`, x: 0, y: 1, xanchor: "left", yanchor: "bottom",
         yshift: 2, showarrow: false, text: safe(fitted(panel.title, Math.floor(printing ? (cell - 30) / 5.8 : (cell - 60) / 6.6))), font: { size: printing ? 10.5 : 12.5, weight: 600 } });

@@ -87,6 +87,10 @@ def test_a_page_is_small_and_loads_nothing() -> None:
     assert "@import" not in styles[0]
 
 
+def test_the_same_results_make_the_same_page() -> None:
+    assert page({"run": everything()}, NOTHING) == page({"run": everything()}, NOTHING)
+
+
 def test_only_the_scripts_of_the_page_may_run() -> None:
     content = page({"run": hostile()}, NOTHING)
     policy = str(elements(content).named("meta")[1]["content"])

@@ -3,7 +3,7 @@
 // a switch, its slider or its width changes; pictures out of sight are drawn when nothing else is to be done.
 (() => {
   const page = JSON.parse(document.getElementById("data").textContent);
-  const INK = "#1a1a1a", GREY = "#777777", RULE = "#e6e6e6", PAPER = 680, TALLEST = 940;
+  const INK = "#1a1a1a", GREY = "#777777", RULE = "#e6e6e6", PAPER = 680, TALLEST = 940, NARROW = 600;
   const UNRESOLVED = 7, MOST_DOTS = 40;
   const CONFIG = {
     displaylogo: false,
@@ -26,6 +26,8 @@
   const faded = (colour, alpha) =>
     `rgba(${[1, 3, 5].map((k) => parseInt(colour.slice(k, k + 2), 16)).join(",")},${alpha})`;
   const known = (values) => values.filter((value) => value !== null);
+  // Not by Math.max(...values): of many values that is too many arguments.
+  const extent = (values) => values.reduce(([least, most], v) => [Math.min(least, v), Math.max(most, v)], [Infinity, -Infinity]);
 
   // ---- What is told of a point.
 
@@ -59,10 +61,14 @@
   function scaleOf(picture) {
     const every = picture.panels.flatMap((p) => curvesOf(p, null).flatMap((curve) => known(curve.x)));
     const positive = every.filter((value) => value > 0);
-    const [first, last] = [Math.min(...positive, Infinity), Math.max(...positive, -Infinity)];
+    const [first, last] = extent(positive), [least, most] = extent(every);
     const zero = picture.x.scale === "symlog" && positive.length > 0;
-    const at = (v) => (v === null ? null : !zero ? v : v <= 0 ? 0 : v < first ? (0.4 * v) / first : 0.4 + Math.log10(v / first));
-    return { zero, first, last, at, least: Math.min(...every), most: Math.max(...every) };
+    const positiveAt = (v) => (v < first ? (0.4 * v) / first : 0.4 + Math.log10(v / first));
+    const at = (v) => (v === null || !zero ? v : v <= 0 ? 0 : positiveAt(v));
+    // Frames of a panel share its range.
+    const ends = new Map(picture.panels.filter((p) => p.frames).map((p) =>
+      [p, extent(curvesOf(p, null).flatMap((curve) => known(curve.x)))[1]]));
+    return { zero, first, last, at, least, most, ends };
   }
 
   function powers(first, last) {
@@ -115,13 +121,13 @@
     const half = curve.half || curve.y.map(() => null);
     const parts = pieces(y), band = { x: [], y: [] }, bars = { x: [], y: [], half: [] };
     for (const [from, to] of curve.half ? parts : []) {
-      const range = Array.from({ length: to - from + 1 }, (_, k) => from + k);
+      const there = Array.from({ length: to - from + 1 }, (_, k) => from + k), back = [...there].reverse();
       if (from === to) {
         if (half[from] !== null) (bars.x.push(x[from]), bars.y.push(y[from]), bars.half.push(half[from]));
         continue;
       }
-      band.x.push(...range.map((i) => x[i]), ...range.reverse().map((i) => x[i]), null);
-      band.y.push(...range.reverse().map((i) => y[i] + (half[i] || 0)), ...range.reverse().map((i) => y[i] - (half[i] || 0)), null);
+      band.x.push(...there.map((i) => x[i]), ...back.map((i) => x[i]), null);
+      band.y.push(...there.map((i) => y[i] + (half[i] || 0)), ...back.map((i) => y[i] - (half[i] || 0)), null);
     }
     (curve.low || []).forEach((low, i) => {
       if (low === null) return;
@@ -153,11 +159,13 @@
       color: curve.tint, cmin: 0, cmax: 1, colorscale: page.map.map((c, k) => [k / (page.map.length - 1), c]),
       symbol: codes.map((code) => (page.marks[code] ? `${symbol}-open` : symbol)),
       opacity: until.map((shown) => (shown ? 1 : 0.12)), size: until.map((_, i) => (i === last ? 14 : 8)),
-      line: { color: until.map((_, i) => (i === last ? INK : "rgba(0,0,0,0)")), width: until.map((_, i) => (i === last ? 1.6 : 0)) },
+      line: { color: until.map(() => INK), width: until.map((_, i) => (i === last ? 1.6 : 0)) },
     };
     // An open marker is drawn by its line: that keeps the colour of its place.
     codes.forEach((code, i) => {
-      if (page.marks[code]) (marker.line.color[i] = curve.tint[i] === null ? GREY : mixed(curve.tint[i]), (marker.line.width[i] = i === last ? 3 : 1.6));
+      if (!page.marks[code]) return;
+      marker.line.color[i] = curve.tint[i] === null ? GREY : mixed(curve.tint[i]);
+      marker.line.width[i] = i === last ? 3 : 1.6;
     });
     const path = curve.y.map((value, i) => (codes[i] === UNRESOLVED || !until[i] ? null : value));
     return [
@@ -168,16 +176,20 @@
   }
 
   function mixed(fraction) {
-    const at = Math.min(Math.max(fraction, 0), 1) * (page.map.length - 1), left = Math.min(Math.floor(at), page.map.length - 2);
-    const [a, b] = [page.map[left], page.map[left + 1]].map((c) => [1, 3, 5].map((k) => parseInt(c.slice(k, k + 2), 16)));
+    const at = Math.min(Math.max(fraction, 0), 1) * (page.map.length - 1);
+    const left = Math.min(Math.floor(at), page.map.length - 2);
+    const [a, b] = [left, left + 1].map((place) => [1, 3, 5].map((k) => parseInt(page.map[place].slice(k, k + 2), 16)));
     return `rgb(${a.map((part, k) => Math.round(part + (b[k] - part) * (at - left))).join(",")})`;
   }
 
   function histogram(picture, panel, curve, base, place) {
     const unit = picture.x.unit, name = panel.y.name;
-    const text = curve.y.map((value, i) => [`<b>${safe(curve.layer)}</b>`,
-      safe(page.runs.length > 1 ? page.runs[curve.run] : ""), safe(curve.what), safe(checkpoint(picture, place)),
-      safe(joined(picture.x.name, `${number(curve.x[i])} to ${number(curve.x[i + 1])}`, unit)), safe(`${name} ${number(value)}`)].filter((line) => line).join("<br>"));
+    const run = page.runs.length > 1 ? page.runs[curve.run] : "";
+    const text = curve.y.map((value, i) => {
+      const bin = joined(picture.x.name, `${number(curve.x[i])} to ${number(curve.x[i + 1])}`, unit);
+      const lines = [run, curve.what, checkpoint(picture, place), bin, `${name} ${number(value)}`].filter((line) => line);
+      return [`<b>${safe(curve.layer)}</b>`, ...lines.map(safe)].join("<br>");
+    });
     return [{ ...base, x: curve.x, y: [...curve.y, curve.y[curve.y.length - 1]], mode: "lines", fill: "tozeroy",
       fillcolor: faded(curve.colour, 0.25), line: { shape: "hv", color: curve.colour, width: 1.3 },
       hoverinfo: "text", hovertext: [...text, text[text.length - 1]] }];
@@ -243,7 +255,7 @@
     const levels = panels.flatMap((panel) => panel.levels.map((level) => level.y));
     const reach = (curve, sign) => curve.y.map((v, i) => (v === null ? null : v + sign * ((curve.half && curve.half[i]) || 0)));
     const values = known(curves.flatMap((c) => [...reach(c, -1), ...reach(c, 1), ...(c.low || []), ...(c.high || [])])).concat(levels);
-    const [least, most] = [Math.min(...values), Math.max(...values)], axis = { exponentformat: "power", nticks: 6 };
+    const [least, most] = extent(values), axis = { exponentformat: "power", nticks: 6 };
     if (panels[0].y.scale === "log") return { ...axis, type: "log", tickfont: { size: 10 } };
     if (curves.some((curve) => curve.steps)) return { ...axis, rangemode: "tozero", showticklabels: false, ticks: "" };
     if (!values.length || Math.max(-least, most) < 1e-12) return { ...axis, range: [-0.05, 1] };
@@ -254,7 +266,8 @@
   function layoutOf(item, panels, scale, width, traces) {
     const { picture } = item, count = panels.length, right = picture.scale ? 84 : 4;
     const names = [...new Set(traces.filter((t) => t.showlegend).map((t) => t.name))];
-    const across = Math.max(1, Math.floor((width - (width < 600 ? 0 : 110)) / (50 + 7 * Math.max(1, ...names.map((name) => name.length)))));
+    const longest = Math.max(1, ...names.map((name) => name.length)), buttons = width < NARROW ? 0 : 110;
+    const across = Math.max(1, Math.floor((width - buttons) / (50 + 7 * longest)));
     const legend = names.length ? 10 + 20 * Math.ceil(names.length / across) : 6;
     let most = Math.min(count, Math.max(1, Math.floor((width - right) / (printing ? 215 : 300))), 4), rows, columns, cell, high;
     const arrange = () => {
@@ -277,11 +290,12 @@
     panels.forEach((panel, k) => {
       const [row, column, suffix] = [Math.floor(k / columns), k % columns, k ? k + 1 : ""];
       const bottom = k + columns >= count;
-      const line = { zeroline: false, showline: true, linecolor: "#9a9a9a", ticks: "outside", ticklen: 4, tickcolor: "#9a9a9a", gridcolor: RULE };
+      const line = { zeroline: false, showline: true, linecolor: "#9a9a9a", gridcolor: RULE,
+        ticks: "outside", ticklen: 4, tickcolor: "#9a9a9a" };
       const title = (text, room) => ({ text: safe(fitted(text, room)), standoff: 4, font: { size: 12 } });
       const alike = picture.shareY ? panels : [panel];
       const shared = alike.flatMap((other) => curvesOf(other, item.place).filter(isOn));
-      const edges = panel.frames ? { range: [0, Math.max(...curvesOf(panel, null).flatMap((curve) => known(curve.x)))] } : {};
+      const edges = panel.frames ? { range: [0, scale.ends.get(panel)] } : {};
       layout[`xaxis${suffix}`] = { ...line, ...xTicks(picture, scale, cell - 72), ...edges, anchor: `y${suffix}`,
         domain: [(column * cell + 60) / inner, ((column + 1) * cell - 12) / inner],
         title: title(bottom ? picture.x.label : "", cell / 7), matches: picture.shareX && k ? "x" : undefined };
@@ -289,7 +303,8 @@
         domain: [1 - (row * high + high - below) / tall, 1 - (row * high + 26) / tall],
         title: title(panel.y.label, high / 8), matches: picture.shareY && k ? "y" : undefined };
       layout.annotations.push({ xref: `x${suffix} domain`, yref: `y${suffix} domain`, x: 0, y: 1, xanchor: "left", yanchor: "bottom",
-        yshift: 2, showarrow: false, text: safe(fitted(panel.title, Math.floor(printing ? (cell - 30) / 5.8 : (cell - 60) / 6.6))), font: { size: printing ? 10.5 : 12.5, weight: 600 } });
+        yshift: 2, showarrow: false, font: { size: printing ? 10.5 : 12.5, weight: 600 },
+        text: safe(fitted(panel.title, Math.floor(printing ? (cell - 30) / 5.8 : (cell - 60) / 6.6))) });
     });
     return layout;
   }
@@ -305,9 +320,11 @@
       return;
     }
     if (!item.canvas.classList.contains("js-plotly-plot")) item.canvas.textContent = "";
-    const scale = scaleOf(item.picture), traces = tracesOf(item, panels, scale);
+    item.scale = item.scale || scaleOf(item.picture);
+    const scale = item.scale, traces = tracesOf(item, panels, scale);
     item.canvas.style.minHeight = "0";
-    Plotly.react(item.canvas, traces, layoutOf(item, panels, scale, width, traces), { ...CONFIG, displayModeBar: width < 600 ? false : "hover" });
+    const config = { ...CONFIG, displayModeBar: width < NARROW ? false : "hover" };
+    Plotly.react(item.canvas, traces, layoutOf(item, panels, scale, width, traces), config);
   }
 
   // ---- What is drawn when.

@@ -23,7 +23,7 @@ ROOMS = {
     "networks": ("errors core numerics", "numpy torch"),
     "measures": ("errors core numerics", "numpy torch"),
     "results": ("errors core", "numpy h5py"),
-    "views": ("errors core", "numpy rich matplotlib IPython"),
+    "views": ("errors core", "numpy rich matplotlib IPython jinja2 markupsafe"),
     "engine": ("_version errors core numerics inputs networks measures results", "numpy torch"),
     "training": ("errors core networks", "torch safetensors"),
     "face": ("errors core measures results views engine", "numpy pandas xarray"),
@@ -87,6 +87,18 @@ def test_matplotlib_is_known_to_the_drawing_of_figures_alone() -> None:
     for path in (PACKAGE / name for name in knowing):
         tops = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
         assert not any("matplotlib" in ast.unparse(node) for node in tops), path
+
+
+def test_jinja_is_known_to_the_report_alone_and_plotly_to_no_module() -> None:
+    knowing = {path.relative_to(PACKAGE).as_posix() for path in MODULES if {"jinja2", "markupsafe"} & tops(path)}
+    assert knowing == {"views/report/page.py"}
+    at_once = ast.parse((PACKAGE / "views/report/page.py").read_text()).body
+    assert not any("jinja2" in ast.unparse(node) for node in at_once if isinstance(node, ast.Import | ast.ImportFrom))
+    assert not any("plotly" in tops(path) for path in MODULES)
+
+
+def tops(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported(path)}
 
 
 def is_matplotlib(name: str) -> bool:

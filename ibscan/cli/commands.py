@@ -17,7 +17,7 @@ from ibscan.errors import NothingMatched, UsageError
 if TYPE_CHECKING:
     from ibscan.engine.request import Request
 
-__all__ = ["HELP", "app"]
+__all__ = ["DEFAULT_OUTPUT", "HELP", "app"]
 
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(

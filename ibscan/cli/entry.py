@@ -16,6 +16,7 @@ from typer.main import get_command
 
 from ibscan._version import __version__
 from ibscan.cli import explain as _explain  # noqa: F401 - adds its command
+from ibscan.cli import reporting as _reporting  # noqa: F401 - adds its command
 from ibscan.cli.commands import app
 from ibscan.cli.output import say
 from ibscan.core.boundary import is_out_of_memory

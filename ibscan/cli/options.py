@@ -15,7 +15,20 @@ from ibscan.engine.request import READING, run_settings
 from ibscan.measures import VERBS, measure_settings
 from ibscan.views.figures import FIGURES
 
-__all__ = ["ALL", "PLOT", "PLOTTED", "PRINTED", "PRINTING", "RESULT", "RESULTS", "SHOW", "of_verb", "taking"]
+__all__ = [
+    "ALL",
+    "PLOT",
+    "PLOTTED",
+    "PRINTED",
+    "PRINTING",
+    "REPORT",
+    "REPORTED",
+    "RESULT",
+    "RESULTS",
+    "SHOW",
+    "of_verb",
+    "taking",
+]
 
 
 def _argument(name: str, kind: Any, default: Any, text: str, metavar: str) -> inspect.Parameter:  # noqa: ANN401
@@ -119,19 +132,37 @@ PLOT_SETTINGS = (
         kind=Literal["print", "screen"],
     ),
 )
+REPORT_SETTINGS = (
+    _printing(
+        "output",
+        None,
+        "The page, written whole in place of an existing one. Default: report.html.",
+        "-o",
+        "--output",
+        metavar="FILE",
+        kind=Path,
+    ),
+)
 # Options of printing, which are no part of a request.
 PRINTED = (*SHOW_SETTINGS, *PRINTING_SETTINGS, *ALL_SETTINGS)
-# Options of plot: its own, what it selects as scans do, and what it says as other verbs do.
-PLOTTED = PLOT_SETTINGS
+# Options of plot and of report that no other verb has.
+PLOTTED, REPORTED = PLOT_SETTINGS, REPORT_SETTINGS
 SHOW, PRINTING, ALL = (
     tuple(_parameter(setting) for setting in group) for group in (SHOW_SETTINGS, PRINTING_SETTINGS, ALL_SETTINGS)
 )
-PLOT = tuple(
+# What plot and report select as scans do, and say as other verbs do.
+_SHARED = (
+    *(setting for setting in run_settings() if setting.name in ("layers", "epochs")),
+    *(setting for setting in (*PRINTING_SETTINGS, *ALL_SETTINGS) if setting.name in ("units", "quiet", "debug")),
+)
+PLOT = tuple(_parameter(setting) for setting in (*PLOT_SETTINGS, *_SHARED))
+REPORT = tuple(
     _parameter(setting)
     for setting in (
-        *PLOT_SETTINGS,
-        *(setting for setting in run_settings() if setting.name in ("layers", "epochs")),
-        *(setting for setting in (*PRINTING_SETTINGS, *ALL_SETTINGS) if setting.name in ("units", "quiet", "debug")),
+        *REPORT_SETTINGS,
+        *(setting for setting in PLOT_SETTINGS if setting.name in ("run", "band")),
+        *(setting for setting in PRINTING_SETTINGS if setting.name == "every"),
+        *_SHARED,
     )
 )
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ibscan.core.result import Result
     from ibscan.views.figures.picture import Picture
 
-__all__ = ["plotted"]
+__all__ = ["plotted", "results_of"]
 
 _FOLDER = Path("ibscan-figures")
 
@@ -35,15 +35,14 @@ def plotted(options: Mapping[str, Any], default: Path) -> int:
         NothingMatched: There is nothing to draw.
     """
     from ibscan.cli.output import say
-    from ibscan.results.store import read, write_bytes
+    from ibscan.results.store import write_bytes
     from ibscan.views.figures import pictures
     from ibscan.views.figures.draw import check_library, encoded
 
     check_library()
     place: Path = options["output"] or _FOLDER
     single = place.suffix.lower().removeprefix(".") if _is_file(place) else ""
-    paths = _named(options["results"] or [], options["run"] or [], default)
-    results = {name: _selected(read(path), path, options) for name, path in paths.items()}
+    results = results_of(options, default)
     kinds, variables = (tuple(options[name] or ()) for name in ("kind", "variable"))
     found = pictures(results, kinds=kinds, variables=variables, units=options["units"], band=options["band"])
     if single:
@@ -57,6 +56,20 @@ def plotted(options: Mapping[str, Any], default: Path) -> int:
         count = f"{len(found)} figure{'s' if len(found) > 1 else ''}"
         say(f"written to {place}" if single else f"{count} written to {place}")
     return 0
+
+
+def results_of(options: Mapping[str, Any], default: Path) -> dict[str, Result]:
+    """Read the results that options name, and keep what they select of them.
+
+    Raises:
+        UsageError: A name or a selection cannot be read.
+        InputError: A result cannot be read.
+        NothingMatched: A selection matches nothing.
+    """
+    from ibscan.results.store import read
+
+    paths = _named(options["results"] or [], options["run"] or [], default)
+    return {name: _selected(read(path), path, options) for name, path in paths.items()}
 
 
 def _is_file(place: Path) -> bool:

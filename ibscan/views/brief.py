@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from rich.console import Group as Stack
 
 from ibscan import views
 from ibscan.core.estimate import Status
 from ibscan.views.column import Column, Course
-from ibscan.views.layout import Shown, Table, by_course
+from ibscan.views.layout import Sheet, Shown, Table, by_course
 from ibscan.views.view import View, information_unit
 
 __all__ = ["TABLE"]
@@ -19,7 +18,7 @@ _MOST_ROWS = 5
 _NOTE = "ibscan show FILE --full prints every table."
 
 
-def _sheets(view: View) -> Iterator[Stack]:
+def _sheets(view: View) -> Iterator[Sheet]:
     courses = [_leading(found) for table in views.specs() if (found := list(table.courses(view)))]
     if courses:
         yield by_course(view, (TABLE.title, information_unit(view)), courses, [_NOTE], _MOST_ROWS)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from rich.console import Group as Stack
 
 from ibscan.core.estimate import Status
 from ibscan.core.records import Array
 from ibscan.views.column import Column, Course, column, scaled
-from ibscan.views.layout import Table, by_checkpoint, explained
+from ibscan.views.layout import Sheet, Table, by_checkpoint, explained
 from ibscan.views.view import View, is_measured, statuses, terms
 
 __all__ = ["TABLE"]
@@ -31,7 +30,7 @@ def _courses(view: View) -> Iterator[Course]:
         yield Course(("clustering", " ".join(one.heads).replace("/ ", "/")), one)
 
 
-def _sheets(view: View) -> Iterator[Stack]:
+def _sheets(view: View) -> Iterator[Sheet]:
     columns = _columns(view)
     if columns:
         measured = next(key for key in (_WITHIN, *_ONES) if is_measured(view, key))

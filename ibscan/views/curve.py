@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from rich.console import Group as Stack
 
 from ibscan.core.quantity import DIMENSIONS
 from ibscan.core.records import Array
@@ -15,7 +14,7 @@ from ibscan.errors import NothingMatched
 from ibscan.views.cells import number
 from ibscan.views.channels import CHANNELS, SIDES, Channel, channel_columns, notes
 from ibscan.views.column import column
-from ibscan.views.layout import by_parameter
+from ibscan.views.layout import Sheet, by_parameter
 from ibscan.views.view import View, derivative, measured_indices, name_of, terms
 
 __all__ = ["curve_table", "curve_tables", "curves"]
@@ -52,7 +51,7 @@ def curves(result: Result) -> tuple[str, ...]:
     return found
 
 
-def curve_tables(view: View) -> list[Stack]:
+def curve_tables(view: View) -> list[Sheet]:
     """Return a table for each curve of the result.
 
     Raises:
@@ -61,7 +60,7 @@ def curve_tables(view: View) -> list[Stack]:
     return [curve_table(view, key, advise=True) for key in curves(view.result)]
 
 
-def curve_table(view: View, key: str, *, advise: bool = False) -> Stack:
+def curve_table(view: View, key: str, *, advise: bool = False) -> Sheet:
     """Return the table of one curve: its parameter down, under every layer first, last and some checkpoints between.
 
     `advise` adds how a curve of few points gets finer.

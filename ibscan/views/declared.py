@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from rich.console import Group as Stack
 
 from ibscan.core.estimate import Status
 from ibscan.core.result import Variable
 from ibscan.views.cells import number
 from ibscan.views.column import Column, column
-from ibscan.views.layout import Table, by_checkpoint, by_layer, explained
+from ibscan.views.layout import Sheet, Table, by_checkpoint, by_layer, explained
 from ibscan.views.view import View, is_measured, measured_indices, name_of, terms
 
 __all__ = ["TABLE"]
@@ -20,7 +19,7 @@ __all__ = ["TABLE"]
 _MOST_COLUMNS = 3
 
 
-def _sheets(view: View) -> Iterator[Stack]:
+def _sheets(view: View) -> Iterator[Sheet]:
     """Yield one sheet a title, in the order of the file."""
     titles: dict[str, dict[str, list[Column]]] = {}
     for key in view.result.quantities:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-from rich.console import Group as Stack
 
 from ibscan.views.channels import (
     NOISY,
@@ -18,13 +17,13 @@ from ibscan.views.channels import (
     noise_groups,
     widest_bracket,
 )
-from ibscan.views.layout import Table, by_layer
+from ibscan.views.layout import Sheet, Table, by_layer
 from ibscan.views.view import View
 
 __all__ = ["TABLE"]
 
 
-def _sheets(view: View) -> Iterator[Stack]:
+def _sheets(view: View) -> Iterator[Sheet]:
     """Yield a sheet where a noisy I(X;T) was measured; its numbers are the same in nats and bits."""
     view = replace(view, units="nats")
     found = [columns for channel in NOISY if (columns := channel_columns(view, channel, "xt"))]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len, chop_cells
 from rich.text import Text
 
-__all__ = ["TextColumn", "TextGroup", "panels"]
+__all__ = ["TextColumn", "TextGroup", "heads_of", "packed", "panels"]
 
 _GAP = "  "
 
@@ -50,17 +50,34 @@ def panels(
     Returns:
         One text a panel. A width in which not even one column fits gives one value a line, folded at the width.
     """
-    room = width - sum(column.width + len(_GAP) for column in lead) + len(_GAP)
     narrowest = [TextGroup(group.name, (column,)) for group in groups for column in group.columns]
-    if any(_needed(group) > room for group in narrowest):
+    if any(_needed(group) > _room(lead, width) for group in narrowest):
         return [_listed(lead, groups, sections)]
-    packed: list[list[TextGroup]] = []
+    return [_panel(lead, row, _folded(sections, width), unicode) for row in packed(lead, groups, width)]
+
+
+def packed(lead: Sequence[TextColumn], groups: Sequence[TextGroup], width: int) -> list[list[TextGroup]]:
+    """Return the groups of every panel: as many as fit beside the lead columns, in order; at least one column each."""
+    room = _room(lead, width)
+    made: list[list[TextGroup]] = []
     for group in _split(groups, room):
-        if packed and sum(_needed(other) for other in (*packed[-1], group)) <= room:
-            packed[-1].append(group)
+        if made and sum(_needed(other) for other in (*made[-1], group)) <= room:
+            made[-1].append(group)
         else:
-            packed.append([group])
-    return [_panel(lead, row, _folded(sections, width), unicode) for row in packed]
+            made.append([group])
+    return made
+
+
+def heads_of(columns: Sequence[TextColumn]) -> list[tuple[str, ...]]:
+    """Return the lines of heads, an entry a column; heads of fewer lines are aligned at the bottom."""
+    most = max((len(column.heads) for column in columns), default=0)
+    padded = [("",) * (most - len(column.heads)) + column.heads for column in columns]
+    return [tuple(heads[level] for heads in padded) for level in range(most)]
+
+
+def _room(lead: Sequence[TextColumn], width: int) -> int:
+    """Return the width beside the lead columns."""
+    return width - sum(column.width + len(_GAP) for column in lead) + len(_GAP)
 
 
 def _needed(group: TextGroup) -> int:
@@ -88,7 +105,6 @@ def _folded(sections: Mapping[int, str], width: int) -> Mapping[int, str]:
 
 def _panel(lead: Sequence[TextColumn], groups: Sequence[TextGroup], sections: Mapping[int, str], unicode: bool) -> Text:
     text = Text(no_wrap=True, overflow="ignore")
-    heads = max((len(column.heads) for group in groups for column in group.columns), default=0)
     columns = [(column, column.width) for column in lead]
     names = _GAP.join(" " * column.width for column in lead)
     for group in groups:
@@ -103,12 +119,7 @@ def _panel(lead: Sequence[TextColumn], groups: Sequence[TextGroup], sections: Ma
 
     if any(group.name for group in groups):
         text.append(names.rstrip() + "\n", style="bold")
-    for level in range(heads):
-        # Heads of fewer lines are aligned at the bottom.
-        entries = [
-            column.heads[level - heads + len(column.heads)] if level >= heads - len(column.heads) else ""
-            for column, _ in columns
-        ]
+    for entries in heads_of([column for column, _ in columns]):
         text.append(line(entries) + "\n", style="bold")
     text.append(
         ("─" if unicode else "-") * (sum(width for _, width in columns) + len(_GAP) * (len(columns) - 1)) + "\n",

@@ -11,13 +11,13 @@ from ibscan.core.estimate import Status
 from ibscan.views.cells import number
 from ibscan.views.view import View, is_measured, name_of
 
-__all__ = ["head"]
+__all__ = ["facts", "head"]
 
 _MOST_SKIPPED = 3
 
 
-def head(view: View) -> Text:
-    """Return the block above the tables: series, model, probe, first and last accuracy and loss, skipped files."""
+def facts(view: View) -> list[tuple[str, str]]:
+    """Return what stands above the tables, by its label: series, model, probe, accuracy and loss, skipped files."""
     arrow = " → " if view.unicode else " -> "
     attrs = view.result.attrs
     axis, labels = view.axis
@@ -33,8 +33,13 @@ def head(view: View) -> Text:
         lines.append(("skipped", f"{name_of(name, view.unicode)}: {name_of(str(reason), view.unicode)}"))
     if len(skipped) > _MOST_SKIPPED:
         lines.append(("skipped", f"and {len(skipped) - _MOST_SKIPPED} more"))
+    return lines
+
+
+def head(view: View) -> Text:
+    """Return the block above the tables."""
     text = Text(overflow="fold")
-    for label, content in lines:
+    for label, content in facts(view):
         text.append(f"{label:<9}", style="dim")
         text.append(content + "\n")
     return text

@@ -6,12 +6,10 @@ import math
 from collections.abc import Iterator
 from itertools import groupby
 
-from rich.console import Group as Stack
-
 from ibscan.views.channels import CHANNELS, ChannelColumn, channel_columns, input_entropy, measured_at, notes
 from ibscan.views.column import Column, Course, column
 from ibscan.views.curve import curve_table
-from ibscan.views.layout import by_checkpoint
+from ibscan.views.layout import Sheet, by_checkpoint
 from ibscan.views.view import View
 
 __all__ = ["information_courses", "information_sheets"]
@@ -28,7 +26,7 @@ def information_courses(view: View, side: str) -> Iterator[Course]:
             yield Course(one.heads, _shown(view, one))
 
 
-def information_sheets(view: View, side: str, title: str) -> Iterator[Stack]:
+def information_sheets(view: View, side: str, title: str) -> Iterator[Sheet]:
     """Yield the tables of a side (`xt` or `ty`), as far as it was measured.
 
     One table; or, with more than four columns, one for each noise, one for noise relative to the layer, and one for

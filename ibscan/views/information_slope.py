@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich.console import Group as Stack
-
 from ibscan.views.cells import number
 from ibscan.views.channels import NOISY, channel_columns, largest_error, noise_groups
 from ibscan.views.column import column
-from ibscan.views.layout import Table, by_layer
+from ibscan.views.layout import Sheet, Table, by_layer
 from ibscan.views.view import View, measured_indices, terms
 
 __all__ = ["TABLE"]
@@ -22,7 +20,7 @@ _NOTE = (
 )
 
 
-def _sheets(view: View) -> Iterator[Stack]:
+def _sheets(view: View) -> Iterator[Sheet]:
     """Yield a sheet where both were measured at the same place, and on the whole input."""
     ranks = measured_indices(view, "local_rank", "eps")
     attrs = view.result["local_rank"].attrs if ranks else {}

@@ -20,7 +20,18 @@ from ibscan.views.column import Column, Course, column, course_of, is_empty
 from ibscan.views.grid import TextColumn, TextGroup, panels
 from ibscan.views.view import View, is_measured, name_of
 
-__all__ = ["HEADS", "Shown", "Table", "by_checkpoint", "by_course", "by_layer", "by_parameter", "explained", "sheet"]
+__all__ = [
+    "HEADS",
+    "Sheet",
+    "Shown",
+    "Table",
+    "by_checkpoint",
+    "by_course",
+    "by_layer",
+    "by_parameter",
+    "explained",
+    "sheet",
+]
 
 _TREND = 8
 _OPEN = "]?"
@@ -46,6 +57,30 @@ HEADS: Mapping[str, str] = {
 }
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """A table as laid out: its title, columns, lines above rows by the row's index, and the notes below.
+
+    Consoles print it in panels of `width` characters; a page reads its columns.
+    """
+
+    title: str
+    lead: tuple[TextColumn, ...]
+    groups: tuple[TextGroup, ...]
+    sections: Mapping[int, str]
+    notes: tuple[str, ...]
+    width: int
+    unicode: bool
+
+    def __rich__(self) -> Stack:
+        return Stack(
+            Text(self.title, style="bold yellow", overflow="fold"),
+            *panels(self.lead, self.groups, self.sections, width=self.width, unicode=self.unicode),
+            *(Text(note, style="dim", overflow="fold") for note in self.notes),
+            Text(""),
+        )
+
+
 class Shown(Enum):
     """When a table is shown."""
 
@@ -65,7 +100,7 @@ class Table:
 
     title: str
     heads: Mapping[str, str]
-    sheets: Callable[[View], Iterable[Stack]]
+    sheets: Callable[[View], Iterable[Sheet]]
     groups: Mapping[str, str] = field(default_factory=dict)
     shown: Shown = Shown.FULL
     courses: Callable[[View], Iterable[Course]] = lambda view: ()  # noqa: ARG005
@@ -80,7 +115,7 @@ def by_checkpoint(
     widths: bool = False,
     skip_empty: bool = False,
     layers: Sequence[int] | None = None,
-) -> Stack:
+) -> Sheet:
     """Lay out a table with checkpoints down, thinned, and under every layer the columns; the trend below.
 
     Columns are (C, L) or (C,). `widths` shows the units of every layer; `skip_empty` leaves out columns of a layer in
@@ -97,7 +132,7 @@ def by_checkpoint(
     return sheet(view, title, lead, groups, below, marked=lead[1:])
 
 
-def by_course(view: View, title: Sequence[str], courses: Sequence[Course], notes: Sequence[str], most: int) -> Stack:
+def by_course(view: View, title: Sequence[str], courses: Sequence[Course], notes: Sequence[str], most: int) -> Sheet:
     """Lay out a table with at most so many checkpoints down, and under every course its layers; no trend."""
     rows = view.shown(most)
     names = [name_of(name, view.unicode) for name in view.result["layer"].values.tolist()]
@@ -120,7 +155,7 @@ def by_parameter(
     notes: Sequence[str],
     *,
     widths: bool = False,
-) -> Stack:
+) -> Sheet:
     """Lay out a table with the values of a parameter down, and under every layer the columns.
 
     `rows` are the parameter's name and R labels; columns are (R, L). `widths` shows the units of every layer.
@@ -142,7 +177,7 @@ def by_layer(
     notes: Sequence[str],
     *,
     layers: Sequence[int] | None = None,
-) -> Stack:
+) -> Sheet:
     """Lay out a table of the last checkpoint, which its title names, with layers down.
 
     `groups` are names with columns (C, L); `layers` the indices of those shown, None for all.
@@ -201,17 +236,20 @@ def sheet(
     notes: Sequence[str],
     marked: Sequence[TextColumn] = (),
     sections: Mapping[int, str] | None = None,
-) -> Stack:
-    """Return a table: title, panels, legend of the marks in groups and `marked` columns, notes, and a blank line.
+) -> Sheet:
+    """Return a table: title, columns, legend of the marks in groups and `marked` columns, and notes.
 
     `sections` are lines above rows, by the index of the row.
     """
     separator = " · " if view.unicode else " - "
-    return Stack(
-        Text(separator.join(part for part in title if part), style="bold yellow", overflow="fold"),
-        *panels(lead, groups, sections or {}, width=view.width, unicode=view.unicode),
-        *(Text(note, style="dim", overflow="fold") for note in (*_legend(view, marked, groups), *notes)),
-        Text(""),
+    return Sheet(
+        separator.join(part for part in title if part),
+        tuple(lead),
+        tuple(groups),
+        sections or {},
+        (*_legend(view, marked, groups), *notes),
+        view.width,
+        view.unicode,
     )
 
 

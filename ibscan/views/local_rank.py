@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich.console import Group as Stack
-
 from ibscan.views.column import Column, Course, column, is_empty
-from ibscan.views.layout import Table, by_checkpoint
+from ibscan.views.layout import Sheet, Table, by_checkpoint
 from ibscan.views.view import View, derivative, is_measured, terms
 
 __all__ = ["TABLE"]
@@ -30,7 +28,7 @@ def _courses(view: View) -> Iterator[Course]:
             yield Course((TABLE.title, *one.heads), one)
 
 
-def _sheets(view: View) -> Iterator[Stack]:
+def _sheets(view: View) -> Iterator[Sheet]:
     columns = _columns(view)
     if not columns:
         return

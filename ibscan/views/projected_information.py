@@ -6,12 +6,11 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from rich.console import Group as Stack
 
 from ibscan.core.estimate import Status
 from ibscan.views.channels import NOISY, PROJECTED, channel_columns, input_entropy, largest_error
 from ibscan.views.column import column
-from ibscan.views.layout import Table, by_layer
+from ibscan.views.layout import Sheet, Table, by_layer
 from ibscan.views.view import View, is_measured, quantity_of, statuses, terms
 
 __all__ = ["TABLE"]
@@ -24,7 +23,7 @@ _NOTE = (
 )
 
 
-def _sheets(view: View) -> Iterator[Stack]:
+def _sheets(view: View) -> Iterator[Sheet]:
     """Yield a sheet of the projected layers, beside the read-out value where there is one."""
     columns = channel_columns(view, PROJECTED, "xt")
     part, tail, components = (PROJECTED.variable(end) for end in ("xt", "tail", "components"))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich.console import Group as Stack
-
 from ibscan.views.column import column
-from ibscan.views.layout import Table, by_layer, explained
+from ibscan.views.layout import Sheet, Table, by_layer, explained
 from ibscan.views.view import View, is_measured, terms
 
 __all__ = ["TABLE"]
@@ -22,7 +20,7 @@ _OVER_EPS = {
 _ALONE = {"rank_bound_weights": ("least", "rank"), "weight_stable_rank": ("stable", "rank")}
 
 
-def _sheets(view: View) -> Iterator[Stack]:
+def _sheets(view: View) -> Iterator[Sheet]:
     """Yield a sheet where ranks of weights and of the input Jacobian were measured."""
     result = view.result
     both = is_measured(view, "local_rank", "eps") and is_measured(view, "weight_rank", "eps")

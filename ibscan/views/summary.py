@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.console import Group as Stack
 
 from ibscan import views
 from ibscan.core.estimate import Status
@@ -17,7 +16,7 @@ from ibscan.errors import NothingMatched
 from ibscan.views.cells import formatted
 from ibscan.views.column import Column, Course, course_of, is_empty
 from ibscan.views.grid import TextColumn, TextGroup, panels
-from ibscan.views.layout import Shown, Table, sheet
+from ibscan.views.layout import Sheet, Shown, Table, sheet
 from ibscan.views.verdict import WORDS, Verdict, errors_of, judged
 from ibscan.views.view import View, information_unit, name_of
 
@@ -61,7 +60,7 @@ def _verdict(one: Column) -> Verdict:
     return judged(one.values, one.statuses, errors_of(one.values, one.statuses, one.stderr, one.ends))
 
 
-def _sheets(view: View) -> Iterator[Stack]:
+def _sheets(view: View) -> Iterator[Sheet]:
     found = list(_judged(view))
     if not found:
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from rich.console import Group as Stack
 from rich.console import RenderableType
 
 from ibscan.core.result import Result
@@ -14,7 +13,7 @@ from ibscan.views import specs
 from ibscan.views.column import column
 from ibscan.views.curve import curve_tables
 from ibscan.views.head import head
-from ibscan.views.layout import Shown, by_checkpoint
+from ibscan.views.layout import Sheet, Shown, by_checkpoint
 from ibscan.views.summary import NOTHING_SUMMARISED
 from ibscan.views.summary import TABLE as SUMMARY
 from ibscan.views.view import View, name_of, terms, thinned
@@ -71,7 +70,7 @@ def tables(
     return [head(view), *(sheet for table in specs() if table.shown in wanted for sheet in table.sheets(view))]
 
 
-def _variable(view: View, name: str) -> Stack:
+def _variable(view: View, name: str) -> Sheet:
     found = view.result[name]
     own = [dim for dim in found.dims if dim not in ("checkpoint", "layer")]
     shape = [len(view.result[dim].values) for dim in own]

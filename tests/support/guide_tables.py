@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from ibscan.cli import explain as _explain  # noqa: F401 - one of the verbs
+from ibscan.cli import reporting as _reporting  # noqa: F401 - one of the verbs
 from ibscan.cli.commands import app
 from ibscan.cli.glossary import default_of, settings, typed, verbs_of
 from ibscan.cli.listing import COLUMNS as LISTED

@@ -17,9 +17,10 @@ from ibscan.core.quantity import Quantity
 from ibscan.core.result import Result
 from ibscan.errors import NothingMatched, UsageError
 from ibscan.views.figures import FIGURES, pictures, plot, specs
-from ibscan.views.figures.artists import fitted, log_ticks
+from ibscan.views.figures.artists import fitted
 from ibscan.views.figures.draw import drawn, encoded
 from ibscan.views.figures.picture import Names, Picture, Scale
+from ibscan.views.figures.ticks import log_ticks
 
 TESTS = str(Path(__file__).parent.parent)
 SPECTRA = synthetic.Fake(

@@ -53,6 +53,7 @@ def pictures(
     variables: Sequence[str] = (),
     units: str = "nats",
     band: bool = False,
+    every: bool = False,
 ) -> list[Picture]:
     """Return what is to be drawn of results.
 
@@ -62,6 +63,7 @@ def pictures(
         variables: Variables to draw; none for those that have a kind of their own.
         units: `nats`, or `bits` to convert what is in nat.
         band: Draw the mean over results, and their standard deviation as a band, instead of results side by side.
+        every: Every checkpoint of what is drawn at a few, such as histograms: for a page with a slider.
 
     Returns:
         One picture a figure, in the order of `FIGURES`.
@@ -74,7 +76,7 @@ def pictures(
     from ibscan.views.figures.variable import of_variable
 
     kinds = tuple(map(_kind, kinds))
-    runs = _runs(results, units, variables, band)
+    runs = _runs(results, units, variables, band, every)
     runs = [pooled(runs)] if band and len(runs) > 1 else runs
     found = [
         kept
@@ -103,7 +105,7 @@ def _kind(name: str) -> str:
     return kind
 
 
-def _runs(results: Mapping[str, Result], units: str, variables: Sequence[str], band: bool) -> list[Run]:
+def _runs(results: Mapping[str, Result], units: str, variables: Sequence[str], band: bool, every: bool) -> list[Run]:
     """Return results as they are drawn, checked against what is asked of them."""
     from ibscan.views.figures.picture import Run
     from ibscan.views.view import View
@@ -113,7 +115,7 @@ def _runs(results: Mapping[str, Result], units: str, variables: Sequence[str], b
             next(iter(results.values())).check_shown(units, variable)
     for result in results.values():
         result.check_shown(units, None)
-    runs = [Run(name, View(result, units, every=True, width=1, unicode=True)) for name, result in results.items()]
+    runs = [Run(name, View(result, units, every, width=1, unicode=True)) for name, result in results.items()]
     axes = {run.view.axis[0]: run.name for run in reversed(runs)}
     if len(axes) > 1:
         said = ", ".join(f"{name} along {axis}" for axis, name in axes.items())

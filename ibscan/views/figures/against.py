@@ -47,7 +47,7 @@ def against(
     yield Picture(
         *name,
         titled(runs, key, found, words[0]),
-        tuple(Panel(layer, (key,), made, y, levels) for layer, made in curves.items() if made),
+        tuple(Panel(layer, (key,), made, y, levels, layer=layer) for layer, made in curves.items() if made),
         Axis(label, "log"),
         series_scale(runs),
         tuple(run.name for run in runs),

@@ -12,7 +12,9 @@ import numpy as np
 from ibscan.core.estimate import Status
 from ibscan.core.records import Array
 from ibscan.views.figures.picture import Axis, Curve, Names, Panel, Picture, Scale
+from ibscan.views.figures.signs import STATUS_MARKS
 from ibscan.views.figures.style import COLOUR_MAP, COLOURS, GREY, LINES, MAP_END, MARKERS, Style
+from ibscan.views.figures.ticks import log_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,11 +24,8 @@ __all__ = ["Look", "draw_panel", "fitted", "limit_y"]
 # Points of longer series have no dots, but for those on their own.
 _MOST_DOTS = 40
 _FROM_ZERO = 0.5
-_MOST_TICKS = 5
 # Values that are all smaller are zero but for rounding.
 _ROUNDING = 1e-12
-# Marks of values that are not plainly ok: form, and whether it is filled.
-STATUS_MARKS = {Status.SATURATED: "o", Status.UNRESOLVED: "D", Status.LOWER_BOUND: "^"}
 
 
 @dataclass(frozen=True)
@@ -57,16 +56,8 @@ class Look:
             return Normalize(scale.low, high)
         if scale.low > 0:
             return LogNorm(scale.low, high)
-        unit = self.first
+        unit = self.picture.first
         return FuncNorm((lambda v: np.log1p(v / unit), lambda v: np.expm1(v) * unit), scale.low, high)
-
-    @cached_property
-    def first(self) -> float:
-        """The smallest positive number that has a colour, from which a scale with zero is logarithmic."""
-        curves = [curve for panel in self.picture.panels for curve in panel.curves]
-        at = [np.full(1, curve.shade) if curve.tint is None else curve.tint for curve in curves]
-        known = np.concatenate([np.empty(0), *at])
-        return float(known[known > 0].min(initial=np.inf)) if (known > 0).any() else 1.0
 
     def colour(self, shade: float) -> Any:  # noqa: ANN401 - a colour of matplotlib
         """Return the colour of a name, by its index, or of a number."""
@@ -83,18 +74,8 @@ class Look:
             return None
         if scale.ends:
             return [scale.low, scale.high], list(scale.ends)
-        ticks = log_ticks(scale.low, scale.high, self.first)
+        ticks = log_ticks(scale.low, scale.high, self.picture.first)
         return ticks, [tick_label(tick) for tick in ticks]
-
-
-def log_ticks(low: float, high: float, first: float) -> list[float]:
-    """Return zero where it is on the axis, and the powers of ten from the first number to the last."""
-    start, stop = int(np.ceil(np.log10(first) - 1e-9)), int(np.floor(np.log10(high) + 1e-9))
-    powers = [10.0**k for k in range(start, stop + 1)]
-    if len(powers) < 2:
-        powers = sorted({*powers, first, high})
-    powers = powers[:: -(-len(powers) // _MOST_TICKS)]
-    return [*([0.0] if low <= 0 else []), *powers]
 
 
 def tick_label(value: float) -> str:

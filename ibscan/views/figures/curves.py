@@ -26,6 +26,7 @@ __all__ = [
     "names_of_layers",
     "over_checkpoints",
     "places",
+    "series_places",
     "series_scale",
 ]
 
@@ -159,6 +160,12 @@ def _scale(values: Array) -> str:
     if (values < 0).any() or not len(positive) or positive.max() < _WIDE_RANGE * positive.min():
         return "linear"
     return "symlog" if (values == 0).any() else "log"
+
+
+def series_places(runs: Sequence[Run]) -> tuple[tuple[float, str], ...]:
+    """Return the places on the axis of the series and their labels, ascending, of all results."""
+    found = {place: label for run in runs for place, label in zip(places(run.view), run.view.axis[1], strict=True)}
+    return tuple(sorted((float(place), label) for place, label in found.items()))
 
 
 def series_scale(runs: Sequence[Run]) -> Scale:

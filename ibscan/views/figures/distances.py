@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ibscan.core.records import Array
-from ibscan.views.figures.curves import checkpoint_scale, label_of, layers_shown
+from ibscan.views.figures.curves import checkpoint_scale, label_of, layers_shown, places, series_places
 from ibscan.views.figures.panels import titled
 from ibscan.views.figures.picture import Axis, Curve, Figure, Names, Panel, Picture, Run
-from ibscan.views.view import View, is_measured
+from ibscan.views.view import is_measured
 
 __all__ = ["FIGURE"]
 
@@ -26,10 +26,10 @@ def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
         if not all(is_measured(view, name, "distance_bin") for name in (*_SIDES, *_EDGES)):
             continue
         shown, notes = layers_shown([run], _MOST_LAYERS)
-        chosen = checkpoint_scale(view, _MOST_CHECKPOINTS)
+        chosen = list(range(view.size)) if view.every else checkpoint_scale(view, _MOST_CHECKPOINTS)
         axis, labels = view.axis
         panels = [
-            _panel(view, layer, row, f"{label_of(view, layer)}, {axis} {labels[row]}")
+            _panel(runs, number, (row, layer), f"{label_of(view, layer)}, {axis} {labels[row]}")
             for layer in range(len(view.result["layer"].values))
             if label_of(view, layer) in shown
             for row in chosen
@@ -42,24 +42,28 @@ def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
             f"{number + 1}" if len(runs) > 1 else "",
             titled(runs, _SIDES[0], [(number, ())], f"{own}distances of pairs of rows"),
             tuple(panels),
-            Axis("distance / activation units"),
+            Axis("distance", unit="activation units"),
             Names(("within classes", "between classes"), ordered=False),
             ("",),
             columns=max(2, len(chosen)),
             share_x="row" if len(chosen) > 1 else "none",
             notes=tuple(notes),
+            places=series_places([run]),
         )
 
 
-def _panel(view: View, layer: int, row: int, title: str) -> Panel:
+def _panel(runs: Sequence[Run], number: int, at: tuple[int, int], title: str) -> Panel:
+    """Return the panel of a result at a checkpoint and layer."""
+    view, (row, layer) = runs[number].view, at
     low, high = (view.values(name)[row, layer] for name in _EDGES)
     edges = np.append(low, high[-1:])
     curves = []
     for shade, name in enumerate(_SIDES):
         share = _density(view.values(name)[row, layer], edges)
         if share is not None:
-            curves.append(Curve(name, edges, share, shade, steps=True))
-    return Panel(title, _SIDES, tuple(curves), Axis("density"))
+            curves.append(Curve(name, edges, share, shade, number, steps=True))
+    place = float(places(view)[row])
+    return Panel(title, _SIDES, tuple(curves), Axis("density"), layer=label_of(view, layer), place=place)
 
 
 def _density(counts: Array, edges: Array) -> Array | None:
@@ -72,4 +76,4 @@ def _density(counts: Array, edges: Array) -> Array | None:
     return np.asarray(counts / counts.sum() / widths)
 
 
-FIGURE = Figure("Histograms of distances within and between classes, by layer, at three checkpoints.", _pictures)
+FIGURE = Figure("Histograms of distances within and between classes, by layer and checkpoint.", _pictures)

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ibscan.views.channels import CHANNELS, Channel
-from ibscan.views.figures.curves import Cells, cells, label_of, layer_names, places, series_scale
+from ibscan.views.figures.curves import Cells, cells, label_of, layer_names, places, series_places, series_scale
 from ibscan.views.figures.panels import Found, parameter_name, parameters, symbol_axis, titled
-from ibscan.views.figures.picture import Axis, Curve, Figure, Panel, Picture, Run, without_excess
+from ibscan.views.figures.picture import Axis, Curve, Figure, Panel, Picture, Run, Told, without_excess
 from ibscan.views.view import is_measured
 
 __all__ = ["FIGURE"]
@@ -35,12 +35,13 @@ def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
                 "",
                 titles[0],
                 tuple(panels),
-                Axis(f"I(X; T) / {unit}"),
+                Axis("I(X; T)", unit=unit),
                 series_scale(runs),
                 tuple(run.name for run in runs),
                 marks=layer_names(runs),
                 columns=1 if len(panels) < 3 else 2,
                 share_y=True,
+                places=series_places(runs),
             )
         )
 
@@ -56,8 +57,11 @@ def _curves(runs: Sequence[Run], channel: Channel, found: Found) -> Iterator[Cur
             if known.any():
                 label = label_of(view, layer)
                 nowhere = np.where(known, y.values, np.nan)
-                mark = names.index(label)
-                yield Curve(label, x.values, nowhere, run=number, status=_worse(x, y), tint=places(view), mark=mark)
+                mark, unit = names.index(label), view.unit(channel.variable("xt"))
+                told = (Told("I(X; T)", x.values, x.half, unit), Told("I(T; Y)", y.values, y.half, unit))
+                yield Curve(
+                    label, x.values, nowhere, run=number, status=_worse(x, y), tint=places(view), mark=mark, told=told
+                )
 
 
 def _worse(x: Cells, y: Cells) -> np.ndarray | None:

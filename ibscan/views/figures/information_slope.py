@@ -45,7 +45,7 @@ def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
         "information_slope",
         "",
         titled(runs, slopes[0][0], slopes[0][2], "slope of I(X; T+Z) and local rank"),
-        tuple(Panel(layer, names, tuple(curves[layer]), y) for layer in shown if layer in curves),
+        tuple(Panel(layer, names, tuple(curves[layer]), y, layer=layer) for layer in shown if layer in curves),
         checkpoints_axis(runs),
         Names(tuple(label for _, label, _ in every), ordered=False),
         tuple(run.name for run in runs),

@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ibscan.core.estimate import Status
-from ibscan.core.records import Array
-from ibscan.views.figures.artists import STATUS_MARKS, Look, fitted
+from ibscan.views.figures.artists import Look, fitted
 from ibscan.views.figures.picture import Curve, Names, Picture
+from ibscan.views.figures.signs import BAND, CAP, GAP, LEVEL
+from ibscan.views.figures.signs import signs as picture_signs
 from ibscan.views.figures.style import GREY, LINES, MARKERS
 
 __all__ = ["Entries", "names", "signs"]
@@ -20,18 +20,6 @@ Entries: TypeAlias = list[tuple[Any, str]]
 
 _MOST_NAMES = 14
 _LONGEST_NAME, _LONGEST = 30, 60
-_SAID = {
-    Status.SATURATED: "hollow: saturated",
-    Status.UNRESOLVED: "open: unresolved",
-    Status.LOWER_BOUND: "lower bound",
-}
-_GAPS = {
-    Status.NOT_MEASURED: "not measured",
-    Status.DEAD: "dead",
-    Status.NONFINITE: "not finite",
-    Status.FAILED: "failed",
-    Status.OUT_OF_MEMORY: "out of memory",
-}
 
 
 def names(picture: Picture, look: Look) -> Entries:
@@ -41,7 +29,7 @@ def names(picture: Picture, look: Look) -> Entries:
 
 def signs(picture: Picture, look: Look) -> Entries:
     """Return what bands, levels, marks and gaps say, of those that the picture has: a handle and a label each."""
-    return _fitted([*_lines(picture, look), *_statuses(picture, look)], _LONGEST)
+    return _fitted([(_sign(look, form), words) for form, words in picture_signs(picture)], _LONGEST)
 
 
 def _fitted(made: Entries, longest: int) -> Entries:
@@ -82,37 +70,14 @@ def _runs(picture: Picture, look: Look) -> Iterator[tuple[Any, str]]:
             yield _handle(look, color="black", linestyle=LINES[run % len(LINES)]), picture.runs[run]
 
 
-def _lines(picture: Picture, look: Look) -> Iterator[tuple[Any, str]]:
+def _sign(look: Look, form: str) -> Any:  # noqa: ANN401 - a handle of matplotlib
     from matplotlib.patches import Patch
 
-    for label in dict.fromkeys(level.label for panel in picture.panels for level in panel.levels):
-        yield _handle(look, color=GREY, linestyle=(0, (4, 2))), label
-    if any(panel.caps for panel in picture.panels):
-        yield _handle(look, color=GREY, linestyle=":"), "cap below H(X)"
-    if picture.band:
-        yield Patch(facecolor=GREY, alpha=0.35, linewidth=0), picture.band
-
-
-def _statuses(picture: Picture, look: Look) -> Iterator[tuple[Any, str]]:
-    curves = _curves(picture)
-    codes: set[int] = set()
-    gaps: set[int] = set()
-    for curve in curves:
-        if curve.status is not None and not curve.steps:
-            missing: Array = ~np.isfinite(curve.y)
-            codes |= set(np.asarray(curve.status)[~missing].tolist())
-            gaps |= set(np.asarray(curve.status)[missing].tolist())
-    present = {status: form for status, form in STATUS_MARKS.items() if status in codes}
-    if any(curve.tint is not None for curve in curves):
-        # Markers stand for layers there, and hollow ones for every such status.
-        said = " or ".join(_SAID[status].rpartition(": ")[2] for status in present)
-        present, words = ({Status.SATURATED: "o"} if present else {}), {Status.SATURATED: f"hollow: {said}"}
-    else:
-        opened = any(curve.ends is not None and np.isfinite(curve.ends[0]).any() for curve in curves)
-        words = _SAID | ({Status.UNRESOLVED: "unresolved, its bracket"} if opened else {})
-    for status, form in present.items():
-        edge = {"markerfacecolor": "white", "markeredgecolor": GREY, "markeredgewidth": 0.8}
-        yield _handle(look, linestyle="none", marker=form, **edge), words[status]
-    gap = [text for status, text in _GAPS.items() if status in gaps]
-    if gap:
-        yield _handle(look, linestyle="none"), f"gap: {', '.join(gap)}"
+    if form == BAND:
+        return Patch(facecolor=GREY, alpha=0.35, linewidth=0)
+    if form in (LEVEL, CAP):
+        return _handle(look, color=GREY, linestyle=":" if form == CAP else (0, (4, 2)))
+    if form == GAP:
+        return _handle(look, linestyle="none")
+    edge = {"markerfacecolor": "white", "markeredgecolor": GREY, "markeredgewidth": 0.8}
+    return _handle(look, linestyle="none", marker=form, **edge)

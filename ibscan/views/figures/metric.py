@@ -10,7 +10,7 @@ import numpy as np
 from ibscan.core.records import Array
 from ibscan.views.figures.curves import cells, checkpoints_axis, label_of, layers_shown, places
 from ibscan.views.figures.panels import Found, parameter_name, parameters, symbol_axis, titled
-from ibscan.views.figures.picture import Axis, Curve, Figure, Panel, Picture, Run, Scale
+from ibscan.views.figures.picture import Axis, Curve, Figure, Panel, Picture, Run, Scale, Told
 from ibscan.views.view import is_measured
 
 __all__ = ["FIGURE"]
@@ -62,7 +62,7 @@ def _panel(layer: str, variables: tuple[str, ...], curves: Sequence[Curve], y: A
     middle, span = (low, high - low) if high > low else (low - 0.5, 1.0)
     shaded = [dataclasses.replace(c, tint=(c.tint - middle) / span) for c in curves if c.tint is not None]
     ranks = f"{low:.3g} to {high:.3g}" if high > low else f"{low:.3g}"
-    return Panel(f"{layer}: {ranks}", variables, tuple(shaded), y)
+    return Panel(f"{layer}: {ranks}", variables, tuple(shaded), y, layer=layer)
 
 
 def _metrics(runs: Sequence[Run]) -> list[str]:
@@ -85,7 +85,9 @@ def _curves(runs: Sequence[Run], metric: str, layer: str, ranks: dict[int, Array
         read, tint = cells(runs[number], metric), of_layers[:, names.index(layer)]
         known = np.isfinite(read.values) & np.isfinite(tint)
         if known.any():
-            curve = Curve(layer, places(view), np.where(known, read.values, np.nan), run=number, tint=tint)
+            y = np.where(known, read.values, np.nan)
+            told = (Told(_words(metric), y, read.half, view.unit(metric)), Told("local rank", tint))
+            curve = Curve(layer, places(view), y, run=number, tint=tint, told=told)
             yield dataclasses.replace(curve, half=read.half, status=read.status)
 
 

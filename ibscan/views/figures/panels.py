@@ -68,7 +68,7 @@ def symbol_axis(runs: Sequence[Run], key: str, found: Found, words: str = "") ->
     """Return the axis of a variable: words, or else its symbol, and its unit."""
     view = runs[found[0][0]].view
     unit = view.unit(key)
-    return Axis((words or symbol(view, key)) + (f" / {unit}" if unit else ""))
+    return Axis(words or symbol(view, key), unit=unit)
 
 
 def titled(runs: Sequence[Run], key: str, found: Found, words: str) -> str:

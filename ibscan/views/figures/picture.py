@@ -13,7 +13,7 @@ from ibscan.core.records import Array
 from ibscan.views.cells import Ends
 from ibscan.views.view import View, thinned
 
-__all__ = ["Axis", "Curve", "Figure", "Level", "Names", "Panel", "Picture", "Run", "Scale", "without_excess"]
+__all__ = ["Axis", "Curve", "Figure", "Level", "Names", "Panel", "Picture", "Run", "Scale", "Told", "without_excess"]
 
 _MOST_PANELS = 12
 
@@ -29,11 +29,27 @@ class Run:
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis: its label, `linear`, `log` or `symlog` (zero, then logarithmic), and names in place of numbers."""
+    """An axis: what lies along it, `linear`, `log` or `symlog` (zero, then logarithmic), names for numbers, a unit."""
 
-    label: str
+    name: str
     scale: str = "linear"
     names: tuple[str, ...] = ()
+    unit: str = ""
+
+    @property
+    def label(self) -> str:
+        """What stands beside the axis; empty where titles of panels say it."""
+        return f"{self.name} / {self.unit}" if self.name and self.unit else self.name
+
+
+@dataclass(frozen=True)
+class Told:
+    """Numbers (P,) of the points of a curve that a page tells of a point, with half widths of their intervals."""
+
+    name: str
+    values: Array
+    half: Array | None = None
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +68,7 @@ class Curve:
         tint: (P,) values on the colour scale, a colour each point; or None.
         mark: Index of its marker.
         steps: Whether it is a histogram.
+        told: What a page tells of a point in place of its y.
     """
 
     label: str
@@ -65,6 +82,7 @@ class Curve:
     tint: Array | None = None
     mark: int = 0
     steps: bool = False
+    told: tuple[Told, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +95,11 @@ class Level:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: title, the variables it shows, curves, levels, and caps that the curves cannot exceed."""
+    """One pair of axes: title, the variables it shows, curves, levels, and caps that the curves cannot exceed.
+
+    `layer` is the one whose panel it is; empty where curves are named by theirs. `place` is its checkpoint's place on
+    the axis of the series, where it is of one checkpoint.
+    """
 
     title: str
     variables: tuple[str, ...]
@@ -85,6 +107,8 @@ class Panel:
     y: Axis
     levels: tuple[Level, ...] = ()
     caps: tuple[Curve, ...] = ()
+    layer: str = ""
+    place: float | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +148,8 @@ class Picture:
         share_x: Whether `all` panels have the same range of x, those of a `row`, or none.
         share_y: Whether panels have the same y axis.
         notes: Below the panels.
+        places: Where checkpoints lie on the axis of the series, and their labels, ascending, where a page has a slider
+            along it: between panels, by their `place`, or between points, by their `tint`.
     """
 
     kind: str
@@ -139,6 +165,15 @@ class Picture:
     share_x: Literal["all", "row", "none"] = "all"
     share_y: bool = False
     notes: tuple[str, ...] = ()
+    places: tuple[tuple[float, str], ...] = ()
+
+    @property
+    def first(self) -> float:
+        """The smallest positive number that has a colour, from which a scale with zero is logarithmic."""
+        curves = [curve for panel in self.panels for curve in panel.curves]
+        at = [np.full(1, curve.shade) if curve.tint is None else curve.tint for curve in curves]
+        known = np.concatenate([np.empty(0), *at])
+        return float(known[known > 0].min(initial=np.inf)) if (known > 0).any() else 1.0
 
     @property
     def name(self) -> str:

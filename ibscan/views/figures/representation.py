@@ -30,7 +30,7 @@ def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
                 first = first or (key, found)
                 unit = runs[found[0][0]].view.unit(key)
                 title = ", ".join(part for part in (words + (f" / {unit}" if unit else ""), parameter) if part)
-                panels.append(Panel(title, (key,), curves, Axis("", log_or_linear(curves))))
+                panels.append(Panel(title, (key,), curves, Axis("", log_or_linear(curves), unit=unit)))
     if first is not None:
         title = titled(runs, *first, "spectra of representations")
         yield over_series(runs, "representation", title, panels, columns=2)

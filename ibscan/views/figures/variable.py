@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 from ibscan.views.figures.curves import over_checkpoints
@@ -26,7 +27,7 @@ def of_variable(runs: Sequence[Run], key: str) -> Iterator[Picture]:
             y = symbol_axis(runs, key, where)
             if curves:
                 scale = log_or_linear(curves)
-                panels.append(Panel(title, (key,), curves, type(y)(y.label, scale)))
+                panels.append(Panel(title, (key,), curves, dataclasses.replace(y, scale=scale)))
         if panels:
             title = titled(runs, key, found[0][1], name_of(key, unicode=True))
             yield over_series(runs, "variable", title, panels, part=key)

@@ -20,7 +20,7 @@ __all__ = ["Output", "output_for", "say"]
 _LONGEST = 10_000
 
 
-def say(sentence: str) -> None:
+def say(sentence: str, *, begin: str = "ibscan: ") -> None:
     """Print one line on standard error, in its encoding, with names from files escaped."""
     from ibscan.views.console import escaped
 
@@ -28,7 +28,7 @@ def say(sentence: str) -> None:
     text = escaped(sentence)
     if len(text) > _LONGEST:  # a name from a file may be megabytes long; the remedy stands at the end
         text = f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 2 :]}"
-    line = f"ibscan: {text}\n"
+    line = f"{begin}{text}\n"
     encoding = getattr(stream, "encoding", None) or "utf-8"
     # Standard error may be full or closed, which must not stop a measurement.
     with contextlib.suppress(OSError):

@@ -153,7 +153,12 @@ def _refuse_unsafe(reading: PickleReading, name: str) -> None:
     names = listed(reading.unsafe, 3)
     if any(found.startswith("torch.nn.modules") for found in reading.unsafe):
         raise CheckpointError(
-            f"{name}: holds a whole pickled module ({names}), which is code and was not run; {SAVE_AGAIN}."
+            f"{name}: holds a whole pickled module ({names}), which is code and was not run; {SAVE_AGAIN}.",
+            lines=(
+                "Where its class can be imported, Python saves the weights alone:",
+                "  import torch",
+                f"  torch.save(torch.load({name!r}, weights_only=False).state_dict(), {f'{name}.state.pt'!r})",
+            ),
         )
     raise CheckpointError(
         f"{name}: its pickle would call {names}, which is not plain data and was not run; {SAVE_AGAIN}."

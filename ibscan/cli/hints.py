@@ -29,9 +29,9 @@ def check_verb(arguments: Sequence[str]) -> None:
     if first in commands() or first.startswith("-") or not exists(first):
         return
     verb, kind = ("show", "a result") if first.endswith(RESULTS) else ("scan", "a path")
-    raise UsageError(
-        f"{first}: is {kind} and no command; say what to do with it.", lines=[f"  {_line([verb, *arguments])}"]
-    )
+    later = next((k for k, word in enumerate(arguments) if word in commands()), len(arguments))
+    words = [*(arguments[later : later + 1] or [verb]), *arguments[:later], *arguments[later + 1 :]]
+    raise UsageError(f"{first}: is {kind} and no command; say first what to do with it.", lines=[f"  {_line(words)}"])
 
 
 def misread(error: typer.TyperException) -> str:

@@ -32,7 +32,8 @@ def unstated_model(first: Checkpoint) -> UsageError:
     """Return the error for a series that states no model: a plain chain lacks its activation, others their class."""
     found = _near(first)
     fit = fitting(found, first.tensors)
-    shapes = listed([f"{name} {info.shape}" for name, info in first.tensors.items()], MOST_TENSORS)
+    weights = [f"{name} {info.shape}" for name, info in first.tensors.items() if not name.endswith("bias")]
+    shapes = listed(weights, MOST_TENSORS)
     if not is_linear(first.tensors):
         return UsageError(
             f"{first.name}: nothing states the network that its tensors belong to ({shapes}). Add --model "

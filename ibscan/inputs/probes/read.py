@@ -192,11 +192,12 @@ def _check_pixels(x: Array, file: str) -> None:
         return
     kind = "integers" if x.dtype.kind in "iu" else "whole numbers"
     largest = 255 if high <= 255 else 65535
+    likely = largest if x.dtype == np.uint8 or high > largest / 2 else 1
     raise UsageError(
         f"{file}: the inputs are {kind} from {low:.0f} to {high:.0f} and no scale is stated; add --probe-arg "
         f"scale={largest} if they are pixels, or --probe-arg scale=1 if they are meant as they are (counts, token "
         "ids).",
-        options=("--probe-arg", f"scale={largest}"),
+        options=("--probe-arg", f"scale={likely}"),
     )
 
 

@@ -193,5 +193,7 @@ def _all_skipped(where: str, draft: _Draft) -> InputError:
     first = draft.faults[0] if draft.faults else InputError(reasons[0])
     if len(reasons) == 1 or (first.options and all(fault.options == first.options for fault in draft.faults)):
         return InputError(reasons[0], options=first.options, lines=first.lines)
-    said = f"{where}: none of {len(reasons)} checkpoints can be used. First: {' '.join(reasons[:2])}"
+    alike = len({reason.replace(name, "") for name, reason in draft.skipped.items()}) == 1
+    shown = " ".join(reasons[: 1 if alike else 2])
+    said = f"{where}: none of {len(reasons)} checkpoints can be used. First: {shown}"
     return InputError(said, options=first.options, lines=first.lines)

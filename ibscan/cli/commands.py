@@ -89,7 +89,7 @@ def scan(**options: Any) -> int:  # noqa: ANN401
     Examples:
       ibscan scan ckpts/ --model mlp:tanh --probe probe.npz
       ibscan scan ckpts/ --model train.py:Net --model-arg num_classes=10
-      ibscan scan ckpts/ --epochs 0:100:10 -o run.h5
+      ibscan scan ckpts/ --epochs 0:500:10 -o run.h5
     """
     return _scanned("scan", options)
 

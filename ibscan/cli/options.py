@@ -166,6 +166,8 @@ def _print_help(context: typer.Context, asked: bool) -> None:
     if asked and not context.resilient_parsing:
         plain = copy.copy(context.command)
         plain.params = [_plain(parameter) for parameter in plain.params]
+        first, _, more = (plain.help or "").partition("\n\n")
+        plain.help = f"{first}\n\n[not dim]{more}[/]"  # Typer dims all but what a command does
         typer.echo(plain.get_help(context))
         raise typer.Exit
 

@@ -190,7 +190,7 @@ class Request:
     resume: bool = option(
         True,
         Option(
-            "Measure again what is finished, instead of taking it up (--no-resume).",
+            "--no-resume measures again what is finished.",
             RARE,
             flags=("--resume/--no-resume",),
         ),

@@ -136,9 +136,10 @@ def missing_probe(paths: Sequence[Path]) -> InputError:
 
 
 def _near(first: Checkpoint) -> tuple[Definition, ...]:
-    """Return what may make a model in the working folder, beside the checkpoint, and in the folder around it."""
+    """Return what may make a model beside the checkpoint, in the working folder, and in the folder around the first."""
     beside = first.path.parent
-    return definitions(dict.fromkeys((Path(), beside, beside.parent)))
+    near = (beside, Path(), beside.parent)
+    return definitions(dict.fromkeys(Path() if one.resolve() == Path.cwd() else one for one in near))
 
 
 def _is_lost(code: str) -> bool:

@@ -57,6 +57,11 @@ def say_with_command(error: IbscanError, arguments: Sequence[str]) -> None:
         say(line, begin="")
 
 
+def _as_word(path: Path) -> str:
+    """Return a path as an argument, which an option would begin like."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
+
+
 def _line(words: Sequence[str]) -> str:
     return shlex.join(["ibscan", *words])
 
@@ -66,7 +71,7 @@ def _completed(arguments: Sequence[str], error: IbscanError) -> list[str]:
     words = list(arguments)
     if error.path is not None:
         around = [k for k, word in enumerate(words) if k and Path(word) in error.path.parents and word[:1] != "-"]
-        words[slice(around[0], around[0] + 1) if around else slice(1, 1)] = [str(error.path)]
+        words[slice(around[0], around[0] + 1) if around else slice(1, 1)] = [_as_word(error.path)]
     for flag, value in zip(error.options[::2], error.options[1::2], strict=True):
         setting = next((one for one in settings() if flag in one.flags), None)
         words = [*(words if setting is None else _without(words, setting, value)), flag, value]

@@ -39,7 +39,7 @@ class IbscanError(Exception):
         *sentences: The message; several where several things are missing.
         options: What to add to the command line, flags and values in turn, such as `--weights raw`.
         path: What to name there instead of the first path.
-        lines: What to print below, a line each, such as lines of Python.
+        lines: What to print below, a line each; two blanks begin what is to be copied, such as lines of Python.
     """
 
     exit_code = 1

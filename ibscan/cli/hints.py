@@ -54,7 +54,7 @@ def say_with_command(error: IbscanError, arguments: Sequence[str]) -> None:
     if error.options or error.path is not None:
         say(_line(_completed(arguments, error)), begin="  ")
     for line in error.lines:
-        say(line, begin="")
+        say(line, begin="" if line.startswith("  ") else "ibscan: ")
 
 
 def _as_word(path: Path) -> str:

@@ -74,10 +74,10 @@ def _check_model(request: Request, resolved: ResolvedInputs, series: Series) -> 
 
 
 def _all_of(faults: list[IbscanError]) -> IbscanError:
-    """Return one error for several: bad usage if one of them is."""
+    """Return one error for several, of the kind of the first."""
     if len(faults) == 1:
         return faults[0]
-    kind = UsageError if any(isinstance(fault, UsageError) for fault in faults) else InputError
+    kind = UsageError if isinstance(faults[0], UsageError) else InputError
     return kind(
         *(sentence for fault in faults for sentence in fault.args),
         options=[word for fault in faults for word in fault.options],

@@ -179,8 +179,11 @@ def _other_head(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple
     if set(found) != set(wanted):
         return ""
     other = [key for key in wanted if found[key] != wanted[key]]
+    owners = {key.rpartition(".")[0] for key in other}
+    whole = [key for key in wanted if key.rpartition(".")[0] in owners]
     alike = all(found[key][1:] == wanted[key][1:] and len(found[key]) == len(wanted[key]) > 0 for key in other)
-    return other[0] if alike and len({key.rpartition(".")[0] for key in other}) == 1 else ""
+    units = {found[key][:1] for key in other}
+    return other[0] if alike and len(owners) == len(units) == 1 and other == whole else ""
 
 
 def _part(stored: Collection[str], wanted: Collection[str]) -> str:

@@ -188,7 +188,7 @@ CONTACTS: list[tuple[Callable[[], None], str, int, str, tuple[str, ...]]] = [
     (
         averaged_parts,
         "scan runs",
-        2,
+        3,
         "scan runs --weights raw --model mlp:ACT --chain 'encoder.*,decoder.*' --probe runs/probe.npz",
         ("--weights raw or --weights ema", "activation", "several containers", "no probe"),
     ),

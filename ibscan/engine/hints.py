@@ -92,10 +92,12 @@ def check_name(typed: str, first: Checkpoint) -> None:
     likely = inside or same or [one for one in found if one.name in near] or fitting(found, first.tensors)
     if not likely and is_code(typed):
         return  # loading it will say what is wrong
-    expected = "" if is_code(typed) else "expected module:callable or path.py:callable"
-    lost = "is neither installed nor on PYTHONPATH" if not typed.rpartition(":")[0].endswith(".py") else "is not there"
+    why = "expected module:callable or path.py:callable"
+    if is_code(typed):
+        in_file = typed.rpartition(":")[0].endswith(".py")
+        why = "there is no such file" if in_file else "is neither installed nor on PYTHONPATH"
     options = _named(likely[:1]) or unstated_model(first).options
-    raise UsageError(f"--model {typed}: {expected or lost}{_meant(likely)}", options=options)
+    raise UsageError(f"--model {typed}: {why}{_meant(likely)}", options=options)
 
 
 def output_argument(function: Callable[..., Any] | None, units: int) -> tuple[str, ...]:
@@ -148,8 +150,10 @@ def _is_lost(code: str) -> bool:
     if origin.endswith(".py"):
         return not Path(origin).exists()
     top = origin.partition(".")[0]
+    # The working folder is no place that modules are imported from; packages in development have finders of their own.
     paths = [path for path in sys.path if path and Path(path).resolve() != Path.cwd()]
-    return top not in sys.modules and PathFinder.find_spec(top, paths) is None
+    others = (finder.find_spec(top, None) for finder in sys.meta_path if finder is not PathFinder)
+    return top not in sys.modules and PathFinder.find_spec(top, paths) is None and not any(others)
 
 
 def _meant(likely: Sequence[Definition]) -> str:

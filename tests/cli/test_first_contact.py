@@ -158,6 +158,14 @@ CONTACTS: list[tuple[Callable[[], None], str, int, str, tuple[str, ...]]] = [
         "scan runs --model mlp:ACT --probe runs/probe.npz",
         ("activation", "mlp:tanh", "no probe", "  import numpy as np", SAVEZ, "--probe data.py:FUNCTION"),
     ),
+    (
+        plain,
+        "rank runs --follow -o r.h5",
+        2,
+        "rank runs --follow -o r.h5 --model mlp:ACT --probe runs/probe.npz",
+        ("activation", "no probe"),
+    ),
+    (nothing, "rank runs --follow -o r.h5", 3, "rank runs --follow -o r.h5 --probe runs/probe.npz", (SAVEZ,)),
     (plain, "rank runs -m mlp:tanh", 3, "rank runs -m mlp:tanh --probe runs/probe.npz", (SAVEZ,)),
     (plain, "scan runs/epoch1.pt", 2, "scan runs/epoch1.pt --model mlp:ACT --probe probe.npz", ("activation",)),
     (
@@ -202,7 +210,13 @@ CONTACTS: list[tuple[Callable[[], None], str, int, str, tuple[str, ...]]] = [
     ),
     (scripted, "rank runs -mtrain:MLP", 2, "rank runs --model train.py:MLP --probe runs/probe.npz", ("PYTHONPATH",)),
     (scripted, "rank runs -m train.py", 2, "rank runs --model train.py:MLP --probe runs/probe.npz", ("train.py:MLP?",)),
-    (scripted, "rank runs -m tarin.py:MLP", 2, "rank runs --model train.py:MLP --probe runs/probe.npz", ("not there",)),
+    (
+        scripted,
+        "rank runs -m tarin.py:MLP",
+        2,
+        "rank runs --model train.py:MLP --probe runs/probe.npz",
+        ("no such",),
+    ),
     (plain, "rank runs -m MLP", 2, "rank runs --model mlp:ACT --probe runs/probe.npz", ("path.py:callable",)),
     (
         wider,

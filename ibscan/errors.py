@@ -16,6 +16,9 @@ them; whoever prints a message escapes it for the terminal.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 __all__ = [
     "CheckpointError",
     "IbscanError",
@@ -30,9 +33,25 @@ __all__ = [
 
 
 class IbscanError(Exception):
-    """An error that ibscan reports in a sentence instead of a traceback."""
+    """An error that ibscan reports in a sentence instead of a traceback.
+
+    Args:
+        *sentences: The message; several where several things are missing.
+        options: What to add to the command line, flags and values in turn, such as `--weights raw`.
+        path: What to name there instead of the first path.
+        lines: What to print below, a line each; two blanks begin what is to be copied, such as lines of Python.
+    """
 
     exit_code = 1
+
+    def __init__(
+        self, *sentences: str, options: Sequence[str] = (), path: Path | None = None, lines: Sequence[str] = ()
+    ) -> None:
+        super().__init__(*sentences)
+        self.options, self.path, self.lines = tuple(options), path, tuple(lines)
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.args))
 
 
 class UsageError(IbscanError):

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from ibscan.core.result import Result, Variable
-from ibscan.engine.plan import Plan, planned
+from ibscan.engine.complete import planned
+from ibscan.engine.plan import Plan
 from ibscan.engine.request import Request, Silent, requested
 from ibscan.engine.run import run
 

@@ -17,75 +17,124 @@ from ibscan.errors import NothingMatched, UsageError
 if TYPE_CHECKING:
     from ibscan.engine.request import Request
 
-__all__ = ["DEFAULT_OUTPUT", "HELP", "app"]
+__all__ = ["DEFAULT_OUTPUT", "app"]
 
-HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    add_help_option=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    context_settings=HELP,
 )
 DEFAULT_OUTPUT = Path("ibscan.h5")
 
 
-@app.callback(epilog="ibscan --version prints the version. Example: ibscan scan ckpts/ --noise 0.1")
-def ibscan() -> None:
-    """Local rank, binned and noisy-channel mutual information, and clustering of saved checkpoints."""
+@app.callback()
+@taking()
+def ibscan(**_: Any) -> None:  # noqa: ANN401
+    """Local rank, binned and noisy-channel mutual information, and clustering of saved checkpoints.
+
+    Examples:
+      ibscan ls ckpts/
+      ibscan scan ckpts/ --model train.py:Net --probe probe.npz
+      ibscan show ibscan.h5 --summary
+
+    Every command has a help of its own: ibscan scan --help.
+    """
 
 
-@app.command(context_settings=HELP, epilog="Example: ibscan rank ckpts/ --probe probe.npz --eps 0.01")
+@app.command(add_help_option=False)
 @taking(of_verb("rank"), PRINTING, ALL)
 def rank(**options: Any) -> int:  # noqa: ANN401 - the signature is made of the option groups
-    """Local rank: how many directions of the input each layer still responds to."""
+    """Local rank: how many directions of the input each layer still responds to.
+
+    Examples:
+      ibscan rank ckpts/ --model mlp:tanh --probe probe.npz
+      ibscan rank ckpts/ --eps 0.01 --eps 0.1 --epochs log:10
+      ibscan rank ckpts/ --from encoder.2 --layers 'decoder.*'
+    """
     return _scanned("rank", options)
 
 
-@app.command(context_settings=HELP, epilog="Example: ibscan mi ckpts/ --noise 0.1 --bins 30")
+@app.command(add_help_option=False)
 @taking(of_verb("mi"), PRINTING, ALL)
 def mi(**options: Any) -> int:  # noqa: ANN401
-    """Binned and noisy-channel mutual information, side by side."""
+    """Binned and noisy-channel mutual information, side by side.
+
+    Examples:
+      ibscan mi ckpts/ --model mlp:relu --probe probe.npz
+      ibscan mi ckpts/ --noise 0.1 --bins 30
+      ibscan mi ckpts/ --rel-noise 0.3 --channel network --epochs last
+    """
     return _scanned("mi", options)
 
 
-@app.command(context_settings=HELP, epilog="Example: ibscan cluster ckpts/ --epochs log:10")
+@app.command(add_help_option=False)
 @taking(of_verb("cluster"), PRINTING, ALL)
 def cluster(**options: Any) -> int:  # noqa: ANN401
-    """Clustering of representations: distances within and between classes, neural-collapse statistics."""
+    """Clustering of representations: distances within and between classes, neural-collapse statistics.
+
+    Examples:
+      ibscan cluster ckpts/ --model train.py:Net --probe probe.npz
+      ibscan cluster ckpts/ --epochs log:10
+      ibscan cluster ckpts/ --layers 'blocks.*' --samples 1000
+    """
     return _scanned("cluster", options)
 
 
-@app.command(context_settings=HELP, epilog="Example: ibscan scan ckpts/ -o run.h5")
+@app.command(add_help_option=False)
 @taking(of_verb("scan"), PRINTING, ALL)
 def scan(**options: Any) -> int:  # noqa: ANN401
-    """Everything: local rank, mutual information and clustering in one file."""
+    """Everything: local rank, mutual information and clustering in one file.
+
+    Examples:
+      ibscan scan ckpts/ --model mlp:tanh --probe probe.npz
+      ibscan scan ckpts/ --model train.py:Net --model-arg num_classes=10
+      ibscan scan ckpts/ --epochs 0:500:10 -o run.h5
+    """
     return _scanned("scan", options)
 
 
-@app.command(context_settings=HELP, name="ls", epilog="Example: ibscan ls ckpts/ --probe probe.npz")
+@app.command(name="ls", add_help_option=False)
 @taking(of_verb("ls"), ALL)
 def listing(**options: Any) -> int:  # noqa: ANN401
-    """The series as understood, and what was skipped and why; with --probe also whether a scan would work."""
+    """The series as understood, and what was skipped and why; with --probe also whether a scan would work.
+
+    Examples:
+      ibscan ls ckpts/
+      ibscan ls ckpts/ --model train.py:Net --probe probe.npz
+      ibscan ls ckpts/ --epochs last --json
+    """
     from ibscan.cli.listing import listed
 
     return listed(_request("scan", options), output_for(options))
 
 
-@app.command(context_settings=HELP, epilog="Example: ibscan show ibscan.h5 --units bits")
+@app.command(add_help_option=False)
 @taking(RESULT, PRINTING, SHOW, ALL)
 def show(**options: Any) -> int:  # noqa: ANN401
-    """The output again, from a file: in brief with a summary, or every table (--full)."""
+    """The output again, from a file: in brief with a summary, or every table (--full).
+
+    Examples:
+      ibscan show ibscan.h5
+      ibscan show ibscan.h5 --summary
+      ibscan show ibscan.h5 --variable local_rank --units bits
+    """
     from ibscan.results.store import read
 
     output_for(options).result(read(options["result"]))
     return 0
 
 
-@app.command(context_settings=HELP, epilog="Example: ibscan export ibscan.h5 --format csv > rows.csv")
+@app.command(add_help_option=False)
 @taking(RESULT, PRINTING, ALL)
 def export(**options: Any) -> int:  # noqa: ANN401
-    """Tidy rows as csv, jsonl or tsv."""
+    """Tidy rows as csv, jsonl or tsv.
+
+    Examples:
+      ibscan export ibscan.h5 --format csv > rows.csv
+      ibscan export ibscan.h5 --variable nc1 --json
+      ibscan export ibscan.h5 --units bits | column -t
+    """
     from ibscan.results.store import read
 
     if options["format"] == "table":
@@ -95,10 +144,16 @@ def export(**options: Any) -> int:  # noqa: ANN401
     return 0
 
 
-@app.command(context_settings=HELP, epilog="Example: ibscan plot ibscan.h5 -o figures/ --format pdf")
+@app.command(add_help_option=False)
 @taking(RESULTS, PLOT)
 def plot(**options: Any) -> int:  # noqa: ANN401
-    """Figures of one result, or of several side by side or as mean and spread."""
+    """Figures of one result, or of several side by side or as mean and spread.
+
+    Examples:
+      ibscan plot ibscan.h5
+      ibscan plot ibscan.h5 -o figures/ --format pdf
+      ibscan plot seed1.h5 seed2.h5 seed3.h5 --band --kind local_rank
+    """
     from ibscan.cli.plotting import plotted
 
     return plotted(options, DEFAULT_OUTPUT)

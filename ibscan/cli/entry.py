@@ -11,13 +11,14 @@ import traceback
 from types import FrameType
 
 import typer
-from typer.core import TyperGroup
 from typer.main import get_command
 
 from ibscan._version import __version__
 from ibscan.cli import explain as _explain  # noqa: F401 - adds its command
 from ibscan.cli import reporting as _reporting  # noqa: F401 - adds its command
 from ibscan.cli.commands import app
+from ibscan.cli.glossary import commands
+from ibscan.cli.hints import check_verb, misread, say_with_command
 from ibscan.cli.output import say
 from ibscan.core.boundary import is_out_of_memory
 from ibscan.errors import IbscanError, Interrupted
@@ -35,8 +36,8 @@ def main() -> None:
         # rich would leave colours out and keep bold, and with FORCE_COLOR writes both in the help that Typer prints.
         os.environ.pop("FORCE_COLOR", None)
         os.environ["TERM"] = "dumb"
-    # Not an option of Typer's, whose validation library costs a third of --help's time.
-    if sys.argv[1:] == ["--version"]:
+    # Before Typer is asked, which takes ten times as long.
+    if sys.argv[1:] in (["--version"], ["-V"]):
         code = _printed(f"ibscan {__version__}")
     else:
         _catch_signals()
@@ -68,16 +69,15 @@ def exit_code(arguments: list[str]) -> int:
         say(f"stopped by {signal.Signals(stop.signal_number).name}; finished checkpoints are kept. To go on: {again}")
         return 128 + stop.signal_number
     except SystemExit as leave:
-        # rich, which prints Typer's help, exits so when the reader of standard output is gone.
-        return 128 + signal.SIGPIPE if not arguments or {"-h", "--help"} & set(arguments) else int(leave.code or BUG)
+        # Typer exits so after shell completion, and when the reader of its help is gone.
+        return 128 + signal.SIGPIPE if leave.code == BUG else int(leave.code or 0)
     except IbscanError as error:
         if debug:
             _print_traceback()
-        say(str(error))
+        say_with_command(error, arguments)
         return error.exit_code
     except typer.TyperException as error:
-        said = error.format_message()
-        say(f"{said}{'' if said.endswith(('.', '?')) else '.'} See ibscan --help.")
+        say(misread(error))
         return error.exit_code
     except OSError as error:
         return _disk_error(error)
@@ -116,10 +116,10 @@ def _replace_closed_streams() -> None:
 
 def _invoked(arguments: list[str]) -> int:
     arguments = arguments or ["--help"]
-    group = get_command(app)
-    verb = group.commands.get(arguments[0]) if arguments and isinstance(group, TyperGroup) else None
+    check_verb(arguments)
+    verb = commands().get(arguments[0])
     if verb is None:
-        return group(arguments, prog_name="ibscan", standalone_mode=False) or 0
+        return get_command(app)(arguments, prog_name="ibscan", standalone_mode=False) or 0
     # Call the verb directly: parsing by the group loads a validation library, a third of the time of --help.
     return verb(arguments[1:], prog_name=f"ibscan {arguments[0]}", standalone_mode=False) or 0
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from inspect import Parameter
+from typing import Any
 
 import typer
 
-from ibscan.cli.commands import HELP, app
+from ibscan.cli.commands import app
 from ibscan.cli.glossary import Entry, explained, near, pages, sections
+from ibscan.cli.options import taking
 from ibscan.errors import UsageError
 from ibscan.views.console import console, is_terminal, reader_may_leave, unicode_ok
 
@@ -22,13 +25,22 @@ _HOW = (
 
 
 @app.command(
-    context_settings={**HELP, "ignore_unknown_options": True, "allow_extra_args": True},
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     name="explain",
     options_metavar="[NAME]",
-    epilog="Example: ibscan explain mi_readout_xt",
+    add_help_option=False,
 )
-def command(context: typer.Context) -> int:
-    """What a name means: a variable, option, status, word in a table's head, exit code or topic of the guide."""
+@taking([Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)])
+def command(context: typer.Context, **_: Any) -> int:  # noqa: ANN401 - -h and -V end before
+    """What a name means: a variable, option, status, word in a table's head, exit code or topic of the guide.
+
+    Examples:
+      ibscan explain mi_readout_xt
+      ibscan explain --noise
+      ibscan explain statuses
+
+    NAME: As it is typed or printed; without one the topics are listed.
+    """
     # Not an argument of Typer's, whose validation library would take most of the time.
     return explain(" ".join(context.args))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import TypeAlias, get_args
+from typing import TypeAlias
 
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
@@ -20,7 +20,19 @@ from ibscan.core.text import near_names
 from ibscan.engine.request import run_settings
 from ibscan.measures import VERBS, dimensions, measure_settings, quantities
 
-__all__ = ["Entry", "default_of", "entries", "explained", "near", "pages", "sections", "settings", "typed", "verbs_of"]
+__all__ = [
+    "Entry",
+    "commands",
+    "default_of",
+    "entries",
+    "explained",
+    "near",
+    "pages",
+    "sections",
+    "settings",
+    "typed",
+    "verbs_of",
+]
 
 # Tables of the guide that explain words, by the head of their first column, and the kind of these words. The words are
 # the code spans of the first cell, or else its text; a mark is another name of its status.
@@ -192,7 +204,7 @@ def settings() -> tuple[Setting, ...]:
 def typed(setting: Setting) -> tuple[tuple[str, ...], str]:
     """Return the flags of an option, the long one first, and the placeholder of its value."""
     flags = sorted((flag for declared in setting.flags for flag in declared.split("/")), key=lambda f: f[:2] != "--")
-    return tuple(flags), setting.option.metavar or "|".join(get_args(setting.option.kind))
+    return tuple(flags), setting.metavar
 
 
 def default_of(setting: Setting) -> str:
@@ -202,7 +214,8 @@ def default_of(setting: Setting) -> str:
 
 
 @cache
-def _commands() -> Mapping[str, TyperCommand]:
+def commands() -> Mapping[str, TyperCommand]:
+    """Return the commands by their verbs, in the order of the help."""
     group = get_command(app)
     assert isinstance(group, TyperGroup)
     return {name: command for name, command in group.commands.items() if isinstance(command, TyperCommand)}
@@ -212,7 +225,7 @@ def verbs_of(setting: Setting) -> tuple[str, ...]:
     """Return the commands that have an option, in the order of the help; another may have its flag and mean another."""
     return tuple(
         name
-        for name, command in _commands().items()
+        for name, command in commands().items()
         if any(
             setting.flag in parameter.opts and getattr(parameter, "help", None) == setting.help
             for parameter in command.params

@@ -11,10 +11,11 @@ from ibscan.core.boundary import is_out_of_memory
 from ibscan.core.estimate import Status
 from ibscan.core.records import Checkpoint, Series
 from ibscan.core.streams import RandomStreams
+from ibscan.engine.complete import planned
 from ibscan.engine.memory import BASE, layer_memory, weight_memory
 from ibscan.engine.model_spec import ModelSpec, chain_globs, stated_model
 from ibscan.engine.models import matches_glob
-from ibscan.engine.plan import Plan, manifest_of, planned, series_of
+from ibscan.engine.plan import Plan, manifest_of, series_of
 from ibscan.engine.request import PARTIAL, Request
 from ibscan.engine.scan import measure_layers
 from ibscan.errors import IbscanError, NothingMatched

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
+from typer.models import ArgumentInfo
 
-from ibscan.core.option import OUTPUT, Option, Setting
+from ibscan._version import __version__
+from ibscan.core.option import OUTPUT, RARE, Option, Setting
 from ibscan.engine.request import READING, run_settings
 from ibscan.measures import VERBS, measure_settings
 from ibscan.views.figures import FIGURES
@@ -30,9 +33,12 @@ __all__ = [
     "taking",
 ]
 
+T = TypeVar("T")
+
 
 def _argument(name: str, kind: Any, default: Any, text: str, metavar: str) -> inspect.Parameter:  # noqa: ANN401
-    declared = typer.Argument(help=text, metavar=metavar, show_default=False)
+    # Hidden from the panels, where Typer would show its Python type: the text above them says what it may be.
+    declared = typer.Argument(help=text, metavar=metavar, show_default=False, hidden=True)
     return _keyword(name, kind, default, declared)
 
 
@@ -41,7 +47,7 @@ def _keyword(name: str, kind: Any, default: Any, declared: Any) -> inspect.Param
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _parameter(setting: Setting) -> inspect.Parameter:
+def _parameter(setting: Setting, **more: Any) -> inspect.Parameter:  # noqa: ANN401 - what else Typer takes
     """Return an option as a parameter of a command."""
     spec, default = setting.option, setting.initial
     kind: Any = types.GenericAlias(list, setting.kind) if spec.several else setting.kind
@@ -49,9 +55,10 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         *setting.flags,
         help=setting.help,
         rich_help_panel=spec.panel,
-        metavar=spec.metavar,
+        metavar=setting.metavar,
         parser=None if spec.parse is None else _typed(spec.parse),
-        show_default=default is not None,
+        show_default=default is not None and not isinstance(default, bool),
+        **more,
     )
     optional: Any = kind if default is not None else kind | None
     return _keyword(setting.name, optional, default, declared)
@@ -74,14 +81,14 @@ CHECKPOINTS = _argument(
     list[str] | None,
     None,
     "A folder of checkpoints, or files; none is the current folder, - reads paths from standard input.",
-    "[CKPTS]...",
+    "CKPTS",
 )
 RESULT = (_argument("result", Path, inspect.Parameter.empty, "A file that a scan wrote.", "RESULT"),)
-RESULTS = (_argument("results", list[Path] | None, None, "Files that scans wrote. Default: ibscan.h5.", "[RESULT]..."),)
+RESULTS = (_argument("results", list[Path] | None, None, "Files that scans wrote. Default: ibscan.h5.", "RESULT"),)
 
 
-def _printing(name: str, default: Any, text: str, *flags: str, **more: Any) -> Setting:  # noqa: ANN401 - of its kind
-    return Setting(name, name, default, Option(text, OUTPUT, flags=flags, **more))
+def _printing(name: str, default: Any, text: str, *flags: str, panel: str = OUTPUT, **more: Any) -> Setting:  # noqa: ANN401 - of its kind
+    return Setting(name, name, default, Option(text, panel, flags=flags, **more))
 
 
 SHOW_SETTINGS = (
@@ -100,14 +107,29 @@ ALL_SETTINGS = (
     _printing(
         "format",
         "auto",
-        "auto: a table on a terminal, TSV when piped.",
+        "auto, table, tsv, csv or jsonl; auto: a table on a terminal, TSV when piped.",
         kind=Literal["auto", "table", "tsv", "csv", "jsonl"],
+        metavar="FORMAT",
     ),
-    _printing("json", False, "The same as --format jsonl."),
+    _printing("json", False, "The same as --format jsonl.", panel=RARE),
     _printing("quiet", False, "No notices and no progress; errors are said.", "-q", "--quiet"),
-    _printing("progress", "auto", "On standard error.", kind=Literal["auto", "on", "off"]),
-    _printing("color", "auto", "NO_COLOR and FORCE_COLOR are respected.", kind=Literal["auto", "always", "never"]),
-    _printing("debug", False, "Show tracebacks."),
+    _printing(
+        "progress",
+        "auto",
+        "On standard error: auto, on or off.",
+        panel=RARE,
+        kind=Literal["auto", "on", "off"],
+        metavar="WHEN",
+    ),
+    _printing(
+        "color",
+        "auto",
+        "auto, always or never; NO_COLOR and FORCE_COLOR are respected.",
+        panel=RARE,
+        kind=Literal["auto", "always", "never"],
+        metavar="WHEN",
+    ),
+    _printing("debug", False, "Show tracebacks.", panel=RARE),
 )
 _KINDS = ", ".join(FIGURES)
 PLOT_SETTINGS = (
@@ -143,8 +165,12 @@ REPORT_SETTINGS = (
         kind=Path,
     ),
 )
+ABOUT_SETTINGS = (
+    _printing("help", False, "Show this message and exit.", "-h", "--help", panel=RARE),
+    _printing("version", False, "Print the version and exit.", "-V", "--version", panel=RARE),
+)
 # Options of printing, which are no part of a request.
-PRINTED = (*SHOW_SETTINGS, *PRINTING_SETTINGS, *ALL_SETTINGS)
+PRINTED = (*SHOW_SETTINGS, *PRINTING_SETTINGS, *ALL_SETTINGS, *ABOUT_SETTINGS)
 # Options of plot and of report that no other verb has.
 PLOTTED, REPORTED = PLOT_SETTINGS, REPORT_SETTINGS
 SHOW, PRINTING, ALL = (
@@ -167,6 +193,40 @@ REPORT = tuple(
 )
 
 
+def _print_help(context: typer.Context, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        plain = copy.copy(context.command)
+        plain.params = [_plain(parameter) for parameter in plain.params]
+        first, _, more = (plain.help or "").partition("\n\n")
+        plain.help = f"{first}\n\n[not dim]{more}[/]"  # Typer dims all but what a command does
+        typer.echo(plain.get_help(context))
+        raise typer.Exit
+
+
+def _plain(parameter: Any) -> Any:  # noqa: ANN401 - an option or argument of Typer's
+    """Return a switch without what squeezes the help into a narrow column: its type, and the flag of its default."""
+    if not getattr(parameter, "is_flag", False):
+        return parameter
+    plain = copy.copy(parameter)
+    plain.metavar = ""
+    plain.rich_help_panel = plain.rich_help_panel or RARE  # those of shell completion are Typer's own
+    if plain.secondary_opts:
+        plain.opts, plain.secondary_opts = plain.secondary_opts, []
+    return plain
+
+
+def _print_version(context: typer.Context, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        typer.echo(f"ibscan {__version__}")
+        raise typer.Exit
+
+
+ABOUT = tuple(
+    _parameter(setting, callback=act, is_eager=True, expose_value=False)
+    for setting, act in zip(ABOUT_SETTINGS, (_print_help, _print_version), strict=True)
+)
+
+
 def of_verb(verb: str) -> tuple[inspect.Parameter, ...]:
     """Return the parameters of a verb that reads checkpoints: how to find them first, then what to measure and how."""
     run = [setting for setting in run_settings() if verb in setting.verbs]
@@ -177,13 +237,25 @@ def of_verb(verb: str) -> tuple[inspect.Parameter, ...]:
     return (CHECKPOINTS, *(_parameter(setting) for setting in settings))
 
 
-def taking(*groups: Iterable[inspect.Parameter]) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Decorate a function of **options with the signature that Typer reads."""
+def taking(*groups: Iterable[inspect.Parameter]) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Decorate a function of **options with the signature that Typer reads, and its help with that of its arguments."""
 
-    def decorate(command: Callable[..., int]) -> Callable[..., int]:
-        parameters = [parameter for group in groups for parameter in group]
+    def decorate(command: Callable[..., T]) -> Callable[..., T]:
+        parameters = [parameter for group in (*groups, ABOUT) for parameter in group]
+        parameters.sort(key=_is_rare)  # a panel stands where its first option does
         command.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": int}
+        arguments = [one for one in map(_declared, parameters) if isinstance(one, ArgumentInfo)]
+        said = [f"{one.metavar}: {one.help}" for one in arguments]
+        command.__doc__ = "\n\n".join([inspect.cleandoc(command.__doc__ or ""), *said])
         return command
 
     return decorate
+
+
+def _declared(parameter: inspect.Parameter) -> Any:  # noqa: ANN401 - Typer's option or argument, None for its context
+    return getattr(parameter.annotation, "__metadata__", (None,))[0]
+
+
+def _is_rare(parameter: inspect.Parameter) -> bool:
+    return getattr(_declared(parameter), "rich_help_panel", None) == RARE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,19 +21,25 @@ __all__ = ["Output", "output_for", "say"]
 _LONGEST = 10_000
 
 
-def say(sentence: str) -> None:
-    """Print one line on standard error, in its encoding, with names from files escaped."""
-    from ibscan.views.console import escaped
+def say(sentence: str, *, begin: str = "ibscan: ") -> None:
+    """Print one line on standard error, in its encoding, with names from files escaped.
+
+    On a terminal a sentence is broken between words; a line that begins otherwise is to be copied, and stays whole.
+    """
+    from ibscan.views.console import escaped, is_terminal, screen_width
 
     stream = sys.stderr
     text = escaped(sentence)
     if len(text) > _LONGEST:  # a name from a file may be megabytes long; the remedy stands at the end
         text = f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 2 :]}"
-    line = f"ibscan: {text}\n"
+    line = f"{begin}{text}"
+    if begin.strip() and is_terminal(stream):
+        whole: Any = {"break_long_words": False, "break_on_hyphens": False}
+        line = textwrap.fill(line, max(20, screen_width(stream)), subsequent_indent=" " * len(begin), **whole)
     encoding = getattr(stream, "encoding", None) or "utf-8"
     # Standard error may be full or closed, which must not stop a measurement.
     with contextlib.suppress(OSError):
-        stream.write(line.encode(encoding, "replace").decode(encoding))
+        stream.write(f"{line}\n".encode(encoding, "replace").decode(encoding))
         stream.flush()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ibscan._version import __version__
-from ibscan.cli.commands import DEFAULT_OUTPUT, HELP, app
+from ibscan.cli.commands import DEFAULT_OUTPUT, app
 from ibscan.cli.glossary import explained
 from ibscan.cli.options import REPORT, RESULTS, taking
 from ibscan.cli.output import say
@@ -27,10 +27,16 @@ MOST_BYTES = 8_000_000
 _FEWER = (200, 100, 50, 25, 12)
 
 
-@app.command(context_settings=HELP, epilog="Example: ibscan report ibscan.h5 -o report.html")
+@app.command(add_help_option=False)
 @taking(RESULTS, REPORT)
 def report(**options: Any) -> int:  # noqa: ANN401 - the signature is made of the option groups
-    """One page of HTML for a browser: summary, figures with values on hover, tables, settings, what words mean."""
+    """One page of HTML for a browser: summary, figures with values on hover, tables, settings, what words mean.
+
+    Examples:
+      ibscan report run.h5
+      ibscan report run.h5 -o paper.html --layers 'fc[345]'
+      ibscan report --run "seed 0"=a.h5 --run "seed 1"=b.h5 --band
+    """
     from ibscan.results.store import write_bytes
     from ibscan.views.report.page import check_libraries
 

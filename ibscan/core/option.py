@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from ibscan.errors import UsageError
 
@@ -18,6 +18,7 @@ __all__ = [
     "MODEL",
     "OUTPUT",
     "PRECISION",
+    "RARE",
     "Option",
     "Setting",
     "at_least",
@@ -30,8 +31,9 @@ __all__ = [
     "whole",
 ]
 
-# Panels of the help.
+# Panels of the help, the last one last.
 INPUT, MODEL, MEASURE, PRECISION, OUTPUT = "Input", "Model", "What to measure", "Precision", "Output"
+RARE = "Rarely needed"
 T = TypeVar("T")
 Check = Callable[[str, Any], None]
 
@@ -107,6 +109,11 @@ class Setting:
         values = self.default if isinstance(self.default, tuple) else (self.default,)
         text = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
         return self.option.help.replace("{default}", text)
+
+    @property
+    def metavar(self) -> str:
+        """What stands for the value; empty for a switch."""
+        return self.option.metavar or "|".join(map(str, get_args(self.option.kind)))
 
     @property
     def kind(self) -> Any:  # noqa: ANN401 - a type

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ibscan.core.records import Checkpoint
+from ibscan.engine.hints import unstated_model
 from ibscan.errors import InputError, UsageError
 from ibscan.inputs.code.hf_config import config_beside, stated_class
 from ibscan.inputs.code.live import Live
@@ -80,7 +81,7 @@ def stated_model(
     if adapters and (stated is None or stated.partition(":")[0] in ("mlp", "hf")):
         raise InputError(adapters)
     if stated is None:
-        raise UsageError(_unstated(checkpoints[0]))
+        raise unstated_model(checkpoints[0])
     if stated.partition(":")[0] == "mlp":
         if arguments:
             raise UsageError(f"model arguments ({', '.join(arguments)}) are for a callable, and {stated} takes none.")
@@ -88,7 +89,7 @@ def stated_model(
     if chain is not None:
         raise UsageError(f"--chain {chain}: is the order of a plain chain's containers, and {stated} is code.")
     if typed is None and not trust:
-        raise InputError(_untrusted(stated, checkpoints[0]))
+        raise InputError(_untrusted(stated, checkpoints[0]), options=("--model", "hf") if stated == "hf" else ())
     if stated.partition(":")[0] == "hf":
         return ModelSpec(f"hf:{stated_class(stated, checkpoints)}", dict(arguments))
     if typed is None:
@@ -107,15 +108,6 @@ def _found_spec(checkpoints: Sequence[Checkpoint]) -> str | None:
         )
     stated = specs.pop()
     return "hf" if stated is None and config_beside(checkpoints[0]) is not None else stated
-
-
-def _unstated(first: Checkpoint) -> str:
-    shapes = ", ".join(f"{name} {info.shape}" for name, info in list(first.tensors.items())[:12])
-    return (
-        f"{first.name}: nothing states the activation between its layers ({shapes}). "
-        "Add --model mlp:ACT, such as --model mlp:tanh or --model mlp:relu:softmax, or --model module:callable for "
-        "a network that is no plain chain."
-    )
 
 
 def _untrusted(stated: str, first: Checkpoint) -> str:

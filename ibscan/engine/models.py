@@ -15,6 +15,7 @@ from torch import nn
 from ibscan.core.network import Network
 from ibscan.core.records import Array, Checkpoint, Layer, Probe
 from ibscan.engine.extra_inputs import ExtraInputs, extra_inputs
+from ibscan.engine.hints import ordered_chain, output_argument
 from ibscan.engine.live_model import live_maker
 from ibscan.engine.model_spec import ModelSpec
 from ibscan.errors import InputError
@@ -25,10 +26,10 @@ from ibscan.inputs.probes.probe_keys import HELD, split_spec
 from ibscan.inputs.series.adapters import adapters_alone, adapters_sentence
 from ibscan.inputs.series.checkpoint import load_tensors
 from ibscan.networks.admission import traced_network
-from ibscan.networks.loading import loaded
+from ibscan.networks.loading import LastLayerDiffers, loaded
 from ibscan.networks.module import Module
 from ibscan.networks.packing import Packing
-from ibscan.networks.resolve import chain_order, left_out, parse_spec
+from ibscan.networks.resolve import left_out, parse_spec
 from ibscan.networks.stacked import stacked_chain
 from ibscan.networks.trace.graph import Trace
 
@@ -131,6 +132,10 @@ def _with_weights(maker: Maker, checkpoint: Checkpoint, state: Mapping[str, torc
     """Make the model with the weights of a checkpoint."""
     try:
         return loaded(maker.build, state, checkpoint.stored_names, checkpoint.name, saved=maker.names)
+    except LastLayerDiffers as error:
+        options = output_argument(maker.function, error.units)
+        add = f"Add {' '.join(options)}" if options else "Give the model as many, by an argument of its callable"
+        raise InputError(f"{error} {add}{'.' if options else ' (--model-arg).'}", options=options) from None
     except InputError as error:
         # Code may know how to load adapters alone; if it failed, missing base weights are the likely cause.
         if adapters_alone(checkpoint):
@@ -189,15 +194,12 @@ def _maker(stated: ModelSpec, first: Checkpoint, *, run_script: bool) -> Maker:
         maker: Maker = called(partial(library_model, config, name, first.tensors, where), {}, where)
         return replace(maker, build=partial(called, maker.build, {}, where))
     function = named_callable(stated.spec, "--model", run_script=run_script)
-    return Maker(partial(called, function, stated.arguments, where), code_hash(stated.spec))
+    return Maker(partial(called, function, stated.arguments, where), code_hash(stated.spec), function=function)
 
 
 def _chain(stated: ModelSpec, first: Checkpoint, probe: Probe, device: torch.device, dtype: torch.dtype) -> Model:
     spec = parse_spec(stated.spec)
-    try:
-        order = chain_order(first.tensors, stated.chain, first.state_key)
-    except InputError as error:
-        raise InputError(f"{first.name}: {error}") from None
+    order = ordered_chain(first, stated.chain)
     absent = tuple((name, "no glob of --chain takes it") for name in left_out(first.tensors, order))
     # Layers and shapes are all that is needed here: no tensor is read.
     state = {name: torch.empty(info.shape, device="meta") for name, info in first.tensors.items()}

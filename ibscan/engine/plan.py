@@ -19,6 +19,7 @@ import torch
 from ibscan._version import __version__
 from ibscan.core.measure import Measure, Situation, Sizes
 from ibscan.core.records import Checkpoint, Probe, Series
+from ibscan.engine.hints import missing_probe
 from ibscan.engine.measures import measures_of, stored_settings
 from ibscan.engine.model_spec import ModelSpec, stated_model
 from ibscan.engine.models import Model, matches_glob, model_of
@@ -39,7 +40,6 @@ __all__ = [
     "ResolvedInputs",
     "manifest_of",
     "plan_of",
-    "planned",
     "probe_of",
     "resolved_inputs",
     "series_of",
@@ -131,27 +131,11 @@ def probe_of(request: Request, resolved: ResolvedInputs) -> tuple[Probe, tuple[s
         InputError: There is no probe, or it cannot be used.
     """
     if resolved.probe is None:
-        raise InputError(
-            f"{request.paths[0]}: no probe was found beside the checkpoints (probe.npz, probe.npy, probe.mat, ...) and "
-            "none was given; name the inputs to measure on with --probe FILE."
-        )
+        raise missing_probe(request.paths)
     code = resolved.probe.partition("#")[0] if isinstance(resolved.probe, str) else resolved.probe.spec
     with untouched(request.paths, code, "--probe", growing=request.follow):
         probe, notices = read_probe(resolved.probe, resolved.probe_arg, run_script=request.run_script)
     return probe, tuple(notices)
-
-
-def planned(request: Request, reporter: Reporter) -> Plan:
-    """Read and check everything a request names; `reporter` hears what was skipped, sampled or left out.
-
-    Raises:
-        UsageError: The request contradicts itself or the inputs, or the output may not be written.
-        InputError: An input cannot be used, or probe and model do not fit.
-        NothingMatched: An empty folder or a filter that matches nothing.
-    """
-    resolved = resolved_inputs(request)
-    series = series_of(request, resolved.manifest, exclude=resolved.exclude)
-    return plan_of(request, reporter, resolved, series, probe_of(request, resolved))
 
 
 def plan_of(
@@ -173,7 +157,7 @@ def plan_of(
         before: An earlier plan for the same folder, whose model is reused if the architecture is the same.
 
     Raises:
-        IbscanError: As `planned`.
+        IbscanError: Model, probe and request do not fit.
     """
     (probe, notices), device = read, resolved.device
     for sentence in (*series.notices, *notices):

@@ -15,6 +15,7 @@ from ibscan.core.option import (
     MODEL,
     OUTPUT,
     PRECISION,
+    RARE,
     Option,
     Setting,
     at_least,
@@ -119,7 +120,7 @@ class Request:
     weights: str | None = option(
         None,
         _reading(
-            "Raw weights or averages, where a file holds both.", INPUT, metavar="raw|ema", check=one_of("raw", "ema")
+            "Raw weights or averages, where a file holds both.", RARE, metavar="raw|ema", check=one_of("raw", "ema")
         ),
     )
     state_key: str | None = option(
@@ -127,11 +128,11 @@ class Request:
         _reading(
             "The entry to read where a file holds several states, dotted where it lies deeper; or what the names of a "
             "part of it begin with.",
-            INPUT,
+            RARE,
             metavar="KEY",
         ),
     )
-    trust: bool = option(False, _reading("Allow code and paths named by files found beside the checkpoints.", INPUT))
+    trust: bool = option(False, _reading("Allow code and paths named by files found beside the checkpoints.", RARE))
     model: str | Live | None = option(
         None,
         _reading(
@@ -157,7 +158,7 @@ class Request:
         None,
         _reading(
             "Globs, separated by commas: the order of containers that form one chain, as in 'encoder.*,decoder.*'.",
-            MODEL,
+            RARE,
             metavar="GLOBS",
             read=_joined,
         ),
@@ -166,7 +167,7 @@ class Request:
         False,
         _reading(
             "Also run code of --model and --probe that trains or writes files when imported, or trains when called.",
-            MODEL,
+            RARE,
         ),
     )
     layers: tuple[str, ...] = option(
@@ -199,21 +200,26 @@ class Request:
         ),
     )
     resume: bool = option(
-        True, Option("Take up what is finished, or measure everything again.", OUTPUT, flags=("--resume/--no-resume",))
+        True,
+        Option(
+            "--no-resume measures again what is finished.",
+            RARE,
+            flags=("--resume/--no-resume",),
+        ),
     )
-    force: bool = option(False, Option("Replace what differs in an existing result.", OUTPUT))
+    force: bool = option(False, Option("Replace what differs in an existing result.", RARE))
     follow: bool = option(False, Option("Keep measuring a folder's checkpoints as they arrive, until --idle.", INPUT))
     idle: float | None = option(
         None,
         Option(
             f"With --follow: end when nothing new has come for so long. Default: {IDLE_SECONDS:g}.",
-            INPUT,
+            RARE,
             metavar="SECONDS",
             parse=number,
             check=positive,
         ),
     )
-    strict: bool = option(False, Option("Exit 4 on unresolved cells too.", OUTPUT))
+    strict: bool = option(False, Option("Exit 4 on unresolved cells too.", RARE))
     options: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
 

@@ -15,7 +15,8 @@ from ibscan.core.estimate import Estimate, Status
 from ibscan.core.records import Checkpoint
 from ibscan.core.result import Result
 from ibscan.engine import resume
-from ibscan.engine.plan import Plan, planned, skip_sentence
+from ibscan.engine.complete import planned
+from ibscan.engine.plan import Plan, skip_sentence
 from ibscan.engine.request import PARTIAL, Reporter, Request, Silent
 from ibscan.engine.scan import Block, blocks, partition
 from ibscan.engine.watch import polls

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ibscan.core.records import Checkpoint, Probe
+from ibscan.engine.complete import planned as planned_once
 from ibscan.engine.plan import Plan, ResolvedInputs, plan_of, probe_of, resolved_inputs, series_of
 from ibscan.engine.request import IDLE_SECONDS, Reporter, Request
 from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
@@ -62,6 +63,10 @@ def polls(request: Request, reporter: Reporter) -> Iterator[Poll]:
     if len(request.paths) != 1 or not request.paths[0].is_dir():
         raise UsageError(f"--follow watches one folder, and {request.paths[0]} is none; name the run's folder alone.")
     resolved = resolved_inputs(request)
+    if resolved.probe is None:
+        # Nothing can be measured: say what else is missing, if there is a checkpoint already.
+        with contextlib.suppress(NothingMatched):
+            planned_once(dataclasses.replace(request, follow=False, idle=None), reporter)
     # Read the probe first, to fail fast.
     return _polls(request, resolved, probe_of(request, resolved), _ReportOnce(reporter))
 

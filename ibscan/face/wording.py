@@ -46,7 +46,7 @@ def speaking_python(given: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except IbscanError as error:
-        error.args = (in_python(str(error), given), *error.args[1:])
+        error.args = (in_python(str(error), given),)
         raise
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.measure import Measure, Situation, Sizes
 from ibscan.core.network import LayeredNetwork
-from ibscan.core.option import MEASURE, Option, at_least, number, option, positive, whole
+from ibscan.core.option import MEASURE, RARE, Option, at_least, number, option, positive, whole
 from ibscan.core.quantity import BINNING, Quantity
 from ibscan.core.records import At, Layer, Probe
 from ibscan.core.streams import RandomStreams
@@ -75,7 +75,7 @@ BINS = Option(
 )
 WIDTHS = Option(
     "Cells of a fixed width; repeatable.",
-    MEASURE,
+    RARE,
     "bin_width",
     metavar="W",
     several=True,
@@ -85,7 +85,7 @@ WIDTHS = Option(
 )
 LIMITS = Option(
     "The range of --bins.",
-    MEASURE,
+    RARE,
     "bin_range",
     metavar="LO:HI",
     read=parse_range,

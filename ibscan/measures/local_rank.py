@@ -9,7 +9,7 @@ from typing import ClassVar
 from ibscan.core.estimate import Estimate
 from ibscan.core.measure import NUMBER, Measure, Situation, Sizes
 from ibscan.core.network import DifferentiableNetwork, JacobianSpec
-from ibscan.core.option import MEASURE, PRECISION, Option, at_least, count, option, whole
+from ibscan.core.option import MEASURE, RARE, Option, at_least, count, option, whole
 from ibscan.core.quantity import COMPONENT, EPS, RANK_VALUE, REL_EPS, Quantity
 from ibscan.core.records import Array, At, Layer, Probe
 from ibscan.core.streams import RandomStreams
@@ -61,7 +61,7 @@ def _directions(value: int | None, situation: Situation) -> int | None:
 
 SPECTRUM_ROWS = Option(
     "Rows on which spectra are averaged. Default: {default}.",
-    MEASURE,
+    RARE,
     metavar="N|all",
     parse=count,
     read=lambda flag, given: "all" if given is None else given,  # noqa: ARG005 - None is all here
@@ -81,7 +81,7 @@ FROM = Option(
 INPUT_DIMS = Option(
     f"Jacobians on N random orthonormal directions alone: lower bounds. Default: all, {SUBSPACE} where a model's input "
     f"has more than {WIDEST_INPUT}.",
-    PRECISION,
+    RARE,
     "input_dims",
     metavar="N",
     parse=whole,

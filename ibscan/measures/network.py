@@ -11,7 +11,7 @@ from ibscan.core import quantity
 from ibscan.core.estimate import Estimate
 from ibscan.core.measure import Measure, Sizes
 from ibscan.core.network import NoisyNetwork
-from ibscan.core.option import PRECISION, Option, at_least, option, whole
+from ibscan.core.option import RARE, Option, at_least, option, whole
 from ibscan.core.quantity import Dimension, Quantity
 from ibscan.core.records import Layer, Probe
 from ibscan.core.streams import RandomStreams
@@ -33,7 +33,7 @@ __all__ = ["NetworkInformation"]
 
 MAX_REPLICAS = Option(
     "Replicas of an input, and weighted paths of a draw, at most; network channel.",
-    PRECISION,
+    RARE,
     metavar="K",
     parse=whole,
     check=at_least(2),

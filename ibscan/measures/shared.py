@@ -11,6 +11,7 @@ from ibscan.core.option import (
     INPUT,
     MEASURE,
     PRECISION,
+    RARE,
     Option,
     at_least,
     count,
@@ -146,4 +147,4 @@ REL_NOISE = Option(
 TOLERANCE = Option(
     "Target 95% half width of noisy values, nats.", PRECISION, metavar="T", parse=number, check=positive, place=6
 )
-MAX_DRAWS = Option("Draws of one cell at most.", PRECISION, metavar="M", parse=whole, check=at_least(2), place=7)
+MAX_DRAWS = Option("Draws of one cell at most.", RARE, metavar="M", parse=whole, check=at_least(2), place=7)

@@ -13,7 +13,7 @@ from ibscan.core.records import WRAPPERS, is_counter
 from ibscan.core.text import near_names
 from ibscan.errors import CheckpointError, InputError
 
-__all__ = ["built", "loaded", "unwrapped"]
+__all__ = ["LastLayerDiffers", "built", "loaded", "unwrapped"]
 
 # Wrappers of torch.compile and torch.optim.swa_utils, by name: their modules are slow to import.
 UNWRAPPED = ("OptimizedModule", "AveragedModel")
@@ -48,6 +48,14 @@ def _parallel(model: nn.Module) -> bool:
     return isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
 
 
+class LastLayerDiffers(InputError):  # noqa: N818 - says what was found
+    """All of a checkpoint fits a model but the number of units of one layer, `units` in the checkpoint."""
+
+    def __init__(self, sentence: str, units: int) -> None:
+        super().__init__(sentence)
+        self.units = units
+
+
 def loaded(
     build: Callable[[], Any],
     state: Mapping[str, torch.Tensor],
@@ -71,6 +79,7 @@ def loaded(
 
     Raises:
         InputError: Names or shapes do not fit.
+        LastLayerDiffers: The shapes of all but one layer fit.
         CheckpointError: Tensors differ that the model ties to one.
     """
     model = built(build)
@@ -85,6 +94,13 @@ def loaded(
     candidates = [one for one in (original, renamed, state) if len(one) == len(state)]
     fitting = next((found for one in candidates if (found := _fitting(one, wanted, tied, name))), state)
     shapes = {key: tuple(tensor.shape) for key, tensor in fitting.items()}
+    head = _other_head(shapes, wanted)
+    if head:
+        units = shapes[head][0]
+        raise LastLayerDiffers(
+            f"{name}: only the last layer differs: {head!r} has {units} units where the model has {wanted[head][0]}.",
+            units,
+        )
     if shapes != wanted:
         raise InputError(_misfit(name, shapes, wanted) + _part(original, wanted))
     with user_code("the model"):
@@ -161,6 +177,18 @@ def _misfit(name: str, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str
         f"{name}: its tensors are not those of the model: of {len(wanted)}, {'; '.join(parts)}. "
         "Give the model and --model-arg this checkpoint was made with."
     )
+
+
+def _other_head(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
+    """Return the weight of the only layer that differs, and in its number of units alone; empty where there is none."""
+    if set(found) != set(wanted):
+        return ""
+    other = [key for key in wanted if found[key] != wanted[key]]
+    owners = {key.rpartition(".")[0] for key in other}
+    whole = [key for key in wanted if key.rpartition(".")[0] in owners]
+    alike = all(found[key][1:] == wanted[key][1:] and len(found[key]) == len(wanted[key]) > 0 for key in other)
+    units = {found[key][:1] for key in other}
+    return other[0] if alike and len(owners) == len(units) == 1 and other == whole else ""
 
 
 def _part(stored: Collection[str], wanted: Collection[str]) -> str:

@@ -15,7 +15,7 @@ from ibscan.errors import IbscanError, InputError, NothingMatched, UsageError
 from ibscan.networks.activations import ACTIVATIONS, OUTPUTS
 from ibscan.networks.containers import common_module, numbered_alike, separate_parts
 
-__all__ = ["ChainSpec", "chain_order", "left_out", "parse_spec"]
+__all__ = ["ChainSpec", "chain_order", "is_linear", "left_out", "parse_spec"]
 
 # Steps of the search for an order that fits; a chain of a hundred numbered layers takes a hundred.
 LARGEST_SEARCH = 20_000
@@ -99,8 +99,16 @@ def chain_order(tensors: Mapping[str, TensorInfo], globs: Sequence[str] = (), ke
     weights = _linears(tensors, key)
     parts = separate_parts(weights)
     if parts:
-        raise InputError(_several(parts, tensors, key))
+        raise _several(parts, tensors, key)
     return _one_order([list(weights)], weights, tensors)
+
+
+def is_linear(tensors: Mapping[str, TensorInfo]) -> bool:
+    """Tell whether all tensors are weights and biases of Linear layers."""
+    try:
+        return bool(_linears(tensors, ""))
+    except InputError:
+        return False
 
 
 def left_out(tensors: Mapping[str, TensorInfo], order: Sequence[str]) -> tuple[str, ...]:
@@ -202,7 +210,8 @@ def _one_order(
         raise InputError(
             f"{begin}the order of the Linear layers cannot be told from names and shapes: {' -> '.join(first)} and "
             f"{' -> '.join(second)} both fit. Name the layers with numbers (fc1, fc2, ...), or say the order, as in "
-            f"--chain '{','.join(likely)}'."
+            f"--chain '{','.join(likely)}'.",
+            options=("--chain", ",".join(likely)),
         )
     return first
 
@@ -230,15 +239,16 @@ def _grouped(
             yield (*order, *rest)
 
 
-def _several(parts: Sequence[str], tensors: Mapping[str, TensorInfo], key: str) -> str:
-    """Return the message that refuses layers in several containers, with the options that choose among them."""
+def _several(parts: Sequence[str], tensors: Mapping[str, TensorInfo], key: str) -> InputError:
+    """Return the error that refuses layers in several containers, with the options that choose among them."""
     command = _command(parts, tensors)
     take = f"--state-key {_joined(key, parts[0])} takes one alone"
     say = f"--chain '{command}' says that each feeds the next" if command else "--chain takes a part of them"
-    return (
+    return InputError(
         f"its Linear layers lie in several containers ({_listed(parts)}), and names and shapes do not say whether one "
         f"feeds another or they stand side by side, as an ensemble's members or actor and critic do: {take}, {say}; "
-        "anything else is given as code, --model module:callable."
+        "anything else is given as code, --model module:callable.",
+        options=("--chain", command) if command else ("--state-key", _joined(key, parts[0])),
     )
 
 

@@ -62,7 +62,8 @@ def carried_out(command: Run, place: Path, row: rows.Row) -> Finished:
         assert word in done.out + done.err, (word, done.out, done.err)
     for stream in (done.out, done.err):
         assert all(letter.isprintable() or letter in "\n\t" for letter in stream), repr(stream)
-    assert all(line.startswith(("ibscan: ", "said ")) for line in done.err.splitlines()), done.err
+    # Two blanks begin what is to be copied.
+    assert all(line.startswith(("ibscan: ", "said ", "  ")) for line in done.err.splitlines()), done.err
     if done.code not in (0, 4):
         assert done.err
         assert not done.out or row.line.startswith("ls")

@@ -17,7 +17,8 @@ import ibscan
 from ibscan.core.measure import Measure, Sizes
 from ibscan.core.records import Layer, Probe
 from ibscan.core.streams import RandomStreams
-from ibscan.engine.plan import BLOCK_SECONDS, planned
+from ibscan.engine.complete import planned
+from ibscan.engine.plan import BLOCK_SECONDS
 from ibscan.engine.request import Request, Silent
 from ibscan.engine.scan import measure_layers, partition
 from ibscan.measures.binned import BinnedInformation

@@ -13,7 +13,7 @@ from ibscan.cli.commands import app
 from ibscan.cli.glossary import default_of, settings, typed, verbs_of
 from ibscan.cli.listing import COLUMNS as LISTED
 from ibscan.core.estimate import Estimate, Status
-from ibscan.core.option import INPUT, MEASURE, MODEL, OUTPUT, PRECISION, Setting
+from ibscan.core.option import INPUT, MEASURE, MODEL, OUTPUT, PRECISION, RARE, Setting
 from ibscan.core.quantity import Quantity
 from ibscan.measures import MEASURES, dimensions, quantities
 from ibscan.results.axes import AUXILIARY, DESCRIPTIONS
@@ -54,7 +54,7 @@ def verbs() -> str:
 
 def options() -> str:
     """Return every option by its panel."""
-    panels: dict[str, list[Setting]] = {panel: [] for panel in (INPUT, MODEL, MEASURE, PRECISION, OUTPUT)}
+    panels: dict[str, list[Setting]] = {panel: [] for panel in (INPUT, MODEL, MEASURE, PRECISION, OUTPUT, RARE)}
     for setting in settings():
         panels[setting.option.panel].append(setting)
     return "\n".join(

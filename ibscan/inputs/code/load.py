@@ -35,11 +35,15 @@ PREFIX = "ibscan_"
 
 @dataclass(frozen=True)
 class Maker:
-    """A function that builds a model, the hash of its code, and the model's tensor names by other saved names."""
+    """A function that builds a model, the hash of its code, and the model's tensor names by other saved names.
+
+    `function` is what the user named, which `build` calls with its arguments; None where it is a library's.
+    """
 
     build: Callable[[], Any]
     code: str
     names: Mapping[str, str] = field(default_factory=dict)
+    function: Callable[..., Any] | None = None
 
 
 def is_code(spec: str) -> bool:

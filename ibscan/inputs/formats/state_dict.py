@@ -101,7 +101,8 @@ def chosen_set(tree: Any, name: str, wanted: Wanted) -> tuple[str, dict[str, Any
     if found:
         raise CheckpointError(
             f"{name}: holds several sets of tensors ({_listed(found)}); say which with "
-            f"--state-key, such as --state-key {found[0]}."
+            f"--state-key, such as --state-key {found[0]}.",
+            options=("--state-key", found[0]),
         )
     if sets and weights is not None:
         raise CheckpointError(
@@ -111,7 +112,13 @@ def chosen_set(tree: Any, name: str, wanted: Wanted) -> tuple[str, dict[str, Any
     if named:
         raise CheckpointError(
             f"{name}: holds tensors under {_listed(named)}, none of which is a usual name; say which with --state-key "
-            f"{named[0]}."
+            f"{named[0]}.",
+            options=("--state-key", named[0]),
+        )
+    if isinstance(tree, Mapping) and "param_groups" in tree:
+        raise CheckpointError(
+            f"{name}: holds the state of an optimizer and no network; expected a state dict, as model.state_dict() "
+            "gives: save that as well."
         )
     raise CheckpointError(f"{name}: holds no named tensors; expected a state dict, as model.state_dict() gives.")
 
@@ -153,7 +160,8 @@ def _of_weights(weights: str | None, raw: list[str], averaged: list[str], name: 
     if weights is None and raw and averaged:
         raise CheckpointError(
             f"{name}: holds raw weights ({_listed(raw)}) beside averaged ones ({_listed(averaged)}); say which with "
-            "--weights raw or --weights ema."
+            "--weights raw or --weights ema.",
+            options=("--weights", "raw"),
         )
     return averaged if weights == "ema" else raw if weights == "raw" else raw or averaged
 

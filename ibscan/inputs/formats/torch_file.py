@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from functools import partial
+from pathlib import PurePath
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -153,7 +154,15 @@ def _refuse_unsafe(reading: PickleReading, name: str) -> None:
     names = listed(reading.unsafe, 3)
     if any(found.startswith("torch.nn.modules") for found in reading.unsafe):
         raise CheckpointError(
-            f"{name}: holds a whole pickled module ({names}), which is code and was not run; {SAVE_AGAIN}."
+            f"{name}: holds a whole pickled module ({names}), which is code and was not run; {SAVE_AGAIN}.",
+            lines=(
+                "Where its class can be imported, Python saves the weights alone (which runs code of the files: "
+                "they must be your own):",
+                "  import pathlib, torch",
+                '  pathlib.Path("weights").mkdir()',
+                f"  for f in pathlib.Path().glob({'*' + PurePath(name).suffix!r}):",
+                '      torch.save(torch.load(f, weights_only=False).state_dict(), f"weights/{f.name}")',
+            ),
         )
     raise CheckpointError(
         f"{name}: its pickle would call {names}, which is not plain data and was not run; {SAVE_AGAIN}."

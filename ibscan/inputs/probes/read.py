@@ -59,7 +59,8 @@ def find_probe(folder: Path) -> Path | None:
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise UsageError(
-            f"{folder}: holds several probes ({names}); say which with --probe, such as --probe {found[0]}."
+            f"{folder}: holds several probes ({names}); say which with --probe, such as --probe {found[0]}.",
+            options=("--probe", str(found[0])),
         )
     return found[0] if found else None
 
@@ -198,9 +199,12 @@ def _check_pixels(x: Array, file: str) -> None:
         return
     kind = "integers" if x.dtype.kind in "iu" else "whole numbers"
     largest = 255 if high <= 255 else 65535
+    likely = largest if x.dtype == np.uint8 or high > largest / 2 else 1
     raise UsageError(
         f"{file}: the inputs are {kind} from {low:.0f} to {high:.0f} and no scale is stated; add --probe-arg "
-        f"scale={largest} if they are pixels, or --probe-arg scale=1 if they are meant as they are (counts, token ids)."
+        f"scale={largest} if they are pixels, or --probe-arg scale=1 if they are meant as they are (counts, token "
+        "ids).",
+        options=("--probe-arg", f"scale={likely}"),
     )
 
 

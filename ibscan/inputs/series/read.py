@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,8 +24,13 @@ from ibscan.inputs.series.duplicates import is_numbered, of_one_architecture, wi
 from ibscan.inputs.series.epochs import axis_values, select_epochs
 from ibscan.inputs.series.manifest import Manifest
 from ibscan.inputs.series.ordering import ordered, refuse_repeated
+from ibscan.inputs.series.run_folders import run_folders
 
 __all__ = ["axis_values", "read_series", "select_epochs"]
+
+
+# Run folders named in a message.
+MOST_RUNS = 6
 
 
 @dataclass
@@ -33,6 +38,7 @@ class _Draft:
     checkpoints: list[Checkpoint] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    faults: list[CheckpointError] = field(default_factory=list)
 
 
 def read_series(
@@ -75,8 +81,9 @@ def read_series(
             draft.checkpoints.append(_inspected(candidate, pattern, inspect))
         except CheckpointError as error:
             draft.skipped[candidate.name] = str(error)
+            draft.faults.append(error)
     if not draft.checkpoints and not draft.skipped:
-        raise NothingMatched(_nothing_found(where, found, manifest))
+        raise _nothing_found(where, found, manifest)
     if len(draft.checkpoints) == 1 and len(paths) == 1 and paths[0].is_dir():
         draft.checkpoints = [_named_by_folder(draft.checkpoints[0], paths[0])]
     draft.checkpoints, notices = without_copies(draft.checkpoints)
@@ -85,7 +92,7 @@ def read_series(
     draft.skipped |= other_reasons
     draft.notices += notices
     if not draft.checkpoints:
-        raise InputError(_all_skipped(where, draft.skipped))
+        raise _all_skipped(where, draft)
     manifest_name = "" if manifest is None else manifest.path.name
     axis, draft.checkpoints, notices = ordered(draft.checkpoints, axis, manifest_name)
     draft.notices += notices
@@ -161,18 +168,32 @@ def _named_by_folder(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     return dataclasses.replace(checkpoint, epoch=found.epoch, step=found.step, step_source=found.source)
 
 
-def _nothing_found(where: str, found: Found, manifest: Manifest | None) -> str:
+def _nothing_found(where: str, found: Found, manifest: Manifest | None) -> NothingMatched:
     if found.candidates and manifest is not None and manifest.pattern is not None:
         count = len(found.candidates)
-        return f"{where}: the pattern {manifest.pattern} of ibscan.toml matches none of {count} files; mend it."
+        return NothingMatched(
+            f"{where}: the pattern {manifest.pattern} of ibscan.toml matches none of {count} files; mend it."
+        )
+    runs = run_folders(Path(where), MOST_RUNS)
+    if runs:
+        names = listed([path.relative_to(where).as_posix() for path in runs], MOST_RUNS)
+        begin = "one run folder" if len(runs) == 1 else "run folders"
+        one = "it" if len(runs) == 1 else "one of them, or pick one checkpoint of each with a pattern in ibscan.toml"
+        return NothingMatched(f"{where}: holds no checkpoint itself, but {begin}: {names}. Scan {one}.", path=runs[0])
     seen = list(dict.fromkeys([*found.others, *(notice.partition(":")[0] for notice in found.notices)]))
     saw = listed(seen, 5) or "nothing"
     why = f" {found.notices[0]}" if found.notices else ""
-    return f"{where}: holds no checkpoint (saw {saw}); expected {accepted()}, or folders of one each.{why}"
+    return NothingMatched(
+        f"{where}: holds no checkpoint (saw {saw}); expected {accepted()}, or folders of one each.{why}"
+    )
 
 
-def _all_skipped(where: str, skipped: Mapping[str, str]) -> str:
-    if len(skipped) == 1:
-        return next(iter(skipped.values()))
-    reasons = " ".join(list(skipped.values())[:2])
-    return f"{where}: none of {len(skipped)} checkpoints can be used. First: {reasons}"
+def _all_skipped(where: str, draft: _Draft) -> InputError:
+    reasons = list(draft.skipped.values())
+    first = draft.faults[0] if draft.faults else InputError(reasons[0])
+    if len(reasons) == 1 or (first.options and all(fault.options == first.options for fault in draft.faults)):
+        return InputError(reasons[0], options=first.options, lines=first.lines)
+    alike = len({reason.replace(name, "") for name, reason in draft.skipped.items()}) == 1
+    shown = " ".join(reasons[: 1 if alike else 2])
+    said = f"{where}: none of {len(reasons)} checkpoints can be used. First: {shown}"
+    return InputError(said, options=first.options, lines=first.lines)

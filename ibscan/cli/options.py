@@ -15,7 +15,21 @@ from ibscan.engine.request import READING, run_settings
 from ibscan.measures import VERBS, measure_settings
 from ibscan.views.figures import FIGURES
 
-__all__ = ["ALL", "PLOT", "PLOTTED", "PRINTED", "PRINTING", "RESULT", "RESULTS", "SHOW", "of_verb", "taking"]
+__all__ = [
+    "ALL",
+    "FILE",
+    "FILED",
+    "PLOT",
+    "PLOTTED",
+    "PRINTED",
+    "PRINTING",
+    "RESULT",
+    "RESULTS",
+    "SELECT",
+    "SHOW",
+    "of_verb",
+    "taking",
+]
 
 
 def _argument(name: str, kind: Any, default: Any, text: str, metavar: str) -> inspect.Parameter:  # noqa: ANN401
@@ -63,7 +77,7 @@ CHECKPOINTS = _argument(
     "A folder of checkpoints, or files; none is the current folder, - reads paths from standard input.",
     "[CKPTS]...",
 )
-RESULT = (_argument("result", Path, inspect.Parameter.empty, "A file that a scan wrote.", "RESULT"),)
+RESULT = (_argument("result", Path | None, None, "A file that a scan wrote. Default: ibscan.h5.", "[RESULT]"),)
 RESULTS = (_argument("results", list[Path] | None, None, "Files that scans wrote. Default: ibscan.h5.", "[RESULT]..."),)
 
 
@@ -81,7 +95,13 @@ SHOW_SETTINGS = (
 PRINTING_SETTINGS = (
     _printing("units", "nats", "What is printed; files hold nats.", kind=Literal["nats", "bits"]),
     _printing("every", False, "Every checkpoint, instead of a log-thinned table.", "--all"),
-    _printing("variable", None, "One variable alone, histograms and spectra too.", metavar="NAME"),
+    _printing(
+        "variable",
+        (),
+        "These variables alone, histograms and spectra too; repeatable.",
+        metavar="NAME",
+        several=True,
+    ),
 )
 ALL_SETTINGS = (
     _printing(
@@ -96,6 +116,18 @@ ALL_SETTINGS = (
     _printing("color", "auto", "NO_COLOR and FORCE_COLOR are respected.", kind=Literal["auto", "always", "never"]),
     _printing("debug", False, "Show tracebacks."),
 )
+FILE_SETTINGS = (
+    _printing(
+        "output",
+        None,
+        "A file in place of standard output: .tsv, .csv or .jsonl, of show also .txt for tables; written whole, in "
+        "place of an existing one.",
+        "-o",
+        "--output",
+        metavar="FILE",
+        kind=Path,
+    ),
+)
 _KINDS = ", ".join(FIGURES)
 PLOT_SETTINGS = (
     _printing(
@@ -109,7 +141,6 @@ PLOT_SETTINGS = (
     ),
     _printing("format", "png", "Of the figures in a folder.", kind=Literal["png", "svg", "pdf"]),
     _printing("kind", (), f"Figures to draw: {_KINDS}; repeatable. Default: all.", metavar="KIND", several=True),
-    _printing("variable", (), "Variables to draw, alone; repeatable.", metavar="NAME", several=True),
     _printing("run", (), "A result, and the name it has in legends; repeatable.", metavar="NAME=FILE", several=True),
     _printing("band", False, "Mean over results (seeds), and their standard deviation as a band."),
     _printing(
@@ -121,17 +152,22 @@ PLOT_SETTINGS = (
 )
 # Options of printing, which are no part of a request.
 PRINTED = (*SHOW_SETTINGS, *PRINTING_SETTINGS, *ALL_SETTINGS)
-# Options of plot: its own, what it selects as scans do, and what it says as other verbs do.
-PLOTTED = PLOT_SETTINGS
-SHOW, PRINTING, ALL = (
-    tuple(_parameter(setting) for setting in group) for group in (SHOW_SETTINGS, PRINTING_SETTINGS, ALL_SETTINGS)
+# Options of show and export alone, and of plot alone.
+FILED, PLOTTED = FILE_SETTINGS, PLOT_SETTINGS
+# What verbs that read results select, as scans do.
+SELECT_SETTINGS = tuple(setting for setting in run_settings() if setting.name in ("layers", "epochs"))
+SHOW, PRINTING, ALL, FILE, SELECT = (
+    tuple(_parameter(setting) for setting in group)
+    for group in (SHOW_SETTINGS, PRINTING_SETTINGS, ALL_SETTINGS, FILE_SETTINGS, SELECT_SETTINGS)
 )
+# Of plot: its own options, what it selects, and what it says as other verbs do.
+_SAID = ("units", "variable", "quiet", "debug")
 PLOT = tuple(
     _parameter(setting)
     for setting in (
         *PLOT_SETTINGS,
-        *(setting for setting in run_settings() if setting.name in ("layers", "epochs")),
-        *(setting for setting in (*PRINTING_SETTINGS, *ALL_SETTINGS) if setting.name in ("units", "quiet", "debug")),
+        *SELECT_SETTINGS,
+        *(setting for setting in (*PRINTING_SETTINGS, *ALL_SETTINGS) if setting.name in _SAID),
     )
 )
 

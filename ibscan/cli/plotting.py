@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ibscan.core.text import listed, near_names
-from ibscan.errors import NothingMatched, UsageError
+from ibscan.cli.selection import read_selected
+from ibscan.core.text import listed
+from ibscan.errors import UsageError
 
 if TYPE_CHECKING:
-    from ibscan.core.result import Result
     from ibscan.views.figures.picture import Picture
 
 __all__ = ["plotted"]
@@ -36,7 +35,7 @@ def plotted(options: Mapping[str, Any], default: Path) -> int:
         NothingMatched: There is nothing to draw.
     """
     from ibscan.cli.output import say
-    from ibscan.results.store import read, write_bytes
+    from ibscan.results.store import write_bytes
     from ibscan.views.figures import pictures
     from ibscan.views.figures.draw import check_library, encoded
 
@@ -44,7 +43,7 @@ def plotted(options: Mapping[str, Any], default: Path) -> int:
     place: Path = options["output"] or _FOLDER
     single = place.suffix.lower().removeprefix(".") if _is_file(place) else ""
     paths = _named(options["results"] or [], options["run"] or [], default)
-    results = {name: _selected(read(path), path, options) for name, path in paths.items()}
+    results = {name: read_selected(path, options["layers"], options["epochs"]) for name, path in paths.items()}
     kinds, variables = (tuple(options[name] or ()) for name in ("kind", "variable"))
     found = pictures(results, kinds=kinds, variables=variables, units=options["units"], band=options["band"])
     if single:
@@ -134,48 +133,3 @@ def _named(paths: Sequence[Path], named: Sequence[str], default: Path) -> dict[s
         name = "/".join(own)
         given[name if name not in given else str(path)] = path
     return given
-
-
-def _selected(result: Result, path: Path, options: Mapping[str, Any]) -> Result:
-    """Keep the layers and checkpoints that options name.
-
-    Raises:
-        UsageError: A selection cannot be read.
-        NothingMatched: It matches nothing.
-    """
-    from ibscan.results.axes import checkpoint_keys
-    from ibscan.results.select import selected
-
-    kept = None
-    if options["epochs"] is not None:
-        keys = checkpoint_keys(result)
-        kept = {keys[index] for index in _epochs(result, path, options["epochs"])}
-    globs = options["layers"] or []
-    if not globs:
-        return selected(result, checkpoints=kept)
-    names = [str(name) for name in result["layer"].values.tolist()]
-    layers = [name for name in names if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
-    if not layers:
-        near = list(dict.fromkeys(_near(globs, names)))
-        raise NothingMatched(
-            f"--layers {' '.join(globs)}: {path} has no such layer; it has {listed(near or names, 8)}."
-        )
-    return selected(result, checkpoints=kept, coordinates={"layer": layers})
-
-
-def _near(globs: Sequence[str], names: Sequence[str]) -> Iterator[str]:
-    for glob in globs:
-        yield from near_names(glob, names, 3)
-
-
-def _epochs(result: Result, path: Path, spec: str) -> list[int]:
-    from ibscan.inputs.series.epochs import indices
-    from ibscan.views.view import View
-
-    view = View(result, "nats", every=True, width=1, unicode=True)
-    values = view.axis_values
-    numbers = list(map(float, range(view.size) if values is None else values.tolist()))
-    kept, missing = indices(numbers, view.axis_name, spec)
-    if missing or not kept:
-        raise NothingMatched(f"{path}: {missing or f'--epochs {spec}: there is no checkpoint to choose from.'}")
-    return kept

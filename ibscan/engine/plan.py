@@ -19,9 +19,10 @@ import torch
 from ibscan._version import __version__
 from ibscan.core.measure import Measure, Situation, Sizes
 from ibscan.core.records import Checkpoint, Probe, Series
+from ibscan.core.text import matches_glob
 from ibscan.engine.measures import measures_of, stored_settings
 from ibscan.engine.model_spec import ModelSpec, stated_model
-from ibscan.engine.models import Model, matches_glob, model_of
+from ibscan.engine.models import Model, model_of
 from ibscan.engine.request import Reporter, Request
 from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
 from ibscan.inputs.probes.read import find_probe, read_probe

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ibscan.core.records import Checkpoint, Probe
-from ibscan.engine.plan import Plan, ResolvedInputs, plan_of, probe_of, resolved_inputs, series_of
+from ibscan.engine.plan import Plan, ResolvedInputs, plan_of, probe_of, resolved_inputs
 from ibscan.engine.request import IDLE_SECONDS, Reporter, Request
+from ibscan.engine.series import series_of
 from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
 from ibscan.inputs.files import file_head
 from ibscan.inputs.folder.shards import is_index

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ibscan.core.boundary import is_out_of_memory, user_code
 from ibscan.core.records import Array
@@ -15,6 +14,9 @@ from ibscan.core.text import first_line
 from ibscan.errors import InputError, UsageError
 from ibscan.inputs.code.load import called, named_callable
 from ibscan.inputs.probes.probe_keys import INPUTS, chosen_keys, wanted_keys
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Returned", "as_numpy", "probe_from_code"]
 
@@ -140,6 +142,8 @@ def _array(value: Any, role: str, where: str) -> Array:  # noqa: ANN401 - as the
 
 
 def _numbers(value: Any) -> Any:  # noqa: ANN401 - as the code returned it
+    import torch
+
     if isinstance(value, torch.Tensor):
         return as_numpy(value)
     if isinstance(value, list | tuple) and any(isinstance(part, torch.Tensor | list | tuple) for part in value):
@@ -149,6 +153,8 @@ def _numbers(value: Any) -> Any:  # noqa: ANN401 - as the code returned it
 
 def as_numpy(tensor: torch.Tensor) -> Array:
     """Return a tensor as a numpy array, detached and on the CPU."""
+    import torch
+
     tensor = tensor.detach().cpu()
     # numpy has neither bfloat16 nor the 8-bit floats; float32 holds all of them exactly.
     small = tensor.dtype.is_floating_point and tensor.dtype not in (torch.float16, torch.float32, torch.float64)

@@ -16,6 +16,7 @@ from ibscan.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ibscan.core.hand import Hand
     from ibscan.core.result import Result
     from ibscan.views.progress import Progress
 
@@ -176,6 +177,11 @@ class Reporting:
         if self._bar is not None:
             with contextlib.suppress(OSError):
                 self._bar.advance(name)
+
+    def working(self, hand: Hand) -> None:
+        """Show what is in hand."""
+        if self._bar is not None:
+            self._bar.hand = hand
 
     def close(self) -> None:
         """Remove the progress line."""

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from ibscan.core.hand import Hand
 from ibscan.core.option import (
     INPUT,
     MODEL,
@@ -294,6 +295,10 @@ class Reporter(Protocol):
         """Report that a checkpoint is finished."""
         ...
 
+    def working(self, hand: Hand) -> None:
+        """Report what is in hand now."""
+        ...
+
 
 @dataclass(frozen=True)
 class Silent:
@@ -309,4 +314,7 @@ class Silent:
         """Discard it."""
 
     def advanced(self, name: str) -> None:
+        """Discard it."""
+
+    def working(self, hand: Hand) -> None:
         """Discard it."""

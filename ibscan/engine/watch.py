@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ibscan.core.hand import Hand
 from ibscan.core.records import Checkpoint, Probe
 from ibscan.engine.plan import Plan, ResolvedInputs, plan_of, probe_of, resolved_inputs
 from ibscan.engine.request import IDLE_SECONDS, Reporter, Request
@@ -231,3 +232,7 @@ class _ReportOnce:
     def advanced(self, name: str) -> None:
         """Report that a checkpoint is finished."""
         self.reporter.advanced(name)
+
+    def working(self, hand: Hand) -> None:
+        """Report what is in hand now."""
+        self.reporter.working(hand)

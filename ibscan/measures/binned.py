@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ibscan.core.estimate import Estimate, Status
-from ibscan.core.measure import Measure, Situation, Sizes
+from ibscan.core.measure import Layers, Measure, Situation, Sizes
 from ibscan.core.network import LayeredNetwork
 from ibscan.core.option import MEASURE, Option, at_least, number, option, positive, whole
 from ibscan.core.quantity import BINNING, Quantity
@@ -194,7 +194,7 @@ class BinnedInformation(Measure):
         network: LayeredNetwork,
         probe: Probe,
         streams: RandomStreams,  # noqa: ARG002 - nothing is random
-        layers: Sequence[int] | None = None,
+        layers: Layers | None = None,
     ) -> Mapping[str, Estimate]:
         """Measure every layer of every checkpoint for every binning; exact.
 

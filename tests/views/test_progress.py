@@ -62,7 +62,7 @@ def test_off_is_silent(clock: Clock) -> None:
     ("seconds", "text"), [(3, "3 s"), (119.6, "2 min 00 s"), (3599, "59 min 59 s"), (7260, "2 h 01 min")]
 )
 def test_durations_are_in_seconds_minutes_or_hours(seconds: float, text: str) -> None:
-    assert module._duration(seconds) == text
+    assert module.duration(seconds) == text
 
 
 def on_a_terminal(total: int = 3) -> bytes:

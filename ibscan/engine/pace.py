@@ -16,8 +16,8 @@ from ibscan.measures.work import seconds
 
 __all__ = ["Pace"]
 
-# Declared seconds that count as if they had been measured: what has taken less says little about what is to come.
-PRIOR = 1.0
+# Measured seconds that count half: what has taken less says little about what is to come.
+HALF = 1.0
 
 
 @dataclass
@@ -73,12 +73,12 @@ class Pace:
     def left(self) -> float:
         """Estimate the seconds left, from what is finished and what is in hand."""
         known = sum(self._costs[name] * done for name, done in self._done.items())
-        common = (sum(self._spent.values()) + PRIOR) / (known + PRIOR)
+        common = _rate(sum(self._spent.values()), known, 1.0)
         return sum(self._left_of(name, cost, common) for name, cost in self._costs.items())
 
     def _left_of(self, name: str, cost: float, common: float) -> float:
         done, spent = self._done.get(name, 0), self._spent.get(name, 0.0)
-        rate = (spent + PRIOR * common) / (cost * done + PRIOR)
+        rate = _rate(spent, cost * done, common)
         if name != self._measure:
             return rate * cost * (self.total - done)
         running, size = self.clock() - self._since, len(self._block)
@@ -96,3 +96,9 @@ class Pace:
         labels = [one.name if number is None else f"{number:g}" for one, number in zip(ends, numbers, strict=True)]
         span = "-".join(dict.fromkeys(labels))
         return span if None in numbers else f"{axis} {span}"
+
+
+def _rate(spent: float, declared: float, common: float) -> float:
+    """Return the seconds measured over those declared, drawn towards a common rate where few were measured."""
+    share = spent / (spent + HALF)
+    return common if not declared else share * spent / declared + (1 - share) * common

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ibscan.core.hand import Hand
-from ibscan.views.console import console, escaped, is_terminal, unicode_ok
+from ibscan.views.console import columns, console, escaped, is_terminal, unicode_ok
 
 __all__ = ["Progress", "duration", "pace", "progress"]
 
@@ -131,9 +131,14 @@ def progress(total: int, *, stream: IO[str], mode: str) -> Iterator[Progress]:
             reporter.say(f"{reporter.done} of {total} checkpoints in {duration(time.monotonic() - reporter.began)}")
         return
     reporter, unicode = Progress(total, stream), unicode_ok(stream)
+
+    def drawn() -> Text:
+        screen.width = columns(stream)  # the terminal may have been resized
+        return Text(reporter.line(screen.width - 1, unicode=unicode), no_wrap=True)
+
     # Drawn anew by a thread, so that the times move while one block takes long.
     live = Live(
-        get_renderable=lambda: Text(reporter.line(screen.width - 1, unicode=unicode), no_wrap=True),
+        get_renderable=drawn,
         console=screen,
         transient=True,
         refresh_per_second=4,

@@ -7,17 +7,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ibscan.cli.output import Output
-from ibscan.core.boundary import is_out_of_memory
-from ibscan.core.estimate import Status
 from ibscan.core.records import Series
-from ibscan.core.streams import RandomStreams
 from ibscan.engine.memory import BASE, layer_memory, weight_memory
 from ibscan.engine.model_spec import ModelSpec
 from ibscan.engine.plan import Plan, planned
 from ibscan.engine.request import Request
-from ibscan.engine.scan import measure_layers
-from ibscan.inputs.series.checkpoint import load_tensors
+from ibscan.engine.trial import Trial, tried
 from ibscan.numerics.memory import free_bytes
+from ibscan.views.progress import about
 
 __all__ = ["probed"]
 
@@ -33,41 +30,26 @@ def probed(request: Request, output: Output) -> tuple[Series, ModelSpec, list[di
     """
     with output.progress() as reporter:
         plan = planned(dataclasses.replace(request, output=None), reporter)
-    obstacles = _obstacles(plan)
-    layers = list(_layers(plan, obstacles))
-    output.notice(_promise(plan, max(row["memory"] for row in layers), obstacles))
+    trial = tried(plan)
+    layers = list(_layers(plan, trial.obstacles))
+    output.notice(_promise(plan, max(row["memory"] for row in layers), trial))
     return plan.series, plan.model.stated, layers
 
 
-def _obstacles(plan: Plan) -> dict[int, str]:
-    """Compute every Jacobian of a scan at one row; return why some layers have none, by their index."""
-    tried = next((measure for measure in plan.measures if measure.trial), None)
-    if tried is None or plan.model.max_stacked is None:  # a chain's Jacobian is a product of matrices, and always there
-        return {}
-    first, seed = plan.series.checkpoints[0], plan.attrs["seed"]
-    network = plan.model.network([(first, load_tensors(first))])
-    try:
-        row, streams = plan.probe.sampled(1, seed), RandomStreams(seed)
-        found = measure_layers(tried, network, row, streams, plan.layers)[tried.trial]
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return dict.fromkeys(plan.layers, "its Jacobian at one row is more than the memory there is")
-    assert found.status is not None
-    without = (Status.NOT_MEASURED, Status.FAILED)
-    return {k: reason for k, reason in (found.reasons or {}).items() if found.status[0, k].min() in without}
-
-
-def _promise(plan: Plan, largest: int, obstacles: Mapping[int, str]) -> str:
-    """Say whether a scan would work, and how much memory it would hold."""
+def _promise(plan: Plan, largest: int, trial: Trial) -> str:
+    """Say whether a scan would work, how much memory it would hold and how long it would take."""
     held, free = BASE + weight_memory(plan) + largest, free_bytes(plan.device)
-    names = ", ".join(repr(plan.model.names[layer]) for layer in obstacles)
-    but = f" but for local_rank of {names} (see not_measured)" if obstacles else ""
+    names = ", ".join(repr(plan.model.names[layer]) for layer in trial.obstacles)
+    but = f" but for local_rank of {names} (see not_measured)" if trial.obstacles else ""
+    takes = "" if trial.seconds is None else f"take about {about(trial.seconds)} on this machine"
+    memory = f"about {held / 2**20:.0f} MiB"
     if held <= free:
-        return f"a scan would work{but}, and hold about {held / 2**20:.0f} MiB (an estimate)."
+        if not takes:
+            return f"a scan would work{but}, and hold {memory} (an estimate)."
+        return f"a scan would work{but}, hold {memory} and {takes} (estimates from a few rows)."
     return (
-        f"a scan would hold about {held / 2**20:.0f} MiB (an estimate), and {free / 2**20:.0f} MiB are free here: it "
-        "may run out of memory. Fewer rows (--samples) or layers (--layers) need less."
+        f"a scan would hold {memory} (an estimate), and {free / 2**20:.0f} MiB are free here: it may run out of "
+        f"memory. {f'It would {takes}. ' if takes else ''}Fewer rows (--samples) or layers (--layers) need less."
     )
 
 

@@ -16,7 +16,7 @@ from rich.text import Text
 from ibscan.core.hand import Hand
 from ibscan.views.console import columns, console, escaped, is_terminal, unicode_ok
 
-__all__ = ["Progress", "duration", "pace", "progress"]
+__all__ = ["Progress", "about", "duration", "pace", "progress"]
 
 _SECONDS_BETWEEN_LINES = 30.0
 # Of the live line: columns of its bar, fewest columns of measure and layer, and what stands for these until it fits.
@@ -165,3 +165,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def about(seconds: float) -> str:
+    """Write seconds that are estimated, in as many digits as an estimate has: 40 s, 3 min, 2.5 h or 3 days."""
+    for unit, size, most in (("s", 1.0, 90.0), ("min", 60.0, 90.0), ("h", 3600.0, 48.0)):
+        if seconds < most * size:
+            return f"{float(f'{max(1.0, seconds / size):.2g}'):g} {unit}"
+    return f"{float(f'{seconds / 86400:.2g}'):g} days"

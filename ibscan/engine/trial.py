@@ -14,6 +14,7 @@ from ibscan.core.records import Checkpoint
 from ibscan.core.streams import RandomStreams
 from ibscan.engine.plan import Plan
 from ibscan.engine.scan import measure_layers
+from ibscan.errors import CheckpointError
 from ibscan.inputs.series.checkpoint import load_tensors
 from ibscan.measures.work import seconds
 
@@ -43,10 +44,12 @@ def tried(plan: Plan) -> Trial:
     Returns:
         The trial; `seconds` is None where a measure ran out of memory.
     """
-    chosen = _spread(plan)
     began = time.perf_counter()
-    network = plan.model.network([(checkpoint, load_tensors(checkpoint)) for checkpoint in chosen])
-    total = (time.perf_counter() - began) / len(chosen)
+    try:
+        network = _network(plan, _spread(plan))
+    except CheckpointError:  # a scan skips it; the first one was read when the model was made
+        network = _network(plan, plan.series.checkpoints[:1])
+    total = (time.perf_counter() - began) / network.size
     obstacles: dict[int, str] = {}
     known = True
     for measure in plan.measures:
@@ -68,6 +71,10 @@ def tried(plan: Plan) -> Trial:
             if measure.trial:
                 obstacles |= dict.fromkeys(plan.layers, "its Jacobian at one row is more than the memory there is")
     return Trial(obstacles, total * len(plan.series.checkpoints) if known else None)
+
+
+def _network(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Network:
+    return plan.model.network([(checkpoint, load_tensors(checkpoint)) for checkpoint in checkpoints])
 
 
 def _spread(plan: Plan) -> Sequence[Checkpoint]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ibscan.core.boundary import is_out_of_memory
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.measure import Measure
+from ibscan.core.network import Network
 from ibscan.core.records import Checkpoint
 from ibscan.core.streams import RandomStreams
 from ibscan.engine.plan import Plan

@@ -40,9 +40,9 @@ class Finished:
     err: str
 
     def rows(self) -> list[dict[str, str]]:
-        """Decode tab-separated standard output."""
-        header, *lines = self.out.splitlines()
-        return [dict(zip(header.split("\t"), line.split("\t"), strict=True)) for line in lines]
+        """Decode tab-separated standard output; a missing field becomes an empty text."""
+        header, *lines = (line.split("\t") for line in self.out.splitlines())
+        return [{k: "" if v == "NaN" else v for k, v in zip(header, line, strict=True)} for line in lines]
 
 
 Run = Callable[..., Finished]

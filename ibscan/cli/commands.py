@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ibscan.cli.options import ALL, PLOT, PRINTED, PRINTING, RESULT, RESULTS, SHOW, of_verb, taking
-from ibscan.cli.output import output_for
+from ibscan.cli.options import ALL, FILE, PLOT, PRINTED, PRINTING, RESULT, RESULTS, SELECT, SHOW, of_verb, taking
+from ibscan.cli.output import FORMATS, output_for
 from ibscan.errors import NothingMatched, UsageError
 
 if TYPE_CHECKING:
@@ -110,38 +110,31 @@ def listing(**options: Any) -> int:  # noqa: ANN401
 
 
 @app.command(add_help_option=False)
-@taking(RESULT, PRINTING, SHOW, ALL)
+@taking(RESULT, SELECT, PRINTING, SHOW, FILE, ALL)
 def show(**options: Any) -> int:  # noqa: ANN401
     """The output again, from a file: in brief with a summary, or every table (--full).
 
     Examples:
-      ibscan show ibscan.h5
-      ibscan show ibscan.h5 --summary
-      ibscan show ibscan.h5 --variable local_rank --units bits
+      ibscan show
+      ibscan show run.h5 --full --layers 'fc[345]'
+      ibscan show run.h5 --variable local_rank --units bits
     """
-    from ibscan.results.store import read
-
-    output_for(options).result(read(options["result"]))
-    return 0
+    return _printed(options, FORMATS)
 
 
 @app.command(add_help_option=False)
-@taking(RESULT, PRINTING, ALL)
+@taking(RESULT, SELECT, PRINTING, FILE, ALL)
 def export(**options: Any) -> int:  # noqa: ANN401
     """Tidy rows as csv, jsonl or tsv.
 
     Examples:
-      ibscan export ibscan.h5 --format csv > rows.csv
-      ibscan export ibscan.h5 --variable nc1 --json
-      ibscan export ibscan.h5 --units bits | column -t
+      ibscan export run.h5 -o rows.csv
+      ibscan export run.h5 --variable nc1 --variable nc2_equinorm --json
+      ibscan export run.h5 --units bits --layers fc5 | column -t
     """
-    from ibscan.results.store import read
-
     if options["format"] == "table":
         raise UsageError("--format table: export writes rows; expected csv, jsonl or tsv (ibscan show prints tables).")
-    options["format"] = "tsv" if options["format"] == "auto" else options["format"]
-    output_for(options).result(read(options["result"]))
-    return 0
+    return _printed(options, [name for name in FORMATS if name != "table"])
 
 
 @app.command(add_help_option=False)
@@ -157,6 +150,18 @@ def plot(**options: Any) -> int:  # noqa: ANN401
     from ibscan.cli.plotting import plotted
 
     return plotted(options, DEFAULT_OUTPUT)
+
+
+def _printed(options: Mapping[str, Any], formats: Collection[str]) -> int:
+    """Print what options select from a result, in one of the formats."""
+    from ibscan.cli.selection import read_selected
+
+    source: Path = options["result"] or DEFAULT_OUTPUT
+    out = output_for(options, formats)
+    if out.target is not None and out.target.resolve() == source.resolve():
+        raise UsageError(f"-o {out.target}: is the result that is read; name another file.")
+    out.result(read_selected(source, options["layers"], options["epochs"]))
+    return 0
 
 
 def _scanned(verb: str, options: Mapping[str, Any]) -> int:

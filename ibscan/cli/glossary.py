@@ -13,7 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from ibscan.cli.commands import app
-from ibscan.cli.options import PLOTTED, PRINTED, REPORTED
+from ibscan.cli.options import FILED, PLOTTED, PRINTED, REPORTED
 from ibscan.core.estimate import Estimate
 from ibscan.core.option import Setting
 from ibscan.core.text import near_names
@@ -198,7 +198,7 @@ def _dimensions() -> Iterator[Entry]:
 
 def settings() -> tuple[Setting, ...]:
     """Return every option of the command line."""
-    return (*run_settings(), *measure_settings(), *PRINTED, *PLOTTED, *REPORTED)
+    return (*run_settings(), *measure_settings(), *PRINTED, *FILED, *PLOTTED, *REPORTED)
 
 
 def typed(setting: Setting) -> tuple[tuple[str, ...], str]:
@@ -242,7 +242,7 @@ def _options() -> Iterator[Entry]:
             ("default", default_of(setting)),
             ("repeatable", "yes" if setting.option.several else ""),
             ("commands", ", ".join(f"ibscan {verb}" for verb in verbs_of(setting))),
-            ("in Python", "" if setting in (*PRINTED, *PLOTTED, *REPORTED) else f"{setting.name}=..."),
+            ("in Python", "" if setting in (*PRINTED, *FILED, *PLOTTED, *REPORTED) else f"{setting.name}=..."),
         )
         yield Entry((*flags, setting.name), "option", facts, "options")
 

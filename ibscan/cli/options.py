@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,6 +20,8 @@ from ibscan.views.figures import FIGURES
 
 __all__ = [
     "ALL",
+    "FILE",
+    "FILED",
     "PLOT",
     "PLOTTED",
     "PRINTED",
@@ -28,6 +30,7 @@ __all__ = [
     "REPORTED",
     "RESULT",
     "RESULTS",
+    "SELECT",
     "SHOW",
     "of_verb",
     "taking",
@@ -83,7 +86,7 @@ CHECKPOINTS = _argument(
     "A folder of checkpoints, or files; none is the current folder, - reads paths from standard input.",
     "CKPTS",
 )
-RESULT = (_argument("result", Path, inspect.Parameter.empty, "A file that a scan wrote.", "RESULT"),)
+RESULT = (_argument("result", Path | None, None, "A file that a scan wrote. Default: ibscan.h5.", "RESULT"),)
 RESULTS = (_argument("results", list[Path] | None, None, "Files that scans wrote. Default: ibscan.h5.", "RESULT"),)
 
 
@@ -101,7 +104,13 @@ SHOW_SETTINGS = (
 PRINTING_SETTINGS = (
     _printing("units", "nats", "What is printed; files hold nats.", kind=Literal["nats", "bits"]),
     _printing("every", False, "Every checkpoint, instead of a log-thinned table.", "--all"),
-    _printing("variable", None, "One variable alone, histograms and spectra too.", metavar="NAME"),
+    _printing(
+        "variable",
+        (),
+        "These variables alone, histograms and spectra too; repeatable.",
+        metavar="NAME",
+        several=True,
+    ),
 )
 ALL_SETTINGS = (
     _printing(
@@ -131,6 +140,18 @@ ALL_SETTINGS = (
     ),
     _printing("debug", False, "Show tracebacks.", panel=RARE),
 )
+FILE_SETTINGS = (
+    _printing(
+        "output",
+        None,
+        "A file in place of standard output: .tsv, .csv or .jsonl, of show also .txt for tables; written whole, in "
+        "place of an existing one.",
+        "-o",
+        "--output",
+        metavar="FILE",
+        kind=Path,
+    ),
+)
 _KINDS = ", ".join(FIGURES)
 PLOT_SETTINGS = (
     _printing(
@@ -144,7 +165,6 @@ PLOT_SETTINGS = (
     ),
     _printing("format", "png", "Of the figures in a folder.", kind=Literal["png", "svg", "pdf"]),
     _printing("kind", (), f"Figures to draw: {_KINDS}; repeatable. Default: all.", metavar="KIND", several=True),
-    _printing("variable", (), "Variables to draw, alone; repeatable.", metavar="NAME", several=True),
     _printing("run", (), "A result, and the name it has in legends; repeatable.", metavar="NAME=FILE", several=True),
     _printing("band", False, "Mean over results (seeds), and their standard deviation as a band."),
     _printing(
@@ -171,26 +191,25 @@ ABOUT_SETTINGS = (
 )
 # Options of printing, which are no part of a request.
 PRINTED = (*SHOW_SETTINGS, *PRINTING_SETTINGS, *ALL_SETTINGS, *ABOUT_SETTINGS)
-# Options of plot and of report that no other verb has.
-PLOTTED, REPORTED = PLOT_SETTINGS, REPORT_SETTINGS
-SHOW, PRINTING, ALL = (
-    tuple(_parameter(setting) for setting in group) for group in (SHOW_SETTINGS, PRINTING_SETTINGS, ALL_SETTINGS)
+# Options of show and export alone, of plot alone, and of report alone.
+FILED, PLOTTED, REPORTED = FILE_SETTINGS, PLOT_SETTINGS, REPORT_SETTINGS
+# What verbs that read results select, as scans do.
+SELECT_SETTINGS = tuple(setting for setting in run_settings() if setting.name in ("layers", "epochs"))
+SHOW, PRINTING, ALL, FILE, SELECT = (
+    tuple(_parameter(setting) for setting in group)
+    for group in (SHOW_SETTINGS, PRINTING_SETTINGS, ALL_SETTINGS, FILE_SETTINGS, SELECT_SETTINGS)
 )
-# What plot and report select as scans do, and say as other verbs do.
-_SHARED = (
-    *(setting for setting in run_settings() if setting.name in ("layers", "epochs")),
-    *(setting for setting in (*PRINTING_SETTINGS, *ALL_SETTINGS) if setting.name in ("units", "quiet", "debug")),
-)
-PLOT = tuple(_parameter(setting) for setting in (*PLOT_SETTINGS, *_SHARED))
-REPORT = tuple(
-    _parameter(setting)
-    for setting in (
-        *REPORT_SETTINGS,
-        *(setting for setting in PLOT_SETTINGS if setting.name in ("run", "band")),
-        *(setting for setting in PRINTING_SETTINGS if setting.name == "every"),
-        *_SHARED,
-    )
-)
+
+
+def _drawing(own: Sequence[Setting], *names: str) -> tuple[inspect.Parameter, ...]:
+    """Return options of plot or report: its own, what it selects, and what it says as other verbs do."""
+    said = (*PLOT_SETTINGS, *PRINTING_SETTINGS, *ALL_SETTINGS)
+    shared = (setting for setting in said if setting not in own and setting.name in ("units", "quiet", "debug", *names))
+    return tuple(_parameter(setting) for setting in (*own, *SELECT_SETTINGS, *shared))
+
+
+PLOT = _drawing(PLOT_SETTINGS, "variable")
+REPORT = _drawing(REPORT_SETTINGS, "run", "band", "every")
 
 
 def _print_help(context: typer.Context, asked: bool) -> None:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ibscan.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ibscan.core.hand import Hand
     from ibscan.core.result import Result
     from ibscan.views.progress import Progress
 
-__all__ = ["Output", "output_for", "say"]
+__all__ = ["FORMATS", "Output", "output_for", "say"]
 
+# Of what is printed, with the end of a file that holds it.
+FORMATS = {"table": ".txt", "tsv": ".tsv", "csv": ".csv", "jsonl": ".jsonl"}
 _LONGEST = 10_000
 
 
@@ -26,7 +33,7 @@ def say(sentence: str, *, begin: str = "ibscan: ") -> None:
 
     On a terminal a sentence is broken between words; a line that begins otherwise is to be copied, and stays whole.
     """
-    from ibscan.views.console import escaped, is_terminal, screen_width
+    from ibscan.views.console import columns, escaped, is_terminal
 
     stream = sys.stderr
     text = escaped(sentence)
@@ -35,7 +42,7 @@ def say(sentence: str, *, begin: str = "ibscan: ") -> None:
     line = f"{begin}{text}"
     if begin.strip() and is_terminal(stream):
         whole: Any = {"break_long_words": False, "break_on_hyphens": False}
-        line = textwrap.fill(line, max(20, screen_width(stream)), subsequent_indent=" " * len(begin), **whole)
+        line = textwrap.fill(line, max(20, columns(stream)), subsequent_indent=" " * len(begin), **whole)
     encoding = getattr(stream, "encoding", None) or "utf-8"
     # Standard error may be full or closed, which must not stop a measurement.
     with contextlib.suppress(OSError):
@@ -45,18 +52,19 @@ def say(sentence: str, *, begin: str = "ibscan: ") -> None:
 
 @dataclass(frozen=True)
 class Output:
-    """How a command prints; `format` is table, tsv, csv or jsonl, never auto."""
+    """How a command prints; `format` is one of `FORMATS`, `target` a file in place of standard output."""
 
     format: str
     units: str
     every: bool
-    variable: str | None
+    variables: tuple[str, ...]
     curve: bool
     full: bool
     summary: bool
     color: str
     quiet: bool
     progress_mode: str
+    target: Path | None = None
 
     def notice(self, sentence: str) -> None:
         """Print a sentence on standard error, unless quiet."""
@@ -64,64 +72,81 @@ class Output:
             say(sentence)
 
     def result(self, result: Result) -> None:
-        """Print a result's tables or rows on standard output."""
-        from ibscan.views.console import reader_may_leave
+        """Print a result's tables or rows."""
+        with self._opened() as stream:
+            if self.format == "table":
+                self._tables(result, stream)
+            else:
+                self._result_rows(result, stream)
 
-        with reader_may_leave():
-            self._result(result)
-            sys.stdout.flush()
+    def rows(self, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+        """Print rows that are not a result's."""
+        with self._opened() as stream:
+            if self.format == "table":
+                from ibscan.views.listing import listing
 
-    def _result(self, result: Result) -> None:
-        if self.summary and self.format != "table":
+                self._screen(stream).print(listing(columns, rows))
+            else:
+                from ibscan.results.export import write_rows
+
+                write_rows(rows, self.format, stream, columns)
+
+    def _result_rows(self, result: Result, stream: TextIO) -> None:
+        from ibscan.results.export import rows, write_rows
+
+        if self.summary:
             from ibscan.views.summary import ROWS, summary_rows
 
-            self._rows(ROWS, summary_rows(result, units=self.units))
+            write_rows(summary_rows(result, units=self.units), self.format, stream, ROWS)
             return
-        if self.format != "table":
-            from ibscan.results.export import rows, write_rows
+        if self.curve:
+            from ibscan.results.select import selected
+            from ibscan.views.curve import curves
 
-            if self.curve:
-                from ibscan.results.select import selected
-                from ibscan.views.curve import curves
+            result = selected(result, variables=curves(result))
+        write_rows(rows(result, units=self.units, variables=self.variables), self.format, stream)
 
-                result = selected(result, variables=curves(result))
-            write_rows(rows(result, units=self.units, variable=self.variable), self.format, sys.stdout)
-            return
-        from ibscan.views.console import console, unicode_ok
+    def _tables(self, result: Result, stream: TextIO) -> None:
+        from ibscan.views.console import unicode_ok
         from ibscan.views.tables import tables
 
-        screen = console(sys.stdout, color=self.color)
+        screen = self._screen(stream)
         for table in tables(
             result,
             units=self.units,
             every=self.every,
-            variable=self.variable,
+            variables=self.variables,
             curve=self.curve,
             full=self.full,
             summary=self.summary,
             width=screen.width,
-            unicode=unicode_ok(sys.stdout),
+            unicode=unicode_ok(stream),
         ):
             screen.print(table)
 
-    def rows(self, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-        """Print rows that are not a result's on standard output."""
-        from ibscan.views.console import reader_may_leave
-
-        with reader_may_leave():
-            self._rows(columns, rows)
-            sys.stdout.flush()
-
-    def _rows(self, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-        if self.format != "table":
-            from ibscan.results.export import write_rows
-
-            write_rows(rows, self.format, sys.stdout, columns)
-            return
+    def _screen(self, stream: TextIO) -> Console:
         from ibscan.views.console import console
-        from ibscan.views.listing import listing
 
-        console(sys.stdout, color=self.color).print(listing(columns, rows))
+        # FORCE_COLOR is meant for what is read on a terminal.
+        color = "never" if self.target is not None and self.color == "auto" else self.color
+        return console(stream, color=color)
+
+    @contextmanager
+    def _opened(self) -> Iterator[TextIO]:
+        """Yield standard output, or the text of a file that is written whole at the end."""
+        if self.target is None:
+            from ibscan.views.console import reader_may_leave
+
+            with reader_may_leave():
+                yield sys.stdout
+                sys.stdout.flush()
+            return
+        from ibscan.results.store import write_bytes
+
+        text = io.StringIO()
+        yield text
+        write_bytes(text.getvalue().encode(), self.target)
+        self.notice(f"written to {self.target}")
 
     @contextmanager
     def progress(self) -> Iterator[Reporting]:
@@ -160,31 +185,58 @@ class Reporting:
             with contextlib.suppress(OSError):
                 self._bar.advance(name)
 
+    def working(self, hand: Hand) -> None:
+        """Show what is in hand."""
+        if self._bar is not None:
+            self._bar.hand = hand
+
     def close(self) -> None:
         """Remove the progress line."""
         self._opened.close()
 
 
-def output_for(options: Mapping[str, Any]) -> Output:
-    """Return how to print, from a command's options."""
-    form = "jsonl" if options["json"] else options["format"]
-    if form == "auto":
-        form = "table" if sys.stdout.isatty() else "tsv"
-    variable = options.get("variable")
+def output_for(options: Mapping[str, Any], formats: Collection[str] = FORMATS) -> Output:
+    """Return how to print, from a command's options.
+
+    Args:
+        options: Of the command, by name.
+        formats: Those that the command has.
+
+    Raises:
+        UsageError: Options contradict each other, or a file's end is no format's.
+    """
+    # Of scans, `output` is the result itself.
+    target: Path | None = options.get("output") if "result" in options else None
+    variables = tuple(options.get("variable") or ())
     full, summary, curve = (options.get(name, False) for name in ("full", "summary", "curve"))
     typed = [flag for flag, given in (("--summary", summary), ("--full", full), ("--curve", curve)) if given]
-    typed += [f"--variable {variable}"] if variable is not None else []
+    typed += [f"--variable {' '.join(variables)}"] if variables else []
     if len(typed) > 1:
         raise UsageError(f"{' and '.join(typed)}: each says alone what is shown; give one of them.")
     return Output(
-        form,
+        _format(options, formats, target),
         options.get("units", "nats"),
         options.get("every", False),
-        variable,
+        variables,
         curve,
         full,
         summary,
         options["color"],
         options["quiet"],
         options["progress"],
+        target,
     )
+
+
+def _format(options: Mapping[str, Any], formats: Collection[str], target: Path | None) -> str:
+    """Return the format that is typed, else that of the file's end; else tables on a terminal and tsv elsewhere."""
+    typed = "jsonl" if options["json"] else str(options["format"])
+    if typed != "auto":
+        return typed
+    if target is None:
+        return "table" if "table" in formats and sys.stdout.isatty() else "tsv"
+    ends = {FORMATS[name]: name for name in formats}
+    found = ends.get(target.suffix.lower())
+    if found is None:
+        raise UsageError(f"-o {target}: expected a name that ends in {', '.join(ends)}, or --format.")
+    return found

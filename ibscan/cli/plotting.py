@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ibscan.core.text import listed, near_names, told_apart
-from ibscan.errors import NothingMatched, UsageError
+from ibscan.cli.selection import read_selected
+from ibscan.core.text import listed, told_apart
+from ibscan.errors import UsageError
 
 if TYPE_CHECKING:
     from ibscan.core.result import Result
@@ -66,10 +66,8 @@ def results_of(options: Mapping[str, Any], default: Path) -> dict[str, Result]:
         InputError: A result cannot be read.
         NothingMatched: A selection matches nothing.
     """
-    from ibscan.results.store import read
-
     paths = _named(options["results"] or [], options["run"] or [], default)
-    return {name: _selected(read(path), path, options) for name, path in paths.items()}
+    return {name: read_selected(path, options["layers"], options["epochs"]) for name, path in paths.items()}
 
 
 def _is_file(place: Path) -> bool:
@@ -137,48 +135,3 @@ def _named(paths: Sequence[Path], named: Sequence[str], default: Path) -> dict[s
     for path, name in zip(paths, told_apart(paths), strict=True):
         given[name if name not in given else str(path)] = path
     return given
-
-
-def _selected(result: Result, path: Path, options: Mapping[str, Any]) -> Result:
-    """Keep the layers and checkpoints that options name.
-
-    Raises:
-        UsageError: A selection cannot be read.
-        NothingMatched: It matches nothing.
-    """
-    from ibscan.results.axes import checkpoint_keys
-    from ibscan.results.select import selected
-
-    kept = None
-    if options["epochs"] is not None:
-        keys = checkpoint_keys(result)
-        kept = {keys[index] for index in _epochs(result, path, options["epochs"])}
-    globs = options["layers"] or []
-    if not globs:
-        return selected(result, checkpoints=kept)
-    names = [str(name) for name in result["layer"].values.tolist()]
-    layers = [name for name in names if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
-    if not layers:
-        near = list(dict.fromkeys(_near(globs, names)))
-        raise NothingMatched(
-            f"--layers {' '.join(globs)}: {path} has no such layer; it has {listed(near or names, 8)}."
-        )
-    return selected(result, checkpoints=kept, coordinates={"layer": layers})
-
-
-def _near(globs: Sequence[str], names: Sequence[str]) -> Iterator[str]:
-    for glob in globs:
-        yield from near_names(glob, names, 3)
-
-
-def _epochs(result: Result, path: Path, spec: str) -> list[int]:
-    from ibscan.inputs.series.epochs import indices
-    from ibscan.views.view import View
-
-    view = View(result, "nats", every=True, width=1, unicode=True)
-    values = view.axis_values
-    numbers = list(map(float, range(view.size) if values is None else values.tolist()))
-    kept, missing = indices(numbers, view.axis_name, spec)
-    if missing or not kept:
-        raise NothingMatched(f"{path}: {missing or f'--epochs {spec}: there is no checkpoint to choose from.'}")
-    return kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -12,7 +12,7 @@ from ibscan.core.quantity import Quantity
 from ibscan.core.records import At, Layer, Probe, Series
 from ibscan.core.streams import RandomStreams
 
-__all__ = ["Measure", "Situation", "Sizes"]
+__all__ = ["Layers", "Measure", "Situation", "Sizes"]
 
 # Bytes of a float64.
 NUMBER = 8
@@ -53,6 +53,20 @@ class Sizes:
     rows: int
     weights: int
     factor_budget: int = 0
+
+
+class Layers(Protocol):
+    """Indices of the layers that are wanted, in order, as a list has them.
+
+    A measure that works on one layer after the other goes through them as it does: a scan that shows its progress knows
+    from that which one is in hand.
+    """
+
+    def __iter__(self) -> Iterator[int]: ...
+
+    def __len__(self) -> int: ...
+
+    def __contains__(self, index: object, /) -> bool: ...
 
 
 class Measure(Protocol):
@@ -106,7 +120,7 @@ class Measure(Protocol):
         return VALUE_COPIES * NUMBER * sizes.rows * layer.width
 
     def __call__(
-        self, network: Network, probe: Probe, streams: RandomStreams, layers: Sequence[int] | None = None
+        self, network: Network, probe: Probe, streams: RandomStreams, layers: Layers | None = None
     ) -> Mapping[str, Estimate]:
         """Measure every stacked checkpoint; return one Estimate (C, L, ...) for each quantity key.
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ibscan.core.estimate import Estimate
 from ibscan.core.records import Array
 from ibscan.core.text import near_names
-from ibscan.errors import UsageError
+from ibscan.errors import NothingMatched, UsageError
 
 __all__ = ["Result", "Variable"]
 
@@ -54,17 +54,19 @@ class Result:
     def __contains__(self, name: object) -> bool:
         return name in self.variables or name in self.coordinates
 
-    def check_shown(self, units: str, variable: str | None) -> None:
-        """Check a unit, and a variable where one is named.
+    def check_shown(self, units: str, variables: Iterable[str] = ()) -> None:
+        """Check what is asked of a result before it is shown.
 
         Raises:
-            UsageError: There is no such variable, or no such unit.
+            UsageError: There is no such unit.
+            NothingMatched: There is no such variable; the nearest names are said.
         """
         if units not in ("nats", "bits"):
             raise UsageError(f"units {units!r}: expected nats or bits.")
-        if variable is not None and variable not in self.variables:
-            near = near_names(variable, self.variables, 3, 0.5) or sorted(self.quantities)
-            raise UsageError(f"--variable {variable!r}: the result has no such variable; it has {', '.join(near)}.")
+        for name in variables:
+            if name not in self.variables:
+                near = near_names(name, self.variables, 3, 0.5) or sorted(self.quantities)
+                raise NothingMatched(f"--variable {name!r}: the result has no such variable; it has {', '.join(near)}.")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -10,7 +11,17 @@ from pathlib import Path, PurePosixPath
 
 from ibscan.errors import UsageError
 
-__all__ = ["by_name", "first_line", "is_initial", "listed", "natural", "near_names", "text_number", "told_apart"]
+__all__ = [
+    "by_name",
+    "first_line",
+    "is_initial",
+    "listed",
+    "matches_glob",
+    "natural",
+    "near_names",
+    "text_number",
+    "told_apart",
+]
 
 INITIAL = re.compile(
     r"init|inits|initial|initially|initiali[sz]ed|initiali[sz]ation|start|begin|beginning|untrained|random|scratch|before"
@@ -50,6 +61,11 @@ def natural(text: str) -> tuple[object, ...]:
     return tuple(
         part if place % 2 == 0 else (len(numbers[place // 2]), numbers[place // 2]) for place, part in enumerate(parts)
     )
+
+
+def matches_glob(name: str, globs: Sequence[str]) -> bool:
+    """Tell whether a name, such as a layer's, matches one of the globs; without globs every name does."""
+    return not globs or any(fnmatch.fnmatchcase(name, glob) for glob in globs)
 
 
 def near_names(name: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6) -> list[str]:

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 from ibscan.core.records import Series
 from ibscan.engine.hints import check_name, ordered_chain
 from ibscan.engine.model_spec import stated_model
-from ibscan.engine.plan import Plan, ResolvedInputs, plan_of, probe_of, resolved_inputs, series_of
+from ibscan.engine.plan import Plan, ResolvedInputs, plan_of, probe_of, resolved_inputs
 from ibscan.engine.request import Reporter, Request
+from ibscan.engine.series import series_of
 from ibscan.errors import IbscanError, InputError, UsageError
 
 __all__ = ["planned"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from torch import nn
 
 from ibscan.core.network import Network
 from ibscan.core.records import Array, Checkpoint, Layer, Probe
+from ibscan.core.text import matches_glob
 from ibscan.engine.extra_inputs import ExtraInputs, extra_inputs
 from ibscan.engine.hints import ordered_chain, output_argument
 from ibscan.engine.live_model import live_maker
@@ -33,7 +33,7 @@ from ibscan.networks.resolve import left_out, parse_spec
 from ibscan.networks.stacked import stacked_chain
 from ibscan.networks.trace.graph import Trace
 
-__all__ = ["Loaded", "Model", "matches_glob", "model_of"]
+__all__ = ["Loaded", "Model", "model_of"]
 
 # Rows on which a model is traced.
 FEW_ROWS = 3
@@ -176,11 +176,6 @@ def _float64_trace(
         return None
     sizes = [[(layer.name, layer.width) for layer in one.layers] for one in (trace, like)]
     return trace if sizes[0] == sizes[1] else None
-
-
-def matches_glob(name: str, globs: Sequence[str]) -> bool:
-    """Return whether a layer's name matches one of the globs; without globs every name does."""
-    return not globs or any(fnmatch.fnmatchcase(name, glob) for glob in globs)
 
 
 def _maker(stated: ModelSpec, first: Checkpoint, *, run_script: bool) -> Maker:

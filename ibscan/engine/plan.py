@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -18,19 +17,19 @@ import torch
 
 from ibscan._version import __version__
 from ibscan.core.measure import Measure, Situation, Sizes
-from ibscan.core.records import Checkpoint, Probe, Series
+from ibscan.core.records import Probe, Series
+from ibscan.core.text import matches_glob
 from ibscan.engine.hints import missing_probe
 from ibscan.engine.measures import measures_of, stored_settings
 from ibscan.engine.model_spec import ModelSpec, stated_model
-from ibscan.engine.models import Model, matches_glob, model_of
+from ibscan.engine.models import Model, model_of
 from ibscan.engine.request import Reporter, Request
+from ibscan.engine.series import folder_of, manifest_of
 from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
 from ibscan.inputs.code.live import Live
 from ibscan.inputs.probes.read import find_probe, read_probe
-from ibscan.inputs.series.checkpoint import inspect_checkpoint
-from ibscan.inputs.series.manifest import Manifest, read_manifest
+from ibscan.inputs.series.manifest import Manifest
 from ibscan.inputs.series.process_watch import process_watch
-from ibscan.inputs.series.read import read_series, select_epochs
 from ibscan.inputs.series.untouched import untouched
 from ibscan.measures.work import seconds
 from ibscan.results.parts import check_output
@@ -38,11 +37,9 @@ from ibscan.results.parts import check_output
 __all__ = [
     "Plan",
     "ResolvedInputs",
-    "manifest_of",
     "plan_of",
     "probe_of",
     "resolved_inputs",
-    "series_of",
     "skip_sentence",
 ]
 
@@ -219,45 +216,6 @@ def _chosen(request: Request, reporter: Reporter, series: Series, model: Model) 
     return chosen
 
 
-def manifest_of(paths: Sequence[Path], *, trust: bool) -> Manifest | None:
-    """Read the manifest in the folder given, or in the one folder that holds all files given; None if there is none.
-
-    Raises:
-        InputError: A path is malformed, or the manifest cannot be used.
-    """
-    for path in paths:
-        # Names from standard input may be of any length and hold any byte. Missing files are reported by the readers.
-        try:
-            path.stat()
-        except ValueError as error:
-            raise InputError(f"{path}: is no path ({error}).") from None
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                raise InputError(f"{path}: is no path ({error.strerror}).") from None
-    folder = _folder(paths)
-    return None if folder is None else read_manifest(folder, trust=trust)
-
-
-def series_of(
-    request: Request,
-    manifest: Manifest | None,
-    *,
-    exclude: Sequence[Path],
-    inspect: Callable[..., Checkpoint] = inspect_checkpoint,
-) -> Series:
-    """Read the series a request names and select its `--epochs`."""
-    series = read_series(
-        request.paths,
-        manifest=manifest,
-        state_key=request.state_key,
-        weights=request.weights,
-        exclude=exclude,
-        inspect=inspect,
-    )
-    # partial: in a folder that is followed, epochs asked for may come later.
-    return series if request.epochs is None else select_epochs(series, request.epochs, partial=request.follow)
-
-
 def _first_usable_model(
     request: Request, reporter: Reporter, series: Series, stated: ModelSpec, probe: Probe, device: torch.device
 ) -> tuple[Series, Model]:
@@ -287,13 +245,6 @@ def skip_sentence(name: str, reason: str) -> str:
     return f"skipped: {reason}" if reason.startswith(name) else f"skipped {name}: {reason}"
 
 
-def _folder(paths: Sequence[Path]) -> Path | None:
-    if len(paths) == 1 and paths[0].is_dir():
-        return paths[0]
-    parents = {path.parent for path in paths}
-    return parents.pop() if len(parents) == 1 else None
-
-
 def _probe_source(request: Request, manifest: Manifest | None) -> tuple[str | Live | None, dict[str, Any]]:
     # The manifest's scale and mean belong to the probe it names, not to one given by --probe.
     if request.probe is not None:
@@ -302,7 +253,7 @@ def _probe_source(request: Request, manifest: Manifest | None) -> tuple[str | Li
     if manifest is not None and manifest.probe_path is not None:
         selection = f"#{manifest.probe_selection}" if manifest.probe_selection else ""
         return f"{manifest.probe_path}{selection}", arguments
-    folder = _folder(request.paths)
+    folder = folder_of(request.paths)
     found = find_probe(folder) if folder is not None and folder.is_dir() else None
     return None if found is None else str(found), arguments
 

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from ibscan.core.hand import Hand
 from ibscan.core.option import (
     INPUT,
     MODEL,
@@ -312,6 +313,10 @@ class Reporter(Protocol):
         """Report that a checkpoint is finished."""
         ...
 
+    def working(self, hand: Hand) -> None:
+        """Report what is in hand now."""
+        ...
+
 
 @dataclass(frozen=True)
 class Silent:
@@ -327,4 +332,7 @@ class Silent:
         """Discard it."""
 
     def advanced(self, name: str) -> None:
+        """Discard it."""
+
+    def working(self, hand: Hand) -> None:
         """Discard it."""

@@ -16,6 +16,7 @@ from ibscan.core.records import Checkpoint
 from ibscan.core.result import Result
 from ibscan.engine import resume
 from ibscan.engine.complete import planned
+from ibscan.engine.pace import Pace
 from ibscan.engine.plan import Plan, skip_sentence
 from ibscan.engine.request import PARTIAL, Reporter, Request, Silent
 from ibscan.engine.scan import Block, blocks, partition
@@ -188,11 +189,15 @@ def _measure_blocks(
     ready = [all((c.sha256, c.name) in finished for c in block) for block in cut]
     found = [part for block, done in zip(cut, ready, strict=True) if done for part in resume.kept_rows(block, finished)]
     todo = [block for block, done in zip(cut, ready, strict=True) if not done]
-    reporter.started(sum(len(block) for block in todo))
+    total, whole = (sum(len(block) for block in part) for part in (todo, cut))
+    if total < whole:
+        reporter.notice(f"{whole - total} of {whole} checkpoints taken up from a scan that was interrupted.")
+    reporter.started(total)
     skipped: dict[str, str] = {}
     reported: set[str] = set()
     work = plan.model.network, plan.measures, plan.probe, plan.attrs["seed"], plan.layers
-    for block in blocks(todo, load_tensors, *work, guard=plan.model.guard):
+    pace = Pace(plan, total, reporter)
+    for block in blocks(todo, load_tensors, *work, guard=plan.model.guard, watch=pace):
         for name, reason in block.skipped.items():
             reporter.problem(skip_sentence(name, reason))
         skipped.update(block.skipped)

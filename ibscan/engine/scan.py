@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from ibscan.core.estimate import Estimate, Status
-from ibscan.core.measure import Measure
+from ibscan.core.measure import Layers, Measure
 from ibscan.core.network import Network
 from ibscan.core.records import Array, Checkpoint, Layer, Probe
 from ibscan.core.streams import RandomStreams
@@ -21,7 +21,7 @@ from ibscan.errors import CheckpointError, OutOfMemory
 from ibscan.measures.driver import blank_estimates, failure_status
 from ibscan.numerics.memory import keep_freed
 
-__all__ = ["Block", "blocks", "measure_layers", "partition"]
+__all__ = ["Block", "Watch", "blocks", "measure_layers", "partition"]
 
 # Activations (checkpoints x rows x units) a stacked block may hold. Small networks on few rows are limited by the
 # number of calls and gain from stacking; larger ones do not, and are written after every checkpoint.
@@ -61,6 +61,42 @@ class Block:
                     yield f"{measure.name} of {names} is {word}: {reason.rstrip('.')}.", status in BROKEN
 
 
+class Watch(Protocol):
+    """Hears what a scan has in hand."""
+
+    def block(self, checkpoints: Sequence[Checkpoint], /) -> None:
+        """Note that these checkpoints come next."""
+        ...
+
+    def measure(self, measure: Measure | None, /) -> None:
+        """Note that a measure begins on them, and that the one before has ended; None for the end of the last."""
+        ...
+
+    def layer(self, index: int | None, /) -> None:
+        """Note which layer it has in hand, None for all of them."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Layers that tell which of them is in hand as a measure goes through them."""
+
+    indices: Collection[int]
+    tell: Callable[[int | None], None]
+
+    def __iter__(self) -> Iterator[int]:
+        for index in self.indices:
+            self.tell(index)
+            yield index
+        self.tell(None)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __contains__(self, index: object) -> bool:
+        return index in self.indices
+
+
 def partition(
     checkpoints: Sequence[Checkpoint], units: int, rows: int, weights: int, most: int | None = None
 ) -> list[tuple[Checkpoint, ...]]:
@@ -90,6 +126,7 @@ def blocks(
     seed: int,
     layers: Sequence[int] | None = None,
     guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+    watch: Watch | None = None,
 ) -> Iterator[Block]:
     """Measure every block and yield it, in order.
 
@@ -102,11 +139,12 @@ def blocks(
         seed: Of samples and random streams.
         layers: Indices of the layers wanted; None for all.
         guard: Goes around every block, as the user's code may run.
+        watch: Hears what is in hand.
     """
     for part in parts:
         with guard():
             # In a function of its own, so that a block's tensors are freed before the next is loaded.
-            block = _measure_block(part, load, stack, measures, probe, seed, layers)
+            block = _measure_block(part, load, stack, measures, probe, seed, layers, watch)
         yield block
         del block
 
@@ -119,6 +157,7 @@ def _measure_block(
     probe: Probe,
     seed: int,
     layers: Sequence[int] | None,
+    watch: Watch | None,
 ) -> Block:
     states: list[Loaded] = []
     skipped: dict[str, str] = {}
@@ -137,11 +176,20 @@ def _measure_block(
         return Block((), (), (), {**skipped, **dict.fromkeys((checkpoint.name for checkpoint in read), str(error))})
     # Free the tensors as read: the network has copied them.
     states.clear()
-    return Block(read, network.layers, tuple(_outcomes(network, measures, probe, seed, layers)), skipped)
+    if watch is None:
+        return Block(read, network.layers, tuple(_outcomes(network, measures, probe, seed, layers)), skipped)
+    watch.block(read)
+    outcomes: list[tuple[Measure, Mapping[str, Estimate], int]] = []
+    told = _Told(range(len(network.layers)) if layers is None else layers, watch.layer)
+    for measure in measures:
+        watch.measure(measure)
+        outcomes += _outcomes(network, [measure], probe, seed, told)
+    watch.measure(None)
+    return Block(read, network.layers, tuple(outcomes), skipped)
 
 
 def _outcomes(
-    network: Network, measures: Sequence[Measure], probe: Probe, seed: int, layers: Sequence[int] | None
+    network: Network, measures: Sequence[Measure], probe: Probe, seed: int, layers: Layers | None
 ) -> Iterator[tuple[Measure, Mapping[str, Estimate], int]]:
     """Yield (measure, estimates, rows used); after an error measure checkpoints, then layers, one at a time."""
     for measure in measures:
@@ -159,7 +207,7 @@ def _outcomes(
 
 
 def measure_layers(
-    measure: Measure, network: Network, sample: Probe, streams: RandomStreams, layers: Sequence[int] | None = None
+    measure: Measure, network: Network, sample: Probe, streams: RandomStreams, layers: Layers | None = None
 ) -> Mapping[str, Estimate]:
     """Run a measure and return its estimates, arrays (C, L, ...); on one thread if layers are narrow.
 
@@ -191,7 +239,7 @@ def _layer_by_layer(
     network: Network,
     sample: Probe,
     streams: RandomStreams,
-    layers: Sequence[int] | None,
+    layers: Layers | None,
     error: Exception,
 ) -> Mapping[str, Estimate]:
     """Return the estimates of each layer measured alone, after an `error`, so that it costs only the layer it is of."""

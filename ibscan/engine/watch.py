@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ibscan.core.hand import Hand
 from ibscan.core.records import Checkpoint, Probe
 from ibscan.engine.complete import planned as planned_once
-from ibscan.engine.plan import Plan, ResolvedInputs, plan_of, probe_of, resolved_inputs, series_of
+from ibscan.engine.plan import Plan, ResolvedInputs, plan_of, probe_of, resolved_inputs
 from ibscan.engine.request import IDLE_SECONDS, Reporter, Request
+from ibscan.engine.series import series_of
 from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
 from ibscan.inputs.files import file_head
 from ibscan.inputs.folder.shards import is_index
@@ -235,3 +237,7 @@ class _ReportOnce:
     def advanced(self, name: str) -> None:
         """Report that a checkpoint is finished."""
         self.reporter.advanced(name)
+
+    def working(self, hand: Hand) -> None:
+        """Report what is in hand now."""
+        self.reporter.working(hand)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -44,15 +44,16 @@ def _plain(values: Array) -> Array:
     return values.astype(str) if values.dtype.kind == "O" else values.copy()
 
 
-def dataframe(result: Result, *, units: str, variable: str | None) -> pandas.DataFrame:
+def dataframe(result: Result, *, units: str, variables: Sequence[str]) -> pandas.DataFrame:
     """Return the rows of `ibscan export`: one for each number, in the same columns.
 
     Raises:
-        UsageError: There is no such unit or variable, or pandas is not installed.
+        UsageError: There is no such unit, or pandas is not installed.
+        NothingMatched: There is no such variable.
     """
     with _needed("to_dataframe"):
         import pandas
-    found = pandas.DataFrame(list(rows(result, units=units, variable=variable)), columns=list(COLUMNS))
+    found = pandas.DataFrame(list(rows(result, units=units, variables=variables)), columns=list(COLUMNS))
     numbers = ["epoch", "step", "value", "result", "se", "lower", "upper"]
     # A parameter is a number or a name, and NaN where there is none, as in the other columns.
     return found.astype(dict.fromkeys(numbers, "float64")).fillna({"parameter_value": float("nan")})

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from ibscan.core.hand import Hand
 from ibscan.engine.request import Reporter, Silent
 from ibscan.face.wording import in_python
 from ibscan.views.console import escaped
-from ibscan.views.notebook import in_notebook, notebook_bar
-from ibscan.views.progress import progress
+from ibscan.views.notebook import Bar, in_notebook, notebook_bar
+from ibscan.views.progress import Progress, progress
 
 __all__ = ["reporting"]
 
@@ -34,7 +35,7 @@ class _Shown:
 
     given: Mapping[str, Any]
     _opened: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-    _advance: Callable[[str], None] | None = None
+    _bar: Bar | Progress | None = None
 
     def notice(self, sentence: str) -> None:
         print(f"ibscan: {escaped(in_python(sentence, self.given))}", file=sys.stderr)
@@ -47,13 +48,17 @@ class _Shown:
         if total:
             enter = self._opened.enter_context
             if in_notebook():
-                self._advance = enter(notebook_bar(total)).advance
+                self._bar = enter(notebook_bar(total))
             else:
-                self._advance = enter(progress(total, stream=sys.stderr, mode="on")).advance
+                self._bar = enter(progress(total, stream=sys.stderr, mode="on"))
 
     def advanced(self, name: str) -> None:
-        if self._advance is not None:
-            self._advance(name)
+        if self._bar is not None:
+            self._bar.advance(name)
+
+    def working(self, hand: Hand) -> None:
+        if isinstance(self._bar, Progress):
+            self._bar.hand = hand
 
     def close(self) -> None:
         self._opened.close()

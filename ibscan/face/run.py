@@ -134,7 +134,7 @@ class Run:
         from ibscan.face.frames import dataframe
 
         with speaking_python({"variable": variable, "units": units}):
-            return dataframe(self.result, units=units, variable=variable)
+            return dataframe(self.result, units=units, variables=[] if variable is None else [variable])
 
     def to_hdf5(self, path: str | PathLike[str]) -> None:
         """Write the arrays to one HDF5 file, completely or not at all.

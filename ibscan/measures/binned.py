@@ -10,7 +10,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ibscan.core.estimate import Estimate, Status
-from ibscan.core.measure import Measure, Situation, Sizes
+from ibscan.core.measure import Layers, Measure, Situation, Sizes
 from ibscan.core.network import LayeredNetwork
 from ibscan.core.option import MEASURE, RARE, Option, at_least, number, option, positive, whole
 from ibscan.core.quantity import BINNING, Quantity
@@ -197,7 +197,7 @@ class BinnedInformation(Measure):
         network: LayeredNetwork,
         probe: Probe,
         streams: RandomStreams,  # noqa: ARG002 - nothing is random
-        layers: Sequence[int] | None = None,
+        layers: Layers | None = None,
     ) -> Mapping[str, Estimate]:
         """Measure every layer of every checkpoint for every binning; exact.
 

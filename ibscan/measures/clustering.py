@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from ibscan.core.estimate import Estimate, Status
-from ibscan.core.measure import Measure, Sizes
+from ibscan.core.measure import Layers, Measure, Sizes
 from ibscan.core.network import DecidingNetwork, WeightedNetwork
 from ibscan.core.option import option
 from ibscan.core.quantity import DISTANCE_BIN, Quantity
@@ -184,7 +184,7 @@ class Clustering(Measure):
         network: ClassifyingNetwork,
         probe: Probe,
         streams: RandomStreams,  # noqa: ARG002 - nothing is random
-        layers: Sequence[int] | None = None,
+        layers: Layers | None = None,
     ) -> Mapping[str, Estimate]:
         """Measure every layer of every checkpoint; exact.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from ibscan.core.boundary import is_out_of_memory
 from ibscan.core.estimate import Estimate, Status
-from ibscan.core.measure import Measure
+from ibscan.core.measure import Layers, Measure
 from ibscan.core.network import LayeredNetwork
 from ibscan.core.records import Array, At, Layer, Probe
 
@@ -58,7 +58,7 @@ def measure_each_layer(
     network: LayeredNetwork,
     probe: Probe,
     measure_layer: Callable[[LayerValues], Mapping[str, Estimate]],
-    layers: Sequence[int] | None = None,
+    layers: Layers | None = None,
 ) -> dict[str, Estimate]:
     """Call `measure_layer` for every layer of every checkpoint, with one layer in memory at a time.
 
@@ -132,7 +132,7 @@ def fill(estimate: Estimate, index: tuple[int, ...], part: Estimate) -> None:
 
 
 def layers_in_turn(
-    network: LayeredNetwork, x: Array, at: At, layers: Sequence[int] | None = None
+    network: LayeredNetwork, x: Array, at: At, layers: Layers | None = None
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield (layer index, `layer_values`) for the layers given, all by default, one layer in memory at a time.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ibscan.core.estimate import Estimate, Status
-from ibscan.core.measure import Measure, Sizes
+from ibscan.core.measure import Layers, Measure, Sizes
 from ibscan.core.network import DecidingNetwork
 from ibscan.core.quantity import Quantity
 from ibscan.core.records import Probe
@@ -62,7 +62,7 @@ class ProbeFit(Measure):
         network: DecidingNetwork,
         probe: Probe,
         streams: RandomStreams,  # noqa: ARG002 - nothing is random
-        layers: Sequence[int] | None = None,  # noqa: ARG002 - it is of the output
+        layers: Layers | None = None,  # noqa: ARG002 - it is of the output
     ) -> Mapping[str, Estimate]:
         """Return accuracy, 0 to 1, and loss in nats of every checkpoint, shape (C,); exact."""
         import numpy as np

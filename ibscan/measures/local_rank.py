@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ibscan.core.estimate import Estimate
-from ibscan.core.measure import NUMBER, Measure, Situation, Sizes
+from ibscan.core.measure import NUMBER, Layers, Measure, Situation, Sizes
 from ibscan.core.network import DifferentiableNetwork, JacobianSpec
 from ibscan.core.option import MEASURE, RARE, Option, at_least, count, option, whole
 from ibscan.core.quantity import COMPONENT, EPS, RANK_VALUE, REL_EPS, Quantity
@@ -236,7 +236,7 @@ class LocalRank(Measure):
         return FACTOR_COPIES * NUMBER * max(one, min(sizes.factor_budget, sizes.rows * one))
 
     def __call__(
-        self, network: DifferentiableNetwork, probe: Probe, streams: RandomStreams, layers: Sequence[int] | None = None
+        self, network: DifferentiableNetwork, probe: Probe, streams: RandomStreams, layers: Layers | None = None
     ) -> Mapping[str, Estimate]:
         """Measure every layer of every checkpoint; nothing is random but the directions of a subspace.
 
@@ -279,7 +279,7 @@ class LocalRank(Measure):
         return accumulator.estimates(undefined)
 
     def _jacobian_spec(
-        self, network: DifferentiableNetwork, x: Array, streams: RandomStreams, layers: Sequence[int] | None
+        self, network: DifferentiableNetwork, x: Array, streams: RandomStreams, layers: Layers | None
     ) -> tuple[JacobianSpec, list[int]]:
         """Return which Jacobians to compute, and the number of singular values at each layer."""
         from ibscan.measures.driver import post_widths

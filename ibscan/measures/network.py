@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from ibscan.core import quantity
 from ibscan.core.estimate import Estimate
-from ibscan.core.measure import Measure, Sizes
+from ibscan.core.measure import Layers, Measure, Sizes
 from ibscan.core.network import NoisyNetwork
 from ibscan.core.option import RARE, Option, at_least, option, whole
 from ibscan.core.quantity import Dimension, Quantity
@@ -170,7 +170,7 @@ class NetworkInformation(Measure):
         network: NoisyNetwork,
         probe: Probe,
         streams: RandomStreams,
-        layers: Sequence[int] | None = None,  # noqa: ARG002 - a cap needs all layers before
+        layers: Layers | None = None,  # a cap needs all layers before
     ) -> Mapping[str, Estimate]:
         """Measure every hidden layer of every checkpoint at every noise level.
 
@@ -186,4 +186,4 @@ class NetworkInformation(Measure):
         """
         from ibscan.measures.noisy_cells import network_estimates
 
-        return network_estimates(self, network, probe, streams)
+        return network_estimates(self, network, probe, streams, layers)

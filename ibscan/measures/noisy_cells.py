@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ibscan.core.estimate import Estimate, Status
-from ibscan.core.measure import Measure
+from ibscan.core.measure import Layers, Measure
 from ibscan.core.network import NoisyNetwork
 from ibscan.core.records import Probe
 from ibscan.core.streams import RandomStreams
@@ -114,18 +114,20 @@ class _Level:
 
 
 def network_estimates(
-    measure: NoisyMeasure, network: NoisyNetwork, probe: Probe, streams: RandomStreams
+    measure: NoisyMeasure, network: NoisyNetwork, probe: Probe, streams: RandomStreams, layers: Layers | None = None
 ) -> dict[str, Estimate]:
     """Return the estimates of every hidden layer at every noise level, by quantity key.
 
-    Arrays are (C, L, noise) or (C, L, rel_noise).
+    Arrays are (C, L, noise) or (C, L, rel_noise). All layers are measured; `layers` says which is in hand.
     """
     population = Population.of(probe, network)
     budget = Budget(measure.tolerance, measure.max_replicas, measure.max_draws, measure.patient)
     found = blank_estimates(measure, network)
     for c, levels in enumerate(_levels(measure, network, population)):
-        alone = network.alone(c)
+        alone, wanted = network.alone(c), iter(layers or ())
         for index, layer in enumerate(network.layers):
+            if layers is not None and index in layers:
+                next(wanted)
             for level in () if layer.output else levels:
                 try:
                     cell = _cell(measure.name, alone, population, index, level.noise, budget, streams)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ibscan.core import quantity
 from ibscan.core.estimate import Estimate
-from ibscan.core.measure import Measure, Sizes
+from ibscan.core.measure import Layers, Measure, Sizes
 from ibscan.core.network import LayeredNetwork
 from ibscan.core.option import option
 from ibscan.core.quantity import Dimension, Quantity
@@ -182,7 +182,7 @@ class ReadoutInformation(Measure):
         return total
 
     def __call__(
-        self, network: LayeredNetwork, probe: Probe, streams: RandomStreams, layers: Sequence[int] | None = None
+        self, network: LayeredNetwork, probe: Probe, streams: RandomStreams, layers: Layers | None = None
     ) -> Mapping[str, Estimate]:
         """Measure every layer of every checkpoint at every noise level.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ibscan.core import quantity
 from ibscan.core.estimate import Estimate, Status
-from ibscan.core.measure import Measure, Sizes
+from ibscan.core.measure import Layers, Measure, Sizes
 from ibscan.core.network import LayeredNetwork
 from ibscan.core.option import option
 from ibscan.core.quantity import Quantity
@@ -142,7 +142,7 @@ class Representation(Measure):
         network: LayeredNetwork,
         probe: Probe,
         streams: RandomStreams,  # noqa: ARG002 - nothing is random
-        layers: Sequence[int] | None = None,
+        layers: Layers | None = None,
     ) -> Mapping[str, Estimate]:
         """Measure every layer of every checkpoint, arrays (C, L, ...); exact. Ranks of a dead layer are 0."""
         from ibscan.measures.driver import measure_each_layer

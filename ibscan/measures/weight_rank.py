@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ibscan.core import quantity
 from ibscan.core.estimate import Estimate
-from ibscan.core.measure import Measure, Sizes
+from ibscan.core.measure import Layers, Measure, Sizes
 from ibscan.core.network import WeightedNetwork
 from ibscan.core.option import option
 from ibscan.core.quantity import Quantity
@@ -132,7 +132,7 @@ class WeightRank(Measure):
         network: WeightedNetwork,
         probe: Probe,
         streams: RandomStreams,  # noqa: ARG002 - nothing is random
-        layers: Sequence[int] | None = None,  # noqa: ARG002 - the smallest rank is of all layers before
+        layers: Layers | None = None,  # noqa: ARG002 - the smallest rank is of all layers before
     ) -> Mapping[str, Estimate]:
         """Return counts and bounds from the weight of every layer of every checkpoint, arrays (C, L, ...)."""
         from ibscan.measures.weight_bounds import weight_estimates

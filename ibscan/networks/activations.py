@@ -1,13 +1,14 @@
-"""The activations of a chain: value, slope, range."""
+"""The activations of a chain: value, slope, range. Their names are known without torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch.nn import functional
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["ACTIVATIONS", "OUTPUTS", "Activation", "activated"]
 
@@ -36,47 +37,67 @@ def _tanh_slope(p: torch.Tensor) -> torch.Tensor:
 
 
 def _sigmoid_slope(p: torch.Tensor) -> torch.Tensor:
-    e = torch.exp(-p.abs())
+    e = p.abs().neg().exp()
     return e / (1.0 + e).square()
 
 
 def _gelu_slope(p: torch.Tensor) -> torch.Tensor:
+    import torch
+
     # erfc rather than 1 + erf: far on the negative side the sum would cancel to zero.
     below: torch.Tensor = torch.special.erfc(-p / ROOT_TWO)
-    return 0.5 * below + p * torch.exp(-0.5 * p.square()) / ROOT_TWO_PI
+    return 0.5 * below + p * (-0.5 * p.square()).exp() / ROOT_TWO_PI
 
 
 def _silu_slope(p: torch.Tensor) -> torch.Tensor:
-    return torch.sigmoid(p) + p * _sigmoid_slope(p)
+    return p.sigmoid() + p * _sigmoid_slope(p)
 
 
 def _softplus_slope(p: torch.Tensor) -> torch.Tensor:
+    import torch
+
     # torch's softplus is the identity beyond its threshold of 20.
-    return torch.where(p > 20.0, torch.ones_like(p), torch.sigmoid(p))
+    return torch.where(p > 20.0, torch.ones_like(p), p.sigmoid())
 
 
 def _elu_slope(p: torch.Tensor) -> torch.Tensor:
-    return torch.where(p > 0.0, torch.ones_like(p), torch.exp(p.clamp(max=0.0)))
+    import torch
+
+    return torch.where(p > 0.0, torch.ones_like(p), p.clamp(max=0.0).exp())
 
 
 def _leaky_relu_slope(p: torch.Tensor) -> torch.Tensor:
+    import torch
+
     # torch.where of Python floats is float32, whose 0.01 is wrong in the eighth digit.
     one = torch.ones_like(p)
     return torch.where(p > 0.0, one, 0.01 * one)
 
 
+def _functional(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the function of torch.nn.functional of that name."""
+
+    def value(p: torch.Tensor) -> torch.Tensor:
+        from torch.nn import functional
+
+        found: torch.Tensor = getattr(functional, name)(p)
+        return found
+
+    return value
+
+
 ACTIVATIONS: dict[str, Activation] = {
     a.name: a
     for a in (
-        Activation("tanh", torch.tanh, _tanh_slope, (-1.0, 1.0)),
-        Activation("relu", torch.relu, lambda p: (p > 0.0).to(p.dtype)),
-        Activation("leaky_relu", functional.leaky_relu, _leaky_relu_slope),
-        Activation("sigmoid", torch.sigmoid, _sigmoid_slope, (0.0, 1.0)),
-        Activation("gelu", functional.gelu, _gelu_slope),
-        Activation("silu", functional.silu, _silu_slope),
-        Activation("softplus", functional.softplus, _softplus_slope),
-        Activation("elu", functional.elu, _elu_slope),
-        Activation("identity", lambda p: p, torch.ones_like),
+        Activation("tanh", lambda p: p.tanh(), _tanh_slope, (-1.0, 1.0)),
+        Activation("relu", lambda p: p.relu(), lambda p: (p > 0.0).to(p.dtype)),
+        Activation("leaky_relu", _functional("leaky_relu"), _leaky_relu_slope),
+        Activation("sigmoid", lambda p: p.sigmoid(), _sigmoid_slope, (0.0, 1.0)),
+        Activation("gelu", _functional("gelu"), _gelu_slope),
+        Activation("silu", _functional("silu"), _silu_slope),
+        Activation("softplus", _functional("softplus"), _softplus_slope),
+        Activation("elu", _functional("elu"), _elu_slope),
+        Activation("identity", lambda p: p, lambda p: p.new_ones(p.shape)),
     )
 }
 
@@ -85,4 +106,4 @@ OUTPUTS = (*ACTIVATIONS, "softmax")
 
 def activated(name: str, pre: torch.Tensor) -> torch.Tensor:
     """Return the values of an activation of `OUTPUTS` at (..., units)."""
-    return torch.softmax(pre, dim=-1) if name == "softmax" else ACTIVATIONS[name].value(pre)
+    return pre.softmax(-1) if name == "softmax" else ACTIVATIONS[name].value(pre)

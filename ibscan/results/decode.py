@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -162,19 +163,22 @@ def _strings(dataset: h5py.Dataset, size: int) -> Array:
 
 def _attributes(owner: h5py.File | h5py.Dataset) -> dict[str, Any]:
     attributes: dict[str, Any] = {}
-    for name in owner.attrs:
+    # h5py makes manager and dtype anew each time they are asked for, which took a third of the time of reading.
+    stored = owner.attrs
+    for name in stored:
         if name in _BOOKKEEPING or name.startswith(("_Netcdf4", "_NC")):
             continue
-        described = owner.attrs.get_id(name)
-        text = h5py.check_string_dtype(described.dtype) is not None
-        if int(np.prod(described.shape, dtype=np.float64)) > (1 if text else 64):
+        described = stored.get_id(name)
+        dtype = described.dtype
+        text = h5py.check_string_dtype(dtype) is not None
+        if math.prod(described.shape) > (1 if text else 64):
             where = owner.file.filename
             raise InputError(f"{where}: attribute {name!r} has shape {described.shape}, expected one value.")
-        value = owner.attrs[name]
+        value = stored[name]
         if text:
             one = value if isinstance(value, str | bytes) else value.ravel()[0]
             attributes[name] = one if isinstance(one, str) else one.decode("utf-8")
-        elif described.dtype.kind in "fiu" and described.dtype.fields is None:
+        elif dtype.kind in "fiu" and dtype.fields is None:
             array = np.asarray(value)
             attributes[name] = array if array.ndim and name == "flag_values" else array.ravel()[0].item()
         else:

@@ -21,46 +21,49 @@ __all__ = ["COLUMNS", "rows", "write_rows"]
 
 COLUMNS: Mapping[str, str] = {
     "checkpoint": "Path of the checkpoint relative to its series.",
-    "epoch": "Epoch of the checkpoint; empty where unknown.",
-    "step": "Optimiser step of the checkpoint; empty where unknown.",
-    "value": "Coordinate of the checkpoint in a sweep; empty where the series is none.",
-    "layer": "Dotted name of the layer; empty for what belongs to the whole network.",
+    "epoch": "Epoch of the checkpoint; missing where unknown.",
+    "step": "Optimiser step of the checkpoint; missing where unknown.",
+    "value": "Coordinate of the checkpoint in a sweep; missing where the series is none.",
+    "layer": "Dotted name of the layer; missing for what belongs to the whole network.",
     "at": "Where the layer was measured: pre or post, before or after its activation.",
     "variable": "Name of the variable, as in the file.",
     "parameter": "Dimension the variable runs along beyond checkpoint and layer, such as eps or noise.",
     "parameter_value": "Value of that parameter: the threshold, the noise or the kind of cells.",
-    "result": "The number; empty where there is none, and status says why.",
-    "se": "Standard error of the number; empty where it has none.",
-    "lower": "Lower end for the number; empty where it has none.",
-    "upper": "Upper end for the number; empty where it has none.",
+    "result": "The number; missing where there is none, and status says why.",
+    "se": "Standard error of the number; missing where it has none.",
+    "lower": "Lower end for the number; missing where it has none.",
+    "upper": "Upper end for the number; missing where it has none.",
     "unit": "Unit of result, se, lower and upper; 1 for plain numbers.",
     "status": "What the number means, or why there is none: ok, not_measured, saturated, dead, ...",
 }
 # Starts of a formula in a spreadsheet; some accept the full-width forms of East Asian keyboards too.
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+# What stands for a missing field in tsv: an empty one would shift the columns of `column -t`, `-` is no number.
+_MISSING = "NaN"
 # Fields of Estimate that have a column of their own, and those that are variables of their own.
 _COLUMN_FIELDS = ("stderr", "lower", "upper")
 _ROW_FIELDS = ("minimum", "maximum")
 _STATUS_NAMES = {int(status): status.name.lower() for status in Status}
 
 
-def rows(result: Result, *, units: str = "nats", variable: str | None = None) -> Iterator[dict[str, Any]]:
+def rows(result: Result, *, units: str = "nats", variables: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     """Yield one row for each number, in the columns of `COLUMNS`; what is missing is None.
 
     Args:
         result: What to lay out.
         units: `nats`, or `bits` to convert every value in nat with its errors and bounds.
-        variable: Any one variable, with its cells that were not measured. By default the scalars of every
+        variables: Any variables, with their cells that were not measured. By default the scalars of every
             layer and checkpoint that were measured, with `se`, `lower`, `upper` beside them.
 
     Yields:
         Rows by checkpoint, then by variable, layer and parameter.
 
     Raises:
-        UsageError: There is no such variable, or no such unit.
+        UsageError: There is no such unit.
+        NothingMatched: There is no such variable.
     """
-    result.check_shown(units, variable)
-    return _rows(result, units, variable)
+    result.check_shown(units, variables)
+    return _rows(result, units, variables)
 
 
 def write_rows(
@@ -68,11 +71,14 @@ def write_rows(
 ) -> None:
     """Write rows, in a header line and one line each (tsv, csv), or as one JSON object a line.
 
+    In tsv a missing field is written NaN: none is empty, so that columns stay aligned in any program, and pandas,
+    numpy, R and gnuplot take it for what it is. In csv it is empty, in JSON null.
+
     Control characters in names are written as escapes, so a row is a line. In csv a text that a spreadsheet would take
     for a formula gets a leading apostrophe. Characters the stream cannot encode become escapes.
 
     Args:
-        rows: Mappings; a column that is absent, None or NaN is left empty, null in JSON.
+        rows: Mappings; a column that is absent, None or NaN is missing; in tsv and csv an empty text too.
         format: `tsv`, `csv` or `jsonl`.
         stream: Where to; its OSError and BrokenPipeError pass through.
         columns: Columns in order.
@@ -98,9 +104,8 @@ def write_rows(
         put(separator.join(cell(row.get(name)) for name in columns))
 
 
-def _rows(result: Result, units: str, variable: str | None) -> Iterator[dict[str, Any]]:
-    listed = [variable] if variable is not None else _shown(result)
-    blocks = [_block(result, name, units, everything=variable is not None) for name in listed]
+def _rows(result: Result, units: str, variables: Sequence[str]) -> Iterator[dict[str, Any]]:
+    blocks = [_block(result, name, units, everything=bool(variables)) for name in variables or _shown(result)]
     names = result["checkpoint_name"].values.tolist()
     epochs, steps, values = (result[key].values.tolist() for key in ("epoch", "step", "value"))
     for row, (name, epoch, step, value) in enumerate(zip(names, epochs, steps, values, strict=True)):
@@ -192,7 +197,8 @@ def _json_value(value: Any) -> Any:  # noqa: ANN401 - a cell
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _tsv_cell(value: Any) -> str:  # noqa: ANN401 - a cell
+def _text(value: Any) -> str:  # noqa: ANN401 - a cell
+    """Return a cell as text on one line, empty where it is missing."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -204,8 +210,12 @@ def _tsv_cell(value: Any) -> str:  # noqa: ANN401 - a cell
     return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in text)
 
 
+def _tsv_cell(value: Any) -> str:  # noqa: ANN401 - a cell
+    return _text(value) or _MISSING
+
+
 def _csv_cell(value: Any) -> str:  # noqa: ANN401 - a cell
-    text = _tsv_cell(value)
+    text = _text(value)
     if isinstance(value, str) and text.startswith(_FORMULA):
         text = f"'{text}"
     return f'"{text.replace(chr(34), chr(34) * 2)}"' if any(c in text for c in ',"') else text

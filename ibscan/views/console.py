@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ibscan.errors import Interrupted
 
-__all__ = ["console", "escaped", "is_terminal", "reader_may_leave", "screen_width", "unicode_ok"]
+__all__ = ["columns", "console", "escaped", "is_terminal", "reader_may_leave", "unicode_ok"]
 
 _GLYPHS = "▁▂▃▄▅▆▇█†─→≤×±"
 
@@ -77,7 +77,7 @@ def console(stream: IO[str], *, color: str = "auto", width: int | None = None) -
         force_jupyter=False,
         color_system="standard" if colored else None,
         no_color=not colored,
-        width=max(1, width if width is not None else screen_width(stream)),
+        width=max(1, width if width is not None else columns(stream)),
         markup=False,
         emoji=False,
         highlight=False,
@@ -122,8 +122,8 @@ def _wants_color(stream: IO[str]) -> bool:
     return is_terminal(stream) and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
-def screen_width(stream: Any) -> int:  # noqa: ANN401 - any stream
-    """Return how many columns a stream has: those of COLUMNS, else of its terminal, else 80."""
+def columns(stream: Any) -> int:  # noqa: ANN401 - any stream
+    """Return how many columns a stream has now: those of COLUMNS, else of its terminal, else 80."""
     typed = os.environ.get("COLUMNS", "")
     if typed.isascii() and typed.isdigit() and 0 < len(typed) < 6 and int(typed):
         return int(typed)

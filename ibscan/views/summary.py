@@ -158,7 +158,7 @@ def summary_rows(result: Result, *, units: str) -> list[dict[str, Any]]:
         UsageError: There is no such unit.
         NothingMatched: There is nothing to summarise.
     """
-    result.check_shown(units, None)
+    result.check_shown(units)
     view = View(result, units, every=True, width=1, unicode=False)
     labels = result["checkpoint_name"].values.tolist() if view.axis_values is None else view.axis[1]
     rows = [_as_row(course, row, labels) for course, own in _judged(view) for row in own]
@@ -194,7 +194,7 @@ TABLE = Table(
         "rises, where it expands).",
         "change": "From the peak to the last value, or from the lowest where it expands or the last is the peak; with "
         "half of its 95 % interval, errors taken as independent.",
-        "beyond": "Whether the change exceeds its error; empty where that is not known.",
+        "beyond": "Whether the change exceeds its error; missing where that is not known.",
         "verdict": f"What it did: {', '.join(word.value for word in WORDS)}; each of these words is explained.",
     },
     _sheets,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def tables(
     *,
     units: str = "nats",
     every: bool = False,
-    variable: str | None = None,
+    variables: Sequence[str] = (),
     curve: bool = False,
     full: bool = False,
     summary: bool = False,
@@ -41,7 +42,7 @@ def tables(
         result: Any.
         units: `nats`, or `bits` to convert what is in nat.
         every: Every checkpoint instead of about twelve, log-spaced, first and last among them.
-        variable: One variable in place of the usual tables, histograms and spectra included.
+        variables: Tables of these alone in place of the usual ones, histograms and spectra included.
         curve: Curves over eps, noise or cells in place of the usual tables.
         full: Every table, instead of the leading numbers in brief.
         summary: The summary alone, without a head.
@@ -52,10 +53,10 @@ def tables(
         Renderables for a console without markup, in order. Names from files are escaped.
 
     Raises:
-        UsageError: There is no such variable, or no such unit.
-        NothingMatched: Curves or the summary are asked for, and there is none.
+        UsageError: There is no such unit.
+        NothingMatched: There is no such variable; or curves or the summary are asked for, and there is none.
     """
-    result.check_shown(units, variable)
+    result.check_shown(units, variables)
     view = View(result, units, every, max(1, width), unicode)
     if summary:
         found = list(SUMMARY.sheets(view))
@@ -64,8 +65,8 @@ def tables(
         return [*found]
     if curve:
         return [head(view), *curve_tables(view)]
-    if variable is not None:
-        return [head(view), _variable(view, variable)]
+    if variables:
+        return [head(view), *(_variable(view, name) for name in variables)]
     wanted = (Shown.ALWAYS, Shown.FULL if full else Shown.USUAL)
     return [head(view), *(sheet for table in specs() if table.shown in wanted for sheet in table.sheets(view))]
 

@@ -392,7 +392,7 @@ def test_a_layer_without_a_derivative_spoils_nothing_else(command: Run, narrow: 
 
 @pytest.mark.slow
 def test_ls_says_where_memory_would_not_do(command: Run, narrow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ibscan.cli.listing.free_bytes", lambda _: 2**20)
+    monkeypatch.setattr("ibscan.cli.probing.free_bytes", lambda _: 2**20)
     told = command("ls", narrow / "run", "--model", f"{narrow}/net.py:Narrow", "--probe", narrow / "run/probe.npz")
     assert told.code == 0
     assert "a scan would work" not in told.err

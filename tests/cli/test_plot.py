@@ -68,7 +68,7 @@ def test_layers_and_epochs_are_selected(command: Run, saved: Path, tmp_path: Pat
         (("-o", "a.jpg"), 2, "-o a.jpg: .jpg is no format of figures; expected .png, .svg, .pdf, or a folder."),
         (("-o", "run.h5/x"), 2, "-o run.h5/x: the folder cannot be made"),
         (("--kind", "plane"), 2, "--kind 'plane': there is no such figure; expected "),
-        (("--variable", "local_rnk"), 2, "--variable 'local_rnk': the result has no such variable; it has local_rank"),
+        (("--variable", "local_rnk"), 5, "--variable 'local_rnk': the result has no such variable; it has local_rank"),
         (("--layers", "fc3"), 5, "--layers fc3: run.h5 has no such layer; it has fc"),
         (("--epochs", "7"), 5, "--epochs 7: no checkpoint has epoch 7 (the nearest is 10); epoch runs from 0 to 10."),
         (("--epochs", "x"), 2, "--epochs x: 'x' is no number"),

@@ -19,6 +19,7 @@ from ibscan.errors import CheckpointError
 from ibscan.inputs import formats
 from ibscan.inputs.files import Snapshot
 from ibscan.inputs.folder.numbers import AxisNumbers
+from ibscan.inputs.formats.dtypes import ITEM_SIZES
 from ibscan.inputs.formats.format import Description, Format, Wanted
 from ibscan.inputs.formats.recognise import accepted, content_kind, is_claimed, usual_suffixes
 from ibscan.inputs.formats.state_dict import below_prefix, selected_tensors
@@ -125,3 +126,8 @@ def test_a_format_is_recognised_by_what_it_declares(one: Format) -> None:
     assert all(is_claimed(f"a{suffix}") and is_claimed(f"a{suffix.upper()}") for suffix in one.suffixes)
     assert all(re.fullmatch(r"(\.[a-z]+)+", suffix) for suffix in one.suffixes)
     assert dataclasses.replace(one) == one
+
+
+def test_item_sizes_are_those_of_torch() -> None:
+    known = {value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+    assert dict(ITEM_SIZES) == {str(one).removeprefix("torch."): one.itemsize for one in known}

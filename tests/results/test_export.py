@@ -4,6 +4,9 @@ import csv
 import io
 import json
 import math
+import re
+import shutil
+import subprocess
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 
 from ibscan.core.estimate import Status
-from ibscan.errors import UsageError
+from ibscan.errors import NothingMatched, UsageError
 from ibscan.results.export import COLUMNS, rows, write_rows
 
 
@@ -72,15 +75,15 @@ def test_rows_are_scalars_unless_a_variable_is_named(synthetic: ModuleType) -> N
 
 def test_every_cell_is_one_row(synthetic: ModuleType) -> None:
     found = synthetic.result(range(2))
-    listed = list(rows(found, variable="distance_within"))
+    listed = list(rows(found, variables=["distance_within"]))
     assert len(listed) == 2 * 4 * 5
     assert [row["result"] for row in listed] == found["distance_within"].values.ravel().tolist()
     assert listed[7]["parameter"] == "distance_bin"
     assert listed[7]["parameter_value"] == 2
     assert listed[7]["status"] is None
-    status = list(rows(found, variable="local_rank_status"))
+    status = list(rows(found, variables=["local_rank_status"]))
     assert status[0]["result"] == 0
-    assert next(rows(found, variable="local_rank_se"))["result"] == found["local_rank_se"].values[0, 0, 0]
+    assert next(rows(found, variables=["local_rank_se"]))["result"] == found["local_rank_se"].values[0, 0, 0]
 
 
 def test_bits_convert_everything_in_nat_together(synthetic: ModuleType) -> None:
@@ -102,25 +105,25 @@ def test_what_was_not_measured_is_left_out_unless_named(synthetic: ModuleType) -
     synthetic.marked(found, "nc1", (1, 0), Status.NONFINITE, np.nan)
     found["mi_binned_cells"].values[0, 0, 0] = -1
     default = [row for row in rows(found) if row["variable"] == "nc1"]
-    named = list(rows(found, variable="nc1"))
+    named = list(rows(found, variables=["nc1"]))
     assert len(default) == 7
     assert len(named) == 8
     assert named[0]["status"] == "not_measured"
     assert named[0]["result"] is None
     assert next(row["status"] for row in default if row["epoch"] == 1) == "nonfinite"
     assert len([row for row in rows(found) if row["variable"] == "mi_binned_cells"]) == 7
-    assert next(rows(found, variable="mi_binned_cells"))["result"] is None
+    assert next(rows(found, variables=["mi_binned_cells"]))["result"] is None
 
 
 def test_an_unknown_variable_names_its_neighbours(synthetic: ModuleType) -> None:
-    with pytest.raises(UsageError, match="mi_readout_xt"):
-        rows(synthetic.result([0]), variable="mi_readout")
-    with pytest.raises(UsageError, match="local_rank"):
-        rows(synthetic.result([0]), variable="???")
+    with pytest.raises(NothingMatched, match="mi_readout_xt"):
+        rows(synthetic.result([0]), variables=["mi_readout"])
+    with pytest.raises(NothingMatched, match="local_rank"):
+        rows(synthetic.result([0]), variables=["???"])
 
 
-@pytest.mark.parametrize(("format", "separator"), [("tsv", "\t"), ("csv", ",")])
-def test_separated_values_are_the_rows(synthetic: ModuleType, format: str, separator: str) -> None:
+@pytest.mark.parametrize(("format", "separator", "missing"), [("tsv", "\t", "NaN"), ("csv", ",", "")])
+def test_separated_values_are_the_rows(synthetic: ModuleType, format: str, separator: str, missing: str) -> None:
     found = synthetic.result(range(2))
     text = written(found, format)
     table = list(csv.reader(io.StringIO(text), delimiter=separator))
@@ -130,7 +133,29 @@ def test_separated_values_are_the_rows(synthetic: ModuleType, format: str, separ
     for line, row in zip(table[1:], listed, strict=True):
         assert len(line) == len(COLUMNS)
         assert float(line[9]) == row["result"]  # to the last bit
-        assert line[3] == ""
+        assert line[3] == missing
+
+
+def test_no_field_of_tsv_is_empty_and_all_that_are_missing_read_as_nan(synthetic: ModuleType) -> None:
+    found = synthetic.result(range(2))
+    synthetic.marked(found, "nc1", (0, 0), Status.NONFINITE, np.nan)
+    lines = [line.split("\t") for line in written(found, "tsv").splitlines()]
+    assert all(field for line in lines for field in line)
+    for line, row in zip(lines[1:], rows(found), strict=True):
+        for name, field in zip(COLUMNS, line, strict=True):
+            value = row.get(name)
+            assert (field == "NaN") == (value is None or value != value)
+    stream = io.StringIO()
+    write_rows([{"a": "", "b": None, "c": 0, "d": np.float64("nan")}], "tsv", stream, "abcde")
+    assert stream.getvalue() == "a\tb\tc\td\te\nNaN\tNaN\t0\tNaN\tNaN\n"
+
+
+@pytest.mark.skipif(shutil.which("column") is None, reason="needs column of util-linux or BSD")
+def test_column_keeps_every_field_in_its_column(synthetic: ModuleType) -> None:
+    text = written(synthetic.result(range(2)), "tsv")
+    done = subprocess.run(["column", "-t", "-s", "\t"], input=text, capture_output=True, text=True, check=True)
+    fields = [re.split(" {2,}", line.strip()) for line in done.stdout.splitlines()]
+    assert fields == [line.split("\t") for line in text.splitlines()]
 
 
 def test_json_lines_hold_finite_numbers_only(synthetic: ModuleType) -> None:
@@ -168,7 +193,7 @@ HOSTILE = (
 def test_hostile_names_are_written_as_escapes(synthetic: ModuleType, format: str) -> None:
     checkpoints = [synthetic.checkpoint(i, name=name) for i, name in enumerate(HOSTILE)]
     found = synthetic.result(checkpoints, ["fit"], names=["a"])
-    text = written(found, format, variable="probe_accuracy")
+    text = written(found, format, variables=["probe_accuracy"])
     assert "\x1b" not in text
     assert "\u202e" not in text
     lines = text.splitlines()

@@ -119,7 +119,7 @@ VARIABLES = tuple(f"mi_network_{side}" for side in SIDES)
 @pytest.mark.parametrize("title", [*TITLES, *VARIABLES])
 @pytest.mark.parametrize("width", [80, 120])
 def test_every_table_of_the_channel_shows_open_brackets(synthetic: ModuleType, title: str, width: int) -> None:
-    options = {"variable": title} if title in VARIABLES else {}
+    options = {"variables": [title]} if title in VARIABLES else {}
     lines = block(network(synthetic), synthetic, title, width, **options)
     cells = [line for line in lines if re.match(r" *(1|20|300) ", line)]
     assert sum(line.count("3.1 [2.6, 3.6]?") for line in cells) == 3 * 5
@@ -172,8 +172,8 @@ def test_rows_have_the_ends_in_full(synthetic: ModuleType, side: str) -> None:
     found = network(synthetic, layers=1)
     found[f"mi_network_{side}_lower"].values[1:] = 2.6000001
     key = f"mi_network_{side}"
-    for variable in (None, key):
-        listed = [row for row in rows(found, variable=variable) if row["variable"] == key]
+    for variables in ((), (key,)):
+        listed = [row for row in rows(found, variables=variables) if row["variable"] == key]
         assert [(row["lower"], row["upper"], row["status"]) for row in listed[1:]] == [
             (2.6000001, 3.6, "unresolved")
         ] * 3

@@ -205,7 +205,7 @@ def test_the_status_of_a_mean_is_the_worst() -> None:
 def test_a_mistyped_kind_or_variable_is_told_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"--kind 'rank-curv': there is no such figure; expected rank_curve"):
         pictures({"run": everything()}, kinds=("rank-curv",))
-    with pytest.raises(UsageError, match=r"it has .*local_rank"):
+    with pytest.raises(NothingMatched, match=r"it has .*local_rank"):
         pictures({"run": everything()}, variables=("local_rnk",))
 
 

@@ -68,7 +68,7 @@ def test_relative_noise_alone_has_no_note_on_absolute_noise(synthetic: ModuleTyp
 @pytest.mark.parametrize("name", ["noise_absolute", "mi_readout_rel_slope", "mi_readout_slope"])
 def test_what_has_no_column_is_a_variable(synthetic: ModuleType, name: str) -> None:
     found = synthetic.result(range(2), ["relative", "slope", "readout"], names=("fc1",))
-    table = synthetic.printed(found, variable=name)[1]
+    table = synthetic.printed(found, variables=[name])[1]
     assert table[0].startswith(f"{name} · ")
     assert table[2].split()[-1] == "0.1"
     assert not any("ln noise" in line for block in synthetic.printed(found) for line in block)

@@ -30,7 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
     "usual-80-ascii": {"width": 80, "full": False, "units": "bits", "unicode": False},
     "bits-120-ascii": {"width": 120, "units": "bits", "unicode": False},
     "curves-100": {"width": 100, "curve": True},
-    "variable-100": {"width": 100, "variable": "mi_network_xt", "every": True},
+    "variable-100": {"width": 100, "variables": ["mi_network_xt"], "every": True},
 }
 
 

@@ -4,11 +4,13 @@ import io
 import os
 import pty
 import select
+import time
 
 import pytest
 
+from ibscan.core.hand import Hand
 from ibscan.views import progress as module
-from ibscan.views.progress import progress
+from ibscan.views.progress import Progress, progress
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +64,7 @@ def test_off_is_silent(clock: Clock) -> None:
     ("seconds", "text"), [(3, "3 s"), (119.6, "2 min 00 s"), (3599, "59 min 59 s"), (7260, "2 h 01 min")]
 )
 def test_durations_are_in_seconds_minutes_or_hours(seconds: float, text: str) -> None:
-    assert module._duration(seconds) == text
+    assert module.duration(seconds) == text
 
 
 def on_a_terminal(total: int = 3) -> bytes:
@@ -108,3 +110,46 @@ def test_a_stream_that_is_gone_stops_nothing(clock: Clock) -> None:
         clock.now += 100
         reporter.advance("a")
     assert reporter.done == 1
+
+
+HAND = Hand("10-12", "epoch 234-336", "representation", "layer4.1.conv2", lambda: 4205.0)
+
+
+def shown(clock: Clock, hand: Hand | None, width: int, done: int = 9, unicode: bool = True) -> str:
+    reporter = Progress(20, io.StringIO(), done=done, hand=hand, began=clock.now - 642.0, advanced=clock.now - 12.0)
+    return reporter.line(width, unicode=unicode)
+
+
+def test_the_line_says_where_it_is_what_is_in_hand_and_how_long(clock: Clock) -> None:
+    assert shown(clock, HAND, 120) == (
+        "━━━━────── 10-12/20 · epoch 234-336 · representation layer4.1.conv2 · 70 s each · 10:42, 1:10:05 left"
+    )
+    assert shown(clock, HAND, 80) == "10-12/20 · epoch 234-336 · representation…onv2 · 70 s each · 10:42, 1:10:05 left"
+    one = Hand("3", "epoch 38", "local_rank", "", lambda: 70.0)
+    assert shown(clock, one, 80, 0) == "────────── 3/20 · epoch 38 · local_rank · 10:42, 1:10 left"
+    assert shown(clock, one, 80, 0, False) == "---------- 3/20 - epoch 38 - local_rank - 10:42, 1:10 left"
+    assert shown(clock, None, 80, 0) == "0/20 checkpoints · 10:42"
+
+
+@pytest.mark.parametrize("width", [1, 10, 24, 40, 60, 79, 200])
+def test_the_line_fits_in_any_width_and_keeps_what_is_left_as_long_as_it_can(clock: Clock, width: int) -> None:
+    for hand in (HAND, None, Hand("1", "\x1b" * 300, "mi_network", "a" * 300, lambda: 1e6)):
+        line = shown(clock, hand, width)
+        assert len(line) <= width
+        assert line.isprintable()
+        if hand is HAND and width >= 40:
+            assert line.endswith("10:42, 1:10:05 left")
+
+
+def test_the_times_move_while_nothing_is_finished() -> None:
+    controller, terminal = pty.openpty()
+    with os.fdopen(terminal, "w", encoding="utf-8") as stream, progress(3, stream=stream, mode="auto") as reporter:
+        began = time.monotonic()
+        reporter.hand = Hand("1", "epoch 0", "local_rank", "fc1", lambda: 9.5 - (time.monotonic() - began))
+        content = b""
+        while b"0:02" not in content and time.monotonic() - began < 20:
+            if select.select([controller], [], [], 0.2)[0]:
+                content += os.read(controller, 65536)
+    os.close(controller)
+    assert b"1/3 \xc2\xb7 epoch 0 \xc2\xb7 local_rank fc1 \xc2\xb7 0:01, 0:08 left" in content
+    assert b"0:02, 0:0" in content

@@ -74,7 +74,7 @@ def test_nothing_false_stands_beside_it(synthetic: ModuleType) -> None:
         found = both(synthetic, **apart)
         assert not tables_of(synthetic, found)
         assert not tables_of(synthetic, found, every=True)
-        assert synthetic.printed(found, variable="mi_readout_slope")[1][0].startswith("mi_readout_slope · ")
+        assert synthetic.printed(found, variables=["mi_readout_slope"])[1][0].startswith("mi_readout_slope · ")
 
 
 def test_neither_slope_nor_rank_alone_has_a_table(synthetic: ModuleType) -> None:

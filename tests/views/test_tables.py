@@ -11,7 +11,7 @@ import pytest
 from rich.cells import cell_len
 
 from ibscan.core.estimate import Estimate, Status
-from ibscan.errors import UsageError
+from ibscan.errors import NothingMatched, UsageError
 from ibscan.views.console import console
 from ibscan.views.listing import listing
 from ibscan.views.tables import tables
@@ -202,15 +202,15 @@ def test_a_layer_wider_than_the_terminal_is_split(synthetic: ModuleType) -> None
 def test_one_variable_is_thinned_and_shown_alone(synthetic: ModuleType, name: str) -> None:
     wide = synthetic.Fake("clustering", synthetic.CLUSTER, {"distance_bin": range(100)})
     found = synthetic.result(range(3), ["rank", "readout", "binned", wide])
-    text = shown(found, 80, variable=name)
+    text = shown(found, 80, variables=[name])
     assert f"\n{name} · " in text
     assert ("12 of 100 values along distance_bin" in text) == (name == "distance_within")
     assert "local rank ·" not in text
 
 
 def test_an_unknown_variable_names_the_nearest(synthetic: ModuleType) -> None:
-    with pytest.raises(UsageError, match="nc1"):
-        tables(synthetic.result([0]), variable="nc11", width=80)
+    with pytest.raises(NothingMatched, match="nc1"):
+        tables(synthetic.result([0]), variables=["nc11"], width=80)
 
 
 @pytest.mark.parametrize("epochs", [[0], [0, 1]])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-
-import torch
+from typing import TYPE_CHECKING
 
 from ibscan.core.records import TensorInfo
 from ibscan.inputs.files import Snapshot
 from ibscan.inputs.folder.numbers import AxisNumbers
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Description", "Format", "Wanted"]
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from ibscan.core.text import text_number
 from ibscan.errors import CheckpointError
+from ibscan.inputs.formats.dtypes import ITEM_SIZES
 from ibscan.inputs.untrusted import stated_sizes
 
 __all__ = [
@@ -36,9 +36,7 @@ STORAGES = {
 STORAGE_GLOBALS = {
     f"{module}.{name}": dtype for name, dtype in STORAGES.items() for module in ("torch", "torch.storage", "torch.cuda")
 }
-DTYPE_GLOBALS = {
-    str(value): str(value).removeprefix("torch.") for value in vars(torch).values() if isinstance(value, torch.dtype)
-}
+DTYPE_GLOBALS = {f"torch.{name}": name for name in ITEM_SIZES}
 NUMPY_SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 NUMPY_ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
 DENSE = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
@@ -91,7 +89,7 @@ class Storage:
     @property
     def itemsize(self) -> int:
         """Bytes an element."""
-        return int(getattr(torch, self.dtype).itemsize)
+        return ITEM_SIZES[self.dtype]
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +203,7 @@ def check_tensor(stored: str, tensor: StoredTensor, name: str) -> None:
     count, last = 1, 1
     for size, stride in zip(tensor.shape, tensor.stride, strict=True):
         count, last = count * size, last + (size - 1) * stride
-    held = tensor.storage.elements * tensor.storage.itemsize // int(getattr(torch, tensor.dtype).itemsize)
+    held = tensor.storage.elements * tensor.storage.itemsize // ITEM_SIZES[tensor.dtype]
     if count and (count > held or tensor.offset < 0 or tensor.offset + last > held):
         raise CheckpointError(
             f"{name}: {stored!r} of shape {tensor.shape} claims {count} elements, but its storage holds {held}; "

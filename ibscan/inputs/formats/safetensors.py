@@ -7,9 +7,7 @@ import math
 import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
-
-import torch
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ibscan.core.records import TensorInfo
 from ibscan.errors import CheckpointError
@@ -18,6 +16,9 @@ from ibscan.inputs.folder.numbers import EPOCH_KEYS, STEP_KEYS, first_known, num
 from ibscan.inputs.formats.format import Description, Format, Wanted
 from ibscan.inputs.formats.state_dict import below_prefix, selected_tensors
 from ibscan.inputs.untrusted import decoded_json, stated_sizes
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["DTYPES", "SAFETENSORS", "TensorFile", "read_tensor_header", "read_tensors"]
 
@@ -86,6 +87,8 @@ def read_tensors(
     Raises:
         CheckpointError: A damaged header, or the file ends too early.
     """
+    import torch
+
     tensors: dict[str, torch.Tensor] = {}
     # The header check left no gaps between tensors in this order.
     for key, info in read_tensor_header(stream, size, name).tensors.items():

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ibscan.core.records import WRAPPERS
 from ibscan.core.text import listed
@@ -13,6 +12,9 @@ from ibscan.errors import CheckpointError
 from ibscan.inputs.formats.format import Wanted
 from ibscan.inputs.formats.nested import nested_tables
 from ibscan.inputs.formats.pickle_objects import StoredTensor
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["below_prefix", "chosen_set", "is_tensor", "selected_tensors", "stripped_names", "tensor_sets"]
 
@@ -32,7 +34,9 @@ AVERAGING_COUNT = "n_averaged"
 
 def is_tensor(value: object) -> bool:
     """Tell whether a value is a tensor, or the description of one."""
-    return isinstance(value, torch.Tensor | StoredTensor)
+    # Where torch is not loaded there can be no tensor of it.
+    known = sys.modules.get("torch")
+    return isinstance(value, StoredTensor) or (known is not None and isinstance(value, known.Tensor))
 
 
 def tensor_kind(tensor: torch.Tensor | StoredTensor) -> str:

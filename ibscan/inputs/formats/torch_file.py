@@ -15,10 +15,9 @@ import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import PurePath
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import torch
 
 from ibscan.core.records import TensorInfo
 from ibscan.core.text import first_line, listed
@@ -39,6 +38,9 @@ from ibscan.inputs.formats.pickle_objects import (
 from ibscan.inputs.formats.pickle_reader import BrokenPickle, PickleReading, read_pickle
 from ibscan.inputs.formats.state_dict import chosen_set, is_tensor
 from ibscan.inputs.formats.zip_file import SAVE_AGAIN, checked_zip
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["TORCH_LEGACY", "TORCH_ZIP", "load_archive", "read_archive", "stored_element"]
 
@@ -127,6 +129,8 @@ def _check_block(stream: BinaryIO, storage: Storage, size: int, name: str) -> No
 
 def stored_element(shot: Snapshot, reading: PickleReading, tensor: StoredTensor) -> int | float | None:
     """Return the number in a tensor of one element without loading others, or None for bool and complex."""
+    import torch
+
     dtype = getattr(torch, tensor.dtype, None) if tensor.kind == "dense" else None
     if tensor.storage is None or not isinstance(dtype, torch.dtype) or dtype is torch.bool or dtype.is_complex:
         return None
@@ -175,6 +179,8 @@ def load_archive(source: BinaryIO, name: str) -> Any:  # noqa: ANN401 - whatever
     Raises:
         CheckpointError: torch cannot read it.
     """
+    import torch
+
     # The boundary to a foreign reader: torch.load raises any exception on a damaged file.
     try:
         with _safe_switch_alone(), torch.serialization.safe_globals(_safe_globals()), warnings.catch_warnings():

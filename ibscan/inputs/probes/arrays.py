@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 
 from ibscan.core.records import Array
 from ibscan.core.text import first_line
@@ -213,6 +212,8 @@ def _is_listed(part: Any) -> bool:  # noqa: ANN401 - see above
 
 
 def _loaded(part: Any) -> Array:  # noqa: ANN401 - see above
+    import torch
+
     return as_numpy(part) if isinstance(part, torch.Tensor) else np.array(part)
 
 

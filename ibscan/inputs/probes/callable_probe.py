@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ibscan.core.boundary import is_out_of_memory, user_code
 from ibscan.core.records import Array
@@ -16,6 +15,9 @@ from ibscan.errors import InputError, UsageError
 from ibscan.inputs.code.live import Live
 from ibscan.inputs.code.load import called, named_callable
 from ibscan.inputs.probes.probe_keys import HELD, INPUTS, chosen_keys, wanted_keys
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Returned", "as_numpy", "held", "probe_from_code", "probe_from_object"]
 
@@ -189,6 +191,8 @@ def _array(value: Any, role: str, where: str) -> Array:  # noqa: ANN401 - as the
 
 
 def _numbers(value: Any) -> Any:  # noqa: ANN401 - as the code returned it
+    import torch
+
     if isinstance(value, torch.Tensor):
         return as_numpy(value)
     if isinstance(value, list | tuple) and any(isinstance(part, torch.Tensor | list | tuple) for part in value):
@@ -198,6 +202,8 @@ def _numbers(value: Any) -> Any:  # noqa: ANN401 - as the code returned it
 
 def as_numpy(tensor: torch.Tensor) -> Array:
     """Return a tensor as a numpy array, detached and on the CPU."""
+    import torch
+
     tensor = tensor.detach().cpu()
     # numpy has neither bfloat16 nor the 8-bit floats; float32 holds all of them exactly.
     small = tensor.dtype.is_floating_point and tensor.dtype not in (torch.float16, torch.float32, torch.float64)

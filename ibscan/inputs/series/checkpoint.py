@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ibscan.core.records import Checkpoint, TensorInfo
 from ibscan.errors import CheckpointError
@@ -24,6 +22,9 @@ from ibscan.inputs.formats.format import Description, Wanted
 from ibscan.inputs.formats.recognise import file_format, is_conventional
 from ibscan.inputs.formats.state_dict import below_prefix, selected_tensors, stripped_names
 from ibscan.inputs.series.discovery import weights_file
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["inspect_checkpoint", "load_tensors"]
 

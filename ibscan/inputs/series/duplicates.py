@@ -7,9 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
-
-import torch
+from typing import TYPE_CHECKING, TypeAlias
 
 from ibscan.core.records import Checkpoint, is_counter
 from ibscan.core.text import natural
@@ -17,6 +15,9 @@ from ibscan.errors import CheckpointError
 from ibscan.inputs.formats.recognise import is_conventional
 from ibscan.inputs.series.adapters import adapters_sentence
 from ibscan.inputs.series.checkpoint import load_tensors
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["is_numbered", "of_one_architecture", "repeats", "without_copies"]
 

@@ -112,9 +112,9 @@ def _runs(results: Mapping[str, Result], units: str, variables: Sequence[str], b
 
     for variable in variables:
         if not any(variable in result.variables for result in results.values()):
-            next(iter(results.values())).check_shown(units, variable)
+            next(iter(results.values())).check_shown(units, [variable])
     for result in results.values():
-        result.check_shown(units, None)
+        result.check_shown(units)
     runs = [Run(name, View(result, units, every, width=1, unicode=True)) for name, result in results.items()]
     axes = {run.view.axis[0]: run.name for run in reversed(runs)}
     if len(axes) > 1:

@@ -113,7 +113,7 @@ def page(
     from markupsafe import Markup
 
     for result in results.values():
-        result.check_shown(units, None)
+        result.check_shown(units)
     found = _pictures(results if drawn is None else drawn, units, band)
     scripts = [_plotly().read_text(encoding="utf-8"), _part("report.js")]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -31,7 +31,8 @@ ROWS = ("quantity", "layer", "first", "peak", "last", "since", "change", "error"
 _TREND = 8
 _CHANGE = (
     "since: last {axis} within error of the peak (expands: of the lowest). change: from the peak (the lowest) to last, "
-    "{sign} half of its 95 % interval, errors taken as independent, none where exact. beyond: whether it exceeds that."
+    "{sign} half of its 95 % interval, wide enough for all checkpoints compared with the last at once. beyond: whether "
+    "it exceeds that."
 )
 _BEYOND = {True: "yes", False: "no", None: ""}
 
@@ -194,7 +195,7 @@ TABLE = Table(
         "since": "Last checkpoint within error of the peak, after which it falls (of the lowest value, after which it "
         "rises, where it expands).",
         "change": "From the peak to the last value, or from the lowest where it expands or the last is the peak; with "
-        "half of its 95 % interval, errors taken as independent.",
+        "half of its 95 % interval, errors taken as independent, wide enough for all checkpoints compared at once.",
         "beyond": "Whether the change exceeds its error; empty where that is not known.",
         "verdict": f"What it did: {', '.join(word.value for word in WORDS)}; each of these words is explained.",
     },

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ibscan.engine.measures import measures_of, stored_settings
 from ibscan.engine.model_spec import ModelSpec, stated_model
 from ibscan.engine.models import Model, matches_glob, model_of
 from ibscan.engine.request import Reporter, Request
+from ibscan.engine.thresholds import chosen_thresholds
 from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
 from ibscan.inputs.probes.read import find_probe, read_probe
 from ibscan.inputs.series.checkpoint import inspect_checkpoint
@@ -192,7 +193,9 @@ def plan_of(
             f"values, the network's output {model.outputs} units."
         )
     facts = series, model.layers, chosen, model.inputs, model.max_stacked is None
-    measures = measures_of(request, Situation(*facts, request.options, reporter.notice), len(probe.x))
+    thresholds = cache(lambda: chosen_thresholds(situation, model, probe, request.seed))
+    situation = Situation(*facts, request.options, reporter.notice, thresholds)
+    measures = measures_of(request, situation, len(probe.x))
     attrs = {
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "ibscan_version": __version__,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 import numpy as np
 from rich.console import Group as Stack
@@ -26,8 +27,8 @@ def _sheets(view: View) -> Iterator[Stack]:
 
 
 def _leading(courses: Sequence[Course]) -> Course:
-    """Return the course that moves most among those named as the first, which differ in their parameter alone."""
-    alike = [course for course in courses if course.name[:1] == courses[0].name[:1]]
+    """Return the course that moves most among those before one of another name, which differ in their parameter."""
+    alike = list(takewhile(lambda course: course.name[:1] == courses[0].name[:1], courses))
     moves = [_range(course.column) for course in alike]
     return alike[int(np.argmax(moves))]
 

@@ -18,6 +18,8 @@ from ibscan.views.cells import formatted
 from ibscan.views.column import Column, Course, course_of, is_empty
 from ibscan.views.grid import TextColumn, TextGroup, panels
 from ibscan.views.layout import Shown, Table, sheet
+from ibscan.views.local_rank import suggested_thresholds
+from ibscan.views.scale import telling_noises
 from ibscan.views.verdict import WORDS, Verdict, errors_of, judged
 from ibscan.views.view import View, information_unit, name_of
 
@@ -76,6 +78,8 @@ def _sheets(view: View) -> Iterator[Stack]:
     notes = [
         " ".join(f"{word.value}: {text}." for word, text in WORDS.items() if word in words),
         _CHANGE.format(axis=axis, sign=_sign(view)),
+        *suggested_thresholds(view),
+        *telling_noises(view),
     ]
     lead = [TextColumn(("layer",), tuple(name_of(row.layer, view.unicode) for row in below))]
     columns = _columns(view, [own for _, own in found])

@@ -47,6 +47,7 @@ class Output:
     curve: bool
     full: bool
     summary: bool
+    beside: tuple[str, ...]
     color: str
     quiet: bool
     progress_mode: str
@@ -92,6 +93,7 @@ class Output:
             curve=self.curve,
             full=self.full,
             summary=self.summary,
+            beside=self.beside,
             width=screen.width,
             unicode=unicode_ok(sys.stdout),
         ):
@@ -177,6 +179,7 @@ def output_for(options: Mapping[str, Any]) -> Output:
         curve,
         full,
         summary,
+        tuple(options.get("beside") or ()),
         options["color"],
         options["quiet"],
         options["progress"],

@@ -22,6 +22,7 @@ __all__ = [
     "Setting",
     "at_least",
     "count",
+    "derived",
     "number",
     "one_of",
     "option",
@@ -134,6 +135,15 @@ def option(default: T | Callable[[], T], spec: Option) -> T:
     """Return a dataclass field with its default (a function makes one that cannot be shared) and its option."""
     given: dict[str, Any] = {"default_factory": default} if callable(default) else {"default": default}
     made: T = dataclasses.field(**given, metadata={"option": spec})
+    return made
+
+
+def derived(default: T, settle: Callable[[Any], T]) -> T:
+    """Return a dataclass field that nobody sets, and that is made once checkpoints and model are known.
+
+    `settle` makes it of a `ibscan.core.measure.Situation`.
+    """
+    made: T = dataclasses.field(default=default, metadata={"settle": settle})
     return made
 
 

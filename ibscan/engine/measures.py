@@ -57,6 +57,9 @@ def with_parameters(measure: type[M], situation: Situation) -> M:
         value = situation.given.get(setting.name, setting.default)
         settle = setting.option.settle
         parameters[setting.field] = value if settle is None else settle(value, situation)
+    for field in fields(measure):  # type: ignore[arg-type]
+        if "settle" in field.metadata:
+            parameters[field.name] = field.metadata["settle"](situation)
     return measure(**parameters)
 
 

@@ -81,6 +81,15 @@ class NoisyMeasure(Measure, Protocol):
         """Whether a cell spends its budget before it is called unresolved."""
         ...
 
+    @property
+    def rel_quick(self) -> bool:
+        """Whether cells at relative noise have plain replicas alone."""
+        ...
+
+    def allowed(self, key: str) -> float:
+        """Return what may be spent on a cell of a quantity: replicas times draws at most."""
+        ...
+
 
 @dataclass(frozen=True)
 class NetworkCell:
@@ -105,11 +114,15 @@ class NetworkCell:
 
 @dataclass(frozen=True)
 class _Level:
-    """One noise level of one checkpoint: quantities whose keys begin with `name`, and every layer's noise, by index."""
+    """One noise level of one checkpoint: quantities whose keys begin with `name`, every layer's noise, and the budget.
+
+    `noise` is by the index of the layer.
+    """
 
     name: str
     place: int
     noise: tuple[float, ...]
+    budget: Budget
 
 
 def network_estimates(
@@ -120,17 +133,16 @@ def network_estimates(
     Arrays are (C, L, noise) or (C, L, rel_noise).
     """
     population = Population.of(probe, network)
-    budget = Budget(measure.tolerance, measure.max_replicas, measure.max_draws, measure.patient)
     found = blank_estimates(measure, network)
     for c, levels in enumerate(_levels(measure, network, population)):
         alone = network.alone(c)
         for index, layer in enumerate(network.layers):
             for level in () if layer.output else levels:
                 try:
-                    cell = _cell(measure.name, alone, population, index, level.noise, budget, streams)
+                    cell = _cell(measure.name, alone, population, index, level.noise, level.budget, streams)
                 except (MemoryError, RuntimeError) as error:
                     cell = NetworkCell.constant(failure_status(error))
-                estimates = _cell_estimates(level.name, cell, budget)
+                estimates = _cell_estimates(level.name, cell, level.budget)
                 if level.name == RELATIVE:
                     estimates[f"{ABSOLUTE}_noise_absolute"] = _noise_estimate(level.noise[index], cell.status)
                 for key, estimate in estimates.items():
@@ -143,15 +155,25 @@ def network_estimates(
 
 def _levels(measure: NoisyMeasure, network: NoisyNetwork, population: Population) -> list[list[_Level]]:
     """Return the noise levels of each checkpoint, those relative to its layers last."""
-    absolute = [_Level(ABSOLUTE, k, (noise,) * len(network.layers)) for k, noise in enumerate(measure.noise)]
+    usual, own = _budget(measure, ABSOLUTE), _budget(measure, RELATIVE)
+    absolute = [_Level(ABSOLUTE, k, (noise,) * len(network.layers), usual) for k, noise in enumerate(measure.noise)]
     if not measure.rel_noise:
         return [absolute] * network.size
     spreads = layer_spreads(network, population.distinct, population.share).tolist()
     return [
         absolute
-        + [_Level(RELATIVE, k, tuple(share * spread for spread in own)) for k, share in enumerate(measure.rel_noise)]
-        for own in spreads
+        + [
+            _Level(RELATIVE, k, tuple(share * spread for spread in one), own)
+            for k, share in enumerate(measure.rel_noise)
+        ]
+        for one in spreads
     ]
+
+
+def _budget(measure: NoisyMeasure, name: str) -> Budget:
+    """Return what may be spent on one cell of quantities whose keys begin with `name`."""
+    replicas, plain = round(measure.allowed(f"{name}_xt") / measure.max_draws), name == RELATIVE and measure.rel_quick
+    return Budget(measure.tolerance, replicas, measure.max_draws, measure.patient, plain)
 
 
 def _cell(

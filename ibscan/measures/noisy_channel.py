@@ -44,12 +44,16 @@ SLOPE_NUMBERS, SLOPE_SIDE = 2**16, 128
 
 @dataclass(frozen=True)
 class Budget:
-    """The tolerance of a cell and what may be spent on it, as in `NetworkInformation`."""
+    """The tolerance of a cell and what may be spent on it, as in `NetworkInformation`.
+
+    `plain` leaves out weighted paths and pairs, which cost most.
+    """
 
     tolerance: float
     max_replicas: int
     max_draws: int
     patient: bool
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,9 +154,10 @@ class Channel:
 
     @cached_property
     def steerable(self) -> bool:
-        """Whether weighted paths can be had: the passes have a derivative that is not too large."""
-        side = min(self.width, self.units)
-        return side <= SLOPE_SIDE and self.width * self.units <= SLOPE_NUMBERS and self.passes.differentiable
+        """Whether weighted paths may and can be had: the passes have a derivative that is not too large."""
+        side, numbers = min(self.width, self.units), self.width * self.units
+        small = side <= SLOPE_SIDE and numbers <= SLOPE_NUMBERS
+        return not self.budget.plain and small and self.passes.differentiable
 
     @cached_property
     def every(self) -> torch.Tensor:

@@ -82,13 +82,18 @@ def chosen_eps(value: tuple[Any, ...], situation: Situation) -> tuple[float, ...
     return tuple(dict.fromkeys((*(eps for eps in value if eps != AUTO), *situation.thresholds())))
 
 
+def noise_is_typed(situation: Situation) -> bool:
+    """Return whether any noise was asked for, absolute or relative."""
+    return bool(situation.given.get("noise")) or situation.given.get("rel_noise") is not None
+
+
 def noise_of_scale(value: tuple[float, ...], situation: Situation) -> tuple[float, ...]:
     """Return the relative noise given; where no noise was, the default of networks with an unbounded hidden layer.
 
     The layers of the model decide, whichever of them are asked for, and no value on the probe: so it is the same for
     every run on a series.
     """
-    typed = situation.given.get("noise") or situation.given.get("rel_noise") is not None
+    typed = noise_is_typed(situation)
     return UNBOUNDED_NOISE if not typed and unbounded_layers(situation.layers) else value
 
 

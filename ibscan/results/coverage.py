@@ -123,7 +123,8 @@ def _precise(result: Result, measure: Measure, key: str, at: Any, tolerance: flo
     most = tolerance * (1 + 1e-9)
     if found.budget is not None:
         # Do not retry a cell with the same or a smaller budget, whichever part of it was short.
-        asked = getattr(measure, "max_replicas", 0) * budget
+        allowed = getattr(measure, "allowed", None)
+        asked = 0.0 if allowed is None else allowed(key)
         spent = (np.fmax(width, gap) > most) & (found.budget[at] >= asked)
     else:
         spent = (width > tolerance) & (_given(result, key, "draws")[at] + round_of_draws > budget)

@@ -41,11 +41,8 @@ def chosen_thresholds(situation: Situation, model: Model, probe: Probe, seed: in
     checkpoints = situation.series.checkpoints
     first, last = (_spectrum(rank, one, situation, model, probe, seed) for one in (checkpoints, checkpoints[::-1]))
     found = moving_thresholds(first, last)
-    why = (
-        "at which the first and the last checkpoint differ most"
-        if found
-        else "as the first and the last checkpoint differ at none"
-    )
+    ends = "the first and the last checkpoint"
+    why = f"at which {ends} differ most" if found else f"the default, as {ends} differ at no threshold"
     situation.notice(f"--eps auto: {' '.join(f'{eps:g}' for eps in found or THRESHOLDS)}, {why}.")
     return found or THRESHOLDS
 

@@ -32,13 +32,14 @@ from ibscan.measures.shared import (
 
 __all__ = ["NetworkInformation"]
 
-# Replicas at most of a cell at a relative noise that is a default.
-QUICK_REPLICAS = 512
+# Replicas of a cell at most, and of one at a relative noise that is a default.
+MOST_REPLICAS, QUICK_REPLICAS = 4096, 512
 
 
 def _unasked(situation: Situation) -> bool:
     """Return whether relative noise is a default, and no budget was set that could be for it."""
-    budget = any(situation.given.get(name) is not None for name in ("max_replicas", "max_draws"))
+    usual = {"max_replicas": MOST_REPLICAS, "max_draws": MOST_DRAWS}
+    budget = any(situation.given.get(name, default) != default for name, default in usual.items())
     return not budget and not noise_is_typed(situation) and bool(unbounded_layers(situation.layers))
 
 
@@ -114,7 +115,7 @@ class NetworkInformation(Measure):
     noise: tuple[float, ...] = option(DEFAULT_NOISE, NOISE)
     rel_noise: tuple[float, ...] = option((), REL_NOISE)
     tolerance: float = option(TARGET, TOLERANCE)
-    max_replicas: int = option(4096, MAX_REPLICAS)
+    max_replicas: int = option(MOST_REPLICAS, MAX_REPLICAS)
     max_draws: int = option(MOST_DRAWS, MAX_DRAWS)
     samples: int | None = option(ROWS, SAMPLES)
     rel_quick: bool = derived(False, _unasked)

@@ -36,7 +36,7 @@ def information_courses(view: View, side: str) -> Iterator[Course]:
     """Yield each channel at each parameter of a side (`xt` or `ty`) at which anything was measured."""
     for channel in leading(view, CHANNELS):
         for one in channel_columns(view, channel, side):
-            yield Course(one.heads, _shown(view, one))
+            yield Course(one.heads, _shown(view, one), channel.key)
 
 
 def information_sheets(view: View, side: str, title: str) -> Iterator[Stack]:

@@ -65,13 +65,14 @@ def _sheets(view: View) -> Iterator[Stack]:
     room = view.width - sum(2 + one.width for one in lead) - 2 - max(cell_len(edge) for edge in edges)
     length = next((length for length in _LENGTHS if length <= room), _LENGTHS[-1])
     pictures = [blocks(line.counts, length, unicode=view.unicode).ljust(length) for line in lines]
-    columns = (TextColumn(("from 0".ljust(length),), tuple(pictures)), TextColumn(("to",), tuple(edges)))
+    # Among the leading columns, whose blocks are not looked through for marks.
+    lead.append(TextColumn(("from 0".ljust(length),), tuple(pictures)))
     sections: dict[int, str] = {}
     for row, line in enumerate(lines):
         if row == 0 or lines[row - 1].checkpoint != line.checkpoint:
             sections[row] = f"{axis} {labels[line.checkpoint]}"
     title = (TABLE.title, terms(view, _KINDS["within"], unit=False))
-    yield sheet(view, title, lead, [TextGroup("", columns)], [_NOTE], sections=sections)
+    yield sheet(view, title, lead, [TextGroup("", (TextColumn(("to",), tuple(edges)),))], [_NOTE], sections=sections)
 
 
 TABLE = Table(

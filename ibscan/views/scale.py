@@ -33,7 +33,7 @@ def grown(view: View) -> str | None:
     """Say by how much the hidden layers without bounds have grown from the first checkpoint to the last, if at all."""
     names = view.result["layer"].values.tolist()
     unbounded = view.result.settings.get("unbounded")
-    found = _spreads(view)
+    found = _spreads(view, "post")
     if found is None or not isinstance(unbounded, list):
         return None
     with np.errstate(all="ignore"):
@@ -80,7 +80,8 @@ def telling_noise(view: View, columns: Sequence[ChannelColumn]) -> str | None:
     silent, measured = np.isin(codes, _SILENT), codes != Status.NOT_MEASURED
     if 2 * silent.sum() <= measured.sum():
         return None
-    wanted = _wanted(view, np.asarray(silent.any(0)), relative=dim == "rel_noise")
+    at = str(view.result[noisy[0].key].attrs.get("at", "post"))
+    wanted = _wanted(view, at, np.asarray(silent.any(0)), relative=dim == "rel_noise")
     own, named = (dim, wanted) if wanted is not None else ("rel_noise", _OF_SPREAD)
     known = view.result[own].values.tolist() if own in view.result else []
     if any(named / _NEAR <= noise <= named * _NEAR for noise in known):
@@ -98,11 +99,10 @@ def _codes(view: View, one: ChannelColumn) -> Array:
     return np.full(shape, Status.OK, dtype=int) if found is None else found[..., one.index]
 
 
-def _wanted(view: View, silent: Array, *, relative: bool) -> float | None:
+def _wanted(view: View, at: str, silent: Array, *, relative: bool) -> float | None:
     """Return the noise that would tell rows half apart in cells (C, L), None where no scale is known."""
     rows = view.shown()
-    halves = _halves(view, rows)
-    spreads = _spreads(view)
+    halves, spreads = _halves(view, at, rows), _spreads(view, at)
     if halves is None and spreads is not None:
         halves = _OF_SPREAD * spreads[rows]
     if halves is None or (relative and spreads is None):
@@ -114,12 +114,12 @@ def _wanted(view: View, silent: Array, *, relative: bool) -> float | None:
     return math.exp(logs.mean()) if len(logs) else None
 
 
-def _halves(view: View, rows: Sequence[int]) -> Array | None:
+def _halves(view: View, at: str, rows: Sequence[int]) -> Array | None:
     """Return the noise at which rows are half told apart at some checkpoints, (c, L); None without distances."""
-    if not is_measured(view, _HIGH, "distance_bin"):
+    if not _is_of(view, _HIGH, "distance_bin", at):
         return None
     largest = view.result[_HIGH].values[rows][..., -1]
-    pairs = _pairs(view)
+    pairs = _pairs(view, at)
     if pairs is None:
         return _OF_LARGEST * largest
     entropy = input_entropy(view, _WITHIN)[0]
@@ -133,16 +133,21 @@ def _halves(view: View, rows: Sequence[int]) -> Array | None:
     return found
 
 
-def _spreads(view: View) -> Array | None:
-    """Return the root-mean-square distance of rows from their mean at post, (C, L); None where it is not known."""
+def _is_of(view: View, name: str, own: str, at: str) -> bool:
+    """Return whether a variable was measured at that place, `pre` or `post`."""
+    return is_measured(view, name, own) and view.result[name].attrs.get("at", "post") == at
+
+
+def _spreads(view: View, at: str) -> Array | None:
+    """Return the root-mean-square distance of rows from their mean, (C, L); None where it is not known."""
     for name in _ABSOLUTE:
-        if is_measured(view, name, "rel_noise") and view.result[name].attrs.get("at") == "post":
+        if _is_of(view, name, "rel_noise", at):
             with np.errstate(all="ignore"):
                 factors = view.values(name) / view.result["rel_noise"].values
             known = np.isfinite(factors)
             total = np.where(known, factors, 0.0).sum(-1)
             return np.where(known.any(-1), total / np.maximum(known.sum(-1), 1), np.nan)
-    pairs = _pairs(view)
+    pairs = _pairs(view, at)
     if pairs is None:
         return None
     # Of two rows drawn independently, half the mean squared distance is the squared distance from the mean.
@@ -150,9 +155,9 @@ def _spreads(view: View) -> Array | None:
         return np.asarray(np.sqrt((pairs[0] * pairs[1]).sum(-1) / 2))
 
 
-def _pairs(view: View) -> tuple[Array, Array] | None:
+def _pairs(view: View, at: str) -> tuple[Array, Array] | None:
     """Return shares of pairs of rows, a row and itself included, and their squared distances, each (C, L, B + 1)."""
-    if not all(is_measured(view, name, "distance_bin") for name in (_WITHIN, _BETWEEN, _LOW, _HIGH)):
+    if not all(_is_of(view, name, "distance_bin", at) for name in (_WITHIN, _BETWEEN, _LOW, _HIGH)):
         return None
     counts, low, high = (
         view.result[_WITHIN].values.astype(float) + view.result[_BETWEEN].values,

@@ -70,6 +70,12 @@ def test_without_labels_or_distances_it_goes_by_what_is_known(synthetic: ModuleT
     assert "--rel-noise 0.3 would tell more." in told(synthetic, nothing)
 
 
+def test_distances_at_another_place_say_nothing_of_it(synthetic: ModuleType) -> None:
+    pre = synthetic.Fake("readout", synthetic.READOUT, {"noise": (0.1,)}, at="pre")
+    found = saturated(at_distance(synthetic.result((0, 1), [pre, "cluster"]), np.full((2, 4), 30.0)))
+    assert "--rel-noise 0.3 would tell more." in told(synthetic, found)
+
+
 def test_the_head_says_how_much_unbounded_layers_grew(synthetic: ModuleType) -> None:
     distances = np.array([[1.0, 1.0, 1.0, 1.0], [1.5, 4.0, 10.0, 10.0]])
     found = at_distance(synthetic.result((0, 1), settings={"unbounded": ["fc1", "fc2", "fc10"]}), distances)

@@ -40,7 +40,7 @@ def grown(view: View) -> str | None:
         factors = found[-1] / found[0]
     sign = "×" if view.unicode else "x"
     said = [
-        f"{name_of(name, view.unicode)} {sign}{factor:.2g}"
+        f"{name_of(name, view.unicode)} {sign}{float(f'{factor:.2g}'):g}"
         for name, factor in zip(names, factors.tolist(), strict=True)
         if name in unbounded and math.isfinite(factor) and factor >= _GROWN
     ]

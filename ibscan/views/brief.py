@@ -31,7 +31,13 @@ def _leading(courses: Sequence[Course]) -> Course:
     """Return the course that moves most among those of the first kind of which half the numbers say something."""
     kinds = [list(alike) for _, alike in groupby(courses, lambda course: course.kind)]
     best = [alike[int(np.argmax([_range(course.column) for course in alike]))] for alike in kinds]
-    return next((course for course in best if 2 * _silent(course.column).mean() <= 1), best[0])
+    return next((course for course in best if _tells(course.column)), best[0])
+
+
+def _tells(one: Column) -> bool:
+    """Return whether at least half of the numbers measured say something."""
+    measured = np.ones(one.values.shape, bool) if one.statuses is None else one.statuses != Status.NOT_MEASURED
+    return bool(2 * _silent(one)[measured].sum() <= measured.sum())
 
 
 def _silent(one: Column) -> Array:

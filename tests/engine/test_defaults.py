@@ -16,6 +16,7 @@ from ibscan.core.thresholds import moving_thresholds
 from ibscan.engine.plan import Plan, planned
 from ibscan.engine.request import Silent, requested
 from ibscan.errors import UsageError
+from ibscan.results.coverage import covers
 from ibscan.results.store import read
 
 DEFAULT = [0.1, 0.3, 1.0]
@@ -64,9 +65,10 @@ def test_whichever_layers_are_asked_for_the_model_decides_and_says_so(series: Pa
     assert "unbounded" not in plan(series).attrs["settings"]
 
 
+@pytest.mark.slow
 def test_a_default_scan_is_taken_up_and_what_is_typed_later_joins_it(series: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.h5"
-    small = {"model": "mlp:relu", "epochs": "0,30", "output": out, "samples": 16}
+    small = {"model": "mlp:relu", "epochs": "0,30", "output": out, "samples": 8, "tolerance": 0.3}
     ibscan.mi(series, **small)
     first = read(out)
     assert first["rel_noise"].values.tolist() == DEFAULT
@@ -80,15 +82,24 @@ def test_a_default_scan_is_taken_up_and_what_is_typed_later_joins_it(series: Pat
     np.testing.assert_array_equal(joined["mi_readout_rel_xt"].values, first["mi_readout_rel_xt"].values)
 
 
+@pytest.mark.slow
 def test_quick_cells_that_are_open_are_tried_again_where_the_noise_is_typed(series: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.h5"
-    small = {"model": "mlp:relu", "epochs": "30", "samples": 64, "channel": "network", "tolerance": 0.001}
+    small = {"model": "mlp:relu", "epochs": "30", "samples": 12, "channel": "network", "tolerance": 0.002}
     ibscan.mi(series, output=out, **small)
     quick = read(out)
-    budget = quick["mi_network_rel_budget"].values[0, 1]
-    assert (budget == 512 * 65536).all()
+    assert (quick["mi_network_rel_budget"].values[0, 1] == 512 * 65536).all()
     assert (quick["mi_network_budget"].values[0, 1] == 4096 * 65536).all()
-    assert quick["mi_network_rel_xt_status"].values[0, 1, 0] == Status.UNRESOLVED
+    open_cells = quick["mi_network_rel_xt_status"].values[0, 1] == Status.UNRESOLVED
+    assert open_cells.any()
+
+    def covered(**given: Any) -> bool:
+        (measure,) = (m for m in plan(series, **small, **given).measures if m.channel)
+        return covers(quick, 0, measure, ["0", "2"])
+
+    assert covered()
+    typed = [noise for noise, is_open in zip(DEFAULT, open_cells, strict=True) if is_open]
+    assert not covered(rel_noise=typed, noise=0.1)
 
 
 def test_auto_measures_the_thresholds_that_the_stored_spectra_suggest(series: Path, tmp_path: Path) -> None:

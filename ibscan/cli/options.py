@@ -100,6 +100,14 @@ SHOW_SETTINGS = (
     _printing(
         "curve", False, "What was measured against its eps, noise or cells, a column a checkpoint; nothing else."
     ),
+    _printing(
+        "beside",
+        (),
+        "A metric saved with the checkpoints, beside the accuracy in tables; repeatable.",
+        "--with",
+        metavar="NAME",
+        several=True,
+    ),
 )
 PRINTING_SETTINGS = (
     _printing("units", "nats", "What is printed; files hold nats.", kind=Literal["nats", "bits"]),

@@ -61,6 +61,7 @@ class Output:
     curve: bool
     full: bool
     summary: bool
+    beside: tuple[str, ...]
     color: str
     quiet: bool
     progress_mode: str
@@ -119,6 +120,7 @@ class Output:
             curve=self.curve,
             full=self.full,
             summary=self.summary,
+            beside=self.beside,
             width=screen.width,
             unicode=unicode_ok(stream),
         ):
@@ -221,6 +223,7 @@ def output_for(options: Mapping[str, Any], formats: Collection[str] = FORMATS) -
         curve,
         full,
         summary,
+        tuple(options.get("beside") or ()),
         options["color"],
         options["quiet"],
         options["progress"],

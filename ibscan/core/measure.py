@@ -26,7 +26,7 @@ class Situation:
 
     `chosen` are the layers asked for, `inputs` how many numbers a row of the probe has, `stacked` says that any number
     of checkpoints is one network (a chain), `given` holds the options of measures that were set, `notice` prints
-    a sentence for the user.
+    a sentence for the user. `thresholds` returns those at which the first and the last checkpoint differ most.
     """
 
     series: Series
@@ -36,6 +36,7 @@ class Situation:
     stacked: bool
     given: Mapping[str, Any]
     notice: Callable[[str], None]
+    thresholds: Callable[[], tuple[float, ...]]
 
 
 @dataclass(frozen=True)

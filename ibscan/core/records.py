@@ -25,6 +25,7 @@ __all__ = [
     "Series",
     "TensorInfo",
     "is_counter",
+    "unbounded_layers",
 ]
 
 At: TypeAlias = Literal["pre", "post"]
@@ -152,3 +153,9 @@ class Layer:
     first: bool = False
     output: bool = False
     noisy: bool = True
+
+
+def unbounded_layers(layers: Sequence[Layer]) -> tuple[str, ...]:
+    """Return the names of hidden layers whose activation states no range of values: ReLU, GELU, a norm, none."""
+    hidden = (layer for layer in layers if layer.noisy and not layer.output)
+    return tuple(layer.name for layer in hidden if layer.post_range is None)

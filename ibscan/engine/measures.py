@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 from ibscan.core.measure import Measure, Situation
 from ibscan.core.option import settings_of
-from ibscan.core.records import Probe, Series
+from ibscan.core.records import Probe, Series, unbounded_layers
 from ibscan.engine.models import Model
 from ibscan.engine.request import Request
 from ibscan.measures import MEASURES
 from ibscan.measures.driver import input_weights
 
-__all__ = ["measures_of", "stored_settings"]
+M = TypeVar("M", bound=Measure)
+
+__all__ = ["measures_of", "stored_settings", "with_parameters"]
 
 
 def measures_of(request: Request, situation: Situation, rows: int) -> tuple[Measure, ...]:
@@ -31,7 +33,7 @@ def measures_of(request: Request, situation: Situation, rows: int) -> tuple[Meas
     """
     channels = request.options.get("channel")
     measures = tuple(
-        _with_parameters(measure, situation)
+        with_parameters(measure, situation)
         for measure in MEASURES
         if measure.verb in ("", request.verb) or request.verb == "scan"
         if not (measure.channel and channels) or measure.channel in channels
@@ -44,7 +46,12 @@ def measures_of(request: Request, situation: Situation, rows: int) -> tuple[Meas
     return measures
 
 
-def _with_parameters(measure: type[Measure], situation: Situation) -> Measure:
+def with_parameters(measure: type[M], situation: Situation) -> M:
+    """Make a measure with the parameters given, or their defaults.
+
+    Raises:
+        IbscanError: As `measures_of`.
+    """
     parameters: dict[str, Any] = {}
     for setting in settings_of(measure):
         value = situation.given.get(setting.name, setting.default)
@@ -70,6 +77,10 @@ def stored_settings(
             for measure in measures
         },
     }
+    # By it the relative noise was chosen, and tables choose what they begin with.
+    unbounded = unbounded_layers(model.layers)
+    if unbounded:
+        settings["unbounded"] = list(unbounded)
     noisy = [measure for measure in measures if measure.channel]
     if noisy:
         settings["input_entropy"] = input_weights(probe.sampled(noisy[0].samples, request.seed))[1]

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ibscan.engine.model_spec import ModelSpec, stated_model
 from ibscan.engine.models import Model, model_of
 from ibscan.engine.request import Reporter, Request
 from ibscan.engine.series import folder_of, manifest_of
+from ibscan.engine.thresholds import chosen_thresholds
 from ibscan.errors import CheckpointError, InputError, NothingMatched, UsageError
 from ibscan.inputs.code.live import Live
 from ibscan.inputs.probes.read import find_probe, read_probe
@@ -175,7 +176,9 @@ def plan_of(
             f"values, the network's output {model.outputs} units."
         )
     facts = series, model.layers, chosen, model.inputs, model.max_stacked is None
-    measures = measures_of(request, Situation(*facts, request.options, reporter.notice), len(probe.x))
+    thresholds = cache(lambda: chosen_thresholds(situation, model, probe, request.seed))
+    situation = Situation(*facts, request.options, reporter.notice, thresholds)
+    measures = measures_of(request, situation, len(probe.x))
     attrs = {
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "ibscan_version": __version__,

@@ -28,6 +28,7 @@ from ibscan.core.option import (
     whole,
 )
 from ibscan.core.text import near_names
+from ibscan.core.thresholds import AUTO
 from ibscan.engine.given import given_value, object_or, word
 from ibscan.errors import UsageError
 from ibscan.measures import VERBS, measure_settings
@@ -236,6 +237,10 @@ class Request:
                 setting.option.against(self.options)
         if self.idle is not None and not self.follow:
             raise UsageError(f"--idle {self.idle:g}: says when following a folder ends; add --follow.")
+        if self.follow and AUTO in self.options.get("eps", ()):
+            raise UsageError(
+                "--eps auto: goes by the last checkpoint, and a folder that is followed has none yet; give numbers."
+            )
         if self.follow and self.output is None:
             raise UsageError("--follow keeps what it measures in a file; name one with --output.")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from ibscan.core.measure import Situation
@@ -20,7 +19,8 @@ from ibscan.core.option import (
     positive,
     whole,
 )
-from ibscan.core.records import Checkpoint
+from ibscan.core.records import Checkpoint, unbounded_layers
+from ibscan.core.thresholds import AUTO
 from ibscan.errors import UsageError
 
 __all__ = [
@@ -54,6 +54,8 @@ GIVEN_Y = "It is there where equal rows have equal labels: only then is it what 
 # Defaults of the noisy channels: noise (unless the checkpoints state one), tolerance in nats, and draws.
 DEFAULT_NOISE = (0.1,)
 TARGET, MOST_DRAWS = 0.05, 65536
+# Noise relative to the layer, measured beside the default where activations are unbounded.
+UNBOUNDED_NOISE = (0.1, 0.3, 1.0)
 # Wider layers are also measured on their principal components, at most so many.
 WIDE = 64
 # Key of the read-out's random stream, which first layers of the noisy network share.
@@ -72,6 +74,28 @@ def trained_noise(value: tuple[float, ...], situation: Situation) -> tuple[float
         UsageError: None was given, and the checkpoints do not agree on one.
     """
     return value if situation.given.get("noise") else _stated_noise(situation.series.checkpoints) or DEFAULT_NOISE
+
+
+def chosen_eps(value: tuple[Any, ...], situation: Situation) -> tuple[float, ...]:
+    """Return thresholds, with those at which the first and the last checkpoint differ most in place of `auto`."""
+    if AUTO not in value:
+        return value
+    return tuple(dict.fromkeys((*(eps for eps in value if eps != AUTO), *situation.thresholds())))
+
+
+def noise_is_typed(situation: Situation) -> bool:
+    """Return whether any noise was asked for, absolute or relative."""
+    return bool(situation.given.get("noise")) or situation.given.get("rel_noise") is not None
+
+
+def noise_of_scale(value: tuple[float, ...], situation: Situation) -> tuple[float, ...]:
+    """Return the relative noise given; where no noise was, the default of networks with an unbounded hidden layer.
+
+    The layers of the model decide, whichever of them are asked for, and no value on the probe: so it is the same for
+    every run on a series.
+    """
+    typed = noise_is_typed(situation)
+    return UNBOUNDED_NOISE if not typed and unbounded_layers(situation.layers) else value
 
 
 def _stated_noise(checkpoints: Sequence[Checkpoint]) -> tuple[float, ...]:
@@ -109,19 +133,24 @@ SAMPLES = Option(
     place=-1,
 )
 EPS = Option(
-    "Threshold on singular values; repeatable. Default: {default}.",
+    "Threshold on singular values; repeatable. auto: those at which the first and the last checkpoint differ most. "
+    "Default: {default}.",
+    MEASURE,
+    metavar="E|auto",
+    several=True,
+    parse=lambda text: AUTO if text == AUTO else number(text),
+    check=lambda flag, value: None if value == AUTO else positive(flag, value),
+    settle=chosen_eps,
+    nothing="threshold",
+    place=2,
+)
+REL_EPS = Option(
+    "Threshold relative to the largest singular value, of the row's Jacobian or of the layer; repeatable.",
     MEASURE,
     metavar="E",
     several=True,
     parse=number,
     check=positive,
-    nothing="threshold",
-    place=2,
-)
-REL_EPS = replace(
-    EPS,
-    help="Threshold relative to the largest singular value, of the row's Jacobian or of the layer; repeatable.",
-    nothing="",
     place=3,
 )
 NOISE = Option(
@@ -136,12 +165,14 @@ NOISE = Option(
 )
 REL_NOISE = Option(
     "Noise as a multiple of the layer's own root-mean-square distance from its mean, in the network without noise; "
-    "repeatable.",
+    f"repeatable. Default: none; {' '.join(f'{r:g}' for r in UNBOUNDED_NOISE)} beside the default noise where a hidden "
+    "layer is unbounded (ReLU).",
     MEASURE,
     metavar="R",
     several=True,
     parse=number,
     check=positive,
+    settle=noise_of_scale,
     place=1,
 )
 TOLERANCE = Option(

@@ -27,6 +27,7 @@ TABLES: tuple[str, ...] = (
     "label_information",
     "information_slope",
     "clustering",
+    "distances",
     "declared",
     "summary",
 )

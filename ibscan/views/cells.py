@@ -12,7 +12,7 @@ import numpy as np
 from ibscan.core.estimate import Status
 from ibscan.core.records import Array
 
-__all__ = ["Ends", "formatted", "has_open_bracket", "mark", "number", "trend"]
+__all__ = ["Ends", "blocks", "formatted", "has_open_bracket", "mark", "number", "trend"]
 
 # Lower and upper ends of brackets, in the shape of the values.
 Ends: TypeAlias = tuple[Array, Array]
@@ -115,6 +115,22 @@ def trend(values: Array, length: int, scale: tuple[float, float], *, unicode: bo
         return levels[min(int(share * len(levels)), len(levels) - 1)]
 
     return "".join(level(half) for half in halves)
+
+
+def blocks(counts: Array, length: int, *, unicode: bool) -> str:
+    """Draw a histogram as a line of levels of its largest block, of neighbouring bins; blank where there is nothing.
+
+    Args:
+        counts: (B,) numbers that are not negative.
+        length: Characters at most.
+        unicode: Block elements, or ASCII.
+    """
+    pieces = np.array([piece.mean() for piece in np.array_split(counts, min(length, len(counts)))])
+    levels = _LEVELS if unicode else _ASCII_LEVELS
+    if not pieces.max(initial=0) > 0:
+        return " " * len(pieces)
+    places = np.minimum((pieces / pieces.max() * len(levels)).astype(int), len(levels) - 1)
+    return "".join(levels[place] if piece > 0 else " " for place, piece in zip(places, pieces, strict=True))
 
 
 def _decimals(values: Iterable[float]) -> int | None:

@@ -25,6 +25,7 @@ __all__ = [
     "channel_columns",
     "input_entropy",
     "largest_error",
+    "leading",
     "measured_at",
     "noise_groups",
     "notes",
@@ -95,6 +96,12 @@ class ChannelColumn:
     def key(self) -> str:
         """Name of the variable shown."""
         return self.channel.variable(self.side)
+
+
+def leading(view: View, channels: Sequence[Channel]) -> list[Channel]:
+    """Order channels: where hidden layers have no bounds, noise relative to the layer comes first."""
+    first = bool(view.result.settings.get("unbounded"))
+    return sorted(channels, key=lambda channel: first and channel.dim != "rel_noise")
 
 
 def channel_columns(view: View, channel: Channel, side: str) -> list[ChannelColumn]:

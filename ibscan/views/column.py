@@ -56,10 +56,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Course:
-    """A quantity along the series, in every layer: its name in words, which may have its parameter, and (C, L)."""
+    """A quantity along the series, in every layer: its name in words, which may have its parameter, and (C, L).
+
+    Courses of one `kind` differ in their parameter alone.
+    """
 
     name: tuple[str, ...]
     column: Column
+    kind: str = ""
 
 
 def _each(change: Callable[[Array], Array], ends: Ends | None) -> Ends | None:

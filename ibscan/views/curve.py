@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,10 +10,10 @@ from ibscan.core.quantity import DIMENSIONS
 from ibscan.core.records import Array
 from ibscan.core.result import Result
 from ibscan.errors import NothingMatched
-from ibscan.views.cells import number
 from ibscan.views.channels import CHANNELS, SIDES, Channel, channel_columns, notes
 from ibscan.views.column import column
 from ibscan.views.layout import Sheet, by_parameter
+from ibscan.views.local_rank import rank_errors
 from ibscan.views.view import View, derivative, measured_indices, name_of, terms
 
 __all__ = ["curve_table", "curve_tables", "curves"]
@@ -77,7 +76,7 @@ def curve_table(view: View, key: str, *, advise: bool = False) -> Sheet:
     if key in _RANKS:
         threshold = _THRESHOLDS[key].format(eps=view.eps)
         below = [f"{_COUNTED.format(of=derivative(view, key))} {threshold} In parentheses: units of the layer."]
-        below += _errors(view, key, shown, order)
+        below += rank_errors(view, key, shown, order)
     else:
         below = notes(view, channel_columns(view, *_CHANNELS[key]))
     below += _points(len(order), dim) if advise else []
@@ -113,16 +112,6 @@ def _order(values: Array) -> list[int]:
         return (text, 0.0) if found is None else (text.replace(found.group(), "", 1), float(found.group()))
 
     return sorted(range(len(values)), key=by_number)
-
-
-def _errors(view: View, key: str, shown: Sequence[int], order: Sequence[int]) -> list[str]:
-    """Note the largest standard error of the values shown, rows taken as a sample."""
-    errors = view.companion(key, "stderr")
-    known = np.empty(0) if errors is None else errors[shown][..., order]
-    known = known[np.isfinite(known)]
-    return (
-        [f"Standard errors up to {number(float(f'{known.max():.2g}'))}, rows taken as a sample."] if len(known) else []
-    )
 
 
 def _points(size: int, dim: str) -> list[str]:

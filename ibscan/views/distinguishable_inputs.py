@@ -13,6 +13,7 @@ from ibscan.views.channels import (
     channel_columns,
     input_entropy,
     largest_error,
+    leading,
     measured_at,
     noise_groups,
     widest_bracket,
@@ -26,7 +27,7 @@ __all__ = ["TABLE"]
 def _sheets(view: View) -> Iterator[Sheet]:
     """Yield a sheet where a noisy I(X;T) was measured; its numbers are the same in nats and bits."""
     view = replace(view, units="nats")
-    found = [columns for channel in NOISY if (columns := channel_columns(view, channel, "xt"))]
+    found = [columns for channel in leading(view, NOISY) if (columns := channel_columns(view, channel, "xt"))]
     if not found:
         return
     every = [one for columns in found for one in columns]

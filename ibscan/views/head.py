@@ -9,6 +9,7 @@ from rich.text import Text
 
 from ibscan.core.estimate import Status
 from ibscan.views.cells import number
+from ibscan.views.scale import grown
 from ibscan.views.view import View, is_measured, name_of
 
 __all__ = ["facts", "head"]
@@ -17,7 +18,7 @@ _MOST_SKIPPED = 3
 
 
 def facts(view: View) -> list[tuple[str, str]]:
-    """Return what stands above the tables, by its label: series, model, probe, accuracy and loss, skipped files."""
+    """Return what stands above the tables, by label: series, model, probe, accuracy, loss, growth, skipped files."""
     arrow = " → " if view.unicode else " -> "
     attrs = view.result.attrs
     axis, labels = view.axis
@@ -28,6 +29,8 @@ def facts(view: View) -> list[tuple[str, str]]:
     for name, label in (("probe_accuracy", "accuracy"), ("probe_loss", "loss")):
         if is_measured(view, name, "checkpoint"):
             lines.append((label, _ends(view, name, arrow)))
+    scale = grown(view)
+    lines += [("scale", scale)] if scale is not None else []
     skipped = json.loads(attrs.get("skipped", "{}"))
     for name, reason in list(skipped.items())[:_MOST_SKIPPED]:
         lines.append(("skipped", f"{name_of(name, view.unicode)}: {name_of(str(reason), view.unicode)}"))

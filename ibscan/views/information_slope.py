@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ibscan.views.cells import number
-from ibscan.views.channels import NOISY, channel_columns, largest_error, noise_groups
+from ibscan.views.channels import NOISY, channel_columns, largest_error, leading, noise_groups
 from ibscan.views.column import column
 from ibscan.views.layout import Sheet, Table, by_layer
 from ibscan.views.view import View, measured_indices, terms
@@ -26,7 +26,7 @@ def _sheets(view: View) -> Iterator[Sheet]:
     attrs = view.result["local_rank"].attrs if ranks else {}
     # The slope at post does not tend to a rank at pre, from a layer, or on a subspace.
     whole = attrs.get("from", "input") == "input" and attrs.get("input_dims", 0) == 0
-    found = [columns for channel in NOISY if (columns := channel_columns(view, channel, "slope"))]
+    found = [columns for channel in leading(view, NOISY) if (columns := channel_columns(view, channel, "slope"))]
     of = [view.result[columns[0].key].attrs for columns in found]
     alike = [k for k, one in enumerate(of) if attrs.get("at") and one.get("at") == attrs["at"]]
     if not alike or not whole:

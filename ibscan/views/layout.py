@@ -16,9 +16,10 @@ from rich.text import Text
 from ibscan.core.estimate import Status
 from ibscan.core.quantity import BINNING, NOISE, REL_NOISE
 from ibscan.views.cells import formatted, mark
-from ibscan.views.column import Column, Course, column, course_of, is_empty
+from ibscan.views.column import Column, Course, course_of, is_empty
 from ibscan.views.grid import TextColumn, TextGroup, panels
-from ibscan.views.view import View, is_measured, name_of
+from ibscan.views.metrics import metric_columns
+from ibscan.views.view import View, name_of
 
 __all__ = [
     "HEADS",
@@ -44,6 +45,7 @@ HEADS: Mapping[str, str] = {
     "step": "Optimiser step of the checkpoint.",
     "checkpoint": "Name of the checkpoint, where epoch or step is not known of all.",
     "accuracy": "Share of probe rows whose label the network predicts.",
+    "loss": "Mean cross entropy on the probe or the metric of that name, where there is no accuracy.",
     "layer": "Name of the layer, in the order of first call.",
     "trend": "Course over all checkpoints, on one scale: from 0 to the units of the layer (local rank), to H(X) "
     "(I(X;T)), to 1 (accuracy), else to the largest value of all layers; flat where the range is within errors; "
@@ -210,12 +212,10 @@ def _layers(
 
 
 def _lead(view: View, rows: Sequence[int]) -> list[TextColumn]:
-    """Return the leading columns: the axis of the checkpoints shown, and accuracy on the probe."""
+    """Return the leading columns: the axis of the checkpoints shown, accuracy on the probe or loss, and metrics."""
     name, labels = view.axis
     columns = [TextColumn((name,), tuple(labels[row] for row in rows), "trend" if view.size > 1 else "")]
-    if is_measured(view, "probe_accuracy", "checkpoint"):
-        columns.append(_text(view, column(view, "probe_accuracy", ("accuracy",), ceiling=1.0), rows))
-    return columns
+    return columns + [_text(view, metric, rows) for metric in metric_columns(view)]
 
 
 def _text(view: View, one: Column, rows: Sequence[int] | None = None) -> TextColumn:

@@ -17,6 +17,8 @@ from ibscan.views.cells import formatted
 from ibscan.views.column import Column, Course, course_of, is_empty
 from ibscan.views.grid import TextColumn, TextGroup, panels
 from ibscan.views.layout import Sheet, Shown, Table, sheet
+from ibscan.views.local_rank import suggested_thresholds
+from ibscan.views.scale import telling_noises
 from ibscan.views.verdict import WORDS, Verdict, errors_of, judged
 from ibscan.views.view import View, information_unit, name_of
 
@@ -30,7 +32,8 @@ ROWS = ("quantity", "layer", "first", "peak", "last", "since", "change", "error"
 _TREND = 8
 _CHANGE = (
     "since: last {axis} within error of the peak (expands: of the lowest). change: from the peak (the lowest) to last, "
-    "{sign} half of its 95 % interval, errors taken as independent, none where exact. beyond: whether it exceeds that."
+    "{sign} half of its 95 % interval, wide enough for all checkpoints compared with the last at once. beyond: whether "
+    "it exceeds that."
 )
 _BEYOND = {True: "yes", False: "no", None: ""}
 
@@ -74,6 +77,8 @@ def _sheets(view: View) -> Iterator[Sheet]:
     notes = [
         " ".join(f"{word.value}: {text}." for word, text in WORDS.items() if word in words),
         _CHANGE.format(axis=axis, sign=_sign(view)),
+        *suggested_thresholds(view),
+        *telling_noises(view),
     ]
     lead = [TextColumn(("layer",), tuple(name_of(row.layer, view.unicode) for row in below))]
     columns = _columns(view, [own for _, own in found])
@@ -193,7 +198,7 @@ TABLE = Table(
         "since": "Last checkpoint within error of the peak, after which it falls (of the lowest value, after which it "
         "rises, where it expands).",
         "change": "From the peak to the last value, or from the lowest where it expands or the last is the peak; with "
-        "half of its 95 % interval, errors taken as independent.",
+        "half of its 95 % interval, errors taken as independent, wide enough for all checkpoints compared at once.",
         "beyond": "Whether the change exceeds its error; missing where that is not known.",
         "verdict": f"What it did: {', '.join(word.value for word in WORDS)}; each of these words is explained.",
     },

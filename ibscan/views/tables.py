@@ -15,6 +15,7 @@ from ibscan.views.column import column
 from ibscan.views.curve import curve_tables
 from ibscan.views.head import head
 from ibscan.views.layout import Sheet, Shown, by_checkpoint
+from ibscan.views.metrics import metrics_named
 from ibscan.views.summary import NOTHING_SUMMARISED
 from ibscan.views.summary import TABLE as SUMMARY
 from ibscan.views.view import View, name_of, terms, thinned
@@ -33,6 +34,7 @@ def tables(
     curve: bool = False,
     full: bool = False,
     summary: bool = False,
+    beside: Sequence[str] = (),
     width: int,
     unicode: bool = True,
 ) -> list[RenderableType]:
@@ -46,6 +48,7 @@ def tables(
         curve: Curves over eps, noise or cells in place of the usual tables.
         full: Every table, instead of the leading numbers in brief.
         summary: The summary alone, without a head.
+        beside: Names of metrics saved with the checkpoints, each a column beside the accuracy.
         width: Columns of the terminal; layers that do not fit go to further panels.
         unicode: Whether the terminal shows more than ASCII.
 
@@ -53,11 +56,11 @@ def tables(
         Renderables for a console without markup, in order. Names from files are escaped.
 
     Raises:
-        UsageError: There is no such unit.
+        UsageError: There is no such metric or unit.
         NothingMatched: There is no such variable; or curves or the summary are asked for, and there is none.
     """
     result.check_shown(units, variables)
-    view = View(result, units, every, max(1, width), unicode)
+    view = View(result, units, every, max(1, width), unicode, metrics_named(result, beside))
     if summary:
         found = list(SUMMARY.sheets(view))
         if not found:

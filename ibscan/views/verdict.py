@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from statistics import NormalDist
 
 import numpy as np
 
@@ -13,10 +14,10 @@ from ibscan.core.estimate import Status
 from ibscan.core.records import Array
 from ibscan.views.cells import Ends
 
-__all__ = ["WORDS", "Errors", "Verdict", "Word", "changes", "errors_of", "judged", "within_errors"]
+__all__ = ["WORDS", "Errors", "Verdict", "Word", "changes", "critical", "errors_of", "judged", "within_errors"]
 
-# Half of a 95 % interval, in standard errors.
-_SIGMAS = 1.96
+# Of intervals: that none of those compared misses.
+_CONFIDENCE = 0.95
 # Of the largest value: what rounding alone may change.
 _ROUNDING = 1e-9
 _UNUSABLE = (Status.NOT_MEASURED, Status.NONFINITE, Status.FAILED, Status.OUT_OF_MEMORY)
@@ -45,7 +46,7 @@ WORDS: Mapping[Word, str] = {
 
 @dataclass(frozen=True)
 class Errors:
-    """How far values (...) may be off: `below` and `above` by their brackets, `spread` by chance, at 95 %."""
+    """How far values (...) may be off: `below` and `above` for certain, `spread` by chance, as a standard error."""
 
     below: Array
     above: Array
@@ -59,7 +60,8 @@ class Verdict:
     `first`, `peak` and `last` are indices of checkpoints, None where there is none; `since` is the last index at which
     it was still within errors of its peak (of its lowest value, where it expands), None where it did neither. `change`
     leads to the last value from the peak, or from the lowest where it expands or the peak is the last; `error` is half
-    of its 95 % interval: 0 where values are exact, infinite where nothing is known of one of them.
+    of its 95 % interval, which holds for all checkpoints held against the last at once, as the peak is chosen among
+    them: 0 where values are exact, infinite where nothing is known of one of them.
     """
 
     word: Word
@@ -76,21 +78,33 @@ class Verdict:
         return {Word.COMPRESSES: True, Word.EXPANDS: True, Word.FLAT: False}.get(self.word)
 
 
+def critical(comparisons: int) -> float:
+    """Return half of a 95 % interval in standard errors, that of so many comparisons none is missed.
+
+    Source:
+        Sidak 1967: intervals of correlated Gaussian numbers hold together at least as often as independent ones.
+    """
+    alone = _CONFIDENCE ** (1 / max(1, comparisons))
+    return NormalDist().inv_cdf((1 + alone) / 2)
+
+
 def errors_of(values: Array, statuses: Array | None, stderr: Array | None, ends: Ends | None) -> Errors:
     """Return the errors of values, arrays of one shape: brackets where there are any, else standard errors, else none.
 
-    A value that is unresolved and has no bracket, or whose standard error is unknown, may be off by any amount.
+    Of a bracket, which is of 95 %, what its standard error does not explain is taken for certain. A value that is
+    unresolved and has no bracket, or whose standard error is unknown, may be off by any amount.
     """
     below, above, spread = (np.zeros(values.shape) for _ in range(3))
     has_bracket = np.zeros(values.shape, dtype=bool)
+    if stderr is not None:
+        spread = np.where(np.isfinite(stderr), stderr, math.inf)
     with np.errstate(all="ignore"):
         if ends is not None:
             has_bracket = np.isfinite(ends[0]) & np.isfinite(ends[1])
-            below = np.where(has_bracket, np.maximum(values - ends[0], 0.0), 0.0)
-            above = np.where(has_bracket, np.maximum(ends[1] - values, 0.0), 0.0)
-        if stderr is not None:
-            known = np.where(np.isfinite(stderr), _SIGMAS * stderr, math.inf)
-            spread = np.where(has_bracket, 0.0, known)
+            spread = np.where(has_bracket & np.isinf(spread), 0.0, spread)
+            chance = critical(1) * spread
+            below = np.where(has_bracket, np.maximum(values - ends[0] - chance, 0.0), 0.0)
+            above = np.where(has_bracket, np.maximum(ends[1] - values - chance, 0.0), 0.0)
     if statuses is not None:
         # A dead layer's value is 0 whatever was drawn.
         spread = np.where((statuses == Status.DEAD) & np.isinf(spread), 0.0, spread)
@@ -98,14 +112,14 @@ def errors_of(values: Array, statuses: Array | None, stderr: Array | None, ends:
     return Errors(below, above, spread)
 
 
-def changes(values: Array, errors: Errors, start: int, stop: int | Array) -> tuple[Array, Array]:
-    """Return the lower and upper end of the 95 % interval of each change from index `start` to index `stop`.
+def changes(values: Array, errors: Errors, start: int, stop: int | Array, sigmas: float) -> tuple[Array, Array]:
+    """Return the lower and upper end of the interval of each change from index `start` to index `stop`.
 
-    Brackets add up; standard errors, taken as independent, add up squared.
+    What is certain adds up; standard errors, taken as independent, add up squared, and count `sigmas` times.
     """
     with np.errstate(all="ignore"):
         change = values[stop] - values[start]
-        chance = np.hypot(errors.spread[start], errors.spread[stop])
+        chance = sigmas * np.hypot(errors.spread[start], errors.spread[stop])
         rounding = _ROUNDING * np.maximum(np.abs(values[start]), np.abs(values[stop]))
         lower = change - errors.below[stop] - errors.above[start] - chance - rounding
         upper = change + errors.above[stop] + errors.below[start] + chance + rounding
@@ -113,10 +127,14 @@ def changes(values: Array, errors: Errors, start: int, stop: int | Array) -> tup
 
 
 def within_errors(values: Array, errors: Errors) -> bool:
-    """Return whether the largest and the smallest of values (C,), NaN aside, do not differ beyond errors."""
-    if not np.isfinite(values).any():
+    """Return whether no two of values (C,), NaN aside, differ beyond errors."""
+    known = np.isfinite(values)
+    if not known.any():
         return True
-    lower, _ = changes(values, errors, int(np.nanargmin(values)), int(np.nanargmax(values)))
+    # The largest and the smallest are chosen among all pairs.
+    drawn = int((known & np.isfinite(errors.spread) & (errors.spread > 0)).sum())
+    sigmas = critical(drawn * (drawn - 1) // 2)
+    lower, _ = changes(values, errors, int(np.nanargmin(values)), int(np.nanargmax(values)), sigmas)
     return not lower > 0
 
 
@@ -124,8 +142,8 @@ def judged(values: Array, statuses: Array | None, errors: Errors) -> Verdict:
     """Judge a series (C,) by its errors; values that are not measured are left out.
 
     Pairs of saturated values tell nothing. A fall or a rise is decided by any earlier value that differs from the last
-    beyond errors; an unresolved value among those that might have shown a fall forbids any other verdict. Of a fall
-    and the rise after it the larger one is told.
+    beyond errors, which are those of all these comparisons at once; an unresolved value among those that might have
+    shown a fall forbids any other verdict. Of a fall and the rise after it the larger one is told.
     """
     codes = np.zeros(values.shape, dtype=int) if statuses is None else statuses
     measured = np.flatnonzero(codes != Status.NOT_MEASURED)
@@ -142,7 +160,8 @@ def judged(values: Array, statuses: Array | None, errors: Errors) -> Verdict:
     if not usable[last] or not len(before):
         return Verdict(Word.CANNOT_TELL, first, peak, last)
     saturated = codes == Status.SATURATED
-    lower, upper = _until(values, errors, before, last, saturated)
+    sigmas = _sigmas(errors, before, last, saturated)
+    lower, upper = _until(values, errors, before, last, saturated, sigmas)
     fell, rose = upper < 0, lower > 0
     # Where brackets are open, a fall that they leave possible is as undecided as one that they show.
     open_ends = (unsure[before] | unsure[last]) & (lower < 0) & (upper > 0)
@@ -151,12 +170,20 @@ def judged(values: Array, statuses: Array | None, errors: Errors) -> Verdict:
     expands = rose.any() and not open_ends.any() and not fell[before > bottom].any()
     # Halved, as the sum of two numbers near the largest double would overflow.
     if fell.any() and not (expands and values[last] / 2 > values[top] / 4 + values[bottom] / 4):
-        return _moved(Word.COMPRESSES, (first, top, last), top, values, errors, saturated)
+        return _moved(Word.COMPRESSES, (first, top, last), top, values, errors, saturated, sigmas)
     if expands:
-        return _moved(Word.EXPANDS, (first, peak, last), bottom, values, errors, saturated)
+        return _moved(Word.EXPANDS, (first, peak, last), bottom, values, errors, saturated, sigmas)
     word = Word.CANNOT_TELL if open_ends.any() else Word.SATURATED if saturated[last] else Word.FLAT
     start = peak if peak < last else lowest if lowest < last else int(before[-1])
-    return Verdict(word, first, peak, last, None, *_change(values, errors, start, last))
+    return Verdict(word, first, peak, last, None, *_change(values, errors, start, last, sigmas))
+
+
+def _sigmas(errors: Errors, before: Array, last: int, saturated: Array) -> float:
+    """Return how many standard errors decide when the peak is chosen among those before the last."""
+    # Those that chance has no part in, or that it leaves open, decide nothing wrongly.
+    larger = np.maximum(errors.spread[before], errors.spread[last])
+    drawn = np.isfinite(larger) & (larger > 0) & ~(saturated[before] & saturated[last])
+    return critical(int(drawn.sum()))
 
 
 def _last_of(values: Array, among: Array, *, largest: bool) -> int:
@@ -166,29 +193,31 @@ def _last_of(values: Array, among: Array, *, largest: bool) -> int:
     return int(among[len(among) - 1 - place])
 
 
-def _until(values: Array, errors: Errors, before: Array, last: int, saturated: Array) -> tuple[Array, Array]:
+def _until(
+    values: Array, errors: Errors, before: Array, last: int, saturated: Array, sigmas: float
+) -> tuple[Array, Array]:
     """Return the intervals of the changes to the last value; of two saturated values, all numbers."""
-    lower, upper = (-end for end in changes(values, errors, last, before)[::-1])
+    lower, upper = (-end for end in changes(values, errors, last, before, sigmas)[::-1])
     undecided = saturated[before] & saturated[last]
     return np.where(undecided, -math.inf, lower), np.where(undecided, math.inf, upper)
 
 
 def _moved(
-    word: Word, ends: tuple[int, int, int], start: int, values: Array, errors: Errors, saturated: Array
+    word: Word, ends: tuple[int, int, int], start: int, values: Array, errors: Errors, saturated: Array, sigmas: float
 ) -> Verdict:
     """Return the verdict of a series that moved from index `start` on; `ends` are first, peak and last."""
     between = np.arange(start, ends[2])
-    lower, upper = changes(values, errors, start, between)
+    lower, upper = changes(values, errors, start, between, sigmas)
     away = upper < 0 if word is Word.COMPRESSES else lower > 0
     # NaNs are no return to the peak; two saturated values do not differ.
     back = ~away & np.isfinite(values[between]) | (saturated[between] & saturated[start])
     since = int(between[np.flatnonzero(back)[-1]]) if back.any() else start
-    return Verdict(word, *ends, since, *_change(values, errors, start, ends[2]))
+    return Verdict(word, *ends, since, *_change(values, errors, start, ends[2], sigmas))
 
 
-def _change(values: Array, errors: Errors, start: int, stop: int) -> tuple[float, float]:
-    """Return a change and half of its 95 % interval, rounding aside."""
+def _change(values: Array, errors: Errors, start: int, stop: int, sigmas: float) -> tuple[float, float]:
+    """Return a change and half of its interval, rounding aside."""
     with np.errstate(all="ignore"):
-        chance = np.hypot(errors.spread[start], errors.spread[stop])
+        chance = sigmas * np.hypot(errors.spread[start], errors.spread[stop])
         sides = errors.below[stop] + errors.above[start], errors.above[stop] + errors.below[start]
         return float(values[stop] - values[start]), float(max(sides) + chance)

@@ -34,8 +34,8 @@ _WHOLE = "checkpoint"
 class View:
     """A result and how it is shown.
 
-    `units` is `nats` or `bits`, `every` asks for all checkpoints, `width` counts the columns of the terminal, and
-    `unicode` says whether it shows more than ASCII.
+    `units` is `nats` or `bits`, `every` asks for all checkpoints, `width` counts the columns of the terminal,
+    `unicode` says whether it shows more than ASCII, and `beside` are the variables that stand beside the accuracy.
     """
 
     result: Result
@@ -43,6 +43,7 @@ class View:
     every: bool
     width: int
     unicode: bool
+    beside: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:

@@ -28,8 +28,8 @@ def test_quantities_of_one_title_stand_together_under_their_symbols(synthetic: M
     block = printed(synthetic, ONE, TWO, SILENT)["of two"]
     assert block[1].split() == ["fc1", "out"]
     assert block[2].split() == ["O_1", "O_2", "O_1", "O_2"]
-    assert block[3].split() == ["epoch", "rel_eps", "0.1", "rel_eps", "0.1"]
-    assert [line.split()[1] for line in block[5:7]] == ["1", "3"]
+    assert block[3].split() == ["epoch", "loss", "rel_eps", "0.1", "rel_eps", "0.1"]
+    assert [line.split()[2] for line in block[5:7]] == ["1", "3"]
     assert block[-1] == "O_1: number one. O_2: number two."
 
 

@@ -12,7 +12,8 @@ from ibscan.core.result import Result
 
 
 def relative(synthetic: ModuleType, **changes: Any) -> Result:
-    found: Result = synthetic.result((1,), ["relative", "readout"], names=("fc1", "out"), **changes)
+    bare = synthetic.checkpoint(1, metadata={})  # no loss beside it
+    found: Result = synthetic.result((bare,), ["relative", "readout"], names=("fc1", "out"), **changes)
     for name, value in (("mi_readout_rel_xt", 2.5), ("mi_readout_xt", 1.25)):
         found[name].values[...], found[f"{name}_se"].values[...] = value, 0.01
     return found
@@ -49,7 +50,7 @@ def test_both_channels_at_relative_noise_stand_side_by_side(synthetic: ModuleTyp
     assert [line.split() for line in table[2:5]] == [
         ["network", "read-out"],
         ["I(X;", "T)", "I(X;", "T+Z)"],
-        ["epoch", *["noise", "0.1", "rms"] * 2],
+        ["epoch", "loss", *["noise", "0.1", "rms"] * 2],
     ]
     notes = " ".join(table)
     assert "network, noise R rms: at every hidden layer, of a standard deviation R times" in notes
@@ -81,7 +82,7 @@ def test_several_relative_noises_stand_together(synthetic: ModuleType) -> None:
     ]
     blocks = synthetic.printed(synthetic.result(range(2), measures, names=("fc1",)))
     heads = [block[4].replace("noise ", "") for block in tables_of(blocks, "mutual information I(X;T)")]
-    assert [head.split()[1:] for head in heads] == [["0.1", "0.1"], ["0.2", "0.2"], ["0.1", "rms", "0.3", "rms"]]
+    assert [head.split()[2:] for head in heads] == [["0.1", "0.1"], ["0.2", "0.2"], ["0.1", "rms", "0.3", "rms"]]
 
 
 def test_channels_measured_at_two_places_are_told_apart(synthetic: ModuleType) -> None:

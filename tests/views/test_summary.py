@@ -38,6 +38,7 @@ def told(synthetic: ModuleType) -> Result:
     found["mi_network_xt"].values[...] = values
     half = np.full(values.shape, 0.05)
     half[2, 4] = 1.5
+    found["mi_network_xt_se"].values[...] = 0.0
     found["mi_network_xt_lower"].values[...], found["mi_network_xt_upper"].values[...] = values - half, values + half
     status = found["mi_network_xt_status"].values
     status[:, 3], status[2, 4], status[3, 4] = Status.SATURATED, Status.UNRESOLVED, Status.UNRESOLVED
@@ -291,5 +292,5 @@ def test_estimates_of_a_file_are_those_that_are_judged(synthetic: ModuleType) ->
     found["mi_readout_xt"].values[:, 0, 0] = (3.0, 2.0)
     found[Estimate.companion("mi_readout_xt", "se")].values[...] = 0.3
     (row,) = summary_rows(found, units="nats")
-    assert row["error"] == pytest.approx(1.96 * math.hypot(0.3, 0.3))
+    assert row["error"] == pytest.approx(1.96 * math.hypot(0.3, 0.3), rel=1e-4)
     assert (row["beyond"], row["verdict"]) == ("yes", "compresses")

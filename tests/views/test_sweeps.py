@@ -87,7 +87,7 @@ def test_only_what_was_swept_is_a_curve(synthetic: ModuleType) -> None:
     found["mi_network_xt"].values[..., rest] = np.nan
     blocks = synthetic.printed(found)
     (table,) = tables_of(blocks, "mutual information I(X;T)")
-    assert table[4].split() == ["epoch", *["noise", "0.1"] * 2]
+    assert table[4].split() == ["epoch", "loss", *["noise", "0.1"] * 2]
     assert "- not measured" not in table
     assert len(tables_of(blocks, "read-out I(X; T+Z) against noise")) == 1
 

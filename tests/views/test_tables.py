@@ -123,7 +123,7 @@ def test_marks_are_explained_only_when_they_occur(synthetic: ModuleType, status:
     text = shown(found, unicode=unicode)
     assert f"\n{sign} " in text
     row = next(line for line in table(text, "mutual information I(X;T)").splitlines() if line.startswith("    1"))
-    assert row.split()[3] == (sign if without else f"{found['mi_readout_xt'].values[1, 2, 0]:.3f}{sign}")
+    assert row.split()[4] == (sign if without else f"{found['mi_readout_xt'].values[1, 2, 0]:.3f}{sign}")
 
 
 def test_no_axis_means_names(synthetic: ModuleType) -> None:

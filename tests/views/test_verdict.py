@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from ibscan.core.estimate import Status
-from ibscan.views.verdict import WORDS, Verdict, Word, errors_of, judged, within_errors
+from ibscan.views.verdict import WORDS, Verdict, Word, critical, errors_of, judged, within_errors
 
 NAN = math.nan
 OPEN = Status.UNRESOLVED
@@ -43,7 +43,7 @@ def test_a_fall_since_the_peak_beyond_errors_compresses() -> None:
     # 2.9 does not differ from 3.0: it falls from there on.
     assert found.since == 2
     assert found.change == pytest.approx(-1.0)
-    assert found.error == pytest.approx(1.96 * math.hypot(0.1, 0.1))
+    assert found.error == pytest.approx(critical(3) * math.hypot(0.1, 0.1))
     assert found.exceeds is True
 
 
@@ -141,11 +141,44 @@ def test_open_brackets_that_overlap_cannot_tell_and_others_decide() -> None:
     assert verdict([1.0, 1.5, 3.0], half=closed | {1: 0.5}, statuses={1: OPEN}).word is Word.EXPANDS
 
 
-def test_brackets_add_up_and_stand_before_standard_errors() -> None:
-    found = verdict([3.0, 2.0], stderr=0.001, half={0: 0.3, 1: 0.2})
+def test_brackets_add_up_beyond_what_their_standard_errors_explain() -> None:
+    found = verdict([3.0, 2.0], half={0: 0.3, 1: 0.2})
     assert found.word is Word.COMPRESSES
     assert found.error == pytest.approx(0.5)
-    assert verdict([3.0, 2.0], stderr=0.001, half={0: 0.6, 1: 0.5}).word is Word.FLAT
+    assert verdict([3.0, 2.0], half={0: 0.6, 1: 0.5}).word is Word.FLAT
+    # Half of the first bracket is chance, and so is all of the second.
+    found = verdict([3.0, 2.0], stderr=[0.1, 0.2], half={0: 2 * critical(1) * 0.1, 1: critical(1) * 0.2})
+    assert found.error == pytest.approx(critical(1) * (0.1 + math.hypot(0.1, 0.2)))
+
+
+@pytest.mark.parametrize(("comparisons", "sigmas"), [(0, 1.96), (1, 1.96), (2, 2.236), (10, 2.800), (19, 3.0004)])
+def test_the_more_checkpoints_are_compared_the_more_standard_errors_decide(comparisons: int, sigmas: float) -> None:
+    assert critical(comparisons) == pytest.approx(sigmas, abs=5e-4)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("length", [2, 20])
+def test_a_flat_series_is_called_so_in_95_of_100(length: int, correlation: float) -> None:
+    rng = np.random.default_rng(length)
+    common, own = rng.standard_normal((1000, 1)), rng.standard_normal((1000, length))
+    drawn = math.sqrt(correlation) * common + math.sqrt(1 - correlation) * own
+    moved = [verdict(list(row), stderr=1.0).word is not Word.FLAT for row in drawn]
+    # Three standard deviations of a count of 5 %.
+    assert np.mean(moved) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1000)
+
+
+def test_a_real_fall_among_twenty_is_found() -> None:
+    rng = np.random.default_rng(0)
+    fall = np.concatenate([np.full(10, 5.0), np.zeros(10)])
+    words = [verdict(list(fall + rng.standard_normal(20)), stderr=1.0).word for _ in range(200)]
+    assert words.count(Word.COMPRESSES) >= 195
+
+
+def test_exact_and_saturated_cells_are_no_comparisons() -> None:
+    sat = Status.SATURATED
+    found = verdict([8.3, 8.3, 8.2, 7.0, 6.0], stderr=[0.1, 0.1, 0.1, 0.1, 0.1], statuses={0: sat, 1: sat, 4: sat})
+    assert found.error == pytest.approx(critical(2) * math.hypot(0.1, 0.1))
+    assert verdict([5.0, 3.0, 2.0], stderr=[0.1, NAN, 0.0]).error == pytest.approx(critical(1) * 0.1)
 
 
 def test_an_unresolved_value_without_a_bracket_and_an_unknown_error_may_be_anything() -> None:

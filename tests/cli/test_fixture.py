@@ -1,7 +1,6 @@
 """The shipped series: it describes itself, it is what its script says, and it shows what the README tells of it."""
 
 import importlib.util
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -35,12 +34,17 @@ def scanned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, int]:
     """Scan four epochs in a process of its own; the result, and its peak memory in bytes."""
     output = tmp_path_factory.mktemp("fixture") / "r.h5"
     arguments = ["scan", str(SERIES), "--channel", "readout", "--epochs", "0,13,38,1000", "-o", str(output)]
+    scan = [sys.executable, "-m", "ibscan", *arguments]
+    # A process of its own counts its children, and no other tests'.
+    peak = (
+        "import resource, subprocess, sys; done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(done.returncode)"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "ibscan", *arguments], capture_output=True, text=True, check=False, cwd=output.parent
+        [sys.executable, "-c", peak, *scan], capture_output=True, text=True, check=False, cwd=output.parent
     )
     assert done.returncode == 0, done.stderr
-    # Of all children so far: an upper bound on this one's.
-    return read(output), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return read(output), int(done.stdout) * 1024
 
 
 def test_the_probe_is_the_script_s(script: ModuleType) -> None:

@@ -104,7 +104,10 @@ def test_a_table_has_both_channels_and_bins_side_by_side(command: Run, series: P
 
 
 @pytest.mark.slow
-def test_a_bracket_left_open_is_printed_and_exported(command: Run, series: Path) -> None:
+def test_a_bracket_left_open_is_printed_and_exported(
+    command: Run, series: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # all layers in one panel
     budget = ["--max-replicas", "2", "--tolerance", "0.0001", "--max-draws", "8"]
     done = command("mi", series, "--noise", "0.3", *budget, "--channel", "network", "--epochs", "30")
     assert done.code == 0

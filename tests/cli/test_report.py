@@ -36,7 +36,7 @@ def test_a_page_says_what_explain_says(command: Run, saved: Path, tmp_path: Path
     assert len(facts) > 5
     for fact in facts:
         assert " ".join(fact.split()) in text or fact.startswith("ibscan explain"), fact
-    assert "--eps 0.1 0.01 Threshold on singular values; repeatable. Default: 0.001 0.01 0.1." in text
+    assert "--eps 0.1 0.01 Threshold on singular values; repeatable. auto: those at which" in text
     assert "unknown none" in text
     assert "p" * 64 in text
     assert f"epoch-1.safetensors {1:064x}" in text

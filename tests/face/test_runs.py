@@ -11,7 +11,7 @@ from support import synthetic
 import ibscan
 from ibscan.core.estimate import Status
 from ibscan.core.text import told_apart
-from ibscan.errors import UsageError
+from ibscan.errors import NothingMatched, UsageError
 from ibscan.face.run import Run
 from ibscan.face.runs import Runs
 from ibscan.results.store import write
@@ -85,7 +85,7 @@ def test_runs_are_drawn_side_by_side_or_as_mean_and_spread() -> None:
     pair = runs((0, 1, 10), (0, 1, 10))
     assert pair.plot("effective_rank").axes
     assert pair.plot("effective_rank", band=True).axes
-    with pytest.raises(UsageError, match="variable='local_rnk'"):
+    with pytest.raises(NothingMatched, match="variable='local_rnk'"):
         pair.plot("local_rnk")
 
 

@@ -114,7 +114,7 @@ def test_fields_without_an_option_are_not_the_users(measure: type[Measure]) -> N
 @pytest.mark.parametrize("function", [ibscan.rank, ibscan.mi, ibscan.cluster, ibscan.scan])
 def test_python_shows_every_option_with_its_default(function: object) -> None:
     shown = inspect.signature(function).parameters  # type: ignore[arg-type]
-    assert {"ckpts", *(setting.name for setting in (*run_settings(), *measure_settings()))} == set(shown)
+    assert {"ckpts", "progress", *(setting.name for setting in (*run_settings(), *measure_settings()))} == set(shown)
     assert shown["ckpts"].default == "."
     assert shown["tolerance"].default == 0.05
     assert shown["from_layer"].kind is inspect.Parameter.KEYWORD_ONLY

@@ -650,7 +650,7 @@ RESULTS = [
     Row("show a result of escapes", result(make.escapes_everywhere), "show old.h5 --format table", 0, (r"\x1b[31m",)),
     Row("export a result of escapes", result(make.escapes_everywhere), "export old.h5", 0, (r"\x1b[31m",)),
     Row("csv of a result of formulas", result(make.formulas_everywhere), "export old.h5 --format csv", 0, (",'=cmd",)),
-    Row("no such variable", result(), "show old.h5 --variable local_rnak", 2, ("local_rank",)),
+    Row("no such variable", result(), "show old.h5 --variable local_rnak", 5, ("local_rank",)),
     Row("export as a table", result(), "export old.h5 --format table", 2, ("table",)),
 ]
 OUTPUTS = [

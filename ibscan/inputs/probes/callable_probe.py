@@ -106,6 +106,8 @@ def _returned(
     where: str,
     verb: str = "returned",
 ) -> Returned:
+    import torch
+
     if isinstance(value, torch.utils.data.TensorDataset):
         value = value.tensors
     fields = getattr(value, "_fields", ())
@@ -135,6 +137,8 @@ def _returned(
 
 def _remedy(value: Any) -> str:  # noqa: ANN401 - as the code returned it
     """Return how to take arrays from what torch trains on, which would change from pass to pass; else nothing."""
+    import torch
+
     if isinstance(value, torch.utils.data.DataLoader):
         return ". A loader may shuffle, and a probe is fixed rows: give one batch of it, x, y = next(iter(loader))"
     if isinstance(value, torch.utils.data.Dataset):

@@ -23,6 +23,8 @@ __all__ = ["GROUPS", "Replicas", "Replicated", "replica_densities"]
 GROUPS = 4
 # Exponents that the owner's replicas may be below the pass that made a draw, e^-300 of which is nothing.
 FARTHEST = 300.0
+# Distances beyond this are all the same.
+LARGEST = 1e300
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def replica_densities(
     exponent = -0.5 * (points.unsqueeze(1) - seen).square_().sum(-1)
     # What is left out of sums is nothing beside the owner's density, from above or from below: sums are relative to the
     # owner's nearest replica, or to the pass that made t if that is farther.
-    nearest = torch.maximum(energy, -exponent.amax(1))
+    nearest = torch.maximum(energy, -exponent.amax(1)).clamp_(max=LARGEST)
     shift = nearest.minimum(energy + FARTHEST)
     others = _of_others(replicas, points, exponent, owner, shift)
     # Where all inputs are so far that this is nothing, whose replicas are nearer is still to be told.
@@ -151,4 +153,5 @@ def _of_others(
         # Rounding of the difference is small beside the owner's part, which is added again from elsewhere.
         parts.append((sums(moved, shift) - mine).clamp_(min=0.0))
     averaged: torch.Tensor = torch.tensordot(replicas.averages, torch.stack(parts), 1)
-    return averaged.log_() - shift.unsqueeze(1)
+    # Finite, so that it can be taken from itself where every pass is farther than numbers go.
+    return averaged.log_().clamp_(min=-LARGEST) - shift.unsqueeze(1)

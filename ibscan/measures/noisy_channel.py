@@ -31,7 +31,7 @@ Generators = Callable[[int, int], torch.Generator]
 DRAWS, MARGINAL, PATHS, SAME_NOISE, NEAR, WITHIN, AMONG = range(7)
 # Replicas of the other inputs, for the marginal: at first as many as make so many centres (or numbers) in all, at least
 # one; at most MOST_CENTRES.
-MARGINAL_CENTRES, MARGINAL_BUDGET = 2**10, 2**21
+MARGINAL_CENTRES, MARGINAL_BUDGET = 2**11, 2**21
 MOST_CENTRES, MOST_NUMBERS = 2**17, 2**24
 # Replicas among which weighted paths look for one near a draw, and that controls are fitted to.
 NEARBY = 64

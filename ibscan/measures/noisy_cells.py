@@ -14,7 +14,7 @@ import torch
 from ibscan.core.estimate import Estimate, Status
 from ibscan.core.measure import Layers, Measure
 from ibscan.core.network import NoisyNetwork
-from ibscan.core.records import Probe
+from ibscan.core.records import Array, Probe
 from ibscan.core.streams import RandomStreams
 from ibscan.measures.driver import (
     ROUNDING,
@@ -216,12 +216,13 @@ def _with_limits(
         # Data processing inequality: in a plain chain the cap of a layer holds for all layers after it.
         smallest = np.fmin.accumulate(cap.value, 1)
         cap = replace(cap, value=np.where(np.isnan(cap.value), np.nan, smallest))
-        for key in (f"{name}_xt", *(f"{name}_{side}" for side in labelled)):
-            _narrowed(found[key], xt.status == Status.UNRESOLVED)
     # A bracket around a value above a proven bound is wrong.
     above = xt.value - cap.value > 1.96 * xt.stderr + ROUNDING
     status = xt.status
     status[above & np.isin(status, (Status.OK, Status.SATURATED))] = Status.UNRESOLVED
+    if network.plain:
+        for key in (f"{name}_xt", *(f"{name}_{side}" for side in labelled)):
+            _narrowed(found[key], cap.value, status == Status.UNRESOLVED)
     cap_status = np.where(np.isin(status, (Status.SATURATED, Status.UNRESOLVED)), Status.OK, status).astype(np.int8)
     about_labels = {}
     for side, measurable in labelled.items():
@@ -233,19 +234,19 @@ def _with_limits(
     return {f"{name}_xt": xt, **about_labels, f"{name}_cap": replace(cap, status=cap_status)}
 
 
-def _narrowed(estimate: Estimate, is_open: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
-    """Move the ends of open brackets to those of other layers of a plain chain, in place; arrays are (C, L, noise).
+def _narrowed(estimate: Estimate, cap: Array, is_open: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+    """Move the ends of open brackets to caps and ends of other layers of a plain chain, in place; arrays (C, L, noise).
 
     No layer has more information than one before it, in all, about the label, or beyond the label (data processing).
     """
     assert estimate.lower is not None
     assert estimate.upper is not None
-    before = np.fmin.accumulate(estimate.upper, 1)
-    after = np.fmax.accumulate(estimate.lower[:, ::-1], 1)[:, ::-1]
-    # Ends of two layers may cross by their errors.
-    narrower = is_open & (after <= before)
-    estimate.upper[narrower], estimate.lower[narrower] = before[narrower], after[narrower]
-    estimate.value[narrower] = ((before + after) / 2)[narrower]
+    upper = np.fmin(np.fmin.accumulate(estimate.upper, 1), cap)
+    lower = np.fmax.accumulate(estimate.lower[:, ::-1], 1)[:, ::-1]
+    # Ends of two layers may cross by their errors: then only the upper one counts.
+    lower = np.where(lower <= upper, lower, 0.0)
+    estimate.upper[is_open], estimate.lower[is_open] = upper[is_open], lower[is_open]
+    estimate.value[is_open] = ((upper + lower) / 2)[is_open]
 
 
 def _readout_cell(

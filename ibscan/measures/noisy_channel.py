@@ -182,11 +182,11 @@ class Channel:
             weights = joint[::step] / joint[::step].sum()
             mixture = Mixture(centres, weights, every, weights.sum(1), every[:0])
             known = mixture.predicted(points, joint / joint.sum(1, keepdim=True), PREDICTIVE)
-            # Some of the centres are enough where several are near each input.
-            if float(known[0].mean()) < math.log(len(centres) / NEAR_CENTRES):
+            # Some of the centres are enough where several are near each input, of its class too.
+            if bool(known.isfinite().all()) and float(known[0].mean()) < math.log(len(centres) / NEAR_CENTRES):
                 break
         known = known.mT[self.population.owner]
-        return known - known.mean(0)
+        return known - known.mean(0) if bool(known.isfinite().all()) else None
 
     def is_input_independent(self, replicas: int) -> bool:
         """Return whether, under each of `replicas` draws of noise, the layer is the same for every input."""
@@ -229,7 +229,8 @@ class Channel:
         task = (rows, draws, effort.paths, effort.replicas, effort.search)
         inside = before if before is not None and before.task == task else self._inside(task, inputs, made, noise)
         slope = self.width * self.units
-        per_row = draws * (max(effort.pairs * slope, LINES // 2) if effort.pairs else 4 * self.width)
+        held = max(effort.pairs * slope, LINES // 2) if effort.pairs else self.width * (4 + len(effort.inner.centres))
+        per_row = draws * held
         # Made before threads ask for it.
         assert self.inputs is not None if effort.pairs else effort.inner.sums
         broad = effort.inner.broad()

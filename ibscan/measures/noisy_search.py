@@ -31,7 +31,7 @@ KERNEL, LINES = 0.03, 6.0
 HOPE, THOROUGH = 2.0, 32.0
 LARGE_SLOPE, GLANCE_ROWS = 2**12, 64
 # Multiply-adds that the weighted paths of a pilot may take, unless the user set the budget: some seconds.
-AFFORDABLE = 4e9
+AFFORDABLE = 6e9
 # Gaps are all the same beyond this.
 LARGEST_GAP = 300.0
 # Evaluations of a search at most: a guard, as each is asked for more than the one before.
@@ -138,12 +138,15 @@ class _Search:
         effort, budget = self.effort, self.channel.budget
         if effort.paths:
             if not effort.search:
-                return self._look_thoroughly(effort.paths * factor, replace(effort, search=True))
+                thorough = replace(effort, search=True)
+                affordable = budget.patient or self._operations(thorough) <= AFFORDABLE
+                return affordable and self._look_thoroughly(effort.paths * factor, thorough)
             more = replace(effort, paths=self._raised(effort.paths, factor, budget.max_replicas))
-            affordable = budget.patient or self._operations(more) <= AFFORDABLE
-            if more.paths and affordable:
+            while not budget.patient and more.paths > effort.paths and self._operations(more) > AFFORDABLE:
+                more = replace(more, paths=more.paths // 2)
+            if more.paths > effort.paths:
                 self.look(more)
-            return more.paths > 0 and affordable
+            return more.paths > effort.paths
         count = self._raised(effort.replicas, factor, budget.max_replicas)
         cost = effort.replicas * max(1.0, factor) * (1 + KERNEL * self.draws)
         if self.channel.steerable and (not count or cost > NEARBY + self.draws * (2 * PATHS + LINES)):
@@ -159,8 +162,8 @@ class _Search:
 
     def _look_thoroughly(self, wanted: float, effort: Effort) -> bool:
         """Take an effort that looks thoroughly for likely paths, if `wanted` paths or pairs are not far too many."""
-        hopeless = wanted > THOROUGH * HOPE * self.channel.budget.max_replicas or self._operations(effort) > AFFORDABLE
-        if hopeless and not self.channel.budget.patient:
+        budget = self.channel.budget
+        if wanted > THOROUGH * HOPE * budget.max_replicas and not budget.patient:
             return False
         self.look(effort)
         return True

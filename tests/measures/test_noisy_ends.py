@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.network_truth import FAMILIES, Family
+from support.oracles import network_of, probe_of
 from support.path_oracles import assert_at_least
 
 from ibscan.core.estimate import Status
@@ -156,3 +157,25 @@ def test_open_brackets_are_within_what_is_proven_and_hold(name: str) -> None:
         held += bool(xt.lower[place] <= family.truth.xt <= xt.upper[place])
         held += bool(ty.lower[place] <= family.truth.ty <= ty.upper[place])
     assert held >= 18
+
+
+@pytest.mark.slow
+def test_rows_of_a_wrong_label_within_tight_clusters_are_measured() -> None:
+    """Some of the rows predict the others: the only one of its label nearby may not be among them."""
+    draws, rows = np.random.default_rng(0), 4096
+    corners = np.array([[-3.0, -3.0], [-3.0, 3.0], [3.0, -3.0], [3.0, 3.0]])
+    cluster = draws.permutation(np.arange(rows) % 4)
+    x, labels = corners[cluster] + 0.02 * draws.standard_normal((rows, 2)), cluster.copy()
+    labels[draws.permutation(rows)[:8]] = draws.integers(0, 4, 8)
+    eye = torch.eye(2, dtype=torch.float64)
+    network = network_of([([eye, eye, eye], [None] * 3)], "tanh")
+    found = NetworkInformation(noise=(0.04,))(network, probe_of(x, labels), RandomStreams(0))
+    joint = np.zeros((4, 4))
+    np.add.at(joint, (cluster, labels), 1 / rows)
+    outer = joint.sum(1, keepdims=True) * joint.sum(0)
+    truth = float((joint[joint > 0] * np.log(joint[joint > 0] / outer[joint > 0])).sum())
+    ty = found["mi_network_ty"]
+    assert ty.lower is not None
+    assert ty.upper is not None
+    assert ty.status[0, 1, 0] == Status.OK
+    assert ty.lower[0, 1, 0] <= truth <= ty.upper[0, 1, 0]

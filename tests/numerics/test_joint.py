@@ -215,7 +215,7 @@ def test_pairs_of_one_input_are_its_paths() -> None:
 @pytest.mark.parametrize(("scale", "offset"), [(2.0, 0.0), (2.0, 1e6), (60.0, 0.0), (1e5, 0.0)])
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
 def test_replicas_are_the_sums_they_stand_for(count: int, scale: float, offset: float) -> None:
-    """Also where all are so far from a draw that only whose replicas are nearer is left, to e^700 of the owner's."""
+    """Also where all are so far from a draw that only whose replicas are nearer is left, to e^-300 of the nearest."""
     centres, weights = scale * gauss(count, 4, 2), gauss(4, 3, seed=1).square()
     owner = torch.tensor([2, 0, 0, 3, 1])
     points, energy, fresh_own = scale * gauss(5, 2, seed=2), gauss(5, seed=3).square(), gauss(5, seed=4)
@@ -232,10 +232,12 @@ def test_replicas_are_the_sums_they_stand_for(count: int, scale: float, offset: 
         own = logsumexp([*exponents[q, :-1, j], -float(energy[q])]) - math.log(count)
         assert float(found.owner.own[q]) == pytest.approx(own, abs=1e-8, rel=1e-10)
         assert float(found.owner.fresh[q]) == pytest.approx(fresh, abs=1e-8, rel=1e-10)
-        clipped = np.minimum(exponents[q], min(-float(energy[q]), exponents[q, :, j].max()) + 700.0)
+        nearest = np.delete(exponents[q], j, 1).max()
+        clipped = np.maximum(exponents[q], nearest - 300.0)
+        clipped[:, j] = nearest - 300.0
         for v, some in enumerate(kept):
             size = (some * joint_weights.sum(1)).sum() / joint_weights.sum()
-            of_others = some * (np.arange(4) != j) / size
+            of_others = some / size
             for side, density in (
                 (found.crossed.own, own),
                 (found.paired.own, own),
@@ -246,6 +248,16 @@ def test_replicas_are_the_sums_they_stand_for(count: int, scale: float, offset: 
                     rest = logsumexp(clipped, b=of_others * joint_weights[:, label])
                     expected = np.logaddexp(rest, density + math.log(joint_weights[j, label]))
                     assert float(side[v, q, label]) == pytest.approx(expected, abs=1e-8, rel=1e-10)
+
+
+def test_one_replica_beside_a_far_draw_counts_whatever_group_it_is_in() -> None:
+    """Without its group nothing is near; the sum of all must not be taken for that."""
+    centres = torch.zeros(4, 2, 1, dtype=torch.float64)
+    centres[3, 1] = 100.0
+    weights, energy = tensor([[0.1, 0.0], [0.0, 0.9]]), tensor([0.125])
+    found = replica_densities(Replicas(centres, weights), tensor([[100.5]]), energy, torch.tensor([0]), -energy)
+    expected = [math.log(0.1 / 4) - 0.125, math.log(0.9 / 4) - 0.125]
+    assert found.crossed.own[0, 0].tolist() == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.slow

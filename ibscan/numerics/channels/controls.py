@@ -136,7 +136,8 @@ def controlled_by_row(terms: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         known: Of each row less its mean over all rows, sampled or not, shape (rows, p).
 
     Returns:
-        The shape of the terms, with the same expected means; the terms themselves where rows are few.
+        The shape of the terms, with the same expected means up to the order of one in so many rows, as halves of a
+        sample without replacement are not independent; the terms themselves where rows are few.
     """
     if len(known) < FEW_STRATA:
         return terms

@@ -23,8 +23,8 @@ __all__ = ["GROUPS", "Replicas", "Replicated", "replica_densities"]
 GROUPS = 4
 # Exponents that the owner's replicas may be below the pass that made a draw, e^-300 of which is nothing.
 FARTHEST = 300.0
-# Distances beyond this are all the same.
-LARGEST = 1e300
+# Distances beyond this are all the same; exponents held together where draws are far from all.
+LARGEST, EXPONENTS = 1e300, 2**22
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,13 @@ def replica_densities(
     exponent = -0.5 * (points.unsqueeze(1) - seen).square_().sum(-1)
     # What is left out of sums is nothing beside the owner's density, from above or from below: sums are relative to the
     # owner's nearest replica, or to the pass that made t if that is farther.
-    nearest = torch.maximum(energy, -exponent.amax(1)).clamp_(max=LARGEST)
+    nearest = torch.maximum(energy, -exponent.amax(1))
     shift = nearest.minimum(energy + FARTHEST)
     others = _of_others(replicas, points, exponent, owner, shift)
-    # Where all inputs are so far that this is nothing, whose replicas are nearer is still to be told.
+    # Where that is nothing, whose replicas are nearer is still to be told.
     far = ((nearest > shift) & (others.amax(2).amin(0) + shift < math.log(NEGLIGIBLE))).nonzero().squeeze(1)
-    if len(far):
-        others[:, far] = _of_others(replicas, points[far], exponent[far], owner[far], nearest[far])
+    for part in far.split(max(1, EXPONENTS // replicas.group.numel())):
+        others[:, part] = _of_far_others(replicas, points[part], owner[part])
     inside = weights[owner].log()
     own = shared_densities(seen, points.unsqueeze(1), energy.unsqueeze(1))
     own = Both(own.own.squeeze(1), own.fresh.squeeze(1))
@@ -153,5 +153,20 @@ def _of_others(
         # Rounding of the difference is small beside the owner's part, which is added again from elsewhere.
         parts.append((sums(moved, shift) - mine).clamp_(min=0.0))
     averaged: torch.Tensor = torch.tensordot(replicas.averages, torch.stack(parts), 1)
+    return averaged.log_() - shift.unsqueeze(1)
+
+
+def _of_far_others(replicas: Replicas, points: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+    """Return `_of_others`, relative to the nearest of the others: terms below e^-300 of that count as e^-300."""
+    count, inputs, width = replicas.centres.shape
+    flat = replicas.centres.reshape(-1, width)
+    exponent = torch.cdist(points, flat, compute_mode="donot_use_mm_for_euclid_dist").square_().mul_(-0.5)
+    exponent = exponent.view(-1, count, inputs)
+    exponent.scatter_(2, owner.view(-1, 1, 1).expand(-1, count, 1), -torch.inf)
     # Finite, so that it can be taken from itself where every pass is farther than numbers go.
-    return averaged.log_().clamp_(min=-LARGEST) - shift.unsqueeze(1)
+    top = exponent.flatten(1).amax(1).clamp_(min=-LARGEST).view(-1, 1, 1)
+    kernel = exponent.sub_(top).clamp_(min=-FARTHEST).exp_()
+    groups = range(len(replicas.averages[0]))
+    parts = torch.stack([(kernel * (replicas.group == k)).sum(1) @ replicas.weights for k in groups])
+    averaged: torch.Tensor = torch.tensordot(replicas.averages, parts, 1)
+    return averaged.log_() + top.view(-1, 1)

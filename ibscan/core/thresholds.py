@@ -31,6 +31,9 @@ def moving_thresholds(first: Array, last: Array, most: int = 3) -> tuple[float, 
     """
     import numpy as np
 
+    # A layer that has no spectrum at one of them says nothing.
+    known = np.isfinite(first).any(-1) & np.isfinite(last).any(-1)
+    first, last = first[known], last[known]
     spectra = [np.where(np.isfinite(values), values, 0.0) for values in (first, last)]
     largest = max(float(values.max(initial=0.0)) for values in spectra)
     if not largest > 0:

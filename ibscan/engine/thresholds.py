@@ -42,7 +42,8 @@ def chosen_thresholds(situation: Situation, model: Model, probe: Probe, seed: in
     first, last = (_spectrum(rank, one, situation, model, probe, seed) for one in (checkpoints, checkpoints[::-1]))
     found = moving_thresholds(first, last)
     ends = "the first and the last checkpoint"
-    why = f"at which {ends} differ most" if found else f"the default, as {ends} differ at no threshold"
+    none = f"{ends} differ at no threshold" if len(checkpoints) > 1 else "there is one checkpoint alone"
+    why = f"at which {ends} differ most" if found else f"the default, as {none}"
     situation.notice(f"--eps auto: {' '.join(f'{eps:g}' for eps in found or THRESHOLDS)}, {why}.")
     return found or THRESHOLDS
 
@@ -50,11 +51,11 @@ def chosen_thresholds(situation: Situation, model: Model, probe: Probe, seed: in
 def _spectrum(
     rank: LocalRank, checkpoints: Sequence[Checkpoint], situation: Situation, model: Model, probe: Probe, seed: int
 ) -> Array:
-    """Return the spectra of the first of some checkpoints that can be read; no values if none can."""
+    """Return the spectra of the first of some checkpoints that has any; no values if none has."""
     work = load_tensors, model.network, (rank,), probe, seed, situation.chosen
     for block in blocks([(one,) for one in checkpoints], *work, guard=model.guard):
         for _, estimates, _ in block.outcomes:
-            if _SPECTRUM in estimates:
+            if _SPECTRUM in estimates and np.isfinite(estimates[_SPECTRUM].value[0]).any():
                 found: Array = estimates[_SPECTRUM].value[0]
                 return found
     return np.empty((len(model.layers), 0))

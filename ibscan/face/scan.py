@@ -89,9 +89,9 @@ def _request(verb: Verb, ckpts: Any, options: Mapping[str, Any]) -> Request:  # 
     # A network may be iterated over too.
     several = isinstance(ckpts, Sequence | Set | ValuesView | Iterator)
     paths = [ckpts] if single or not several else [*ckpts]
-    wrong = next((path for path in paths if not isinstance(path, str | PathLike)), None)
-    if wrong is not None or not paths:
-        found = type(wrong).__name__ if paths else "an empty list"
+    wrong = [path for path in paths if not isinstance(path, str | PathLike)]
+    if wrong or not paths:
+        found = type(wrong[0]).__name__ if paths else "an empty list"
         raise UsageError(
             f"ibscan.{verb}: ckpts is {found}; expected the path of a folder or file of saved checkpoints, or several. "
             "A network is handed over as model=, arrays as probe=."

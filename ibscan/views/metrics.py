@@ -20,12 +20,16 @@ def metrics_named(result: Result, names: Sequence[str]) -> tuple[str, ...]:
     Raises:
         UsageError: The result has none of that name.
     """
-    known = _metrics(result)
+    known = {name: _symbol(result, name) for name in _metrics(result)}
+    found = []
     for name in names:
-        if name not in known and name not in known.values():
-            has = f"it has {', '.join(reversed(known))}" if known else "it has none"
+        # What was saved counts before what is measured here under the same name.
+        fitting = [one for one, symbol in known.items() if name in (one, symbol)]
+        if not fitting:
+            has = f"it has {', '.join(dict.fromkeys(known.values()))}" if known else "it has none"
             raise UsageError(f"--with {name}: the result has no such metric; {has}.")
-    return tuple(dict.fromkeys(known.get(name, name) for name in names))
+        found.append(next((one for one in fitting if one not in (_ACCURACY, _LOSS)), fitting[0]))
+    return tuple(dict.fromkeys(found))
 
 
 def metric_columns(view: View) -> Iterator[Column]:
@@ -37,18 +41,19 @@ def metric_columns(view: View) -> Iterator[Column]:
         yield column(view, _ACCURACY, ("accuracy",), ceiling=1.0)
         found = []
     else:
-        losses = [_LOSS, *(name for symbol, name in _metrics(view.result).items() if "loss" in symbol.lower())]
+        saved = _metrics(view.result)
+        losses = [_LOSS, *(name for name in saved if "loss" in _symbol(view.result, name).lower())]
         found = [name for name in losses if is_measured(view, name, "checkpoint")][:1]
-    for name in dict.fromkeys((*found, *view.beside)):
-        if name != _ACCURACY or not is_measured(view, _ACCURACY, "checkpoint"):
-            yield column(view, name, (name_of(_symbol(view.result, name), view.unicode),))
+    shown = [name for name in dict.fromkeys((*found, *view.beside)) if name != _ACCURACY or found]
+    symbols = [_symbol(view.result, name) for name in shown]
+    for name, symbol in zip(shown, symbols, strict=True):
+        # As it is stored where two have one symbol.
+        yield column(view, name, (name_of(name if symbols.count(symbol) > 1 else symbol, view.unicode),))
 
 
-def _metrics(result: Result) -> dict[str, str]:
-    """Return the names of the variables of checkpoints as a whole, by their symbols."""
-    own = [name for name in result.quantities if result[name].dims == ("checkpoint",)]
-    # A metric saved under the name of what is measured here stands behind it.
-    return {_symbol(result, name): name for name in reversed(own)}
+def _metrics(result: Result) -> list[str]:
+    """Return the names of the variables of checkpoints as a whole."""
+    return [name for name in result.quantities if result[name].dims == ("checkpoint",)]
 
 
 def _symbol(result: Result, name: str) -> str:

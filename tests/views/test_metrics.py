@@ -24,7 +24,8 @@ def test_a_metric_stands_beside_the_accuracy_by_either_name(synthetic: ModuleTyp
     assert heads(synthetic, found)[:3] == ["epoch", "accuracy", "ε"]
     for name in ("top 1", "metric_top_1"):
         assert heads(synthetic, found, beside=[name])[:5] == ["epoch", "accuracy", "top", "1", "ε"]
-    assert heads(synthetic, found, beside=["probe_loss", "loss"])[:4] == ["epoch", "accuracy", "loss", "ε"]
+    both = heads(synthetic, found, beside=["probe_loss", "loss"])
+    assert both[:5] == ["epoch", "accuracy", "probe_loss", "metric_loss", "ε"]
     assert heads(synthetic, found, beside=["accuracy"])[:3] == ["epoch", "accuracy", "ε"]
 
 

@@ -130,7 +130,9 @@ def channel_panels(runs: Sequence[Run], side: str) -> list[tuple[Channel, Panel,
             title = f"{channel.label} {symbol(view, key)}, {parameter}"
             curves = over_checkpoints(runs, key, found)
             levels = ceiling(runs, key, found) if side == "xt" else ()
-            axis = symbol_axis(runs, key, found, {"xt": "I(X; T)", "ty": "I(T; Y)"}.get(side, ""))
+            # Panels are of one quantity but for the binned ones, which estimate something else.
+            words = {} if channel.key == "binned" else {"xt": "I(X; T)", "ty": "I(T; Y)"}
+            axis = symbol_axis(runs, key, found, words.get(side, ""))
             made.append((channel, Panel(title, (key,), curves, axis, levels), found))
     return made
 

@@ -30,7 +30,8 @@ KERNEL, LINES = 0.03, 6.0
 # save a factor. Where one linearisation has so many numbers, a few rows say first whether there is hope.
 HOPE, THOROUGH = 2.0, 32.0
 LARGE_SLOPE, GLANCE_ROWS = 2**12, 64
-# Multiply-adds that the weighted paths of a pilot may take, unless the user set the budget: some seconds.
+# Multiply-adds that the weighted paths of all draws may take when more are asked for, unless the user set the budget:
+# some seconds.
 AFFORDABLE = 6e9
 # Gaps are all the same beyond this.
 LARGEST_GAP = 300.0

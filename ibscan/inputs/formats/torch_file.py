@@ -162,10 +162,11 @@ def _refuse_unsafe(reading: PickleReading, name: str) -> None:
             lines=(
                 "Where its class can be imported, Python saves the weights alone (which runs code of the files: "
                 "they must be your own):",
-                "  import pathlib, torch",
+                "  import pathlib",
+                "  from torch import load, save",
                 '  pathlib.Path("weights").mkdir()',
                 f"  for f in pathlib.Path().glob({'*' + PurePath(name).suffix!r}):",
-                '      torch.save(torch.load(f, weights_only=False).state_dict(), f"weights/{f.name}")',
+                '      save(load(f, weights_only=False).state_dict(), f"weights/{f.name}")',
             ),
         )
     raise CheckpointError(

@@ -102,8 +102,8 @@ class Run:
             A figure of matplotlib, which a notebook shows and `savefig` writes.
 
         Raises:
-            UsageError: There is no such variable, kind or unit; there are fewer axes than panels, or no matplotlib.
-            NothingMatched: The run holds no numbers for such a figure.
+            UsageError: There is no such kind or unit; there are fewer axes than panels, or no matplotlib.
+            NothingMatched: There is no such variable, or the run holds no numbers for such a figure.
         """
         from ibscan.views.figures import plot
 
@@ -129,7 +129,8 @@ class Run:
             units: `nats`, or `bits` to convert what is in nat.
 
         Raises:
-            UsageError: There is no such variable or unit, or the extra `xarray` is not installed.
+            UsageError: There is no such unit, or the extra `xarray` is not installed.
+            NothingMatched: There is no such variable.
         """
         from ibscan.face.frames import dataframe
 
